@@ -1,0 +1,1 @@
+"""Character devices and filesystems in userspace, including the kernel's part."""
