@@ -1,0 +1,50 @@
+"""What CUSE adds to the protocol (the header's cuse_* and CUSE_*), and this project's own flags.
+
+The same header and licence as `recuse.wire.fuse`.
+"""
+
+from recuse.wire.declare import Structure, structure, u32, u32x10
+
+CUSE_INIT = 4096
+CUSE_INIT_BSWAP_RESERVED = 1048576
+"""CUSE_INIT << 8: never sent, so a server that reads it has the wrong byte order."""
+
+CUSE_INIT_INFO_MAX = 4096
+"""Most bytes of KEY=VALUE strings after cuse_init_out, their NULs counted."""
+
+CUSE_UNRESTRICTED_IOCTL = 1 << 0
+
+# Bits that Linux neither offers nor takes.  recuse's kernel half offers them; a server sets them
+# in its answer only if they were offered.
+RECUSE_SEEKABLE = 1 << 16
+"""The device has positions: READ and WRITE carry the real offset, and lseek counts."""
+RECUSE_NODE_INFO = 1 << 17
+"""DEVMODE, DEVUID and DEVGID among the info strings say how the device's node looks."""
+
+
+@structure
+class cuse_init_in(Structure):
+    """Request of CUSE_INIT: the kernel's version and what it offers."""
+
+    major: u32 = 0
+    minor: u32 = 0
+    unused: u32 = 0
+    flags: u32 = 0
+
+
+@structure
+class cuse_init_out(Structure):
+    """Answer to CUSE_INIT; NUL-terminated KEY=VALUE strings follow.
+
+    max_read and max_write are in bytes (taken as at least 4096); dev_major 0 asks for a number.
+    """
+
+    major: u32 = 0
+    minor: u32 = 0
+    unused: u32 = 0
+    flags: u32 = 0
+    max_read: u32 = 0
+    max_write: u32 = 0
+    dev_major: u32 = 0
+    dev_minor: u32 = 0
+    spare: u32x10 = (0,) * 10
