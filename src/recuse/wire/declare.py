@@ -17,6 +17,7 @@ constructed for each message.
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import get_annotations
 from typing import (
     Annotated,
     Any,
@@ -25,7 +26,6 @@ from typing import (
     Self,
     TypeVar,
     dataclass_transform,
-    get_type_hints,
 )
 
 from recuse.wire.errors import WireError
@@ -95,9 +95,7 @@ def structure(cls: type[S]) -> type[S]:
     made = dataclass(slots=True)(cls)
     fields: list[Field] = []
     code = "="
-    for name, hint in get_type_hints(made, include_extras=True).items():
-        if name in Structure.__annotations__:
-            continue
+    for name, hint in get_annotations(made).items():
         offset = struct.calcsize(code)
         if isinstance(hint, type) and issubclass(hint, Structure):
             fields.append(Field(name, hint.__name__, offset))
@@ -126,9 +124,7 @@ def _methods(cls: type[Structure]) -> dict[str, Any]:
     def values(owner: type[Structure], path: str) -> tuple[list[str], list[str]]:
         """Return the arguments of CODEC.pack and those of the constructor, as source text."""
         packing, making = [], []
-        for name, hint in get_type_hints(owner, include_extras=True).items():
-            if name in Structure.__annotations__:
-                continue
+        for name, hint in get_annotations(owner).items():
             if isinstance(hint, type):
                 inner_packing, inner_making = values(hint, f"{path}.{name}")
                 packing += inner_packing

@@ -5,6 +5,7 @@ are the program's: IOC_READ means that it reads, so the device fills the argumen
 generic encoding (x86, ARM, RISC-V, s390), not that of MIPS, PowerPC, SPARC and Alpha.
 """
 
+import builtins
 import ctypes
 from typing import Any
 
@@ -15,13 +16,7 @@ IOC_READ = 2
 _SIZE_MAX = (1 << 14) - 1
 
 
-_CType = (
-    type[ctypes._SimpleCData[Any]]
-    | type[ctypes.Structure]
-    | type[ctypes.Union]
-    | type[ctypes.Array[Any]]
-)
-Size = int | _CType
+Size = int | builtins.type[Any]
 """Bytes, or a ctypes type of that size."""
 
 
