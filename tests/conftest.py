@@ -1,0 +1,123 @@
+"""What every test gets: a check for what it leaves behind, and `needs` for what it must have.
+
+Tests run in several processes at once (pytest-xdist): all of this looks at its own process only.
+"""
+
+import contextlib
+import gc
+import os
+import shutil
+import signal
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+Needs = Callable[..., Path]
+
+# Programs for administrators, such as i2cdetect, are not on everybody's path.
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+# waitid(2): also children that were made with another signal than SIGCHLD for their end.
+WALL = 0x40000000
+
+
+def open_descriptors() -> set[tuple[int, str]]:
+    """This process's descriptors with what each refers to."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        # The descriptor that listed the directory is gone by now.
+        with contextlib.suppress(FileNotFoundError):
+            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+    return found
+
+
+def child_processes() -> dict[int, str]:
+    """This process's children, ended or not, that nobody has waited for: pid to name and state."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | WALL)
+    except ChildProcessError:
+        return {}
+    children = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal():
+            continue
+        try:
+            stat = Path("/proc", entry, "stat").read_bytes().decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        # pid (name, which may hold anything) state ppid ...
+        head, _, tail = stat.rpartition(")")
+        state, parent = tail.split()[:2]
+        if int(parent) == os.getpid():
+            children[int(entry)] = f"{head.partition('(')[2]} ({state})"
+    return children
+
+
+def remove(child: int) -> None:
+    """End and bury a child, so that only the test that left it behind fails."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, WALL)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves descriptors or child processes behind.
+
+    Autouse, so that it is set up before a test's other fixtures and looks again after all of them.
+    `@pytest.mark.leaks("why")` is for a test that does so on purpose.
+    """
+    descriptors = open_descriptors()
+    children = child_processes()
+    yield
+    if request.node.get_closest_marker("leaks"):
+        return
+    problems = []
+    left = open_descriptors() - descriptors
+    if left:
+        # What only a reference cycle keeps open was let go of; it is not a leak.
+        gc.collect()
+        left = open_descriptors() - descriptors
+    for number, target in sorted(left):
+        problems.append(f"descriptor {number}: {target}")
+    for child, name in child_processes().items():
+        if child not in children:
+            remove(child)
+            problems.append(f"child process {child}: {name}")
+    if problems:
+        pytest.fail("left behind: " + "; ".join(problems), pytrace=False)
+
+
+def give_up(what: str, package: str | None) -> NoReturn:
+    """Skip the test for lack of `what`; in continuous integration fail, if it could be there."""
+    if package is None:
+        pytest.skip(f"{what} is missing")
+    message = f"{what} is missing: apt-get install {package}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def needs() -> Needs:
+    """`needs(what, package=None)`: the path of a program or file, or a visible skip without it.
+
+    `what` is a program's name, or a path, in which `{multiarch}` stands for this system's directory
+    of libraries. `package` is the Debian package that has it: with CI=true in the environment its
+    lack is a failure, since .ci/packages should list it.
+    """
+
+    def find(what: str, package: str | None = None) -> Path:
+        if "/" in what:
+            multiarch = sysconfig.get_config_var("MULTIARCH") or ""
+            path = Path(what.format(multiarch=multiarch))
+            if path.exists():
+                return path
+        elif program := shutil.which(what, path=SEARCH_PATH):
+            return Path(program)
+        give_up(what, package)
+
+    return find

@@ -1,0 +1,182 @@
+"""The rules about the source itself.
+
+Which package imports which, how long a file may grow, and that none names the machine that it was
+written on.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "recuse"
+
+# What each room may import besides itself and the standard library. The root package is the
+# public face of the server half.
+MAY_IMPORT = {
+    "": {"server", "sandbox", "wire"},
+    "wire": set(),
+    "kernel": {"wire"},
+    "server": {"wire"},
+    "channel": {"kernel", "server", "wire"},
+    "sandbox": {"channel", "kernel", "server", "wire"},
+    "cli": {"", "channel", "kernel", "sandbox", "server", "wire", "click"},
+}
+
+# The kernel half leaves waiting and I/O to others; it may take a lock.
+WAITING = {
+    "asyncio",
+    "concurrent",
+    "multiprocessing",
+    "select",
+    "selectors",
+    "socket",
+    "subprocess",
+}
+NOT_IN = {"kernel": WAITING, "wire": WAITING | {"threading"}}
+
+
+def room_of(path: Path) -> str:
+    """The room that a file under src/recuse is in; "" for the root package."""
+    parts = path.relative_to(SOURCE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def imports(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
+    """Each import anywhere in a module of `package` (dotted name as a list): line and full name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join(base + ([node.module] if node.module else []))
+            for alias in node.names:
+                # `from recuse import wire` imports a room, `from recuse.wire import x` also does.
+                yield node.lineno, f"{module}.{alias.name}"
+
+
+def violations(source: str, room: str, package: list[str]) -> list[str]:
+    """The imports of a module that its room may not have, each as "line N: name"."""
+    found = []
+    for line, name in imports(ast.parse(source), package):
+        top, _, rest = name.partition(".")
+        if top == "recuse":
+            target = rest.partition(".")[0]
+            target = target if target in MAY_IMPORT else ""
+            allowed = target == room or target in MAY_IMPORT[room]
+        elif top in sys.stdlib_module_names:
+            allowed = top not in NOT_IN.get(room, ())
+        else:
+            allowed = top in MAY_IMPORT[room]
+        if not allowed:
+            found.append(f"line {line}: {name}")
+    return found
+
+
+def tracked_files() -> list[Path]:
+    """The files of the repository, without the licence."""
+    listing = subprocess.run(
+        # The checkout may belong to somebody else, as in a container: only listing it is safe.
+        ["git", "-c", "safe.directory=*", "ls-files", "-z"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    ).stdout.decode()
+    files = [ROOT / name for name in listing.split("\0") if name and name != "LICENSE"]
+    return [file for file in files if file.is_file()]
+
+
+def test_every_import_follows_the_rules() -> None:
+    problems = []
+    files = sorted(SOURCE.rglob("*.py"))
+    assert len(files) > 5
+    for file in files:
+        package = ["recuse", *file.relative_to(SOURCE).parent.parts]
+        for problem in violations(file.read_text(encoding="utf-8"), room_of(file), package):
+            problems.append(f"{file.relative_to(ROOT)}, {problem}")
+    assert problems == []
+
+
+def test_every_room_has_rules() -> None:
+    rooms = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists()}
+    assert rooms <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("wire", "import click"),
+        ("wire", "import recuse"),
+        ("wire", "from recuse import Device"),
+        ("wire", "from recuse.kernel import queue"),
+        ("kernel", "import socket"),
+        ("kernel", "from asyncio import sleep"),
+        ("kernel", "import recuse.server.device"),
+        ("kernel", "from recuse import server"),
+        ("kernel", "from .. import channel"),
+        ("kernel", "from ..server import device"),
+        ("kernel", "def f():\n    import select"),
+        ("server", "from recuse.kernel.connection import Connection"),
+        ("server", "import recuse.channel.inprocess as c"),
+        ("channel", "from recuse.sandbox import Sandbox"),
+        ("sandbox", "import click"),
+        ("sandbox", "if TYPE_CHECKING:\n    from recuse.cli import spec"),
+        ("", "from recuse.cli.main import main"),
+    ],
+)
+def test_a_forbidden_import_is_found(room: str, source: str) -> None:
+    assert len(violations(source, room, ["recuse", room] if room else ["recuse"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("wire", "import struct, enum\nfrom . import errors\nfrom recuse.wire import fuse"),
+        ("kernel", "import threading\nfrom ..wire.fuse import FUSE_READ\nfrom .queue import Queue"),
+        ("server", "import asyncio\nfrom recuse.wire import fuse"),
+        ("channel", "from recuse.kernel import cuse\nfrom recuse.server import session"),
+        ("sandbox", "import ctypes, select\nimport recuse.kernel.files"),
+        ("cli", "import click\nimport recuse\nfrom recuse.sandbox import supervise"),
+        ("", "from recuse.server.device import Device"),
+    ],
+)
+def test_an_allowed_import_passes(room: str, source: str) -> None:
+    assert violations(source, room, ["recuse", room] if room else ["recuse"]) == []
+
+
+def test_no_file_is_longer_than_anybody_reads() -> None:
+    lengths = {
+        str(file.relative_to(ROOT)): file.read_bytes().count(b"\n") for file in tracked_files()
+    }
+    assert len(lengths) > 10
+    assert {name: length for name, length in lengths.items() if length > 700} == {}
+
+
+# Written so that no pattern is found in this file.
+FORBIDDEN = re.compile(
+    r"/w[o]rk/|/h[o]me/|py[p]i\.org|pyth[o]nhosted|deb\.d[e]bian\.org"
+    r"|registry\.n[p]mjs|crates\.i[o]"
+)
+
+
+def test_no_file_names_a_machine_or_a_package_registry() -> None:
+    found = []
+    for file in tracked_files():
+        text = file.read_bytes().decode(errors="replace")
+        for number, line in enumerate(text.splitlines(), start=1):
+            if FORBIDDEN.search(line):
+                found.append(f"{file.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert found == []
+
+
+def test_the_forbidden_words_are_recognised() -> None:
+    host = ".".join(["py" + "pi", "org"])
+    assert FORBIDDEN.search(f"see https://{host}/project")
+    assert FORBIDDEN.search("/".join(["open('", "work", "x')"]))
+    assert not FORBIDDEN.search("the work of homework")
