@@ -46,9 +46,15 @@ u32 = Annotated[int, Layout("u32", "I")]
 u64 = Annotated[int, Layout("u64", "Q")]
 s32 = Annotated[int, Layout("s32", "i")]
 s64 = Annotated[int, Layout("s64", "q")]
+
+# Arrays: reserved space, all of it.
+u16x1 = Annotated[tuple[int, ...], Layout("u16", "H", 1)]
+u16x11 = Annotated[tuple[int, ...], Layout("u16", "H", 11)]
+u32x6 = Annotated[tuple[int, ...], Layout("u32", "I", 6)]
 u32x10 = Annotated[tuple[int, ...], Layout("u32", "I", 10)]
 u32x11 = Annotated[tuple[int, ...], Layout("u32", "I", 11)]
-u16x11 = Annotated[tuple[int, ...], Layout("u16", "H", 11)]
+u64x2 = Annotated[tuple[int, ...], Layout("u64", "Q", 2)]
+u64x14 = Annotated[tuple[int, ...], Layout("u64", "Q", 14)]
 
 
 class Field(NamedTuple):
