@@ -1,0 +1,79 @@
+"""What recuse set out to reach, and whether it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks import peers, works
+from benchmarks.extras import Memory, Startup
+from benchmarks.samples import FREE, PINNED, PLACEMENTS, Results
+
+# The memory that a million operations may add: what an allocator may round up, not what a leak of
+# one object for each operation would come to.
+FLAT_MIB = 1.0
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`figure` shall be at most `limit`, both in `unit`; None if it could not be measured."""
+
+    name: str
+    figure: float | None
+    limit: float
+    unit: str
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.figure is None else self.figure <= self.limit
+
+    def __str__(self) -> str:
+        goal = f"goal: at most {self.limit:g} {self.unit}"
+        if self.figure is None:
+            return f"NOT MEASURED  {self.name} ({goal})"
+        word = "met   " if self.met else "MISSED"
+        return f"{word}        {self.name}: {self.figure:.2f} {self.unit} ({goal})"
+
+
+def _fastest_libfuse(results: Results, placement: str, work: str) -> float | None:
+    """Recuse's median over the better of libfuse's two."""
+    bases = (peers.LIBFUSE_MULTI, peers.LIBFUSE_SINGLE)
+    ratios = [results.ratio(placement, peers.RECUSE_PLAIN, work, base) for base in bases]
+    return max((ratio for ratio in ratios if ratio is not None), default=None)
+
+
+def _ratios(results: Results) -> Iterator[Goal]:
+    multi, single = "x libfuse's multi-threaded server", "x libfuse's single-threaded server"
+    plain, read = peers.RECUSE_PLAIN, works.READ_16.name
+    yield Goal(f"{read}, {FREE}", results.ratio(FREE, plain, read, peers.LIBFUSE_MULTI), 0.5, multi)
+    yield Goal(
+        f"{read}, {PINNED}", results.ratio(PINNED, plain, read, peers.LIBFUSE_SINGLE), 1.5, single
+    )
+    for placement in PLACEMENTS:
+        large = works.READ_1M.name
+        figure = _fastest_libfuse(results, placement, large)
+        yield Goal(f"{large}, {placement}", figure, 1.0, "x libfuse's faster server")
+    for placement in PLACEMENTS:
+        ioctl = works.IOCTL_16.name
+        figure = results.ratio(placement, plain, ioctl, peers.UMOCKDEV)
+        yield Goal(f"{ioctl}, {placement}", figure, 0.1, "x umockdev")
+    for placement in PLACEMENTS:
+        opening = works.OPEN_CLOSE.name
+        figure = results.ratio(placement, peers.FILE_SANDBOX, opening, peers.FILE)
+        yield Goal(
+            f"{opening} of an ordinary file in the sandbox, {placement}",
+            figure,
+            8.0,
+            "x outside",
+        )
+
+
+def evaluate(results: Results, startup: Startup | None, memory: Memory | None) -> list[Goal]:
+    """All goals, whatever was measured."""
+    added = startup.inside.median - startup.outside.median if startup else None
+    grown = (memory.late - memory.early) / (1 << 20) if memory else None
+    return [
+        *_ratios(results),
+        Goal("start-up: `recuse run -- /bin/true` over /bin/true", added, 0.3, "s more"),
+        Goal("the supervisor's memory over a million operations", grown, FLAT_MIB, "MiB more"),
+    ]

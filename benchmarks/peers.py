@@ -1,0 +1,151 @@
+"""What is measured: each peer starts what it needs and says on which path the client works."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.processes import UnavailableError, server
+from benchmarks.tools import HERE, SHARED_MEMORY, Tools
+from benchmarks.works import IOCTL_16, OPEN_CLOSE, READ_1M, READS, WRITE_16, Work
+
+RECUSE_PLAIN = "recuse plain"
+RECUSE_ASYNC = "recuse async"
+RECUSE_DEFAULT = "recuse defaults"
+LIBFUSE_MULTI = "libfuse multi"
+LIBFUSE_SINGLE = "libfuse single"
+PYFUSE3 = "pyfuse3"
+MFUSEPY = "mfusepy"
+UMOCKDEV = "umockdev"
+TMPFS = "tmpfs"
+TMPFS_SANDBOX = "tmpfs sandboxed"
+FILE = "file"
+FILE_SANDBOX = "file sandboxed"
+
+DEVICE_WORKS = (*READS, WRITE_16, IOCTL_16)
+LARGEST = 1 << 20
+
+UMOCKDEV_DEVICE = """\
+P: /devices/recuse-bench
+N: recuse-bench
+E: DEVNAME=/dev/recuse-bench
+E: SUBSYSTEM=input
+E: MAJOR=13
+E: MINOR=77
+
+"""
+# EVIOCGKEY answers 0 and 16 bytes of 'R'.
+UMOCKDEV_IOCTLS = f"@DEV /dev/recuse-bench\nEVIOCGKEY 0 {'52' * 16}\n"
+
+
+@dataclass(frozen=True)
+class Target:
+    """How the client runs: `prefix` goes before its command, `path` is what it opens."""
+
+    path: str
+    prefix: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`start` raises UnavailableError if this machine cannot run it."""
+
+    name: str
+    works: tuple[Work, ...]
+    start: Callable[[], AbstractContextManager[Target]]
+
+
+def _unmount(mountpoint: str) -> None:
+    """After a server that did not unmount by itself; lazily, as it may not answer any more."""
+    if os.path.ismount(mountpoint):
+        helper = shutil.which("fusermount3")
+        command = [helper, "-u", "-z"] if helper else ["umount", "-l"]
+        subprocess.run([*command, mountpoint], check=False)
+
+
+@contextmanager
+def _mounted(
+    tools: Tools, command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> Iterator[Target]:
+    tools.need_fuse()
+    mountpoint = tempfile.mkdtemp(dir=tools.directory)
+    try:
+        with server([*command, mountpoint], environment):
+            yield Target(f"{mountpoint}/bench")
+    finally:
+        _unmount(mountpoint)
+        os.rmdir(mountpoint)
+
+
+@contextmanager
+def _libfuse(tools: Tools, *flags: str) -> Iterator[Target]:
+    with _mounted(tools, [tools.libfuse_server(), *flags]) as target:
+        yield target
+
+
+@contextmanager
+def _python_server(tools: Tools, package: str) -> Iterator[Target]:
+    tools.need_package(package)
+    command = [tools.peer_python, str(HERE / f"{package}_server.py")]
+    with _mounted(tools, command, {"FUSE_LIBRARY_NAME": "fuse3"}) as target:
+        yield target
+
+
+@contextmanager
+def _umockdev(tools: Tools) -> Iterator[Target]:
+    program = shutil.which("umockdev-run")
+    if not program:
+        raise UnavailableError("no umockdev-run (umockdev)")
+    device = tools.directory / "bench.umockdev"
+    ioctls = tools.directory / "bench.ioctl"
+    device.write_text(UMOCKDEV_DEVICE)
+    ioctls.write_text(UMOCKDEV_IOCTLS)
+    path = "/dev/recuse-bench"
+    yield Target(path, (program, "-d", str(device), "-i", f"{path}={ioctls}", "--"))
+
+
+def recuse_prefix(tools: Tools, device: str) -> tuple[str, ...]:
+    """`recuse run` with a device class of benchmarks/devices.py."""
+    return (tools.recuse(), "run", "-d", f"{HERE / 'devices.py'}:{device}", "--")
+
+
+@contextmanager
+def _recuse(tools: Tools, device: str) -> Iterator[Target]:
+    yield Target("/dev/bench", recuse_prefix(tools, device))
+
+
+@contextmanager
+def _file(tools: Tools, directory: Path, sandboxed: bool) -> Iterator[Target]:
+    if not os.access(directory, os.W_OK):
+        raise UnavailableError(f"cannot write in {directory}")
+    prefix = recuse_prefix(tools, "Plain") if sandboxed else ()
+    with tempfile.NamedTemporaryFile(dir=directory, prefix="recuse-bench-") as file:
+        file.write(b"R" * LARGEST)
+        file.flush()
+        yield Target(file.name, prefix)
+
+
+def peers(tools: Tools) -> tuple[Peer, ...]:
+    """All of them, in the order of the table."""
+    rw = (*READS, WRITE_16)
+    shared, here = SHARED_MEMORY, tools.directory
+    return (
+        Peer(RECUSE_PLAIN, DEVICE_WORKS, lambda: _recuse(tools, "Plain")),
+        Peer(RECUSE_ASYNC, DEVICE_WORKS, lambda: _recuse(tools, "Async")),
+        Peer(RECUSE_DEFAULT, (READ_1M, IOCTL_16), lambda: _recuse(tools, "Default")),
+        Peer(LIBFUSE_MULTI, DEVICE_WORKS, lambda: _libfuse(tools)),
+        Peer(LIBFUSE_SINGLE, DEVICE_WORKS, lambda: _libfuse(tools, "-s")),
+        Peer(PYFUSE3, rw, lambda: _python_server(tools, "pyfuse3")),
+        Peer(MFUSEPY, DEVICE_WORKS, lambda: _python_server(tools, "mfusepy")),
+        Peer(UMOCKDEV, (IOCTL_16,), lambda: _umockdev(tools)),
+        Peer(TMPFS, rw, lambda: _file(tools, shared, False)),
+        Peer(TMPFS_SANDBOX, rw, lambda: _file(tools, shared, True)),
+        Peer(FILE, (OPEN_CLOSE,), lambda: _file(tools, here, False)),
+        Peer(FILE_SANDBOX, (OPEN_CLOSE,), lambda: _file(tools, here, True)),
+    )

@@ -1,0 +1,25 @@
+"""What is timed: one kind of system call of one size, as benchmarks/client.c understands it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Work:
+    """`name` is for people and JSON, `argument` for the client."""
+
+    name: str
+    argument: str
+
+
+READ_16 = Work("read 16 B", "read:16")
+READ_4K = Work("read 4 KiB", "read:4096")
+READ_128K = Work("read 128 KiB", "read:131072")
+READ_1M = Work("read 1 MiB", "read:1048576")
+WRITE_16 = Work("write 16 B", "write:16")
+IOCTL_16 = Work("ioctl 16 B", "ioctl:16")
+OPEN_CLOSE = Work("open+close", "openclose")
+
+READS = (READ_16, READ_4K, READ_128K, READ_1M)
+ALL = (*READS, WRITE_16, IOCTL_16, OPEN_CLOSE)

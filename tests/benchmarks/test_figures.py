@@ -1,0 +1,182 @@
+"""Statistics, table, JSON and goals, from figures made up here."""
+
+import json
+
+import pytest
+
+from benchmarks import goals, report
+from benchmarks.extras import Memory, Startup, flatness
+from benchmarks.goals import Goal
+from benchmarks.peers import (
+    FILE,
+    FILE_SANDBOX,
+    LIBFUSE_MULTI,
+    LIBFUSE_SINGLE,
+    RECUSE_PLAIN,
+    UMOCKDEV,
+)
+from benchmarks.runner import Run, parse
+from benchmarks.samples import FREE, PINNED, Key, Results, Summary, summarise
+from benchmarks.works import IOCTL_16, OPEN_CLOSE, READ_1M, READ_16
+
+MIB = 1 << 20
+
+
+def results(*figures: tuple[str, str, str, float]) -> Results:
+    found = Results()
+    for placement, peer, work, nanoseconds in figures:
+        found.add(Key(placement, peer, work), nanoseconds)
+    return found
+
+
+def judged(found: Results, name: str) -> Goal:
+    (goal,) = [goal for goal in goals.evaluate(found, None, None) if goal.name == name]
+    return goal
+
+
+def test_summary_is_median_least_and_greatest() -> None:
+    assert summarise([5.0, 1.0, 9.0, 2.0, 3.0]) == Summary(3.0, 1.0, 9.0)
+    assert summarise([4.0, 1.0]) == Summary(2.5, 1.0, 4.0)
+
+
+def test_no_samples_no_summary() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        summarise([])
+
+
+def test_ratio_is_of_medians() -> None:
+    found = results(
+        (FREE, "a", "w", 30.0),
+        (FREE, "a", "w", 10.0),
+        (FREE, "a", "w", 11.0),
+        (FREE, "b", "w", 22.0),
+        (PINNED, "b", "w", 1.0),
+    )
+    assert found.ratio(FREE, "a", "w", "b") == 0.5
+    assert found.ratio(PINNED, "a", "w", "b") is None
+    assert found.ratio(FREE, "a", "w", "c") is None
+
+
+def test_client_lines_become_nanoseconds_per_operation() -> None:
+    assert parse("read:16 1000 8000000\nopenclose 4 10\n") == {"read:16": 8000.0, "openclose": 2.5}
+    with pytest.raises(ValueError, match="not enough values"):
+        parse("read:16 1000\n")
+
+
+def test_flatness_compares_the_second_tenth_with_the_last() -> None:
+    samples = [1.0] * 10 + [5.0] * 10 + [9.0] * 70 + [6.0] * 10
+    assert flatness(7, samples) == Memory(operations=7, early=5.0, late=6.0, highest=9.0)
+
+
+def test_flatness_needs_samples() -> None:
+    with pytest.raises(ValueError, match="only 9 samples"):
+        flatness(7, [1.0] * 9)
+
+
+@pytest.mark.parametrize(
+    ("placement", "base", "limit"),
+    [(FREE, LIBFUSE_MULTI, 0.5), (PINNED, LIBFUSE_SINGLE, 1.5)],
+)
+def test_goal_for_small_reads(placement: str, base: str, limit: float) -> None:
+    for figure, met in ((limit * 100, True), (limit * 100 + 1, False)):
+        found = results(
+            (placement, RECUSE_PLAIN, READ_16.name, figure),
+            (placement, base, READ_16.name, 100.0),
+        )
+        assert judged(found, f"read 16 B, {placement}").met is met
+
+
+def test_goal_for_large_reads_takes_the_faster_libfuse() -> None:
+    found = results(
+        (FREE, RECUSE_PLAIN, READ_1M.name, 90.0),
+        (FREE, LIBFUSE_MULTI, READ_1M.name, 100.0),
+        (FREE, LIBFUSE_SINGLE, READ_1M.name, 80.0),
+    )
+    goal = judged(found, "read 1 MiB, free")
+    assert goal.figure == 90 / 80
+    assert goal.met is False
+
+
+def test_goal_for_ioctls_is_a_tenth_of_umockdev() -> None:
+    found = results(
+        (FREE, RECUSE_PLAIN, IOCTL_16.name, 12.0),
+        (FREE, UMOCKDEV, IOCTL_16.name, 130.0),
+        (PINNED, RECUSE_PLAIN, IOCTL_16.name, 12.0),
+        (PINNED, UMOCKDEV, IOCTL_16.name, 110.0),
+    )
+    assert judged(found, "ioctl 16 B, free").met is True
+    assert judged(found, "ioctl 16 B, pinned").met is False
+
+
+def test_goal_for_ordinary_files() -> None:
+    found = results(
+        (FREE, FILE_SANDBOX, OPEN_CLOSE.name, 13.0),
+        (FREE, FILE, OPEN_CLOSE.name, 1.6),
+    )
+    goal = judged(found, "open+close of an ordinary file in the sandbox, free")
+    assert goal.met is False
+    assert str(goal) == (
+        "MISSED        open+close of an ordinary file in the sandbox, free: 8.12 x outside "
+        "(goal: at most 8 x outside)"
+    )
+
+
+def test_goals_for_startup_and_memory() -> None:
+    startup = Startup(outside=Summary(0.001, 0, 0), inside=Summary(0.25, 0, 0))
+    memory = Memory(10**6, early=30.0 * MIB, late=32.0 * MIB, highest=32.0 * MIB)
+    *_, start, grown = goals.evaluate(Results(), startup, memory)
+    assert start.figure == pytest.approx(0.249)
+    assert start.met is True
+    assert grown.figure == 2.0
+    assert grown.met is False
+
+
+def test_goal_that_was_not_measured_is_neither_met_nor_missed() -> None:
+    everything = goals.evaluate(Results(), None, None)
+    assert len(everything) == 10
+    assert {goal.met for goal in everything} == {None}
+    assert all(str(goal).startswith("NOT MEASURED") for goal in everything)
+
+
+def test_table_has_both_placements_and_ratios_on_a_line() -> None:
+    found = results(
+        (FREE, RECUSE_PLAIN, READ_16.name, 10_000.0),
+        (FREE, LIBFUSE_MULTI, READ_16.name, 40_000.0),
+        (PINNED, RECUSE_PLAIN, READ_16.name, 9_000.0),
+        (PINNED, RECUSE_PLAIN, READ_16.name, 8_000.0),
+        (PINNED, RECUSE_PLAIN, READ_16.name, 8_500.0),
+    )
+    lines = report.table(found).splitlines()
+    assert lines[2] == "read 16 B"
+    # Median, least, greatest, ratio to each of libfuse's servers; a dash where there is none.
+    assert lines[3].removeprefix("  recuse plain").split() == (
+        ["10.00", "10.00", "10.00", "0.25", "-", "|", "8.50", "8.00", "9.00", "-", "-"]
+    )
+    assert lines[4].removeprefix("  libfuse multi").split() == (
+        ["40.00", "40.00", "40.00", "1.00", "-", "|", "-", "-", "-", "-", "-"]
+    )
+    assert len({line.index("|") for line in (*lines[:2], *lines[3:5])}) == 1
+
+
+def test_document_holds_samples_ratios_and_what_is_missing() -> None:
+    found = results(
+        (FREE, RECUSE_PLAIN, READ_16.name, 10.0),
+        (FREE, LIBFUSE_SINGLE, READ_16.name, 40.0),
+    )
+    outcome = Run(found, {"pyfuse3": "no pyfuse3"})
+    everything = goals.evaluate(found, None, None)
+    document = report.document({"quick": True}, outcome, None, None, everything)
+    assert json.loads(json.dumps(document)) == document
+    assert document["missing"] == {"pyfuse3": "no pyfuse3"}
+    assert document["results"][0] == {
+        "placement": FREE,
+        "peer": RECUSE_PLAIN,
+        "work": READ_16.name,
+        "median_ns": 10.0,
+        "min_ns": 10.0,
+        "max_ns": 10.0,
+        "samples_ns": [10.0],
+        "ratio_libfuse_multi": None,
+        "ratio_libfuse_single": 0.25,
+    }
+    assert [goal["met"] for goal in document["goals"]] == [None] * 10
