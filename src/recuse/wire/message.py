@@ -10,7 +10,18 @@ from typing import Any
 from recuse.wire.declare import Buffer, Structure
 from recuse.wire.errors import WireError
 from recuse.wire.fuse import FUSE_KERNEL_MINOR_VERSION, fuse_in_header, fuse_out_header
-from recuse.wire.optable import OPERATIONS, Operation, Payload
+from recuse.wire.optable import (
+    BYTES,
+    IN_SIZE,
+    NAME,
+    NAME_VALUE,
+    NONE,
+    OPERATIONS,
+    RECORDS,
+    SIZE,
+    Operation,
+    Short,
+)
 
 _EMPTY = memoryview(b"")
 _ERROR_END = -512
@@ -29,20 +40,21 @@ def decode_request(
     Raises WireError if the lengths in the message do not fit each other and the operation.
     """
     header = fuse_in_header.unpack(message)
-    end = len(message)
+    start, end = fuse_in_header.SIZE, len(message)
     if header.len != end:
         raise WireError(f"request of {end} bytes says that it has {header.len}")
     if header.total_extlen:
         end -= 8 * header.total_extlen
-        if end < fuse_in_header.SIZE:
+        if end < start:
             raise WireError(f"{header.total_extlen} * 8 bytes of extensions in {header.len}")
-    start = fuse_in_header.SIZE
     operation = OPERATIONS.get(header.opcode)
     if operation is None:
         return header, None, memoryview(message)[start:end]
     body: Structure | None = None
     if operation.request is not None:
-        size = _request_size(operation, minor, flags, end - start)
+        size = operation.request.SIZE
+        if operation.short is not None and _is_short(operation.short, minor, flags, end - start):
+            size = operation.short.size
         if end - start < size:
             raise WireError(f"{operation.name} takes {size} bytes, but {end - start} are there")
         if size == operation.request.SIZE:
@@ -50,7 +62,7 @@ def decode_request(
         else:
             body = _lengthened(operation.request, message[start : start + size])
         start += size
-    if operation.request_payload is Payload.NONE:
+    if operation.request_payload is NONE:
         if start != end:
             raise WireError(f"{operation.name} has {end - start} bytes too many")
         return header, body, _EMPTY
@@ -76,7 +88,8 @@ def encode_request(
     if operation is not None:
         if type(body) is not (operation.request or type(None)):
             raise WireError(f"{operation.name} has no {type(body).__name__}")
-        packed = packed[: _request_size(operation, minor, flags, None)]
+        if operation.short is not None and _is_short(operation.short, minor, flags):
+            packed = packed[: operation.short.size]
     size = fuse_in_header.SIZE + len(packed) + len(payload)
     return replace(header, len=size).pack() + packed + payload
 
@@ -111,23 +124,16 @@ def decode_reply(
                 return header, _lengthened(operation.reply, message[start:end]), _EMPTY
             body = operation.reply.unpack(message, start)
             start += operation.reply.SIZE
-        if operation.reply_payload is Payload.NONE and start != end:
+        if operation.reply_payload is NONE and start != end:
             raise WireError(f"answer to {operation.name} has {end - start} bytes too many")
     return header, body, memoryview(message)[start:end]
 
 
-def _request_size(operation: Operation, minor: int, flags: int, length: int | None) -> int:
-    """Return the size of the operation's structure, in ``length`` bytes if they are known."""
-    if operation.request is None:
-        return 0
-    short = operation.short
-    if short is not None:
-        if short.by_length and length is not None:
-            if length == short.size:
-                return short.size
-        elif minor < short.before_minor or short.without_flag & ~flags:
-            return short.size
-    return operation.request.SIZE
+def _is_short(short: Short, minor: int, flags: int, length: int | None = None) -> bool:
+    """Say whether a request has the shorter structure; ``length`` is that of a received one."""
+    if short.by_length and length is not None:
+        return length == short.size
+    return minor < short.before_minor or short.without_flag & ~flags != 0
 
 
 def _lengthened(structure: type[Structure], short: Buffer) -> Structure:
@@ -138,20 +144,20 @@ def _lengthened(structure: type[Structure], short: Buffer) -> Structure:
 def _check_payload(operation: Operation, body: Any, payload: memoryview) -> None:
     """Raise WireError if ``payload`` is not what the operation's rule says, given ``body``."""
     rule = operation.request_payload
-    if rule is Payload.SIZE:
+    if rule is SIZE:
         fits = len(payload) == body.size
-    elif rule is Payload.IN_SIZE:
+    elif rule is IN_SIZE:
         fits = len(payload) == body.in_size
-    elif rule is Payload.BYTES:
+    elif rule is BYTES:
         fits = True
-    elif rule is Payload.RECORDS:
+    elif rule is RECORDS:
         assert operation.record is not None
         fits = len(payload) == body.count * operation.record.SIZE
-    elif rule is Payload.NAME_VALUE:
+    elif rule is NAME_VALUE:
         _, nul, value = bytes(payload).partition(b"\0")
         fits = nul != b"" and len(value) == body.size
     else:
         names = bytes(payload)
-        fits = names.endswith(b"\0") and names.count(0) == (1 if rule is Payload.NAME else 2)
+        fits = names.endswith(b"\0") and names.count(0) == (1 if rule is NAME else 2)
     if not fits:
         raise WireError(f"{operation.name} with {body}: {len(payload)} bytes do not fit it")
