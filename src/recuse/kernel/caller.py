@@ -1,0 +1,44 @@
+"""Who makes a system call, and the memory that its arguments point into."""
+
+from typing import Protocol
+
+from recuse.wire.declare import Buffer
+
+
+class Memory(Protocol):
+    """The memory of a calling process, by address.
+
+    Addresses are 0 to 2**64 - 1.  Where memory ends in the middle of an area, a method does what
+    it can up to there and says how much that was, as the kernel's copy_from_user does.
+    """
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return ``size`` bytes, fewer if readable memory ends before.
+
+        Raises OSError(EFAULT) if not one byte can be read.
+        """
+
+    def write(self, address: int, data: Buffer) -> int:
+        """Store ``data`` and return how many bytes were stored, fewer if writable memory ends.
+
+        Raises OSError(EFAULT) if not one byte can be written.
+        """
+
+    def writable(self, address: int, size: int) -> int:
+        """Return how many of the ``size`` bytes from ``address`` on can be written, 0 if none."""
+
+
+class Caller:
+    """A thread in a system call.
+
+    pid is the thread's id, as in a request's header (fs/fuse/dev.c, fuse_get_req); uid and gid are
+    those used for file access (fsuid, fsgid).
+    """
+
+    __slots__ = ("gid", "memory", "pid", "uid")
+
+    def __init__(self, pid: int, uid: int, gid: int, memory: Memory) -> None:
+        self.pid = pid
+        self.uid = uid
+        self.gid = gid
+        self.memory = memory

@@ -1,0 +1,375 @@
+"""The connection between system calls and one server: fs/fuse/dev.c and fs/fuse/inode.c's INIT.
+
+What happens in each state, with the errno that its side gets:
+
+    state         submit           read              write
+    INITIALISING  held             INIT, then EAGAIN the reply to INIT
+    CONNECTED     sent             requests, EAGAIN  replies, notifications
+    REFUSED       ECONNREFUSED     ENODEV            ENOENT
+    ABORTED       ENOTCONN         ENODEV            ENOENT
+
+A write in either of the last two states is ENOENT since no request is left that it could answer.
+Requests that were unfinished when the connection was aborted finish with ECONNABORTED, those held
+when it was refused with ECONNREFUSED.
+
+Thread-safe: one lock round the queue and the state.  Nobody waits for anything while holding it,
+and nobody is called with it held.
+"""
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+from enum import Enum
+
+from recuse.kernel.queue import RequestQueue
+from recuse.kernel.request import FINISHED, PENDING, PROCESSING, WAITING, Reply, Request
+from recuse.wire.fuse import (
+    FUSE_INTERRUPT,
+    FUSE_MIN_READ_BUFFER,
+    FUSE_NOTIFY_POLL,
+    FUSE_SETXATTR,
+    fuse_in_header,
+    fuse_interrupt_in,
+    fuse_notify_poll_wakeup_out,
+    fuse_out_header,
+    fuse_write_in,
+)
+
+log = logging.getLogger("recuse.kernel")
+
+_pack_in_header = fuse_in_header.CODEC.pack
+_unpack_out_header = fuse_out_header.CODEC.unpack_from
+_IN_HEADER_SIZE = fuse_in_header.SIZE
+_OUT_HEADER_SIZE = fuse_out_header.SIZE
+
+_ERROR_LIMIT = 512
+"""Errors from here on are the kernel's own (ERESTARTSYS and so on): no server may send them."""
+
+_COPY_LIMIT = 4096
+"""Payloads up to this many bytes are copied from the message, which is faster than a view."""
+
+_INTERRUPT_BIT = 1
+
+
+class ConnectionState(Enum):
+    """See the table at the top."""
+
+    INITIALISING = "initialising"
+    CONNECTED = "connected"
+    REFUSED = "refused"
+    ABORTED = "aborted"
+
+
+_INITIALISING = ConnectionState.INITIALISING
+_CONNECTED = ConnectionState.CONNECTED
+_REFUSED = ConnectionState.REFUSED
+_ABORTED = ConnectionState.ABORTED
+
+
+def os_error(number: int) -> OSError:
+    """Return the OSError (of the right subclass) for a positive errno."""
+    return OSError(number, os.strerror(number))
+
+
+class Connection:
+    """All requests of the programs that use one device, on their way to its server and back.
+
+    init is the request that the server has to answer before any other is sent, accept is called
+    with its reply (before the server's `write` of it returns) and has to call `initialised` or
+    `refuse`.
+
+    on_pending, if set, is called after something has become readable, outside the lock, by the
+    thread that submitted it.  If it raises, the channel is broken: the connection is aborted.
+    """
+
+    def __init__(self, init: Request, accept: Callable[[Reply], None]) -> None:
+        self.state = _INITIALISING
+        self.on_pending: Callable[[], None] | None = None
+        self.minor = 0
+        """Of the protocol version that both sides speak, 7.minor."""
+        self.no_interrupt = False
+        """The server has answered an INTERRUPT with ENOSYS: it gets no more of them."""
+        self._lock = threading.Lock()
+        self._queue = RequestQueue()
+        self._at_end: list[Callable[[], None]] = []
+        self._min_read = FUSE_MIN_READ_BUFFER
+        init.done = accept
+        self._queue.admit(init)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have not been answered (sysfs: class/cuse/NAME/waiting)."""
+        return len(self._queue)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was refused or aborted."""
+        return self.state is _ABORTED or self.state is _REFUSED
+
+    # INIT
+
+    def initialised(self, minor: int, max_write: int) -> None:
+        """Let requests through: INIT was answered.  max_write is in bytes.
+
+        The server's read buffer has to hold a WRITE of max_write bytes from now on.
+        """
+        with self._lock:
+            if self.state is not _INITIALISING:
+                return
+            self.minor = minor
+            self._min_read = max(
+                FUSE_MIN_READ_BUFFER, _IN_HEADER_SIZE + fuse_write_in.SIZE + max_write
+            )
+            self.state = _CONNECTED
+            held = list(self._queue.waiting)
+            for request in held:
+                self._queue.admit(request)
+        if held:
+            self._notify_reader()
+
+    def refuse(self) -> None:
+        """End the connection for lack of a usable answer to INIT."""
+        self._end(_REFUSED, errno.ECONNREFUSED)
+
+    # The programs' side
+
+    def submit(self, request: Request, done: Callable[[Reply], None] | None = None) -> None:
+        """Send a request; ``done`` is called with its reply once, maybe before this returns.
+
+        Without ``done``, look at ``request.reply`` and then call `watch`.
+        """
+        request.done = done
+        with self._lock:
+            state = self.state
+            if state is _CONNECTED:
+                self._queue.admit(request)
+            elif state is _INITIALISING:
+                self._queue.hold(request)
+                return
+            else:
+                error = errno.ECONNREFUSED if state is _REFUSED else errno.ENOTCONN
+                self._queue.finish(request, Reply(-error))
+        if request.reply is None:
+            self._notify_reader()
+        else:
+            _tell(request)
+
+    def watch(self, request: Request, done: Callable[[Reply], None]) -> bool:
+        """Have ``done`` called with the reply, and return True; False if it is finished already."""
+        with self._lock:
+            if request.state is FINISHED:
+                return False
+            request.done = done
+            return True
+
+    def interrupt(self, request: Request) -> None:
+        """Tell the server that the caller has left the system call.
+
+        A request that the server has not read is finished with EINTR, unless it has `force`; for
+        another one an INTERRUPT is sent, and the request stays until the server replies to it
+        (fs/fuse/dev.c, request_wait_answer, of a fatal signal).
+        """
+        with self._lock:
+            state = request.state
+            if state is FINISHED:
+                return
+            if (state is PENDING or state is WAITING) and not request.force:
+                self._queue.finish(request, Reply(-errno.EINTR))
+            else:
+                request.interrupted = True
+                if state is not PROCESSING or self.no_interrupt:
+                    return
+                self._queue.interrupt(request)
+        if request.reply is None:
+            self._notify_reader()
+        else:
+            _tell(request)
+
+    # The server's side
+
+    def read(self, size: int) -> bytes:
+        """Return the next message for the server, for a buffer of ``size`` bytes.
+
+        Raises BlockingIOError (EAGAIN) if there is none; OSError: EINVAL if the buffer is smaller
+        than 8192 bytes or than a header with WRITE's structure and max_write bytes, ENODEV if the
+        connection has ended.
+
+        A request that does not fit finishes with EIO (SETXATTR with E2BIG, as its size is the
+        caller's choice) and the next one is tried.
+        """
+        # fs/fuse/dev.c, fuse_dev_do_read.
+        queue = self._queue
+        misfits: list[Request] | None = None
+        message = None
+        with self._lock:
+            if size < self._min_read:
+                raise os_error(errno.EINVAL)
+            if self.state is _ABORTED or self.state is _REFUSED:
+                raise os_error(errno.ENODEV)
+            if queue.interrupts:
+                return _interrupt_message(queue.interrupts.popleft())
+            while queue.pending:
+                request = queue.pending[0]
+                length = _IN_HEADER_SIZE + len(request.body)
+                if length > size or request.no_reply:
+                    misfits = misfits or []
+                    misfits.append(request)
+                if length > size:
+                    too_big = errno.E2BIG if request.opcode == FUSE_SETXATTR else errno.EIO
+                    queue.finish(request, Reply(-too_big))
+                    continue
+                message = (
+                    _pack_in_header(
+                        length,
+                        request.opcode,
+                        request.unique,
+                        request.nodeid,
+                        request.uid,
+                        request.gid,
+                        request.pid,
+                        0,
+                        0,
+                    )
+                    + request.body
+                )
+                if request.no_reply:
+                    queue.finish(request, Reply(0))
+                else:
+                    queue.send()
+                    if request.interrupted and not self.no_interrupt:
+                        queue.interrupt(request)
+                break
+        if misfits is not None:
+            for request in misfits:
+                _tell(request)
+        if message is None:
+            raise os_error(errno.EAGAIN)
+        return message
+
+    def write(self, message: bytes | bytearray | memoryview) -> None:
+        """Take one reply, or one notification, from the server.
+
+        Raises OSError: EINVAL if it is malformed (shorter than its header, another length than
+        the header says, an error that is none, an unknown notification); ENOENT if no request in
+        processing has its number; EINVAL if its payload is too short or too long for the request,
+        which then finishes with EIO.
+        """
+        # fs/fuse/dev.c, fuse_dev_do_write and fuse_copy_out_args.
+        if type(message) is not bytes:
+            message = bytes(message)
+        size = len(message)
+        if size < _OUT_HEADER_SIZE:
+            raise os_error(errno.EINVAL)
+        length, error, unique = _unpack_out_header(message)
+        if length != size:
+            raise os_error(errno.EINVAL)
+        if not unique:
+            self._notification(error, message)
+            return
+        if error > 0 or error <= -_ERROR_LIMIT:
+            raise os_error(errno.EINVAL)
+        size -= _OUT_HEADER_SIZE
+        if size <= _COPY_LIMIT:
+            reply = Reply(error, message[_OUT_HEADER_SIZE:])
+        else:
+            reply = Reply(error, memoryview(message)[_OUT_HEADER_SIZE:])
+        malformed = False
+        with self._lock:
+            request = self._queue.processing.get(unique)
+            if request is None:
+                self._reply_to_interrupt(unique, error, size)
+                return
+            if size if error else not request.min_reply <= size <= request.max_reply:
+                malformed = True
+                reply = Reply(-errno.EIO)
+            self._queue.finish(request, reply)
+        _tell(request)
+        if malformed:
+            raise os_error(errno.EINVAL)
+
+    def _reply_to_interrupt(self, unique: int, error: int, size: int) -> None:
+        """Take a reply that may be one to an INTERRUPT; called with the lock held.
+
+        EAGAIN asks for the INTERRUPT once more, ENOSYS for none ever; others say nothing.
+        """
+        request = self._queue.processing.get(unique & ~_INTERRUPT_BIT)
+        if request is None:
+            raise os_error(errno.ENOENT)
+        if size:
+            raise os_error(errno.EINVAL)
+        if error == -errno.ENOSYS:
+            self.no_interrupt = True
+        elif error == -errno.EAGAIN:
+            if not request.interrupted:
+                raise os_error(errno.EINVAL)
+            self._queue.interrupt(request)
+
+    def _notification(self, code: int, message: bytes) -> None:
+        """Take a notification.  POLL is let through for lack of pollers; others are unknown."""
+        size = _OUT_HEADER_SIZE + fuse_notify_poll_wakeup_out.SIZE
+        if code != FUSE_NOTIFY_POLL or len(message) != size:
+            raise os_error(errno.EINVAL)
+
+    # The end
+
+    def abort(self) -> None:
+        """Finish all requests with ECONNABORTED and take no more; again, do nothing."""
+        # fs/fuse/dev.c, fuse_abort_conn.
+        self._end(_ABORTED, errno.ECONNABORTED)
+
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called when the connection has ended; now, if it has."""
+        with self._lock:
+            if not self.ended:
+                self._at_end.append(callback)
+                return
+        callback()
+
+    def _end(self, state: ConnectionState, error: int) -> None:
+        with self._lock:
+            if self.state is _ABORTED or self.state is state:
+                return
+            self.state = state
+            ending = self._queue.unfinished()
+            for request in ending:
+                self._queue.finish(request, Reply(-error))
+            callbacks, self._at_end = self._at_end, []
+        # First what the end means to others (the device goes), then the programs: one that sees
+        # its call fail finds no device any more.
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                log.exception("a callback at the end of a connection failed")
+        for request in ending:
+            _tell(request)
+
+    def _notify_reader(self) -> None:
+        on_pending = self.on_pending
+        if on_pending is not None:
+            try:
+                on_pending()
+            except Exception:
+                log.exception("a channel failed, its connection is aborted")
+                self.abort()
+
+
+def _tell(request: Request) -> None:
+    """Give a finished request's reply to who waits for it."""
+    done = request.done
+    if done is not None and request.reply is not None:
+        try:
+            done(request.reply)
+        except Exception:
+            log.exception("%r: its reply was not taken", request)
+
+
+def _interrupt_message(request: Request) -> bytes:
+    body = fuse_interrupt_in(unique=request.unique).pack()
+    unique = request.unique | _INTERRUPT_BIT
+    return (
+        _pack_in_header(_IN_HEADER_SIZE + len(body), FUSE_INTERRUPT, unique, 0, 0, 0, 0, 0, 0)
+        + body
+    )

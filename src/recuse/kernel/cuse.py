@@ -1,0 +1,157 @@
+"""The channel of a device's server: what opening /dev/cuse starts and closing it ends."""
+
+import errno
+import logging
+import os
+import re
+from dataclasses import dataclass
+
+from recuse.kernel.connection import Connection, os_error
+from recuse.kernel.devices import CharDevice, DeviceTable, check_name
+from recuse.kernel.request import Reply, Request
+from recuse.wire.cuse import (
+    CUSE_INIT,
+    CUSE_INIT_INFO_MAX,
+    CUSE_UNRESTRICTED_IOCTL,
+    RECUSE_NODE_INFO,
+    RECUSE_SEEKABLE,
+    cuse_init_in,
+    cuse_init_out,
+)
+from recuse.wire.fuse import FUSE_KERNEL_MINOR_VERSION, FUSE_KERNEL_VERSION
+
+log = logging.getLogger("recuse.kernel")
+
+MINOR_MIN = 11
+"""The oldest 7.x that has CUSE."""
+
+TRANSFER_MIN = 4096
+"""max_read and max_write are at least this many bytes, whatever the server says."""
+
+
+@dataclass(slots=True)
+class DeviceInfo:
+    """What the strings of an INIT reply say; the defaults are those of devtmpfs."""
+
+    name: str = ""
+    mode: int = 0o600
+    uid: int = 0
+    gid: int = 0
+
+
+class CuseChannel:
+    """One open /dev/cuse: a connection whose first request is CUSE_INIT, and then a device.
+
+    The device is in the table before `Connection.write` of a good INIT reply returns, and leaves
+    it when the connection ends.  After a bad one (see `error`) the connection is refused.
+    """
+
+    def __init__(self, table: DeviceTable) -> None:
+        self.device: CharDevice | None = None
+        self.error: OSError | None = None
+        """Why there is no device: EPROTO for a version, EINVAL, EEXIST, EBUSY (see the log)."""
+        self._table = table
+        offer = cuse_init_in(
+            major=FUSE_KERNEL_VERSION,
+            minor=FUSE_KERNEL_MINOR_VERSION,
+            flags=CUSE_UNRESTRICTED_IOCTL | RECUSE_SEEKABLE | RECUSE_NODE_INFO,
+        )
+        init = Request(
+            CUSE_INIT,
+            offer.pack(),
+            min_reply=cuse_init_out.SIZE,
+            max_reply=cuse_init_out.SIZE + CUSE_INIT_INFO_MAX,
+        )
+        self.connection = Connection(init, self._accept)
+
+    def close(self) -> None:
+        """Do what closing the last descriptor of /dev/cuse does: no device, no requests."""
+        self.connection.abort()
+
+    def _accept(self, reply: Reply) -> None:
+        try:
+            self._create(reply)
+        except OSError as error:
+            if not self.connection.ended:
+                log.error("CUSE: no device: %s", error.strerror)
+            self.error = error.with_traceback(None)
+            self.connection.refuse()
+        except Exception:
+            log.exception("CUSE: no device")
+            self.error = os_error(errno.EIO)
+            self.connection.refuse()
+
+    def _create(self, reply: Reply) -> None:
+        # fs/fuse/cuse.c, cuse_process_init_reply.
+        if reply.error:
+            raise os_error(-reply.error)
+        init = cuse_init_out.unpack(reply.payload)
+        if init.major != FUSE_KERNEL_VERSION or init.minor < MINOR_MIN:
+            log.error("CUSE: the server speaks version %d.%d", init.major, init.minor)
+            raise os_error(errno.EPROTO)
+        info = parse_info(
+            bytes(reply.payload[cuse_init_out.SIZE :]), bool(init.flags & RECUSE_NODE_INFO)
+        )
+        max_write = max(init.max_write, TRANSFER_MIN)
+        device = self._table.register(
+            info.name,
+            init.dev_major,
+            init.dev_minor,
+            self.connection,
+            mode=info.mode,
+            uid=info.uid,
+            gid=info.gid,
+            seekable=bool(init.flags & RECUSE_SEEKABLE),
+            unrestricted=bool(init.flags & CUSE_UNRESTRICTED_IOCTL),
+            max_read=max(init.max_read, TRANSFER_MIN),
+            max_write=max_write,
+        )
+        self.device = device
+        self.connection.at_end(lambda: self._table.remove(device))
+        self.connection.initialised(min(init.minor, FUSE_KERNEL_MINOR_VERSION), max_write)
+
+
+def parse_info(info: bytes, node_info: bool) -> DeviceInfo:
+    """Parse the NUL-terminated KEY=VALUE strings of an INIT reply.
+
+    DEVNAME is the only one that is needed; with ``node_info`` (RECUSE_NODE_INFO) DEVMODE (octal
+    permission bits), DEVUID and DEVGID are known too.  Others are warned about in the log.
+
+    Raises OSError(EINVAL) if the last NUL is missing, a key is empty, DEVNAME is missing or no
+    name for a device, or a number is none.
+    """
+    # fs/fuse/cuse.c, cuse_parse_one and cuse_parse_devinfo.
+    if info and not info.endswith(b"\0"):
+        log.error("CUSE: info not properly terminated")
+        raise os_error(errno.EINVAL)
+    device = DeviceInfo()
+    for entry in filter(None, info.split(b"\0")):
+        key, _, value = (part.strip() for part in entry.partition(b"="))
+        if not key:
+            log.error("CUSE: info with an empty key: %r", entry)
+            raise os_error(errno.EINVAL)
+        if key == b"DEVNAME":
+            device.name = os.fsdecode(value)
+        elif node_info and key == b"DEVMODE":
+            device.mode = _number(key, value, 8, 0o777)
+        elif node_info and key == b"DEVUID":
+            device.uid = _number(key, value, 10, 0xFFFFFFFE)
+        elif node_info and key == b"DEVGID":
+            device.gid = _number(key, value, 10, 0xFFFFFFFE)
+        else:
+            log.warning("CUSE: unknown device info %r", os.fsdecode(key))
+    try:
+        check_name(device.name)
+    except OSError:
+        log.error("CUSE: %r is no DEVNAME", device.name)
+        raise
+    return device
+
+
+def _number(key: bytes, value: bytes, base: int, most: int) -> int:
+    if re.fullmatch(b"[0-7]{1,11}" if base == 8 else b"[0-9]{1,10}", value):
+        number = int(value, base)
+        if number <= most:
+            return number
+    log.error("CUSE: %s has no number: %r", key.decode(), value)
+    raise os_error(errno.EINVAL)

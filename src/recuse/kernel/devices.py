@@ -1,0 +1,145 @@
+"""The character devices that there are, by name and by number."""
+
+import errno
+import itertools
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from recuse.kernel.connection import Connection, os_error
+
+MAJOR_MAX = 511
+MINOR_MAX = (1 << 20) - 1
+DYNAMIC_MAJORS: tuple[int, ...] = (*range(254, 233, -1), *range(511, 383, -1))
+"""In the order in which they are given away (fs/char_dev.c, find_dynamic_major)."""
+
+NAME_MAX = 64
+"""Most bytes of a device's name."""
+
+_serials = itertools.count(1)
+
+
+@dataclass(slots=True, eq=False)
+class CharDevice:
+    """A device that programs can open.
+
+    mode is permission bits; max_read and max_write are the most bytes of one READ or WRITE;
+    unrestricted devices may ask for the caller's memory by address in an ioctl; seekable ones get
+    the file position with READ and WRITE.
+    """
+
+    name: str
+    major: int
+    minor: int
+    connection: Connection
+    mode: int = 0o600
+    uid: int = 0
+    gid: int = 0
+    seekable: bool = False
+    unrestricted: bool = False
+    max_read: int = 4096
+    max_write: int = 4096
+    no_open: bool = False
+    """The server has answered OPEN with ENOSYS: it gets neither OPEN nor RELEASE."""
+    serial: int = field(default_factory=lambda: next(_serials))
+    """Different for each device that there ever was, as an inode number."""
+
+
+class DeviceTable:
+    """The devices of one machine (one sandbox).  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_name: dict[str, CharDevice] = {}
+        self._by_number: dict[tuple[int, int], CharDevice] = {}
+
+    def register(
+        self,
+        name: str,
+        major: int,
+        minor: int,
+        connection: Connection,
+        *,
+        mode: int = 0o600,
+        uid: int = 0,
+        gid: int = 0,
+        seekable: bool = False,
+        unrestricted: bool = False,
+        max_read: int = 4096,
+        max_write: int = 4096,
+    ) -> CharDevice:
+        """Add a device; major 0 asks for a free one.
+
+        Raises OSError: EINVAL for a bad name or number, EEXIST if the name is taken, EBUSY if the
+        number is taken or no major is free.
+        """
+        check_name(name)
+        if not (0 <= major <= MAJOR_MAX and 0 <= minor <= MINOR_MAX):
+            raise os_error(errno.EINVAL)
+        with self._lock:
+            if not major:
+                major = self._free_major()
+            elif (major, minor) in self._by_number:
+                raise os_error(errno.EBUSY)
+            if name in self._by_name:
+                raise os_error(errno.EEXIST)
+            device = CharDevice(
+                name,
+                major,
+                minor,
+                connection,
+                mode=mode,
+                uid=uid,
+                gid=gid,
+                seekable=seekable,
+                unrestricted=unrestricted,
+                max_read=max_read,
+                max_write=max_write,
+            )
+            self._by_name[name] = self._by_number[major, minor] = device
+        return device
+
+    def _free_major(self) -> int:
+        """Return the first dynamic major without any device, whatever its minor."""
+        taken = {major for major, _ in self._by_number}
+        for major in DYNAMIC_MAJORS:
+            if major not in taken:
+                return major
+        raise os_error(errno.EBUSY)
+
+    def remove(self, device: CharDevice) -> None:
+        """Take a device out; if it is out, do nothing."""
+        with self._lock:
+            if self._by_name.get(device.name) is device:
+                del self._by_name[device.name]
+                del self._by_number[device.major, device.minor]
+
+    def by_name(self, name: str) -> CharDevice | None:
+        """Return the device of that name (below /dev, "snd/dsp")."""
+        return self._by_name.get(name)
+
+    def by_number(self, major: int, minor: int) -> CharDevice | None:
+        """Return the device of that number."""
+        return self._by_number.get((major, minor))
+
+    def __iter__(self) -> Iterator[CharDevice]:
+        """Iterate over the devices that there are now, in the order in which they came."""
+        with self._lock:
+            return iter(list(self._by_name.values()))
+
+    def __len__(self) -> int:
+        """Return the number of devices."""
+        return len(self._by_name)
+
+
+def check_name(name: str) -> None:
+    """Raise OSError(EINVAL) unless a name can be one of a device: a relative path of 1 to 64 bytes.
+
+    Without empty components, ``.``, ``..`` and NUL.
+    """
+    if (
+        not 1 <= len(name.encode("utf-8", "surrogateescape")) <= NAME_MAX
+        or "\0" in name
+        or any(component in {"", ".", ".."} for component in name.split("/"))
+    ):
+        raise os_error(errno.EINVAL)

@@ -1,0 +1,383 @@
+"""Open files of a device, and what system calls on them do: fs/fuse/cuse.c and file.c.
+
+An operation counts as running on its file from its first step to its last.  RELEASE is sent once,
+when the file has been released and no operation runs on it: by `OpenFile.release`, or by the last
+operation before it returns, like the last fput in Linux.
+"""
+
+import errno
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from recuse.kernel.caller import Caller, Memory
+from recuse.kernel.connection import os_error
+from recuse.kernel.devices import CharDevice
+from recuse.kernel.ioctl import do_ioctl
+from recuse.kernel.operation import Operation
+from recuse.kernel.request import Request
+from recuse.wire.fuse import (
+    FUSE_OPEN,
+    FUSE_READ,
+    FUSE_RELEASE,
+    FUSE_WRITE,
+    fuse_open_in,
+    fuse_open_out,
+    fuse_read_in,
+    fuse_release_in,
+    fuse_write_in,
+    fuse_write_out,
+)
+
+Segment: TypeAlias = tuple[int, int]
+"""Address and length in bytes of a part of a buffer in the caller's memory."""
+
+PAGE_SIZE = 4096
+MAX_PAGES = 32
+"""Most pages of the caller's that one request takes data from or to (default of Linux)."""
+
+MAX_TRANSFER = 0x7FFFF000
+"""Most bytes that one read or write transfers (MAX_RW_COUNT)."""
+
+_MAX_POSITION = (1 << 63) - 1
+
+_OPEN_ONLY = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC
+"""Flags that are for the opening only, and no business of a device (fuse_send_open)."""
+
+_SEEK_MAX = 4
+"""SEEK_HOLE, the last one."""
+
+_pack_read_in = fuse_read_in.CODEC.pack
+_pack_write_in = fuse_write_in.CODEC.pack
+_unpack_write_out = fuse_write_out.CODEC.unpack
+
+
+def open_file(device: CharDevice, flags: int, caller: Caller) -> Operation["OpenFile"]:
+    """Open a device with the flags of open(2).
+
+    Raises OSError: ENODEV if the device is gone, or what the server answers.
+    """
+    # fs/fuse/cuse.c, cuse_open, and file.c, fuse_file_open.
+    if device.connection.ended:
+        raise os_error(errno.ENODEV)
+    flags &= ~_OPEN_ONLY
+    fh = None
+    if not device.no_open:
+        reply = yield Request(
+            FUSE_OPEN,
+            fuse_open_in(flags=flags).pack(),
+            fuse_open_out.SIZE,
+            fuse_open_out.SIZE,
+            caller.pid,
+            caller.uid,
+            caller.gid,
+        )
+        if not reply.error:
+            fh = fuse_open_out.unpack(reply.payload).fh
+        elif reply.error == -errno.ENOSYS:
+            device.no_open = True
+        else:
+            raise os_error(-reply.error)
+    return OpenFile(device, fh, flags)
+
+
+class OpenFile:
+    """What a descriptor (and its copies) of a device refers to.
+
+    flags
+        Of open(2), and what fcntl(F_SETFL) makes of them; READ, WRITE and RELEASE carry them.
+        What may be read or written is decided by those of the opening.
+    position
+        In bytes; stays 0 unless the device is seekable.
+    """
+
+    __slots__ = (
+        "_fh",
+        "_in_flight",
+        "_lock",
+        "_readable",
+        "_released",
+        "_writable",
+        "device",
+        "flags",
+        "position",
+    )
+
+    def __init__(self, device: CharDevice, fh: int | None, flags: int) -> None:
+        self.device = device
+        self.flags = flags
+        self.position = 0
+        self._fh = fh
+        """None if the server knows nothing of open files (`CharDevice.no_open`)."""
+        access = flags & os.O_ACCMODE
+        self._readable = access in (os.O_RDONLY, os.O_RDWR)
+        self._writable = access in (os.O_WRONLY, os.O_RDWR)
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._released = False
+
+    # An area of the caller's that ends in the middle is used up to there, as the pages that
+    # fuse_get_user_pages could get; only a request for which there is none fails with EFAULT.
+
+    def read(
+        self, caller: Caller, segments: Sequence[Segment], offset: int | None
+    ) -> Operation[int]:
+        """Read into the segments, one after the other; return how many bytes were read.
+
+        offset None: at the file position, which moves on.  Devices that are not seekable are read
+        from offset 0 by every call, as fs/fuse/cuse.c does; only the second and later requests
+        of one call have another offset.
+
+        Raises OSError: EBADF if not open for reading, EINVAL for a negative offset, EFAULT if
+        nothing can be stored (no request is sent then), or what the server answers, unless some
+        bytes were read before.
+        """
+        # fs/fuse/file.c, fuse_direct_io, Linux 6.1.
+        with self._lock:
+            if self._released:
+                raise os_error(errno.EBADF)
+            self._in_flight += 1
+        try:
+            position = self._start(self._readable, offset)
+            memory = caller.memory
+            limit = self.device.max_read
+            total = _total(segments)
+            transferred = 0
+            error = 0
+            while transferred < total:
+                areas = _areas(segments, transferred, limit)
+                wanted = 0
+                for address, length in areas:
+                    room = memory.writable(address, length)
+                    wanted += room
+                    if room < length:
+                        break
+                if not wanted:
+                    error = errno.EFAULT
+                    break
+                reply = yield Request(
+                    FUSE_READ,
+                    _pack_read_in(self._fh or 0, position, wanted, 0, 0, self.flags, 0),
+                    0,
+                    wanted,
+                    caller.pid,
+                    caller.uid,
+                    caller.gid,
+                )
+                if reply.error:
+                    error = -reply.error
+                    break
+                count = len(reply.payload)
+                stored = _store(memory, areas, reply.payload) if count else 0
+                transferred += stored
+                position += stored
+                if stored < count:
+                    error = errno.EFAULT
+                    break
+                if count < wanted:
+                    break
+            return self._finish(transferred, position, offset, error)
+        finally:
+            if self._leave():
+                yield from self._send_release()
+
+    def write(
+        self, caller: Caller, segments: Sequence[Segment], offset: int | None
+    ) -> Operation[int]:
+        """Write what is in the segments; return how many bytes the server took.
+
+        As `read`, with EBADF if not open for writing; EIO also if the server says that it took
+        more than it was given.
+        """
+        with self._lock:
+            if self._released:
+                raise os_error(errno.EBADF)
+            self._in_flight += 1
+        try:
+            position = self._start(self._writable, offset)
+            memory = caller.memory
+            limit = self.device.max_write
+            total = _total(segments)
+            transferred = 0
+            error = 0
+            while transferred < total:
+                data = _load(memory, _areas(segments, transferred, limit))
+                given = len(data)
+                if not given:
+                    error = errno.EFAULT
+                    break
+                reply = yield Request(
+                    FUSE_WRITE,
+                    _pack_write_in(self._fh or 0, position, given, 0, 0, self.flags, 0) + data,
+                    fuse_write_out.SIZE,
+                    fuse_write_out.SIZE,
+                    caller.pid,
+                    caller.uid,
+                    caller.gid,
+                )
+                if reply.error:
+                    error = -reply.error
+                    break
+                count, _ = _unpack_write_out(reply.payload)
+                if count > given:
+                    error = errno.EIO
+                    break
+                transferred += count
+                position += count
+                if count < given:
+                    break
+            return self._finish(transferred, position, offset, error)
+        finally:
+            if self._leave():
+                yield from self._send_release()
+
+    def ioctl(
+        self, caller: Caller, command: int, argument: int, compat: bool = False
+    ) -> Operation[int]:
+        """Do what `recuse.kernel.ioctl.do_ioctl` says."""
+        with self._lock:
+            if self._released:
+                raise os_error(errno.EBADF)
+            self._in_flight += 1
+        try:
+            return (
+                yield from do_ioctl(
+                    self.device, self._fh or 0, caller, command, argument, compat=compat
+                )
+            )
+        finally:
+            if self._leave():
+                yield from self._send_release()
+
+    def release(self) -> Operation[None]:
+        """Let the file go: the last descriptor of it was closed.  Again, do nothing.
+
+        Ends when the server has answered RELEASE, whatever that answer is; at once if operations
+        still run on the file, the last of which then sends it.
+        """
+        with self._lock:
+            if self._released:
+                return
+            self._released = True
+            if self._in_flight:
+                return
+        yield from self._send_release()
+
+    def seek(self, offset: int, whence: int) -> int:
+        """Do lseek(2) and return the position.
+
+        Without effect and without error on devices that are not seekable (noop_llseek).  Raises
+        OSError(EINVAL) for a position that is negative or above 2**63 - 1, and for other values of
+        whence than SEEK_SET and SEEK_CUR, as the end of a device is not known.
+        """
+        if not 0 <= whence <= _SEEK_MAX:
+            raise os_error(errno.EINVAL)
+        if not self.device.seekable:
+            return self.position
+        if whence == os.SEEK_CUR:
+            offset += self.position
+        elif whence != os.SEEK_SET:
+            raise os_error(errno.EINVAL)
+        if not 0 <= offset <= _MAX_POSITION:
+            raise os_error(errno.EINVAL)
+        self.position = offset
+        return offset
+
+    def _start(self, allowed: bool, offset: int | None) -> int:
+        """Check what read and write both check and return the first request's offset."""
+        if offset is not None and offset < 0:
+            raise os_error(errno.EINVAL)
+        if not allowed:
+            raise os_error(errno.EBADF)
+        if not self.device.seekable:
+            return 0
+        return self.position if offset is None else offset
+
+    def _finish(self, transferred: int, position: int, offset: int | None, error: int) -> int:
+        if not transferred and error:
+            raise os_error(error)
+        if transferred and offset is None and self.device.seekable:
+            self.position = position
+        return transferred
+
+    def _leave(self) -> bool:
+        """End an operation; True if it has to send RELEASE."""
+        with self._lock:
+            self._in_flight -= 1
+            if self._in_flight or not self._released:
+                return False
+        # A generator that is thrown away may not yield any more.
+        return sys.exc_info()[0] is not GeneratorExit
+
+    def _send_release(self) -> Operation[None]:
+        if self._fh is not None:
+            # Without a caller in its header (fs/fuse/file.c, fuse_prepare_release: nocreds).
+            release = fuse_release_in(fh=self._fh, flags=self.flags)
+            yield Request(FUSE_RELEASE, release.pack(), force=True)
+
+
+def _total(segments: Sequence[Segment]) -> int:
+    if len(segments) == 1:
+        return min(segments[0][1], MAX_TRANSFER)
+    return min(sum(length for _, length in segments), MAX_TRANSFER)
+
+
+def _areas(segments: Sequence[Segment], skip: int, limit: int) -> Sequence[Segment]:
+    """Return the parts of segments for one request, which starts ``skip`` bytes into them.
+
+    They have at most ``limit`` bytes in MAX_PAGES pages (fuse_get_user_pages).
+    """
+    if len(segments) == 1:
+        address, length = segments[0]
+        address += skip
+        room = min(limit, MAX_PAGES * PAGE_SIZE - address % PAGE_SIZE)
+        length = min(length - skip, room)
+        return ((address, length),)
+    areas = []
+    pages = MAX_PAGES
+    for address, length in segments:
+        if skip >= length:
+            skip -= length
+            continue
+        address += skip
+        length = min(length - skip, limit, pages * PAGE_SIZE - address % PAGE_SIZE)
+        skip = 0
+        areas.append((address, length))
+        limit -= length
+        pages -= (address % PAGE_SIZE + length + PAGE_SIZE - 1) // PAGE_SIZE
+        if not limit or not pages:
+            break
+    return areas
+
+
+def _load(memory: Memory, areas: Sequence[Segment]) -> bytes:
+    """Return what is in the areas, up to the first byte that cannot be read."""
+    parts = []
+    for address, length in areas:
+        try:
+            part = memory.read(address, length)
+        except OSError:
+            break
+        parts.append(part)
+        if len(part) < length:
+            break
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _store(memory: Memory, areas: Sequence[Segment], data: bytes | memoryview) -> int:
+    """Put data into the areas; return how many bytes could be stored."""
+    stored = 0
+    for address, length in areas:
+        part = data if len(data) <= length and not stored else data[stored : stored + length]
+        if not part:
+            break
+        try:
+            count = memory.write(address, part)
+        except OSError:
+            break
+        stored += count
+        if count < len(part):
+            break
+    return stored

@@ -1,0 +1,163 @@
+"""ioctl on a device: fs/fuse/ioctl.c, fuse_do_ioctl.
+
+A restricted device is given the argument that the command encodes: size and direction of the area
+at its address.  An unrestricted one may answer with FUSE_IOCTL_RETRY and areas of the caller's
+memory, input first, then output; it is asked again with what is in the input areas and room for
+the output areas, until it answers without RETRY.
+"""
+
+import errno
+from collections.abc import Sequence
+
+from recuse.kernel.caller import Caller, Memory
+from recuse.kernel.connection import os_error
+from recuse.kernel.devices import CharDevice
+from recuse.kernel.operation import Operation
+from recuse.kernel.request import Request
+from recuse.wire import ioctl
+from recuse.wire.fuse import (
+    FUSE_IOCTL,
+    FUSE_IOCTL_32BIT,
+    FUSE_IOCTL_COMPAT,
+    FUSE_IOCTL_MAX_IOV,
+    FUSE_IOCTL_RETRY,
+    FUSE_IOCTL_UNRESTRICTED,
+    fuse_ioctl_in,
+    fuse_ioctl_iovec,
+    fuse_ioctl_out,
+)
+
+PAGE_SIZE = 4096
+MAX_BYTES = 32 * PAGE_SIZE
+"""Most bytes of all input areas, and of all output areas (default max_pages of Linux)."""
+
+MAX_ROUNDS = 2 * FUSE_IOCTL_MAX_IOV
+"""Most requests for one ioctl.
+
+Linux has no such limit.  A server that asks for one area more each time needs FUSE_IOCTL_MAX_IOV
+and one rounds; twice that lets it also ask for longer ones.
+"""
+
+_ADDRESS_SPACE = 1 << 64
+_ERRNO_MAX = 4095
+
+_RESTART = frozenset({512, 513, 514, 516})
+"""ERESTARTSYS and its like: would have the system call made again, and no program may see them."""
+
+Area = tuple[int, int]
+
+
+def do_ioctl(
+    device: CharDevice, fh: int, caller: Caller, command: int, argument: int, *, compat: bool
+) -> Operation[int]:
+    """Do one ioctl and return its result.
+
+    ``command`` is 32 bits, ``argument`` 64.  ``compat``: the caller is a 32-bit program.
+
+    Raises OSError: a negative result of the server's; ENOTTY instead of ENOSYS; EFAULT for areas
+    that cannot be read or written; ENOMEM for more than FUSE_IOCTL_MAX_IOV areas or MAX_BYTES in
+    either direction; EIO for an answer that breaks the rules, and after MAX_ROUNDS requests.
+    """
+    unrestricted = device.unrestricted
+    flags = FUSE_IOCTL_UNRESTRICTED if unrestricted else 0
+    if compat:
+        flags |= FUSE_IOCTL_COMPAT | FUSE_IOCTL_32BIT
+    sources: Sequence[Area] = ()
+    targets: Sequence[Area] = ()
+    if not unrestricted:
+        area = (argument, ioctl.size(command))
+        direction = ioctl.direction(command)
+        if direction & ioctl.IOC_WRITE:
+            sources = (area,)
+        if direction & ioctl.IOC_READ:
+            targets = (area,)
+    for _ in range(MAX_ROUNDS):
+        data = _load(caller.memory, sources)
+        out_size = sum(length for _, length in targets)
+        body = fuse_ioctl_in(fh, flags, command, argument, len(data), out_size).pack() + data
+        reply = yield Request(
+            FUSE_IOCTL,
+            body,
+            fuse_ioctl_out.SIZE,
+            # The areas of a RETRY need room even if there is to be no output.
+            fuse_ioctl_out.SIZE + max(out_size, PAGE_SIZE),
+            caller.pid,
+            caller.uid,
+            caller.gid,
+        )
+        if reply.error:
+            raise os_error(errno.ENOTTY if reply.error == -errno.ENOSYS else -reply.error)
+        out = fuse_ioctl_out.unpack(reply.payload)
+        payload = reply.payload[fuse_ioctl_out.SIZE :]
+        if out.flags & FUSE_IOCTL_RETRY:
+            if not unrestricted:
+                raise os_error(errno.EIO)
+            sources, targets = _areas(out, payload, compat)
+            continue
+        if len(payload) > out_size:
+            raise os_error(errno.EIO)
+        _store(caller.memory, targets, payload)
+        return _result(out.result)
+    raise os_error(errno.EIO)
+
+
+def _areas(
+    out: fuse_ioctl_out, payload: bytes | memoryview, compat: bool
+) -> tuple[list[Area], list[Area]]:
+    """Return the input and the output areas that a RETRY asks for."""
+    count = out.in_iovs + out.out_iovs
+    if count > FUSE_IOCTL_MAX_IOV:
+        raise os_error(errno.ENOMEM)
+    if len(payload) != count * fuse_ioctl_iovec.SIZE:
+        raise os_error(errno.EIO)
+    areas: list[Area] = list(fuse_ioctl_iovec.CODEC.iter_unpack(payload))
+    if compat and any(base >> 32 or length >> 32 for base, length in areas):
+        raise os_error(errno.EIO)
+    sources, targets = areas[: out.in_iovs], areas[out.in_iovs :]
+    for part in (sources, targets):
+        if sum(length for _, length in part) > MAX_BYTES:
+            raise os_error(errno.ENOMEM)
+    return sources, targets
+
+
+def _result(result: int) -> int:
+    """Return what the system call returns, or raise what it fails with.
+
+    Negative numbers that are no errno are returned: the program sees them as they are.
+    """
+    if -_ERRNO_MAX <= result < 0:
+        number = -result
+        if number == errno.ENOSYS:
+            number = errno.ENOTTY
+        raise os_error(errno.EINTR if number in _RESTART else number)
+    return result
+
+
+def _load(memory: Memory, areas: Sequence[Area]) -> bytes:
+    """Return what is in all the areas, or raise EFAULT if a byte cannot be read."""
+    parts = []
+    for address, length in areas:
+        if not length:
+            continue
+        if address + length > _ADDRESS_SPACE:
+            raise os_error(errno.EFAULT)
+        part = memory.read(address, length)
+        if len(part) < length:
+            raise os_error(errno.EFAULT)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _store(memory: Memory, areas: Sequence[Area], data: bytes | memoryview) -> None:
+    """Put data into the areas, maybe not filling them, or raise EFAULT where they end."""
+    stored = 0
+    for address, length in areas:
+        part = data[stored : stored + length]
+        if not part:
+            continue
+        if address + len(part) > _ADDRESS_SPACE:
+            raise os_error(errno.EFAULT)
+        count = memory.write(address, part)
+        if count < len(part):
+            raise os_error(errno.EFAULT)
+        stored += count

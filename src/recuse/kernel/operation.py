@@ -1,0 +1,97 @@
+"""Operations: what a system call does, as a generator that yields requests and is sent replies."""
+
+import errno
+import logging
+from collections.abc import Callable, Generator
+from typing import Any, TypeAlias, TypeVar
+
+from recuse.kernel.connection import Connection, os_error
+from recuse.kernel.request import Reply, Request
+
+log = logging.getLogger("recuse.kernel")
+
+T = TypeVar("T")
+
+Operation: TypeAlias = Generator[Request, Reply, T]
+"""Returns the system call's result or raises OSError; runs in whatever thread has the reply."""
+
+
+class Running:
+    """An operation that waits for a reply."""
+
+    __slots__ = ("connection", "done", "interrupted", "operation", "request")
+
+    def __init__(
+        self,
+        connection: Connection,
+        operation: Operation[Any],
+        done: Callable[[Any, OSError | None], None],
+        request: Request,
+    ) -> None:
+        self.connection = connection
+        self.operation = operation
+        self.done = done
+        self.request = request
+        self.interrupted = False
+
+    def interrupt(self) -> None:
+        """Tell the server that nobody waits for the result any more; ``done`` is still called.
+
+        Holds for this request and those that the operation goes on to.
+        """
+        self.interrupted = True
+        self.connection.interrupt(self.request)
+
+    def _go_on(self, reply: Reply) -> None:
+        _drive(self.connection, self.operation, self.done, reply, self)
+
+
+def run(
+    connection: Connection,
+    operation: Operation[T],
+    done: Callable[[T | None, OSError | None], None],
+) -> Running | None:
+    """Drive an operation to its end, and call ``done`` with its result or its error.
+
+    Goes on here as long as replies are there when `Connection.submit` returns, and after that in
+    the threads that bring the replies.  Returns None if the operation has ended.
+
+    An exception that is no OSError is a mistake: it is logged, and the error is EIO.
+    """
+    return _drive(connection, operation, done, None, None)
+
+
+def _drive(
+    connection: Connection,
+    operation: Operation[T],
+    done: Callable[[T | None, OSError | None], None],
+    reply: Reply | None,
+    running: Running | None,
+) -> Running | None:
+    result = None
+    error = None
+    try:
+        while True:
+            request = operation.send(reply)  # type: ignore[arg-type]  # None starts it
+            connection.submit(request)
+            reply = request.reply
+            if reply is None:
+                if running is None:
+                    running = Running(connection, operation, done, request)
+                else:
+                    running.request = request
+                if connection.watch(request, running._go_on):
+                    if running.interrupted:
+                        connection.interrupt(request)
+                    return running
+                reply = request.reply
+    except StopIteration as stop:
+        result = stop.value
+    except OSError as exception:
+        # Without the traceback, which would hold this frame, which holds the exception.
+        error = exception.with_traceback(None)
+    except Exception:
+        log.exception("an operation failed")
+        error = os_error(errno.EIO)
+    done(result, error)
+    return None
