@@ -1,0 +1,314 @@
+"""`recuse doctor`: what this machine allows, what it does not, and what to do about it.
+
+Every check is a function that returns a `Finding`, and a row of `CHECKS`. What can be tried is
+tried (`recuse.cli.probes`): a kernel's version says little inside a container.
+"""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+from recuse.cli import probes
+from recuse.sandbox.arch import MACHINE, SUPPORTED
+
+OLDEST_KERNEL = (5, 19)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found: whether it is as it should be, and if not, what to do."""
+
+    good: bool
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A row of the report."""
+
+    name: str
+    find: Callable[[], Finding]
+    required: bool = True
+    """Whether `recuse run` cannot work without it."""
+
+
+def _try(experiment: Callable[[], object], good: str, advice: str) -> Finding:
+    """The finding of an experiment that raises OSError where it fails."""
+    try:
+        experiment()
+    except OSError as error:
+        return Finding(False, error.strerror or str(error), advice)
+    return Finding(True, good)
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+def _status(field: str) -> str:
+    """A field of /proc/self/status, "" if there is none of that name."""
+    for line in _read("/proc/self/status").splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return value.strip()
+    return ""
+
+
+# ---- what this is
+
+
+def check_recuse() -> Finding:
+    return Finding(True, f"{version('recuse')}, in {Path(__file__).parent.parent}")
+
+
+def check_python() -> Finding:
+    text = f"{sys.version.split()[0]}, {sys.executable}"
+    return Finding(sys.version_info >= (3, 11), text, "install Python 3.11 or newer")
+
+
+def check_architecture() -> Finding:
+    return Finding(SUPPORTED, MACHINE, "recuse runs programs on x86-64 only so far")
+
+
+def check_kernel() -> Finding:
+    """The version as such is only a hint: the checks below try the features themselves."""
+    system = os.uname()
+    numbers = system.release.split("-")[0].split(".")[:2]
+    known = len(numbers) == 2 and all(number.isdecimal() for number in numbers)
+    good = known and tuple(map(int, numbers)) >= OLDEST_KERNEL
+    advice = "Linux 5.19 or newer has all that recuse needs"
+    return Finding(good, f"{system.sysname} {system.release}", advice)
+
+
+# ---- seccomp user notification
+
+_IN_A_CONTAINER = (
+    "in a container, its seccomp profile forbids this: for docker or podman, run it with "
+    "--security-opt seccomp=unconfined"
+)
+
+
+def check_user_notification() -> Finding:
+    """Whether calls of a child can be answered: the mechanism that everything rests on."""
+    try:
+        probes.trap_a_call()
+    except OSError as error:
+        advice = {
+            errno.EBUSY: "another supervisor (a container's, or recuse itself) listens to this "
+            "process already, and Linux allows one: run recuse outside of it",
+            errno.EPERM: _IN_A_CONTAINER,
+            errno.EACCES: _IN_A_CONTAINER,
+        }.get(
+            error.errno or 0, "the kernel must be Linux 5.5 or newer, built with SECCOMP_FILTER=y"
+        )
+        return Finding(False, error.strerror or str(error), advice)
+    return Finding(True, "a child's system call was trapped and answered")
+
+
+def check_notification_sizes() -> Finding:
+    """The kernel's structures may grow; the sandbox uses those of today."""
+    try:
+        sizes = probes.notification_sizes()
+    except OSError as error:
+        advice = "the kernel must be Linux 5.0 or newer; " + _IN_A_CONTAINER
+        return Finding(False, error.strerror or str(error), advice)
+    text = "request {}, response {}, data {} bytes".format(*sizes)
+    advice = "this kernel is newer than this version of recuse: look for a newer recuse"
+    return Finding(sizes == (80, 24, 64), text, advice)
+
+
+def check_add_descriptor() -> Finding:
+    return _try(
+        probes.add_descriptor,
+        "ADDFD with SEND works",
+        "opening a device needs this; Linux 5.14 or newer has it",
+    )
+
+
+def check_wait_killable() -> Finding:
+    return _try(
+        probes.wait_killable,
+        "WAIT_KILLABLE_RECV works",
+        "without it a signal repeats a call that the device is at; Linux 5.19 or newer has it",
+    )
+
+
+def check_sync_wake_up() -> Finding:
+    advice = "each call on a device takes several times as long without; Linux 6.6 or newer has it"
+    try:
+        works = probes.sync_wake_up()
+    except OSError as error:
+        return Finding(False, error.strerror or str(error), advice)
+    return Finding(works, "SYNC_WAKE_UP works" if works else "not in this kernel", advice)
+
+
+# ---- other processes
+
+
+def _ptrace_scope() -> str:
+    try:
+        return _read("/proc/sys/kernel/yama/ptrace_scope").strip()
+    except OSError:
+        return ""
+
+
+_PTRACE_ADVICE = (
+    "in a container, add the capability (--cap-add SYS_PTRACE); elsewhere look at "
+    "kernel.yama.ptrace_scope, which should be 0 or 1"
+)
+
+
+def check_memory() -> Finding:
+    scope = _ptrace_scope()
+    good = "a child's memory can be read"
+    if scope:
+        good += f" (yama ptrace_scope is {scope})"
+    return _try(probes.read_child_memory, good, _PTRACE_ADVICE)
+
+
+def check_proc() -> Finding:
+    return _try(
+        probes.read_child_proc,
+        "a child's descriptors and memory map can be seen",
+        "mount /proc, without hidepid; " + _PTRACE_ADVICE,
+    )
+
+
+def check_pidfd() -> Finding:
+    return _try(probes.hold_child, "pidfd_open works", "Linux 5.3 or newer has it")
+
+
+def check_pidfd_getfd() -> Finding:
+    return _try(
+        probes.fetch_child_descriptor,
+        "pidfd_getfd works",
+        "not used by this version; " + _PTRACE_ADVICE,
+    )
+
+
+def check_ptrace() -> Finding:
+    return _try(
+        probes.trace_child,
+        "a child can be stopped by ptrace",
+        "not used by this version; " + _PTRACE_ADVICE,
+    )
+
+
+# ---- surroundings
+
+
+def check_confinement() -> Finding:
+    """Only told: whatever matters of it shows in the other checks."""
+    parts = []
+    if _status("Seccomp") not in ("", "0"):
+        parts.append("in a seccomp filter")
+    if os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"):
+        parts.append("in a container")
+    return Finding(True, ", ".join(parts) or "not confined by seccomp or a container")
+
+
+def check_no_new_privileges() -> Finding:
+    here = " (already so here)" if _status("NoNewPrivs") == "1" else ""
+    return Finding(True, f"no_new_privs is set for programs{here}: sudo and such gain nothing")
+
+
+def check_dev_fuse() -> Finding:
+    return _device("/dev/fuse", "modprobe fuse; in a container, --device /dev/fuse")
+
+
+def check_dev_cuse() -> Finding:
+    return _device("/dev/cuse", "modprobe cuse, as root, where the kernel has it")
+
+
+def _device(path: str, advice: str) -> Finding:
+    needless = "`recuse run` does without"
+    return _try(lambda: probes.open_device(path), "can be opened", f"{needless}; {advice}")
+
+
+BASICS = (
+    Check("recuse", check_recuse),
+    Check("Python", check_python),
+    Check("architecture", check_architecture),
+    Check("kernel", check_kernel, required=False),
+)
+# These make system calls by their numbers on a supported architecture.
+EXPERIMENTS = (
+    Check("user notification", check_user_notification),
+    Check("notification sizes", check_notification_sizes),
+    Check("adding descriptors", check_add_descriptor),
+    Check("killable waits", check_wait_killable),
+    Check("quick wake-up", check_sync_wake_up, required=False),
+    Check("process memory", check_memory),
+    Check("process files", check_proc),
+    Check("process handles", check_pidfd),
+    Check("fetching descriptors", check_pidfd_getfd, required=False),
+    Check("ptrace", check_ptrace, required=False),
+)
+SURROUNDINGS = (
+    Check("confinement", check_confinement, required=False),
+    Check("no_new_privs", check_no_new_privileges, required=False),
+    Check("/dev/fuse", check_dev_fuse, required=False),
+    Check("/dev/cuse", check_dev_cuse, required=False),
+)
+
+
+def examine(checks: Iterable[Check]) -> list[tuple[Check, Finding]]:
+    """Do the checks; one that breaks in a way of its own is a finding, too."""
+    report = []
+    for check in checks:
+        try:
+            finding = check.find()
+        except Exception as error:
+            finding = Finding(False, f"{type(error).__name__}: {error}", "please report this")
+        report.append((check, finding))
+    return report
+
+
+def mark(check: Check, finding: Finding) -> str:
+    """Return "ok", or "no" for what is needed, or "--" for what can be missing."""
+    if finding.good:
+        return "ok"
+    return "no" if check.required else "--"
+
+
+def diagnose(as_json: bool) -> int:
+    """Print the report; returns 0 if `recuse run` can work here, else 1."""
+    report = examine((*BASICS, *(EXPERIMENTS if SUPPORTED else ()), *SURROUNDINGS))
+    works = all(finding.good or not check.required for check, finding in report)
+    if as_json:
+        click.echo(json.dumps(_as_data(report, works), indent=2))
+        return 0 if works else 1
+    width = max(len(check.name) for check, _ in report)
+    for check, finding in report:
+        text = finding.text if finding.good else f"{finding.text}: {finding.advice}"
+        click.echo(f"[{mark(check, finding)}] {check.name:{width}}  {text}")
+    click.echo(
+        "recuse run can work here."
+        if works
+        else "recuse run cannot work here: see the lines marked [no]."
+    )
+    return 0 if works else 1
+
+
+def _as_data(report: list[tuple[Check, Finding]], works: bool) -> dict[str, object]:
+    return {
+        "works": works,
+        "checks": [
+            {
+                "name": check.name,
+                "good": finding.good,
+                "required": check.required,
+                "finding": finding.text,
+                "advice": "" if finding.good else finding.advice,
+            }
+            for check, finding in report
+        ],
+    }

@@ -1,0 +1,95 @@
+"""The `recuse` command: its subcommands, their options, and how failures are told."""
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
+def _print_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        click.echo(f"recuse {version('recuse')}")
+        context.exit()
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Character devices written in Python, for unmodified programs."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+
+
+@cli.command(context_settings={"allow_interspersed_args": False}, short_help="Run a program.")
+@click.option(
+    "-d",
+    "--device",
+    "specs",
+    metavar="SPEC",
+    multiple=True,
+    help="A device that the program shall find under /dev; may be given several times.",
+)
+@click.argument("argv", metavar="[--] PROGRAM [ARG]...", nargs=-1, type=click.UNPROCESSED)
+def run(specs: tuple[str, ...], argv: tuple[str, ...]) -> int:
+    """Run PROGRAM, and all that it starts, with devices written in Python.
+
+    SPEC is a file with a Device class in it (echo.py), a class in a file (echo.py:Echo) or in a
+    module (package.module:Echo). Arguments for the class follow after commas:
+    memory.py,name=ram,size=0x1000.
+
+    \b
+    The exit status is the program's own; 128+N if signal N ended it; 127 if
+    there is no such program, 126 if it cannot be executed; 125 if recuse
+    itself failed.
+    """  # noqa: D301 (click's mark for a paragraph that keeps its lines)
+    if not argv:
+        raise click.UsageError("which program? recuse run [-d SPEC]... [--] PROGRAM [ARG]...")
+    from recuse.cli.run import run_program
+
+    return run_program(specs, argv)
+
+
+@cli.command(short_help="Say what this machine allows.")
+@click.option("--json", "as_json", is_flag=True, help="Write the findings as JSON.")
+def doctor(as_json: bool) -> int:
+    """Say what this machine allows, and what to do about the rest.
+
+    The exit status is 0 if `recuse run` can work here, 1 if not.
+    """
+    from recuse.cli.doctor import diagnose
+
+    return diagnose(as_json)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command with `args`, or the ones of this process; returns the exit status."""
+    try:
+        # Not click's own mode: that would print its errors over several lines.
+        status = cli.main(args, prog_name="recuse", standalone_mode=False)
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        message = " ".join(line.strip() for line in error.format_message().splitlines())
+        if isinstance(error, click.UsageError) and error.ctx:
+            message = f"{message.rstrip('.')} (see {error.ctx.command_path} --help)"
+        click.echo(f"recuse: {message}", err=True)
+        return error.exit_code
+    return int(status or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Trying out what the sandbox needs of this machine: small experiments on forked children.
+
+Each function here returns when its experiment succeeded and raises OSError, with the errno that the
+kernel gave, when it did not. What that means for a user is `recuse.cli.doctor`'s business.
+"""
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+from recuse.sandbox.arch import arch
+from recuse.sandbox.listener import Listener, Notification
+from recuse.sandbox.memory import read_memory
+
+# linux/prctl.h, linux/seccomp.h, linux/filter.h
+_PR_SET_NO_NEW_PRIVS = 38
+_SET_MODE_FILTER = 1
+_GET_NOTIF_SIZES = 3
+_NEW_LISTENER = 8
+_WAIT_KILLABLE_RECV = 32
+_LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
+
+# linux/ptrace.h
+_SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17
+
+_GETPGRP = 111
+"""The call that the experiments trap (x86-64): without arguments, and not made by Python itself."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_libc.ptrace.restype = ctypes.c_long
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+@contextlib.contextmanager
+def _child(work: Callable[[socket.socket], object]) -> Iterator[tuple[int, socket.socket]]:
+    """Run `work` in a forked child with one end of a socket pair; give its pid and the other end.
+
+    The child lives until `work` returns or the block ends, whichever is first.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                ours.close()
+                work(theirs)
+            finally:
+                os._exit(0)
+        theirs.close()
+        try:
+            yield pid, ours
+        finally:
+            ours.close()
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+
+
+def _install_filter(flags: int) -> int:
+    """Trap getpgrp in this thread, for ever; returns the listener's descriptor."""
+    code = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in [
+            (_LOAD, 0, 0, 0),
+            (_JUMP_EQUAL, 0, 1, _GETPGRP),
+            (_RETURN, 0, 0, _NOTIFY),
+            (_RETURN, 0, 0, _ALLOW),
+        ]
+    )
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    program = _Program(len(code) // 8, code)
+    seccomp = arch.SYSCALLS["seccomp"]
+    return _check(_libc.syscall(seccomp, _SET_MODE_FILTER, flags, ctypes.byref(program)))
+
+
+def _trap(flags: int, answer: Callable[[Listener, Notification], object]) -> int:
+    """Let a child make a trapped call, and `answer` it; returns the call's result."""
+
+    def make_call(theirs: socket.socket) -> None:
+        try:
+            listener = _install_filter(flags)
+        except OSError as error:
+            theirs.send(struct.pack("=q", -(error.errno or 0)))
+            return
+        socket.send_fds(theirs, [b"listener"], [listener])
+        os.close(listener)
+        theirs.send(struct.pack("=q", _libc.syscall(_GETPGRP)))
+
+    with _child(make_call) as (_, ours):
+        message, descriptors, _, _ = socket.recv_fds(ours, 8, 1)
+        if not descriptors:
+            (code,) = struct.unpack("=q", message)
+            raise OSError(-code, os.strerror(-code))
+        listener = Listener(descriptors[0])
+        try:
+            call = listener.receive()
+            if call is None:
+                raise ProcessLookupError("the child of an experiment is gone")
+            answer(listener, call)
+            result: int = struct.unpack("=q", ours.recv(8))[0]
+        finally:
+            listener.close()
+    return result
+
+
+def notification_sizes() -> tuple[int, int, int]:
+    """The sizes of seccomp's structures: notification, response, data (64-bit: 80, 24, 64)."""
+    sizes = (ctypes.c_uint16 * 3)()
+    seccomp = arch.SYSCALLS["seccomp"]
+    _check(_libc.syscall(seccomp, _GET_NOTIF_SIZES, 0, ctypes.byref(sizes)))
+    return sizes[0], sizes[1], sizes[2]
+
+
+def trap_a_call() -> None:
+    """Answer a child's system call in its stead."""
+    result = _trap(_NEW_LISTENER, lambda listener, call: listener.answer(call.id, 12345))
+    if result != 12345:
+        raise OSError(0, f"a trapped call returned {result}, not its answer")
+
+
+def wait_killable() -> None:
+    """Have a child's trapped call wait on when a signal that it catches arrives."""
+    flags = _NEW_LISTENER | _WAIT_KILLABLE_RECV
+    _trap(flags, lambda listener, call: listener.proceed(call.id))
+
+
+def add_descriptor() -> None:
+    """Give a child a descriptor as its system call's result, in one step."""
+
+    def answer(listener: Listener, call: Notification) -> None:
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        try:
+            listener.answer_with_descriptor(call.id, descriptor, cloexec=True)
+        finally:
+            os.close(descriptor)
+
+    _trap(_NEW_LISTENER, answer)
+
+
+def sync_wake_up() -> bool:
+    """Whether program and supervisor can share a CPU while one waits for the other."""
+    found = []
+
+    def answer(listener: Listener, call: Notification) -> None:
+        found.append(listener.prefer_sync_wake_up())
+        listener.proceed(call.id)
+
+    _trap(_NEW_LISTENER, answer)
+    return found[0]
+
+
+def _wait(theirs: socket.socket) -> None:
+    theirs.recv(1)
+
+
+def read_child_memory() -> None:
+    """Read a child's memory by address."""
+    text = b"recuse doctor"
+    buffer = ctypes.create_string_buffer(text)
+    with _child(_wait) as (pid, _):
+        if read_memory(pid, ctypes.addressof(buffer), len(text)) != text:
+            raise OSError(0, "a child's memory read as something else")
+
+
+def read_child_proc() -> None:
+    """See in /proc which descriptors and which memory a child has."""
+    with _child(_wait) as (pid, _):
+        os.readlink(f"/proc/{pid}/fd/{os.listdir(f'/proc/{pid}/fd')[0]}")
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            maps.readline()
+
+
+def trace_child() -> None:
+    """Stop a child by ptrace and let it go on."""
+    with _child(_wait) as (pid, _):
+        _check(_libc.ptrace(_SEIZE, pid, None, None))
+        _check(_libc.ptrace(_INTERRUPT, pid, None, None))
+        os.waitpid(pid, 0)
+        _check(_libc.ptrace(_DETACH, pid, None, None))
+
+
+def hold_child() -> None:
+    """Name a child by a descriptor."""
+    with _child(_wait) as (pid, _):
+        os.close(os.pidfd_open(pid))
+
+
+def fetch_child_descriptor() -> None:
+    """Copy a descriptor of a child."""
+    with _child(_wait) as (pid, _):
+        pidfd = os.pidfd_open(pid)
+        try:
+            number = int(os.listdir(f"/proc/{pid}/fd")[0])
+            os.close(_check(_libc.syscall(arch.SYSCALLS["pidfd_getfd"], pidfd, number, 0)))
+        finally:
+            os.close(pidfd)
+
+
+def open_device(path: str) -> None:
+    """Open and close a device node for reading and writing."""
+    os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))

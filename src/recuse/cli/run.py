@@ -1,0 +1,91 @@
+"""`recuse run`: load the devices, run the program with them, tell in one line what went wrong."""
+
+import errno
+import logging
+import os
+import textwrap
+from collections.abc import Sequence
+
+import click
+
+from recuse.cli.spec import SpecError, load, parse
+from recuse.server.device import Device
+
+
+class Failure(click.ClickException):
+    """Recuse itself failed; the status is that of env(1) and timeout(1) for the same."""
+
+    exit_code = 125
+
+
+class NotExecutable(Failure):
+    """There is such a program, but it cannot be executed."""
+
+    exit_code = 126
+
+
+class NotFound(Failure):
+    """There is no such program."""
+
+    exit_code = 127
+
+
+class _PrefixFormatter(logging.Formatter):
+    """Puts `recuse: ` before each line, tracebacks too: the program writes to stderr as well."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return textwrap.indent(super().format(record), "recuse: ", lambda _line: True)
+
+
+def configure_logging() -> None:
+    """Show warnings, and the tracebacks of a device's methods, on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrefixFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+def load_devices(specs: Sequence[str]) -> list[Device]:
+    """Make the devices that the -d options ask for.
+
+    Raises:
+        SpecError: one of them cannot be had, or two have the same name.
+    """
+    devices: dict[str, Device] = {}
+    for text in specs:
+        device = load(parse(text))
+        if device.name in devices:
+            raise SpecError(
+                f"two devices are named {device.name}: give one of them another name, "
+                f"such as {text},name=... if its class takes that"
+            )
+        devices[device.name] = device
+    return list(devices.values())
+
+
+def run_program(specs: Sequence[str], argv: Sequence[str]) -> int:
+    """Run `argv` with the devices of `specs`; returns the exit status to exit with.
+
+    Raises:
+        Failure: with what to tell the user.
+    """
+    configure_logging()
+    try:
+        devices = load_devices(specs)
+    except SpecError as error:
+        raise Failure(str(error)) from error
+    from recuse.sandbox import supervise
+
+    try:
+        return supervise(devices, argv)
+    except OSError as error:
+        raise _explain(error, argv[0]) from error
+
+
+def _explain(error: OSError, program: str) -> Failure:
+    """Say what an error of the sandbox means for somebody at a shell."""
+    reason = error.strerror or str(error)
+    if error.filename is not None and os.fspath(error.filename) == program:
+        if error.errno == errno.ENOENT:
+            return NotFound(f"{program}: not found; is it installed, and on the PATH?")
+        return NotExecutable(f"{program}: cannot be executed: {reason}")
+    return Failure(f"{reason}; `recuse doctor` tells what this machine allows")

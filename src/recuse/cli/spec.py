@@ -1,0 +1,269 @@
+"""What `-d` means: from `examples/memory.py:Memory,size=0x1000` to a device.
+
+Whoever meets these errors has just written the file or the option, so each names the place and
+what would be right there.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import os
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
+
+from recuse.server.device import Device, check_device
+
+
+class SpecError(Exception):
+    """A device cannot be had; the message is one line that says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A `-d` option, taken apart."""
+
+    source: str
+    """A file's path, or a module's dotted name."""
+    class_name: str | None
+    arguments: dict[str, str]
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the source is a file's path."""
+        return self.source.endswith(".py") or os.sep in self.source
+
+
+def parse(text: str) -> Spec:
+    """Take a `-d` option apart.
+
+    Raises:
+        SpecError: it is not of the form SOURCE[:CLASS][,KEY=VALUE]...
+    """
+    head, *pairs = text.split(",")
+    arguments: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise SpecError(f"{text}: after a comma comes KEY=VALUE, not {pair!r}")
+        if key in arguments:
+            raise SpecError(f"{text}: {key} is given twice")
+        arguments[key] = value
+    source, class_name = head, None
+    if ":" in os.path.basename(head):
+        source, _, class_name = head.rpartition(":")
+        if not class_name.isidentifier():
+            raise SpecError(f"{text}: after the colon comes the name of a class")
+    if not source:
+        raise SpecError(f"{text!r}: a device is given as FILE.py, FILE.py:CLASS or MODULE:CLASS")
+    return Spec(source, class_name, arguments)
+
+
+def load(spec: Spec) -> Device:
+    """Import what `spec` names and make the device.
+
+    Raises:
+        SpecError: with what to tell the user.
+    """
+    module = _load_file(spec.source) if spec.is_file else _load_module(spec.source)
+    cls = _choose_class(spec, module)
+    arguments = _convert_arguments(spec, cls)
+    make: Callable[..., Device] = cls
+    try:
+        device = make(**arguments)
+    except Exception as error:
+        raise SpecError(_locate(error, module.__file__, spec.source)) from error
+    try:
+        # A constructor of its own may have set anything.
+        check_device(device)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"{spec.source}: {error}") from error
+    return device
+
+
+# ---- modules
+
+
+def _load_file(path: str) -> ModuleType:
+    """Import a file by its path, once for all the options that name it."""
+    if not os.path.isfile(path):
+        raise SpecError(f"{path}: there is no such file")
+    full_path = os.path.realpath(path)
+    # Not its bare name: echo.py in two directories are two modules, and neither is to be taken
+    # for a module of the same name elsewhere.
+    name = f"device file {full_path}"
+    if name in sys.modules:
+        return sys.modules[name]
+    # As for a script that Python runs: what lies beside it can be imported.
+    _search(os.path.dirname(full_path))
+    module_spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, full_path))
+    assert module_spec is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)  # type: ignore[union-attr]
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise SpecError(_locate(error, full_path, path)) from error
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    """Import a module by its name; as with `python -m`, from the working directory too."""
+    _search(os.getcwd())
+    origin = None
+    try:
+        found = importlib.util.find_spec(name)
+        if found is not None:
+            origin = found.origin
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # A module that the named one imports, rather than itself or its package.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise SpecError(_locate(error, origin, origin or name)) from error
+    except (Exception, SystemExit) as error:
+        raise SpecError(_locate(error, origin, origin or name)) from error
+    raise SpecError(f"{name}: no such module; a file is given with its ending, as {name}.py")
+
+
+def _search(directory: str) -> None:
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+
+
+def _locate(error: BaseException, path: str | None, shown: str) -> str:
+    """An exception in one line, with the last line of the file at `path` that led to it."""
+    line = 0
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == path:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    if isinstance(error, SyntaxError) and error.lineno:
+        shown = shown if error.filename == path else error.filename or shown
+        line, text = error.lineno, error.msg
+    else:
+        text = str(error)
+    place = f"{shown}:{line}" if line else shown
+    name = type(error).__name__
+    return f"{place}: {name}: {text}" if text else f"{place}: {name}"
+
+
+# ---- classes
+
+
+def _choose_class(spec: Spec, module: ModuleType) -> type[Device]:
+    # Those that are defined here, not imported; in the file's order, an alias only once.
+    choices = dict.fromkeys(
+        value.__name__
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Device)
+        and value.__module__ == module.__name__
+    )
+    name = spec.class_name
+    if name is None:
+        if len(choices) != 1:
+            options = _one_of(f"{spec.source}:{choice}" for choice in choices)
+            raise SpecError(
+                f"{spec.source}: has several device classes: say {options}"
+                if choices
+                else f"{spec.source}: has no device class (a subclass of recuse.Device)"
+            )
+        (name,) = choices
+    value = getattr(module, name, None)
+    if value is None:
+        raise SpecError(f"{spec.source}: has no class {name}{_but(choices)}")
+    if not (isinstance(value, type) and issubclass(value, Device)):
+        raise SpecError(f"{spec.source}: {name} is not a subclass of recuse.Device{_but(choices)}")
+    return value
+
+
+def _but(choices: Iterable[str]) -> str:
+    """What else there is, as the end of a sentence."""
+    choices = list(choices)
+    return f"; there is {_one_of(choices)}" if choices else ""
+
+
+def _one_of(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+# ---- constructor arguments
+
+
+def _boolean(text: str) -> bool:
+    return {"1": True, "true": True, "yes": True, "on": True,
+            "0": False, "false": False, "no": False, "off": False}[text.lower()]  # fmt: skip
+
+
+_CONVERTERS: dict[type, tuple[Callable[[str], object], str]] = {
+    int: (lambda text: int(text, 0), "a number, such as 4096, 0x1000 or 0o660"),
+    float: (float, "a number, such as 0.5"),
+    bool: (_boolean, "true or false"),
+    str: (str, "text"),
+    pathlib.Path: (pathlib.Path, "a path"),
+}
+# An annotation that cannot be evaluated (a name that only type checkers import beside it) is text.
+_BY_NAME = {key.__name__: key for key in _CONVERTERS} | {"pathlib.Path": pathlib.Path}
+
+
+def _convert_arguments(spec: Spec, cls: type[Device]) -> dict[str, object]:
+    """The keyword arguments for the constructor, each converted as its annotation says."""
+    try:
+        signature = inspect.signature(cls, eval_str=True)
+    except Exception:
+        signature = inspect.signature(cls)
+    parameters = signature.parameters
+    named = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    converted: dict[str, object] = {}
+    for key, text in spec.arguments.items():
+        if key in named:
+            converted[key] = _convert(spec, key, text, named[key].annotation)
+        elif takes_any:
+            converted[key] = text
+        else:
+            takes = f"it takes {', '.join(named)}" if named else "it takes no arguments"
+            raise SpecError(f"{spec.source}: {cls.__name__} has no argument {key}; {takes}")
+    lacking = [
+        f"{name}=..."
+        for name, parameter in named.items()
+        if parameter.default is parameter.empty and name not in converted
+    ]
+    if lacking:
+        raise SpecError(f"{spec.source}: {cls.__name__} needs {','.join(lacking)} after a comma")
+    return converted
+
+
+def _convert(spec: Spec, key: str, text: str, annotation: object) -> object:
+    converter, form = _CONVERTERS[_convertible(annotation)]
+    try:
+        return converter(text)
+    except (ValueError, KeyError):
+        raise SpecError(f"{spec.source}: {key}={text}: {key} is {form}") from None
+
+
+def _convertible(annotation: object) -> type:
+    """The type to convert to: the first that is known in a union, or else str."""
+    options: Iterable[object]
+    if isinstance(annotation, str):
+        options = [_BY_NAME.get(part.strip()) for part in annotation.split("|")]
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        options = typing.get_args(annotation)
+    else:
+        options = [annotation]
+    for option in options:
+        if isinstance(option, type) and option in _CONVERTERS:
+            return option
+    return str
