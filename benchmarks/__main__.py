@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
     repetitions, seconds = (1, 0.02) if options.quick else (5, 0.25)
+    machine = report.machine()
     settings = {
-        "machine": report.machine(),
+        "machine": machine,
         "quick": options.quick,
         "repetitions": repetitions,
         "seconds": seconds,
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     found = report.document(settings, outcome, startup, memory, judged)
     options.json.write_text(json.dumps(found, indent=2) + "\n")
-    print(", ".join(f"{name} {value}" for name, value in report.machine().items()))
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(report.table(outcome.results))
     print(report.extras_text(startup, memory), end="\n\n")
     for name, reason in outcome.missing.items():
