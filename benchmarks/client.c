@@ -1,13 +1,12 @@
 /*
  * The benchmark's client: times system calls on one path.
  *
- *     client [-t SECONDS] [-n OPERATIONS] [-d DESCRIPTOR] PATH WORK...
+ *     client [-t SECONDS] [-n OPERATIONS] PATH WORK...
  *
  * WORK is read:SIZE, write:SIZE, ioctl:16 or openclose. For each the client warms up, checks what
  * came back, and prints one line: the work, the operations done and the nanoseconds they took.
  * -t sets for how long each work is timed (default 0.25 s; the warm-up takes a fifth of it more);
- * -n times exactly so many operations instead; -d moves the file to the lowest free descriptor
- * from that number on before the work starts.
+ * -n times exactly so many operations instead.
  *
  * A read must answer all it was asked for and nothing but 'R', so must the ioctl; anything else
  * ends the client with status 1 and a line on stderr, as a failed call does.
@@ -159,33 +158,25 @@ int main(int argc, char **argv)
 {
     double seconds = 0.25;
     uint64_t exactly = 0;
-    int from = -1, option;
+    int option;
     const char *path;
 
-    while ((option = getopt(argc, argv, "+t:n:d:")) != -1) {
+    while ((option = getopt(argc, argv, "+t:n:")) != -1) {
         if (option == 't')
             seconds = atof(optarg);
         else if (option == 'n')
             exactly = strtoull(optarg, NULL, 0);
-        else if (option == 'd')
-            from = atoi(optarg);
         else
             return 2;
     }
     if (argc - optind < 2)
-        fail("usage: client [-t SECONDS] [-n OPERATIONS] [-d DESCRIPTOR] PATH WORK...");
+        fail("usage: client [-t SECONDS] [-n OPERATIONS] PATH WORK...");
     path = argv[optind++];
     for (; optind < argc; optind++) {
         struct work work = parse(argv[optind], path);
 
         if (work.kind != OPENCLOSE) {
             work.fd = open(path, O_RDWR | O_CLOEXEC);
-            if (work.fd >= 0 && from >= 0) {
-                int moved = fcntl(work.fd, F_DUPFD_CLOEXEC, from);
-
-                close(work.fd);
-                work.fd = moved;
-            }
             if (work.fd < 0)
                 fail("%s: %s", path, strerror(errno));
         }
