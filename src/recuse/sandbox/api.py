@@ -1,0 +1,152 @@
+"""Running programs in a sandbox, from Python."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from recuse.sandbox.launch import Launch, Program
+from recuse.sandbox.machine import Machine
+from recuse.sandbox.supervisor import Supervisor
+from recuse.server.device import Device
+
+Argument = str | bytes | os.PathLike[str]
+
+
+class Sandbox:
+    """A small machine of its own, in which programs find devices under ``/dev``.
+
+    ::
+
+        with Sandbox(Echo()) as sandbox:
+            sandbox.run(["sh", "-c", "echo hello > /dev/echo"], check=True)
+
+    Everything else is as outside: the same files, network, user and terminal. The devices live
+    from the ``with`` statement's beginning to its end; whatever program still runs then is killed.
+    """
+
+    def __init__(self, *devices: Device) -> None:
+        """Prepare.
+
+        Args:
+            devices: the devices that the programs find; more may not be added later.
+        """
+        self._devices = devices
+        self._machine: Machine | None = None
+        self._running: list[tuple[Launch, Supervisor]] = []
+
+    def __enter__(self) -> Sandbox:
+        """Bring the devices up.
+
+        Raises:
+            OSError: EEXIST for two devices of one name, EBUSY for two of one number.
+        """
+        machine = Machine()
+        try:
+            for device in self._devices:
+                machine.add(device)
+        except BaseException:
+            machine.close()
+            raise
+        self._machine = machine
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Kill what still runs, release all files, end the devices."""
+        for launch, _ in self._running:
+            launch.kill()
+        for launch, supervisor in self._running:
+            launch.program.wait()
+            supervisor.join()
+            supervisor.close()
+            launch.close()
+        self._running.clear()
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            machine.close()
+
+    def popen(self, argv: Sequence[Argument], **options: Any) -> Program:
+        """Start a program, like :class:`subprocess.Popen`.
+
+        Args:
+            argv: the program, looked up along PATH, and its arguments.
+            options: as for :class:`subprocess.Popen`, but for ``shell``, ``executable`` and
+                ``preexec_fn``.
+
+        Returns:
+            A Popen whose ``wait`` returns when the program *and everything that it started* have
+            ended; the return code is the program's.
+
+        Raises:
+            OSError: FileNotFoundError and so on, as Popen does.
+            SandboxError: if sandboxes cannot work on this machine.
+        """
+        if self._machine is None:
+            raise RuntimeError("a Sandbox runs programs only inside its with statement")
+        self._forget_ended()
+        launch = Launch(argv, **options)
+        supervisor = Supervisor(self._machine, launch.listener)
+        supervisor.start()
+        try:
+            launch.execute()
+        except BaseException:
+            launch.abandon()
+            supervisor.join()
+            supervisor.close()
+            raise
+        self._running.append((launch, supervisor))
+        return launch.program
+
+    def _forget_ended(self) -> None:
+        for launch, supervisor in list(self._running):
+            if launch.program.poll() is not None:
+                supervisor.join()
+                supervisor.close()
+                launch.close()
+                self._running.remove((launch, supervisor))
+
+    def run(
+        self,
+        argv: Sequence[Argument],
+        *,
+        input: Any = None,  # noqa: A002 - as subprocess.run has it
+        capture_output: bool = False,
+        timeout: float | None = None,
+        check: bool = False,
+        **options: Any,
+    ) -> subprocess.CompletedProcess[Any]:
+        """Run a program to its end, like :func:`subprocess.run`, with the same arguments.
+
+        Raises:
+            subprocess.CalledProcessError: with ``check``, for a status other than 0.
+            subprocess.TimeoutExpired: after ``timeout`` seconds; all of it has been killed then.
+            OSError, SandboxError: as :meth:`popen`.
+        """
+        if input is not None:
+            options["stdin"] = subprocess.PIPE
+        if capture_output:
+            options["stdout"] = options["stderr"] = subprocess.PIPE
+        program = self.popen(argv, **options)
+        try:
+            output, errors = program.communicate(input, timeout=timeout)
+        except BaseException:
+            self._kill(program)
+            program.communicate()
+            raise
+        self._forget_ended()
+        if check and program.returncode:
+            raise subprocess.CalledProcessError(program.returncode, argv, output, errors)
+        return subprocess.CompletedProcess(argv, program.returncode, output, errors)
+
+    def _kill(self, program: Program) -> None:
+        for launch, _ in self._running:
+            if launch.program is program:
+                launch.kill()

@@ -1,0 +1,135 @@
+"""Numbers of the x86-64 system call interface (arch/x86/entry/syscalls/syscall_64.tbl)."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+AUDIT_ARCH: Final = 0xC000003E
+"""What seccomp_data.arch says for a 64-bit system call (linux/audit.h)."""
+
+FOREIGN_CALL_BIT: Final = 0x40000000
+"""Set in the number of an x32 system call: same architecture, other argument layouts."""
+
+SYSCALLS: Final[dict[str, int]] = {
+    "read": 0,
+    "write": 1,
+    "open": 2,
+    "stat": 4,
+    "fstat": 5,
+    "lstat": 6,
+    "lseek": 8,
+    "ioctl": 16,
+    "pread64": 17,
+    "pwrite64": 18,
+    "readv": 19,
+    "writev": 20,
+    "access": 21,
+    "dup": 32,
+    "dup2": 33,
+    "sendfile": 40,
+    "sendmsg": 46,
+    "clone": 56,
+    "fork": 57,
+    "vfork": 58,
+    "execve": 59,
+    "fcntl": 72,
+    "truncate": 76,
+    "getdents": 78,
+    "creat": 85,
+    "readlink": 89,
+    "chmod": 90,
+    "fchmod": 91,
+    "chown": 92,
+    "fchown": 93,
+    "lchown": 94,
+    "setuid": 105,
+    "setgid": 106,
+    "setreuid": 113,
+    "setregid": 114,
+    "setgroups": 116,
+    "setresuid": 117,
+    "setresgid": 119,
+    "setfsuid": 122,
+    "setfsgid": 123,
+    "capset": 126,
+    "utime": 132,
+    "pivot_root": 155,
+    "chroot": 161,
+    "getxattr": 191,
+    "lgetxattr": 192,
+    "fgetxattr": 193,
+    "listxattr": 194,
+    "llistxattr": 195,
+    "flistxattr": 196,
+    "getdents64": 217,
+    "utimes": 235,
+    "openat": 257,
+    "fchownat": 260,
+    "futimesat": 261,
+    "newfstatat": 262,
+    "readlinkat": 267,
+    "fchmodat": 268,
+    "faccessat": 269,
+    "unshare": 272,
+    "splice": 275,
+    "tee": 276,
+    "utimensat": 280,
+    "dup3": 292,
+    "preadv": 295,
+    "pwritev": 296,
+    "sendmmsg": 307,
+    "setns": 308,
+    "seccomp": 317,
+    "execveat": 322,
+    "copy_file_range": 326,
+    "preadv2": 327,
+    "pwritev2": 328,
+    "statx": 332,
+    "io_uring_setup": 425,
+    "pidfd_open": 434,
+    "clone3": 435,
+    "openat2": 437,
+    "pidfd_getfd": 438,
+    "faccessat2": 439,
+    "fchmodat2": 452,
+}
+"""Every system call that recuse makes or traps, by name. Another architecture lacks some of
+them (aarch64 has no open, stat or fork): what is missing from its table is not trapped."""
+
+CLONE_FLAGS_ARGUMENT: Final = 0
+"""Which argument of clone(2) holds the flags."""
+
+ADDRESS_LIMIT: Final = 0x7FFFFFFFF000
+"""The end of user space with four-level page tables (TASK_SIZE_MAX)."""
+
+O_DIRECTORY: Final = 0o200000
+O_NOFOLLOW: Final = 0o400000
+O_DIRECT: Final = 0o40000
+O_LARGEFILE: Final = 0o100000
+"""These four differ between architectures (asm/fcntl.h)."""
+
+_STAT = struct.Struct("=QQQIIIIQqqqQQQQQQ24x")
+
+
+def pack_stat(  # noqa: D417
+    *,
+    device: int,
+    inode: int,
+    mode: int,
+    links: int,
+    uid: int,
+    gid: int,
+    rdev: int,
+    size: int,
+    block_size: int,
+    times_ns: tuple[int, int, int],
+) -> bytes:
+    """Encode a ``struct stat`` (144 bytes; asm/stat.h).
+
+    Args:
+        device, rdev: in the kernel's 32-bit encoding that :func:`os.makedev` gives.
+        times_ns: access, modification and change time in nanoseconds since the epoch.
+    """
+    stamps = [part for ns in times_ns for part in divmod(ns, 1_000_000_000)]
+    return _STAT.pack(device, inode, links, mode, uid, gid, 0, rdev, size, block_size, 0, *stamps)

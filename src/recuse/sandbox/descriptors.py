@@ -1,0 +1,222 @@
+"""The descriptors by which programs hold devices.
+
+What a program holds is one end of a socket pair; the supervisor has the other. So everything that
+can happen to a descriptor in Linux happens to this one by itself: dup, fork, exec, close-on-exec,
+SCM_RIGHTS, exit, kill. Two questions remain, and this module answers them.
+
+*Which device is descriptor N of that thread?* The kernel's own answer is the link
+``/proc/TID/fd/N``, which for a socket is its inode number, unique while it lives. Reading it takes
+about 3 us. For the common case there is a shorter way: a file that only its opener holds, at one
+number, is known by (process, number), as long as no second reference was ever made (the calls that
+make one are trapped and end this) and the first one still exists (the socket has not hung up).
+
+*When has the last reference gone?* The supervisor's end hangs up. That is when RELEASE is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+
+from recuse.kernel.devices import CharDevice
+from recuse.kernel.files import OpenFile
+
+
+class Descriptor:
+    """One open file description in the programs, from open until its last reference is gone."""
+
+    __slots__ = ("_poll", "_theirs", "device", "end", "file", "flags", "link", "sole")
+
+    def __init__(self, device: CharDevice, file: OpenFile | None, flags: int) -> None:
+        """Make the pair.
+
+        Args:
+            device: what was opened.
+            file: the open file; None for O_PATH, which opens nothing.
+            flags: the open flags, as F_GETFL shows them.
+        """
+        self.device = device
+        self.file = file
+        self.flags = flags
+        self.sole: tuple[int, int] | None = None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        # A byte to read and room to write: a device without a poll method is always ready.
+        ours.send(b"\0")
+        self.end = ours.detach()
+        self._theirs = theirs.detach()
+        self.link = f"socket:[{os.fstat(self._theirs).st_ino}]"
+        self._poll = select.poll()
+        self._poll.register(self.end, 0)
+
+    @property
+    def theirs(self) -> int:
+        """The programs' end, until :meth:`hand_over`."""
+        return self._theirs
+
+    def hand_over(self) -> None:
+        """The programs' end is theirs now, or never will be: close our copy."""
+        theirs, self._theirs = self._theirs, -1
+        if theirs >= 0:
+            os.close(theirs)
+
+    def hung_up(self) -> bool:
+        """Whether no program holds it any more."""
+        return bool(self._poll.poll(0))
+
+    def close(self) -> None:
+        """Close the supervisor's end."""
+        self.hand_over()
+        end, self.end = self.end, -1
+        if end >= 0:
+            os.close(end)
+
+
+class Descriptors:
+    """All descriptors of a sandbox, and the thread that notices their end."""
+
+    def __init__(self, release: Callable[[OpenFile, Callable[[], None]], None]) -> None:
+        """Start watching.
+
+        Args:
+            release: sends RELEASE for an open file and calls its second argument when that is
+                answered.
+        """
+        self._release = release
+        self._lock = threading.Lock()
+        self._by_link: dict[str, Descriptor] = {}
+        self._by_end: dict[int, Descriptor] = {}
+        self._soles: dict[tuple[int, int], Descriptor] = {}
+        self._releasing = 0
+        self._after_releases: list[Callable[[], None]] = []
+        self._epoll = select.epoll()
+        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
+        self._epoll.register(self._stop_read, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._watch, name="recuse-release", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        return len(self._by_link)
+
+    def find(self, tid: int, number: int) -> Descriptor | None:
+        """The device behind descriptor ``number`` of thread ``tid``, or None if it is none."""
+        if not self._by_link:
+            return None
+        number &= 0xFFFFFFFF  # the kernel takes descriptors as 32-bit
+        sole = self._soles.get((tid, number))
+        if sole is not None and not sole.hung_up():
+            return sole
+        try:
+            link = os.readlink(f"/proc/{tid}/fd/{number}")
+        except OSError:
+            return None
+        return self._by_link.get(link)
+
+    def by_link(self, link: str) -> Descriptor | None:
+        """The device whose ``/proc/PID/fd`` link reads ``link``."""
+        return self._by_link.get(link)
+
+    def add(self, descriptor: Descriptor) -> None:
+        """Watch a descriptor that is about to be handed over."""
+        with self._lock:
+            self._by_link[descriptor.link] = descriptor
+            self._by_end[descriptor.end] = descriptor
+
+    def installed(self, descriptor: Descriptor, sole: tuple[int, int] | None) -> None:
+        """The programs have it now; ``sole`` is the (process, number) that alone does."""
+        descriptor.hand_over()
+        with self._lock:
+            if sole is not None:
+                descriptor.sole = sole
+                self._soles[sole] = descriptor
+            if descriptor.end >= 0:
+                self._epoll.register(descriptor.end, select.EPOLLRDHUP)
+
+    def shared(self, tgid: int, number: int | None = None) -> None:
+        """A second reference to the process's descriptor, or to any of them, may come to be."""
+        if not self._soles:
+            return
+        with self._lock:
+            if number is not None:
+                descriptors = [self._soles.get((tgid, number & 0xFFFFFFFF))]
+            else:
+                descriptors = [d for (owner, _), d in self._soles.items() if owner == tgid]
+            for descriptor in descriptors:
+                if descriptor is not None:
+                    self._forget_sole(descriptor)
+
+    def all_shared(self) -> None:
+        """Second references to descriptors of any process may come to be."""
+        with self._lock:
+            for descriptor in list(self._soles.values()):
+                self._forget_sole(descriptor)
+
+    def _forget_sole(self, descriptor: Descriptor) -> None:
+        if descriptor.sole is not None and self._soles.get(descriptor.sole) is descriptor:
+            del self._soles[descriptor.sole]
+        descriptor.sole = None
+
+    def drop(self, descriptor: Descriptor) -> None:
+        """Its last reference is gone, or it was never installed: close it and release the file."""
+        with self._lock:
+            if self._by_link.pop(descriptor.link, None) is None:
+                return  # another thread saw it first
+            del self._by_end[descriptor.end]
+            self._forget_sole(descriptor)
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(descriptor.end)
+            descriptor.close()
+            if descriptor.file is None:
+                return
+            self._releasing += 1
+        self._release(descriptor.file, self._released)
+
+    def _released(self) -> None:
+        with self._lock:
+            self._releasing -= 1
+            if self._releasing:
+                return
+            waiting, self._after_releases = self._after_releases, []
+        for go_on in waiting:
+            go_on()
+
+    def reap(self) -> None:
+        """Release now what has hung up by now.
+
+        A program's close returns before the supervisor hears of it; this is called before any
+        open, so that whoever opens something after a close finds the device released, as it would
+        with a close that waits for RELEASE.
+        """
+        if self._by_end:
+            for end, _ in self._epoll.poll(0):
+                if (descriptor := self._by_end.get(end)) is not None:
+                    self.drop(descriptor)
+
+    def after_releases(self, go_on: Callable[[], None]) -> None:
+        """Call ``go_on`` when no RELEASE is waiting for its answer: at once if there is none."""
+        with self._lock:
+            if self._releasing:
+                self._after_releases.append(go_on)
+                return
+        go_on()
+
+    def _watch(self) -> None:
+        while True:
+            for end, _ in self._epoll.poll():
+                if end == self._stop_read:
+                    return
+                if (descriptor := self._by_end.get(end)) is not None:
+                    self.drop(descriptor)
+
+    def close(self) -> None:
+        """Stop watching; release what is still open."""
+        os.write(self._stop_write, b"\0")
+        self._thread.join()
+        for descriptor in list(self._by_end.values()):
+            self.drop(descriptor)
+        self._epoll.close()
+        os.close(self._stop_read)
+        os.close(self._stop_write)

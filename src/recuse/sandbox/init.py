@@ -1,0 +1,236 @@
+"""The first process of a sandbox: starts the program, adopts its orphans, waits for them all.
+
+Run as a script by :mod:`recuse.sandbox.launch`, by path and in isolated mode, so it imports nothing
+but the standard library. It stays outside the filter. Its exit status is the program's own: it
+ends by the same signal if the program did.
+
+Arguments: the control socket's descriptor number, the number of the seccomp system call, the filter
+in hexadecimal; the rest is the program and its arguments.
+
+On the control socket it sends, each as one packet: ``L PID`` with the listener's descriptor; when
+told ``go``, ``X`` when the program has been executed or ``E ERRNO`` when that failed. When the
+supervisor goes away, what is left of the programs is killed after a grace period: they cannot open
+a file any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+PR_SET_NO_NEW_PRIVS = 38
+PR_SET_CHILD_SUBREAPER = 36
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
+GRACE_S = 2.0
+
+Handler = Callable[[int, FrameType | None], Any] | int | None
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# Dispositions that Python itself changes at its start.
+_PYTHONS_OWN = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT)
+_KEPT_FROM_INIT = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+
+
+class SockFprog(ctypes.Structure):
+    """``struct sock_fprog``."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def check(result: int, what: str) -> int:
+    """Raise OSError for a C call's -1."""
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+    return result
+
+
+def install_filter(seccomp_number: int, program: bytes) -> int:
+    """Put the calling thread under the filter; returns the listener's descriptor."""
+    prog = SockFprog(len(program) // 8, program)
+    flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+    return check(
+        _libc.syscall(seccomp_number, SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(prog)),
+        "seccomp",
+    )
+
+
+def original_environment() -> dict[bytes, bytes]:
+    """The environment as it was before the interpreter's locale coercion added to it."""
+    with open("/proc/self/environ", "rb") as environ:
+        pairs = [entry.partition(b"=") for entry in environ.read().split(b"\0") if b"=" in entry]
+    return {name: value for name, _, value in pairs}
+
+
+def become_program(
+    control: socket.socket,
+    seccomp_number: int,
+    program: bytes,
+    argv: list[bytes],
+    handlers: dict[int, Handler],
+) -> None:
+    """In the child: install the filter, wait for the supervisor, execute. Does not return."""
+    try:
+        environment = original_environment()
+        check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+        # The listener gets the lowest free number. From here on, reads, writes and sendmsg are
+        # trapped and nobody answers yet: only send, recv and shutdown may be used.
+        probe = os.dup(control.fileno())
+        os.close(probe)
+        control.send(b"N %d" % probe)
+        install_filter(seccomp_number, program)
+        control.send(b"F")
+        if control.recv(16) != b"go":
+            os._exit(125)
+    except OSError as error:
+        control.send(b"E %d %s" % (error.errno or 0, str(error.strerror).encode()))
+        os._exit(125)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for name in _PYTHONS_OWN[:2]:
+        signal.signal(name, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.close(probe)
+    error_code = execute(argv, environment)
+    control.send(b"E %d" % error_code)
+    os._exit(127)
+
+
+def execute(argv: list[bytes], environment: dict[bytes, bytes]) -> int:
+    """Execute a program, found along PATH like execvp does; returns an errno if it cannot."""
+    try:
+        os.execvpe(argv[0], argv, environment)
+    except OSError as error:
+        return error.errno or 1
+
+
+def start(
+    control: socket.socket, seccomp_number: int, program: bytes, argv: list[bytes]
+) -> int | None:
+    """Start the program and hand its listener over; returns its pid, None if that failed."""
+    handlers = {int(number): signal.getsignal(number) for number in _KEPT_FROM_INIT}
+    handlers[int(signal.SIGINT)] = (
+        signal.SIG_IGN if handlers[int(signal.SIGINT)] == signal.SIG_IGN else signal.SIG_DFL
+    )
+    ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        control.close()
+        become_program(childs, seccomp_number, program, argv, handlers)
+    for number in _KEPT_FROM_INIT:
+        signal.signal(number, signal.SIG_IGN)
+    childs.close()
+    number_packet, filter_packet = ours.recv(64), b""
+    if number_packet.startswith(b"N"):
+        filter_packet = ours.recv(256)
+    if filter_packet != b"F":
+        failures = [p for p in (number_packet, filter_packet) if p.startswith(b"E")]
+        control.send(failures[0] if failures else b"E 5 the program's process died")
+        return None
+    listener = fetch_descriptor(pid, int(number_packet.split()[1]))
+    socket.send_fds(control, [b"L %d" % pid], [listener])
+    os.close(listener)
+    if control.recv(16) != b"go":
+        os.kill(pid, signal.SIGKILL)
+        return pid
+    ours.send(b"go")
+    # The child's end closes on exec; only a failure says something first.
+    control.send(ours.recv(64) or b"X")
+    ours.close()
+    return pid
+
+
+def fetch_descriptor(pid: int, number: int) -> int:
+    """Copy a descriptor out of the child: the child itself can send nothing any more."""
+    pidfd_getfd = 438  # the same number on every architecture
+    process = os.pidfd_open(pid)
+    try:
+        return check(_libc.syscall(pidfd_getfd, process, number, 0), "pidfd_getfd")
+    finally:
+        os.close(process)
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below ``pid``."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as children:
+                for child in children.read().split():
+                    found += [int(child), *descendants(int(child))]
+    return found
+
+
+def kill_all() -> None:
+    """Kill every process of the sandbox; called until there is none left."""
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def watch_supervisor(control: socket.socket) -> None:
+    """Kill the programs when the supervisor says so, or some time after it has gone away."""
+    command = b""
+    with contextlib.suppress(OSError):
+        command = control.recv(16)
+    if command != b"kill":
+        time.sleep(GRACE_S)
+    while True:
+        kill_all()
+        time.sleep(0.05)
+
+
+def wait_for_all(pid: int) -> int:
+    """Wait until no process is left; returns the wait status of ``pid``."""
+    status = 0
+    while True:
+        try:
+            ended, ended_status = os.wait()
+        except ChildProcessError:
+            return status
+        if ended == pid:
+            status = ended_status
+
+
+def end_like(status: int) -> None:
+    """End as the program did."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            if number not in (signal.SIGKILL, signal.SIGSTOP):
+                signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(os.WEXITSTATUS(status))
+
+
+def main(arguments: list[str]) -> None:
+    """Be the first process."""
+    control = socket.socket(fileno=int(arguments[0]))
+    control.set_inheritable(False)
+    seccomp_number, program = int(arguments[1]), bytes.fromhex(arguments[2])
+    argv = [os.fsencode(argument) for argument in arguments[3:]]
+    check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+    pid = start(control, seccomp_number, program, argv)
+    if pid is None:
+        os._exit(125)
+    threading.Thread(target=watch_supervisor, args=(control,), daemon=True).start()
+    end_like(wait_for_all(pid))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

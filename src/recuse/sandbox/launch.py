@@ -1,0 +1,150 @@
+"""Start a program under the filter."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from recuse.sandbox.arch import MACHINE, SUPPORTED, arch
+from recuse.sandbox.filter import build_filter
+from recuse.sandbox.listener import Listener
+
+_INIT: Final = str(Path(__file__).with_name("init.py"))
+
+
+class SandboxError(Exception):
+    """The sandbox cannot work here; the text says why in one line."""
+
+
+class Program(subprocess.Popen[Any]):
+    """A program in a sandbox: a :class:`subprocess.Popen` whose end is the end of *everything* that
+    the program started.
+
+    ``pid`` is the sandbox's first process, which waits for the program and its orphans and ends as
+    the program did; ``program_pid`` is the program itself, to which signals go.
+    """
+
+    program_pid: int = -1
+    _pidfd: int = -1
+
+    def adopt(self, program_pid: int) -> None:
+        """Remember the program's own process."""
+        self.program_pid = program_pid
+        self._pidfd = os.pidfd_open(program_pid)
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal to the program; nothing if it has ended."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, sig)
+
+    def disown(self) -> None:
+        """Close the program's pidfd: no signal can be sent any more."""
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
+class Launch:
+    """A program that is about to be executed: its listener is there, and must be served now."""
+
+    def __init__(self, argv: Sequence[str | bytes | os.PathLike[str]], **options: Any) -> None:
+        """Start the sandbox's first process and, stopped before its exec, the program's.
+
+        Args:
+            argv: the program, looked up along PATH, and its arguments.
+            options: those of :class:`subprocess.Popen`, but for ``preexec_fn`` and ``executable``.
+
+        Raises:
+            SandboxError: if the kernel has no user notification, or does not allow it.
+        """
+        if not SUPPORTED:
+            raise SandboxError(f"recuse run knows x86-64 only, and this is {MACHINE}")
+        self._argv = [os.fsencode(argument) for argument in argv]
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command: list[str | bytes] = [sys.executable, "-I", "-S", _INIT, str(theirs.fileno())]
+            command += [str(arch.SYSCALLS["seccomp"]), build_filter().hex(), *self._argv]
+            passed = (*options.pop("pass_fds", ()), theirs.fileno())
+            try:
+                self.program = Program(command, pass_fds=passed, **options)
+            except BaseException:
+                self._control.close()
+                raise
+        try:
+            self.listener = self._receive_listener()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _receive_listener(self) -> Listener:
+        packet, descriptors, _, _ = socket.recv_fds(self._control, 256, 1)
+        if not packet.startswith(b"L"):
+            raise SandboxError(_explain(packet))
+        self.program.adopt(int(packet.split()[1]))
+        listener = Listener(descriptors[0])
+        listener.prefer_sync_wake_up()
+        return listener
+
+    def execute(self) -> None:
+        """Let the program be executed.
+
+        Raises:
+            OSError: as :class:`subprocess.Popen` does: FileNotFoundError, PermissionError, ...
+        """
+        self._control.send(b"go")
+        packet = self._control.recv(256)
+        if packet.startswith(b"E"):
+            code = int(packet.split()[1])
+            raise OSError(code, os.strerror(code), os.fsdecode(self._argv[0]))
+        if packet != b"X":
+            raise SandboxError("the sandbox's first process died; try again")
+
+    def kill(self) -> None:
+        """Kill all that is left of the program and what it started."""
+        try:
+            self._control.send(b"kill")
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
+                raise
+
+    def abandon(self) -> None:
+        """Kill it, wait for its end and close what belongs to it."""
+        self.kill()
+        self._control.close()
+        with self.program:
+            for stream in (self.program.stdin, self.program.stdout, self.program.stderr):
+                if stream is not None:
+                    stream.close()
+            self.program.wait()
+        self.program.disown()
+
+    def close(self) -> None:
+        """Close what belongs to a program that has ended."""
+        self._control.close()
+        self.program.disown()
+
+
+def _explain(packet: bytes) -> str:
+    if not packet:
+        return "the sandbox's first process could not start"
+    code = int(packet.split()[1])
+    if code in (errno.EINVAL, errno.ENOSYS):
+        return (
+            "this kernel's seccomp has no user notification as recuse needs it (Linux 5.19 or "
+            "later): see `recuse doctor`"
+        )
+    if code == errno.EBUSY:
+        return (
+            "another seccomp supervisor has this process already (recuse inside recuse?): "
+            "run it outside"
+        )
+    return f"seccomp user notification is refused here ({os.strerror(code)}): see `recuse doctor`"

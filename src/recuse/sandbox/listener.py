@@ -1,0 +1,156 @@
+"""The supervisor's end of seccomp user notification: receive trapped calls and answer them.
+
+Numbers and rules from linux/seccomp.h and kernel/seccomp.c (Linux 5.19 to 6.18); see
+seccomp_unotify(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import struct
+from typing import Final, NamedTuple
+
+_RECV: Final = 0xC0502100
+_SEND: Final = 0xC0182101
+_ID_VALID: Final = 0x40082102
+_ADDFD: Final = 0x40182103
+_SET_FLAGS: Final = 0x40082104
+_SYNC_WAKE_UP: Final = 1
+_ADDFD_SEND: Final = 2
+_CONTINUE: Final = 1
+
+_NOTIFICATION = struct.Struct("=QIIiIQ6Q")
+_BLANK: Final = bytes(_NOTIFICATION.size)
+_RESPONSE = struct.Struct("=QqiI")
+_ADDITION = struct.Struct("=QIIII")
+_ID = struct.Struct("=Q")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Notification(NamedTuple):
+    """One trapped system call."""
+
+    id: int
+    """The kernel's name for the call while it waits."""
+    pid: int
+    """The calling *thread*, in the supervisor's pid namespace."""
+    flags: int
+    number: int
+    arch: int
+    instruction: int
+    a0: int
+    a1: int
+    a2: int
+    a3: int
+    a4: int
+    a5: int
+
+
+class Listener:
+    """Owns the listener descriptor.
+
+    Every answering method tells with its result whether the call was still there: a thread that
+    was killed, or whose process was, is simply gone, and that is nobody's error.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._buffer = bytearray(_NOTIFICATION.size)
+
+    def prefer_sync_wake_up(self) -> bool:
+        """Keep supervisor and program on one CPU while they hand a call to and fro.
+
+        Returns:
+            False where the kernel has no such flag (before Linux 6.6): everything works, slower.
+        """
+        # The flags are the ioctl's argument itself, not a pointer to them.
+        result = _libc.ioctl(self._descriptor, ctypes.c_ulong(_SET_FLAGS), _SYNC_WAKE_UP)
+        return bool(result == 0)
+
+    def receive(self) -> Notification | None:
+        """Wait for the next trapped call. One thread at a time may be in here.
+
+        Returns:
+            None when the last process under the filter has ended.
+        """
+        buffer = self._buffer
+        while True:
+            buffer[:] = _BLANK  # the kernel refuses a buffer that is not zeroed
+            try:
+                fcntl.ioctl(self._descriptor, _RECV, buffer, True)
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    # Either the call was withdrawn before it was received, or nobody is left.
+                    if self._hung_up():
+                        return None
+                    continue
+                if error.errno == errno.EINTR:
+                    continue
+                if error.errno == errno.EBADF:
+                    return None
+                raise
+            return Notification._make(_NOTIFICATION.unpack(buffer))
+
+    def _hung_up(self) -> bool:
+        poll = select.poll()
+        poll.register(self._descriptor, 0)
+        return any(events & select.POLLHUP for _, events in poll.poll(0))
+
+    def alive(self, call_id: int) -> bool:
+        """Whether the call still waits, so that its pid still means the same thread."""
+        try:
+            fcntl.ioctl(self._descriptor, _ID_VALID, _ID.pack(call_id))
+        except OSError:
+            return False
+        return True
+
+    def answer(self, call_id: int, value: int) -> bool:
+        """Give the call its result."""
+        return self._send(_RESPONSE.pack(call_id, value, 0, 0))
+
+    def fail(self, call_id: int, error: int) -> bool:
+        """Fail the call with a positive errno."""
+        return self._send(_RESPONSE.pack(call_id, 0, -error, 0))
+
+    def proceed(self, call_id: int) -> bool:
+        """Let the call run as if it had never been trapped."""
+        return self._send(_RESPONSE.pack(call_id, 0, 0, _CONTINUE))
+
+    def _send(self, response: bytes) -> bool:
+        try:
+            fcntl.ioctl(self._descriptor, _SEND, response)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EBADF):
+                return False
+            raise
+        return True
+
+    def answer_with_descriptor(self, call_id: int, descriptor: int, *, cloexec: bool) -> int | None:
+        """Install a copy of ``descriptor`` in the caller at its lowest free number; that number is
+        the call's result.
+
+        Returns:
+            The number, or None if the caller is gone.
+
+        Raises:
+            OSError: EMFILE when the caller's table is full; the call still waits for an answer.
+        """
+        flags = os.O_CLOEXEC if cloexec else 0
+        addition = bytearray(_ADDITION.pack(call_id, _ADDFD_SEND, descriptor, 0, flags))
+        try:
+            return int(fcntl.ioctl(self._descriptor, _ADDFD, addition, True))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EBADF):
+                return None
+            raise
+
+    def close(self) -> None:
+        """Let go of the listener: calls that wait, and all later ones, fail with ENOSYS."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)

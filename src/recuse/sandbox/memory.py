@@ -1,0 +1,198 @@
+"""The memory of a program, by address.
+
+``process_vm_readv`` and ``process_vm_writev`` are used, not ``/proc/PID/mem``: they respect the
+protection of pages as the program's own system call would, need no descriptor that could outlive
+an exec, and are quicker for large blocks.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import errno
+import os
+from typing import Final
+
+from recuse.sandbox.arch import arch
+from recuse.sandbox.listener import Listener
+from recuse.wire.declare import Buffer
+
+PAGE: Final = 4096
+PATH_MAX: Final = 4096
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_readv = _libc.process_vm_readv
+_writev = _libc.process_vm_writev
+_readv.restype = _writev.restype = ctypes.c_ssize_t
+
+
+class _Local(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
+
+
+class _Remote(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_size_t), ("length", ctypes.c_size_t))
+
+
+def read_memory(pid: int, address: int, size: int) -> bytes:
+    """Read up to ``size`` bytes.
+
+    Returns:
+        The bytes from ``address`` to where readable memory ends: at least one if size > 0.
+
+    Raises:
+        OSError: EFAULT if the first byte cannot be read; EPERM or ESRCH if the process may not be
+            read or is gone.
+    """
+    if size == 0:
+        return b""
+    if address + size > arch.ADDRESS_LIMIT:
+        size = arch.ADDRESS_LIMIT - address
+        if size <= 0:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+    buffer = ctypes.create_string_buffer(size)
+    count = _readv(
+        pid,
+        ctypes.byref(_Remote(ctypes.addressof(buffer), size)),
+        1,
+        ctypes.byref(_Remote(address, size)),
+        1,
+        0,
+    )
+    if count <= 0:
+        raise _error()
+    raw = buffer.raw
+    return raw if count == size else raw[:count]
+
+
+def write_memory(pid: int, address: int, data: bytes) -> int:
+    """Write ``data``.
+
+    Returns:
+        How many bytes were written, up to where writable memory ends: at least one.
+
+    Raises:
+        OSError: as :func:`read_memory`.
+    """
+    size = len(data)
+    if size == 0:
+        return 0
+    if address + size > arch.ADDRESS_LIMIT:
+        size = arch.ADDRESS_LIMIT - address
+        if size <= 0:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+    count: int = _writev(
+        pid, ctypes.byref(_Local(data, size)), 1, ctypes.byref(_Remote(address, size)), 1, 0
+    )
+    if count <= 0:
+        raise _error()
+    return count
+
+
+def _error() -> OSError:
+    code = ctypes.get_errno() or errno.EFAULT
+    return OSError(code, os.strerror(code))
+
+
+def read_string(pid: int, address: int, limit: int = PATH_MAX) -> bytes:
+    """Read a NUL-terminated string, without the NUL.
+
+    Raises:
+        OSError: EFAULT if it runs into unreadable memory; ENAMETOOLONG if there is no NUL in the
+            first ``limit`` bytes (4096 for a path, as the kernel has it).
+    """
+    # Most paths are short: one small read that does not touch the next page.
+    parts: list[bytes] = []
+    length = 0
+    while length < limit:
+        size = min(256, PAGE - (address + length) % PAGE, limit - length)
+        part = read_memory(pid, address + length, size)
+        end = part.find(0)
+        if end >= 0:
+            parts.append(part[:end])
+            return b"".join(parts) if len(parts) > 1 else parts[0]
+        parts.append(part)
+        length += len(part)
+    raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+
+
+class WritableMap:
+    """Which parts of a process's memory can be written, from ``/proc/PID/maps``.
+
+    The kernel's direct I/O pins the pages of a read's buffer before it asks the device, so a bad
+    buffer costs no data. This map gives the same answer beforehand. It is read when an address is
+    not in what is known; a part that was unmapped since is noticed only when writing to it fails,
+    as a buffer that another thread unmaps under a running read would be.
+    """
+
+    __slots__ = ("_ends", "_high", "_low", "_pid", "_starts")
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._low = self._high = 0  # the part that was asked for last
+
+    def extent(self, address: int, size: int) -> int:
+        """How many of the ``size`` bytes from ``address`` can be written, 0 to ``size``."""
+        if self._low <= address and address + size <= self._high:
+            return size
+        found = self._find(address, size)
+        if found < size:
+            self._read()
+            found = self._find(address, size)
+        return found
+
+    def _find(self, address: int, size: int) -> int:
+        index = bisect.bisect_right(self._starts, address) - 1
+        if index < 0 or address >= self._ends[index]:
+            return 0
+        self._low, self._high = self._starts[index], self._ends[index]
+        return min(size, self._high - address)
+
+    def _read(self) -> None:
+        starts: list[int] = []
+        ends: list[int] = []
+        with open(f"/proc/{self._pid}/maps", "rb") as maps:
+            for line in maps:
+                extent, permissions, _ = line.split(b" ", 2)
+                if permissions[1] != ord("w"):
+                    continue
+                start, end = (int(part, 16) for part in extent.split(b"-"))
+                if ends and ends[-1] == start:
+                    ends[-1] = end
+                else:
+                    starts.append(start)
+                    ends.append(end)
+        self._starts, self._ends = starts, ends
+        self._low = self._high = 0
+
+
+class CallerMemory:
+    """A caller's memory (:class:`recuse.kernel.caller.Memory`) while one trapped call waits.
+
+    A write checks first that the call is still there: an answer may come long after the caller was
+    killed, when its pid may belong to somebody else.
+    """
+
+    __slots__ = ("_call_id", "_listener", "_map", "_pid")
+
+    def __init__(self, listener: Listener, call_id: int, pid: int, writable: WritableMap) -> None:
+        self._listener = listener
+        self._call_id = call_id
+        self._pid = pid
+        self._map = writable
+
+    def read(self, address: int, size: int) -> bytes:
+        """See :func:`read_memory`."""
+        return read_memory(self._pid, address, size)
+
+    def write(self, address: int, data: Buffer) -> int:
+        """See :func:`write_memory`; EFAULT when the caller is gone."""
+        if not self._listener.alive(self._call_id):
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        return write_memory(self._pid, address, data if type(data) is bytes else bytes(data))
+
+    def writable(self, address: int, size: int) -> int:
+        """See :meth:`WritableMap.extent`."""
+        return self._map.extent(address, size)

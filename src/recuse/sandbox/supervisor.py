@@ -1,0 +1,113 @@
+"""The loop between the programs under one listener and their machine's kernel half."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from typing import Final
+
+from recuse.channel.workers import TICK, Workers
+from recuse.kernel.caller import Caller
+from recuse.kernel.files import OpenFile
+from recuse.kernel.operation import Operation, run
+from recuse.sandbox.listener import Listener, Notification
+from recuse.sandbox.machine import Machine
+from recuse.sandbox.memory import CallerMemory
+from recuse.sandbox.syscalls import handlers
+from recuse.sandbox.syscalls.call import ANSWERED, PROCEED
+
+_log = logging.getLogger("recuse.sandbox")
+
+_QUICK_CALLS: Final = 16
+"""After how many quick calls in a row an operation that blocked once counts as quick again."""
+
+
+class Supervisor:
+    """Serves the programs under one listener, in threads of its own."""
+
+    def __init__(self, machine: Machine, listener: Listener) -> None:
+        self.listener = listener
+        self.tasks = machine.tasks
+        self.descriptors = machine.descriptors
+        self.tree = machine.tree
+        self.listings = machine.listings
+        self._handlers = handlers()
+        self._workers = Workers(
+            listener.receive, self._handle, stuck=self._stuck, name="recuse-calls"
+        )
+        self._blocking: dict[tuple[int, int], int] = {}
+
+    def start(self) -> None:
+        """Serve until the last program under the filter has ended."""
+        self._workers.start()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the last program's end; False if it has not come within ``timeout`` seconds."""
+        return self._workers.join(timeout)
+
+    def close(self) -> None:
+        """Let go of the listener. Programs that still run get ENOSYS from all trapped calls."""
+        self.listener.close()
+
+    def _handle(self, call: Notification) -> None:
+        try:
+            result = self._handlers[call.number](self, call)
+        except OSError as error:
+            self.listener.fail(call.id, error.errno or errno.EIO)
+        except Exception:
+            _log.exception("internal error in system call %d of thread %d", call.number, call.pid)
+            self.listener.fail(call.id, errno.EIO)
+        else:
+            if result == PROCEED:
+                self.listener.proceed(call.id)
+            elif result != ANSWERED:
+                self.listener.answer(call.id, result)
+
+    def caller(self, call: Notification) -> Caller:
+        """Who makes the call, for the kernel half.
+
+        Raises:
+            OSError: ESRCH if the caller is gone.
+        """
+        task = self.tasks.get(call.pid)
+        who = task.credentials
+        memory = CallerMemory(self.listener, call.id, call.pid, task.writable)
+        return Caller(call.pid, who.uid, who.gid, memory)
+
+    def run(self, call: Notification, file: OpenFile, operation: Operation[int]) -> None:
+        """Run a file's operation; its result answers the call, now or later."""
+
+        def done(result: int | None, error: OSError | None) -> None:
+            self.finish(call, result, error)
+
+        if self._blocking and (key := (file.device.serial, call.number)) in self._blocking:
+            # It blocked lately, so it may again: let others be served meanwhile.
+            self._workers.pass_lead()
+            began = time.monotonic()
+            run(file.device.connection, operation, done)
+            self._took(key, time.monotonic() - began)
+        else:
+            run(file.device.connection, operation, done)
+
+    def _stuck(self, call: Notification) -> None:
+        descriptor = self.descriptors.find(call.pid, call.a0)
+        if descriptor is not None:
+            self._blocking[descriptor.device.serial, call.number] = _QUICK_CALLS
+
+    def _took(self, key: tuple[int, int], duration_s: float) -> None:
+        if duration_s >= TICK:
+            self._blocking[key] = _QUICK_CALLS
+            return
+        left = self._blocking.get(key, 0) - 1
+        if left > 0:
+            self._blocking[key] = left
+        else:
+            self._blocking.pop(key, None)
+
+    def finish(self, call: Notification, result: int | None, error: OSError | None) -> None:
+        """Answer a call with an operation's result or error."""
+        if error is None:
+            self.listener.answer(call.id, result or 0)
+        else:
+            self.listener.fail(call.id, error.errno or errno.EIO)

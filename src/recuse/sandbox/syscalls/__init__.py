@@ -1,0 +1,19 @@
+"""The trapped system calls, one module for each family."""
+
+from __future__ import annotations
+
+from recuse.sandbox.arch import arch
+from recuse.sandbox.syscalls import attributes, control, listing, opening, processes, rw
+from recuse.sandbox.syscalls.call import Handler
+
+_FAMILIES = (rw, control, opening, attributes, listing, processes)
+
+
+def handlers() -> dict[int, Handler]:
+    """The handlers by number, for this architecture."""
+    return {
+        arch.SYSCALLS[name]: handler
+        for family in _FAMILIES
+        for name, handler in family.HANDLERS.items()
+        if name in arch.SYSCALLS
+    }

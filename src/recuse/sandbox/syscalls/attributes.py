@@ -1,0 +1,433 @@
+"""What programs ask about a device's node, and change of it (fs/stat.c, fs/open.c, fs/attr.c)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from recuse.sandbox.arch import arch
+from recuse.sandbox.memory import read_memory, read_string, write_memory
+from recuse.sandbox.permissions import MAY_WRITE, allowed, check, check_owner
+from recuse.sandbox.syscalls.call import PROCEED, Handler, failure, signed32
+from recuse.sandbox.tree import AT_FDCWD, Found, Node
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_AT_EACCESS: Final = 0x200
+_AT_EMPTY_PATH: Final = 0x1000
+_UTIME_NOW: Final = 0x3FFFFFFF
+_UTIME_OMIT: Final = 0x3FFFFFFE
+_NO_ID: Final = 0xFFFFFFFF
+_SECOND: Final = 1_000_000_000
+
+_TIMES = struct.Struct("=qqqq")
+_SECONDS = struct.Struct("=qq")
+_STATX = struct.Struct("=IIQIIIHxxQQQQ" + "qIxxxx" * 4 + "IIIIQ104x")
+_STATX_BASIC: Final = 0x7FF
+
+_Times = tuple[int | None, int | None]
+"""Access and modification time in nanoseconds since the epoch; None leaves one as it is."""
+
+
+def _named(
+    supervisor: Supervisor, call: Notification, base: int, address: int, flags: int
+) -> Found | None:
+    """What a directory descriptor, a path and AT_ flags name; None if nothing of ours."""
+    path = read_string(call.pid, address) if address else b""
+    if path:
+        follow = not flags & _AT_SYMLINK_NOFOLLOW
+        return supervisor.tree.find(call.pid, base, path, follow=follow)
+    if flags & _AT_EMPTY_PATH and base != AT_FDCWD:
+        return _held(supervisor, call, base)
+    return None
+
+
+def _held(supervisor: Supervisor, call: Notification, number: int) -> Found | None:
+    """What a descriptor refers to; None if nothing of ours.
+
+    Raises:
+        OSError: ENODEV if it is a device whose node is gone.
+    """
+    descriptor = supervisor.descriptors.find(call.pid, number)
+    if descriptor is None:
+        return None
+    node = supervisor.tree.node_of(descriptor.device)
+    if node is None:
+        raise failure(errno.ENODEV)
+    return Found(node)
+
+
+def _write(supervisor: Supervisor, call: Notification, address: int, data: bytes) -> None:
+    if supervisor.listener.alive(call.id) and write_memory(call.pid, address, data) < len(data):
+        raise failure(errno.EFAULT)
+
+
+def _rdev(node: Node) -> int:
+    return os.makedev(node.device.major, node.device.minor) if node.device else 0
+
+
+def _stat(supervisor: Supervisor, call: Notification, found: Found | None, address: int) -> int:
+    """Fill in a ``struct stat``."""
+    if found is None or found.link:
+        return PROCEED
+    node = found.node
+    data = arch.pack_stat(
+        device=supervisor.tree.filesystem,
+        inode=node.inode,
+        mode=node.mode,
+        links=2 if node.is_directory else 1,
+        uid=node.uid,
+        gid=node.gid,
+        rdev=_rdev(node),
+        size=0,
+        block_size=4096,
+        times_ns=(node.accessed_ns, node.modified_ns, node.changed_ns),
+    )
+    _write(supervisor, call, address, data)
+    return 0
+
+
+def stat_(supervisor: Supervisor, call: Notification) -> int:
+    """``stat(path, buf)``."""
+    return _stat(supervisor, call, _named(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
+
+
+def lstat(supervisor: Supervisor, call: Notification) -> int:
+    """``lstat(path, buf)``."""
+    found = _named(supervisor, call, AT_FDCWD, call.a0, _AT_SYMLINK_NOFOLLOW)
+    return _stat(supervisor, call, found, call.a1)
+
+
+def fstat(supervisor: Supervisor, call: Notification) -> int:
+    """``fstat(fd, buf)``."""
+    return _stat(supervisor, call, _held(supervisor, call, signed32(call.a0)), call.a1)
+
+
+def newfstatat(supervisor: Supervisor, call: Notification) -> int:
+    """``newfstatat(dirfd, path, buf, flags)``."""
+    found = _named(supervisor, call, signed32(call.a0), call.a1, signed32(call.a3))
+    return _stat(supervisor, call, found, call.a2)
+
+
+def statx(supervisor: Supervisor, call: Notification) -> int:
+    """``statx(dirfd, path, flags, mask, buf)``."""
+    found = _named(supervisor, call, signed32(call.a0), call.a1, signed32(call.a2))
+    if found is None or found.link:
+        return PROCEED
+    node = found.node
+    times = (node.accessed_ns, 0, node.changed_ns, node.modified_ns)
+    filesystem, rdev = supervisor.tree.filesystem, _rdev(node)
+    data = _STATX.pack(
+        _STATX_BASIC,
+        4096,
+        0,
+        2 if node.is_directory else 1,
+        node.uid,
+        node.gid,
+        node.mode,
+        node.inode,
+        0,
+        0,
+        0,
+        *(part for ns in times for part in divmod(ns, _SECOND)),
+        os.major(rdev),
+        os.minor(rdev),
+        os.major(filesystem),
+        os.minor(filesystem),
+        0,
+    )
+    _write(supervisor, call, call.a4, data)
+    return 0
+
+
+def _access(supervisor: Supervisor, call: Notification, found: Found | None, wanted: int) -> int:
+    if found is None or found.link:
+        return PROCEED
+    if wanted & ~7:
+        raise failure(errno.EINVAL)
+    if not allowed(found.node, supervisor.tasks.get(call.pid).credentials, wanted):
+        raise failure(errno.EACCES)
+    return 0
+
+
+def access(supervisor: Supervisor, call: Notification) -> int:
+    """``access(path, mode)``."""
+    found = _named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return _access(supervisor, call, found, signed32(call.a1))
+
+
+def faccessat(supervisor: Supervisor, call: Notification) -> int:
+    """``faccessat(dirfd, path, mode)``: this call has no flags."""
+    found = _named(supervisor, call, signed32(call.a0), call.a1, 0)
+    return _access(supervisor, call, found, signed32(call.a2))
+
+
+def faccessat2(supervisor: Supervisor, call: Notification) -> int:
+    """``faccessat2(dirfd, path, mode, flags)``."""
+    found = _named(supervisor, call, signed32(call.a0), call.a1, signed32(call.a3))
+    return _access(supervisor, call, found, signed32(call.a2))
+
+
+def _readlink(
+    supervisor: Supervisor, call: Notification, found: Found | None, buffer: int, size: int
+) -> int:
+    if found is None:
+        return PROCEED
+    if size <= 0 or not found.link:
+        raise failure(errno.EINVAL)
+    target = found.node.path[:size]
+    _write(supervisor, call, buffer, target)
+    return len(target)
+
+
+def readlink(supervisor: Supervisor, call: Notification) -> int:
+    """``readlink(path, buf, size)``: a device is no link, ``/proc/self/fd/N`` is one to it."""
+    found = _named(supervisor, call, AT_FDCWD, call.a0, _AT_SYMLINK_NOFOLLOW)
+    return _readlink(supervisor, call, found, call.a1, signed32(call.a2))
+
+
+def readlinkat(supervisor: Supervisor, call: Notification) -> int:
+    """``readlinkat(dirfd, path, buf, size)``."""
+    found = _named(supervisor, call, signed32(call.a0), call.a1, _AT_SYMLINK_NOFOLLOW)
+    return _readlink(supervisor, call, found, call.a2, signed32(call.a3))
+
+
+def _change_mode(supervisor: Supervisor, call: Notification, found: Found | None, mode: int) -> int:
+    if found is None or found.link:
+        return PROCEED
+    node = found.node
+    check_owner(node, supervisor.tasks.get(call.pid).credentials)
+    node.mode = stat.S_IFMT(node.mode) | mode & 0o7777
+    node.changed_ns = time.time_ns()
+    return 0
+
+
+def chmod(supervisor: Supervisor, call: Notification) -> int:
+    """``chmod(path, mode)``."""
+    return _change_mode(supervisor, call, _named(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
+
+
+def fchmod(supervisor: Supervisor, call: Notification) -> int:
+    """``fchmod(fd, mode)``."""
+    return _change_mode(supervisor, call, _held(supervisor, call, signed32(call.a0)), call.a1)
+
+
+def fchmodat(supervisor: Supervisor, call: Notification) -> int:
+    """``fchmodat(dirfd, path, mode)``: this call has no flags."""
+    found = _named(supervisor, call, signed32(call.a0), call.a1, 0)
+    return _change_mode(supervisor, call, found, call.a2)
+
+
+def fchmodat2(supervisor: Supervisor, call: Notification) -> int:
+    """``fchmodat2(dirfd, path, mode, flags)``."""
+    found = _named(supervisor, call, signed32(call.a0), call.a1, signed32(call.a3))
+    return _change_mode(supervisor, call, found, call.a2)
+
+
+def _change_owner(
+    supervisor: Supervisor, call: Notification, found: Found | None, uid: int, gid: int
+) -> int:
+    if found is None or found.link:
+        return PROCEED
+    node, who = found.node, supervisor.tasks.get(call.pid).credentials
+    uid, gid = uid & _NO_ID, gid & _NO_ID
+    if uid not in (_NO_ID, node.uid) and not who.changes_owners:
+        raise failure(errno.EPERM)
+    if gid not in (_NO_ID, node.gid) and not who.changes_owners:
+        check_owner(node, who)
+        if gid != who.gid and gid not in who.groups:
+            raise failure(errno.EPERM)
+    node.uid = node.uid if uid == _NO_ID else uid
+    node.gid = node.gid if gid == _NO_ID else gid
+    node.changed_ns = time.time_ns()
+    return 0
+
+
+def chown(supervisor: Supervisor, call: Notification) -> int:
+    """``chown(path, uid, gid)``."""
+    found = _named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return _change_owner(supervisor, call, found, call.a1, call.a2)
+
+
+def lchown(supervisor: Supervisor, call: Notification) -> int:
+    """``lchown(path, uid, gid)``."""
+    found = _named(supervisor, call, AT_FDCWD, call.a0, _AT_SYMLINK_NOFOLLOW)
+    return _change_owner(supervisor, call, found, call.a1, call.a2)
+
+
+def fchown(supervisor: Supervisor, call: Notification) -> int:
+    """``fchown(fd, uid, gid)``."""
+    found = _held(supervisor, call, signed32(call.a0))
+    return _change_owner(supervisor, call, found, call.a1, call.a2)
+
+
+def fchownat(supervisor: Supervisor, call: Notification) -> int:
+    """``fchownat(dirfd, path, uid, gid, flags)``."""
+    found = _named(supervisor, call, signed32(call.a0), call.a1, signed32(call.a4))
+    return _change_owner(supervisor, call, found, call.a2, call.a3)
+
+
+def _set_times(
+    supervisor: Supervisor,
+    call: Notification,
+    found: Found | None,
+    address: int,
+    decode: Callable[[bytes], _Times],
+) -> int:
+    """Set the two times to what ``decode`` makes of the bytes at ``address``; to now if it is 0."""
+    if found is None or found.link:
+        return PROCEED
+    node, who = found.node, supervisor.tasks.get(call.pid).credentials
+    now = time.time_ns()
+    times: _Times = (now, now)
+    if address:
+        size = _SECONDS.size if decode is _from_seconds else _TIMES.size
+        data = read_memory(call.pid, address, size)
+        if len(data) < size:
+            raise failure(errno.EFAULT)
+        times = decode(data)
+        check_owner(node, who)
+    elif who.uid != node.uid and not who.owner_rights:
+        check(node, who, MAY_WRITE)
+    node.accessed_ns = node.accessed_ns if times[0] is None else times[0]
+    node.modified_ns = node.modified_ns if times[1] is None else times[1]
+    node.changed_ns = now
+    return 0
+
+
+def _from_timespecs(data: bytes) -> _Times:
+    seconds = _TIMES.unpack(data)
+    result: list[int | None] = []
+    for second, part in (seconds[:2], seconds[2:]):
+        if part == _UTIME_OMIT:
+            result.append(None)
+        elif part == _UTIME_NOW:
+            result.append(time.time_ns())
+        elif 0 <= part < _SECOND:
+            result.append(second * _SECOND + part)
+        else:
+            raise failure(errno.EINVAL)
+    return result[0], result[1]
+
+
+def _from_timevals(data: bytes) -> _Times:
+    access_s, access_us, change_s, change_us = _TIMES.unpack(data)
+    if not (0 <= access_us < 1_000_000 and 0 <= change_us < 1_000_000):
+        raise failure(errno.EINVAL)
+    return access_s * _SECOND + access_us * 1000, change_s * _SECOND + change_us * 1000
+
+
+def _from_seconds(data: bytes) -> _Times:
+    access_s, change_s = _SECONDS.unpack(data)
+    return access_s * _SECOND, change_s * _SECOND
+
+
+def utime(supervisor: Supervisor, call: Notification) -> int:
+    """``utime(path, times)``."""
+    found = _named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return _set_times(supervisor, call, found, call.a1, _from_seconds)
+
+
+def utimes(supervisor: Supervisor, call: Notification) -> int:
+    """``utimes(path, times)``."""
+    found = _named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return _set_times(supervisor, call, found, call.a1, _from_timevals)
+
+
+def futimesat(supervisor: Supervisor, call: Notification) -> int:
+    """``futimesat(dirfd, path, times)``."""
+    found = _by_path_or_descriptor(supervisor, call, 0)
+    return _set_times(supervisor, call, found, call.a2, _from_timevals)
+
+
+def utimensat(supervisor: Supervisor, call: Notification) -> int:
+    """``utimensat(dirfd, path, times, flags)``; futimens passes no path."""
+    found = _by_path_or_descriptor(supervisor, call, signed32(call.a3))
+    return _set_times(supervisor, call, found, call.a2, _from_timespecs)
+
+
+def _by_path_or_descriptor(supervisor: Supervisor, call: Notification, flags: int) -> Found | None:
+    base = signed32(call.a0)
+    if call.a1 == 0:
+        return _held(supervisor, call, base)
+    return _named(supervisor, call, base, call.a1, flags)
+
+
+def _attribute(found: Found | None, *, code: int) -> int:
+    if found is None or found.link:
+        return PROCEED
+    if code:
+        raise failure(code)
+    return 0
+
+
+def getxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``getxattr(path, ...)``: a node has no extended attributes."""
+    return _attribute(_named(supervisor, call, AT_FDCWD, call.a0, 0), code=errno.ENODATA)
+
+
+def lgetxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``lgetxattr(path, ...)``."""
+    found = _named(supervisor, call, AT_FDCWD, call.a0, _AT_SYMLINK_NOFOLLOW)
+    return _attribute(found, code=errno.ENODATA)
+
+
+def fgetxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``fgetxattr(fd, ...)``."""
+    return _attribute(_held(supervisor, call, signed32(call.a0)), code=errno.ENODATA)
+
+
+def listxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``listxattr(path, ...)``."""
+    return _attribute(_named(supervisor, call, AT_FDCWD, call.a0, 0), code=0)
+
+
+def llistxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``llistxattr(path, ...)``."""
+    found = _named(supervisor, call, AT_FDCWD, call.a0, _AT_SYMLINK_NOFOLLOW)
+    return _attribute(found, code=0)
+
+
+def flistxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``flistxattr(fd, ...)``."""
+    return _attribute(_held(supervisor, call, signed32(call.a0)), code=0)
+
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "stat": stat_,
+    "lstat": lstat,
+    "fstat": fstat,
+    "newfstatat": newfstatat,
+    "statx": statx,
+    "access": access,
+    "faccessat": faccessat,
+    "faccessat2": faccessat2,
+    "readlink": readlink,
+    "readlinkat": readlinkat,
+    "chmod": chmod,
+    "fchmod": fchmod,
+    "fchmodat": fchmodat,
+    "fchmodat2": fchmodat2,
+    "chown": chown,
+    "lchown": lchown,
+    "fchown": fchown,
+    "fchownat": fchownat,
+    "utime": utime,
+    "utimes": utimes,
+    "futimesat": futimesat,
+    "utimensat": utimensat,
+    "getxattr": getxattr,
+    "lgetxattr": lgetxattr,
+    "fgetxattr": fgetxattr,
+    "listxattr": listxattr,
+    "llistxattr": llistxattr,
+    "flistxattr": flistxattr,
+}

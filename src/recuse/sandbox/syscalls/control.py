@@ -1,0 +1,83 @@
+"""ioctl and fcntl (fs/ioctl.c do_vfs_ioctl, fs/fcntl.c; Linux 6.1)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from recuse.sandbox.arch import arch
+from recuse.sandbox.filter import F_DUPFD, F_DUPFD_CLOEXEC, F_GETFL, F_SETFL
+from recuse.sandbox.memory import read_memory
+from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, failure, signed32
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+# Commands that the kernel answers for every file before it asks the driver.
+_FIONCLEX: Final = 0x5450
+_FIOCLEX: Final = 0x5451
+_FIONBIO: Final = 0x5421
+_FIOASYNC: Final = 0x5452
+_FIOQSIZE: Final = 0x5460
+
+_SETFL_MASK: Final = os.O_APPEND | os.O_NONBLOCK | arch.O_DIRECT | os.O_NOATIME
+
+
+def ioctl(supervisor: Supervisor, call: Notification) -> int:
+    """``ioctl(fd, command, argument)``."""
+    descriptor = supervisor.descriptors.find(call.pid, call.a0)
+    if descriptor is None:
+        return PROCEED
+    file = descriptor.file
+    if file is None:
+        raise failure(errno.EBADF)
+    command = call.a1 & 0xFFFFFFFF
+    if command in (_FIOCLEX, _FIONCLEX):
+        return PROCEED  # about the descriptor, not the file
+    if command == _FIONBIO:
+        on = any(read_memory(call.pid, call.a2, 4))
+        file.flags = file.flags | os.O_NONBLOCK if on else file.flags & ~os.O_NONBLOCK
+        return 0
+    if command in (_FIOASYNC, _FIOQSIZE):
+        raise failure(errno.ENOTTY)
+    supervisor.run(call, file, file.ioctl(supervisor.caller(call), command, call.a2))
+    return ANSWERED
+
+
+def fcntl(supervisor: Supervisor, call: Notification) -> int:
+    """``fcntl(fd, command, argument)``, for the commands that the filter traps."""
+    command = signed32(call.a1)
+    if command in (F_DUPFD, F_DUPFD_CLOEXEC):
+        return duplicate(supervisor, call)
+    descriptor = supervisor.descriptors.find(call.pid, call.a0)
+    if descriptor is None:
+        return PROCEED
+    file = descriptor.file
+    if command == F_GETFL:
+        return arch.O_LARGEFILE | (descriptor.flags if file is None else file.flags)
+    if command == F_SETFL:
+        if file is None:
+            raise failure(errno.EBADF)
+        if call.a2 & arch.O_DIRECT:
+            raise failure(errno.EINVAL)
+        file.flags = file.flags & ~_SETFL_MASK | call.a2 & _SETFL_MASK
+        return 0
+    return PROCEED
+
+
+def duplicate(supervisor: Supervisor, call: Notification) -> int:
+    """``dup``, ``dup2``, ``dup3``: the kernel does it; the file has two references then."""
+    if len(supervisor.descriptors):
+        supervisor.descriptors.shared(supervisor.tasks.get(call.pid).tgid, call.a0)
+    return PROCEED
+
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "ioctl": ioctl,
+    "fcntl": fcntl,
+    "dup": duplicate,
+    "dup2": duplicate,
+    "dup3": duplicate,
+}

@@ -1,0 +1,106 @@
+"""Calls that recuse only has to see, because they change what it remembers of a process."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from recuse.sandbox.filter import CLONE_FILES, CLONE_NEWNS, CLONE_NEWUSER
+from recuse.sandbox.memory import read_memory
+from recuse.sandbox.syscalls.call import PROCEED, Handler
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+_NAMESPACES: Final = CLONE_NEWNS | CLONE_NEWUSER
+
+
+def _spawn(supervisor: Supervisor, call: Notification, flags: int) -> int:
+    if flags & _NAMESPACES:
+        supervisor.tree.many_roots = True
+    if not flags & CLONE_FILES:
+        supervisor.tasks.forget_threads()
+        _shared(supervisor, call.pid)
+    return PROCEED
+
+
+def _shared(supervisor: Supervisor, tid: int) -> None:
+    if len(supervisor.descriptors):
+        supervisor.descriptors.shared(supervisor.tasks.get(tid).tgid)
+
+
+def fork(supervisor: Supervisor, call: Notification) -> int:
+    """``fork()`` and ``vfork()``."""
+    return _spawn(supervisor, call, 0)
+
+
+def clone(supervisor: Supervisor, call: Notification) -> int:
+    """``clone(flags, ...)``, trapped only without CLONE_FILES."""
+    return _spawn(supervisor, call, call.a0)
+
+
+def clone3(supervisor: Supervisor, call: Notification) -> int:
+    """``clone3(args, size)``: the flags are the first word of the structure."""
+    (flags,) = struct.unpack("=Q", read_memory(call.pid, call.a0, 8))
+    return _spawn(supervisor, call, flags)
+
+
+def pass_descriptors(supervisor: Supervisor, call: Notification) -> int:
+    """``sendmsg`` and ``sendmmsg`` may carry descriptors to another process."""
+    _shared(supervisor, call.pid)
+    return PROCEED
+
+
+def fetch_descriptor(supervisor: Supervisor, call: Notification) -> int:
+    """``pidfd_getfd`` takes a descriptor out of any process."""
+    del call
+    supervisor.descriptors.all_shared()
+    return PROCEED
+
+
+def execute(supervisor: Supervisor, call: Notification) -> int:
+    """``execve`` and ``execveat``: a new memory image, and perhaps a new thread id."""
+    supervisor.tasks.forget_process(call.pid)
+    return PROCEED
+
+
+def change_credentials(supervisor: Supervisor, call: Notification) -> int:
+    """The ``set*id`` calls, ``setgroups`` and ``capset``."""
+    supervisor.tasks.forget(call.pid)
+    return PROCEED
+
+
+def change_root(supervisor: Supervisor, call: Notification) -> int:
+    """``chroot``, ``pivot_root``, ``unshare`` and ``setns``."""
+    supervisor.tree.many_roots = True
+    return change_credentials(supervisor, call)
+
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "fork": fork,
+    "vfork": fork,
+    "clone": clone,
+    "clone3": clone3,
+    "sendmsg": pass_descriptors,
+    "sendmmsg": pass_descriptors,
+    "pidfd_getfd": fetch_descriptor,
+    "execve": execute,
+    "execveat": execute,
+    **dict.fromkeys(
+        (
+            "setuid",
+            "setgid",
+            "setreuid",
+            "setregid",
+            "setresuid",
+            "setresgid",
+            "setfsuid",
+            "setfsgid",
+            "setgroups",
+            "capset",
+        ),
+        change_credentials,
+    ),
+    **dict.fromkeys(("chroot", "pivot_root", "unshare", "setns"), change_root),
+}

@@ -1,0 +1,238 @@
+"""read, write and their kin (fs/read_write.c, fs/splice.c; Linux 6.1)."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.files import OpenFile
+from recuse.sandbox.arch import arch
+from recuse.sandbox.memory import read_memory
+from recuse.sandbox.syscalls.call import (
+    ANSWERED,
+    PROCEED,
+    Handler,
+    failure,
+    signed32,
+    signed64,
+)
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+_MAX_RW_COUNT: Final = 0x7FFFF000
+_UIO_MAXIOV: Final = 1024
+_IOVEC = struct.Struct("=QQ")
+
+# linux/fs.h. HIPRI, DSYNC, SYNC, APPEND and NOAPPEND are hints that a device ignores.
+_RWF_KNOWN: Final = 0x01 | 0x02 | 0x04 | 0x10 | 0x20
+
+
+def _file(supervisor: Supervisor, call: Notification) -> OpenFile | None:
+    """The device file that argument 0 names; None if it is not a device.
+
+    Raises:
+        OSError: EBADF for a device's O_PATH descriptor.
+    """
+    descriptor = supervisor.descriptors.find(call.pid, call.a0)
+    if descriptor is None:
+        return None
+    if descriptor.file is None:
+        raise failure(errno.EBADF)
+    return descriptor.file
+
+
+def _one_segment(address: int, count: int) -> list[tuple[int, int]]:
+    """The segment of a plain read or write, as vfs_read checks it.
+
+    Raises:
+        OSError: EFAULT where it reaches beyond user space.
+    """
+    if address + count > arch.ADDRESS_LIMIT:
+        raise failure(errno.EFAULT)
+    return [(address, min(count, _MAX_RW_COUNT))]
+
+
+def _segments(pid: int, address: int, count: int) -> list[tuple[int, int]]:
+    """The segments of a vectored call, as import_iovec checks them.
+
+    Raises:
+        OSError: EINVAL for more than 1024 or one over SSIZE_MAX; EFAULT for a bad array or for
+            one beyond user space.
+    """
+    if count > _UIO_MAXIOV:
+        raise failure(errno.EINVAL)
+    array = read_memory(pid, address, count * _IOVEC.size)
+    if len(array) != count * _IOVEC.size:
+        raise failure(errno.EFAULT)
+    segments: list[tuple[int, int]] = []
+    room = _MAX_RW_COUNT
+    for base, length in _IOVEC.iter_unpack(array):
+        if signed64(length) < 0:
+            raise failure(errno.EINVAL)
+        if base + length > arch.ADDRESS_LIMIT:
+            raise failure(errno.EFAULT)
+        length = min(length, room)
+        room -= length
+        if length:
+            segments.append((base, length))
+    return segments
+
+
+def _position(value: int) -> int:
+    position = signed64(value)
+    if position < 0:
+        raise failure(errno.EINVAL)
+    return position
+
+
+def read(supervisor: Supervisor, call: Notification) -> int:
+    """``read(fd, buf, count)``."""
+    file = _file(supervisor, call)
+    if file is None:
+        return PROCEED
+    caller = supervisor.caller(call)
+    supervisor.run(call, file, file.read(caller, _one_segment(call.a1, call.a2), None))
+    return ANSWERED
+
+
+def write(supervisor: Supervisor, call: Notification) -> int:
+    """``write(fd, buf, count)``."""
+    file = _file(supervisor, call)
+    if file is None:
+        return PROCEED
+    caller = supervisor.caller(call)
+    supervisor.run(call, file, file.write(caller, _one_segment(call.a1, call.a2), None))
+    return ANSWERED
+
+
+def pread64(supervisor: Supervisor, call: Notification) -> int:
+    """``pread64(fd, buf, count, offset)``."""
+    file = _file(supervisor, call)
+    if file is None:
+        return PROCEED
+    position = _position(call.a3)
+    caller = supervisor.caller(call)
+    supervisor.run(call, file, file.read(caller, _one_segment(call.a1, call.a2), position))
+    return ANSWERED
+
+
+def pwrite64(supervisor: Supervisor, call: Notification) -> int:
+    """``pwrite64(fd, buf, count, offset)``."""
+    file = _file(supervisor, call)
+    if file is None:
+        return PROCEED
+    position = _position(call.a3)
+    caller = supervisor.caller(call)
+    supervisor.run(call, file, file.write(caller, _one_segment(call.a1, call.a2), position))
+    return ANSWERED
+
+
+def _vectored(
+    supervisor: Supervisor, call: Notification, *, writes: bool, position: int | None
+) -> int:
+    file = _file(supervisor, call)
+    if file is None:
+        return PROCEED
+    if position is not None:
+        position = _position(position)
+    segments = _segments(call.pid, call.a1, call.a2)
+    caller = supervisor.caller(call)
+    operation = file.write if writes else file.read
+    supervisor.run(call, file, operation(caller, segments, position))
+    return ANSWERED
+
+
+def readv(supervisor: Supervisor, call: Notification) -> int:
+    """``readv(fd, iov, count)``."""
+    return _vectored(supervisor, call, writes=False, position=None)
+
+
+def writev(supervisor: Supervisor, call: Notification) -> int:
+    """``writev(fd, iov, count)``."""
+    return _vectored(supervisor, call, writes=True, position=None)
+
+
+# On 64-bit machines the low word of the position is all of it.
+
+
+def preadv(supervisor: Supervisor, call: Notification) -> int:
+    """``preadv(fd, iov, count, low, high)``."""
+    return _vectored(supervisor, call, writes=False, position=call.a3)
+
+
+def pwritev(supervisor: Supervisor, call: Notification) -> int:
+    """``pwritev(fd, iov, count, low, high)``."""
+    return _vectored(supervisor, call, writes=True, position=call.a3)
+
+
+def _vectored2(supervisor: Supervisor, call: Notification, *, writes: bool) -> int:
+    if signed32(call.a5) & ~_RWF_KNOWN and _file(supervisor, call) is not None:
+        raise failure(errno.EOPNOTSUPP)
+    position = None if signed64(call.a3) == -1 else call.a3
+    return _vectored(supervisor, call, writes=writes, position=position)
+
+
+def preadv2(supervisor: Supervisor, call: Notification) -> int:
+    """``preadv2(fd, iov, count, low, high, flags)``; position -1 is the file's own."""
+    return _vectored2(supervisor, call, writes=False)
+
+
+def pwritev2(supervisor: Supervisor, call: Notification) -> int:
+    """``pwritev2(fd, iov, count, low, high, flags)``; position -1 is the file's own."""
+    return _vectored2(supervisor, call, writes=True)
+
+
+def _either(supervisor: Supervisor, call: Notification, second: int) -> int:
+    """Refuse a transfer inside the kernel if one of its two descriptors is a device."""
+    find = supervisor.descriptors.find
+    if find(call.pid, call.a0) is not None or find(call.pid, second) is not None:
+        raise failure(errno.EINVAL)
+    return PROCEED
+
+
+def sendfile(supervisor: Supervisor, call: Notification) -> int:
+    """``sendfile(out, in, offset, count)``: CUSE has no splice; programs read and write."""
+    return _either(supervisor, call, call.a1)
+
+
+def splice(supervisor: Supervisor, call: Notification) -> int:
+    """``splice(in, off_in, out, off_out, count, flags)`` and copy_file_range alike."""
+    return _either(supervisor, call, call.a2)
+
+
+def tee(supervisor: Supervisor, call: Notification) -> int:
+    """``tee(in, out, count, flags)``."""
+    return _either(supervisor, call, call.a1)
+
+
+def lseek(supervisor: Supervisor, call: Notification) -> int:
+    """``lseek(fd, offset, whence)``."""
+    descriptor = supervisor.descriptors.find(call.pid, call.a0)
+    if descriptor is None:
+        supervisor.listings.rewound(call)
+        return PROCEED
+    if descriptor.file is None:
+        raise failure(errno.EBADF)
+    return descriptor.file.seek(signed64(call.a1), signed32(call.a2))
+
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "read": read,
+    "write": write,
+    "pread64": pread64,
+    "pwrite64": pwrite64,
+    "readv": readv,
+    "writev": writev,
+    "preadv": preadv,
+    "pwritev": pwritev,
+    "preadv2": preadv2,
+    "pwritev2": pwritev2,
+    "sendfile": sendfile,
+    "splice": splice,
+    "tee": tee,
+    "copy_file_range": splice,
+    "lseek": lseek,
+}

@@ -1,0 +1,314 @@
+"""The devices' places in the tree of files, and the way from a path to them.
+
+A device's node, and a directory above it that does not exist natively (``/dev/input`` where there
+is none), exist only here. A path is resolved as the calling thread sees it: its root and working
+directory, its descriptors, symbolic links, ``..`` and ``/proc/self``.
+
+Most paths that programs use lead somewhere else, and must be told apart quickly. What exists
+natively is not ours, unless a device hides it; what does not exist can be ours only if its parent
+directory is one that we add to, does not exist either, or the name is a dangling link. Both are
+decided by inode numbers with one or two stat calls. Only the rest is walked name by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from recuse.kernel.devices import CharDevice
+from recuse.sandbox.descriptors import Descriptors
+from recuse.sandbox.tasks import Tasks
+
+AT_FDCWD = -100
+_MAX_LINKS = 40
+_FIRST_INODE = 0x7EC00000
+
+
+def _now() -> int:
+    return time.time_ns()
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A file that exists only in the sandbox."""
+
+    path: bytes
+    inode: int
+    mode: int
+    """Type and permission bits, as st_mode."""
+    uid: int
+    gid: int
+    device: CharDevice | None = None
+    """The character device, or None for a directory."""
+    accessed_ns: int = field(default_factory=_now)
+    modified_ns: int = field(default_factory=_now)
+    changed_ns: int = field(default_factory=_now)
+
+    @property
+    def name(self) -> bytes:
+        """The last component of the path."""
+        return self.path.rpartition(b"/")[2]
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory that does not exist natively."""
+        return self.device is None
+
+
+@dataclass(slots=True, frozen=True)
+class Found:
+    """What a path leads to."""
+
+    node: Node
+    link: bool = False
+    """The path names not the node but a ``/proc/PID/fd`` link to it, and was not to be followed."""
+
+
+class Tree:
+    """All nodes of a sandbox."""
+
+    def __init__(self, tasks: Tasks, descriptors: Descriptors) -> None:
+        self._tasks = tasks
+        self._descriptors = descriptors
+        self._nodes: dict[bytes, Node] = {}
+        self._by_device: dict[int, Node] = {}
+        self._extended: dict[bytes, dict[bytes, Node]] = {}
+        self._extended_inodes: set[tuple[int, int]] = set()
+        self._hidden: dict[tuple[int, int], Node] = {}
+        self._next_inode = _FIRST_INODE
+        self._shadow: bytes | None = None
+        self.many_roots = False
+        """Whether some process may have a root or mounts of its own. Makes each lookup slower."""
+        try:
+            self.filesystem = os.stat("/dev").st_dev
+        except OSError:
+            self.filesystem = 0
+
+    def add(self, device: CharDevice) -> Node:
+        """Make the node ``/dev/NAME`` and the directories it needs."""
+        path = b"/dev/" + os.fsencode(device.name)
+        parent = path.rpartition(b"/")[0]
+        self._add_directories(parent)
+        node = self._make(path, stat.S_IFCHR | device.mode & 0o7777, device.uid, device.gid)
+        node.device = device
+        self._by_device[id(device)] = node
+        with contextlib.suppress(OSError):
+            native = os.lstat(path)
+            self._hidden[native.st_dev, native.st_ino] = node
+        return node
+
+    def remove(self, device: CharDevice) -> None:
+        """Take the device's node away, and the directories that only it needed."""
+        node = self._by_device.pop(id(device))
+        for identity in [key for key, hidden in self._hidden.items() if hidden is node]:
+            del self._hidden[identity]
+        self._unlink(node)
+
+    def node_of(self, device: CharDevice) -> Node | None:
+        """The device's node, unless it was removed."""
+        return self._by_device.get(id(device))
+
+    def _make(self, path: bytes, mode: int, uid: int | None, gid: int | None) -> Node:
+        node = Node(
+            path=path,
+            inode=self._next_inode,
+            mode=mode,
+            uid=os.geteuid() if uid is None else uid,
+            gid=os.getegid() if gid is None else gid,
+        )
+        self._next_inode += 1
+        parent, _, name = path.rpartition(b"/")
+        self._extended.setdefault(parent or b"/", {})[name] = node
+        self._nodes[path] = node
+        return node
+
+    def _add_directories(self, path: bytes) -> None:
+        if path in self._nodes:
+            return
+        try:
+            native = os.stat(path)
+        except OSError:
+            self._add_directories(path.rpartition(b"/")[0] or b"/")
+            self._make(path, stat.S_IFDIR | 0o755, None, None)
+        else:
+            self._extended_inodes.add((native.st_dev, native.st_ino))
+
+    def _unlink(self, node: Node) -> None:
+        del self._nodes[node.path]
+        parent, _, name = node.path.rpartition(b"/")
+        siblings = self._extended[parent]
+        del siblings[name]
+        if not siblings:
+            del self._extended[parent]
+            if (directory := self._nodes.get(parent)) is not None:
+                self._unlink(directory)
+
+    def find(self, tid: int, base: int, path: bytes, *, follow: bool = True) -> Found | None:
+        """Find what a path leads to.
+
+        Args:
+            tid: the thread that looks.
+            base: the directory's descriptor for a relative path, or :data:`AT_FDCWD`.
+            path: not empty.
+            follow: whether a symbolic link in the last place is followed.
+
+        Returns:
+            None if it is nothing of ours: the kernel then gives the answer.
+
+        Raises:
+            OSError: ENOTDIR if the path goes on after a device.
+        """
+        if not self.many_roots:
+            if (node := self._nodes.get(path)) is not None:
+                return Found(node)
+            if self._elsewhere(tid, base, path, follow):
+                return None
+        return self._walk(tid, base, path, follow)
+
+    def _elsewhere(self, tid: int, base: int, path: bytes, follow: bool) -> bool:
+        """Whether the path, seen natively, cannot lead to one of our nodes."""
+        if b"/fd" in path or path.startswith(b"/dev/std"):
+            return False  # may lead to a descriptor of the *calling* thread
+        if path.startswith(b"/"):
+            native = path
+        elif base == AT_FDCWD:
+            native = b"/proc/%d/cwd/%b" % (tid, path)
+        else:
+            native = b"/proc/%d/fd/%d/%b" % (tid, base, path)
+        try:
+            found = os.stat(native) if follow else os.lstat(native)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                return True
+        else:
+            return (found.st_dev, found.st_ino) not in self._hidden
+        if native.endswith((b"/", b"/.", b"/..")):
+            return False
+        try:
+            parent = os.stat(native.rpartition(b"/")[0] or b"/")
+        except OSError:
+            return False  # may lie in a directory of ours
+        if (parent.st_dev, parent.st_ino) in self._extended_inodes:
+            return False
+        if self._shadow is not None and not path.startswith(b"/"):
+            return False  # the working directory may be a shadow
+        return not (follow and os.path.islink(native))  # a dangling link may point to a node
+
+    def _walk(self, tid: int, base: int, path: bytes, follow: bool) -> Found | None:
+        root, mount = b"/", b""
+        if self.many_roots:
+            mount = b"/proc/%d/root" % tid
+            try:
+                root = os.readlink(mount)
+            except OSError:
+                return None
+            if root != b"/":
+                return None  # a chroot has no devices but those that its own /dev has
+        here = b"/" if path.startswith(b"/") else self._directory(tid, base)
+        if here is None:
+            return None
+        names = [name for name in path.split(b"/") if name]
+        if path.endswith(b"/"):
+            names.append(b".")
+        names.reverse()
+        links = 0
+        node = self._nodes.get(here)
+        while names:
+            name = names.pop()
+            if node is not None and node.device is not None:
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if name == b".":
+                continue
+            if name == b"..":
+                here = here.rpartition(b"/")[0] or b"/"
+                node = self._nodes.get(here)
+                continue
+            there = (b"" if here == b"/" else here) + b"/" + name
+            node = self._nodes.get(there)
+            if node is not None:
+                here = there
+                continue
+            target = self._read_link(tid, mount, there)
+            if target is None:
+                here = there
+                continue
+            if target == b"":
+                return None  # does not exist
+            if not names and not follow:
+                descriptor_node = self._descriptor_node(target)
+                return Found(descriptor_node, link=True) if descriptor_node else None
+            links += 1
+            if links > _MAX_LINKS:
+                return None
+            node = self._descriptor_node(target)
+            if node is not None:
+                here = node.path
+                continue
+            if target.startswith(b"/"):
+                here = b"/"
+            names += [part for part in reversed(target.split(b"/")) if part]
+            node = self._nodes.get(here)
+        return Found(node) if node is not None else None
+
+    def _directory(self, tid: int, base: int) -> bytes | None:
+        """The path of the directory that a relative path starts from."""
+        place = b"cwd" if base == AT_FDCWD else b"fd/%d" % base
+        try:
+            link = os.readlink(b"/proc/%d/%b" % (tid, place))
+        except OSError:
+            return None
+        return self.unshadowed(link) if link.startswith(b"/") else None
+
+    def _read_link(self, tid: int, mount: bytes, path: bytes) -> bytes | None:
+        """A link's target; None for what is not a link; empty for what does not exist."""
+        if path == b"/proc/self":
+            return b"%d" % self._tasks.get(tid).tgid
+        if path == b"/proc/thread-self":
+            return b"%d/task/%d" % (self._tasks.get(tid).tgid, tid)
+        try:
+            return os.readlink(mount + path)
+        except OSError as error:
+            return None if error.errno == errno.EINVAL else b""
+
+    def _descriptor_node(self, target: bytes) -> Node | None:
+        if not target.startswith(b"socket:["):
+            return None
+        descriptor = self._descriptors.by_link(target.decode())
+        return self.node_of(descriptor.device) if descriptor is not None else None
+
+    def children(self, path: bytes) -> Iterator[Node]:
+        """The nodes that a listing of the directory must show besides what is there natively."""
+        for name, node in list(self._extended.get(path, {}).items()):
+            if path in self._nodes or not os.path.lexists(path + b"/" + name):
+                yield node
+
+    def extends(self, path: bytes) -> bool:
+        """Whether a listing of the directory must show more than is there natively."""
+        return path in self._extended
+
+    def shadow_of(self, node: Node) -> bytes:
+        """A real, empty directory that stands for one of ours when a program opens it."""
+        if self._shadow is None:
+            self._shadow = os.fsencode(tempfile.mkdtemp(prefix="recuse-"))
+        path = self._shadow + node.path
+        os.makedirs(path, mode=0o755, exist_ok=True)
+        return path
+
+    def unshadowed(self, path: bytes) -> bytes:
+        """The path in the programs' view of a path that may lie in a shadow directory."""
+        if self._shadow is not None and path.startswith(self._shadow + b"/"):
+            return path[len(self._shadow) :]
+        return path
+
+    def close(self) -> None:
+        """Remove the shadow directories."""
+        if self._shadow is not None:
+            shutil.rmtree(self._shadow, ignore_errors=True)
+            self._shadow = None
