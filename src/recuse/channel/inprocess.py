@@ -1,0 +1,71 @@
+"""The shortest channel: requests are served in the thread that makes them, without any hop."""
+
+import errno
+import os
+
+from recuse.kernel.cuse import CuseChannel
+from recuse.kernel.devices import CharDevice, DeviceTable
+from recuse.server.device import Device
+from recuse.server.session import Session
+from recuse.wire.fuse import FUSE_INTERRUPT
+
+READ_SIZE = 2 << 20
+"""Size of the buffer that requests are read with, in bytes: more than any request has."""
+
+
+class InProcessChannel:
+    """Joins one CUSE channel of the kernel half with one session."""
+
+    def __init__(self, cuse: CuseChannel, session: Session) -> None:
+        """Join them; requests that are pending already, CUSE_INIT at least, are served at once."""
+        self.cuse = cuse
+        self.session = session
+        self._connection = cuse.connection
+        self._connection.on_pending = self._pump
+        self._connection.at_end(session.close)
+        while self._serve() >= 0:
+            pass
+
+    @property
+    def device(self) -> CharDevice | None:
+        """The device, None if the kernel half refused it."""
+        return self.cuse.device
+
+    def close(self) -> None:
+        """End the connection: the device goes, its files are released, the session is closed."""
+        self.cuse.close()
+        self.session.close()
+
+    def _pump(self) -> None:
+        """Serve one request, if there is one.
+
+        One is enough: this is called once for each.  Not for an INTERRUPT that the session sends
+        back because it comes before its request, so one is followed by what is pending then.
+        """
+        while self._serve() == FUSE_INTERRUPT:
+            pass
+
+    def _serve(self) -> int:
+        """Serve one request and return the low byte of its opcode, -1 if there is none."""
+        try:
+            message = self._connection.read(READ_SIZE)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ENODEV):
+                return -1
+            raise
+        self.session.handle(message, self._connection.write)
+        return message[4]
+
+
+def connect(table: DeviceTable, device: Device) -> InProcessChannel:
+    """Make ``device`` exist in ``table``, served in this process.
+
+    Raises ValueError or TypeError if it is not well described (`Device`), OSError if the kernel
+    half refuses it: EEXIST for its name, EBUSY for its number.
+    """
+    cuse = CuseChannel(table)
+    channel = InProcessChannel(cuse, Session(device))
+    if channel.device is None:
+        channel.close()
+        raise cuse.error or OSError(errno.EIO, os.strerror(errno.EIO))
+    return channel

@@ -1,0 +1,98 @@
+"""Types of what `recuse.ioctl` returns, so that type checkers see a handler's mistakes.
+
+A handler may be plain or ``async def``, and may take `Memory`; each combination is an overload.
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar, overload
+
+from recuse.server.memory import Memory
+
+F = TypeVar("F")
+"""The File class that the handler is a method of."""
+V = TypeVar("V")
+"""What a simple ctypes type is in Python: int for c_int, float for c_double."""
+C = TypeVar("C")
+"""A ctypes structure, union or array."""
+
+Result = int | None
+LaterResult = Coroutine[Any, Any, Result]
+
+
+class ValueDecorator(Protocol):
+    """Of handlers whose argument is a plain number, which they may leave out."""
+
+    @overload
+    def __call__(self, handler: Callable[[F], Result]) -> Callable[[F], Result]: ...
+    @overload
+    def __call__(self, handler: Callable[[F], LaterResult]) -> Callable[[F], LaterResult]: ...
+    @overload
+    def __call__(self, handler: Callable[[F, int], Result]) -> Callable[[F, int], Result]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, int], LaterResult]
+    ) -> Callable[[F, int], LaterResult]: ...
+    @overload
+    def __call__(self, handler: Callable[[F, Memory], Result]) -> Callable[[F, Memory], Result]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, Memory], LaterResult]
+    ) -> Callable[[F, Memory], LaterResult]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, int, Memory], Result]
+    ) -> Callable[[F, int, Memory], Result]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, int, Memory], LaterResult]
+    ) -> Callable[[F, int, Memory], LaterResult]: ...
+
+
+class SimpleDecorator(Protocol[V]):
+    """Of handlers of a simple ctypes type: without argument for "r", with one for "w" and "rw"."""
+
+    @overload
+    def __call__(self, handler: Callable[[F], V]) -> Callable[[F], V]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F], Coroutine[Any, Any, V]]
+    ) -> Callable[[F], Coroutine[Any, Any, V]]: ...
+    @overload
+    def __call__(self, handler: Callable[[F, V], V | Result]) -> Callable[[F, V], V | Result]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, V], Coroutine[Any, Any, V | Result]]
+    ) -> Callable[[F, V], Coroutine[Any, Any, V | Result]]: ...
+    @overload
+    def __call__(self, handler: Callable[[F, Memory], V]) -> Callable[[F, Memory], V]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, Memory], Coroutine[Any, Any, V]]
+    ) -> Callable[[F, Memory], Coroutine[Any, Any, V]]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, V, Memory], V | Result]
+    ) -> Callable[[F, V, Memory], V | Result]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, V, Memory], Coroutine[Any, Any, V | Result]]
+    ) -> Callable[[F, V, Memory], Coroutine[Any, Any, V | Result]]: ...
+
+
+class CompoundDecorator(Protocol[C]):
+    """Of handlers of a structure, union or array."""
+
+    @overload
+    def __call__(self, handler: Callable[[F, C], C | Result]) -> Callable[[F, C], C | Result]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, C], Coroutine[Any, Any, C | Result]]
+    ) -> Callable[[F, C], Coroutine[Any, Any, C | Result]]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, C, Memory], C | Result]
+    ) -> Callable[[F, C, Memory], C | Result]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, C, Memory], Coroutine[Any, Any, C | Result]]
+    ) -> Callable[[F, C, Memory], Coroutine[Any, Any, C | Result]]: ...

@@ -1,0 +1,166 @@
+"""What an author subclasses for a device."""
+
+import errno
+from collections.abc import Awaitable
+
+from recuse.server.file import File
+from recuse.server.request import OpenRequest
+
+NAME_MAX_BYTES = 64
+"""Longest device name, in bytes of UTF-8; there is no such limit in fs/fuse/cuse.c, 6.1."""
+
+_LEAST_TRANSFER_BYTES = 4096
+_MOST_TRANSFER_BYTES = 1 << 20
+
+
+class Device:
+    """A character device, which exists while a session serves it.
+
+    Describe it with class attributes, or with keyword arguments for one instance of it::
+
+        class Echo(Device):
+            name = "echo"
+
+            def open(self, request):
+                return EchoFile()
+
+        Echo(name="echo1", mode=0o600)
+
+    A subclass with an ``__init__`` of its own needs not call this one.
+    """
+
+    name: str = ""
+    """Path below /dev, "echo" or "snd/echo": 1 to 64 bytes of UTF-8, relative, without empty
+    components, "." and "..", without control characters, and without white space at the ends (the
+    kernel strips it)."""
+
+    mode: int = 0o666
+    """Permission bits of the node, 0 to 0o777.  Linux's CUSE leaves them to udev."""
+
+    uid: int | None = None
+    """Owner of the node, None for the default.  Linux's CUSE leaves it to udev."""
+
+    gid: int | None = None
+    """Group of the node, None for the default.  Linux's CUSE leaves it to udev."""
+
+    major: int = 0
+    """Major number, 0 to 4095; 0 takes a free one."""
+
+    minor: int = 0
+    """Minor number, 0 to 2**20 - 1."""
+
+    max_read: int = 131072
+    """Most bytes that `File.read` is asked for at once, 4096 to 2**20.
+
+    Linux's CUSE sends at most 131072 (32 pages) anyway.
+    """
+
+    max_write: int = 131072
+    """Most bytes that `File.write` is given at once, 4096 to 2**20; the same holds."""
+
+    seekable: bool = False
+    """Whether reads and writes have positions, as on a disk.
+
+    recuse's own kernel half honours it.  Linux's CUSE cannot: offsets are 0 and lseek(2) succeeds
+    without effect.
+    """
+
+    unrestricted: bool = True
+    """Whether ioctl handlers may use the program's memory at any address.
+
+    Without, an ioctl moves what its command's number says (_IOR, _IOW, _IOWR) and nothing else.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        major: int | None = None,
+        minor: int | None = None,
+        max_read: int | None = None,
+        max_write: int | None = None,
+        seekable: bool | None = None,
+        unrestricted: bool | None = None,
+    ) -> None:
+        """Make a device; each argument overrides the class attribute of its name.
+
+        Raises ValueError if an attribute is out of its range.
+        """
+        given = dict(locals())
+        for attribute in _ATTRIBUTES:
+            if given[attribute] is not None:
+                setattr(self, attribute, given[attribute])
+        check_device(self)
+
+    def open(self, request: OpenRequest) -> File | Awaitable[File]:
+        """Return a new File for a program that opens the device.
+
+        Permission bits have been checked already, by the kernel half.  May be ``async def``.
+        Raises OSError to refuse: EBUSY if there may be one user at a time, EACCES for a
+        direction that the device has not.
+        """
+        raise OSError(errno.ENODEV, "no open method")
+
+    def close(self) -> None:
+        """Be told that the device is gone; its files have been released before.
+
+        Called once, when the session ends.  What is raised here is logged.
+        """
+
+
+_ATTRIBUTES = (
+    "name",
+    "mode",
+    "uid",
+    "gid",
+    "major",
+    "minor",
+    "max_read",
+    "max_write",
+    "seekable",
+    "unrestricted",
+)
+
+_RANGES = {
+    "mode": (0, 0o777),
+    "major": (0, 4095),
+    "minor": (0, (1 << 20) - 1),
+    "max_read": (_LEAST_TRANSFER_BYTES, _MOST_TRANSFER_BYTES),
+    "max_write": (_LEAST_TRANSFER_BYTES, _MOST_TRANSFER_BYTES),
+    "uid": (0, (1 << 32) - 2),
+    "gid": (0, (1 << 32) - 2),
+}
+
+
+def check_device(device: Device) -> None:
+    """Check what an author may have got wrong before anything depends on it.
+
+    Raises ValueError that says which attribute is out of range, TypeError for a missing `open`.
+    """
+    label = type(device).__name__
+    if type(device).open is Device.open:
+        raise TypeError(f"{label} has no open method")
+    _check_name(device.name, label)
+    for attribute, (least, most) in _RANGES.items():
+        value = getattr(device, attribute)
+        if value is None and attribute in ("uid", "gid"):
+            continue
+        if not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"{label}.{attribute} is {value!r}, not {least} to {most}")
+
+
+def _check_name(name: object, label: str) -> None:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{label}.name is {name!r}, not the device's name")
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) > NAME_MAX_BYTES:
+        raise ValueError(f"{label}.name is {len(encoded)} bytes long, more than {NAME_MAX_BYTES}")
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"{label}.name is {name!r}, not a path below /dev")
+    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+        raise ValueError(f"{label}.name is {name!r}, which has control characters")
+    if name != name.strip():
+        raise ValueError(f"{label}.name is {name!r}, which has white space at an end")

@@ -1,0 +1,84 @@
+"""From a request's bytes to the author's method, and from what it returned to the answer's bytes.
+
+Functions without state; `recuse.server.session` holds what there is of it.
+"""
+
+import struct
+from typing import Any
+
+from recuse.server.errors import Misuse
+from recuse.wire.declare import Structure
+from recuse.wire.fuse import (
+    fuse_in_header,
+    fuse_interrupt_in,
+    fuse_ioctl_in,
+    fuse_open_in,
+    fuse_read_in,
+    fuse_release_in,
+    fuse_write_in,
+    fuse_write_out,
+)
+
+_CODES = {"u16": "H", "u32": "I", "u64": "Q", "s32": "i", "s64": "q"}
+
+
+def picker(body: type[Structure], *names: str, header: str = "") -> struct.Struct:
+    """Return the codec of some fields of a request, those of the header first.
+
+    A request is answered from a few of its numbers; those alone are unpacked, in one step.
+    ``header`` names fields of the header, with spaces between.  Fields are in the order of their
+    declaration.
+    """
+    wanted = [(field, 0) for field in fuse_in_header.FIELDS if field.name in header.split()]
+    wanted += [(field, fuse_in_header.SIZE) for field in body.FIELDS if field.name in names]
+    code = "="
+    for field, base in wanted:
+        gap = base + field.offset - struct.calcsize(code)
+        code += f"{gap}x{_CODES[field.type]}"
+    return struct.Struct(code + f"{fuse_in_header.SIZE + body.SIZE - struct.calcsize(code)}x")
+
+
+pick_open = picker(fuse_open_in, "flags").unpack_from
+pick_read = picker(fuse_read_in, "fh", "offset", "size", "flags").unpack_from
+pick_write = picker(fuse_write_in, "fh", "offset", "size", "flags").unpack_from
+pick_release = picker(fuse_release_in, "fh").unpack_from
+pick_ioctl = picker(
+    fuse_ioctl_in, "fh", "flags", "cmd", "arg", "in_size", "out_size", header="pid"
+).unpack_from
+pick_interrupt = picker(fuse_interrupt_in, "unique").unpack_from
+
+WRITE_DATA = fuse_in_header.SIZE + fuse_write_in.SIZE
+"""Where the data of a WRITE begin."""
+IOCTL_DATA = fuse_in_header.SIZE + fuse_ioctl_in.SIZE
+"""Where the data of an IOCTL begin."""
+
+_WRITE_OUT = fuse_write_out.CODEC.pack
+
+
+def read_answer(returned: Any, size: int) -> bytes:
+    """Return the payload for what `File.read` returned."""
+    if type(returned) is not bytes:
+        try:
+            returned = memoryview(returned).tobytes()
+        except TypeError:
+            raise Misuse(f"returned {type(returned).__name__}, not bytes") from None
+    if len(returned) > size:
+        raise Misuse(f"returned {len(returned)} bytes, but at most {size} were asked for")
+    data: bytes = returned
+    return data
+
+
+def write_answer(returned: Any, size: int) -> bytes:
+    """Return the payload for what `File.write` returned."""
+    if returned is None:
+        return _WRITE_OUT(size, 0)
+    if not isinstance(returned, int):
+        raise Misuse(f"returned {type(returned).__name__}, not a number of bytes or None")
+    if not 0 <= returned <= size:
+        raise Misuse(f"returned {returned}, but was given {size} bytes")
+    return _WRITE_OUT(returned, 0)
+
+
+def release_answer(returned: Any, _: None) -> bytes:
+    """Return the payload of a RELEASE, which has none."""
+    return b""

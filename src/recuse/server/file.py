@@ -1,0 +1,96 @@
+"""What an author subclasses for the open files of a device."""
+
+import errno
+import os
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from recuse.server.ioctl import IoctlHandler, fallback, ioctl_table
+from recuse.server.memory import Memory
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from recuse.server.device import Device
+
+
+class File:
+    """One open of a device, from open(2) to the last close(2) of all its copies.
+
+    `Device.open` returns one.  Override the operations that the device has.  Each may be a plain
+    method, called in a thread of the channel, or an ``async def`` one, run on the event loop that
+    all devices share.  **Two threads may run methods of one File at once** (a program may read in
+    one thread and write in another): a File that minds takes a lock of its own.
+
+    An operation fails by raising OSError with an errno from 1 to 511, which is what the program
+    gets.  Whatever else escapes becomes EIO for the program, with a traceback in the log
+    ``recuse.server``; so do results of the wrong type or out of range, with one line.
+    """
+
+    device: "Device"
+    """The device that it is an open file of, set when `Device.open` has returned it.
+
+    Subclasses may declare it as their own device's class.
+    """
+
+    flags: int = 0
+    """The file's flags as open(2) and fcntl(2) F_SETFL made them, as far as known.
+
+    CUSE tells them with OPEN, READ and WRITE: after F_SETFL they are new from the next of these.
+    """
+
+    _ioctls: ClassVar[dict[int, IoctlHandler]] = {}
+    _other_ioctls: ClassVar[IoctlHandler]
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls._ioctls = ioctl_table(cls)
+        cls._other_ioctls = fallback(cls)
+
+    @property
+    def nonblocking(self) -> bool:
+        """Whether O_NONBLOCK is set: raise BlockingIOError(errno.EAGAIN, ...) rather than wait."""
+        return bool(self.flags & os.O_NONBLOCK)
+
+    def read(self, size: int, offset: int) -> "Buffer | Awaitable[Buffer]":
+        """Return what the program reads: at most ``size`` bytes, fewer or none if that is all.
+
+        ``size`` is 1 to the device's `max_read`; a longer read(2) comes in pieces, of which the
+        first short one is the last.  ``offset`` is 0, whatever the program's position, unless the
+        device is `seekable`.
+
+        Raises OSError; a File without this method answers EINVAL.
+        """
+        raise OSError(errno.EINVAL, "not readable")
+
+    def write(self, data: bytes, offset: int) -> "int | Awaitable[int | None] | None":
+        """Take what the program writes; return how many bytes of it, None for all.
+
+        ``data`` is 1 to `max_write` bytes; a longer write(2) comes in pieces.  ``offset`` as for
+        `read`.
+
+        Raises OSError; a File without this method answers EINVAL.
+        """
+        raise OSError(errno.EINVAL, "not writable")
+
+    def ioctl(
+        self, command: int, argument: int, memory: Memory
+    ) -> "int | Awaitable[int | None] | None":
+        """Answer an ioctl whose command no handler is declared for (see `recuse.ioctl`).
+
+        ``command`` is 32 bits, ``argument`` the raw third argument of ioctl(2), ``memory`` the
+        program's.  Return the result of ioctl(2), 0 to 2**31 - 1, None for 0.
+
+        Raises OSError; a File without this method answers ENOTTY, as Linux does.
+        """
+        raise OSError(errno.ENOTTY, "unknown ioctl")
+
+    def release(self) -> "Awaitable[None] | None":
+        """Be told that the last copy of the file is closed, or that the device goes away.
+
+        Called exactly once for each open that succeeded.  close(2) has succeeded already: what is
+        raised here is logged and changes nothing.
+        """
+
+
+File._other_ioctls = fallback(File)

@@ -1,0 +1,234 @@
+"""Declaring ioctl handlers: the decorator, what it checks, and the table made of it for a class.
+
+@ioctl(RESET)                      # an argument that is a plain number, or none
+def reset(self) -> None: ...
+
+@ioctl(GET_SIZE, c_size_t)         # a number behind a pointer
+def get_size(self) -> int: ...
+
+@ioctl(QUERYCAP, Capability)       # a structure behind a pointer
+def query(self, capability: Capability) -> None: ...
+"""
+
+import ctypes
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from recuse.server.decorators import CompoundDecorator, SimpleDecorator, ValueDecorator
+from recuse.wire.ioctl import IOC_READ, IOC_WRITE
+from recuse.wire.ioctl import direction as command_direction
+from recuse.wire.ioctl import size as command_size
+
+if TYPE_CHECKING:
+    from ctypes import Array, Structure, Union, _SimpleCData
+
+    V = TypeVar("V")
+    C = TypeVar("C", bound=Structure | Union | Array[Any])
+
+Direction = Literal["r", "w", "rw"]
+"""As the program sees it: "r", it reads what the device fills in; "w", it writes to the device."""
+
+_DECLARATIONS = "__recuse_ioctls__"
+
+
+class Kind(Enum):
+    """What becomes of the third argument of ioctl(2)."""
+
+    VALUE = "value"
+    """The handler gets the number itself."""
+    SIMPLE = "simple"
+    """It points to a simple ctypes type; handlers see its Python value."""
+    COMPOUND = "compound"
+    """It points to a ctypes structure, union or array; handlers see an instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What one use of the decorator says."""
+
+    command: int
+    kind: Kind
+    type: Any
+    """The ctypes type, None for Kind.VALUE."""
+    fetches: bool
+    """The program's argument is copied in."""
+    stores: bool
+    """The device's answer is copied out."""
+
+    @property
+    def size(self) -> int:
+        """Bytes behind the argument."""
+        return 0 if self.type is None else ctypes.sizeof(self.type)
+
+
+@dataclass(frozen=True, slots=True)
+class IoctlHandler:
+    """A declaration together with how the method of one class wants to be called."""
+
+    declaration: Declaration
+    name: str
+    takes_argument: bool
+    takes_memory: bool
+    takes_command: bool = False
+    """It is `File.ioctl`, which answers commands that nothing is declared for."""
+
+
+@overload
+def ioctl(command: int) -> ValueDecorator: ...
+@overload
+def ioctl(
+    command: int, type: "type[_SimpleCData[V]]", *, direction: Direction | None = None
+) -> "SimpleDecorator[V]": ...
+@overload
+def ioctl(
+    command: int, type: "type[C]", *, direction: Direction | None = None
+) -> "CompoundDecorator[C]": ...
+def ioctl(
+    command: int,
+    type: Any = None,  # noqa: A002
+    *,
+    direction: Direction | None = None,
+) -> Any:
+    """Declare the decorated method of a `File` as the handler of an ioctl.
+
+    ``command`` is the number that programs pass to ioctl(2), 32 bits; several uses of the
+    decorator on one method make it answer several commands.
+
+    Without ``type`` the handler is given the third argument of ioctl(2) as the plain number that
+    it is, if it takes one.  With a ctypes ``type`` that argument is a pointer to such a thing:
+
+    * a simple type (c_int, c_uint64...): for "w" the handler is given the value, for "r" it is
+      given nothing and returns the value, for "rw" it is given one and returns one;
+    * a structure, union or array: the handler is given an instance, which has the program's
+      content for "w" and "rw" and is zero for "r".  For "r" and "rw" the program gets what the
+      handler has made of it, or another instance if it returns one.
+
+    ``direction`` is the program's: it reads ("r"), writes ("w") or both.  Without, the command's
+    number says it.  Say it for commands whose number does not (old ones like I2C_RDWR, 0x707), or
+    not truly; then the number's size is not compared with the type's either.
+
+    A handler returns the result of ioctl(2), 0 to 2**31 - 1, or None for 0.  It raises OSError to
+    fail; then the program's memory stays as it was.  If it names a parameter ``memory``, it is
+    given the program's memory (`Memory`), through which it follows pointers.
+
+    Raises ValueError if the command is not 32 bits, or its number contradicts type or direction;
+    TypeError if the type is none of the above.
+    """
+    declaration = _declare(command, type, direction)
+
+    def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
+        handler.__dict__.setdefault(_DECLARATIONS, []).append(declaration)
+        return handler
+
+    return decorate
+
+
+def _declare(command: int, type_: Any, direction: Direction | None) -> Declaration:
+    if not 0 <= command < 1 << 32:
+        raise ValueError(f"an ioctl command has 32 bits, {command:#x} has more")
+    if type_ is None:
+        if direction is not None:
+            raise ValueError("a direction is for an argument with a type")
+        return Declaration(command, Kind.VALUE, None, fetches=False, stores=False)
+    kind = _kind(type_)
+    if direction is None:
+        bits = command_direction(command)
+        if not bits:
+            raise ValueError(f"the number of ioctl {command:#x} tells no direction: say direction=")
+        if command_size(command) != ctypes.sizeof(type_):
+            raise ValueError(
+                f"the number of ioctl {command:#x} tells of {command_size(command)} bytes, "
+                f"but {type_.__name__} has {ctypes.sizeof(type_)}"
+            )
+        fetches, stores = bool(bits & IOC_WRITE), bool(bits & IOC_READ)
+    elif direction in ("r", "w", "rw"):
+        fetches, stores = "w" in direction, "r" in direction
+    else:
+        raise ValueError(f'direction is {direction!r}, not "r", "w" or "rw"')
+    return Declaration(command, kind, type_, fetches, stores)
+
+
+def _kind(type_: Any) -> Kind:
+    if isinstance(type_, type) and type_ is not ctypes.py_object:
+        if issubclass(type_, ctypes._SimpleCData):
+            return Kind.SIMPLE
+        if issubclass(type_, ctypes.Structure | ctypes.Union | ctypes.Array):
+            return Kind.COMPOUND
+    raise TypeError(f"{type_!r} is no simple ctypes type, structure, union or array")
+
+
+def ioctl_table(cls: type) -> dict[int, IoctlHandler]:
+    """Return the handlers of a class by command.
+
+    A method that overrides a handler need not repeat the decorator; with a decorator of its own
+    it answers the commands that this one says.
+
+    Raises TypeError if two methods answer one command, or one cannot be called as it would be.
+    """
+    names = dict.fromkeys(
+        name
+        for base in reversed(cls.__mro__)
+        for name, member in vars(base).items()
+        if hasattr(member, _DECLARATIONS)
+    )
+    table: dict[int, IoctlHandler] = {}
+    for name in names:
+        method = getattr(cls, name)
+        for declaration in _declarations(cls, name):
+            other = table.get(declaration.command)
+            if other is not None:
+                raise TypeError(
+                    f"{cls.__name__}.{other.name} and {cls.__name__}.{name} "
+                    f"both answer ioctl {declaration.command:#x}"
+                )
+            takes_argument, takes_memory = _parameters(method, declaration)
+            table[declaration.command] = IoctlHandler(
+                declaration, name, takes_argument, takes_memory
+            )
+    return table
+
+
+def fallback(cls: Any) -> IoctlHandler:
+    """Return the handler of commands that have none: the method `ioctl`.
+
+    Raises TypeError if it cannot be called as it would be.
+    """
+    names = list(inspect.signature(cls.ioctl).parameters)[1:]
+    if names not in (["command", "argument"], ["command", "argument", "memory"]):
+        raise TypeError(f"{cls.__name__}.ioctl takes {names}, not command, argument, memory")
+    return IoctlHandler(
+        Declaration(0, Kind.VALUE, None, fetches=False, stores=False),
+        "ioctl",
+        takes_argument=True,
+        takes_memory="memory" in names,
+        takes_command=True,
+    )
+
+
+def _declarations(cls: type, name: str) -> list[Declaration]:
+    for base in cls.__mro__:
+        member = vars(base).get(name)
+        if hasattr(member, _DECLARATIONS):
+            found: list[Declaration] = getattr(member, _DECLARATIONS)
+            return found
+    return []
+
+
+def _parameters(method: Callable[..., Any], declaration: Declaration) -> tuple[bool, bool]:
+    """Return whether a handler takes the argument, and whether it takes memory."""
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    wanted = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    takes_memory = any(p.name == "memory" for p in parameters)
+    others = [name for name in wanted if name != "memory"]
+    gives = 0 if declaration.kind is Kind.SIMPLE and not declaration.fetches else 1
+    may_omit = declaration.kind is Kind.VALUE
+    if len(others) > gives or (len(others) < gives and not may_omit):
+        raise TypeError(
+            f"{method.__qualname__}, the handler of ioctl {declaration.command:#x}, takes "
+            f"{', '.join(wanted) or 'nothing'}; it is given "
+            f"{'the argument' if gives else 'no argument'} (and memory, if it names that)"
+        )
+    return bool(others), takes_memory

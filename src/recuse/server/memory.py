@@ -1,0 +1,214 @@
+"""The calling program's memory during one ioctl.
+
+A server cannot look into the program's memory.  It has the bytes that the kernel half sent, and
+may ask for more with FUSE_IOCTL_RETRY; then the request comes again, with those bytes.  So a read
+of what is not there ends the handler with `MoreMemory`, and the session runs it again from its
+start when the bytes have come.  Writes are collected and leave with the answer.
+"""
+
+import ctypes
+import errno
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from recuse.server.errors import Misuse
+
+if TYPE_CHECKING:
+    from ctypes import _CData
+
+    from typing_extensions import Buffer
+
+    C = TypeVar("C", bound=_CData)
+
+Area = tuple[int, int]
+"""Address and size in bytes, the size more than 0."""
+
+_ADDRESS_END = 1 << 64
+
+
+class MoreMemory(BaseException):
+    """Unwinds a handler that reads what is not there yet; `Memory` knows what it was.
+
+    No Exception, so that handlers which catch Exception let it pass.
+    """
+
+
+class Spans:
+    """A set of addresses: disjoint areas in ascending order, adjoining ones joined."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self, areas: Sequence[Area] = ()) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for address, size in areas:
+            self.add(address, size)
+
+    def __iter__(self) -> Iterator[Area]:
+        for start, end in zip(self._starts, self._ends, strict=True):
+            yield start, end - start
+
+    def add(self, address: int, size: int) -> None:
+        """Add an area; size 0 adds nothing."""
+        if size == 0:
+            return
+        end = address + size
+        first = bisect_right(self._starts, address)
+        if first and self._ends[first - 1] >= address:
+            first -= 1
+            address = self._starts[first]
+        last = first
+        while last < len(self._starts) and self._starts[last] <= end:
+            end = max(end, self._ends[last])
+            last += 1
+        self._starts[first:last] = [address]
+        self._ends[first:last] = [end]
+
+    def gaps(self, address: int, size: int) -> list[Area]:
+        """Return the parts of an area that are not in the set."""
+        found: list[Area] = []
+        end = address + size
+        at = bisect_right(self._starts, address)
+        if at and self._ends[at - 1] > address:
+            address = self._ends[at - 1]
+        while address < end:
+            stop = min(end, self._starts[at]) if at < len(self._starts) else end
+            if stop > address:
+                found.append((address, stop - address))
+            if at == len(self._starts):
+                break
+            address = self._ends[at]
+            at += 1
+        return found
+
+
+class Memory:
+    """The calling program's memory, by address, during one ioctl.
+
+    **A read may run the handler again from its start**: what is not known yet is fetched from the
+    program first, once for each read that finds something new.  So read before you act: what a
+    handler does after its last read happens once, what it does before may happen several times.
+    Writes reach the program when the handler has succeeded, none of them if it fails.
+
+    A program that passes a bad address gets EFAULT, and the handler does not hear of it.  The
+    kernel half takes at most 256 separate areas, and 128 KiB in each direction.
+
+    On a device with ``unrestricted = False`` only the argument that the command's number tells of
+    is there; anything else is EIO for the program, and a line in the log.
+    """
+
+    __slots__ = ("_extensible", "_known", "_pieces", "_read", "_wanted", "_written")
+
+    def __init__(self, areas: Sequence[Area], data: bytes, extensible: bool) -> None:
+        """Hold ``data``, which came from ``areas``, one after the other."""
+        self._extensible = extensible
+        self._known = Spans(areas)
+        self._pieces: list[tuple[int, bytes]] = []
+        self._read = Spans()
+        self._written = Spans()
+        self._wanted = Spans()
+        offset = 0
+        for address, size in areas:
+            self._pieces.append((address, data[offset : offset + size]))
+            offset += size
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return the ``size`` bytes at ``address``, with what the handler wrote there.
+
+        Raises ValueError if the size is negative, OSError with EFAULT if there is no such address.
+        """
+        return self.read_many([(address, size)])[0]
+
+    def read_many(self, areas: Sequence[Area]) -> list[bytes]:
+        """Return the bytes of several areas, given as address and size, fetched all at once.
+
+        The same as one `read` for each, but the handler is run again once, not once for each.
+        """
+        gaps: list[Area] = []
+        for address, size in areas:
+            _check(address, size)
+            for gap in self._known.gaps(address, size):
+                gaps.append(gap)
+                self._wanted.add(*gap)
+            for part in self._written.gaps(address, size):
+                self._read.add(*part)
+        if gaps:
+            if not self._extensible:
+                address, size = gaps[0]
+                raise Misuse(
+                    f"reads {size} bytes of the program's memory at {address:#x}, "
+                    "which the command does not tell of, and the device is restricted"
+                )
+            raise MoreMemory
+        return [self._assemble(address, size) for address, size in areas]
+
+    def write(self, address: int, data: "Buffer") -> None:
+        """Write ``data``, bytes or the like, at ``address``.
+
+        Raises OSError with EFAULT if there is no such address.
+        """
+        content = bytes(data)
+        _check(address, len(content))
+        if content:
+            self._pieces.append((address, content))
+            self._known.add(address, len(content))
+            self._written.add(address, len(content))
+
+    def read_struct(self, address: int, type: "type[C]") -> "C":  # noqa: A002
+        """Return what is at ``address`` as an instance of a ctypes type, a copy."""
+        return _copy(type, self.read(address, ctypes.sizeof(type)), 0)
+
+    def write_struct(self, address: int, value: "_CData") -> None:
+        """Write an instance of a ctypes type at ``address``."""
+        self.write(address, bytes(value))
+
+    def read_array(self, address: int, type: "type[C]", count: int) -> "list[C]":  # noqa: A002
+        """Return the ``count`` instances of a ctypes type that lie at ``address`` in a row."""
+        size = ctypes.sizeof(type)
+        data = self.read(address, size * count)
+        return [_copy(type, data, size * index) for index in range(count)]
+
+    # For the session.
+
+    @property
+    def wanted(self) -> list[Area]:
+        """All areas that the handler read, those that were missing included; empty if none was."""
+        if not list(self._wanted):
+            return []
+        return list(Spans([*self._read, *self._wanted]))
+
+    @property
+    def written(self) -> list[Area]:
+        """All areas that the handler wrote."""
+        return list(self._written)
+
+    def content(self, areas: Sequence[Area]) -> bytes | None:
+        """Return the bytes of ``areas``, one after the other; None if some are not known."""
+        if any(self._known.gaps(*area) for area in areas):
+            return None
+        return b"".join(self._assemble(*area) for area in areas)
+
+    def _assemble(self, address: int, size: int) -> bytes:
+        """Put together an area that is known; later pieces cover earlier ones."""
+        end = address + size
+        result = bytearray(size)
+        for start, data in self._pieces:
+            low = max(start, address)
+            high = min(start + len(data), end)
+            if low < high:
+                result[low - address : high - address] = data[low - start : high - start]
+        return bytes(result)
+
+
+def _copy(type_: "type[C]", data: bytes, offset: int) -> "C":
+    # typeshed has this method on the subclasses of _CData, each for itself.
+    made: C = cast(Any, type_).from_buffer_copy(data, offset)
+    return made
+
+
+def _check(address: int, size: int) -> None:
+    if size < 0:
+        raise ValueError(f"{size} bytes of memory")
+    if address < 0 or address + size > _ADDRESS_END:
+        raise OSError(errno.EFAULT, f"no address {address:#x}")

@@ -1,0 +1,97 @@
+"""What a handler may know of the request that it answers."""
+
+import os
+from contextvars import ContextVar
+
+from recuse.server.exchange import Exchange
+from recuse.wire.fuse import FUSE_INVALID_UIDGID, fuse_in_header, fuse_open_in
+from recuse.wire.optable import OPERATIONS
+
+CURRENT: ContextVar[Exchange] = ContextVar("recuse.request")
+"""The exchange whose handler runs; set by the session."""
+
+
+class Request:
+    """Who asks, and for what.
+
+    Numbers are read from the request's bytes when they are asked for: most handlers never do.
+    """
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    @property
+    def operation(self) -> str:
+        """What is asked for, as the protocol calls it: "FUSE_READ"."""
+        opcode = self._exchange.opcode
+        known = OPERATIONS.get(opcode)
+        return known.name if known is not None else str(opcode)
+
+    @property
+    def unique(self) -> int:
+        """The request's number: no other request that is being answered has the same."""
+        return self._exchange.unique
+
+    @property
+    def uid(self) -> int | None:
+        """The program's user id (fsuid), None if it has none in the server's user namespace."""
+        return _identity(self._header().uid)
+
+    @property
+    def gid(self) -> int | None:
+        """The program's group id (fsgid), None if it has none in the server's user namespace."""
+        return _identity(self._header().gid)
+
+    @property
+    def pid(self) -> int:
+        """The calling *thread's* id, 0 if it has none in the server's pid namespace."""
+        return self._header().pid
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the program was interrupted (by a signal) and wants to be done with this call.
+
+        A plain method that takes its time looks here now and then and raises
+        ``InterruptedError(errno.EINTR, ...)``.  An ``async def`` method needs not: it is cancelled.
+        """
+        return self._exchange.interrupted
+
+    def _header(self) -> fuse_in_header:
+        return fuse_in_header.unpack(self._exchange.message)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.unique}: {self.operation} by {self.pid}>"
+
+
+class OpenRequest(Request):
+    """The request that `Device.open` answers."""
+
+    __slots__ = ()
+
+    @property
+    def flags(self) -> int:
+        """The flags of open(2), without those that have done their work (O_CREAT, O_NOCTTY...)."""
+        return fuse_open_in.unpack(self._exchange.message, fuse_in_header.SIZE).flags
+
+    @property
+    def nonblocking(self) -> bool:
+        """Whether O_NONBLOCK is among the flags."""
+        return bool(self.flags & os.O_NONBLOCK)
+
+
+def current_request() -> Request:
+    """Return the request that the running handler answers.
+
+    Works in handlers, in what they call, and in asyncio tasks that they start.
+    Raises LookupError elsewhere.
+    """
+    try:
+        return Request(CURRENT.get())
+    except LookupError:
+        raise LookupError("current_request() is for code that a handler runs") from None
+
+
+def _identity(number: int) -> int | None:
+    return None if number == FUSE_INVALID_UIDGID else number
