@@ -190,7 +190,7 @@ def check_pidfd_getfd() -> Finding:
     return _try(
         probes.fetch_child_descriptor,
         "pidfd_getfd works",
-        "not used by this version; " + _PTRACE_ADVICE,
+        "Linux 5.6 or newer has it; " + _PTRACE_ADVICE,
     )
 
 
@@ -249,7 +249,7 @@ EXPERIMENTS = (
     Check("process memory", check_memory),
     Check("process files", check_proc),
     Check("process handles", check_pidfd),
-    Check("fetching descriptors", check_pidfd_getfd, required=False),
+    Check("fetching descriptors", check_pidfd_getfd),
     Check("ptrace", check_ptrace, required=False),
 )
 SURROUNDINGS = (

@@ -57,7 +57,7 @@ def run(specs: tuple[str, ...], argv: tuple[str, ...]) -> int:
     itself failed.
     """  # noqa: D301 (click's mark for a paragraph that keeps its lines)
     if not argv:
-        raise click.UsageError("which program? recuse run [-d SPEC]... [--] PROGRAM [ARG]...")
+        raise click.UsageError("which program? It comes after the options")
     from recuse.cli.run import run_program
 
     return run_program(specs, argv)
@@ -84,8 +84,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except click.ClickException as error:
         message = " ".join(line.strip() for line in error.format_message().splitlines())
-        if isinstance(error, click.UsageError) and error.ctx:
-            message = f"{message.rstrip('.')} (see {error.ctx.command_path} --help)"
+        if isinstance(error, click.UsageError):
+            command = error.ctx.command_path if error.ctx else "recuse"
+            message = f"{message.removesuffix('.')} (see {command} --help)"
         click.echo(f"recuse: {message}", err=True)
         return error.exit_code
     return int(status or 0)

@@ -48,17 +48,22 @@ def load_devices(specs: Sequence[str]) -> list[Device]:
     """Make the devices that the -d options ask for.
 
     Raises:
-        SpecError: one of them cannot be had, or two have the same name.
+        SpecError: one of them cannot be had, or two have the same name or number.
     """
     devices: dict[str, Device] = {}
+    numbers: set[tuple[int, int]] = set()
     for text in specs:
         device = load(parse(text))
         if device.name in devices:
+            raise SpecError(f"{text}: a device named {device.name} is there already; add name=...")
+        number = (device.major, device.minor)
+        if device.major and number in numbers:
             raise SpecError(
-                f"two devices are named {device.name}: give one of them another name, "
-                f"such as {text},name=... if its class takes that"
+                f"{text}: a device with number {device.major}:{device.minor} is there already; "
+                "add minor=..., or major=0 for a free number"
             )
         devices[device.name] = device
+        numbers.add(number)
     return list(devices.values())
 
 
@@ -73,10 +78,12 @@ def run_program(specs: Sequence[str], argv: Sequence[str]) -> int:
         devices = load_devices(specs)
     except SpecError as error:
         raise Failure(str(error)) from error
-    from recuse.sandbox import supervise
+    from recuse.sandbox import SandboxError, supervise
 
     try:
         return supervise(devices, argv)
+    except SandboxError as error:
+        raise Failure(str(error)) from error
     except OSError as error:
         raise _explain(error, argv[0]) from error
 
@@ -84,8 +91,10 @@ def run_program(specs: Sequence[str], argv: Sequence[str]) -> int:
 def _explain(error: OSError, program: str) -> Failure:
     """Say what an error of the sandbox means for somebody at a shell."""
     reason = error.strerror or str(error)
-    if error.filename is not None and os.fspath(error.filename) == program:
-        if error.errno == errno.ENOENT:
-            return NotFound(f"{program}: not found; is it installed, and on the PATH?")
+    if error.filename is None or os.fspath(error.filename) != program:
+        return Failure(f"{reason}; `recuse doctor` tells what this machine allows")
+    if error.errno != errno.ENOENT:
         return NotExecutable(f"{program}: cannot be executed: {reason}")
-    return Failure(f"{reason}; `recuse doctor` tells what this machine allows")
+    if os.path.dirname(program) and os.path.exists(program):
+        return NotExecutable(f"{program}: cannot be executed: its interpreter is missing")
+    return NotFound(f"{program}: not found; is it installed, and on the PATH?")

@@ -118,7 +118,8 @@ def _load_module(name: str) -> ModuleType:
     _search(os.getcwd())
     origin = None
     try:
-        found = importlib.util.find_spec(name)
+        named = all(part.isidentifier() for part in name.split("."))
+        found = importlib.util.find_spec(name) if named else None
         if found is not None:
             origin = found.origin
             return importlib.import_module(name)
@@ -128,7 +129,7 @@ def _load_module(name: str) -> ModuleType:
             raise SpecError(_locate(error, origin, origin or name)) from error
     except (Exception, SystemExit) as error:
         raise SpecError(_locate(error, origin, origin or name)) from error
-    raise SpecError(f"{name}: no such module; a file is given with its ending, as {name}.py")
+    raise SpecError(f"{name}: no such module (a file is given as FILE.py)")
 
 
 def _search(directory: str) -> None:
@@ -168,13 +169,11 @@ def _choose_class(spec: Spec, module: ModuleType) -> type[Device]:
     )
     name = spec.class_name
     if name is None:
-        if len(choices) != 1:
+        if not choices:
+            raise SpecError(f"{spec.source}: has no device class (a subclass of recuse.Device)")
+        if len(choices) > 1:
             options = _one_of(f"{spec.source}:{choice}" for choice in choices)
-            raise SpecError(
-                f"{spec.source}: has several device classes: say {options}"
-                if choices
-                else f"{spec.source}: has no device class (a subclass of recuse.Device)"
-            )
+            raise SpecError(f"{spec.source}: has several device classes: say {options}")
         (name,) = choices
     value = getattr(module, name, None)
     if value is None:

@@ -1,0 +1,313 @@
+"""`recuse doctor`: each check with outcomes that cannot be had here, and all of them for real."""
+
+import ctypes
+import errno
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from recuse.cli import doctor, probes
+from recuse.cli.doctor import Check, Finding
+from recuse.sandbox.arch import SUPPORTED
+
+SECCOMP, PROCESS_VM_READV, PTRACE, PIDFD_OPEN = 317, 310, 101, 434
+
+on_supported = pytest.mark.skipif(not SUPPORTED, reason="another architecture than x86-64")
+
+
+def failing(code: int) -> Callable[..., Any]:
+    def experiment(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return experiment
+
+
+# ---- one check at a time
+
+
+@pytest.mark.parametrize(
+    ("experiment", "check"),
+    [
+        ("trap_a_call", doctor.check_user_notification),
+        ("notification_sizes", doctor.check_notification_sizes),
+        ("add_descriptor", doctor.check_add_descriptor),
+        ("wait_killable", doctor.check_wait_killable),
+        ("sync_wake_up", doctor.check_sync_wake_up),
+        ("read_child_memory", doctor.check_memory),
+        ("read_child_proc", doctor.check_proc),
+        ("hold_child", doctor.check_pidfd),
+        ("fetch_child_descriptor", doctor.check_pidfd_getfd),
+        ("trace_child", doctor.check_ptrace),
+        ("open_device", doctor.check_dev_fuse),
+        ("open_device", doctor.check_dev_cuse),
+    ],
+)
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL, errno.ENOSYS])
+def test_a_failed_experiment(
+    monkeypatch: pytest.MonkeyPatch, experiment: str, check: Callable[[], Finding], code: int
+) -> None:
+    monkeypatch.setattr(probes, experiment, failing(code))
+    finding = check()
+    assert not finding.good
+    assert finding.text == os.strerror(code)
+    assert finding.advice
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.EPERM, "--security-opt seccomp=unconfined"),
+        (errno.EACCES, "--security-opt seccomp=unconfined"),
+        (errno.EBUSY, "run recuse outside of it"),
+        (errno.EINVAL, "Linux 5.5 or newer"),
+        (errno.ENOSYS, "Linux 5.5 or newer"),
+    ],
+)
+def test_why_there_is_no_user_notification(
+    monkeypatch: pytest.MonkeyPatch, code: int, advice: str
+) -> None:
+    monkeypatch.setattr(probes, "trap_a_call", failing(code))
+    assert advice in doctor.check_user_notification().advice
+
+
+def test_a_kernel_with_other_structures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "notification_sizes", lambda: (88, 24, 64))
+    finding = doctor.check_notification_sizes()
+    assert not finding.good
+    assert "88" in finding.text
+
+
+def test_a_kernel_without_quick_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "sync_wake_up", lambda: False)
+    assert not doctor.check_sync_wake_up().good
+
+
+@pytest.mark.parametrize(
+    ("release", "good"),
+    [
+        ("5.19.0", True),
+        ("5.18.19-generic", False),
+        ("6.1.0-28-amd64", True),
+        ("10.0", True),
+        ("4.4.0", False),
+        ("strange", False),
+    ],
+)
+def test_kernel_versions(monkeypatch: pytest.MonkeyPatch, release: str, good: bool) -> None:
+    system = os.uname_result(("Linux", "host", release, "#1", "x86_64"))
+    monkeypatch.setattr(os, "uname", lambda: system)
+    finding = doctor.check_kernel()
+    assert finding.good == good
+    assert release in finding.text
+
+
+def test_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "SUPPORTED", False)
+    monkeypatch.setattr(doctor, "MACHINE", "aarch64")
+    monkeypatch.setattr(probes, "trap_a_call", failing(errno.ENOSYS))
+    finding = doctor.check_architecture()
+    assert (finding.good, finding.text) == (False, "aarch64")
+    assert doctor.diagnose(as_json=True) == 1
+
+
+def test_an_architecture_is_not_tried_by_the_numbers_of_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "SUPPORTED", False)
+    doctor.diagnose(as_json=True)
+    names = {check["name"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert "architecture" in names
+    assert "user notification" not in names
+
+
+def test_memory_tells_the_ptrace_scope(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "read_child_memory", lambda: None)
+    monkeypatch.setattr(doctor, "_read", lambda path: "1\n")
+    assert "ptrace_scope is 1" in doctor.check_memory().text
+
+
+@pytest.mark.parametrize(
+    ("status", "paths", "text"),
+    [
+        ("Seccomp:\t0\n", [], "not confined by seccomp or a container"),
+        ("Seccomp:\t2\n", [], "in a seccomp filter"),
+        ("Seccomp:\t2\n", ["/.dockerenv"], "in a seccomp filter, in a container"),
+        ("", ["/run/.containerenv"], "in a container"),
+    ],
+)
+def test_confinement(
+    monkeypatch: pytest.MonkeyPatch, status: str, paths: list[str], text: str
+) -> None:
+    monkeypatch.setattr(doctor, "_read", lambda path: status)
+    monkeypatch.setattr(os.path, "exists", lambda path: path in paths)
+    assert doctor.check_confinement() == Finding(True, text)
+
+
+@pytest.mark.parametrize(("value", "there"), [("0", False), ("1", True)])
+def test_new_privileges(monkeypatch: pytest.MonkeyPatch, value: str, there: bool) -> None:
+    monkeypatch.setattr(doctor, "_read", lambda path: f"Name:\tx\nNoNewPrivs:\t{value}\n")
+    assert ("already so here" in doctor.check_no_new_privileges().text) == there
+
+
+# ---- the report
+
+
+def fine() -> Finding:
+    return Finding(True, "all is well", "never shown")
+
+
+def bad() -> Finding:
+    return Finding(False, "not there", "get one")
+
+
+def broken() -> Finding:
+    raise ValueError("what is this?")
+
+
+@pytest.mark.parametrize(
+    ("checks", "status", "lines"),
+    [
+        ([Check("a", fine)], 0, ["[ok] a  all is well", "recuse run can work here."]),
+        (
+            [Check("long", fine), Check("b", bad, required=False)],
+            0,
+            [
+                "[ok] long  all is well",
+                "[--] b     not there: get one",
+                "recuse run can work here.",
+            ],
+        ),
+        (
+            [Check("a", bad), Check("b", fine)],
+            1,
+            [
+                "[no] a  not there: get one",
+                "[ok] b  all is well",
+                "recuse run cannot work here: see the lines marked [no].",
+            ],
+        ),
+        (
+            [Check("a", broken)],
+            1,
+            [
+                "[no] a  ValueError: what is this?: please report this",
+                "recuse run cannot work here: see the lines marked [no].",
+            ],
+        ),
+    ],
+)
+def test_report(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checks: list[Check],
+    status: int,
+    lines: list[str],
+) -> None:
+    for table in ("BASICS", "EXPERIMENTS", "SURROUNDINGS"):
+        monkeypatch.setattr(doctor, table, ())
+    monkeypatch.setattr(doctor, "BASICS", checks)
+    assert doctor.diagnose(as_json=False) == status
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+# ---- for real
+
+
+def deny(*numbers: int) -> None:
+    """Let the calling process's system calls of these numbers fail with EPERM from now on."""
+    jumps = [(0x15, len(numbers) - place, 0, number) for place, number in enumerate(numbers)]
+    program = [(0x20, 0, 0, 0), *jumps, (0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x50000 | 1)]
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    fprog = struct.pack("=H6xQ", len(program), ctypes.addressof(buffer := create(code)))
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0
+    assert libc.prctl(22, 2, ctypes.create_string_buffer(fprog)) == 0
+    del buffer
+
+
+def create(code: bytes) -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(code, len(code))
+
+
+def run_doctor(*denied: int) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Run the command with some system calls denied: its exit status, and the checks by name."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from recuse.cli.main import main; sys.exit(main())",
+         "doctor", "--json"],
+        preexec_fn=lambda: deny(*denied),
+        capture_output=True, check=False, encoding="utf-8",
+    )  # fmt: skip
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    assert report["works"] == (done.returncode == 0)
+    return done.returncode, {check["name"]: check for check in report["checks"]}
+
+
+@on_supported
+def test_here() -> None:
+    """The tests of the sandbox run on this machine, so it has what is needed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "recuse.cli.main", "doctor"],
+        capture_output=True, check=False, encoding="utf-8",
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.returncode == 0, done.stdout
+    assert "[no]" not in done.stdout
+    assert "[ok] user notification " in done.stdout
+    lines = done.stdout.splitlines()
+    checks = [*doctor.BASICS, *doctor.EXPERIMENTS, *doctor.SURROUNDINGS]
+    assert len(lines) == len(checks) + 1
+    assert lines[-1] == "recuse run can work here."
+
+
+@on_supported
+def test_where_seccomp_is_forbidden() -> None:
+    status, checks = run_doctor(SECCOMP)
+    assert status == 1
+    for name in ("user notification", "notification sizes", "adding descriptors", "killable waits"):
+        assert checks[name]["finding"] == "Operation not permitted"
+        assert not checks[name]["good"]
+    assert "seccomp=unconfined" in checks["user notification"]["advice"]
+    assert checks["process memory"]["good"]
+    assert checks["confinement"]["finding"].startswith("in a seccomp filter")
+    assert "already so here" in checks["no_new_privs"]["finding"]
+
+
+@on_supported
+def test_where_memory_cannot_be_read() -> None:
+    status, checks = run_doctor(PROCESS_VM_READV)
+    assert status == 1
+    assert not checks["process memory"]["good"]
+    assert "SYS_PTRACE" in checks["process memory"]["advice"]
+    assert checks["user notification"]["good"]
+
+
+@on_supported
+def test_what_can_be_missing() -> None:
+    status, checks = run_doctor(PTRACE)
+    assert status == 0
+    assert not checks["ptrace"]["good"]
+    assert not checks["ptrace"]["required"]
+
+
+@on_supported
+def test_inside_another_supervisor() -> None:
+    """Linux allows one listener for a process: the second asks for EBUSY."""
+    script = (
+        "import sys\n"
+        "from recuse.cli import probes\n"
+        "probes._install_filter(probes._NEW_LISTENER)\n"
+        "from recuse.cli.main import main\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=False, encoding="utf-8"
+    )
+    assert done.returncode == 1, done.stderr
+    assert "[no] user notification     Device or resource busy: another supervisor" in done.stdout
