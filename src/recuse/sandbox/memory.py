@@ -26,12 +26,42 @@ _writev = _libc.process_vm_writev
 _readv.restype = _writev.restype = ctypes.c_ssize_t
 
 
-class _Local(ctypes.Structure):
+class _Source(ctypes.Structure):
+    """``struct iovec`` of bytes to take data from."""
+
     _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
 
 
-class _Remote(ctypes.Structure):
+class _Area(ctypes.Structure):
+    """``struct iovec`` of an address."""
+
     _fields_ = (("base", ctypes.c_size_t), ("length", ctypes.c_size_t))
+
+
+class _Transfer:
+    """The arguments of one copy, to be used again: making them takes as long as the call."""
+
+    __slots__ = ("buffer", "remote", "remote_ref", "source", "source_ref", "target", "target_ref")
+
+    def __init__(self) -> None:
+        self.source, self.remote = _Source(), _Area()
+        self.buffer = ctypes.create_string_buffer(PAGE)
+        self.target = _Area(ctypes.addressof(self.buffer), PAGE)
+        self.source_ref = ctypes.byref(self.source)
+        self.remote_ref = ctypes.byref(self.remote)
+        self.target_ref = ctypes.byref(self.target)
+
+
+_transfers: list[_Transfer] = []  # those that no thread is using
+
+
+def _clip(address: int, size: int) -> int:
+    """How much of an area lies in user space; EFAULT if nothing does."""
+    if address + size <= arch.ADDRESS_LIMIT:
+        return size
+    if address >= arch.ADDRESS_LIMIT:
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+    return arch.ADDRESS_LIMIT - address
 
 
 def read_memory(pid: int, address: int, size: int) -> bytes:
@@ -46,23 +76,21 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
     """
     if size == 0:
         return b""
-    if address + size > arch.ADDRESS_LIMIT:
-        size = arch.ADDRESS_LIMIT - address
-        if size <= 0:
-            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-    buffer = ctypes.create_string_buffer(size)
-    count = _readv(
-        pid,
-        ctypes.byref(_Remote(ctypes.addressof(buffer), size)),
-        1,
-        ctypes.byref(_Remote(address, size)),
-        1,
-        0,
-    )
+    size = _clip(address, size)
+    try:
+        transfer = _transfers.pop()
+    except IndexError:
+        transfer = _Transfer()
+    remote, target = transfer.remote, transfer.target
+    buffer = transfer.buffer if size <= PAGE else ctypes.create_string_buffer(size)
+    target.base, target.length = ctypes.addressof(buffer), size
+    remote.base, remote.length = address, size
+    count = _readv(pid, transfer.target_ref, 1, transfer.remote_ref, 1, 0)
     if count <= 0:
         raise _error()
-    raw = buffer.raw
-    return raw if count == size else raw[:count]
+    data = ctypes.string_at(buffer, count)
+    _transfers.append(transfer)
+    return data
 
 
 def write_memory(pid: int, address: int, data: bytes) -> int:
@@ -74,18 +102,21 @@ def write_memory(pid: int, address: int, data: bytes) -> int:
     Raises:
         OSError: as :func:`read_memory`.
     """
-    size = len(data)
-    if size == 0:
+    if not data:
         return 0
-    if address + size > arch.ADDRESS_LIMIT:
-        size = arch.ADDRESS_LIMIT - address
-        if size <= 0:
-            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-    count: int = _writev(
-        pid, ctypes.byref(_Local(data, size)), 1, ctypes.byref(_Remote(address, size)), 1, 0
-    )
+    size = _clip(address, len(data))
+    try:
+        transfer = _transfers.pop()
+    except IndexError:
+        transfer = _Transfer()
+    source, remote = transfer.source, transfer.remote
+    source.base, source.length = data, size
+    remote.base, remote.length = address, size
+    count: int = _writev(pid, transfer.source_ref, 1, transfer.remote_ref, 1, 0)
     if count <= 0:
         raise _error()
+    source.base = None
+    _transfers.append(transfer)
     return count
 
 
