@@ -143,7 +143,6 @@ class Connection:
 
         Without ``done``, look at ``request.reply`` and then call `watch`.
         """
-        request.done = done
         self._acquire()
         try:
             state = self.state
@@ -151,16 +150,21 @@ class Connection:
                 self._queue.admit(request)
             elif state is _INITIALISING:
                 self._queue.hold(request)
-                return
             else:
                 error = errno.ECONNREFUSED if state is _REFUSED else errno.ENOTCONN
                 self._queue.finish(request, Reply(-error))
+            request.done = done
         finally:
             self._release()
-        if request.reply is not None:
+        if state is _CONNECTED:
+            on_pending = self.on_pending
+            if on_pending is not None:
+                try:
+                    on_pending()
+                except Exception:
+                    self._channel_failed()
+        elif state is not _INITIALISING:
             _tell(request)
-        elif self.on_pending is not None:
-            self._notify_reader()
 
     def watch(self, request: Request, done: Callable[[Reply], None]) -> bool:
         """Have ``done`` called with the reply, and return True; False if it is finished already."""
@@ -207,7 +211,7 @@ class Connection:
         """
         # fs/fuse/dev.c, fuse_dev_do_read.
         queue = self._queue
-        unfit: list[Request] = []
+        unfit: list[Request] | None = None
         self._acquire()
         try:
             if size < self._min_read:
@@ -221,12 +225,12 @@ class Connection:
                 if length > size:
                     too_big = errno.E2BIG if request.opcode == FUSE_SETXATTR else errno.EIO
                     queue.finish(request, Reply(-too_big))
-                    unfit.append(request)
+                    unfit = [*(unfit or ()), request]
                     continue
                 queue.send()
                 if request.no_reply:
                     queue.finish(request, Reply(0))
-                    unfit.append(request)
+                    unfit = [*(unfit or ()), request]
                 elif request.interrupted and not self.no_interrupt:
                     queue.interrupt(request)
                 return (
@@ -246,7 +250,7 @@ class Connection:
             raise os_error(errno.ENODEV if self.ended else errno.EAGAIN)
         finally:
             self._release()
-            if unfit:
+            if unfit is not None:
                 for request in unfit:
                     _tell(request)
 
@@ -358,13 +362,18 @@ class Connection:
             try:
                 on_pending()
             except Exception:
-                log.exception("a channel failed, its connection is aborted")
-                self.abort()
+                self._channel_failed()
+
+    def _channel_failed(self) -> None:
+        log.exception("a channel failed, its connection is aborted")
+        self.abort()
 
 
 def _tell(request: Request) -> None:
     """Give a finished request's reply to who waits for it."""
     done = request.done
+    # An operation's callback refers to the request: without this they would keep each other.
+    request.done = None
     if done is not None and request.reply is not None:
         try:
             done(request.reply)

@@ -25,9 +25,6 @@ log = logging.getLogger("recuse.kernel")
 MINOR_MIN = 11
 """The oldest 7.x that has CUSE."""
 
-TRANSFER_MIN = 4096
-"""max_read and max_write are at least this many bytes, whatever the server says."""
-
 
 @dataclass(slots=True)
 class DeviceInfo:
@@ -92,7 +89,6 @@ class CuseChannel:
         info = parse_info(
             bytes(reply.payload[cuse_init_out.SIZE :]), bool(init.flags & RECUSE_NODE_INFO)
         )
-        max_write = max(init.max_write, TRANSFER_MIN)
         device = self._table.register(
             info.name,
             init.dev_major,
@@ -103,12 +99,12 @@ class CuseChannel:
             gid=info.gid,
             seekable=bool(init.flags & RECUSE_SEEKABLE),
             unrestricted=bool(init.flags & CUSE_UNRESTRICTED_IOCTL),
-            max_read=max(init.max_read, TRANSFER_MIN),
-            max_write=max_write,
+            max_read=init.max_read,
+            max_write=init.max_write,
         )
         self.device = device
         self.connection.at_end(lambda: self._table.remove(device))
-        self.connection.initialised(min(init.minor, FUSE_KERNEL_MINOR_VERSION), max_write)
+        self.connection.initialised(min(init.minor, FUSE_KERNEL_MINOR_VERSION), device.max_write)
 
 
 def parse_info(info: bytes, node_info: bool) -> DeviceInfo:

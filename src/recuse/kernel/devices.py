@@ -16,6 +16,9 @@ DYNAMIC_MAJORS: tuple[int, ...] = (*range(254, 233, -1), *range(511, 383, -1))
 NAME_MAX = 64
 """Most bytes of a device's name."""
 
+TRANSFER_MIN = 4096
+"""max_read and max_write are at least this many bytes, whatever a server says."""
+
 _serials = itertools.count(1)
 
 
@@ -37,8 +40,8 @@ class CharDevice:
     gid: int = 0
     seekable: bool = False
     unrestricted: bool = False
-    max_read: int = 4096
-    max_write: int = 4096
+    max_read: int = TRANSFER_MIN
+    max_write: int = TRANSFER_MIN
     no_open: bool = False
     """The server has answered OPEN with ENOSYS: it gets neither OPEN nor RELEASE."""
     serial: int = field(default_factory=lambda: next(_serials))
@@ -65,8 +68,8 @@ class DeviceTable:
         gid: int = 0,
         seekable: bool = False,
         unrestricted: bool = False,
-        max_read: int = 4096,
-        max_write: int = 4096,
+        max_read: int = TRANSFER_MIN,
+        max_write: int = TRANSFER_MIN,
     ) -> CharDevice:
         """Add a device; major 0 asks for a free one.
 
@@ -93,8 +96,8 @@ class DeviceTable:
                 gid=gid,
                 seekable=seekable,
                 unrestricted=unrestricted,
-                max_read=max_read,
-                max_write=max_write,
+                max_read=max(max_read, TRANSFER_MIN),
+                max_write=max(max_write, TRANSFER_MIN),
             )
             self._by_name[name] = self._by_number[major, minor] = device
         return device

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from recuse.kernel.caller import Caller, Memory
 from recuse.kernel.connection import os_error
-from recuse.kernel.devices import CharDevice
+from recuse.kernel.devices import TRANSFER_MIN, CharDevice
 from recuse.kernel.ioctl import do_ioctl
 from recuse.kernel.operation import Operation
 from recuse.kernel.request import Request
@@ -145,11 +145,14 @@ class OpenFile:
             position = self._start(self._readable, offset)
             memory = caller.memory
             limit = self.device.max_read
-            total = segments[0][1] if len(segments) == 1 else _total(segments)
+            # Usually there is nothing to split: no device takes less.
+            fits = len(segments) == 1 and segments[0][1] <= TRANSFER_MIN
+            total = segments[0][1] if fits else _total(segments)
             transferred = 0
             error = 0
             while transferred < total:
-                areas = _areas(segments, transferred, limit)
+                areas = segments if fits else _areas(segments, transferred, limit)
+                fits = False
                 wanted = 0
                 for address, length in areas:
                     room = memory.writable(address, length)
@@ -180,7 +183,12 @@ class OpenFile:
                     break
                 if count < wanted:
                     break
-            return self._finish(transferred, position, offset, error)
+            if transferred:
+                if offset is None and self.device.seekable:
+                    self.position = position
+            elif error:
+                raise os_error(error)
+            return transferred
         finally:
             self._running.pop()
             if self._released and self._takes_release():
@@ -199,11 +207,14 @@ class OpenFile:
             position = self._start(self._writable, offset)
             memory = caller.memory
             limit = self.device.max_write
-            total = segments[0][1] if len(segments) == 1 else _total(segments)
+            # Usually there is nothing to split: no device takes less.
+            fits = len(segments) == 1 and segments[0][1] <= TRANSFER_MIN
+            total = segments[0][1] if fits else _total(segments)
             transferred = 0
             error = 0
             while transferred < total:
-                data = _load(memory, _areas(segments, transferred, limit))
+                data = _load(memory, segments if fits else _areas(segments, transferred, limit))
+                fits = False
                 given = len(data)
                 if not given:
                     error = errno.EFAULT
@@ -228,7 +239,12 @@ class OpenFile:
                 position += count
                 if count < given:
                     break
-            return self._finish(transferred, position, offset, error)
+            if transferred:
+                if offset is None and self.device.seekable:
+                    self.position = position
+            elif error:
+                raise os_error(error)
+            return transferred
         finally:
             self._running.pop()
             if self._released and self._takes_release():
@@ -294,13 +310,6 @@ class OpenFile:
             return 0
         return self.position if offset is None else offset
 
-    def _finish(self, transferred: int, position: int, offset: int | None, error: int) -> int:
-        if not transferred and error:
-            raise os_error(error)
-        if transferred and offset is None and self.device.seekable:
-            self.position = position
-        return transferred
-
     def _takes_release(self) -> bool:
         """Whether it is up to the caller to send RELEASE."""
         # A generator that is thrown away may not yield any more.
@@ -320,8 +329,6 @@ class OpenFile:
 
 
 def _total(segments: Sequence[Segment]) -> int:
-    if len(segments) == 1 and segments[0][1] < MAX_TRANSFER:
-        return segments[0][1]
     return min(sum(length for _, length in segments), MAX_TRANSFER)
 
 
@@ -330,10 +337,6 @@ def _areas(segments: Sequence[Segment], skip: int, limit: int) -> Sequence[Segme
 
     They have at most ``limit`` bytes in MAX_PAGES pages (fuse_get_user_pages).
     """
-    if len(segments) == 1 and not skip:
-        address, length = segments[0]
-        if length <= limit and address % PAGE_SIZE + length <= MAX_PAGES * PAGE_SIZE:
-            return segments
     areas = []
     pages = MAX_PAGES
     for address, length in segments:
@@ -368,15 +371,17 @@ def _load(memory: Memory, areas: Sequence[Segment]) -> bytes:
 def _store(memory: Memory, areas: Sequence[Segment], data: bytes | memoryview) -> int:
     """Put data into the areas; return how many bytes could be stored."""
     stored = 0
-    for address, length in areas:
-        part = data if len(data) <= length and not stored else data[stored : stored + length]
-        if not part:
-            break
-        try:
+    try:
+        if len(areas) == 1:
+            return memory.write(areas[0][0], data)
+        for address, length in areas:
+            part = data[stored : stored + length]
+            if not part:
+                break
             count = memory.write(address, part)
-        except OSError:
-            break
-        stored += count
-        if count < len(part):
-            break
+            stored += count
+            if count < len(part):
+                break
+    except OSError:
+        pass
     return stored

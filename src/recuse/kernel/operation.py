@@ -43,48 +43,41 @@ class Running:
         self.connection.interrupt(self.request)
 
     def _go_on(self, reply: Reply) -> None:
-        _drive(self.connection, self.operation, self.done, reply, self)
+        run(self.connection, self.operation, self.done, reply, self)
 
 
 def run(
     connection: Connection,
     operation: Operation[T],
     done: Callable[[T | None, OSError | None], None],
+    _reply: Reply | None = None,
+    _running: Running | None = None,
 ) -> Running | None:
-    """Drive an operation to its end, and call ``done`` with its result or its error.
+    """Drive an operation to its end, and call ``done`` once with its result or its error.
 
     Goes on here as long as replies are there when `Connection.submit` returns, and after that in
     the threads that bring the replies.  Returns None if the operation has ended.
 
     An exception that is no OSError is a mistake: it is logged, and the error is EIO.
     """
-    return _drive(connection, operation, done, None, None)
-
-
-def _drive(
-    connection: Connection,
-    operation: Operation[T],
-    done: Callable[[T | None, OSError | None], None],
-    reply: Reply | None,
-    running: Running | None,
-) -> Running | None:
     result = None
     error = None
     try:
         while True:
-            request = operation.send(reply)  # type: ignore[arg-type]  # None starts it
+            request = operation.send(_reply)  # type: ignore[arg-type]  # None starts it
             connection.submit(request)
-            reply = request.reply
-            if reply is None:
-                if running is None:
-                    running = Running(connection, operation, done, request)
+            _reply = request.reply
+            if _reply is None:
+                if _running is None:
+                    _running = Running(connection, operation, done, request)
                 else:
-                    running.request = request
-                if connection.watch(request, running._go_on):
-                    if running.interrupted:
+                    _running.request = request
+                if connection.watch(request, _running._go_on):
+                    # From here on another thread may be driving the operation.
+                    if _running.interrupted:
                         connection.interrupt(request)
-                    return running
-                reply = request.reply
+                    return _running
+                _reply = request.reply
     except StopIteration as stop:
         result = stop.value
     except OSError as exception:
