@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.json.write_text(json.dumps(found, indent=2) + "\n")
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(report.table(outcome.results))
-    print(report.extras_text(startup, memory), end="\n\n")
+    print(report.extras_text(outcome, startup, memory), end="\n\n")
     for name, reason in outcome.missing.items():
         print(f"left out      {name}: {reason}")
     for goal in judged:

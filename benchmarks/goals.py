@@ -28,11 +28,11 @@ class Goal:
         return None if self.figure is None else self.figure <= self.limit
 
     def __str__(self) -> str:
-        goal = f"goal: at most {self.limit:g} {self.unit}"
+        goal = f"(goal: at most {self.limit:g})"
         if self.figure is None:
-            return f"NOT MEASURED  {self.name} ({goal})"
+            return f"NOT MEASURED  {self.name}: {self.unit} {goal}"
         word = "met   " if self.met else "MISSED"
-        return f"{word}        {self.name}: {self.figure:.2f} {self.unit} ({goal})"
+        return f"{word}        {self.name}: {self.figure:.2f} {self.unit} {goal}"
 
 
 def _fastest_libfuse(results: Results, placement: str, work: str) -> float | None:

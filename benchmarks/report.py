@@ -29,7 +29,6 @@ def machine() -> dict[str, Any]:
         "processor": model or platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "load": round(os.getloadavg()[0], 2),
     }
 
 
@@ -108,13 +107,14 @@ def document(
         "startup_s": dataclasses.asdict(startup) if startup else None,
         "memory_bytes": dataclasses.asdict(memory) if memory else None,
         "missing": outcome.missing,
+        "others_cpus": outcome.others,
         "goals": [{**dataclasses.asdict(goal), "met": goal.met} for goal in goals],
     }
 
 
-def extras_text(startup: Startup | None, memory: Memory | None) -> str:
+def extras_text(outcome: Run, startup: Startup | None, memory: Memory | None) -> str:
     """The lines below the table."""
-    lines = []
+    lines = [f"CPUs that other work kept busy meanwhile: {outcome.others:.2f}"]
     if startup:
         for name, summary in (("/bin/true", startup.outside), ("in the sandbox", startup.inside)):
             lines.append(

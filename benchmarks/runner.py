@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmarks.peers import Peer
 from benchmarks.processes import UnavailableError, note, output
@@ -18,10 +21,16 @@ CLIENT_SECONDS = 60.0
 
 @dataclass
 class Run:
-    """What came out: figures, and why a peer has none or not all of them, in one line each."""
+    """What came out: figures, and why a peer has none or not all of them, in one line each.
+
+    `others` is how many CPUs the rest of the machine kept busy meanwhile: beyond a few hundredths,
+    the scheduler has no free CPU to wake a server on, and the figures with it free are those of
+    another machine.
+    """
 
     results: Results = field(default_factory=Results)
     missing: dict[str, str] = field(default_factory=dict)
+    others: float = 0.0
 
     def miss(self, peer: str, reason: object) -> None:
         if peer not in self.missing:
@@ -40,6 +49,21 @@ def placed(placement: str) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def busy_seconds(stat: str) -> float:
+    """CPU time that was not idle, all CPUs together, from the text of /proc/stat."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _others_seconds() -> float:
+    """CPU time spent on what neither this process nor its (buried) children did."""
+    busy = busy_seconds(Path("/proc/stat").read_text())
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(who)
+        busy -= usage.ru_utime + usage.ru_stime
+    return busy
 
 
 def parse(text: str) -> dict[str, float]:
@@ -73,6 +97,7 @@ def run(tools: Tools, peers: Sequence[Peer], repetitions: int, seconds: float) -
     happened to put a server varies too.
     """
     outcome = Run()
+    start, others = time.monotonic(), _others_seconds()
     for repetition in range(repetitions):
         for placement in PLACEMENTS:
             for peer in peers:
@@ -87,6 +112,7 @@ def run(tools: Tools, peers: Sequence[Peer], repetitions: int, seconds: float) -
                     continue
                 for work, nanoseconds in figures.items():
                     outcome.results.add(Key(placement, peer.name, work), nanoseconds)
+    outcome.others = max(0.0, _others_seconds() - others) / (time.monotonic() - start)
     if len(os.sched_getaffinity(0)) == 1:
         note(f"this machine gave one CPU only: {FREE} is the same as {PINNED}")
     return outcome

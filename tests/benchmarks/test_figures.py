@@ -1,6 +1,7 @@
 """Statistics, table, JSON and goals, from figures made up here."""
 
 import json
+import os
 
 import pytest
 
@@ -15,7 +16,7 @@ from benchmarks.peers import (
     RECUSE_PLAIN,
     UMOCKDEV,
 )
-from benchmarks.runner import Run, parse
+from benchmarks.runner import Run, busy_seconds, parse
 from benchmarks.samples import FREE, PINNED, Key, Results, Summary, summarise
 from benchmarks.works import IOCTL_16, OPEN_CLOSE, READ_1M, READ_16
 
@@ -61,6 +62,11 @@ def test_client_lines_become_nanoseconds_per_operation() -> None:
     assert parse("read:16 1000 8000000\nopenclose 4 10\n") == {"read:16": 8000.0, "openclose": 2.5}
     with pytest.raises(ValueError, match="not enough values"):
         parse("read:16 1000\n")
+
+
+def test_busy_time_leaves_out_idling_and_waiting_for_disks() -> None:
+    stat = "cpu  10 20 30 4000 5000 1 2 3 7 7\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
+    assert busy_seconds(stat) == (10 + 20 + 30 + 1 + 2 + 3) / os.sysconf("SC_CLK_TCK")
 
 
 def test_flatness_compares_the_second_tenth_with_the_last() -> None:
@@ -117,7 +123,7 @@ def test_goal_for_ordinary_files() -> None:
     assert goal.met is False
     assert str(goal) == (
         "MISSED        open+close of an ordinary file in the sandbox, free: 8.12 x outside "
-        "(goal: at most 8 x outside)"
+        "(goal: at most 8)"
     )
 
 
@@ -163,10 +169,11 @@ def test_document_holds_samples_ratios_and_what_is_missing() -> None:
         (FREE, RECUSE_PLAIN, READ_16.name, 10.0),
         (FREE, LIBFUSE_SINGLE, READ_16.name, 40.0),
     )
-    outcome = Run(found, {"pyfuse3": "no pyfuse3"})
+    outcome = Run(found, {"pyfuse3": "no pyfuse3"}, others=0.5)
     everything = goals.evaluate(found, None, None)
     document = report.document({"quick": True}, outcome, None, None, everything)
     assert json.loads(json.dumps(document)) == document
+    assert document["others_cpus"] == 0.5
     assert document["missing"] == {"pyfuse3": "no pyfuse3"}
     assert document["results"][0] == {
         "placement": FREE,
