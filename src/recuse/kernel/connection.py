@@ -78,13 +78,17 @@ class Connection:
 
     init is the request that the server has to answer before any other is sent, accept is called
     with its reply (before the server's `write` of it returns) and has to call `initialised` or
-    `refuse`.
+    `refuse`.  gone is called once when the connection ends, before anybody else learns of it.
 
-    on_pending, if set, is called after something has become readable, outside the lock, by the
-    thread that submitted it.  If it raises, the channel is broken: the connection is aborted.
+    on_pending, if set, is called outside the lock once for each message that has become readable,
+    by the thread that submitted it.  Not for an INTERRUPT that the server sent back with EAGAIN:
+    whoever wrote that has to look again.  If it raises, the channel is broken, and the connection
+    is aborted.
     """
 
-    def __init__(self, init: Request, accept: Callable[[Reply], None]) -> None:
+    def __init__(
+        self, init: Request, accept: Callable[[Reply], None], gone: Callable[[], None]
+    ) -> None:
         self.state = _INITIALISING
         self.on_pending: Callable[[], None] | None = None
         self.minor = 0
@@ -96,6 +100,7 @@ class Connection:
         self._acquire = self._lock.acquire
         self._release = self._lock.release
         self._queue = RequestQueue()
+        self._gone = gone
         self._at_end: list[Callable[[], None]] = []
         self._min_read = FUSE_MIN_READ_BUFFER
         init.done = accept
@@ -113,14 +118,14 @@ class Connection:
 
     # INIT
 
-    def initialised(self, minor: int, max_write: int) -> None:
-        """Let requests through: INIT was answered.  max_write is in bytes.
+    def initialised(self, minor: int, max_write: int) -> bool:
+        """Let requests through: INIT was answered.  False if the connection has ended meanwhile.
 
-        The server's read buffer has to hold a WRITE of max_write bytes from now on.
+        max_write is in bytes: from now on the server's read buffer has to hold a WRITE of them.
         """
         with self._lock:
             if self.state is not _INITIALISING:
-                return
+                return False
             self.minor = minor
             self._min_read = max(
                 FUSE_MIN_READ_BUFFER, _IN_HEADER_SIZE + fuse_write_in.SIZE + max_write
@@ -129,8 +134,9 @@ class Connection:
             held = list(self._queue.waiting)
             for request in held:
                 self._queue.admit(request)
-        if held:
+        for _ in held:
             self._notify_reader()
+        return True
 
     def refuse(self) -> None:
         """End the connection for lack of a usable answer to INIT."""
@@ -330,7 +336,10 @@ class Connection:
         self._end(_ABORTED, errno.ECONNABORTED)
 
     def at_end(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called when the connection has ended; now, if it has."""
+        """Have ``callback`` called when the connection has ended; now, if it has.
+
+        By then no request is left and the device is gone, so it may take its time.
+        """
         with self._lock:
             if not self.ended:
                 self._at_end.append(callback)
@@ -339,22 +348,24 @@ class Connection:
 
     def _end(self, state: ConnectionState, error: int) -> None:
         with self._lock:
-            if self.state is _ABORTED or self.state is state:
+            if self.ended:
+                # Refused and then closed: new requests learn of the latter.
+                self.state = _ABORTED if state is _ABORTED else self.state
                 return
             self.state = state
             ending = self._queue.unfinished()
             for request in ending:
                 self._queue.finish(request, Reply(-error))
             callbacks, self._at_end = self._at_end, []
-        # First what the end means to others (the device goes), then the programs: one that sees
-        # its call fail finds no device any more.
+        # A program that sees its call fail finds no device any more.
+        self._gone()
+        for request in ending:
+            _tell(request)
         for callback in callbacks:
             try:
                 callback()
             except Exception:
                 log.exception("a callback at the end of a connection failed")
-        for request in ending:
-            _tell(request)
 
     def _notify_reader(self) -> None:
         on_pending = self.on_pending

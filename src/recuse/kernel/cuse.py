@@ -59,7 +59,7 @@ class CuseChannel:
             min_reply=cuse_init_out.SIZE,
             max_reply=cuse_init_out.SIZE + CUSE_INIT_INFO_MAX,
         )
-        self.connection = Connection(init, self._accept)
+        self.connection = Connection(init, self._accept, self._gone)
 
     def close(self) -> None:
         """Do what closing the last descriptor of /dev/cuse does: no device, no requests."""
@@ -103,8 +103,13 @@ class CuseChannel:
             max_write=init.max_write,
         )
         self.device = device
-        self.connection.at_end(lambda: self._table.remove(device))
-        self.connection.initialised(min(init.minor, FUSE_KERNEL_MINOR_VERSION), device.max_write)
+        minor = min(init.minor, FUSE_KERNEL_MINOR_VERSION)
+        if not self.connection.initialised(minor, device.max_write):
+            self._gone()
+
+    def _gone(self) -> None:
+        if self.device is not None:
+            self._table.remove(self.device)
 
 
 def parse_info(info: bytes, node_info: bool) -> DeviceInfo:
