@@ -24,7 +24,6 @@ _ADDFD_SEND: Final = 2
 _CONTINUE: Final = 1
 
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
-_BLANK: Final = bytes(_NOTIFICATION.size)
 _RESPONSE = struct.Struct("=QqiI")
 _ADDITION = struct.Struct("=QIIII")
 _ID = struct.Struct("=Q")
@@ -60,7 +59,6 @@ class Listener:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._buffer = bytearray(_NOTIFICATION.size)
 
     def prefer_sync_wake_up(self) -> bool:
         """Keep supervisor and program on one CPU while they hand a call to and fro.
@@ -73,14 +71,17 @@ class Listener:
         return bool(result == 0)
 
     def receive(self) -> Notification | None:
-        """Wait for the next trapped call. One thread at a time may be in here.
+        """Wait for the next trapped call.
+
+        Of several threads in here one gets it, but all are woken up.
 
         Returns:
             None when the last process under the filter has ended.
         """
-        buffer = self._buffer
         while True:
-            buffer[:] = _BLANK  # the kernel refuses a buffer that is not zeroed
+            # Zeroed, as the kernel demands, and of this call's own: for a moment there can be two
+            # threads in here.
+            buffer = bytearray(_NOTIFICATION.size)
             try:
                 fcntl.ioctl(self._descriptor, _RECV, buffer, True)
             except OSError as error:

@@ -11,6 +11,7 @@ from recuse.kernel.devices import DeviceTable
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
 from recuse.sandbox.descriptors import Descriptors
+from recuse.sandbox.memory import StringReader
 from recuse.sandbox.syscalls.listing import Listings
 from recuse.sandbox.tasks import Tasks
 from recuse.sandbox.tree import Tree
@@ -28,6 +29,7 @@ class Machine:
         self.descriptors = Descriptors(_release)
         self.tree = Tree(self.tasks, self.descriptors)
         self.listings = Listings()
+        self.strings = StringReader()
         self._channels: list[InProcessChannel] = []
 
     def add(self, device: Device) -> None:
@@ -50,6 +52,7 @@ class Machine:
             channel.close()
         self._channels.clear()
         self.tree.close()
+        self.strings.close()
 
 
 def _release(file: OpenFile, released: Callable[[], None]) -> None:

@@ -32,6 +32,7 @@ class Supervisor:
         self.descriptors = machine.descriptors
         self.tree = machine.tree
         self.listings = machine.listings
+        self.strings = machine.strings
         self._handlers = handlers()
         self._workers = Workers(
             listener.receive, self._handle, stuck=self._stuck, name="recuse-calls"

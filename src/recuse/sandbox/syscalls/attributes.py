@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from recuse.sandbox.arch import arch
-from recuse.sandbox.memory import read_memory, read_string, write_memory
+from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.permissions import MAY_WRITE, allowed, check, check_owner
 from recuse.sandbox.syscalls.call import PROCEED, Handler, failure, signed32
 from recuse.sandbox.tree import AT_FDCWD, Found, Node
@@ -41,7 +41,7 @@ def _named(
     supervisor: Supervisor, call: Notification, base: int, address: int, flags: int
 ) -> Found | None:
     """What a directory descriptor, a path and AT_ flags name; None if nothing of ours."""
-    path = read_string(call.pid, address) if address else b""
+    path = supervisor.strings.read(call.pid, address) if address else b""
     if path:
         follow = not flags & _AT_SYMLINK_NOFOLLOW
         return supervisor.tree.find(call.pid, base, path, follow=follow)

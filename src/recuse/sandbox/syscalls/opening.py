@@ -12,7 +12,7 @@ from recuse.kernel.files import OpenFile, open_file
 from recuse.kernel.operation import run
 from recuse.sandbox.arch import arch
 from recuse.sandbox.descriptors import Descriptor
-from recuse.sandbox.memory import read_memory, read_string
+from recuse.sandbox.memory import read_memory
 from recuse.sandbox.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, failure, signed32
 from recuse.sandbox.tree import AT_FDCWD, Node
@@ -41,7 +41,7 @@ _STATUS_FLAGS: Final = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.
 def _open(supervisor: Supervisor, call: Notification, base: int, address: int, flags: int) -> int:
     # Whoever closed a device before this call must find it released: see Descriptors.reap.
     supervisor.descriptors.reap()
-    path = read_string(call.pid, address)
+    path = supervisor.strings.read(call.pid, address)
     if not path:
         return PROCEED
     exclusive = flags & os.O_CREAT and flags & os.O_EXCL
@@ -172,7 +172,7 @@ def openat2(supervisor: Supervisor, call: Notification) -> int:
 
 def truncate(supervisor: Supervisor, call: Notification) -> int:
     """``truncate(path, length)``: only regular files have a length."""
-    path = read_string(call.pid, call.a0)
+    path = supervisor.strings.read(call.pid, call.a0)
     found = supervisor.tree.find(call.pid, AT_FDCWD, path) if path else None
     if found is None:
         return PROCEED

@@ -21,6 +21,7 @@ def _spawn(supervisor: Supervisor, call: Notification, flags: int) -> int:
         supervisor.tree.many_roots = True
     if not flags & CLONE_FILES:
         supervisor.tasks.forget_threads()
+        supervisor.strings.forget_others(call.pid)
         _shared(supervisor, call.pid)
     return PROCEED
 
@@ -62,6 +63,7 @@ def fetch_descriptor(supervisor: Supervisor, call: Notification) -> int:
 def execute(supervisor: Supervisor, call: Notification) -> int:
     """``execve`` and ``execveat``: a new memory image, and perhaps a new thread id."""
     supervisor.tasks.forget_process(call.pid)
+    supervisor.strings.forget(call.pid)
     return PROCEED
 
 
