@@ -10,7 +10,7 @@ from recuse.server.memory import Memory
 
 F = TypeVar("F")
 """The File class that the handler is a method of."""
-V = TypeVar("V")
+V = TypeVar("V", bound=int | float | bytes | str | None)
 """What a simple ctypes type is in Python: int for c_int, float for c_double."""
 C = TypeVar("C")
 """A ctypes structure, union or array."""
@@ -96,3 +96,36 @@ class CompoundDecorator(Protocol[C]):
     def __call__(
         self, handler: Callable[[F, C, Memory], Coroutine[Any, Any, C | Result]]
     ) -> Callable[[F, C, Memory], Coroutine[Any, Any, C | Result]]: ...
+
+
+class BytesDecorator(Protocol):
+    """Of handlers of bytes: without argument for "r", with one for "w" and "rw"."""
+
+    @overload
+    def __call__(self, handler: Callable[[F], bytes]) -> Callable[[F], bytes]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F], Coroutine[Any, Any, bytes]]
+    ) -> Callable[[F], Coroutine[Any, Any, bytes]]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, bytes], bytes | Result]
+    ) -> Callable[[F, bytes], bytes | Result]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, bytes], Coroutine[Any, Any, bytes | Result]]
+    ) -> Callable[[F, bytes], Coroutine[Any, Any, bytes | Result]]: ...
+    @overload
+    def __call__(self, handler: Callable[[F, Memory], bytes]) -> Callable[[F, Memory], bytes]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, Memory], Coroutine[Any, Any, bytes]]
+    ) -> Callable[[F, Memory], Coroutine[Any, Any, bytes]]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, bytes, Memory], bytes | Result]
+    ) -> Callable[[F, bytes, Memory], bytes | Result]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, bytes, Memory], Coroutine[Any, Any, bytes | Result]]
+    ) -> Callable[[F, bytes, Memory], Coroutine[Any, Any, bytes | Result]]: ...

@@ -1,6 +1,7 @@
 """What an author subclasses for a device."""
 
 import errno
+import os
 from collections.abc import Awaitable
 
 from recuse.server.file import File
@@ -44,7 +45,7 @@ class Device:
     """Group of the node, None for the default.  Linux's CUSE leaves it to udev."""
 
     major: int = 0
-    """Major number, 0 to 4095; 0 takes a free one."""
+    """Major number, 0 to 511; 0 takes a free one."""
 
     minor: int = 0
     """Minor number, 0 to 2**20 - 1."""
@@ -89,11 +90,21 @@ class Device:
 
         Raises ValueError if an attribute is out of its range.
         """
-        given = dict(locals())
-        for attribute in _ATTRIBUTES:
-            if given[attribute] is not None:
-                setattr(self, attribute, given[attribute])
-        check_device(self)
+        for attribute, value in (
+            ("name", name),
+            ("mode", mode),
+            ("uid", uid),
+            ("gid", gid),
+            ("major", major),
+            ("minor", minor),
+            ("max_read", max_read),
+            ("max_write", max_write),
+            ("seekable", seekable),
+            ("unrestricted", unrestricted),
+        ):
+            if value is not None:
+                setattr(self, attribute, value)
+                _check_attribute(self, attribute)
 
     def open(self, request: OpenRequest) -> File | Awaitable[File]:
         """Return a new File for a program that opens the device.
@@ -111,22 +122,9 @@ class Device:
         """
 
 
-_ATTRIBUTES = (
-    "name",
-    "mode",
-    "uid",
-    "gid",
-    "major",
-    "minor",
-    "max_read",
-    "max_write",
-    "seekable",
-    "unrestricted",
-)
-
 _RANGES = {
     "mode": (0, 0o777),
-    "major": (0, 4095),
+    "major": (0, 511),
     "minor": (0, (1 << 20) - 1),
     "max_read": (_LEAST_TRANSFER_BYTES, _MOST_TRANSFER_BYTES),
     "max_write": (_LEAST_TRANSFER_BYTES, _MOST_TRANSFER_BYTES),
@@ -136,31 +134,39 @@ _RANGES = {
 
 
 def check_device(device: Device) -> None:
-    """Check what an author may have got wrong before anything depends on it.
+    """Check what an author may have got wrong, before a session depends on it.
 
     Raises ValueError that says which attribute is out of range, TypeError for a missing `open`.
     """
-    label = type(device).__name__
     if type(device).open is Device.open:
-        raise TypeError(f"{label} has no open method")
-    _check_name(device.name, label)
-    for attribute, (least, most) in _RANGES.items():
-        value = getattr(device, attribute)
-        if value is None and attribute in ("uid", "gid"):
-            continue
-        if not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f"{label}.{attribute} is {value!r}, not {least} to {most}")
+        raise TypeError(f"{type(device).__name__} has no open method")
+    for attribute in ("name", *_RANGES):
+        _check_attribute(device, attribute)
 
 
-def _check_name(name: object, label: str) -> None:
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{label}.name is {name!r}, not the device's name")
-    encoded = name.encode("utf-8", "surrogateescape")
-    if len(encoded) > NAME_MAX_BYTES:
-        raise ValueError(f"{label}.name is {len(encoded)} bytes long, more than {NAME_MAX_BYTES}")
+def _check_attribute(device: Device, attribute: str) -> None:
+    value = getattr(device, attribute)
+    wrong = None
+    if attribute == "name":
+        wrong = _wrong_name(value)
+    elif attribute in _RANGES:
+        least, most = _RANGES[attribute]
+        unset = value is None and attribute in ("uid", "gid")
+        if not unset and not (isinstance(value, int) and least <= value <= most):
+            wrong = f"not {least} to {most}"
+    if wrong is not None:
+        raise ValueError(f"{type(device).__name__}.{attribute} is {value!r}: {wrong}")
+
+
+def _wrong_name(name: object) -> str | None:
+    if not isinstance(name, str):
+        return "not a string"
+    if not 1 <= len(os.fsencode(name)) <= NAME_MAX_BYTES:
+        return f"not 1 to {NAME_MAX_BYTES} bytes long"
     if any(part in ("", ".", "..") for part in name.split("/")):
-        raise ValueError(f"{label}.name is {name!r}, not a path below /dev")
+        return "not a path below /dev"
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
-        raise ValueError(f"{label}.name is {name!r}, which has control characters")
+        return "has control characters"
     if name != name.strip():
-        raise ValueError(f"{label}.name is {name!r}, which has white space at an end")
+        return "has white space at an end"
+    return None

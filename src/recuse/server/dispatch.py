@@ -6,7 +6,7 @@ Functions without state; `recuse.server.session` holds what there is of it.
 import struct
 from typing import Any
 
-from recuse.server.errors import Misuse
+from recuse.server.errors import Misuse, brief
 from recuse.wire.declare import Structure
 from recuse.wire.fuse import (
     fuse_in_header,
@@ -38,6 +38,8 @@ def picker(body: type[Structure], *names: str, header: str = "") -> struct.Struc
     return struct.Struct(code + f"{fuse_in_header.SIZE + body.SIZE - struct.calcsize(code)}x")
 
 
+pick_head = struct.Struct(f"=IIQ{fuse_in_header.SIZE - 16}x").unpack_from
+"""len, opcode and unique of any request."""
 pick_open = picker(fuse_open_in, "flags").unpack_from
 pick_read = picker(fuse_read_in, "fh", "offset", "size", "flags").unpack_from
 pick_write = picker(fuse_write_in, "fh", "offset", "size", "flags").unpack_from
@@ -57,15 +59,17 @@ _WRITE_OUT = fuse_write_out.CODEC.pack
 
 def read_answer(returned: Any, size: int) -> bytes:
     """Return the payload for what `File.read` returned."""
-    if type(returned) is not bytes:
-        try:
-            returned = memoryview(returned).tobytes()
-        except TypeError:
-            raise Misuse(f"returned {type(returned).__name__}, not bytes") from None
-    if len(returned) > size:
-        raise Misuse(f"returned {len(returned)} bytes, but at most {size} were asked for")
-    data: bytes = returned
-    return data
+    if type(returned) is bytes:
+        if len(returned) > size:
+            raise Misuse(f"returned {len(returned)} bytes, but at most {size} were asked for")
+        return returned
+    try:
+        view = memoryview(returned)
+    except TypeError:
+        raise Misuse(f"returned {brief(returned)}, not bytes") from None
+    if view.nbytes > size:
+        raise Misuse(f"returned {view.nbytes} bytes, but at most {size} were asked for")
+    return view.tobytes()
 
 
 def write_answer(returned: Any, size: int) -> bytes:
@@ -73,12 +77,12 @@ def write_answer(returned: Any, size: int) -> bytes:
     if returned is None:
         return _WRITE_OUT(size, 0)
     if not isinstance(returned, int):
-        raise Misuse(f"returned {type(returned).__name__}, not a number of bytes or None")
+        raise Misuse(f"returned {brief(returned)}, not a number of bytes or None")
     if not 0 <= returned <= size:
         raise Misuse(f"returned {returned}, but was given {size} bytes")
     return _WRITE_OUT(returned, 0)
 
 
-def release_answer(returned: Any, _: None) -> bytes:
+def release_answer(_: Any, __: None) -> bytes:
     """Return the payload of a RELEASE, which has none."""
     return b""

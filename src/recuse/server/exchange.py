@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from recuse.wire.fuse import fuse_out_header
@@ -15,38 +15,38 @@ Send = Callable[[bytes], object]
 
 log = logging.getLogger("recuse.server")
 
-_OUT = fuse_out_header.CODEC.pack
-_OUT_SIZE = fuse_out_header.SIZE
+_pack_out_header = fuse_out_header.CODEC.pack
+_OUT_HEADER_SIZE = fuse_out_header.SIZE
 
 
 class Exchange:
     """One request, and the single use of the way back.
 
-    `reply` and `fail` answer; the second call of either raises RuntimeError and sends nothing.
+    `reply` and `fail` answer; a second call of either raises RuntimeError and sends nothing.
     """
 
     __slots__ = ("_send", "interrupted", "message", "opcode", "task", "unique")
 
     def __init__(self, message: bytes, opcode: int, unique: int, send: Send) -> None:
         self.message = message
+        """The whole request."""
         self.opcode = opcode
         self.unique = unique
         self.interrupted = False
+        """The kernel half has sent an INTERRUPT for it."""
         self.task: asyncio.Task[Any] | None = None
         """Runs the handler, if it is an ``async def`` one that has begun."""
         self._send: Send | None = send
 
-    @property
-    def answered(self) -> bool:
-        return self._send is None
-
     def reply(self, payload: bytes) -> bool:
         """Answer with success; return whether the other end took it."""
-        return self._answer(_OUT(_OUT_SIZE + len(payload), 0, self.unique) + payload)
+        return self._answer(
+            _pack_out_header(_OUT_HEADER_SIZE + len(payload), 0, self.unique) + payload
+        )
 
     def fail(self, number: int) -> bool:
         """Answer with an errno, 1 to 511; return whether the other end took it."""
-        return self._answer(_OUT(_OUT_SIZE, -number, self.unique))
+        return self._answer(_pack_out_header(_OUT_HEADER_SIZE, -number, self.unique))
 
     def _answer(self, message: bytes) -> bool:
         send = self._send
@@ -55,15 +55,22 @@ class Exchange:
         self._send = None
         try:
             send(message)
-        except OSError as error:
+        except Exception as error:
             # ENOENT: the program was killed meanwhile; ENODEV: the device is gone.  Both happen
-            # to correct servers.  Anything else means that what was said is not the protocol.
-            usual = error.errno in (errno.ENOENT, errno.ENODEV)
+            # to correct servers.  Anything else is a fault of ours or of the channel's.
+            usual = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENODEV)
             log.log(
                 logging.DEBUG if usual else logging.ERROR,
-                "answer to request %d not taken: %s",
+                "the answer to request %d was not taken: %r",
                 self.unique,
                 error,
             )
             return False
         return True
+
+
+def discard(awaitable: Awaitable[Any]) -> None:
+    """Forget a coroutine that has not begun, without Python's warning that it never will."""
+    close = getattr(awaitable, "close", None)
+    if close is not None:
+        close()

@@ -5,7 +5,7 @@ import os
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from recuse.server.ioctl import IoctlHandler, fallback, ioctl_table
+from recuse.server.ioctl import IoctlTable
 from recuse.server.memory import Memory
 
 if TYPE_CHECKING:
@@ -39,13 +39,12 @@ class File:
     CUSE tells them with OPEN, READ and WRITE: after F_SETFL they are new from the next of these.
     """
 
-    _ioctls: ClassVar[dict[int, IoctlHandler]] = {}
-    _other_ioctls: ClassVar[IoctlHandler]
+    ioctls: ClassVar[IoctlTable]
+    """The handlers of this class, for the session."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        cls._ioctls = ioctl_table(cls)
-        cls._other_ioctls = fallback(cls)
+        cls.ioctls = IoctlTable(cls)
 
     @property
     def nonblocking(self) -> bool:
@@ -73,7 +72,7 @@ class File:
         """
         raise OSError(errno.EINVAL, "not writable")
 
-    def ioctl(
+    def unknown_ioctl(
         self, command: int, argument: int, memory: Memory
     ) -> "int | Awaitable[int | None] | None":
         """Answer an ioctl whose command no handler is declared for (see `recuse.ioctl`).
@@ -83,7 +82,7 @@ class File:
 
         Raises OSError; a File without this method answers ENOTTY, as Linux does.
         """
-        raise OSError(errno.ENOTTY, "unknown ioctl")
+        raise OSError(errno.ENOTTY, "no handler")
 
     def release(self) -> "Awaitable[None] | None":
         """Be told that the last copy of the file is closed, or that the device goes away.
@@ -93,4 +92,4 @@ class File:
         """
 
 
-File._other_ioctls = fallback(File)
+File.ioctls = IoctlTable(File)

@@ -17,7 +17,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from recuse.server.decorators import CompoundDecorator, SimpleDecorator, ValueDecorator
+from recuse.server.decorators import (
+    BytesDecorator,
+    CompoundDecorator,
+    SimpleDecorator,
+    ValueDecorator,
+)
 from recuse.wire.ioctl import IOC_READ, IOC_WRITE
 from recuse.wire.ioctl import direction as command_direction
 from recuse.wire.ioctl import size as command_size
@@ -25,13 +30,14 @@ from recuse.wire.ioctl import size as command_size
 if TYPE_CHECKING:
     from ctypes import Array, Structure, Union, _SimpleCData
 
-    V = TypeVar("V")
+    V = TypeVar("V", bound=int | float | bytes | str | None)
     C = TypeVar("C", bound=Structure | Union | Array[Any])
 
 Direction = Literal["r", "w", "rw"]
 """As the program sees it: "r", it reads what the device fills in; "w", it writes to the device."""
 
 _DECLARATIONS = "__recuse_ioctls__"
+_SIZE_BITS = 0x3FFF << 16
 
 
 class Kind(Enum):
@@ -43,6 +49,8 @@ class Kind(Enum):
     """It points to a simple ctypes type; handlers see its Python value."""
     COMPOUND = "compound"
     """It points to a ctypes structure, union or array; handlers see an instance."""
+    BYTES = "bytes"
+    """It points to as many bytes as the command's number says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +58,14 @@ class Declaration:
     """What one use of the decorator says."""
 
     command: int
+    """For Kind.BYTES without the bits of its size."""
     kind: Kind
     type: Any
-    """The ctypes type, None for Kind.VALUE."""
+    """The ctypes type, None for Kind.VALUE and Kind.BYTES."""
     fetches: bool
     """The program's argument is copied in."""
     stores: bool
     """The device's answer is copied out."""
-
-    @property
-    def size(self) -> int:
-        """Bytes behind the argument."""
-        return 0 if self.type is None else ctypes.sizeof(self.type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,13 @@ class IoctlHandler:
     takes_argument: bool
     takes_memory: bool
     takes_command: bool = False
-    """It is `File.ioctl`, which answers commands that nothing is declared for."""
+    """It is `File.unknown_ioctl`, which answers commands that nothing is declared for."""
+
+    def size(self, command: int) -> int:
+        """Return how many bytes the argument of ``command`` points to."""
+        if self.declaration.kind is Kind.BYTES:
+            return command_size(command)
+        return 0 if self.declaration.type is None else ctypes.sizeof(self.declaration.type)
 
 
 @overload
@@ -82,6 +92,10 @@ def ioctl(command: int) -> ValueDecorator: ...
 def ioctl(
     command: int, type: "type[_SimpleCData[V]]", *, direction: Direction | None = None
 ) -> "SimpleDecorator[V]": ...
+@overload
+def ioctl(
+    command: int, type: type[bytes], *, direction: Direction | None = None
+) -> BytesDecorator: ...
 @overload
 def ioctl(
     command: int, type: "type[C]", *, direction: Direction | None = None
@@ -104,7 +118,11 @@ def ioctl(
       given nothing and returns the value, for "rw" it is given one and returns one;
     * a structure, union or array: the handler is given an instance, which has the program's
       content for "w" and "rw" and is zero for "r".  For "r" and "rw" the program gets what the
-      handler has made of it, or another instance if it returns one.
+      handler has made of it, or another instance if it returns one;
+    * ``bytes``, for commands whose number has a size that the program chooses, like EVIOCGNAME:
+      the handler answers the command with any size.  For "w" and "rw" it is given that many
+      bytes.  For "r" and "rw" it returns bytes: the program gets those for which it has room, and
+      their number as the result.
 
     ``direction`` is the program's: it reads ("r"), writes ("w") or both.  Without, the command's
     number says it.  Say it for commands whose number does not (old ones like I2C_RDWR, 0x707), or
@@ -134,11 +152,13 @@ def _declare(command: int, type_: Any, direction: Direction | None) -> Declarati
             raise ValueError("a direction is for an argument with a type")
         return Declaration(command, Kind.VALUE, None, fetches=False, stores=False)
     kind = _kind(type_)
+    if kind is Kind.BYTES:
+        command &= ~_SIZE_BITS
     if direction is None:
         bits = command_direction(command)
         if not bits:
             raise ValueError(f"the number of ioctl {command:#x} tells no direction: say direction=")
-        if command_size(command) != ctypes.sizeof(type_):
+        if kind is not Kind.BYTES and command_size(command) != ctypes.sizeof(type_):
             raise ValueError(
                 f"the number of ioctl {command:#x} tells of {command_size(command)} bytes, "
                 f"but {type_.__name__} has {ctypes.sizeof(type_)}"
@@ -148,71 +168,93 @@ def _declare(command: int, type_: Any, direction: Direction | None) -> Declarati
         fetches, stores = "w" in direction, "r" in direction
     else:
         raise ValueError(f'direction is {direction!r}, not "r", "w" or "rw"')
-    return Declaration(command, kind, type_, fetches, stores)
+    return Declaration(command, kind, None if kind is Kind.BYTES else type_, fetches, stores)
 
 
 def _kind(type_: Any) -> Kind:
+    if type_ is bytes:
+        return Kind.BYTES
     if isinstance(type_, type) and type_ is not ctypes.py_object:
         if issubclass(type_, ctypes._SimpleCData):
             return Kind.SIMPLE
         if issubclass(type_, ctypes.Structure | ctypes.Union | ctypes.Array):
             return Kind.COMPOUND
-    raise TypeError(f"{type_!r} is no simple ctypes type, structure, union or array")
+    raise TypeError(f"{type_!r} is no simple ctypes type, structure, union or array, nor bytes")
 
 
-def ioctl_table(cls: type) -> dict[int, IoctlHandler]:
-    """Return the handlers of a class by command.
+class IoctlTable:
+    """The handlers of one class, by command.
 
     A method that overrides a handler need not repeat the decorator; with a decorator of its own
     it answers the commands that this one says.
-
-    Raises TypeError if two methods answer one command, or one cannot be called as it would be.
     """
-    names = dict.fromkeys(
-        name
-        for base in reversed(cls.__mro__)
-        for name, member in vars(base).items()
-        if hasattr(member, _DECLARATIONS)
-    )
-    table: dict[int, IoctlHandler] = {}
-    for name in names:
-        method = getattr(cls, name)
-        for declaration in _declarations(cls, name):
-            other = table.get(declaration.command)
-            if other is not None:
-                raise TypeError(
-                    f"{cls.__name__}.{other.name} and {cls.__name__}.{name} "
-                    f"both answer ioctl {declaration.command:#x}"
-                )
-            takes_argument, takes_memory = _parameters(method, declaration)
-            table[declaration.command] = IoctlHandler(
-                declaration, name, takes_argument, takes_memory
+
+    __slots__ = ("_any_size", "_exact", "_unknown")
+
+    def __init__(self, cls: type) -> None:
+        """Collect them.
+
+        Raises TypeError if two methods answer one command, if one cannot be called as it would
+        be, or if it is named "ioctl", which would hide the decorator from those that follow.
+        """
+        if "ioctl" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__}.ioctl: the method for commands without a handler is called "
+                "unknown_ioctl"
             )
-    return table
+        self._exact: dict[int, IoctlHandler] = {}
+        self._any_size: dict[int, IoctlHandler] = {}
+        self._unknown = _unknown_ioctl(cls)
+        names = dict.fromkeys(
+            name
+            for base in reversed(cls.__mro__)
+            for name, member in vars(base).items()
+            if hasattr(member, _DECLARATIONS)
+        )
+        for name in names:
+            for declaration in _declarations(cls, name):
+                self._add(cls, name, declaration)
+
+    def find(self, command: int) -> IoctlHandler:
+        """Return the handler of a command, `File.unknown_ioctl` if it has none of its own."""
+        handler = self._exact.get(command)
+        if handler is None:
+            handler = self._any_size.get(command & ~_SIZE_BITS, self._unknown)
+        return handler
+
+    def _add(self, cls: type, name: str, declaration: Declaration) -> None:
+        table = self._any_size if declaration.kind is Kind.BYTES else self._exact
+        other = table.get(declaration.command)
+        if other is not None:
+            raise TypeError(
+                f"{cls.__name__}.{other.name} and {cls.__name__}.{name} "
+                f"both answer ioctl {declaration.command:#x}"
+            )
+        takes_argument, takes_memory = _parameters(getattr(cls, name), declaration)
+        table[declaration.command] = IoctlHandler(declaration, name, takes_argument, takes_memory)
 
 
-def fallback(cls: Any) -> IoctlHandler:
-    """Return the handler of commands that have none: the method `ioctl`.
-
-    Raises TypeError if it cannot be called as it would be.
-    """
-    names = list(inspect.signature(cls.ioctl).parameters)[1:]
-    if names not in (["command", "argument"], ["command", "argument", "memory"]):
-        raise TypeError(f"{cls.__name__}.ioctl takes {names}, not command, argument, memory")
+def _unknown_ioctl(cls: Any) -> IoctlHandler:
+    names = list(inspect.signature(cls.unknown_ioctl).parameters)[1:]
+    if names != ["command", "argument", "memory"]:
+        raise TypeError(
+            f"{cls.__name__}.unknown_ioctl takes {', '.join(names) or 'nothing'}; "
+            "it is given command, argument, memory"
+        )
     return IoctlHandler(
         Declaration(0, Kind.VALUE, None, fetches=False, stores=False),
-        "ioctl",
+        "unknown_ioctl",
         takes_argument=True,
-        takes_memory="memory" in names,
+        takes_memory=True,
         takes_command=True,
     )
 
 
 def _declarations(cls: type, name: str) -> list[Declaration]:
+    """Return those of the most derived class that decorates the method."""
     for base in cls.__mro__:
-        member = vars(base).get(name)
-        if hasattr(member, _DECLARATIONS):
-            found: list[Declaration] = getattr(member, _DECLARATIONS)
+        found: list[Declaration] | None = getattr(vars(base).get(name), _DECLARATIONS, None)
+        if found is not None:
             return found
     return []
 
@@ -223,12 +265,15 @@ def _parameters(method: Callable[..., Any], declaration: Declaration) -> tuple[b
     wanted = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
     takes_memory = any(p.name == "memory" for p in parameters)
     others = [name for name in wanted if name != "memory"]
-    gives = 0 if declaration.kind is Kind.SIMPLE and not declaration.fetches else 1
-    may_omit = declaration.kind is Kind.VALUE
-    if len(others) > gives or (len(others) < gives and not may_omit):
+    least = most = 1
+    if declaration.kind is Kind.VALUE:
+        least = 0
+    elif declaration.kind is not Kind.COMPOUND and not declaration.fetches:
+        least = most = 0
+    if not least <= len(others) <= most:
         raise TypeError(
-            f"{method.__qualname__}, the handler of ioctl {declaration.command:#x}, takes "
+            f"{method.__qualname__}, which answers ioctl {declaration.command:#x}, takes "
             f"{', '.join(wanted) or 'nothing'}; it is given "
-            f"{'the argument' if gives else 'no argument'} (and memory, if it names that)"
+            f"{'the argument' if most else 'nothing'}, and memory if it names that"
         )
     return bool(others), takes_memory

@@ -11,40 +11,41 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
-from recuse.server.exchange import Exchange
+from recuse.server.exchange import Exchange, discard
 
 Done = Callable[[Any, BaseException | None], None]
 """Called once, with what a handler returned or with what it raised."""
 
 
 class Tasks:
-    """The tasks of one session, on the shared loop."""
+    """The tasks of one session, on the shared loop, which it holds until `release`."""
 
     def __init__(self) -> None:
         self.loop = _acquire()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], Exchange | None] = {}
         self._ending = False
 
-    def start(self, exchange: Exchange, awaitable: Awaitable[Any], done: Done) -> None:
-        """Run a handler's coroutine as a task.  ``done`` is called in the loop's thread.
+    def start(self, awaitable: Awaitable[Any], done: Done, exchange: Exchange | None) -> bool:
+        """Run a handler's coroutine as a task; return False if the loop has stopped.
 
-        The task is cancelled at once if the exchange is interrupted already.
-        Raises RuntimeError if the loop has stopped.
+        ``done`` is called in the loop's thread.  The task is cancelled if the exchange is
+        interrupted, be that already, and by `end`; one without exchange never is.
         """
 
         def begin() -> None:
             task = self.loop.create_task(_outcome(awaitable))
-            exchange.task = task
-            self._tasks.add(task)
+            self._tasks[task] = exchange
             task.add_done_callback(finish)
-            if exchange.interrupted or self._ending:
-                task.cancel()
+            if exchange is not None:
+                exchange.task = task
+                if exchange.interrupted or self._ending:
+                    task.cancel()
 
         def finish(task: asyncio.Task[tuple[Any, BaseException | None]]) -> None:
-            self._tasks.discard(task)
+            del self._tasks[task]
             if task.cancelled():
                 # Before its first step: `_outcome` would have caught it.
-                _discard(awaitable)
+                discard(awaitable)
                 done(None, asyncio.CancelledError())
             else:
                 done(*task.result())
@@ -54,8 +55,8 @@ class Tasks:
             # the current request.
             self.loop.call_soon_threadsafe(begin)
         except RuntimeError:
-            _discard(awaitable)
-            raise
+            return False
+        return True
 
     def interrupt(self, exchange: Exchange) -> None:
         """Cancel the exchange's task, if it has one by now."""
@@ -63,13 +64,21 @@ class Tasks:
         if task is not None:
             self.loop.call_soon_threadsafe(task.cancel)
 
+    def has_cancelled(self, exchange: Exchange, error: BaseException) -> bool:
+        """Whether ``error`` is what the exchange's task raises when it is cancelled from here."""
+        return (
+            isinstance(error, asyncio.CancelledError)
+            and exchange.task is not None
+            and (exchange.interrupted or self._ending)
+        )
+
     async def end(self) -> None:
-        """Cancel all tasks, those included that begin from now on, and wait for them."""
+        """Cancel the tasks, those included that begin from now on, and wait for all."""
         self._ending = True
-        tasks = self._tasks - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        if tasks:
+        for task, exchange in self._tasks.items():
+            if exchange is not None:
+                task.cancel()
+        while tasks := self._tasks.keys() - {asyncio.current_task()}:
             await asyncio.wait(tasks)
 
     def in_loop(self) -> bool:
@@ -80,17 +89,19 @@ class Tasks:
             return False
 
     def wait(self, awaitable: Awaitable[Any], timeout_s: float) -> None:
-        """Wait in another thread for an awaitable.  Raises TimeoutError."""
-        asyncio.run_coroutine_threadsafe(_plain(awaitable), self.loop).result(timeout_s)
+        """Wait in another thread for an awaitable.
+
+        Raises TimeoutError, and what the awaitable raises.
+        """
+
+        async def wait() -> None:
+            await awaitable
+
+        asyncio.run_coroutine_threadsafe(wait(), self.loop).result(timeout_s)
 
     def release(self) -> None:
         """Give the loop up."""
         _release()
-
-
-def is_cancellation(error: BaseException) -> bool:
-    """Whether a task's end is that it was cancelled."""
-    return isinstance(error, asyncio.CancelledError)
 
 
 async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
@@ -102,17 +113,6 @@ async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None
         return await awaitable, None
     except BaseException as error:
         return None, error
-
-
-async def _plain(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
-
-
-def _discard(awaitable: Awaitable[Any]) -> None:
-    """Forget a coroutine that has not begun, without Python's warning that it never will."""
-    close = getattr(awaitable, "close", None)
-    if close is not None:
-        close()
 
 
 _lock = threading.Lock()

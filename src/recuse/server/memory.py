@@ -25,6 +25,7 @@ Area = tuple[int, int]
 """Address and size in bytes, the size more than 0."""
 
 _ADDRESS_END = 1 << 64
+_RESTRICTED = ", of which the command's number does not tell, and the device is restricted"
 
 
 class MoreMemory(BaseException):
@@ -44,6 +45,9 @@ class Spans:
         self._ends: list[int] = []
         for address, size in areas:
             self.add(address, size)
+
+    def __bool__(self) -> bool:
+        return bool(self._starts)
 
     def __iter__(self) -> Iterator[Area]:
         for start, end in zip(self._starts, self._ends, strict=True):
@@ -98,11 +102,16 @@ class Memory:
     is there; anything else is EIO for the program, and a line in the log.
     """
 
-    __slots__ = ("_extensible", "_known", "_pieces", "_read", "_wanted", "_written")
+    __slots__ = ("_known", "_pieces", "_read", "_room", "_wanted", "_written")
 
-    def __init__(self, areas: Sequence[Area], data: bytes, extensible: bool) -> None:
-        """Hold ``data``, which came from ``areas``, one after the other."""
-        self._extensible = extensible
+    def __init__(
+        self, areas: Sequence[Area], data: bytes, room: Sequence[Area] | None = None
+    ) -> None:
+        """Hold ``data``, which came from ``areas``, one after the other.
+
+        With ``room`` there will be nothing else to read, and nowhere else to write.
+        """
+        self._room = None if room is None else Spans(room)
         self._known = Spans(areas)
         self._pieces: list[tuple[int, bytes]] = []
         self._read = Spans()
@@ -125,21 +134,15 @@ class Memory:
 
         The same as one `read` for each, but the handler is run again once, not once for each.
         """
-        gaps: list[Area] = []
         for address, size in areas:
             _check(address, size)
             for gap in self._known.gaps(address, size):
-                gaps.append(gap)
+                if self._room is not None:
+                    raise Misuse(f"reads {gap[1]} bytes at {gap[0]:#x}{_RESTRICTED}")
                 self._wanted.add(*gap)
             for part in self._written.gaps(address, size):
                 self._read.add(*part)
-        if gaps:
-            if not self._extensible:
-                address, size = gaps[0]
-                raise Misuse(
-                    f"reads {size} bytes of the program's memory at {address:#x}, "
-                    "which the command does not tell of, and the device is restricted"
-                )
+        if self._wanted:
             raise MoreMemory
         return [self._assemble(address, size) for address, size in areas]
 
@@ -150,6 +153,8 @@ class Memory:
         """
         content = bytes(data)
         _check(address, len(content))
+        if self._room is not None and self._room.gaps(address, len(content)):
+            raise Misuse(f"writes {len(content)} bytes at {address:#x}{_RESTRICTED}")
         if content:
             self._pieces.append((address, content))
             self._known.add(address, len(content))
@@ -174,9 +179,7 @@ class Memory:
     @property
     def wanted(self) -> list[Area]:
         """All areas that the handler read, those that were missing included; empty if none was."""
-        if not list(self._wanted):
-            return []
-        return list(Spans([*self._read, *self._wanted]))
+        return list(Spans([*self._read, *self._wanted])) if self._wanted else []
 
     @property
     def written(self) -> list[Area]:

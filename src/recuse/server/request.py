@@ -24,10 +24,8 @@ class Request:
 
     @property
     def operation(self) -> str:
-        """What is asked for, as the protocol calls it: "FUSE_READ"."""
-        opcode = self._exchange.opcode
-        known = OPERATIONS.get(opcode)
-        return known.name if known is not None else str(opcode)
+        """What is asked for: "open", "read", "write", "ioctl" or "release"."""
+        return OPERATIONS[self._exchange.opcode].name.removeprefix("FUSE_").lower()
 
     @property
     def unique(self) -> int:

@@ -1,0 +1,236 @@
+"""Calls an author's methods, and sees to it that each request gets its answer, come what may."""
+
+import errno
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from recuse.server.errors import Misuse
+from recuse.server.exchange import Exchange, discard
+from recuse.server.memory import MoreMemory
+from recuse.server.request import CURRENT
+from recuse.server.rounds import IoctlCall
+from recuse.wire.fuse import FUSE_OPEN, FUSE_RELEASE
+
+if TYPE_CHECKING:
+    from recuse.server.loop import Done, Tasks
+
+log = logging.getLogger("recuse.server")
+
+CLOSE_WAIT_S = 5.0
+"""How long `Runner.end` waits for handlers that it has cancelled."""
+
+_ERRNO_END = 512
+"""Errnos are below this: from here on are the kernel's internal numbers (ERESTARTSYS)."""
+
+Answer = Callable[[Any, Any], bytes]
+"""Makes an answer's payload of what a method returned and of a context that `Runner.run` is given.
+
+Raises Misuse if the author's method returned what it must not.
+"""
+
+
+class Runner:
+    """The handlers that run for one session."""
+
+    def __init__(self, undelivered: Callable[[Exchange, bytes], None]) -> None:
+        """Make it; ``undelivered`` is called for successes that the other end does not take."""
+        self._undelivered = undelivered
+        self._running: dict[int, Exchange] = {}
+        self._lock = threading.Lock()
+        self._tasks: Tasks | None = None
+        self._ending: Awaitable[None] | None = None
+        self._ended = False
+
+    def run(
+        self,
+        exchange: Exchange,
+        method: Callable[..., Any],
+        answer: Answer,
+        context: Any,
+        *arguments: Any,
+    ) -> None:
+        """Call ``method`` and answer with ``answer(what it returned, context)``.
+
+        If it is ``async def`` that happens later, on the event loop.
+        """
+        self._running[exchange.unique] = exchange
+        token = CURRENT.set(exchange)
+        try:
+            try:
+                returned = method(*arguments)
+            except MoreMemory:
+                # Not finished; `answer` knows what it lacks.
+                returned = None
+            if hasattr(returned, "__await__"):
+                self._run_later(exchange, method, answer, context, returned)
+                return
+            payload = answer(returned, context)
+        except BaseException as error:
+            del self._running[exchange.unique]
+            self._failed(exchange, method, error)
+            return
+        finally:
+            CURRENT.reset(token)
+        del self._running[exchange.unique]
+        if not exchange.reply(payload):
+            self._undelivered(exchange, payload)
+
+    def interrupt(self, unique: int) -> bool:
+        """Interrupt the handler of a request; return whether there is one."""
+        exchange = self._running.get(unique)
+        if exchange is None:
+            return False
+        exchange.interrupted = True
+        if self._tasks is not None:
+            self._tasks.interrupt(exchange)
+        return True
+
+    def quietly(self, method: Callable[[], Any]) -> Any:
+        """Call a method whose result nobody waits for; return an awaitable, if it did."""
+        try:
+            returned = method()
+        except BaseException as error:
+            self._log(method, error)
+            return None
+        return returned if hasattr(returned, "__await__") else None
+
+    def quietly_later(self, method: Callable[[], Any]) -> None:
+        """Call a method whose end nobody waits for, even if it is ``async def``."""
+
+        def done(_: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self._log(method, error)
+
+        awaitable = self.quietly(method)
+        if awaitable is not None and not self._start(awaitable, done, None):
+            log.error("%s did not run: the session has ended", label(method))
+
+    def end(self, steps: Callable[[], Iterator[Awaitable[Any]]]) -> None:
+        """Cancel the handlers that run on the loop, then go through ``steps`` to their end.
+
+        What the steps yield is awaited.  All this is over when this returns, except in the loop's
+        thread, which cannot wait for itself.
+        """
+        tasks = self._tasks
+        if tasks is not None and tasks.in_loop():
+            # Kept, since a loop keeps only weak references.
+            self._ending = tasks.loop.create_task(self._end_in_loop(tasks, steps))
+            return
+        if tasks is not None:
+            self._wait(tasks, tasks.end())
+        for awaitable in steps():
+            tasks = self._loop()
+            if tasks is not None:
+                self._wait(tasks, awaitable)
+        self._give_up_loop()
+
+    async def _end_in_loop(
+        self, tasks: "Tasks", steps: Callable[[], Iterator[Awaitable[Any]]]
+    ) -> None:
+        await tasks.end()
+        for awaitable in steps():
+            try:
+                await awaitable
+            except BaseException as error:
+                self._log(awaitable, error)
+        self._give_up_loop()
+
+    def _wait(self, tasks: "Tasks", awaitable: Awaitable[Any]) -> None:
+        try:
+            tasks.wait(awaitable, CLOSE_WAIT_S)
+        except TimeoutError:
+            log.error("closing a session: handlers go on for %s s already", CLOSE_WAIT_S)
+        except BaseException as error:
+            self._log(awaitable, error)
+
+    def _run_later(
+        self,
+        exchange: Exchange,
+        method: Callable[..., Any],
+        answer: Answer,
+        context: Any,
+        awaitable: Awaitable[Any],
+    ) -> None:
+        def done(returned: Any, error: BaseException | None) -> None:
+            self._running.pop(exchange.unique, None)
+            payload = b""
+            try:
+                if error is not None and not isinstance(error, MoreMemory):
+                    raise error
+                payload = answer(returned, context)
+            except BaseException as caught:
+                self._failed(exchange, method, caught)
+            else:
+                if not exchange.reply(payload):
+                    self._undelivered(exchange, payload)
+
+        if not self._start(awaitable, done, exchange):
+            del self._running[exchange.unique]
+            exchange.fail(errno.ECONNABORTED)
+
+    def _start(self, awaitable: Awaitable[Any], done: "Done", exchange: Exchange | None) -> bool:
+        """Have the loop await something; return whether it will."""
+        tasks = self._loop()
+        if tasks is not None and tasks.start(awaitable, done, exchange):
+            return True
+        discard(awaitable)
+        return False
+
+    def _loop(self) -> "Tasks | None":
+        """Return the tasks, with the loop acquired if it was not, None after the end."""
+        with self._lock:
+            if self._tasks is None and not self._ended:
+                from recuse.server.loop import Tasks  # noqa: PLC0415
+
+                self._tasks = Tasks()
+            return self._tasks
+
+    def _give_up_loop(self) -> None:
+        with self._lock:
+            self._ended = True
+            tasks, self._tasks = self._tasks, None
+        if tasks is not None:
+            tasks.release()
+
+    def _failed(self, exchange: Exchange, method: Callable[..., Any], error: BaseException) -> None:
+        """Answer for a method that raised ``error``."""
+        if isinstance(error, OSError) and is_errno(error.errno):
+            number = error.errno
+            if exchange.opcode == FUSE_RELEASE:
+                self._log(method, error)
+            if exchange.opcode == FUSE_OPEN and number == errno.ENOSYS:
+                # It would mean that this device is never to hear of OPEN again.
+                log.error("%s raised ENOSYS: EIO for the program", label(method))
+                number = errno.EIO
+        elif self._tasks is not None and self._tasks.has_cancelled(exchange, error):
+            number = errno.EINTR if exchange.interrupted else errno.ECONNABORTED
+        else:
+            number = errno.EIO
+            self._log(method, error)
+        exchange.fail(number)
+
+    def _log(self, method: object, error: BaseException) -> None:
+        """Tell the author of a failure: a mistake in one line, others with the traceback."""
+        if isinstance(error, Misuse):
+            log.error("%s %s: EIO for the program", label(method), error)
+            return
+        what = type(error).__name__
+        if isinstance(error, OSError) and not is_errno(error.errno):
+            what = f"{what} with errno {error.errno}, which is none"
+        log.error("%s raised %s", label(method), what, exc_info=error)
+
+
+def is_errno(number: object) -> TypeGuard[int]:
+    """Whether it is a number that an answer may carry: 1 to 511."""
+    return isinstance(number, int) and 0 < number < _ERRNO_END
+
+
+def label(method: object) -> str:
+    """Return "Class.method", with the class of the object rather than the one that defines it."""
+    owner = getattr(method, "__self__", None)
+    if isinstance(owner, IoctlCall):
+        return owner.label
+    name = getattr(method, "__name__", type(method).__name__)
+    return name if owner is None else f"{type(owner).__name__}.{name}"
