@@ -122,30 +122,45 @@ def structure(cls: type[S]) -> type[S]:
 def _methods(cls: type[Structure]) -> dict[str, Any]:
     """Write pack and unpack for ``cls``.
 
-    Written out with each attribute by name they take half the time of a loop over the fields,
-    and the time of a 16-byte read is made of little more than a dozen of these calls.
+    The source text names each attribute: packing a header takes 90 ns so, and 240 ns by way of
+    operator.attrgetter.  Inner structures and arrays are made of slices of the unpacked numbers.
     """
-    numbers: list[str] = []
+    names: dict[str, Any] = {
+        "made": cls,
+        "codec_pack": cls.CODEC.pack,
+        "codec_unpack": cls.CODEC.unpack_from,
+        "struct_error": struct.error,
+        "WireError": WireError,
+    }
 
-    def values(owner: type[Structure], path: str) -> tuple[list[str], list[str]]:
-        """Return the arguments of CODEC.pack and those of the constructor, as source text."""
+    def arguments(
+        owner: type[Structure], path: str, start: int
+    ) -> tuple[list[str], list[str], int]:
+        """Return those of CODEC.pack, those of the constructor, and how far these read ``v``."""
         packing, making = [], []
+        plain, end = True, start
         for name, hint in get_annotations(owner).items():
+            value = f"{path}.{name}"
             if isinstance(hint, type):
-                inner_packing, inner_making = values(hint, f"{path}.{name}")
+                names[hint.__name__] = hint
+                inner_packing, inner_making, end = arguments(hint, value, end)
                 packing += inner_packing
                 making.append(f"{hint.__name__}({', '.join(inner_making)})")
-                names[hint.__name__] = hint
-                continue
-            length = hint.__metadata__[0].length
-            new = [f"v{len(numbers) + i}" for i in range(length or 1)]
-            numbers.extend(new)
-            packing.append(f"{path}.{name}" if length is None else f"*{path}.{name}")
-            making.append(new[0] if length is None else f"({', '.join(new)},)")
-        return packing, making
+                plain = False
+            elif (length := hint.__metadata__[0].length) is None:
+                packing.append(value)
+                making.append(f"v[{end}]")
+                end += 1
+            else:
+                packing.append(f"*{value}")
+                making.append(f"v[{end}:{end + length}]")
+                end += length
+                plain = False
+        return packing, [f"*v[{start}:{end}]"] if plain else making, end
 
-    names: dict[str, Any] = {}
-    packing, making = values(cls, "self")
+    packing, making, count = arguments(cls, "self", 0)
+    if making == [f"*v[0:{count}]"]:
+        making = ["*v"]
     source = f"""\
 def pack(self):
     try:
@@ -155,20 +170,13 @@ def pack(self):
 
 def unpack(buffer, offset=0):
     try:
-        ({", ".join(numbers)},) = codec_unpack(buffer, offset)
+        v = codec_unpack(buffer, offset)
     except struct_error:
         raise WireError(
             f"{cls.__name__} takes {cls.SIZE} bytes, but {{len(buffer) - offset}} are there"
         ) from None
     return made({", ".join(making)})
 """
-    names |= {
-        "made": cls,
-        "codec_pack": cls.CODEC.pack,
-        "codec_unpack": cls.CODEC.unpack_from,
-        "struct_error": struct.error,
-        "WireError": WireError,
-    }
     exec(source, names)
     methods: dict[str, Callable[..., Any]] = {"pack": names["pack"], "unpack": names["unpack"]}
     for name, method in methods.items():

@@ -451,10 +451,15 @@ def test_extensions_are_no_payload() -> None:
 
 
 @pytest.mark.parametrize("units", [1, 2, 0xFFFF])
-def test_extensions_are_within_the_request(units: int) -> None:
-    header = fuse_in_header(opcode=FUSE_OPEN, total_extlen=units)
+@pytest.mark.parametrize(
+    ("opcode", "body"), [(FUSE_OPEN, fuse_open_in()), (FUSE_IOCTL, fuse_ioctl_in()), (4000, None)]
+)
+def test_extensions_are_behind_the_structure(
+    opcode: int, body: Structure | None, units: int
+) -> None:
+    header = fuse_in_header(opcode=opcode, total_extlen=units)
     with pytest.raises(WireError):
-        decode_request(encode_request(header, fuse_open_in()))
+        decode_request(encode_request(header, body))
 
 
 @pytest.mark.parametrize(
