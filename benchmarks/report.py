@@ -16,6 +16,9 @@ from benchmarks.peers import LIBFUSE_MULTI, LIBFUSE_SINGLE
 from benchmarks.runner import Run
 from benchmarks.samples import PLACEMENTS, Results, Summary
 
+# More than this and the figures tell of the other work too.
+QUIET_CPUS = 0.1
+
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
@@ -115,6 +118,8 @@ def document(
 def extras_text(outcome: Run, startup: Startup | None, memory: Memory | None) -> str:
     """The lines below the table."""
     lines = [f"CPUs that other work kept busy meanwhile: {outcome.others:.2f}"]
+    if outcome.others > QUIET_CPUS:
+        lines[0] += ": too much, measure again on a quiet machine"
     if startup:
         for name, summary in (("/bin/true", startup.outside), ("in the sandbox", startup.inside)):
             lines.append(

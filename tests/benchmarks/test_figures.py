@@ -164,6 +164,13 @@ def test_table_has_both_placements_and_ratios_on_a_line() -> None:
     assert len({line.index("|") for line in (*lines[:2], *lines[3:5])}) == 1
 
 
+@pytest.mark.parametrize(("others", "warned"), [(0.02, False), (0.2, True)])
+def test_other_work_is_told_and_warned_of(others: float, warned: bool) -> None:
+    text = report.extras_text(Run(others=others), None, None)
+    assert f"kept busy meanwhile: {others:.2f}" in text
+    assert ("measure again" in text) is warned
+
+
 def test_document_holds_samples_ratios_and_what_is_missing() -> None:
     found = results(
         (FREE, RECUSE_PLAIN, READ_16.name, 10.0),

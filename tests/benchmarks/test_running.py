@@ -13,12 +13,23 @@ from typing import BinaryIO
 
 import pytest
 
-from benchmarks.peers import LIBFUSE_MULTI, LIBFUSE_SINGLE, Peer, Target, peers
+from benchmarks.peers import (
+    FILE_SANDBOX,
+    LIBFUSE_MULTI,
+    LIBFUSE_SINGLE,
+    RECUSE_ASYNC,
+    RECUSE_DEFAULT,
+    RECUSE_PLAIN,
+    Peer,
+    Target,
+    peers,
+)
 from benchmarks.processes import UnavailableError, output, server
-from benchmarks.runner import parse, placed, run
+from benchmarks.runner import measure, parse, placed, run
 from benchmarks.samples import FREE, PINNED, Key
 from benchmarks.tools import Tools
 from benchmarks.works import READ_16
+from recuse.sandbox.arch import SUPPORTED
 
 ROOT = Path(__file__).resolve().parents[2]
 Needs = Callable[..., Path]
@@ -130,6 +141,20 @@ def test_peer_that_fails_is_reported_once_and_the_others_go_on(
         Key(placement, "working", READ_16.name): 2 for placement in (FREE, PINNED)
     }
     assert capfd.readouterr().err.count("left out: broken: no such luck\n") == 1
+
+
+@pytest.mark.parametrize("name", [RECUSE_PLAIN, RECUSE_ASYNC, RECUSE_DEFAULT, FILE_SANDBOX])
+def test_recuse_serves_the_works(tools: Tools, name: str) -> None:
+    if not SUPPORTED:
+        pytest.skip("another architecture than x86-64")
+    (peer,) = [peer for peer in peers(tools) if peer.name == name]
+    try:
+        figures = measure(tools, peer, 0.01)
+    except UnavailableError as error:
+        if "recuse doctor" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert list(figures) == [work.name for work in peer.works]
 
 
 def command(*arguments: str) -> list[str]:
