@@ -4,13 +4,12 @@ Run as a script by :mod:`recuse.sandbox.launch`, by path and in isolated mode, s
 but the standard library. It stays outside the filter. Its exit status is the program's own: it
 ends by the same signal if the program did.
 
-Arguments: the control socket's descriptor number, the number of the seccomp system call, the filter
-in hexadecimal; the rest is the program and its arguments.
+Arguments: the control socket's descriptor number; the rest is the program and its arguments.
 
-On the control socket it sends, each as one packet: ``L PID`` with the listener's descriptor; when
-told ``go``, ``X`` when the program has been executed or ``E ERRNO`` when that failed. When the
-supervisor goes away, what is left of the programs is killed after a grace period: they cannot open
-a file any more.
+On the control socket it is told the number of the seccomp system call and the filter, and sends,
+each as one packet: ``L PID`` with the listener's descriptor; when told ``go``, ``X`` when the program
+has been executed or ``E ERRNO`` when that failed. When the supervisor goes away, what is left of the
+programs is killed after a grace period: they cannot open a file any more.
 """
 
 from __future__ import annotations
@@ -222,10 +221,10 @@ def main(arguments: list[str]) -> None:
     """Be the first process."""
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
-    seccomp_number, program = int(arguments[1]), bytes.fromhex(arguments[2])
-    argv = [os.fsencode(argument) for argument in arguments[3:]]
+    number, _, program = control.recv(65536).partition(b" ")
+    argv = [os.fsencode(argument) for argument in arguments[1:]]
     check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
-    pid = start(control, seccomp_number, program, argv)
+    pid = start(control, int(number), program, argv)
     if pid is None:
         os._exit(125)
     threading.Thread(target=watch_supervisor, args=(control,), daemon=True).start()

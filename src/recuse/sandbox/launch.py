@@ -72,7 +72,7 @@ class Launch:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command: list[str | bytes] = [sys.executable, "-I", "-S", _INIT, str(theirs.fileno())]
-            command += [str(arch.SYSCALLS["seccomp"]), build_filter().hex(), *self._argv]
+            command += self._argv
             passed = (*options.pop("pass_fds", ()), theirs.fileno())
             try:
                 self.program = Program(command, pass_fds=passed, **options)
@@ -80,6 +80,7 @@ class Launch:
                 self._control.close()
                 raise
         try:
+            self._control.send(b"%d %b" % (arch.SYSCALLS["seccomp"], build_filter()))
             self.listener = self._receive_listener()
         except BaseException:
             self.abandon()

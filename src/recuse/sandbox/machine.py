@@ -53,6 +53,7 @@ class Machine:
         self._channels.clear()
         self.tree.close()
         self.strings.close()
+        self.tasks.close()
 
 
 def _release(file: OpenFile, released: Callable[[], None]) -> None:

@@ -2,14 +2,16 @@
 
 A record is made when a thread first does something with a device, and kept, because reading
 ``/proc`` costs more than serving a read. What can make a record wrong is trapped and forgets it
-first: exec (memory map), the set*id calls (credentials), fork (the id of a thread that has ended
-may go to the new process). A process's end is seen through its pidfd.
+first: exec (memory map), the set*id calls (credentials), and the making of a process, which may
+get the id of a thread or process that has ended. Ended processes are known by their pidfds.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import select
+import threading
 from dataclasses import dataclass
 
 from recuse.sandbox.memory import WritableMap
@@ -80,7 +82,10 @@ class Tasks:
     """The records, by thread id."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._tasks: dict[int, Task] = {}
+        self._pidfds: dict[int, int] = {}
+        self._ended = select.epoll()
 
     def get(self, tid: int) -> Task:
         """The thread's record, made now if there is none.
@@ -90,22 +95,49 @@ class Tasks:
         """
         task = self._tasks.get(tid)
         if task is None:
-            task = self._tasks[tid] = read_task(tid)
+            with self._lock:
+                task = self._tasks[tid] = read_task(tid)
+                self._watch(task.tgid)
         return task
+
+    def _watch(self, tgid: int) -> None:
+        if tgid not in self._pidfds:
+            pidfd = os.pidfd_open(tgid)
+            self._pidfds[tgid] = pidfd
+            self._ended.register(pidfd, select.EPOLLIN)
 
     def forget(self, tid: int) -> None:
         """The thread's credentials are about to change."""
         self._tasks.pop(tid, None)
 
     def forget_process(self, tid: int) -> None:
-        """The thread's process is about to get a new memory image, or has ended."""
-        task = self._tasks.pop(tid, None)
-        tgid = task.tgid if task else tid
-        for other in [t for t in list(self._tasks.values()) if t.tgid == tgid]:
-            self._tasks.pop(other.tid, None)
+        """The thread's process is about to get a new memory image."""
+        with self._lock:
+            task = self._tasks.pop(tid, None)
+            self._drop(task.tgid if task else tid)
 
-    def forget_threads(self) -> None:
-        """A process is about to be made: ids of ended threads may come again."""
-        for task in list(self._tasks.values()):
-            if task.tid != task.tgid:
+    def forget_ended(self) -> None:
+        """A process is about to be made: ids of ended threads and processes may come again."""
+        if not self._tasks:
+            return
+        with self._lock:
+            ended = {pidfd for pidfd, _ in self._ended.poll(0)}
+            for tgid in [tgid for tgid, pidfd in self._pidfds.items() if pidfd in ended]:
+                self._drop(tgid)
+            # Threads end unseen; their records are made again if they have not.
+            for task in [task for task in self._tasks.values() if task.tid != task.tgid]:
                 self._tasks.pop(task.tid, None)
+
+    def _drop(self, tgid: int) -> None:
+        for task in [task for task in self._tasks.values() if task.tgid == tgid]:
+            self._tasks.pop(task.tid, None)
+        pidfd = self._pidfds.pop(tgid, None)
+        if pidfd is not None:
+            os.close(pidfd)
+
+    def close(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            for tgid in list(self._pidfds):
+                self._drop(tgid)
+            self._ended.close()

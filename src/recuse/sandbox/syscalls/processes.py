@@ -20,7 +20,7 @@ def _spawn(supervisor: Supervisor, call: Notification, flags: int) -> int:
     if flags & _NAMESPACES:
         supervisor.tree.many_roots = True
     if not flags & CLONE_FILES:
-        supervisor.tasks.forget_threads()
+        supervisor.tasks.forget_ended()
         supervisor.strings.forget_others(call.pid)
         _shared(supervisor, call.pid)
     return PROCEED
