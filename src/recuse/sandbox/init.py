@@ -7,9 +7,9 @@ ends by the same signal if the program did.
 Arguments: the control socket's descriptor number; the rest is the program and its arguments.
 
 On the control socket it is told the number of the seccomp system call and the filter, and sends,
-each as one packet: ``L PID`` with the listener's descriptor; when told ``go``, ``X`` when the program
-has been executed or ``E ERRNO`` when that failed. When the supervisor goes away, what is left of the
-programs is killed after a grace period: they cannot open a file any more.
+each as one packet: ``L PID`` with the listener's descriptor; when told ``go``, ``X`` when the
+program has been executed or ``E ERRNO`` when that failed. When the supervisor goes away, what is
+left of the programs is killed after a grace period: they cannot open a file any more.
 """
 
 from __future__ import annotations

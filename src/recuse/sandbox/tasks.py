@@ -108,7 +108,9 @@ class Tasks:
 
     def forget(self, tid: int) -> None:
         """The thread's credentials are about to change."""
-        self._tasks.pop(tid, None)
+        if tid in self._tasks:
+            with self._lock:
+                self._tasks.pop(tid, None)
 
     def forget_process(self, tid: int) -> None:
         """The thread's process is about to get a new memory image."""
