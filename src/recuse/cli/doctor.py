@@ -38,6 +38,8 @@ class Check:
     find: Callable[[], Finding]
     required: bool = True
     """Whether `recuse run` cannot work without it."""
+    rests_on: str = ""
+    """The check without whose success this one says nothing."""
 
 
 def _try(experiment: Callable[[], object], good: str, advice: str) -> Finding:
@@ -243,9 +245,9 @@ BASICS = (
 EXPERIMENTS = (
     Check("user notification", check_user_notification),
     Check("notification sizes", check_notification_sizes),
-    Check("adding descriptors", check_add_descriptor),
-    Check("killable waits", check_wait_killable),
-    Check("quick wake-up", check_sync_wake_up, required=False),
+    Check("adding descriptors", check_add_descriptor, rests_on="user notification"),
+    Check("killable waits", check_wait_killable, rests_on="user notification"),
+    Check("quick wake-up", check_sync_wake_up, required=False, rests_on="user notification"),
     Check("process memory", check_memory),
     Check("process files", check_proc),
     Check("process handles", check_pidfd),
@@ -262,12 +264,18 @@ SURROUNDINGS = (
 
 def examine(checks: Iterable[Check]) -> list[tuple[Check, Finding]]:
     """Do the checks; one that breaks in a way of its own is a finding, too."""
-    report = []
+    report: list[tuple[Check, Finding]] = []
+    failed = set()
     for check in checks:
-        try:
-            finding = check.find()
-        except Exception as error:
-            finding = Finding(False, f"{type(error).__name__}: {error}", "please report this")
+        if check.rests_on in failed:
+            finding = Finding(False, "not tried", f"needs {check.rests_on}")
+        else:
+            try:
+                finding = check.find()
+            except Exception as error:
+                finding = Finding(False, f"{type(error).__name__}: {error}", "please report this")
+        if not finding.good:
+            failed.add(check.name)
         report.append((check, finding))
     return report
 
