@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from recuse.kernel.connection import Connection
 from recuse.kernel.operation import Operation, run
-from recuse.kernel.request import Request
+from recuse.kernel.request import Reply, Request
 from recuse.wire.fuse import FUSE_READ
 
 from .support import BIG, Outcome, Server, connection, reply_bytes, start
@@ -126,11 +127,11 @@ def test_an_error_does_not_keep_the_operation_alive() -> None:
 class Blocked(Connection):
     """A connection on which another thread replies after `submit` and before `watch`."""
 
-    def watch(self, *arguments: object) -> bool:  # type: ignore[override]
+    def watch(self, request: Request, done: Callable[[Reply], None]) -> bool:
         thread = threading.Thread(target=self._reply)
         thread.start()
         thread.join()
-        return super().watch(*arguments)  # type: ignore[arg-type]
+        return super().watch(request, done)
 
     def _reply(self) -> None:
         message = self.read(BIG)
