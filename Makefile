@@ -44,12 +44,48 @@ bench:
 	@$(MAKE) --no-print-directory $(BIN)/.installed-bench
 	$(BIN)/python -m benchmarks
 
-# Make itself prints each command before it runs it.
+# Each line that is run is shown before what it prints.
+define DEMO
+show() {
+    printf '\n$$ $(RECUSE) run -d %s -- sh\n' "$$1"
+    $(RECUSE) run -d "$$1" -- sh -c \
+        'while read -r line; do printf "    $$ %s\n" "$$line"; eval "$$line" </dev/null || exit; done'
+}
+
+echo 'A device is a class of a few lines. These are the programs of your system, unchanged:'
+show examples/echo.py <<'END'
+ls -l /dev/echo
+echo hello >/dev/echo
+cat /dev/echo
+END
+
+echo
+echo 'A device can have positions, and take arguments:'
+show examples/memory.py,size=0x1000 <<'END'
+echo recuse | dd of=/dev/memory bs=1 seek=1000 status=none
+dd if=/dev/memory bs=1 skip=1000 count=6 status=none | od -c
+wc -c </dev/memory
+END
+
+command -v i2cdetect >/dev/null || exit 0
+echo
+echo 'An I2C bus with a memory chip at 0x50 and a thermometer at 0x48, all of it ioctl calls:'
+show examples/eeprom.py,celsius=21.5 <<'END'
+i2cdetect -y 9
+i2cset -y 9 0x50 0x00 0x68 0x65 0x6c 0x6c 0x6f i
+i2cdump -y -r 0x00-0x0f 9 0x50 b
+# The temperature is 0x1580, in 1/256 of a degree; i2cget has the bytes the other way round.
+i2cget -y 9 0x48 0x00 w
+END
+
+echo
+echo 'Your turn: $(RECUSE) run -d examples/echo.py -- sh'
+endef
+export DEMO
+
 demo: install
 	@.ci/packages demo
-	@echo
-	@echo '# /dev/echo is a class of a few lines of Python: see examples/echo.py.'
-	$(RECUSE) run -d examples/echo.py -- sh -c 'ls -l /dev/echo; echo hello >/dev/echo; cat /dev/echo'
+	@sh -ec "$$DEMO"
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
