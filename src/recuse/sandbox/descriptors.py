@@ -6,9 +6,10 @@ SCM_RIGHTS, exit, kill. Two questions remain, and this module answers them.
 
 *Which device is descriptor N of that thread?* The kernel's own answer is the link
 ``/proc/TID/fd/N``, which for a socket is its inode number, unique while it lives. Reading it takes
-about 3 us. For the common case there is a shorter way: a file that only its opener holds, at one
-number, is known by (process, number), as long as no second reference was ever made (the calls that
-make one are trapped and end this) and the first one still exists (the socket has not hung up).
+about 3 us. For the common case there is a shorter way: a file that was opened by a process of one
+thread is known by (process, number), until anything happens that could make a second reference to
+it or a second user of the descriptor table (the calls that do are trapped and end this), and as
+long as the first reference exists (the socket has not hung up).
 
 *When has the last reference gone?* The supervisor's end hangs up. That is when RELEASE is sent.
 """
@@ -65,7 +66,8 @@ class Descriptor:
 
     def hung_up(self) -> bool:
         """Whether no program holds it any more."""
-        return bool(self._poll.poll(0))
+        # The order matters: a closed end's number may be another descriptor's by now.
+        return bool(self._poll.poll(0)) or self.end < 0
 
     def close(self) -> None:
         """Close the supervisor's end."""
@@ -90,6 +92,7 @@ class Descriptors:
         self._by_link: dict[str, Descriptor] = {}
         self._by_end: dict[int, Descriptor] = {}
         self._soles: dict[tuple[int, int], Descriptor] = {}
+        self._tables_known = True
         self._releasing = 0
         self._after_releases: list[Callable[[], None]] = []
         self._epoll = select.epoll()
@@ -129,14 +132,14 @@ class Descriptors:
         """The programs have it now; ``sole`` is the (process, number) that alone does."""
         descriptor.hand_over()
         with self._lock:
-            if sole is not None:
+            if sole is not None and self._tables_known:
                 descriptor.sole = sole
                 self._soles[sole] = descriptor
             if descriptor.end >= 0:
-                self._epoll.register(descriptor.end, select.EPOLLRDHUP)
+                self._epoll.register(descriptor.end, 0)  # hang-ups are always told
 
     def shared(self, tgid: int, number: int | None = None) -> None:
-        """A second reference to the process's descriptor, or to any of them, may come to be."""
+        """The process's descriptor, or each of them, may get a second reference or user."""
         if not self._soles:
             return
         with self._lock:
@@ -148,9 +151,14 @@ class Descriptors:
                 if descriptor is not None:
                     self._forget_sole(descriptor)
 
-    def all_shared(self) -> None:
-        """Second references to descriptors of any process may come to be."""
+    def all_shared(self, *, for_good: bool = False) -> None:
+        """Descriptors of any process may get second references or users.
+
+        Args:
+            for_good: and nothing is known any more of who uses which table.
+        """
         with self._lock:
+            self._tables_known = self._tables_known and not for_good
             for descriptor in list(self._soles.values()):
                 self._forget_sole(descriptor)
 
@@ -191,9 +199,7 @@ class Descriptors:
         with a close that waits for RELEASE.
         """
         if self._by_end:
-            for end, _ in self._epoll.poll(0):
-                if (descriptor := self._by_end.get(end)) is not None:
-                    self.drop(descriptor)
+            self._drop_hung_up(self._epoll.poll(0))
 
     def after_releases(self, go_on: Callable[[], None]) -> None:
         """Call ``go_on`` when no RELEASE is waiting for its answer: at once if there is none."""
@@ -205,11 +211,17 @@ class Descriptors:
 
     def _watch(self) -> None:
         while True:
-            for end, _ in self._epoll.poll():
-                if end == self._stop_read:
-                    return
-                if (descriptor := self._by_end.get(end)) is not None:
-                    self.drop(descriptor)
+            events = self._epoll.poll()
+            if any(end == self._stop_read for end, _ in events):
+                return
+            self._drop_hung_up(events)
+
+    def _drop_hung_up(self, events: list[tuple[int, int]]) -> None:
+        for end, _ in events:
+            descriptor = self._by_end.get(end)
+            # The event may be that of an earlier descriptor, whose end had the same number.
+            if descriptor is not None and descriptor.hung_up():
+                self.drop(descriptor)
 
     def close(self) -> None:
         """Stop watching; release what is still open."""

@@ -1,11 +1,10 @@
 """The seccomp filter: which system calls of a program come to the supervisor.
 
 The filter is fixed once it is installed and sees only a call's number and its arguments as
-numbers. So it decides by number alone, with two exceptions that need no memory: ``fcntl``
-commands and the flags of ``clone``. It does *not* look at descriptor numbers: a device keeps the
-ordinary, lowest number that the program would get from the kernel, and dup2, SCM_RIGHTS or a
-shell may put it anywhere. Which descriptor is a device is told by
-:mod:`recuse.sandbox.descriptors` at each call.
+numbers. So it decides by the call's number alone, but for ``fcntl``, whose commands it knows. It
+does *not* look at descriptor numbers: a device has the ordinary, lowest number that the program
+would get from the kernel, and dup2, SCM_RIGHTS or a shell may put it anywhere. Which descriptor is
+a device is told by :mod:`recuse.sandbox.descriptors` at each call.
 
 System calls that are never trapped cost nothing: since Linux 5.11 they are allowed by a bitmap
 before any filter runs.
@@ -31,24 +30,25 @@ TRAPPED: Final = (
     "chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat",
     "utime", "utimes", "futimesat", "utimensat",
     "getxattr", "lgetxattr", "listxattr", "llistxattr",
-    # Nothing to emulate: these make a second reference to an open file, or change what the
-    # supervisor remembers about a process, and must be seen before they happen.
-    "dup", "dup2", "dup3", "sendmsg", "sendmmsg", "pidfd_getfd", "fork", "vfork", "clone3",
+    # Nothing to emulate: these make a second reference to an open file or a second user of a
+    # descriptor table, or change what the supervisor remembers of a process, and must be seen
+    # before they happen.
+    "dup", "dup2", "dup3", "sendmsg", "sendmmsg", "pidfd_getfd", "fork", "vfork", "clone", "clone3",
     "execve", "execveat", "unshare", "setns", "chroot", "pivot_root",
+    # A device's descriptor is natively a socket, and must not look like one. sendto, recvfrom and
+    # recvmsg are left alone for the sake of programs that use the network.
+    "getsockopt", "setsockopt", "getsockname", "getpeername", "shutdown",
+    "bind", "connect", "listen", "accept", "accept4",
     "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid",
     "setfsuid", "setfsgid", "setgroups", "capset",
 )  # fmt: skip
-"""The calls that always come to the supervisor. ``fcntl`` and ``clone`` come sometimes."""
+"""The calls that always come to the supervisor; ``fcntl`` comes for some commands."""
 
 F_DUPFD: Final = 0
 F_GETFL: Final = 3
 F_SETFL: Final = 4
 F_DUPFD_CLOEXEC: Final = 1030
 TRAPPED_FCNTL: Final = (F_DUPFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC)
-
-CLONE_FILES: Final = 0x400
-CLONE_NEWNS: Final = 0x20000
-CLONE_NEWUSER: Final = 0x10000000
 
 # linux/seccomp.h
 _RETURN_ALLOW: Final = 0x7FFF0000
@@ -87,19 +87,10 @@ def build_filter() -> bytes:
         if name in arch.SYSCALLS:
             program.jump(_JUMP_EQUAL, arch.SYSCALLS[name], then="notify")
     program.jump(_JUMP_EQUAL, arch.SYSCALLS["io_uring_setup"], then="nosys")
-    program.jump(_JUMP_EQUAL, arch.SYSCALLS["fcntl"], then="fcntl")
-    program.jump(_JUMP_EQUAL, arch.SYSCALLS["clone"], then="clone", otherwise="allow")
-
-    program.label("fcntl")
+    program.jump(_JUMP_EQUAL, arch.SYSCALLS["fcntl"], otherwise="allow")
     program.load(_ARGUMENTS + 8)
     for command in TRAPPED_FCNTL:
         program.jump(_JUMP_EQUAL, command, then="notify")
-    program.give("not trapped", _RETURN_ALLOW)
-
-    program.label("clone")
-    program.load(_ARGUMENTS + 8 * arch.CLONE_FLAGS_ARGUMENT)
-    program.jump(_JUMP_SET, CLONE_FILES, then="allow", otherwise="notify")
-
     program.give("allow", _RETURN_ALLOW)
     program.give("notify", _RETURN_NOTIFY)
     program.give("nosys", _RETURN_ERRNO | errno.ENOSYS)

@@ -12,7 +12,6 @@ from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
 from recuse.sandbox.descriptors import Descriptors
 from recuse.sandbox.memory import StringReader
-from recuse.sandbox.syscalls.listing import Listings
 from recuse.sandbox.tasks import Tasks
 from recuse.sandbox.tree import Tree
 from recuse.server.device import Device
@@ -28,7 +27,6 @@ class Machine:
         self.tasks = Tasks()
         self.descriptors = Descriptors(_release)
         self.tree = Tree(self.tasks, self.descriptors)
-        self.listings = Listings()
         self.strings = StringReader()
         self._channels: list[InProcessChannel] = []
 

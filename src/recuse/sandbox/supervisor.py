@@ -31,7 +31,6 @@ class Supervisor:
         self.tasks = machine.tasks
         self.descriptors = machine.descriptors
         self.tree = machine.tree
-        self.listings = machine.listings
         self.strings = machine.strings
         self._handlers = handlers()
         self._workers = Workers(

@@ -38,8 +38,6 @@ class Task:
 
     tid: int
     tgid: int
-    threads: int
-    """How many threads its process had when the record was made."""
     credentials: Credentials
     writable: WritableMap
 
@@ -65,7 +63,6 @@ def read_task(tid: int) -> Task:
     return Task(
         tid=tid,
         tgid=tgid,
-        threads=int(lines[b"Threads"]),
         credentials=Credentials(
             uid=int(lines[b"Uid"].split()[3]),
             gid=int(lines[b"Gid"].split()[3]),
@@ -76,6 +73,14 @@ def read_task(tid: int) -> Task:
         ),
         writable=WritableMap(tid),
     )
+
+
+def is_alone(tid: int) -> bool:
+    """Whether the thread is its process's only one, now."""
+    try:
+        return os.listdir(f"/proc/{tid}/task") == [str(tid)]
+    except OSError:
+        return False
 
 
 class Tasks:

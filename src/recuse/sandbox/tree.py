@@ -13,16 +13,19 @@ decided by inode numbers with one or two stat calls. Only the rest is walked nam
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from recuse.kernel.devices import CharDevice
+from recuse.sandbox.arch import arch
 from recuse.sandbox.descriptors import Descriptors
 from recuse.sandbox.tasks import Tasks
 
@@ -31,8 +34,21 @@ _MAX_LINKS = 40
 _FIRST_INODE = 0x7EC00000
 
 
+_RESOLVE_NO_MAGICLINKS = 0x02
+_OPEN_HOW = struct.Struct("=QQQ")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
 def _now() -> int:
     return time.time_ns()
+
+
+def _open_path(directory: int, path: bytes, resolve: int) -> int:
+    """openat2 with O_PATH: a descriptor, or a negative errno."""
+    how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, resolve)
+    result: int = _libc.syscall(arch.SYSCALLS["openat2"], directory, path, how, len(how))
+    return result if result >= 0 else -ctypes.get_errno()
 
 
 @dataclass(slots=True, eq=False)
@@ -173,15 +189,21 @@ class Tree:
         return self._walk(tid, base, path, follow)
 
     def _elsewhere(self, tid: int, base: int, path: bytes, follow: bool) -> bool:
-        """Whether the path, seen natively, cannot lead to one of our nodes."""
-        if b"/fd" in path or path.startswith(b"/dev/std"):
-            return False  # may lead to a descriptor of the *calling* thread
+        """Whether the path, seen natively, cannot lead to one of our nodes.
+
+        Seen by the supervisor, that is: what goes through ``/proc/self`` or through links like
+        ``/proc/PID/fd/N``, which say what they lead to only when they are followed, is walked.
+        """
+        if path.startswith((b"/proc/self", b"/proc/thread-self", b"/dev/fd", b"/dev/std")):
+            return False
         if path.startswith(b"/"):
             native = path
         elif base == AT_FDCWD:
             native = b"/proc/%d/cwd/%b" % (tid, path)
         else:
             native = b"/proc/%d/fd/%d/%b" % (tid, base, path)
+        if len(self._descriptors) and self._goes_through_magic(native, len(native) - len(path)):
+            return False
         if follow and not self._hidden and os.access(native, os.F_OK):
             return True  # the quickest way to know that something is there
         try:
@@ -202,6 +224,19 @@ class Tree:
         if self._shadow is not None and not path.startswith(b"/"):
             return False  # the working directory may be a shadow
         return not (follow and os.path.islink(native))  # a dangling link may point to a node
+
+    @staticmethod
+    def _goes_through_magic(native: bytes, start: int) -> bool:
+        """Whether following ``native`` from ``start`` on meets a link of the magic kind."""
+        directory = _open_path(AT_FDCWD, native[:start], 0) if start else AT_FDCWD
+        try:
+            file = _open_path(directory, native[start:], _RESOLVE_NO_MAGICLINKS)
+            if file >= 0:
+                os.close(file)
+            return file == -errno.ELOOP
+        finally:
+            if directory >= 0:
+                os.close(directory)
 
     def _walk(self, tid: int, base: int, path: bytes, follow: bool) -> Found | None:
         root, mount = b"/", b""

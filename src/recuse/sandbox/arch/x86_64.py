@@ -28,7 +28,16 @@ SYSCALLS: Final[dict[str, int]] = {
     "dup": 32,
     "dup2": 33,
     "sendfile": 40,
+    "connect": 42,
+    "accept": 43,
     "sendmsg": 46,
+    "shutdown": 48,
+    "bind": 49,
+    "listen": 50,
+    "getsockname": 51,
+    "getpeername": 52,
+    "setsockopt": 54,
+    "getsockopt": 55,
     "clone": 56,
     "fork": 57,
     "vfork": 58,
@@ -75,6 +84,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "splice": 275,
     "tee": 276,
     "utimensat": 280,
+    "accept4": 288,
     "dup3": 292,
     "preadv": 295,
     "pwritev": 296,
@@ -96,9 +106,6 @@ SYSCALLS: Final[dict[str, int]] = {
 }
 """Every system call that recuse makes or traps, by name. Another architecture lacks some of
 them (aarch64 has no open, stat or fork): what is missing from its table is not trapped."""
-
-CLONE_FLAGS_ARGUMENT: Final = 0
-"""Which argument of clone(2) holds the flags."""
 
 ADDRESS_LIMIT: Final = 0x7FFFFFFFF000
 """The end of user space with four-level page tables (TASK_SIZE_MAX)."""

@@ -1,7 +1,9 @@
 """Directory listings that show devices (fs/readdir.c; Linux 6.1).
 
 The kernel lists what is there natively; after its last entry come ours. The supervisor makes the
-native call itself, on a copy of the caller's descriptor, which shares its position.
+native call itself, on a copy of the caller's descriptor. That shares its position, and so the
+position tells how far a listing has come with our entries too: rewinddir, seekdir, dup and fork
+work as always.
 """
 
 from __future__ import annotations
@@ -24,88 +26,66 @@ if TYPE_CHECKING:
 
 _HEADER = struct.Struct("=QqH")
 _LARGEST: Final = 1 << 18
-_POSITION: Final = 0x7FFFFFFF
+_FIRST_POSITION: Final = 0x7FF00000
+"""The position of our first entry: beyond all that filesystems use below 2**31, which some of them
+allow at the most."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Listings:
-    """How far each listing has come with our entries."""
-
-    def __init__(self) -> None:
-        self._shown: dict[tuple[int, int], int] = {}
-
-    def rewound(self, call: Notification) -> None:
-        """A descriptor was repositioned: if it is a directory, its listing starts anew."""
-        if self._shown:
-            self._shown.pop((call.pid, signed32(call.a0)), None)
-
-    def shown(self, key: tuple[int, int]) -> int:
-        """How many of our entries the listing has given."""
-        return self._shown.get(key, 0)
-
-    def set_shown(self, key: tuple[int, int], count: int) -> None:
-        """Remember that number; 0 forgets the listing."""
-        if count:
-            self._shown[key] = count
-        else:
-            self._shown.pop(key, None)
-
-
-def _list(supervisor: Supervisor, call: Notification, number: int, *, typed: bool) -> int:
-    descriptor = signed32(call.a0)
+def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
     try:
-        link = os.readlink(b"/proc/%d/fd/%d" % (call.pid, descriptor))
+        link = os.readlink(b"/proc/%d/fd/%d" % (call.pid, signed32(call.a0)))
     except OSError:
         return PROCEED
     path = supervisor.tree.unshadowed(link)
     if not supervisor.tree.extends(path):
         return PROCEED
     room = min(call.a2 & 0xFFFFFFFF, _LARGEST)
-    data = _native(supervisor.tasks.get(call.pid).tgid, descriptor, number, room)
-    key = (call.pid, descriptor)
-    listings = supervisor.listings
-    if data:
-        listings.set_shown(key, 0)
-    else:
-        # The order of children is stable, and none of them can go while the count matters: a
-        # device removed in the middle of a listing may hide its neighbour once, no more.
-        nodes = list(supervisor.tree.children(path))
-        shown = listings.shown(key)
-        entries, count = _encode(nodes[shown:], room, typed=typed)
-        if count == 0 and shown < len(nodes):
-            raise failure(errno.EINVAL)
-        listings.set_shown(key, shown + count if count else 0)
-        data = entries
+    directory = _copy(supervisor.tasks.get(call.pid).tgid, signed32(call.a0))
+    try:
+        position = os.lseek(directory, 0, os.SEEK_CUR)
+        data = b"" if position >= _FIRST_POSITION else _native(directory, call.number, room)
+        if not data:
+            index = max(position - _FIRST_POSITION, 0)
+            nodes = list(supervisor.tree.children(path))[index:]
+            data, count = _encode(nodes, _FIRST_POSITION + index, room, typed=typed)
+            if nodes and not count:
+                raise failure(errno.EINVAL)
+            os.lseek(directory, _FIRST_POSITION + index + count, os.SEEK_SET)
+    finally:
+        os.close(directory)
     if data and write_memory(call.pid, call.a1, data) < len(data):
         raise failure(errno.EFAULT)
     return len(data)
 
 
-def _native(tgid: int, descriptor: int, number: int, room: int) -> bytes:
-    """What the kernel lists next."""
+def _copy(tgid: int, descriptor: int) -> int:
+    """Copy a process's descriptor."""
     process = os.pidfd_open(tgid)
     try:
-        copy = _libc.syscall(arch.SYSCALLS["pidfd_getfd"], process, descriptor, 0)
+        copy: int = _libc.syscall(arch.SYSCALLS["pidfd_getfd"], process, descriptor, 0)
     finally:
         os.close(process)
     if copy < 0:
         raise failure(ctypes.get_errno())
-    try:
-        buffer = ctypes.create_string_buffer(room)
-        count = _libc.syscall(number, copy, buffer, room)
-        if count < 0:
-            raise failure(ctypes.get_errno())
-        return buffer.raw[:count]
-    finally:
-        os.close(copy)
+    return copy
 
 
-def _encode(nodes: list[Node], room: int, *, typed: bool) -> tuple[bytes, int]:
+def _native(directory: int, number: int, room: int) -> bytes:
+    """What the kernel lists next."""
+    buffer = ctypes.create_string_buffer(room)
+    count = _libc.syscall(number, directory, buffer, room)
+    if count < 0:
+        raise failure(ctypes.get_errno())
+    return buffer.raw[:count]
+
+
+def _encode(nodes: list[Node], position: int, room: int, *, typed: bool) -> tuple[bytes, int]:
     """Encode as many entries as fit into ``room`` bytes; returns them and their number.
 
     Typed ones are ``struct linux_dirent64``, with the type before the name; the others are
-    ``struct linux_dirent``, which has it in its last byte.
+    ``struct linux_dirent``, which has it in its last byte. Each tells the position after it.
     """
     data = bytearray()
     for count, node in enumerate(nodes):
@@ -114,20 +94,19 @@ def _encode(nodes: list[Node], room: int, *, typed: bool) -> tuple[bytes, int]:
         length = (_HEADER.size + len(tail) + (0 if typed else 1) + 7) & ~7
         if len(data) + length > room:
             return bytes(data), count
-        entry = _HEADER.pack(node.inode, _POSITION, length) + tail
-        entry = entry.ljust(length, b"\0") if typed else entry.ljust(length - 1, b"\0") + kind
-        data += entry
+        entry = _HEADER.pack(node.inode, position + count + 1, length) + tail
+        data += entry.ljust(length, b"\0") if typed else entry.ljust(length - 1, b"\0") + kind
     return bytes(data), len(nodes)
 
 
 def getdents64(supervisor: Supervisor, call: Notification) -> int:
     """``getdents64(fd, buf, count)``."""
-    return _list(supervisor, call, call.number, typed=True)
+    return _list(supervisor, call, typed=True)
 
 
 def getdents(supervisor: Supervisor, call: Notification) -> int:
     """``getdents(fd, buf, count)``."""
-    return _list(supervisor, call, call.number, typed=False)
+    return _list(supervisor, call, typed=False)
 
 
 HANDLERS: Final[dict[str, Handler]] = {"getdents64": getdents64, "getdents": getdents}

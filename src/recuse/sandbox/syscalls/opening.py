@@ -15,6 +15,7 @@ from recuse.sandbox.descriptors import Descriptor
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, failure, signed32
+from recuse.sandbox.tasks import is_alone
 from recuse.sandbox.tree import AT_FDCWD, Node
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def _install(
     Raises:
         OSError: EMFILE; the file is released again.
     """
+    alone = is_alone(call.pid)  # while the call waits, nothing can change that
     supervisor.descriptors.add(descriptor)
     try:
         number = supervisor.listener.answer_with_descriptor(
@@ -128,19 +130,7 @@ def _install(
     if number is None:
         supervisor.descriptors.drop(descriptor)
         return
-    supervisor.descriptors.installed(descriptor, _sole_owner(supervisor, call.pid, number))
-
-
-def _sole_owner(supervisor: Supervisor, tid: int, number: int) -> tuple[int, int] | None:
-    """The (process, number) by which the new file is known, where that is certain.
-
-    It is not in a process of several threads: one may fork while another opens.
-    """
-    try:
-        task = supervisor.tasks.get(tid)
-    except OSError:
-        return None
-    return (tid, number) if task.tgid == tid and task.threads == 1 else None
+    supervisor.descriptors.installed(descriptor, (call.pid, number) if alone else None)
 
 
 def open_(supervisor: Supervisor, call: Notification) -> int:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from typing import TYPE_CHECKING, Final
 
-from recuse.sandbox.filter import CLONE_FILES, CLONE_NEWNS, CLONE_NEWUSER
 from recuse.sandbox.memory import read_memory
-from recuse.sandbox.syscalls.call import PROCEED, Handler
+from recuse.sandbox.syscalls.call import PROCEED, Handler, failure
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
-_NAMESPACES: Final = CLONE_NEWNS | CLONE_NEWUSER
+# linux/sched.h
+_CLONE_FILES: Final = 0x400
+_CLONE_THREAD: Final = 0x10000
+_CLONE_NEWNS: Final = 0x20000
+_CLONE_NEWUSER: Final = 0x10000000
 
 
 def _spawn(supervisor: Supervisor, call: Notification, flags: int) -> int:
-    if flags & _NAMESPACES:
+    if flags & (_CLONE_NEWNS | _CLONE_NEWUSER):
         supervisor.tree.many_roots = True
-    if not flags & CLONE_FILES:
-        supervisor.tasks.forget_ended()
-        supervisor.strings.forget_others(call.pid)
+    supervisor.tasks.forget_ended()
+    supervisor.strings.forget_others(call.pid)
+    if flags & _CLONE_FILES and not flags & _CLONE_THREAD:
+        supervisor.descriptors.all_shared(for_good=True)
+    else:
         _shared(supervisor, call.pid)
     return PROCEED
 
@@ -37,7 +43,7 @@ def fork(supervisor: Supervisor, call: Notification) -> int:
 
 
 def clone(supervisor: Supervisor, call: Notification) -> int:
-    """``clone(flags, ...)``, trapped only without CLONE_FILES."""
+    """``clone(flags, ...)``: a thread, a process, or something between the two."""
     return _spawn(supervisor, call, call.a0)
 
 
@@ -57,6 +63,13 @@ def fetch_descriptor(supervisor: Supervisor, call: Notification) -> int:
     """``pidfd_getfd`` takes a descriptor out of any process."""
     del call
     supervisor.descriptors.all_shared()
+    return PROCEED
+
+
+def socket_call(supervisor: Supervisor, call: Notification) -> int:
+    """What only sockets can do: a device says ENOTSOCK."""
+    if supervisor.descriptors.find(call.pid, call.a0) is not None:
+        raise failure(errno.ENOTSOCK)
     return PROCEED
 
 
@@ -103,6 +116,21 @@ HANDLERS: Final[dict[str, Handler]] = {
             "capset",
         ),
         change_credentials,
+    ),
+    **dict.fromkeys(
+        (
+            "getsockopt",
+            "setsockopt",
+            "getsockname",
+            "getpeername",
+            "shutdown",
+            "bind",
+            "connect",
+            "listen",
+            "accept",
+            "accept4",
+        ),
+        socket_call,
     ),
     **dict.fromkeys(("chroot", "pivot_root", "unshare", "setns"), change_root),
 }

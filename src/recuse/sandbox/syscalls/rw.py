@@ -212,7 +212,6 @@ def lseek(supervisor: Supervisor, call: Notification) -> int:
     """``lseek(fd, offset, whence)``."""
     descriptor = supervisor.descriptors.find(call.pid, call.a0)
     if descriptor is None:
-        supervisor.listings.rewound(call)
         return PROCEED
     if descriptor.file is None:
         raise failure(errno.EBADF)
