@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from recuse.sandbox.launch import Launch, Program
+from recuse.sandbox.launch import Command, Launch, Program
 from recuse.sandbox.machine import Machine
 from recuse.sandbox.supervisor import Supervisor
 from recuse.server.device import Device
-
-Argument = str | bytes | os.PathLike[str]
 
 
 class Sandbox:
@@ -73,7 +69,7 @@ class Sandbox:
         if machine is not None:
             machine.close()
 
-    def popen(self, argv: Sequence[Argument], **options: Any) -> Program:
+    def popen(self, argv: Command, **options: Any) -> Program:
         """Start a program, like :class:`subprocess.Popen`.
 
         Args:
@@ -87,6 +83,7 @@ class Sandbox:
 
         Raises:
             OSError: FileNotFoundError and so on, as Popen does.
+            TypeError, ValueError: for other arguments than these.
             SandboxError: if sandboxes cannot work on this machine.
         """
         if self._machine is None:
@@ -115,7 +112,7 @@ class Sandbox:
 
     def run(
         self,
-        argv: Sequence[Argument],
+        argv: Command,
         *,
         input: Any = None,  # noqa: A002 - as subprocess.run has it
         capture_output: bool = False,
@@ -131,8 +128,12 @@ class Sandbox:
             OSError, SandboxError: as :meth:`popen`.
         """
         if input is not None:
+            if options.get("stdin") is not None:
+                raise ValueError("stdin and input arguments may not both be used")
             options["stdin"] = subprocess.PIPE
         if capture_output:
+            if options.get("stdout") is not None or options.get("stderr") is not None:
+                raise ValueError("stdout and stderr may not be used with capture_output")
             options["stdout"] = options["stderr"] = subprocess.PIPE
         program = self.popen(argv, **options)
         try:

@@ -17,12 +17,15 @@ long as the first reference exists (the socket has not hung up).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
 
+from recuse.channel.workers import Workers
 from recuse.kernel.devices import CharDevice
 from recuse.kernel.files import OpenFile
 
@@ -32,19 +35,28 @@ class Descriptor:
 
     __slots__ = ("_poll", "_theirs", "device", "end", "file", "flags", "link", "sole")
 
-    def __init__(self, device: CharDevice, file: OpenFile | None, flags: int) -> None:
+    def __init__(self, device: CharDevice, flags: int) -> None:
         """Make the pair.
 
         Args:
-            device: what was opened.
-            file: the open file; None for O_PATH, which opens nothing.
+            device: what is opened; ``file`` is still to be set, but for O_PATH, which opens
+                nothing.
             flags: the open flags, as F_GETFL shows them.
+
+        Raises:
+            OSError: ENFILE if the supervisor has no descriptors left.
         """
         self.device = device
-        self.file = file
+        self.file: OpenFile | None = None
         self.flags = flags
         self.sole: tuple[int, int] | None = None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            # The machine's table is full, as it were, not the program's.
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE)) from None
         # A byte to read and room to write: a device without a poll method is always ready.
         ours.send(b"\0")
         self.end = ours.detach()
@@ -78,7 +90,7 @@ class Descriptor:
 
 
 class Descriptors:
-    """All descriptors of a sandbox, and the thread that notices their end."""
+    """All descriptors of a sandbox, and the threads that notice their end."""
 
     def __init__(self, release: Callable[[OpenFile, Callable[[], None]], None]) -> None:
         """Start watching.
@@ -93,13 +105,13 @@ class Descriptors:
         self._by_end: dict[int, Descriptor] = {}
         self._soles: dict[tuple[int, int], Descriptor] = {}
         self._tables_known = True
-        self._releasing = 0
-        self._after_releases: list[Callable[[], None]] = []
+        self._releasing: Counter[CharDevice] = Counter()
+        self._after_releases: list[tuple[CharDevice, Callable[[], None]]] = []
         self._epoll = select.epoll()
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self._epoll.register(self._stop_read, select.EPOLLIN)
-        self._thread = threading.Thread(target=self._watch, name="recuse-release", daemon=True)
-        self._thread.start()
+        self._workers = Workers(self._wait_for_hang_up, self.drop, name="recuse-release")
+        self._workers.start()
 
     def __len__(self) -> int:
         return len(self._by_link)
@@ -179,54 +191,55 @@ class Descriptors:
             descriptor.close()
             if descriptor.file is None:
                 return
-            self._releasing += 1
-        self._release(descriptor.file, self._released)
+            device = descriptor.device
+            self._releasing[device] += 1
+        self._release(descriptor.file, lambda: self._released(device))
 
-    def _released(self) -> None:
+    def _released(self, device: CharDevice) -> None:
         with self._lock:
-            self._releasing -= 1
-            if self._releasing:
+            self._releasing[device] -= 1
+            if self._releasing[device]:
                 return
-            waiting, self._after_releases = self._after_releases, []
-        for go_on in waiting:
+            del self._releasing[device]
+            ready = [go_on for waited_for, go_on in self._after_releases if waited_for is device]
+            self._after_releases = [
+                waiting for waiting in self._after_releases if waiting[0] is not device
+            ]
+        for go_on in ready:
             go_on()
 
-    def reap(self) -> None:
-        """Release now what has hung up by now.
+    def after_releases(self, device: CharDevice, go_on: Callable[[], None]) -> None:
+        """Call ``go_on`` when all files of the device that were let go are released: now, or later.
 
-        A program's close returns before the supervisor hears of it; this is called before any
-        open, so that whoever opens something after a close finds the device released, as it would
-        with a close that waits for RELEASE.
+        A program's close returns before the supervisor hears of it. Who opens the device next must
+        find it released all the same, as after a close that waits for RELEASE.
         """
         if self._by_end:
-            self._drop_hung_up(self._epoll.poll(0))
-
-    def after_releases(self, go_on: Callable[[], None]) -> None:
-        """Call ``go_on`` when no RELEASE is waiting for its answer: at once if there is none."""
+            for end, _ in self._epoll.poll(0):
+                descriptor = self._by_end.get(end)
+                if descriptor is not None and descriptor.device is device and descriptor.hung_up():
+                    self.drop(descriptor)
         with self._lock:
-            if self._releasing:
-                self._after_releases.append(go_on)
+            if self._releasing[device]:
+                self._after_releases.append((device, go_on))
                 return
+            del self._releasing[device]
         go_on()
 
-    def _watch(self) -> None:
+    def _wait_for_hang_up(self) -> Descriptor | None:
         while True:
-            events = self._epoll.poll()
-            if any(end == self._stop_read for end, _ in events):
-                return
-            self._drop_hung_up(events)
-
-    def _drop_hung_up(self, events: list[tuple[int, int]]) -> None:
-        for end, _ in events:
-            descriptor = self._by_end.get(end)
-            # The event may be that of an earlier descriptor, whose end had the same number.
-            if descriptor is not None and descriptor.hung_up():
-                self.drop(descriptor)
+            for end, _ in self._epoll.poll(maxevents=2):
+                if end == self._stop_read:
+                    return None
+                descriptor = self._by_end.get(end)
+                # The event may be that of an earlier descriptor, whose end had the same number.
+                if descriptor is not None and descriptor.hung_up():
+                    return descriptor
 
     def close(self) -> None:
         """Stop watching; release what is still open."""
         os.write(self._stop_write, b"\0")
-        self._thread.join()
+        self._workers.join()
         for descriptor in list(self._by_end.values()):
             self.drop(descriptor)
         self._epoll.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Sequence
 from types import FrameType
@@ -28,8 +29,11 @@ def supervise(devices: Sequence[Device], argv: Sequence[str]) -> int:
         OSError: as :meth:`recuse.Sandbox.popen` and for devices that clash.
         SandboxError: if sandboxes cannot work on this machine.
     """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Each file that any program has open costs the supervisor a descriptor.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with Sandbox(*devices) as sandbox:
-        program = sandbox.popen(argv)
+        program = sandbox.popen(argv, open_files=soft, env=_environment())
 
         def forward(number: int, frame: FrameType | None) -> None:
             del frame
@@ -45,4 +49,16 @@ def supervise(devices: Sequence[Device], argv: Sequence[str]) -> int:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-    return 128 - status if status < 0 else os.EX_OK + status
+    return 128 - status if status < 0 else status
+
+
+def _environment() -> dict[str, str]:
+    """The environment that this command was given.
+
+    In the C locale, Python adds LC_CTYPE to its own (PEP 538).
+    """
+    environment = dict(os.environ)
+    with open("/proc/self/environ", "rb") as given:
+        if not any(entry.startswith(b"LC_CTYPE=") for entry in given.read().split(b"\0")):
+            environment.pop("LC_CTYPE", None)
+    return environment

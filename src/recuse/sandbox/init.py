@@ -6,10 +6,11 @@ ends by the same signal if the program did.
 
 Arguments: the control socket's descriptor number; the rest is the program and its arguments.
 
-On the control socket it is told the number of the seccomp system call and the filter, and sends,
-each as one packet: ``L PID`` with the listener's descriptor; when told ``go``, ``X`` when the
-program has been executed or ``E ERRNO`` when that failed. When the supervisor goes away, what is
-left of the programs is killed after a grace period: they cannot open a file any more.
+On the control socket it is told the number of the seccomp system call, the program's soft limit of
+open files, and the filter. It sends, each as one packet: ``L PID`` with the listener's descriptor;
+when told ``go``, ``X`` when the program has been executed or ``E ERRNO`` when that failed. When the
+supervisor goes away, what is left of the programs is killed after a grace period: they cannot open
+a file any more.
 """
 
 from __future__ import annotations
@@ -133,6 +134,7 @@ def start(
     for number in _KEPT_FROM_INIT:
         signal.signal(number, signal.SIG_IGN)
     childs.close()
+    let_go_of_files({ours.fileno(), control.fileno()})
     number_packet, filter_packet = ours.recv(64), b""
     if number_packet.startswith(b"N"):
         filter_packet = ours.recv(256)
@@ -151,6 +153,16 @@ def start(
     control.send(ours.recv(64) or b"X")
     ours.close()
     return pid
+
+
+def let_go_of_files(kept: set[int]) -> None:
+    """Close what belongs to the program, or who waits for it to close that would wait for us."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    for number in {int(name) for name in os.listdir("/proc/self/fd")} - kept - {0, 1, 2}:
+        with contextlib.suppress(OSError):  # the descriptor that listed them is closed already
+            os.close(number)
 
 
 def fetch_descriptor(pid: int, number: int) -> int:
@@ -221,7 +233,9 @@ def main(arguments: list[str]) -> None:
     """Be the first process."""
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
-    number, _, program = control.recv(65536).partition(b" ")
+    number, soft_limit, program = control.recv(65536).split(b" ", 2)
+    hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft_limit), hard_limit))
     argv = [os.fsencode(argument) for argument in arguments[1:]]
     check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
     pid = start(control, int(number), program, argv)

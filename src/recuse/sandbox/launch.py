@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -16,6 +17,10 @@ from typing import Any, Final
 from recuse.sandbox.arch import MACHINE, SUPPORTED, arch
 from recuse.sandbox.filter import build_filter
 from recuse.sandbox.listener import Listener
+
+Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Command = Argument | Sequence[Argument]
+"""A program and its arguments; or one that has none, as subprocess has it."""
 
 _INIT: Final = str(Path(__file__).with_name("init.py"))
 
@@ -56,19 +61,30 @@ class Program(subprocess.Popen[Any]):
 class Launch:
     """A program that is about to be executed: its listener is there, and must be served now."""
 
-    def __init__(self, argv: Sequence[str | bytes | os.PathLike[str]], **options: Any) -> None:
+    def __init__(self, argv: Command, *, open_files: int | None = None, **options: Any) -> None:
         """Start the sandbox's first process and, stopped before its exec, the program's.
 
         Args:
             argv: the program, looked up along PATH, and its arguments.
-            options: those of :class:`subprocess.Popen`, but for ``preexec_fn`` and ``executable``.
+            open_files: the program's soft RLIMIT_NOFILE; None for that of this process.
+            options: those of :class:`subprocess.Popen`, but for ``shell``, ``preexec_fn`` and
+                ``executable``.
 
         Raises:
             SandboxError: if the kernel has no user notification, or does not allow it.
+            TypeError, ValueError: for options that make no sense here, or no program.
         """
         if not SUPPORTED:
             raise SandboxError(f"recuse run knows x86-64 only, and this is {MACHINE}")
-        self._argv = [os.fsencode(argument) for argument in argv]
+        for option in ("shell", "executable", "preexec_fn", "args"):
+            if options.pop(option, None):
+                raise TypeError(f"a program in a sandbox cannot be started with {option}=")
+        arguments = [argv] if isinstance(argv, str | bytes | os.PathLike) else argv
+        self._argv = [os.fsencode(argument) for argument in arguments]
+        if not self._argv or not self._argv[0]:
+            raise ValueError("there is no program to run: argv is empty")
+        if open_files is None:
+            open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command: list[str | bytes] = [sys.executable, "-I", "-S", _INIT, str(theirs.fileno())]
@@ -80,7 +96,8 @@ class Launch:
                 self._control.close()
                 raise
         try:
-            self._control.send(b"%d %b" % (arch.SYSCALLS["seccomp"], build_filter()))
+            self.program.args = argv
+            self._control.send(b"%d %d %b" % (arch.SYSCALLS["seccomp"], open_files, build_filter()))
             self.listener = self._receive_listener()
         except BaseException:
             self.abandon()

@@ -21,6 +21,11 @@ from recuse.wire.declare import Buffer
 PAGE: Final = 4096
 PATH_MAX: Final = 4096
 
+
+class UnreadableError(Exception):
+    """The process does not let itself be looked into: prctl(PR_SET_DUMPABLE), or another user's."""
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _readv = _libc.process_vm_readv
 _writev = _libc.process_vm_writev
@@ -72,8 +77,8 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
         The bytes from ``address`` to where readable memory ends: at least one if size > 0.
 
     Raises:
-        OSError: EFAULT if the first byte cannot be read; EPERM or ESRCH if the process may not be
-            read or is gone.
+        OSError: EFAULT if the first byte cannot be read; ESRCH if the process is gone.
+        UnreadableError: if the process may not be looked into.
     """
     if size == 0:
         return b""
@@ -101,7 +106,7 @@ def write_memory(pid: int, address: int, data: bytes) -> int:
         How many bytes were written, up to where writable memory ends: at least one.
 
     Raises:
-        OSError: as :func:`read_memory`.
+        OSError, UnreadableError: as :func:`read_memory`.
     """
     if not data:
         return 0
@@ -121,8 +126,10 @@ def write_memory(pid: int, address: int, data: bytes) -> int:
     return count
 
 
-def _error() -> OSError:
+def _error() -> Exception:
     code = ctypes.get_errno() or errno.EFAULT
+    if code == errno.EPERM:
+        return UnreadableError()
     return OSError(code, os.strerror(code))
 
 
@@ -147,7 +154,8 @@ class StringReader:
 
         Raises:
             OSError: EFAULT if it runs into unmapped memory; ENAMETOOLONG if it has more than 4095
-                bytes; EACCES, EPERM or ESRCH if the thread may not be looked into or is gone.
+                bytes; ESRCH if the thread is gone.
+            UnreadableError: if the process may not be looked into.
         """
         with self._lock:  # or the descriptor could be closed, and its number used, meanwhile
             descriptor = self._descriptors.get(tid)
@@ -189,6 +197,8 @@ class StringReader:
             self._close(next(iter(self._descriptors)))
         try:
             descriptor = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError:
+            raise UnreadableError from None
         except FileNotFoundError:
             raise OSError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
         self._descriptors[tid] = descriptor
@@ -285,14 +295,22 @@ class CallerMemory:
         self._map = writable
 
     def read(self, address: int, size: int) -> bytes:
-        """See :func:`read_memory`."""
-        return read_memory(self._pid, address, size)
+        """See :func:`read_memory`; EFAULT also when the caller may not be looked into."""
+        try:
+            return read_memory(self._pid, address, size)
+        except UnreadableError:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT)) from None
 
     def write(self, address: int, data: Buffer) -> int:
-        """See :func:`write_memory`; EFAULT when the caller is gone."""
-        if not self._listener.alive(self._call_id):
-            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-        return write_memory(self._pid, address, data if type(data) is bytes else bytes(data))
+        """See :func:`write_memory`; EFAULT also when the caller is gone or may not be changed."""
+        try:
+            if self._listener.alive(self._call_id):
+                return write_memory(
+                    self._pid, address, data if type(data) is bytes else bytes(data)
+                )
+        except UnreadableError:
+            pass
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
     def writable(self, address: int, size: int) -> int:
         """See :meth:`WritableMap.extent`."""

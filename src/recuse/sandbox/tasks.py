@@ -19,7 +19,7 @@ from recuse.sandbox.memory import WritableMap
 
 @dataclass(slots=True)
 class Credentials:
-    """Who a thread acts as when it touches files: the *filesystem* ids of credentials(7)."""
+    """Who a thread acts as (credentials(7))."""
 
     uid: int
     gid: int
@@ -39,6 +39,9 @@ class Task:
     tid: int
     tgid: int
     credentials: Credentials
+    """As it touches files: with the filesystem ids, which follow the effective ones."""
+    real_credentials: Credentials
+    """As access(2) asks: with the real ids, and without capabilities unless that is root."""
     writable: WritableMap
 
 
@@ -58,21 +61,38 @@ def read_task(tid: int) -> Task:
             lines = dict(line.split(b":", 1) for line in status.read().splitlines())
     except (FileNotFoundError, ProcessLookupError):
         raise OSError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
-    tgid = int(lines[b"Tgid"])
-    capabilities = int(lines[b"CapEff"], 16)
+    uids = [int(uid) for uid in lines[b"Uid"].split()]
+    gids = [int(gid) for gid in lines[b"Gid"].split()]
+    groups = frozenset(int(group) for group in lines[b"Groups"].split())
+    effective, permitted = int(lines[b"CapEff"], 16), int(lines[b"CapPrm"], 16)
+    if effective | permitted and not _in_our_user_namespace(tid):
+        # Root of a user namespace of its own has no power over the files of this one.
+        effective = permitted = 0
     return Task(
         tid=tid,
-        tgid=tgid,
-        credentials=Credentials(
-            uid=int(lines[b"Uid"].split()[3]),
-            gid=int(lines[b"Gid"].split()[3]),
-            groups=frozenset(int(group) for group in lines[b"Groups"].split()),
-            overrides=bool(capabilities >> _CAP_DAC_OVERRIDE & 1),
-            owner_rights=bool(capabilities >> _CAP_FOWNER & 1),
-            changes_owners=bool(capabilities >> _CAP_CHOWN & 1),
-        ),
+        tgid=int(lines[b"Tgid"]),
+        credentials=_credentials(uids[3], gids[3], groups, effective),
+        real_credentials=_credentials(uids[0], gids[0], groups, 0 if uids[0] else permitted),
         writable=WritableMap(tid),
     )
+
+
+def _credentials(uid: int, gid: int, groups: frozenset[int], capabilities: int) -> Credentials:
+    return Credentials(
+        uid=uid,
+        gid=gid,
+        groups=groups,
+        overrides=bool(capabilities >> _CAP_DAC_OVERRIDE & 1),
+        owner_rights=bool(capabilities >> _CAP_FOWNER & 1),
+        changes_owners=bool(capabilities >> _CAP_CHOWN & 1),
+    )
+
+
+def _in_our_user_namespace(tid: int) -> bool:
+    try:
+        return os.stat(f"/proc/{tid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino
+    except OSError:
+        return False
 
 
 def is_alone(tid: int) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.sandbox.arch import arch
 from recuse.sandbox.memory import read_memory, write_memory
-from recuse.sandbox.permissions import MAY_WRITE, allowed, check, check_owner
+from recuse.sandbox.permissions import MAY_WRITE, check, check_owner
 from recuse.sandbox.syscalls.call import PROCEED, Handler, failure, signed32
 from recuse.sandbox.tree import AT_FDCWD, Found, Node
 
@@ -148,13 +148,15 @@ def statx(supervisor: Supervisor, call: Notification) -> int:
     return 0
 
 
-def _access(supervisor: Supervisor, call: Notification, found: Found | None, wanted: int) -> int:
+def _access(
+    supervisor: Supervisor, call: Notification, found: Found | None, wanted: int, flags: int = 0
+) -> int:
     if found is None or found.link:
         return PROCEED
-    if wanted & ~7:
+    if wanted & ~7 or flags & ~(_AT_EACCESS | _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH):
         raise failure(errno.EINVAL)
-    if not allowed(found.node, supervisor.tasks.get(call.pid).credentials, wanted):
-        raise failure(errno.EACCES)
+    task = supervisor.tasks.get(call.pid)
+    check(found.node, task.credentials if flags & _AT_EACCESS else task.real_credentials, wanted)
     return 0
 
 
@@ -172,8 +174,9 @@ def faccessat(supervisor: Supervisor, call: Notification) -> int:
 
 def faccessat2(supervisor: Supervisor, call: Notification) -> int:
     """``faccessat2(dirfd, path, mode, flags)``."""
-    found = _named(supervisor, call, signed32(call.a0), call.a1, signed32(call.a3))
-    return _access(supervisor, call, found, signed32(call.a2))
+    flags = signed32(call.a3)
+    found = _named(supervisor, call, signed32(call.a0), call.a1, flags)
+    return _access(supervisor, call, found, signed32(call.a2), flags)
 
 
 def _readlink(

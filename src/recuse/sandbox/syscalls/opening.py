@@ -40,8 +40,6 @@ _STATUS_FLAGS: Final = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.
 
 
 def _open(supervisor: Supervisor, call: Notification, base: int, address: int, flags: int) -> int:
-    # Whoever closed a device before this call must find it released: see Descriptors.reap.
-    supervisor.descriptors.reap()
     path = supervisor.strings.read(call.pid, address)
     if not path:
         return PROCEED
@@ -85,28 +83,31 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
         raise failure(errno.ENOTDIR)
     status = flags & _STATUS_FLAGS & ~arch.O_NOFOLLOW
     if flags & _O_PATH:
-        _install(supervisor, call, Descriptor(device, None, status), flags)
+        _install(supervisor, call, Descriptor(device, status), flags)
         return ANSWERED
     wanted = _ACCESS[flags & os.O_ACCMODE]
     if flags & os.O_TRUNC:
         wanted |= MAY_WRITE
     check(node, supervisor.tasks.get(call.pid).credentials, wanted)
+    caller = supervisor.caller(call)
+    descriptor = Descriptor(device, status)
 
     def opened(file: OpenFile | None, error: OSError | None) -> None:
         if file is None:
+            descriptor.close()
             supervisor.finish(call, 0, error)
             return
         file.flags = status
+        descriptor.file = file
         try:
-            _install(supervisor, call, Descriptor(device, file, status), flags)
+            _install(supervisor, call, descriptor, flags)
         except OSError as reason:
             supervisor.finish(call, 0, reason)
 
     def begin() -> None:
-        operation = open_file(device, flags, supervisor.caller(call))
-        run(device.connection, operation, opened)
+        run(device.connection, open_file(device, flags, caller), opened)
 
-    supervisor.descriptors.after_releases(begin)
+    supervisor.descriptors.after_releases(device, begin)
     return ANSWERED
 
 

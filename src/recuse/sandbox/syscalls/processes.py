@@ -6,7 +6,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING, Final
 
-from recuse.sandbox.memory import read_memory
+from recuse.sandbox.memory import UnreadableError, read_memory
 from recuse.sandbox.syscalls.call import PROCEED, Handler, failure
 
 if TYPE_CHECKING:
@@ -49,7 +49,10 @@ def clone(supervisor: Supervisor, call: Notification) -> int:
 
 def clone3(supervisor: Supervisor, call: Notification) -> int:
     """``clone3(args, size)``: the flags are the first word of the structure."""
-    (flags,) = struct.unpack("=Q", read_memory(call.pid, call.a0, 8))
+    try:
+        (flags,) = struct.unpack("=Q", read_memory(call.pid, call.a0, 8))
+    except UnreadableError:
+        flags = _CLONE_FILES | _CLONE_NEWNS  # whatever may be: the most that it can mean
     return _spawn(supervisor, call, flags)
 
 
