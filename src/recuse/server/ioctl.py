@@ -260,20 +260,22 @@ def _declarations(cls: type, name: str) -> list[Declaration]:
 
 
 def _parameters(method: Callable[..., Any], declaration: Declaration) -> tuple[bool, bool]:
-    """Return whether a handler takes the argument, and whether it takes memory."""
-    parameters = list(inspect.signature(method).parameters.values())[1:]
-    wanted = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    takes_memory = any(p.name == "memory" for p in parameters)
-    others = [name for name in wanted if name != "memory"]
-    least = most = 1
-    if declaration.kind is Kind.VALUE:
-        least = 0
-    elif declaration.kind is not Kind.COMPOUND and not declaration.fetches:
-        least = most = 0
-    if not least <= len(others) <= most:
-        raise TypeError(
-            f"{method.__qualname__}, which answers ioctl {declaration.command:#x}, takes "
-            f"{', '.join(wanted) or 'nothing'}; it is given "
-            f"{'the argument' if most else 'nothing'}, and memory if it names that"
-        )
-    return bool(others), takes_memory
+    """Return whether a handler takes the argument, and whether it takes memory.
+
+    Raises TypeError if it cannot be called with them, or without the argument that it has to take.
+    """
+    gives_argument = declaration.fetches or declaration.kind in (Kind.VALUE, Kind.COMPOUND)
+    signature = inspect.signature(method)
+    memory = {"memory": None} if "memory" in signature.parameters else {}
+    for given in ([None], []) if gives_argument else ([],):
+        try:
+            signature.bind(None, *given, **memory)
+        except TypeError:
+            continue
+        if given or not gives_argument or declaration.kind is Kind.VALUE:
+            return bool(given), bool(memory)
+    raise TypeError(
+        f"{method.__qualname__}, which answers ioctl {declaration.command:#x}, takes "
+        f"{', '.join(list(signature.parameters)[1:]) or 'nothing'}; it is given "
+        f"{'the argument' if gives_argument else 'nothing'}, and memory if it names that last"
+    )

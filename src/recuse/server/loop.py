@@ -6,12 +6,18 @@ Imported with the first coroutine as well: programs with plain methods do withou
 
 import asyncio
 import atexit
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
 from recuse.server.exchange import Exchange, discard
+
+log = logging.getLogger("recuse.server")
+
+STOP_WAIT_S = 5.0
+"""How long to wait for the end of what runs on the loop, which is cancelled first."""
 
 Done = Callable[[Any, BaseException | None], None]
 """Called once, with what a handler returned or with what it raised."""
@@ -163,4 +169,6 @@ def _stop() -> None:
         _running = None
     loop.call_soon_threadsafe(stop.set)
     if thread is not threading.current_thread():
-        thread.join()
+        thread.join(STOP_WAIT_S)
+        if thread.is_alive():
+            log.error("the event loop has not ended after %s s: a handler goes on", STOP_WAIT_S)

@@ -151,7 +151,7 @@ class Memory:
 
         Raises OSError with EFAULT if there is no such address.
         """
-        content = bytes(data)
+        content = memoryview(data).tobytes()
         _check(address, len(content))
         if self._room is not None and self._room.gaps(address, len(content)):
             raise Misuse(f"writes {len(content)} bytes at {address:#x}{_RESTRICTED}")
@@ -166,7 +166,7 @@ class Memory:
 
     def write_struct(self, address: int, value: "_CData") -> None:
         """Write an instance of a ctypes type at ``address``."""
-        self.write(address, bytes(value))
+        self.write(address, memoryview(value))
 
     def read_array(self, address: int, type: "type[C]", count: int) -> "list[C]":  # noqa: A002
         """Return the ``count`` instances of a ctypes type that lie at ``address`` in a row."""

@@ -1,0 +1,109 @@
+"""How a device is described."""
+
+import pytest
+
+from recuse import Device, File, Session
+
+
+class Probe(Device):
+    name = "probe"
+
+    def open(self, request):
+        return File()
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "a" * 64, "snd/echo", "a=b", "a b", "ä" * 32, "a.b", "...", "a\udc80"]
+)
+def test_good_names(name):
+    assert Probe(name=name).name == name
+    Session(Probe(name=name))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "not 1 to 64 bytes"),
+        ("a" * 65, "not 1 to 64 bytes"),
+        ("ä" * 33, "not 1 to 64 bytes"),
+        ("/dev/echo", "not a path below /dev"),
+        ("a//b", "not a path below /dev"),
+        ("a/", "not a path below /dev"),
+        (".", "not a path below /dev"),
+        ("a/../b", "not a path below /dev"),
+        ("a/./b", "not a path below /dev"),
+        ("a\0b", "control characters"),
+        ("a\nb", "control characters"),
+        ("a\x7f", "control characters"),
+        (" a", "white space"),
+        ("a ", "white space"),
+        (b"a", "not a string"),
+        (5, "not a string"),
+    ],
+)
+def test_bad_names(name, why):
+    with pytest.raises(ValueError, match=why) as caught:
+        Probe(name=name)
+    assert str(caught.value).startswith(f"Probe.name is {name!r}: ")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "least", "most"),
+    [
+        ("mode", 0, 0o777),
+        ("uid", 0, 0xFFFFFFFE),
+        ("gid", 0, 0xFFFFFFFE),
+        ("major", 0, 511),
+        ("minor", 0, 0xFFFFF),
+        ("max_read", 4096, 1 << 20),
+        ("max_write", 4096, 1 << 20),
+    ],
+)
+def test_ranges(attribute, least, most):
+    for value in (least, most):
+        assert getattr(Probe(**{attribute: value}), attribute) == value
+    for value in (least - 1, most + 1, "1"):
+        with pytest.raises(ValueError, match=rf"Probe\.{attribute} is {value!r}: not {least} to"):
+            Probe(**{attribute: value})
+
+
+def test_arguments_override_class_attributes_of_one_instance():
+    device = Probe(name="one", mode=0o600, seekable=True, unrestricted=False)
+    assert (device.name, device.mode, device.seekable, device.unrestricted) == (
+        "one",
+        0o600,
+        True,
+        False,
+    )
+    other = Probe()
+    assert (other.name, other.mode, other.seekable, other.unrestricted) == (
+        "probe",
+        0o666,
+        False,
+        True,
+    )
+
+
+def test_a_subclass_may_set_attributes_itself():
+    class Own(Probe):
+        def __init__(self, number):
+            self.name = f"own{number}"
+
+    assert Session(Own(3)).device.name == "own3"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("name", ""), ("mode", 0o1000), ("max_read", 1), ("major", None)]
+)
+def test_class_attributes_are_checked_by_the_session(attribute, value):
+    wrong = type("Wrong", (Probe,), {attribute: value})
+    with pytest.raises(ValueError, match=rf"Wrong\.{attribute}"):
+        Session(wrong())
+
+
+def test_a_device_without_open_is_none():
+    class Shut(Device):
+        name = "shut"
+
+    with pytest.raises(TypeError, match="Shut has no open method"):
+        Session(Shut())

@@ -1,0 +1,287 @@
+"""What a program and an author get when a method fails or returns what it must not."""
+
+import asyncio
+import errno
+import threading
+
+import pytest
+
+from recuse import Device, File, ioctl
+from recuse.wire.fuse import (
+    FUSE_IOCTL,
+    FUSE_OPEN,
+    FUSE_READ,
+    FUSE_RELEASE,
+    FUSE_WRITE,
+    fuse_ioctl_in,
+    fuse_open_in,
+    fuse_read_in,
+    fuse_release_in,
+    fuse_write_in,
+)
+
+
+class Nasty:
+    """Fails whatever is done with it."""
+
+    def __getattr__(self, name):
+        raise ZeroDivisionError(name)
+
+    def __repr__(self):
+        raise ZeroDivisionError("repr")
+
+
+CRASHES = [
+    ZeroDivisionError("0"),
+    KeyboardInterrupt(),
+    SystemExit(1),
+    GeneratorExit(),
+    StopIteration(),
+    asyncio.CancelledError(),
+    MemoryError(),
+    RecursionError(),
+    OSError(),
+    OSError("no errno"),
+    OSError(0, "zero"),
+    OSError(-5, "negative"),
+    OSError(512, "ERESTARTSYS"),
+    OSError("EIO", "a string"),
+    TimeoutError(),
+    BlockingIOError("would block"),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "later"),
+    [(error, False) for error in CRASHES]
+    # Of a coroutine, Python makes a RuntimeError of it.
+    + [(error, True) for error in CRASHES if not isinstance(error, StopIteration)],
+    ids=repr,
+)
+def test_what_escapes_is_eio_and_a_traceback(serve, told, error, later):
+    class ProbeFile(File):
+        def read(self, size, offset):
+            raise error
+
+        async def write(self, data, offset):
+            raise error
+
+    peer = serve(ProbeFile)
+    fh = peer.open()
+    if later:
+        number = peer.fails(FUSE_WRITE, fuse_write_in(fh=fh, size=1), b"x")
+        name = "ProbeFile.write"
+    else:
+        number = peer.fails(FUSE_READ, fuse_read_in(fh=fh, size=1))
+        name = "ProbeFile.read"
+    assert number == errno.EIO
+    line, shown = told.traceback()
+    assert line.startswith(f"{name} raised {type(error).__name__}")
+    assert shown is error
+    # And the next one is served, by the same thread.
+    peer.release(fh)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EBUSY, "busy"),
+        BlockingIOError(errno.EAGAIN, "later"),
+        InterruptedError(errno.EINTR, "interrupted"),
+        OSError(1, "least"),
+        OSError(511, "most"),
+    ],
+    ids=repr,
+)
+def test_os_errors_are_answers(serve, error):
+    class ProbeFile(File):
+        def read(self, size, offset):
+            raise error
+
+        async def write(self, data, offset):
+            raise error
+
+        @ioctl(1)
+        def one(self):
+            raise error
+
+    peer = serve(ProbeFile)
+    fh = peer.open()
+    assert peer.fails(FUSE_READ, fuse_read_in(fh=fh, size=1)) == error.errno
+    assert peer.fails(FUSE_WRITE, fuse_write_in(fh=fh, size=1), b"x") == error.errno
+    assert peer.fails(FUSE_IOCTL, fuse_ioctl_in(fh=fh, cmd=1)) == error.errno
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize(
+    ("returned", "line"),
+    [
+        (None, "returned None, not bytes"),
+        ("text", "returned 'text', not bytes"),
+        (5, "returned 5, not bytes"),
+        ([1], "returned [1], not bytes"),
+        ("x" * 100, "returned a str, not bytes"),
+        (b"12345", "returned 5 bytes, but at most 4 were asked for"),
+        (bytearray(5), "returned 5 bytes, but at most 4 were asked for"),
+        (memoryview(b"12345678").cast("Q"), "returned 8 bytes, but at most 4 were asked for"),
+    ],
+)
+def test_read_returns_what_it_must_not(serve, told, returned, line, later):
+    class PlainFile(File):
+        def read(self, size, offset):
+            return returned
+
+    class AsyncFile(File):
+        async def read(self, size, offset):
+            return returned
+
+    peer = serve(AsyncFile if later else PlainFile)
+    fh = peer.open()
+    assert peer.fails(FUSE_READ, fuse_read_in(fh=fh, size=4)) == errno.EIO
+    assert told.line() == f"{'Async' if later else 'Plain'}File.read {line}: EIO for the program"
+
+
+@pytest.mark.parametrize(
+    ("returned", "line"),
+    [
+        (b"abc", "returned b'abc', not a number of bytes or None"),
+        (3.0, "returned 3.0, not a number of bytes or None"),
+        (-1, "returned -1, but was given 3 bytes"),
+        (4, "returned 4, but was given 3 bytes"),
+        (1 << 70, "returned 1180591620717411303424, but was given 3 bytes"),
+    ],
+)
+def test_write_returns_what_it_must_not(serve, told, returned, line):
+    class ProbeFile(File):
+        def write(self, data, offset):
+            return returned
+
+    peer = serve(ProbeFile)
+    fh = peer.open()
+    assert peer.fails(FUSE_WRITE, fuse_write_in(fh=fh, size=3), b"abc") == errno.EIO
+    assert told.line() == f"ProbeFile.write {line}: EIO for the program"
+
+
+def test_a_result_that_fails_when_looked_at(serve, told):
+    class ProbeFile(File):
+        def read(self, size, offset):
+            return Nasty()
+
+    peer = serve(ProbeFile)
+    assert peer.fails(FUSE_READ, fuse_read_in(fh=peer.open(), size=4)) == errno.EIO
+    assert isinstance(told.traceback()[1], ZeroDivisionError)
+
+
+@pytest.mark.parametrize("returned", [None, 1, object(), File], ids=repr)
+def test_open_returns_no_file(serve, told, returned):
+    class Probe(Device):
+        name = "probe"
+
+        def open(self, request):
+            return returned
+
+    assert serve(Probe()).fails(FUSE_OPEN, fuse_open_in()) == errno.EIO
+    line = told.line()
+    assert line.startswith("Probe.open returned ")
+    assert line.endswith(", not a File: EIO for the program")
+
+
+def test_open_refuses(serve):
+    class Probe(Device):
+        name = "probe"
+
+        def open(self, request):
+            raise OSError(errno.EBUSY, "one at a time")
+
+    assert serve(Probe()).fails(FUSE_OPEN, fuse_open_in()) == errno.EBUSY
+
+
+def test_open_may_not_fail_with_enosys(serve, told):
+    # The kernel takes it for "does not want to hear of OPEN", and then opens succeed.
+    class Probe(Device):
+        name = "probe"
+
+        def open(self, request):
+            raise OSError(errno.ENOSYS, "not yet")
+
+    assert serve(Probe()).fails(FUSE_OPEN, fuse_open_in()) == errno.EIO
+    assert told.line() == "Probe.open raised ENOSYS: EIO for the program"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), ZeroDivisionError()])
+def test_release_that_fails_is_told_and_done(serve, told, error):
+    class ProbeFile(File):
+        calls = 0
+
+        def release(self):
+            ProbeFile.calls += 1
+            raise error
+
+    peer = serve(ProbeFile)
+    fh = peer.open()
+    peer.fails(FUSE_RELEASE, fuse_release_in(fh=fh))
+    assert told.traceback()[1] is error
+    peer.session.close()
+    assert ProbeFile.calls == 1
+
+
+def test_close_goes_on_when_something_fails(serve, told):
+    class ProbeFile(File):
+        def release(self):
+            raise ZeroDivisionError
+
+    class Probe(Device):
+        name = "probe"
+        closed = False
+
+        def open(self, request):
+            return ProbeFile()
+
+        def close(self):
+            self.closed = True
+            raise SystemExit
+
+    device = Probe()
+    peer = serve(device)
+    peer.open()
+    peer.open()
+    peer.session.close()
+    assert device.closed
+    assert told.lines() == [
+        "ProbeFile.release raised ZeroDivisionError",
+        "ProbeFile.release raised ZeroDivisionError",
+        "Probe.close raised SystemExit",
+    ]
+
+
+def test_the_class_named_is_that_of_the_object(serve, told):
+    class Base(File):
+        def read(self, size, offset):
+            raise ZeroDivisionError
+
+    class Derived(Base):
+        pass
+
+    peer = serve(Derived)
+    assert peer.fails(FUSE_READ, fuse_read_in(fh=peer.open(), size=4)) == errno.EIO
+    assert told.traceback()[0] == "Derived.read raised ZeroDivisionError"
+
+
+def test_keyboard_interrupt_does_not_end_the_serving_thread(serve, told):
+    class ProbeFile(File):
+        def read(self, size, offset):
+            raise KeyboardInterrupt
+
+    peer = serve(ProbeFile)
+    fh = peer.open()
+    served = []
+
+    def work():
+        for _ in range(2):
+            served.append(peer.fails(FUSE_READ, fuse_read_in(fh=fh, size=4)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert served == [errno.EIO, errno.EIO]
+    assert len(told.lines()) == 2

@@ -1,0 +1,646 @@
+"""Declaring ioctl handlers, and what becomes of arguments and results."""
+
+import ctypes
+import errno
+from ctypes import c_bool, c_char, c_double, c_int, c_int16, c_size_t, c_uint8, c_uint32, c_uint64
+
+import pytest
+
+from recuse import IO, IOR, IOW, IOWR, Device, File, Memory, ioctl
+from recuse.wire.fuse import FUSE_IOCTL, fuse_ioctl_in
+
+
+class Pair(ctypes.Structure):
+    _fields_ = [("a", c_uint32), ("b", c_uint32)]
+
+
+class Either(ctypes.Union):
+    _fields_ = [("number", c_uint32), ("raw", c_uint8 * 4)]
+
+
+ARGUMENT = 0x40
+"""Where in the program's memory the argument is."""
+
+
+class Both:
+    """Does an ioctl on a restricted device, and on an unrestricted one, which must be the same."""
+
+    def __init__(self, serve, program, file):
+        self.plain = serve(file)
+        self.plain_fh = self.plain.open()
+        self.program = program(serve(file))
+        self.fh = self.program.peer.open()
+
+    def __call__(self, command, content=b"", size=None, argument=None):
+        """Return the result, and what is behind the argument afterwards."""
+        bits = command >> 30
+        size = command >> 16 & 0x3FFF if size is None else size
+        filler = b"\xaa" * size
+        before = content or filler
+        address = self.program.put(ARGUMENT, before + b"\xbb" * 8)
+        if argument is None:
+            argument = address
+        result = self.program.ioctl(self.fh, command, argument)
+        after = self.program.get(address, size)
+        assert self.program.get(address + size, 8) == b"\xbb" * 8
+        if bits or not size:
+            data = before if bits & 1 else b""
+            out_size = size if bits & 2 else 0
+            again, out = self.plain.restricted_ioctl(
+                self.plain_fh, command, argument, data, out_size
+            )
+            assert again == result
+            assert out + before[len(out) :] == after
+        return result, after
+
+    def fails(self, command, argument=0, in_size=0, out_size=0):
+        body = fuse_ioctl_in(
+            fh=self.plain_fh, cmd=command, arg=argument, in_size=in_size, out_size=out_size
+        )
+        return self.plain.fails(FUSE_IOCTL, body, bytes(in_size))
+
+
+@pytest.fixture
+def both(serve, program):
+    return lambda file: Both(serve, program, file)
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize(("returned", "result"), [(None, 0), (0, 0), (7, 7), (0x7FFFFFFF,) * 2])
+def test_plain_numbers(both, later, returned, result):
+    class Plain(File):
+        @ioctl(0x703)
+        def slave(self, argument):
+            assert argument == 0x1234567890
+            return returned
+
+        @ioctl(IO("E", 1))
+        def reset(self):
+            return returned
+
+    class Later(File):
+        @ioctl(0x703)
+        async def slave(self, argument):
+            assert argument == 0x1234567890
+            return returned
+
+        @ioctl(IO("E", 1))
+        async def reset(self):
+            return returned
+
+    do = both(Later if later else Plain)
+    assert do(0x703, argument=0x1234567890) == (result, b"")
+    assert do(IO("E", 1)) == (result, b"")
+
+
+def test_a_plain_number_whose_command_tells_of_more(both):
+    class Probe(File):
+        @ioctl(IOWR("E", 1, 8))
+        def probe(self, argument):
+            assert argument == Both_address()
+            return 3
+
+    def Both_address():  # noqa: N802
+        return 0x7F00_0000_0000 + ARGUMENT
+
+    assert both(Probe)(IOWR("E", 1, 8), b"12345678") == (3, b"12345678")
+
+
+@pytest.mark.parametrize(
+    ("type_", "value"),
+    [
+        (c_size_t, (1 << 64) - 1),
+        (c_uint8, 255),
+        (c_int16, -32768),
+        (c_int, 0),
+        (c_bool, True),
+        (c_double, 0.1),
+        (c_char, b"x"),
+    ],
+)
+def test_simple_types(both, type_, value):
+    class Probe(File):
+        kept = value
+
+        @ioctl(IOR("E", 0, type_), type_)
+        def get(self):
+            return self.kept
+
+        @ioctl(IOW("E", 1, type_), type_)
+        def set(self, value):
+            assert value == self.kept
+            return 9
+
+        @ioctl(IOWR("E", 2, type_), type_)
+        async def exchange(self, value):
+            assert value == type_().value
+            return self.kept
+
+    do = both(Probe)
+    size = ctypes.sizeof(type_)
+    assert do(IOR("E", 0, type_)) == (0, bytes(type_(value)))
+    assert do(IOW("E", 1, type_), bytes(type_(value))) == (9, bytes(type_(value)))
+    assert do(IOWR("E", 2, type_), bytes(size)) == (0, bytes(type_(value)))
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_structures(both, later):
+    class Plain(File):
+        @ioctl(IOR("E", 0, Pair), Pair)
+        def get(self, pair):
+            assert (pair.a, pair.b) == (0, 0)
+            pair.b = 5
+
+        @ioctl(IOW("E", 1, Pair), Pair)
+        def set(self, pair):
+            assert (pair.a, pair.b) == (1, 2)
+            pair.a = 77  # not for the program
+            return 4
+
+        @ioctl(IOWR("E", 2, Pair), Pair)
+        def swap(self, pair):
+            pair.a, pair.b = pair.b, pair.a
+            return 6
+
+        @ioctl(IOWR("E", 3, Pair), Pair)
+        def replace(self, pair):
+            return Pair(pair.a + 1, pair.b + 1)
+
+    class Later(File):
+        @ioctl(IOR("E", 0, Pair), Pair)
+        async def get(self, pair):
+            return Plain.get(self, pair)
+
+        @ioctl(IOW("E", 1, Pair), Pair)
+        async def set(self, pair):
+            return Plain.set(self, pair)
+
+        @ioctl(IOWR("E", 2, Pair), Pair)
+        async def swap(self, pair):
+            return Plain.swap(self, pair)
+
+        @ioctl(IOWR("E", 3, Pair), Pair)
+        async def replace(self, pair):
+            return Plain.replace(self, pair)
+
+    do = both(Later if later else Plain)
+    content = bytes(Pair(1, 2))
+    assert do(IOR("E", 0, Pair), content) == (0, bytes(Pair(0, 5)))
+    assert do(IOW("E", 1, Pair), content) == (4, content)
+    assert do(IOWR("E", 2, Pair), content) == (6, bytes(Pair(2, 1)))
+    assert do(IOWR("E", 3, Pair), content) == (0, bytes(Pair(2, 3)))
+
+
+def test_unions_and_arrays(both):
+    class Probe(File):
+        @ioctl(IOWR("E", 0, Either), Either)
+        def union(self, either):
+            either.raw[0] += 1
+
+        @ioctl(IOWR("E", 1, c_uint8 * 3), c_uint8 * 3)
+        def array(self, array):
+            array[:] = array[::-1]
+            return len(array)
+
+    do = both(Probe)
+    assert do(IOWR("E", 0, Either), b"\1\2\3\4") == (0, b"\2\2\3\4")
+    assert do(IOWR("E", 1, 3), b"\1\2\3") == (3, b"\3\2\1")
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_bytes_of_any_size(both, later):
+    class Plain(File):
+        @ioctl(IOR("E", 6, 0), bytes)
+        def name(self):
+            return b"keyboard\0"
+
+        @ioctl(IOW("E", 7, 0), bytes)
+        def keep(self, data):
+            assert type(data) is bytes
+            return len(data) + 100
+
+        @ioctl(IOWR("E", 8, 99), bytes)
+        def feature(self, data):
+            return memoryview(data[:1] + b"feature")
+
+        @ioctl(IOR("E", 6, 4))
+        def exact(self):
+            return 44
+
+    class Later(File):
+        @ioctl(IOR("E", 6, 0), bytes)
+        async def name(self):
+            return Plain.name(self)
+
+        @ioctl(IOW("E", 7, 0), bytes)
+        async def keep(self, data):
+            return Plain.keep(self, data)
+
+        @ioctl(IOWR("E", 8, 99), bytes)
+        async def feature(self, data):
+            return Plain.feature(self, data)
+
+        @ioctl(IOR("E", 6, 4))
+        async def exact(self):
+            return 44
+
+    do = both(Later if later else Plain)
+    assert do(IOR("E", 6, 256), b"." * 256) == (9, b"keyboard\0" + b"." * 247)
+    assert do(IOR("E", 6, 3)) == (3, b"key")
+    assert do(IOR("E", 6, 0)) == (0, b"")
+    assert do(IOR("E", 6, 4), b"....") == (44, b"....")
+    assert do(IOW("E", 7, 5), b"12345") == (105, b"12345")
+    assert do(IOW("E", 7, 0)) == (100, b"")
+    assert do(IOWR("E", 8, 6), b"123456") == (6, b"1featu")
+    assert do.fails(IOWR("E", 6, 4)) == errno.ENOTTY
+
+
+def test_commands_without_handler(both):
+    class Probe(File):
+        @ioctl(IO("E", 1))
+        def one(self):
+            return 1
+
+    do = both(Probe)
+    assert do.fails(IO("E", 2)) == errno.ENOTTY
+    assert do.fails(IOR("E", 1, 4), out_size=4) == errno.ENOTTY
+
+
+def test_unknown_ioctl_gets_all_others(both):
+    class Probe(File):
+        @ioctl(IO("E", 1))
+        def one(self):
+            return 1
+
+        def unknown_ioctl(self, command, argument, memory):
+            number = memory.read_struct(argument, c_uint32).value
+            memory.write_struct(argument, c_uint32(number + 1))
+            return command & 0xFF
+
+    do = both(Probe)
+    assert do(IO("E", 1)) == (1, b"")
+    assert do(IOWR("E", 2, 4), bytes(c_uint32(6))) == (2, bytes(c_uint32(7)))
+    # The same for a command that tells nothing; only on an unrestricted device.
+    assert do(IO("E", 3), bytes(c_uint32(6)), size=4) == (3, bytes(c_uint32(7)))
+
+
+def test_direction_may_be_said_for_commands_that_do_not_tell(serve, program):
+    class Probe(File):
+        @ioctl(0x4600, Pair, direction="r")
+        def get(self, pair):
+            pair.a = 1
+
+        @ioctl(0x4601, Pair, direction="w")
+        def set(self, pair):
+            return pair.a
+
+        @ioctl(0x4602, Pair, direction="rw")
+        def swap(self, pair):
+            pair.a, pair.b = pair.b, pair.a
+
+        @ioctl(IOR("E", 1, 8), c_uint32, direction="rw")
+        def lies(self, number):
+            return number + 1
+
+    peer = serve(Probe)
+    fh = peer.open()
+    caller = program(peer)
+    address = caller.put(0, bytes(Pair(7, 8)))
+    assert caller.ioctl(fh, 0x4601, address) == 7
+    assert caller.ioctl(fh, 0x4602, address) == 0
+    assert caller.get(address, 8) == bytes(Pair(8, 7))
+    assert caller.ioctl(fh, IOR("E", 1, 8), address) == 0
+    assert caller.get(address, 8) == bytes(Pair(9, 7))
+    assert caller.ioctl(fh, 0x4600, address) == 0
+    assert caller.get(address, 8) == bytes(Pair(1, 0))
+
+
+def test_an_error_leaves_the_memory_alone(serve, program):
+    class Probe(File):
+        @ioctl(IOWR("E", 1, Pair), Pair)
+        def fail(self, pair, memory):
+            pair.a = 77
+            memory.write(program.BASE + 100, b"written")
+            raise OSError(errno.ERANGE, "too much")
+
+    peer = serve(Probe)
+    fh = peer.open()
+    caller = program(peer)
+    before = bytes(caller.memory)
+    with pytest.raises(Exception, match="ERANGE"):
+        caller.ioctl(fh, IOWR("E", 1, Pair), program.BASE)
+    assert caller.memory == before
+
+
+@pytest.mark.parametrize(
+    ("command", "returned", "line"),
+    [
+        (0, "text", "returned 'text', not a result"),
+        (0, 1.0, "returned 1.0, not a result"),
+        (0, -1, "returned -1, not a result from 0 to 2147483647"),
+        (0, 1 << 31, "returned 2147483648, not a result from 0 to 2147483647"),
+        (1, None, "returned None, not a value of c_ubyte"),
+        (1, "1", "returned '1', not a value of c_ubyte"),
+        (1, 256, "returned 256, not a value of c_ubyte"),
+        (1, -1, "returned -1, not a value of c_ubyte"),
+        (2, b"12345678", "returned b'12345678', not a result"),
+        (3, None, "returned None, not bytes"),
+        (3, 5, "returned 5, not bytes"),
+        (3, "text", "returned 'text', not bytes"),
+        (4, -1, "returned -1, not a result from 0 to 2147483647"),
+    ],
+)
+def test_results_that_are_none(serve, told, command, returned, line):
+    class Probe(File):
+        @ioctl(IO("E", 0))
+        def value(self):
+            return returned
+
+        @ioctl(IOR("E", 1, 1), c_uint8)
+        def simple(self):
+            return returned
+
+        @ioctl(IOWR("E", 2, 8), Pair)
+        def pair(self, pair):
+            return returned
+
+        @ioctl(IOR("E", 3, 0), bytes)
+        def bytes(self):
+            return returned
+
+        def unknown_ioctl(self, command, argument, memory):
+            return returned
+
+    number = [IO("E", 0), IOR("E", 1, 1), IOWR("E", 2, 8), IOR("E", 3, 9), IO("E", 4)][command]
+    name = ["value", "simple", "pair", "bytes", "unknown_ioctl"][command]
+    peer = serve(Probe)
+    size = number >> 16 & 0x3FFF
+    in_size = size if number >> 30 & 1 else 0
+    body = fuse_ioctl_in(fh=peer.open(), cmd=number, in_size=in_size, out_size=size)
+    assert peer.fails(FUSE_IOCTL, body, bytes(in_size)) == errno.EIO
+    assert told.line() == f"Probe.{name} {line}: EIO for the program"
+
+
+def test_a_structure_returned_where_the_program_does_not_read(serve, told):
+    class Probe(File):
+        @ioctl(IOW("E", 1, Pair), Pair)
+        def set(self, pair):
+            return pair
+
+    peer = serve(Probe)
+    body = fuse_ioctl_in(fh=peer.open(), cmd=IOW("E", 1, Pair), in_size=8)
+    assert peer.fails(FUSE_IOCTL, body, bytes(8)) == errno.EIO
+    assert "Probe.set returned" in (line := told.line())
+    assert "does not read it" in line
+
+
+# Declarations
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "why"),
+    [
+        ((-1,), {}, "32 bits"),
+        ((1 << 32,), {}, "32 bits"),
+        ((IO("E", 1), c_int), {}, "tells no direction: say direction="),
+        ((IO("E", 1), bytes), {}, "tells no direction"),
+        ((IOR("E", 1, 8), c_int), {}, "tells of 8 bytes, but c_int has 4"),
+        ((IOR("E", 1, c_int), c_int), {"direction": "x"}, "direction is 'x'"),
+        ((IOR("E", 1, c_int), c_int), {"direction": ""}, "direction is ''"),
+        ((IO("E", 1),), {"direction": "r"}, "for an argument with a type"),
+    ],
+)
+def test_declarations_that_contradict_themselves(arguments, options, why):
+    with pytest.raises(ValueError, match=why):
+        ioctl(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    "type_", [int, str, 4, ctypes.POINTER(c_int), ctypes.py_object, c_int(4), list[int]]
+)
+def test_types_that_cannot_be(type_):
+    with pytest.raises(TypeError, match="no simple ctypes type"):
+        ioctl(IOR("E", 1, 8), type_, direction="r")
+
+
+def test_handlers_that_cannot_be_called():
+    with pytest.raises(TypeError, match=r"get, which answers ioctl .* given nothing"):
+
+        class One(File):
+            @ioctl(IOR("E", 1, c_int), c_int)
+            def get(self, value):
+                return 0
+
+    with pytest.raises(TypeError, match=r"set, which answers ioctl .* given the argument"):
+
+        class Two(File):
+            @ioctl(IOW("E", 1, c_int), c_int)
+            def set(self):
+                return 0
+
+    with pytest.raises(TypeError, match="takes a, b"):
+
+        class Three(File):
+            @ioctl(IO("E", 1))
+            def set(self, a, b):
+                return 0
+
+    with pytest.raises(TypeError, match="takes memory, value"):
+
+        class Five(File):
+            @ioctl(IOW("E", 1, c_int), c_int)
+            def set(self, memory, value):
+                return 0
+
+    with pytest.raises(TypeError, match=r"unknown_ioctl takes command, argument; it is given"):
+
+        class Four(File):
+            def unknown_ioctl(self, command, argument):
+                return 0
+
+
+def test_two_handlers_of_one_command():
+    with pytest.raises(TypeError, match=r"Probe.one and Probe.two both answer ioctl 0x4501"):
+
+        class Probe(File):
+            @ioctl(IO("E", 1))
+            def one(self):
+                return 0
+
+            @ioctl(IO("E", 1))
+            def two(self):
+                return 0
+
+
+def test_a_method_named_ioctl_would_hide_the_decorator():
+    with pytest.raises(TypeError, match="is called unknown_ioctl"):
+
+        class Probe(File):
+            def ioctl(self, command, argument):
+                return 0
+
+
+def test_one_handler_of_several_commands(both):
+    class Probe(File):
+        @ioctl(IO("E", 1))
+        @ioctl(IO("E", 2))
+        def either(self, argument):
+            return 5
+
+    do = both(Probe)
+    assert do(IO("E", 1))[0] == do(IO("E", 2))[0] == 5
+    assert Probe().either(0) == 5
+
+
+def test_subclasses_inherit_and_override(both):
+    class Base(File):
+        @ioctl(IO("E", 1))
+        def one(self):
+            return 1
+
+        @ioctl(IO("E", 2))
+        def two(self):
+            return 2
+
+        @ioctl(IO("E", 3))
+        def three(self):
+            return 3
+
+    class Derived(Base):
+        def one(self):
+            return 11
+
+        @ioctl(IO("E", 22))
+        def two(self):
+            return 22
+
+    do = both(Derived)
+    assert [do(IO("E", n))[0] for n in (1, 3, 22)] == [11, 3, 22]
+    assert do.fails(IO("E", 2)) == errno.ENOTTY
+    assert both(Base)(IO("E", 2))[0] == 2
+
+
+def test_an_override_without_decorator_is_checked_too():
+    class Base(File):
+        @ioctl(IOW("E", 1, c_int), c_int)
+        def one(self, value):
+            return 1
+
+    with pytest.raises(TypeError, match=r"Derived.one"):
+
+        class Derived(Base):
+            def one(self):
+                return 1
+
+
+def test_optional_and_keyword_parameters(serve, program):
+    class Probe(File):
+        @ioctl(IOW("E", 1, c_int), c_int)
+        def one(self, value, more=5, *, memory):
+            assert isinstance(memory, Memory)
+            return value + more
+
+        @ioctl(IO("E", 2))
+        def two(self, *, memory):
+            assert isinstance(memory, Memory)
+            return 6
+
+        @ioctl(IO("E", 3))
+        def three(self, argument=9):
+            return argument
+
+    peer = serve(Probe)
+    fh = peer.open()
+    caller = program(peer)
+    assert caller.ioctl(fh, IOW("E", 1, c_int), caller.put(0, bytes(c_int(10)))) == 15
+    assert caller.ioctl(fh, IO("E", 2)) == 6
+    assert caller.ioctl(fh, IO("E", 3), 7) == 7
+
+
+# Restricted devices
+
+
+def test_restricted_devices_have_the_argument_in_memory(serve):
+    class Probe(File):
+        @ioctl(IOWR("E", 1, Pair))
+        def one(self, argument, memory):
+            pair = memory.read_struct(argument, Pair)
+            memory.write(argument + 4, bytes(c_uint32(pair.a)))
+
+        @ioctl(IOR("E", 2, Pair))
+        def two(self, argument, memory):
+            memory.write(argument, b"12")
+            memory.write(argument + 2, b"345")
+
+    peer = serve(Probe)
+    fh = peer.open()
+    command = IOWR("E", 1, Pair)
+    assert peer.restricted_ioctl(fh, command, 5000, bytes(Pair(1, 2)), 8) == (0, bytes(Pair(1, 1)))
+    assert peer.restricted_ioctl(fh, IOR("E", 2, Pair), 5000, b"", 8) == (0, b"12345")
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (IOWR("E", 1, 8), "reads 8 bytes at 0x123"),
+        (IOWR("E", 2, 8), "writes 1 bytes at 0x123"),
+        (IOWR("E", 3, 8), "reads 1 bytes at 0x1390"),
+        (IOW("E", 4, 8), "writes 1 bytes at 0x1388"),
+        (0x4605, "reads 8 bytes at 0x1388"),
+        (0x4606, "writes 8 bytes at 0x1388"),
+    ],
+)
+def test_restricted_devices_have_no_other_memory(serve, told, command, line):
+    class Probe(File):
+        @ioctl(IOWR("E", 1, 8))
+        def one(self, argument, memory):
+            memory.read_struct(0x123, c_uint64)
+
+        @ioctl(IOWR("E", 2, 8))
+        def two(self, argument, memory):
+            memory.write(0x123, b"x")
+
+        @ioctl(IOWR("E", 3, 8))
+        def three(self, argument, memory):
+            memory.read(argument, 9)
+
+        @ioctl(IOW("E", 4, 8))
+        def four(self, argument, memory):
+            memory.write(argument, b"x")
+
+        @ioctl(0x4605, Pair, direction="w")
+        def five(self, pair):
+            pass
+
+        @ioctl(0x4606, Pair, direction="r")
+        def six(self, pair):
+            pass
+
+    peer = serve(Probe)
+    in_size = 8 if command >> 30 & 1 else 0
+    out_size = 8 if command >> 30 & 2 else 0
+    fh = peer.open()
+    body = fuse_ioctl_in(fh=fh, cmd=command, arg=5000, in_size=in_size, out_size=out_size)
+    assert peer.fails(FUSE_IOCTL, body, bytes(in_size)) == errno.EIO
+    name = ["", "one", "two", "three", "four", "five", "six"][command & 0xF]
+    assert told.line() == (
+        f"Probe.{name} {line}, of which the command's number does not tell, "
+        "and the device is restricted: EIO for the program"
+    )
+
+
+def test_a_restricted_device_cannot_write_behind_a_hole(serve, told):
+    class Probe(File):
+        @ioctl(IOR("E", 1, 8))
+        def one(self, argument, memory):
+            memory.write(argument + 4, b"x")
+
+    peer = serve(Probe)
+    body = fuse_ioctl_in(fh=peer.open(), cmd=IOR("E", 1, 8), arg=5000, out_size=8)
+    assert peer.fails(FUSE_IOCTL, body) == errno.EIO
+    assert "Probe.one wrote only a part" in told.line()
+
+
+def test_a_device_class_is_not_a_file():
+    with pytest.raises(TypeError):
+        ioctl(IO("E", 1), Device)

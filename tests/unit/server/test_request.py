@@ -1,0 +1,111 @@
+"""What a handler knows of the request that it answers."""
+
+import asyncio
+
+import pytest
+
+from recuse import Device, File, Request, current_request, ioctl
+from recuse.wire.fuse import FUSE_OPEN, fuse_open_in
+
+
+def facts(request):
+    return request.operation, request.unique, request.uid, request.gid, request.pid
+
+
+def test_each_operation_has_its_request(serve):
+    seen = []
+
+    class Probe(Device):
+        name = "probe"
+
+        def open(self, request):
+            assert facts(current_request()) == facts(request)
+            seen.append(facts(request))
+            return ProbeFile()
+
+    class ProbeFile(File):
+        def see(self, *arguments):
+            request = current_request()
+            assert type(request) is Request
+            assert not request.interrupted
+            seen.append(facts(request))
+
+        write = release = see
+
+        def read(self, size, offset):
+            self.see()
+            return b""
+
+        @ioctl(1)
+        def one(self):
+            self.see()
+
+    peer = serve(Probe())
+    fh = peer.open()
+    peer.read(fh)
+    peer.write(fh, b"x")
+    peer.restricted_ioctl(fh, 1)
+    peer.release(fh)
+    names = ["open", "read", "write", "ioctl", "release"]
+    assert seen == [(name, 2 + 2 * n, 1000, 100, 77) for n, name in enumerate(names)]
+    with pytest.raises(LookupError):
+        current_request()
+
+
+def test_ids_that_do_not_exist_here(serve):
+    class Probe(Device):
+        name = "probe"
+
+        def open(self, request):
+            assert facts(request)[2:] == (None, None, 0)
+            return File()
+
+    serve(Probe()).call(FUSE_OPEN, fuse_open_in(), uid=0xFFFFFFFF, gid=0xFFFFFFFF, pid=0)
+
+
+def test_it_can_be_shown(serve):
+    class Probe(Device):
+        name = "probe"
+
+        def open(self, request):
+            assert repr(request) == "<OpenRequest 2: open by 77>"
+            return File()
+
+    serve(Probe()).open()
+
+
+def test_coroutines_and_their_tasks_have_it(serve):
+    class ProbeFile(File):
+        async def read(self, size, offset):
+            async def ask():
+                return str(current_request().unique).encode()
+
+            await asyncio.sleep(0)
+            return b" ".join(await asyncio.gather(ask(), asyncio.create_task(ask())))
+
+    peer = serve(ProbeFile)
+    fh = peer.open()
+    uniques = [peer.post_read(fh) for _ in range(10)]
+    for unique in uniques:
+        assert peer.answer(unique) == b"%d %d" % (unique, unique)
+
+
+def test_a_handler_that_makes_a_request_keeps_its_own(serve):
+    class Outer(File):
+        def read(self, size, offset):
+            before = current_request().unique
+            assert inner.read(inner_fh) == b"800"
+            assert current_request().unique == before
+            return b"%d" % before
+
+    class Inner(File):
+        def read(self, size, offset):
+            return b"%d" % current_request().unique
+
+    inner = serve(Inner)
+    inner_fh = inner.open()
+    outer = serve(Outer)
+    fh = outer.open()
+    inner.uniques = iter([800])
+    unique = outer.post_read(fh)
+    assert outer.answer(unique) == b"%d" % unique
