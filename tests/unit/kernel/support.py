@@ -32,6 +32,15 @@ def fault() -> OSError:
     return OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
 
+def error_of(call: Callable[..., object], *arguments: object) -> int:
+    """The errno of the OSError that a call raises, 0 if it raises none."""
+    try:
+        call(*arguments)
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
 class FakeMemory:
     """Pages from address 0 on, of which some are missing and some read-only."""
 

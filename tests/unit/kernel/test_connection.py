@@ -21,7 +21,7 @@ from recuse.wire.fuse import (
     fuse_out_header,
 )
 
-from .support import BIG, connection, drain, reply_bytes
+from .support import BIG, connection, drain, error_of, reply_bytes
 
 
 class Done:
@@ -52,10 +52,7 @@ def submit(made: Connection, request: Request | None = None) -> Done:
 
 def written(made: Connection, message: bytes) -> int:
     """Write what the server may not write, and return the errno."""
-    with pytest.raises(OSError) as raised:  # noqa: PT011  # the errno is what is asked for
-        made.write(message)
-    assert raised.value.errno is not None
-    return raised.value.errno
+    return error_of(made.write, message)
 
 
 def uninitialised() -> Connection:
@@ -141,9 +138,7 @@ def test_a_read_buffer_holds_at_least_8192_bytes_and_the_largest_write(
     made = connection(max_write)
     done = submit(made)
     for size in (0, least - 1):
-        with pytest.raises(OSError) as raised:  # noqa: PT011
-            made.read(size)
-        assert raised.value.errno == errno.EINVAL
+        assert error_of(made.read, size) == errno.EINVAL
     made.read(least)
     assert not done.replies
 
@@ -455,9 +450,7 @@ def test_errnos_after_the_end(make: Callable[[], Connection], submitted: int, re
     made = make()
     assert made.ended
     assert submit(made).error == submitted
-    with pytest.raises(OSError) as raised:  # noqa: PT011
-        made.read(BIG)
-    assert raised.value.errno == read
+    assert error_of(made.read, BIG) == read
     with pytest.raises(OSError, match="Invalid argument"):
         made.read(100)
     assert written(made, reply_bytes(4)) == errno.ENOENT

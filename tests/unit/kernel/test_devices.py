@@ -8,7 +8,7 @@ import pytest
 
 from recuse.kernel.devices import CharDevice, DeviceTable, check_name
 
-from .support import connection
+from .support import connection, error_of
 
 
 def register(table: DeviceTable, name: str, major: int = 0, minor: int = 0) -> CharDevice:
@@ -16,9 +16,7 @@ def register(table: DeviceTable, name: str, major: int = 0, minor: int = 0) -> C
 
 
 def refused(table: DeviceTable, name: str, major: int = 0, minor: int = 0) -> int | None:
-    with pytest.raises(OSError) as raised:  # noqa: PT011
-        register(table, name, major, minor)
-    return raised.value.errno
+    return error_of(register, table, name, major, minor)
 
 
 def test_a_device_is_found_by_name_and_number_until_it_is_removed() -> None:

@@ -32,6 +32,7 @@ from .support import (
     Server,
     caller,
     device,
+    error_of,
     finish,
     start,
 )
@@ -51,10 +52,7 @@ def takes(message: Message) -> fuse_write_out:
 
 
 def failed(opened: Opened, call: str, *segments: tuple[int, int], offset: int | None = None) -> int:
-    with pytest.raises(OSError) as raised:  # noqa: PT011
-        getattr(opened, call)(*segments, offset=offset)
-    assert raised.value.errno is not None
-    return raised.value.errno
+    return error_of(lambda: getattr(opened, call)(*segments, offset=offset))
 
 
 # open

@@ -17,7 +17,7 @@ from recuse.wire.fuse import (
     fuse_interrupt_in,
 )
 
-from .support import BIG, Outcome, connection, drain, reply_bytes
+from .support import BIG, Outcome, connection, drain, error_of, reply_bytes
 
 
 def submitted(made: Connection, *, sent: bool, force: bool = False) -> tuple[Request, list[Reply]]:
@@ -184,9 +184,7 @@ def test_other_replies_change_nothing(error: int) -> None:
 def test_replies_to_no_interrupt(message: bytes, expected: int) -> None:
     made = connection()
     _, replies = submitted(made, sent=True)
-    with pytest.raises(OSError) as raised:  # noqa: PT011
-        made.write(message)
-    assert raised.value.errno == expected
+    assert error_of(made.write, message) == expected
     assert not replies
 
 

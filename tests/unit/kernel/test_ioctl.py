@@ -23,7 +23,7 @@ from recuse.wire.fuse import (
     fuse_ioctl_out,
 )
 
-from .support import PAGE, Answer, FakeMemory, Message, Opened
+from .support import PAGE, Answer, FakeMemory, Message, Opened, error_of
 
 Area = tuple[int, int]
 LIMIT = 32 * PAGE
@@ -40,10 +40,7 @@ def retry(sources: list[Area], targets: list[Area]) -> bytes:
 
 
 def failed(opened: Opened, command: int = 1, argument: int = 0, compat: bool = False) -> int:
-    with pytest.raises(OSError) as raised:  # noqa: PT011
-        opened.ioctl(command, argument, compat)
-    assert raised.value.errno is not None
-    return raised.value.errno
+    return error_of(opened.ioctl, command, argument, compat)
 
 
 def answers(*in_turn: Answer, memory: FakeMemory | None = None) -> Opened:
@@ -123,12 +120,10 @@ def test_an_answer_of_an_impossible_size_is_refused_to_the_server(
     command: int, answer: bytes
 ) -> None:
     opened = Opened(unrestricted=False)
-    errors: list[int | None] = []
+    errors: list[int] = []
 
     def handler(message: Message) -> None:
-        with pytest.raises(OSError) as raised:  # noqa: PT011
-            opened.server.reply(message, answer)
-        errors.append(raised.value.errno)
+        errors.append(error_of(opened.server.reply, message, answer))
 
     opened.handler = handler
     assert failed(opened, command) == errno.EIO
