@@ -1,0 +1,110 @@
+"""docs/devices.md: its snippets run, and do what it says."""
+
+import re
+from ctypes import c_int, c_size_t, sizeof
+from pathlib import Path
+
+import pytest
+
+from recuse import IO, IOR, IOW, IOWR, ioctl
+from recuse.wire.fuse import FUSE_OPEN, FUSE_READ, fuse_open_in, fuse_read_in
+
+GUIDE = Path(__file__).parents[3] / "docs" / "devices.md"
+
+
+@pytest.fixture
+def guide():
+    """Return what the snippets define, one after the other, as in one module."""
+    names = {"__name__": "guide"}
+    snippets = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(snippets) == 6
+    for snippet in snippets:
+        exec(compile(snippet, GUIDE.name, "exec"), names)
+    return names
+
+
+def test_echo(guide, serve):
+    peer = serve(guide["Echo"]())
+    fh = peer.open()
+    assert peer.write(fh, b"hello") == 5
+    assert peer.read(fh, 3) == b"hel"
+
+
+def test_sensor(guide, serve):
+    peer = serve(guide["Sensor"]())
+    assert peer.fails(FUSE_OPEN, fuse_open_in(flags=1)) == 13
+    assert peer.fails(FUSE_OPEN, fuse_open_in(flags=2)) == 13
+    fh = peer.open(0)
+    assert peer.fails(FUSE_OPEN, fuse_open_in(flags=0)) == 16
+    assert peer.read(fh, flags=0) == b"21.5\n"
+    peer.release(fh)
+    assert peer.open(0)
+
+
+def test_pipe(guide, serve):
+    peer = serve(guide["Pipe"]())
+    fh = peer.open()
+    waiting = peer.post_read(fh)
+    peer.write(fh, b"line\n")
+    assert peer.answer(waiting) == b"line\n"
+    waiting = peer.post_read(fh)
+    peer.interrupt(waiting)
+    with pytest.raises(Exception, match="EINTR"):
+        peer.answer(waiting)
+
+
+def test_camera(guide, serve, program):
+    peer = serve(guide["Camera"]())
+    fh = peer.open()
+    caller = program(peer)
+    window = guide["Window"]
+
+    def do(command, content=b""):
+        address = caller.put(0x100, content.ljust(256, b"."))
+        result = caller.ioctl(fh, command, address)
+        return result, caller.get(address, command >> 16 & 0x3FFF)
+
+    assert do(IOW("c", 2, c_size_t), bytes(c_size_t(320)))[0] == 0
+    assert do(IOR("c", 1, c_size_t)) == (0, bytes(c_size_t(320)))
+    assert do(IO("c", 0))[0] == 0
+    assert do(IOR("c", 1, c_size_t)) == (0, bytes(c_size_t(640)))
+    assert caller.ioctl(fh, 0x703, 0x51) == 1
+    assert do(IOWR("c", 3, c_int), bytes(c_int(900))) == (0, bytes(c_int(640)))
+    assert do(IOWR("c", 4, window), bytes(window(600, 100))) == (0, bytes(window(600, 40)))
+    assert do(IOR("c", 5, window)) == (0, bytes(window(0, 640)))
+    assert do(IOR("c", 6, 10)) == (7, b"camera\0...")
+    assert do(IOR("c", 6, 3)) == (3, b"cam")
+
+
+def test_bus(guide, serve, program):
+    peer = serve(guide["Bus"]())
+    fh = peer.open()
+    caller = program(peer)
+    message, transfer = guide["Message"], guide["Transfer"]
+    first, second = caller.put(0x100, b"\1\2"), caller.put(0x200, b"....")
+    array = caller.put(
+        0x300, bytes(message(0x50, 0, 2, first)) + bytes(message(0x50, 1, 3, second))
+    )
+    assert caller.ioctl(fh, 0x707, caller.put(0, bytes(transfer(array, 2)))) == 2
+    assert peer.session._files[fh].sent == [b"\1\2"]
+    assert caller.get(second, 4) == b"UUU."
+    assert sizeof(message) == 16
+
+
+def test_what_it_says_of_mistakes(guide, serve, told):
+    class Wrong(guide["EchoFile"]):
+        def read(self, size, offset):
+            return None
+
+    Wrong.__name__ = "EchoFile"
+    peer = serve(Wrong)
+    assert peer.fails(FUSE_READ, fuse_read_in(fh=peer.open(), size=1)) == 5
+    assert f"`{told.line()}`" in GUIDE.read_text()
+
+
+def test_the_table_of_handlers_is_complete(guide):
+    """Each form in the table is one that the decorator takes."""
+    window = guide["Window"]
+    for type_ in (c_int, window, bytes):
+        for direction in ("r", "w", "rw"):
+            assert callable(ioctl(0x703, type_, direction=direction))
