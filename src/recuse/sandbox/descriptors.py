@@ -33,7 +33,7 @@ from recuse.kernel.files import OpenFile
 class Descriptor:
     """One open file description in the programs, from open until its last reference is gone."""
 
-    __slots__ = ("_poll", "_theirs", "device", "end", "file", "flags", "link", "sole")
+    __slots__ = ("_ours", "_theirs", "device", "end", "file", "flags", "link", "sole")
 
     def __init__(self, device: CharDevice, flags: int) -> None:
         """Make the pair.
@@ -59,11 +59,10 @@ class Descriptor:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE)) from None
         # A byte to read and room to write: a device without a poll method is always ready.
         ours.send(b"\0")
-        self.end = ours.detach()
+        self._ours = ours
+        self.end = ours.fileno()
         self._theirs = theirs.detach()
         self.link = f"socket:[{os.fstat(self._theirs).st_ino}]"
-        self._poll = select.poll()
-        self._poll.register(self.end, 0)
 
     @property
     def theirs(self) -> int:
@@ -78,15 +77,18 @@ class Descriptor:
 
     def hung_up(self) -> bool:
         """Whether no program holds it any more."""
+        try:
+            self._ours.send(b"", socket.MSG_NOSIGNAL)  # quicker than asking poll
+        except OSError:
+            return True
         # The order matters: a closed end's number may be another descriptor's by now.
-        return bool(self._poll.poll(0)) or self.end < 0
+        return self.end < 0
 
     def close(self) -> None:
         """Close the supervisor's end."""
         self.hand_over()
-        end, self.end = self.end, -1
-        if end >= 0:
-            os.close(end)
+        self.end = -1
+        self._ours.close()
 
 
 class Descriptors:

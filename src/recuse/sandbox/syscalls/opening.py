@@ -12,7 +12,7 @@ from recuse.kernel.files import OpenFile, open_file
 from recuse.kernel.operation import run
 from recuse.sandbox.arch import arch
 from recuse.sandbox.descriptors import Descriptor
-from recuse.sandbox.memory import read_memory
+from recuse.sandbox.memory import PAGE, read_memory
 from recuse.sandbox.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, failure, signed32
 from recuse.sandbox.tasks import is_alone
@@ -24,8 +24,14 @@ if TYPE_CHECKING:
 
 _O_TMPFILE: Final = 0o20000000
 _O_PATH: Final = 0o10000000
+_KNOWN_FLAGS: Final = 0o37777703
+"""VALID_OPEN_FLAGS: all that fcntl.h of this architecture names."""
+
+_PATH_FLAGS: Final = arch.O_DIRECTORY | arch.O_NOFOLLOW | _O_PATH | os.O_CLOEXEC
+_RESOLVE_CACHED: Final = 0x20
 _RESOLVE_BENEATH: Final = 0x08
 _RESOLVE_IN_ROOT: Final = 0x10
+_RESOLVE_KNOWN: Final = 0x3F
 _OPEN_HOW = struct.Struct("=QQQ")
 
 _ACCESS: Final = {
@@ -45,7 +51,12 @@ def _open(supervisor: Supervisor, call: Notification, base: int, address: int, f
         return PROCEED
     exclusive = flags & os.O_CREAT and flags & os.O_EXCL
     follow = not (flags & arch.O_NOFOLLOW or exclusive)
-    found = supervisor.tree.find(call.pid, base, path, follow=follow)
+    try:
+        found = supervisor.tree.find(call.pid, base, path, follow=follow)
+    except NotADirectoryError:
+        if flags & os.O_CREAT and path.endswith(b"/"):
+            raise failure(errno.EISDIR) from None
+        raise
     if found is None:
         return PROCEED
     if exclusive:
@@ -100,6 +111,11 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
         file.flags = status
         descriptor.file = file
         try:
+            if flags & arch.O_DIRECT:
+                # The kernel looks at this last, when the file is open already.
+                supervisor.descriptors.add(descriptor)
+                supervisor.descriptors.drop(descriptor)
+                raise failure(errno.EINVAL)
             _install(supervisor, call, descriptor, flags)
         except OSError as reason:
             supervisor.finish(call, 0, reason)
@@ -134,14 +150,20 @@ def _install(
     supervisor.descriptors.installed(descriptor, (call.pid, number) if alone else None)
 
 
+def _legacy(flags: int) -> int:
+    """The flags of the calls that ignore what they do not know (build_open_how)."""
+    flags &= _KNOWN_FLAGS
+    return flags & _PATH_FLAGS if flags & _O_PATH else flags
+
+
 def open_(supervisor: Supervisor, call: Notification) -> int:
     """``open(path, flags, mode)``."""
-    return _open(supervisor, call, AT_FDCWD, call.a0, signed32(call.a1))
+    return _open(supervisor, call, AT_FDCWD, call.a0, _legacy(call.a1))
 
 
 def openat(supervisor: Supervisor, call: Notification) -> int:
     """``openat(dirfd, path, flags, mode)``."""
-    return _open(supervisor, call, signed32(call.a0), call.a1, signed32(call.a2))
+    return _open(supervisor, call, signed32(call.a0), call.a1, _legacy(call.a2))
 
 
 def creat(supervisor: Supervisor, call: Notification) -> int:
@@ -153,10 +175,26 @@ def creat(supervisor: Supervisor, call: Notification) -> int:
 def openat2(supervisor: Supervisor, call: Notification) -> int:
     """``openat2(dirfd, path, how, size)``.
 
-    A path that must stay below its directory does not lead to ``/dev``: the kernel answers.
+    What the kernel refuses without looking at the path (copy_struct_from_user, build_open_flags)
+    is left to it. So is a path that must stay below its directory: it does not lead to ``/dev``.
     """
-    flags, _, resolve = _OPEN_HOW.unpack(read_memory(call.pid, call.a2, _OPEN_HOW.size))
-    if resolve & (_RESOLVE_BENEATH | _RESOLVE_IN_ROOT):
+    size = call.a3
+    if not _OPEN_HOW.size <= size <= PAGE:
+        return PROCEED
+    how = read_memory(call.pid, call.a2, size)
+    flags, mode, resolve = _OPEN_HOW.unpack_from(how.ljust(_OPEN_HOW.size, b"\0"))
+    creates = flags & (os.O_CREAT | _O_TMPFILE)
+    if (
+        len(how) < size
+        or any(how[_OPEN_HOW.size :])
+        or flags & ~_KNOWN_FLAGS
+        or mode & ~0o7777
+        or (mode and not creates)
+        or (flags & _O_PATH and flags & ~_PATH_FLAGS)
+        or resolve & ~_RESOLVE_KNOWN
+        or resolve & (_RESOLVE_BENEATH | _RESOLVE_IN_ROOT)
+        or (resolve & _RESOLVE_CACHED and flags & os.O_TRUNC | creates)
+    ):
         return PROCEED
     return _open(supervisor, call, signed32(call.a0), call.a1, flags)
 

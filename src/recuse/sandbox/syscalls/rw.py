@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -30,16 +31,15 @@ _IOVEC = struct.Struct("=QQ")
 _RWF_KNOWN: Final = 0x01 | 0x02 | 0x04 | 0x10 | 0x20
 
 
-def _file(supervisor: Supervisor, call: Notification) -> OpenFile | None:
+def _file(supervisor: Supervisor, call: Notification, wanted: int) -> OpenFile | None:
     """The device file that argument 0 names; None if it is not a device.
 
-    Raises:
-        OSError: EBADF for a device's O_PATH descriptor.
+    Raises EBADF for a descriptor that does not allow ``wanted``, O_RDONLY or O_WRONLY.
     """
     descriptor = supervisor.descriptors.find(call.pid, call.a0)
     if descriptor is None:
         return None
-    if descriptor.file is None:
+    if descriptor.file is None or descriptor.flags & os.O_ACCMODE not in (wanted, os.O_RDWR):
         raise failure(errno.EBADF)
     return descriptor.file
 
@@ -56,7 +56,7 @@ def _one_segment(address: int, count: int) -> list[tuple[int, int]]:
 
 
 def _segments(pid: int, address: int, count: int) -> list[tuple[int, int]]:
-    """The segments of a vectored call, as import_iovec checks them.
+    """The segments of a vectored call, without empty ones, as import_iovec checks them.
 
     Raises:
         OSError: EINVAL for more than 1024 or one over SSIZE_MAX; EFAULT for a bad array or for
@@ -81,78 +81,73 @@ def _segments(pid: int, address: int, count: int) -> list[tuple[int, int]]:
     return segments
 
 
-def _position(value: int) -> int:
-    position = signed64(value)
-    if position < 0:
-        raise failure(errno.EINVAL)
-    return position
-
-
 def read(supervisor: Supervisor, call: Notification) -> int:
     """``read(fd, buf, count)``."""
-    file = _file(supervisor, call)
+    file = _file(supervisor, call, os.O_RDONLY)
     if file is None:
         return PROCEED
-    caller = supervisor.caller(call)
-    supervisor.run(call, file, file.read(caller, _one_segment(call.a1, call.a2), None))
+    segments = _one_segment(call.a1, call.a2)
+    supervisor.run(call, file, file.read(supervisor.caller(call), segments, None))
     return ANSWERED
 
 
 def write(supervisor: Supervisor, call: Notification) -> int:
     """``write(fd, buf, count)``."""
-    file = _file(supervisor, call)
+    file = _file(supervisor, call, os.O_WRONLY)
     if file is None:
         return PROCEED
-    caller = supervisor.caller(call)
-    supervisor.run(call, file, file.write(caller, _one_segment(call.a1, call.a2), None))
+    segments = _one_segment(call.a1, call.a2)
+    supervisor.run(call, file, file.write(supervisor.caller(call), segments, None))
     return ANSWERED
+
+
+# A negative position is refused by the kernel before it looks at the descriptor.
 
 
 def pread64(supervisor: Supervisor, call: Notification) -> int:
     """``pread64(fd, buf, count, offset)``."""
-    file = _file(supervisor, call)
-    if file is None:
+    if signed64(call.a3) < 0 or (file := _file(supervisor, call, os.O_RDONLY)) is None:
         return PROCEED
-    position = _position(call.a3)
-    caller = supervisor.caller(call)
-    supervisor.run(call, file, file.read(caller, _one_segment(call.a1, call.a2), position))
+    segments = _one_segment(call.a1, call.a2)
+    supervisor.run(call, file, file.read(supervisor.caller(call), segments, call.a3))
     return ANSWERED
 
 
 def pwrite64(supervisor: Supervisor, call: Notification) -> int:
     """``pwrite64(fd, buf, count, offset)``."""
-    file = _file(supervisor, call)
-    if file is None:
+    if signed64(call.a3) < 0 or (file := _file(supervisor, call, os.O_WRONLY)) is None:
         return PROCEED
-    position = _position(call.a3)
-    caller = supervisor.caller(call)
-    supervisor.run(call, file, file.write(caller, _one_segment(call.a1, call.a2), position))
+    segments = _one_segment(call.a1, call.a2)
+    supervisor.run(call, file, file.write(supervisor.caller(call), segments, call.a3))
     return ANSWERED
 
 
 def _vectored(
-    supervisor: Supervisor, call: Notification, *, writes: bool, position: int | None
+    supervisor: Supervisor, call: Notification, wanted: int, position: int | None, flags: int = 0
 ) -> int:
-    file = _file(supervisor, call)
+    if position is not None and signed64(position) < 0:
+        return PROCEED
+    if supervisor.descriptors.find(call.pid, call.a0) is None:
+        return PROCEED
+    segments = _segments(call.pid, call.a1, call.a2)
+    file = _file(supervisor, call, wanted)
     if file is None:
         return PROCEED
-    if position is not None:
-        position = _position(position)
-    segments = _segments(call.pid, call.a1, call.a2)
-    caller = supervisor.caller(call)
-    operation = file.write if writes else file.read
-    supervisor.run(call, file, operation(caller, segments, position))
+    if segments and flags & ~_RWF_KNOWN:
+        raise failure(errno.EOPNOTSUPP)
+    operation = file.read if wanted == os.O_RDONLY else file.write
+    supervisor.run(call, file, operation(supervisor.caller(call), segments, position))
     return ANSWERED
 
 
 def readv(supervisor: Supervisor, call: Notification) -> int:
     """``readv(fd, iov, count)``."""
-    return _vectored(supervisor, call, writes=False, position=None)
+    return _vectored(supervisor, call, os.O_RDONLY, None)
 
 
 def writev(supervisor: Supervisor, call: Notification) -> int:
     """``writev(fd, iov, count)``."""
-    return _vectored(supervisor, call, writes=True, position=None)
+    return _vectored(supervisor, call, os.O_WRONLY, None)
 
 
 # On 64-bit machines the low word of the position is all of it.
@@ -160,29 +155,27 @@ def writev(supervisor: Supervisor, call: Notification) -> int:
 
 def preadv(supervisor: Supervisor, call: Notification) -> int:
     """``preadv(fd, iov, count, low, high)``."""
-    return _vectored(supervisor, call, writes=False, position=call.a3)
+    return _vectored(supervisor, call, os.O_RDONLY, call.a3)
 
 
 def pwritev(supervisor: Supervisor, call: Notification) -> int:
     """``pwritev(fd, iov, count, low, high)``."""
-    return _vectored(supervisor, call, writes=True, position=call.a3)
+    return _vectored(supervisor, call, os.O_WRONLY, call.a3)
 
 
-def _vectored2(supervisor: Supervisor, call: Notification, *, writes: bool) -> int:
-    if signed32(call.a5) & ~_RWF_KNOWN and _file(supervisor, call) is not None:
-        raise failure(errno.EOPNOTSUPP)
-    position = None if signed64(call.a3) == -1 else call.a3
-    return _vectored(supervisor, call, writes=writes, position=position)
+def _at(position: int) -> int | None:
+    """The position of preadv2 and pwritev2, where -1 is the file's own."""
+    return None if signed64(position) == -1 else position
 
 
 def preadv2(supervisor: Supervisor, call: Notification) -> int:
-    """``preadv2(fd, iov, count, low, high, flags)``; position -1 is the file's own."""
-    return _vectored2(supervisor, call, writes=False)
+    """``preadv2(fd, iov, count, low, high, flags)``."""
+    return _vectored(supervisor, call, os.O_RDONLY, _at(call.a3), signed32(call.a5))
 
 
 def pwritev2(supervisor: Supervisor, call: Notification) -> int:
-    """``pwritev2(fd, iov, count, low, high, flags)``; position -1 is the file's own."""
-    return _vectored2(supervisor, call, writes=True)
+    """``pwritev2(fd, iov, count, low, high, flags)``."""
+    return _vectored(supervisor, call, os.O_WRONLY, _at(call.a3), signed32(call.a5))
 
 
 def _either(supervisor: Supervisor, call: Notification, second: int) -> int:
