@@ -1,13 +1,12 @@
 """`recuse doctor`: each check with outcomes that cannot be had here, and all of them for real."""
 
-import ctypes
 import errno
 import json
 import os
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,28 +227,11 @@ def test_report(
 # ---- for real
 
 
-def deny(*numbers: int) -> None:
-    """Let the calling process's system calls of these numbers fail with EPERM from now on."""
-    jumps = [(0x15, len(numbers) - place, 0, number) for place, number in enumerate(numbers)]
-    program = [(0x20, 0, 0, 0), *jumps, (0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x50000 | 1)]
-    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-    fprog = struct.pack("=H6xQ", len(program), ctypes.addressof(buffer := create(code)))
-    libc = ctypes.CDLL(None)
-    assert libc.prctl(38, 1, 0, 0, 0) == 0
-    assert libc.prctl(22, 2, ctypes.create_string_buffer(fprog)) == 0
-    del buffer
-
-
-def create(code: bytes) -> ctypes.Array[ctypes.c_char]:
-    return ctypes.create_string_buffer(code, len(code))
-
-
 def run_doctor(*denied: int) -> tuple[int, dict[str, dict[str, Any]]]:
     """Run the command with some system calls denied: its exit status, and the checks by name."""
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; from recuse.cli.main import main; sys.exit(main())",
-         "doctor", "--json"],
-        preexec_fn=lambda: deny(*denied),
+        [sys.executable, str(Path(__file__).with_name("deny.py")), *map(str, denied), "--",
+         sys.executable, "-m", "recuse.cli.main", "doctor", "--json"],
         capture_output=True, check=False, encoding="utf-8",
     )  # fmt: skip
     assert done.stderr == ""

@@ -6,6 +6,7 @@ kernel gave, when it did not. What that means for a user is `recuse.cli.doctor`'
 
 import contextlib
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from recuse.sandbox.arch import arch
 from recuse.sandbox.listener import Listener, Notification
-from recuse.sandbox.memory import read_memory
+from recuse.sandbox.memory import UnreadableError, read_memory
 
 # linux/prctl.h, linux/seccomp.h, linux/filter.h
 _PR_SET_NO_NEW_PRIVS = 38
@@ -174,8 +175,12 @@ def read_child_memory() -> None:
     text = b"recuse doctor"
     buffer = ctypes.create_string_buffer(text)
     with _child(_wait) as (pid, _):
-        if read_memory(pid, ctypes.addressof(buffer), len(text)) != text:
-            raise OSError(0, "a child's memory read as something else")
+        try:
+            found = read_memory(pid, ctypes.addressof(buffer), len(text))
+        except UnreadableError:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
+    if found != text:
+        raise OSError(0, "a child's memory read as something else")
 
 
 def read_child_proc() -> None:
