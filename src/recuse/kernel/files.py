@@ -16,7 +16,7 @@ from recuse.kernel.connection import os_error
 from recuse.kernel.devices import TRANSFER_MIN, CharDevice
 from recuse.kernel.ioctl import do_ioctl
 from recuse.kernel.operation import Operation
-from recuse.kernel.request import Request
+from recuse.kernel.request import MAX_PAGES, PAGE_SIZE, Request
 from recuse.wire.fuse import (
     FUSE_OPEN,
     FUSE_READ,
@@ -32,10 +32,6 @@ from recuse.wire.fuse import (
 
 Segment: TypeAlias = tuple[int, int]
 """Address and length in bytes of a part of a buffer in the caller's memory."""
-
-PAGE_SIZE = 4096
-MAX_PAGES = 32
-"""Most pages of the caller's that one request takes data from or to (default of Linux)."""
 
 MAX_TRANSFER = 0x7FFFF000
 """Most bytes that one read or write transfers (MAX_RW_COUNT)."""
@@ -135,19 +131,19 @@ class OpenFile:
         from offset 0 by every call, as fs/fuse/cuse.c does; only the second and later requests
         of one call have another offset.
 
-        Raises OSError: EBADF if not open for reading, EINVAL for a negative offset, EFAULT if
-        nothing can be stored (no request is sent then), or what the server answers, unless some
-        bytes were read before.
+        Raises OSError: EBADF if not open for reading; EINVAL for an offset that is negative or
+        goes beyond 2**63 - 1; EFAULT if nothing can be stored (no request is sent then); or what
+        the server answers, unless some bytes were read before.
         """
         # fs/fuse/file.c, fuse_direct_io, Linux 6.1.
         self._running.append(None)
         try:
-            position = self._start(self._readable, offset)
-            memory = caller.memory
-            limit = self.device.max_read
             # Usually there is nothing to split: no device takes less.
             fits = len(segments) == 1 and segments[0][1] <= TRANSFER_MIN
             total = segments[0][1] if fits else _total(segments)
+            position = self._start(self._readable, offset, total)
+            memory = caller.memory
+            limit = self.device.max_read
             transferred = 0
             error = 0
             while transferred < total:
@@ -204,12 +200,12 @@ class OpenFile:
         """
         self._running.append(None)
         try:
-            position = self._start(self._writable, offset)
-            memory = caller.memory
-            limit = self.device.max_write
             # Usually there is nothing to split: no device takes less.
             fits = len(segments) == 1 and segments[0][1] <= TRANSFER_MIN
             total = segments[0][1] if fits else _total(segments)
+            position = self._start(self._writable, offset, total)
+            memory = caller.memory
+            limit = self.device.max_write
             transferred = 0
             error = 0
             while transferred < total:
@@ -298,17 +294,19 @@ class OpenFile:
         self.position = offset
         return offset
 
-    def _start(self, allowed: bool, offset: int | None) -> int:
+    def _start(self, allowed: bool, offset: int | None, total: int) -> int:
         """Check what read and write both check and return the first request's offset."""
+        # fs/read_write.c, ksys_pread64, vfs_read, rw_verify_area.
         if self._released:
             raise os_error(errno.EBADF)
         if offset is not None and offset < 0:
             raise os_error(errno.EINVAL)
         if not allowed:
             raise os_error(errno.EBADF)
-        if not self.device.seekable:
-            return 0
-        return self.position if offset is None else offset
+        position = self.position if offset is None else offset
+        if position + total > _MAX_POSITION:
+            raise os_error(errno.EINVAL)
+        return position if self.device.seekable else 0
 
     def _takes_release(self) -> bool:
         """Whether it is up to the caller to send RELEASE."""

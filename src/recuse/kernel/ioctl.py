@@ -13,7 +13,7 @@ from recuse.kernel.caller import Caller, Memory
 from recuse.kernel.connection import os_error
 from recuse.kernel.devices import CharDevice
 from recuse.kernel.operation import Operation
-from recuse.kernel.request import Request
+from recuse.kernel.request import MAX_PAGES, PAGE_SIZE, Request
 from recuse.wire import ioctl
 from recuse.wire.fuse import (
     FUSE_IOCTL,
@@ -27,9 +27,8 @@ from recuse.wire.fuse import (
     fuse_ioctl_out,
 )
 
-PAGE_SIZE = 4096
-MAX_BYTES = 32 * PAGE_SIZE
-"""Most bytes of all input areas, and of all output areas (default max_pages of Linux)."""
+MAX_BYTES = MAX_PAGES * PAGE_SIZE
+"""Most bytes of all input areas, and of all output areas."""
 
 MAX_ROUNDS = 2 * FUSE_IOCTL_MAX_IOV
 """Most requests for one ioctl.

@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from enum import IntEnum
 
+PAGE_SIZE = 4096
+MAX_PAGES = 32
+"""Most pages of the caller's memory that one request takes data from or to (Linux's default)."""
+
 
 class State(IntEnum):
     """Where a request is; `recuse.kernel.queue` has the transitions."""

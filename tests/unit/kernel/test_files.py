@@ -374,6 +374,24 @@ def test_a_negative_offset(call: str, seekable: bool) -> None:
     assert opened.asked == []
 
 
+@pytest.mark.parametrize("call", ["read", "write"])
+@pytest.mark.parametrize("seekable", [True, False])
+def test_an_offset_beyond_the_largest_position(call: str, seekable: bool) -> None:
+    opened = Opened(lambda message: -errno.EIO, seekable=seekable)
+    most = (1 << 63) - 1
+    assert failed(opened, call, (0, 4), offset=most - 3) == errno.EINVAL
+    assert opened.asked == []
+    assert failed(opened, call, (0, 4), offset=most - 4) == errno.EIO
+    assert opened.asked[0].body.offset == (most - 4 if seekable else 0)
+
+
+def test_a_position_does_not_pass_the_largest_one() -> None:
+    opened = Opened(seekable=True)
+    opened.file.seek((1 << 63) - 1, os.SEEK_SET)
+    assert failed(opened, "read", (0, 1)) == errno.EINVAL
+    assert opened.read((0, 0)) == 0
+
+
 def test_an_offset_is_ignored_unless_seekable() -> None:
     opened = Opened(gives)
     opened.read((0, 4), offset=1000)
