@@ -27,8 +27,9 @@ def note(text: str) -> None:
 
 def last_line(stream: IO[bytes]) -> str:
     """What a program said last on the file that was its stderr."""
-    stream.seek(0)
-    lines = stream.read().decode(errors="replace").strip().splitlines()
+    # By pread, since a program that still writes shares this file's position.
+    size = os.fstat(stream.fileno()).st_size
+    lines = os.pread(stream.fileno(), size, 0).decode(errors="replace").strip().splitlines()
     return lines[-1].strip() if lines else "nothing on stderr"
 
 
@@ -85,6 +86,9 @@ def server(command: Sequence[str], environment: Mapping[str, str] | None = None)
         if not readable:
             raise UnavailableError(f"not ready within {READY_SECONDS:.0f} s")
         if process.stdout.readline() != b"ready\n":
+            # What it says on stderr may come last of all.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
             raise UnavailableError(f"its server ended: {last_line(errors)}")
         yield
 

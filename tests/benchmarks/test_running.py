@@ -81,7 +81,8 @@ def test_client_refuses_what_is_not_the_work(
 
 
 def test_server_that_ends_is_unavailable_with_its_last_words() -> None:
-    command = [sys.executable, "-c", "import sys; print('x'); sys.exit('first\\nno mount here')"]
+    script = "import sys; print('x', flush=True); sys.exit('first\\nno mount here')"
+    command = [sys.executable, "-c", script]
     with (
         pytest.raises(UnavailableError, match=r"^its server ended: no mount here$"),
         server(command),
