@@ -29,7 +29,9 @@ TRAPPED: Final = (
     "access", "faccessat", "faccessat2", "readlink", "readlinkat",
     "chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat",
     "utime", "utimes", "futimesat", "utimensat",
-    "getxattr", "lgetxattr", "listxattr", "llistxattr",
+    "getxattr", "lgetxattr", "listxattr", "llistxattr", "chdir",
+    "mkdir", "mkdirat", "mknod", "mknodat", "symlink", "symlinkat", "link", "linkat",
+    "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir",
     # Nothing to emulate: these make a second reference to an open file or a second user of a
     # descriptor table, or change what the supervisor remembers of a process, and must be seen
     # before they happen.

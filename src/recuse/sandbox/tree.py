@@ -344,6 +344,16 @@ class Tree:
             return path[len(self._shadow) :]
         return path
 
+    def shadowed_directory(self, tid: int, number: int) -> Node | None:
+        """The directory of ours that a descriptor refers to, if it does."""
+        if self._shadow is None:
+            return None
+        try:
+            link = os.readlink(b"/proc/%d/fd/%d" % (tid, number))
+        except OSError:
+            return None
+        return self._nodes.get(self.unshadowed(link)) if link.startswith(self._shadow) else None
+
     def close(self) -> None:
         """Remove the shadow directories."""
         if self._shadow is not None:

@@ -45,7 +45,14 @@ SYSCALLS: Final[dict[str, int]] = {
     "fcntl": 72,
     "truncate": 76,
     "getdents": 78,
+    "chdir": 80,
+    "rename": 82,
+    "mkdir": 83,
+    "rmdir": 84,
     "creat": 85,
+    "link": 86,
+    "unlink": 87,
+    "symlink": 88,
     "readlink": 89,
     "chmod": 90,
     "fchmod": 91,
@@ -63,6 +70,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "setfsgid": 123,
     "capset": 126,
     "utime": 132,
+    "mknod": 133,
     "pivot_root": 155,
     "chroot": 161,
     "getxattr": 191,
@@ -74,9 +82,15 @@ SYSCALLS: Final[dict[str, int]] = {
     "getdents64": 217,
     "utimes": 235,
     "openat": 257,
+    "mkdirat": 258,
+    "mknodat": 259,
     "fchownat": 260,
     "futimesat": 261,
     "newfstatat": 262,
+    "unlinkat": 263,
+    "renameat": 264,
+    "linkat": 265,
+    "symlinkat": 266,
     "readlinkat": 267,
     "fchmodat": 268,
     "faccessat": 269,
@@ -90,6 +104,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "pwritev": 296,
     "sendmmsg": 307,
     "setns": 308,
+    "renameat2": 316,
     "seccomp": 317,
     "execveat": 322,
     "copy_file_range": 326,
@@ -116,7 +131,7 @@ O_DIRECT: Final = 0o40000
 O_LARGEFILE: Final = 0o100000
 """These four differ between architectures (asm/fcntl.h)."""
 
-_STAT = struct.Struct("=QQQIIIIQqqqQQQQQQ24x")
+_STAT = struct.Struct("=QQQIIIIQqqqqQqQqQ24x")
 
 
 def pack_stat(  # noqa: D417

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from recuse.sandbox.arch import arch
-from recuse.sandbox.syscalls import attributes, control, listing, opening, processes, rw
+from recuse.sandbox.syscalls import attributes, control, listing, names, opening, processes, rw
 from recuse.sandbox.syscalls.call import Handler
 
-_FAMILIES = (rw, control, opening, attributes, listing, processes)
+_FAMILIES = (rw, control, opening, attributes, names, listing, processes)
 
 
 def handlers() -> dict[int, Handler]:

@@ -22,7 +22,18 @@ if TYPE_CHECKING:
 
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_EACCESS: Final = 0x200
+_AT_NO_AUTOMOUNT: Final = 0x800
 _AT_EMPTY_PATH: Final = 0x1000
+_AT_STATX_SYNC_TYPE: Final = 0x6000
+_STATX_RESERVED: Final = 0x80000000
+
+# Calls with other flags than these are refused by the kernel before it looks at the path, so they
+# are left to it.
+_STAT_FLAGS: Final = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_EMPTY_PATH | _AT_STATX_SYNC_TYPE
+_CHANGE_FLAGS: Final = _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH
+_ACCESS_FLAGS: Final = _CHANGE_FLAGS | _AT_EACCESS
+
+_MAY_ALL: Final = 7
 _UTIME_NOW: Final = 0x3FFFFFFF
 _UTIME_OMIT: Final = 0x3FFFFFFE
 _NO_ID: Final = 0xFFFFFFFF
@@ -58,11 +69,21 @@ def _held(supervisor: Supervisor, call: Notification, number: int) -> Found | No
     """
     descriptor = supervisor.descriptors.find(call.pid, number)
     if descriptor is None:
-        return None
+        node = supervisor.tree.shadowed_directory(call.pid, number)
+        return Found(node) if node is not None else None
     node = supervisor.tree.node_of(descriptor.device)
     if node is None:
         raise failure(errno.ENODEV)
     return Found(node)
+
+
+def _opened(supervisor: Supervisor, call: Notification) -> Found | None:
+    """What descriptor argument 0 refers to, for calls that O_PATH does not do for (EBADF)."""
+    number = signed32(call.a0)
+    descriptor = supervisor.descriptors.find(call.pid, number)
+    if descriptor is not None and descriptor.file is None:
+        raise failure(errno.EBADF)
+    return _held(supervisor, call, number)
 
 
 def _write(supervisor: Supervisor, call: Notification, address: int, data: bytes) -> None:
@@ -113,13 +134,21 @@ def fstat(supervisor: Supervisor, call: Notification) -> int:
 
 def newfstatat(supervisor: Supervisor, call: Notification) -> int:
     """``newfstatat(dirfd, path, buf, flags)``."""
-    found = _named(supervisor, call, signed32(call.a0), call.a1, signed32(call.a3))
+    if call.a3 & ~_STAT_FLAGS:
+        return PROCEED
+    found = _named(supervisor, call, signed32(call.a0), call.a1, call.a3)
     return _stat(supervisor, call, found, call.a2)
 
 
 def statx(supervisor: Supervisor, call: Notification) -> int:
     """``statx(dirfd, path, flags, mask, buf)``."""
-    found = _named(supervisor, call, signed32(call.a0), call.a1, signed32(call.a2))
+    if (
+        call.a2 & ~_STAT_FLAGS
+        or call.a2 & _AT_STATX_SYNC_TYPE == _AT_STATX_SYNC_TYPE
+        or call.a3 & _STATX_RESERVED
+    ):
+        return PROCEED
+    found = _named(supervisor, call, signed32(call.a0), call.a1, call.a2)
     if found is None or found.link:
         return PROCEED
     node = found.node
@@ -151,10 +180,8 @@ def statx(supervisor: Supervisor, call: Notification) -> int:
 def _access(
     supervisor: Supervisor, call: Notification, found: Found | None, wanted: int, flags: int = 0
 ) -> int:
-    if found is None or found.link:
+    if found is None or found.link or wanted & ~_MAY_ALL:
         return PROCEED
-    if wanted & ~7 or flags & ~(_AT_EACCESS | _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH):
-        raise failure(errno.EINVAL)
     task = supervisor.tasks.get(call.pid)
     check(found.node, task.credentials if flags & _AT_EACCESS else task.real_credentials, wanted)
     return 0
@@ -174,9 +201,10 @@ def faccessat(supervisor: Supervisor, call: Notification) -> int:
 
 def faccessat2(supervisor: Supervisor, call: Notification) -> int:
     """``faccessat2(dirfd, path, mode, flags)``."""
-    flags = signed32(call.a3)
-    found = _named(supervisor, call, signed32(call.a0), call.a1, flags)
-    return _access(supervisor, call, found, signed32(call.a2), flags)
+    if call.a3 & ~_ACCESS_FLAGS:
+        return PROCEED
+    found = _named(supervisor, call, signed32(call.a0), call.a1, call.a3)
+    return _access(supervisor, call, found, signed32(call.a2), call.a3)
 
 
 def _readlink(
@@ -220,7 +248,7 @@ def chmod(supervisor: Supervisor, call: Notification) -> int:
 
 def fchmod(supervisor: Supervisor, call: Notification) -> int:
     """``fchmod(fd, mode)``."""
-    return _change_mode(supervisor, call, _held(supervisor, call, signed32(call.a0)), call.a1)
+    return _change_mode(supervisor, call, _opened(supervisor, call), call.a1)
 
 
 def fchmodat(supervisor: Supervisor, call: Notification) -> int:
@@ -231,7 +259,9 @@ def fchmodat(supervisor: Supervisor, call: Notification) -> int:
 
 def fchmodat2(supervisor: Supervisor, call: Notification) -> int:
     """``fchmodat2(dirfd, path, mode, flags)``."""
-    found = _named(supervisor, call, signed32(call.a0), call.a1, signed32(call.a3))
+    if call.a3 & ~_CHANGE_FLAGS:
+        return PROCEED
+    found = _named(supervisor, call, signed32(call.a0), call.a1, call.a3)
     return _change_mode(supervisor, call, found, call.a2)
 
 
@@ -250,6 +280,10 @@ def _change_owner(
             raise failure(errno.EPERM)
     node.uid = node.uid if uid == _NO_ID else uid
     node.gid = node.gid if gid == _NO_ID else gid
+    if not node.is_directory:
+        node.mode &= ~stat.S_ISUID
+        if node.mode & stat.S_IXGRP:
+            node.mode &= ~stat.S_ISGID
     node.changed_ns = time.time_ns()
     return 0
 
@@ -268,13 +302,14 @@ def lchown(supervisor: Supervisor, call: Notification) -> int:
 
 def fchown(supervisor: Supervisor, call: Notification) -> int:
     """``fchown(fd, uid, gid)``."""
-    found = _held(supervisor, call, signed32(call.a0))
-    return _change_owner(supervisor, call, found, call.a1, call.a2)
+    return _change_owner(supervisor, call, _opened(supervisor, call), call.a1, call.a2)
 
 
 def fchownat(supervisor: Supervisor, call: Notification) -> int:
     """``fchownat(dirfd, path, uid, gid, flags)``."""
-    found = _named(supervisor, call, signed32(call.a0), call.a1, signed32(call.a4))
+    if call.a4 & ~_CHANGE_FLAGS:
+        return PROCEED
+    found = _named(supervisor, call, signed32(call.a0), call.a1, call.a4)
     return _change_owner(supervisor, call, found, call.a2, call.a3)
 
 
@@ -353,14 +388,16 @@ def futimesat(supervisor: Supervisor, call: Notification) -> int:
 
 def utimensat(supervisor: Supervisor, call: Notification) -> int:
     """``utimensat(dirfd, path, times, flags)``; futimens passes no path."""
-    found = _by_path_or_descriptor(supervisor, call, signed32(call.a3))
+    if call.a3 & ~_CHANGE_FLAGS or (call.a1 == 0 and call.a3):
+        return PROCEED
+    found = _by_path_or_descriptor(supervisor, call, call.a3)
     return _set_times(supervisor, call, found, call.a2, _from_timespecs)
 
 
 def _by_path_or_descriptor(supervisor: Supervisor, call: Notification, flags: int) -> Found | None:
     base = signed32(call.a0)
     if call.a1 == 0:
-        return _held(supervisor, call, base)
+        return _opened(supervisor, call)
     return _named(supervisor, call, base, call.a1, flags)
 
 
@@ -385,7 +422,7 @@ def lgetxattr(supervisor: Supervisor, call: Notification) -> int:
 
 def fgetxattr(supervisor: Supervisor, call: Notification) -> int:
     """``fgetxattr(fd, ...)``."""
-    return _attribute(_held(supervisor, call, signed32(call.a0)), code=errno.ENODATA)
+    return _attribute(_opened(supervisor, call), code=errno.ENODATA)
 
 
 def listxattr(supervisor: Supervisor, call: Notification) -> int:
@@ -401,7 +438,7 @@ def llistxattr(supervisor: Supervisor, call: Notification) -> int:
 
 def flistxattr(supervisor: Supervisor, call: Notification) -> int:
     """``flistxattr(fd, ...)``."""
-    return _attribute(_held(supervisor, call, signed32(call.a0)), code=0)
+    return _attribute(_opened(supervisor, call), code=0)
 
 
 HANDLERS: Final[dict[str, Handler]] = {

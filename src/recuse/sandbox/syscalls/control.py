@@ -56,7 +56,7 @@ def fcntl(supervisor: Supervisor, call: Notification) -> int:
         return PROCEED
     file = descriptor.file
     if command == F_GETFL:
-        return arch.O_LARGEFILE | (descriptor.flags if file is None else file.flags)
+        return descriptor.flags if file is None else arch.O_LARGEFILE | file.flags
     if command == F_SETFL:
         if file is None:
             raise failure(errno.EBADF)

@@ -53,11 +53,19 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
             if nodes and not count:
                 raise failure(errno.EINVAL)
             os.lseek(directory, _FIRST_POSITION + index + count, os.SEEK_SET)
+        if data and not _store(call, data):
+            os.lseek(directory, position, os.SEEK_SET)
+            raise failure(errno.EFAULT)
     finally:
         os.close(directory)
-    if data and write_memory(call.pid, call.a1, data) < len(data):
-        raise failure(errno.EFAULT)
     return len(data)
+
+
+def _store(call: Notification, data: bytes) -> bool:
+    try:
+        return write_memory(call.pid, call.a1, data) == len(data)
+    except OSError:
+        return False
 
 
 def _copy(tgid: int, descriptor: int) -> int:

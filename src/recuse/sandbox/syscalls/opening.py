@@ -92,7 +92,7 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
     assert device is not None
     if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
         raise failure(errno.ENOTDIR)
-    status = flags & _STATUS_FLAGS & ~arch.O_NOFOLLOW
+    status = flags & _STATUS_FLAGS
     if flags & _O_PATH:
         _install(supervisor, call, Descriptor(device, status), flags)
         return ANSWERED

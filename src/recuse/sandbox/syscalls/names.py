@@ -1,0 +1,125 @@
+"""Calls that make, move and remove names (fs/namei.c, fs/open.c; Linux 6.1).
+
+A sandbox's nodes are there as long as their devices are: no name can be made in a node's place, and
+none of them can be taken away.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from recuse.sandbox.syscalls.call import PROCEED, Handler, failure, signed32
+from recuse.sandbox.tree import AT_FDCWD, Node
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+
+def _node(supervisor: Supervisor, call: Notification, base: int, address: int) -> Node | None:
+    """The node of that very name, links not followed."""
+    path = supervisor.strings.read(call.pid, address)
+    found = supervisor.tree.find(call.pid, base, path, follow=False) if path else None
+    return found.node if found is not None and not found.link else None
+
+
+def _make(supervisor: Supervisor, call: Notification, base: int, address: int) -> int:
+    if _node(supervisor, call, base, address) is not None:
+        raise failure(errno.EEXIST)
+    return PROCEED
+
+
+def _remove(supervisor: Supervisor, call: Notification, base: int, address: int) -> int:
+    if _node(supervisor, call, base, address) is not None:
+        raise failure(errno.EPERM)
+    return PROCEED
+
+
+def make_first(supervisor: Supervisor, call: Notification) -> int:
+    """``mkdir(path, ...)`` and ``mknod(path, ...)``."""
+    return _make(supervisor, call, AT_FDCWD, call.a0)
+
+
+def make_second(supervisor: Supervisor, call: Notification) -> int:
+    """``symlink(target, path)``."""
+    return _make(supervisor, call, AT_FDCWD, call.a1)
+
+
+def make_at(supervisor: Supervisor, call: Notification) -> int:
+    """``mkdirat(dirfd, path, ...)`` and ``mknodat(dirfd, path, ...)``."""
+    return _make(supervisor, call, signed32(call.a0), call.a1)
+
+
+def symlinkat(supervisor: Supervisor, call: Notification) -> int:
+    """``symlinkat(target, dirfd, path)``."""
+    return _make(supervisor, call, signed32(call.a1), call.a2)
+
+
+def link(supervisor: Supervisor, call: Notification) -> int:
+    """``link(old, new)``: a node has no second name."""
+    return _link(supervisor, call, (AT_FDCWD, call.a0), (AT_FDCWD, call.a1))
+
+
+def linkat(supervisor: Supervisor, call: Notification) -> int:
+    """``linkat(olddirfd, old, newdirfd, new, flags)``."""
+    old, new = (signed32(call.a0), call.a1), (signed32(call.a2), call.a3)
+    return _link(supervisor, call, old, new)
+
+
+def _link(
+    supervisor: Supervisor, call: Notification, old: tuple[int, int], new: tuple[int, int]
+) -> int:
+    if _node(supervisor, call, *new) is not None:
+        raise failure(errno.EEXIST)
+    return _remove(supervisor, call, *old)
+
+
+def rename(supervisor: Supervisor, call: Notification) -> int:
+    """``rename(old, new)``."""
+    _remove(supervisor, call, AT_FDCWD, call.a0)
+    return _remove(supervisor, call, AT_FDCWD, call.a1)
+
+
+def renameat(supervisor: Supervisor, call: Notification) -> int:
+    """``renameat(olddirfd, old, newdirfd, new)`` and ``renameat2``."""
+    _remove(supervisor, call, signed32(call.a0), call.a1)
+    return _remove(supervisor, call, signed32(call.a2), call.a3)
+
+
+def unlink(supervisor: Supervisor, call: Notification) -> int:
+    """``unlink(path)`` and ``rmdir(path)``."""
+    return _remove(supervisor, call, AT_FDCWD, call.a0)
+
+
+def unlinkat(supervisor: Supervisor, call: Notification) -> int:
+    """``unlinkat(dirfd, path, flags)``."""
+    return _remove(supervisor, call, signed32(call.a0), call.a1)
+
+
+def chdir(supervisor: Supervisor, call: Notification) -> int:
+    """``chdir(path)``: a directory that exists only here can be opened, but not be gone into."""
+    path = supervisor.strings.read(call.pid, call.a0)
+    found = supervisor.tree.find(call.pid, AT_FDCWD, path) if path else None
+    if found is None:
+        return PROCEED
+    raise failure(errno.EACCES if found.node.is_directory else errno.ENOTDIR)
+
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "mkdir": make_first,
+    "mknod": make_first,
+    "mkdirat": make_at,
+    "mknodat": make_at,
+    "symlink": make_second,
+    "symlinkat": symlinkat,
+    "link": link,
+    "linkat": linkat,
+    "rename": rename,
+    "renameat": renameat,
+    "renameat2": renameat,
+    "unlink": unlink,
+    "rmdir": unlink,
+    "unlinkat": unlinkat,
+    "chdir": chdir,
+}
