@@ -139,6 +139,12 @@ class Workers(Generic[T]):
             self._spare = 0
         self._unpark.set()
 
+    def _tell_stuck(self, item: T) -> None:
+        try:
+            self._stuck(item)
+        except Exception:
+            _log.exception("internal error while looking at %r", item)
+
     def _monitor(self) -> None:
         """Find turns that stand still. Sleeps for good while nothing happens."""
         seen, count, idle = self._turn, 0, 0
@@ -152,7 +158,7 @@ class Workers(Generic[T]):
                     if self._turn is turn and turn.count == count:
                         self._change_leader()
                 if item is not None:
-                    self._stuck(item)
+                    self._tell_stuck(item)
                 idle = 0
             else:
                 idle += 1

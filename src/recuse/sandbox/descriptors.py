@@ -141,16 +141,15 @@ class Descriptors:
         with self._lock:
             self._by_link[descriptor.link] = descriptor
             self._by_end[descriptor.end] = descriptor
+            self._epoll.register(descriptor.end, 0)  # hang-ups are always told
 
     def installed(self, descriptor: Descriptor, sole: tuple[int, int] | None) -> None:
         """The programs have it now; ``sole`` is the (process, number) that alone does."""
-        descriptor.hand_over()
         with self._lock:
             if sole is not None and self._tables_known:
                 descriptor.sole = sole
                 self._soles[sole] = descriptor
-            if descriptor.end >= 0:
-                self._epoll.register(descriptor.end, 0)  # hang-ups are always told
+        descriptor.hand_over()
 
     def shared(self, tgid: int, number: int | None = None) -> None:
         """The process's descriptor, or each of them, may get a second reference or user."""

@@ -37,10 +37,9 @@ TRAPPED: Final = (
     # before they happen.
     "dup", "dup2", "dup3", "sendmsg", "sendmmsg", "pidfd_getfd", "fork", "vfork", "clone", "clone3",
     "execve", "execveat", "unshare", "setns", "chroot", "pivot_root",
-    # A device's descriptor is natively a socket, and must not look like one. sendto, recvfrom and
-    # recvmsg are left alone for the sake of programs that use the network.
-    "getsockopt", "setsockopt", "getsockname", "getpeername", "shutdown",
-    "bind", "connect", "listen", "accept", "accept4",
+    # A device's descriptor is natively a socket, and must not be one.
+    "sendto", "recvfrom", "recvmsg", "recvmmsg", "shutdown", "getsockopt", "setsockopt",
+    "getsockname", "getpeername", "bind", "connect", "listen", "accept", "accept4",
     "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid",
     "setfsuid", "setfsgid", "setgroups", "capset",
 )  # fmt: skip

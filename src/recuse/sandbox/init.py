@@ -28,12 +28,14 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_CHILD_SUBREAPER = 36
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
 GRACE_S = 2.0
+GO = signal.SIGUSR1
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
@@ -58,14 +60,18 @@ def check(result: int, what: str) -> int:
     return result
 
 
-def install_filter(seccomp_number: int, program: bytes) -> int:
-    """Put the calling thread under the filter; returns the listener's descriptor."""
-    prog = SockFprog(len(program) // 8, program)
-    flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
-    return check(
-        _libc.syscall(seccomp_number, SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(prog)),
-        "seccomp",
-    )
+def make_installer(seccomp_number: int, program: bytes) -> Callable[[], None]:
+    """Return what puts the calling thread under the filter."""
+
+    def install() -> None:
+        prog = SockFprog(len(program) // 8, program)
+        flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+        check(
+            _libc.syscall(seccomp_number, SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(prog)),
+            "seccomp",
+        )
+
+    return install
 
 
 def original_environment() -> dict[bytes, bytes]:
@@ -77,33 +83,38 @@ def original_environment() -> dict[bytes, bytes]:
 
 def become_program(
     control: socket.socket,
-    seccomp_number: int,
-    program: bytes,
+    installed: int,
+    install_filter: Callable[[], None],
     argv: list[bytes],
     handlers: dict[int, Handler],
 ) -> None:
-    """In the child: install the filter, wait for the supervisor, execute. Does not return."""
+    """In the child: install the filter, wait for the supervisor, execute. Does not return.
+
+    The descriptor ``installed`` is closed when the filter is there; the signal GO says that its
+    calls are served.
+    """
     try:
         environment = original_environment()
         check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
-        # The listener gets the lowest free number. From here on, reads, writes and sendmsg are
-        # trapped and nobody answers yet: only send, recv and shutdown may be used.
-        probe = os.dup(control.fileno())
-        os.close(probe)
-        control.send(b"N %d" % probe)
-        install_filter(seccomp_number, program)
-        control.send(b"F")
-        if control.recv(16) != b"go":
-            os._exit(125)
+        check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+        # The listener gets the lowest free number. From here on almost everything that is done
+        # with a descriptor is trapped, and nobody answers yet.
+        listener = os.dup(control.fileno())
+        os.close(listener)
+        control.send(b"N %d" % listener)
+        install_filter()
     except OSError as error:
         control.send(b"E %d %s" % (error.errno or 0, str(error.strerror).encode()))
         os._exit(125)
+    os.close(installed)
+    signal.sigwait({GO})
+    check(_libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0), "prctl")
     for number, handler in handlers.items():
         signal.signal(number, handler)
     for name in _PYTHONS_OWN[:2]:
         signal.signal(name, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.close(probe)
+    os.close(listener)
     error_code = execute(argv, environment)
     control.send(b"E %d" % error_code)
     os._exit(127)
@@ -118,7 +129,7 @@ def execute(argv: list[bytes], environment: dict[bytes, bytes]) -> int:
 
 
 def start(
-    control: socket.socket, seccomp_number: int, program: bytes, argv: list[bytes]
+    control: socket.socket, install_filter: Callable[[], None], argv: list[bytes]
 ) -> int | None:
     """Start the program and hand its listener over; returns its pid, None if that failed."""
     handlers = {int(number): signal.getsignal(number) for number in _KEPT_FROM_INIT}
@@ -126,29 +137,35 @@ def start(
         signal.SIG_IGN if handlers[int(signal.SIGINT)] == signal.SIG_IGN else signal.SIG_DFL
     )
     ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    watched, installed = os.pipe2(os.O_CLOEXEC)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {GO})
     pid = os.fork()
     if pid == 0:
         ours.close()
+        os.close(watched)
         control.close()
-        become_program(childs, seccomp_number, program, argv, handlers)
+        become_program(childs, installed, install_filter, argv, handlers)
     for number in _KEPT_FROM_INIT:
         signal.signal(number, signal.SIG_IGN)
     childs.close()
-    let_go_of_files({ours.fileno(), control.fileno()})
-    number_packet, filter_packet = ours.recv(64), b""
-    if number_packet.startswith(b"N"):
-        filter_packet = ours.recv(256)
-    if filter_packet != b"F":
-        failures = [p for p in (number_packet, filter_packet) if p.startswith(b"E")]
-        control.send(failures[0] if failures else b"E 5 the program's process died")
+    os.close(installed)
+    let_go_of_files({ours.fileno(), watched, control.fileno()})
+    packet = ours.recv(256)
+    os.read(watched, 1)  # ends when the child has closed its copy, or has died
+    os.close(watched)
+    if not packet.startswith(b"E"):
+        with contextlib.suppress(BlockingIOError):
+            packet = ours.recv(256, socket.MSG_DONTWAIT) or b"E 5 the program's process died"
+    if packet.startswith(b"E"):
+        control.send(packet)
         return None
-    listener = fetch_descriptor(pid, int(number_packet.split()[1]))
+    listener = fetch_descriptor(pid, int(packet.split()[1]))
     socket.send_fds(control, [b"L %d" % pid], [listener])
     os.close(listener)
     if control.recv(16) != b"go":
         os.kill(pid, signal.SIGKILL)
         return pid
-    ours.send(b"go")
+    os.kill(pid, GO)
     # The child's end closes on exec; only a failure says something first.
     control.send(ours.recv(64) or b"X")
     ours.close()
@@ -238,7 +255,7 @@ def main(arguments: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft_limit), hard_limit))
     argv = [os.fsencode(argument) for argument in arguments[1:]]
     check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
-    pid = start(control, int(number), program, argv)
+    pid = start(control, make_installer(int(number), program), argv)
     if pid is None:
         os._exit(125)
     threading.Thread(target=watch_supervisor, args=(control,), daemon=True).start()

@@ -20,7 +20,6 @@ _ID_VALID: Final = 0x40082102
 _ADDFD: Final = 0x40182103
 _SET_FLAGS: Final = 0x40082104
 _SYNC_WAKE_UP: Final = 1
-_ADDFD_SEND: Final = 2
 _CONTINUE: Final = 1
 
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
@@ -131,18 +130,17 @@ class Listener:
             raise
         return True
 
-    def answer_with_descriptor(self, call_id: int, descriptor: int, *, cloexec: bool) -> int | None:
-        """Install a copy of ``descriptor`` in the caller at its lowest free number; that number is
-        the call's result.
+    def add_descriptor(self, call_id: int, descriptor: int, *, cloexec: bool) -> int | None:
+        """Install a copy of ``descriptor`` in the caller at its lowest free number.
 
         Returns:
             The number, or None if the caller is gone.
 
         Raises:
-            OSError: EMFILE when the caller's table is full; the call still waits for an answer.
+            OSError: EMFILE when the caller's table is full.
         """
         flags = os.O_CLOEXEC if cloexec else 0
-        addition = bytearray(_ADDITION.pack(call_id, _ADDFD_SEND, descriptor, 0, flags))
+        addition = bytearray(_ADDITION.pack(call_id, 0, descriptor, 0, flags))
         try:
             return int(fcntl.ioctl(self._descriptor, _ADDFD, addition, True))
         except OSError as error:

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Final
+import stat
+from typing import TYPE_CHECKING, Final
 
 from recuse.sandbox.tasks import Credentials
-from recuse.sandbox.tree import Node
+
+if TYPE_CHECKING:
+    from recuse.sandbox.tree import Node
 
 MAY_EXECUTE: Final = 1
 MAY_WRITE: Final = 2
 MAY_READ: Final = 4
 
 
-def allowed(node: Node, who: Credentials, wanted: int) -> bool:
-    """Whether ``who`` has all the ``wanted`` permissions."""
-    if who.overrides and (wanted & MAY_EXECUTE == 0 or node.is_directory or node.mode & 0o111):
+def grants(mode: int, uid: int, gid: int, who: Credentials, wanted: int) -> bool:
+    """Whether a file's type and permission bits and its owner give ``who`` all of ``wanted``."""
+    if who.overrides and (not wanted & MAY_EXECUTE or stat.S_ISDIR(mode) or mode & 0o111):
         return True
-    if who.uid == node.uid:
-        granted = node.mode >> 6
-    elif who.gid == node.gid or node.gid in who.groups:
-        granted = node.mode >> 3
+    if who.uid == uid:
+        granted = mode >> 6
+    elif who.gid == gid or gid in who.groups:
+        granted = mode >> 3
     else:
-        granted = node.mode
+        granted = mode
     return granted & wanted == wanted
 
 
 def check(node: Node, who: Credentials, wanted: int) -> None:
     """Raise EACCES unless ``who`` has all the ``wanted`` permissions."""
-    if not allowed(node, who, wanted):
+    if not grants(node.mode, node.uid, node.gid, who, wanted):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 

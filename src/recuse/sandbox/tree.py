@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from recuse.kernel.devices import CharDevice
 from recuse.sandbox.arch import arch
 from recuse.sandbox.descriptors import Descriptors
+from recuse.sandbox.permissions import MAY_EXECUTE, grants
 from recuse.sandbox.tasks import Tasks
 
 AT_FDCWD = -100
@@ -42,6 +43,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def _now() -> int:
     return time.time_ns()
+
+
+def _names(path: bytes) -> list[bytes]:
+    """A path's names, the first one last; a slash at the end is a name too, "."."""
+    names = [name for name in path.split(b"/") if name]
+    if path.endswith(b"/"):
+        names.append(b".")
+    names.reverse()
+    return names
 
 
 def _open_path(directory: int, path: bytes, resolve: int) -> int:
@@ -85,6 +95,10 @@ class Found:
     node: Node
     link: bool = False
     """The path names not the node but a ``/proc/PID/fd`` link to it, and was not to be followed."""
+    links: int = 0
+    """How many symbolic links were followed."""
+    magic: bool = False
+    """One of them was a ``/proc/PID/fd`` link."""
 
 
 class Tree:
@@ -98,6 +112,7 @@ class Tree:
         self._extended: dict[bytes, dict[bytes, Node]] = {}
         self._extended_inodes: set[tuple[int, int]] = set()
         self._hidden: dict[tuple[int, int], Node] = {}
+        self._hides_links = False
         self._next_inode = _FIRST_INODE
         self._shadow: bytes | None = None
         self.many_roots = False
@@ -118,6 +133,7 @@ class Tree:
         with contextlib.suppress(OSError):
             native = os.lstat(path)
             self._hidden[native.st_dev, native.st_ino] = node
+            self._hides_links = self._hides_links or stat.S_ISLNK(native.st_mode)
         return node
 
     def remove(self, device: CharDevice) -> None:
@@ -184,7 +200,7 @@ class Tree:
         if not self.many_roots:
             if (node := self._nodes.get(path)) is not None:
                 return Found(node)
-            if self._elsewhere(tid, base, path, follow):
+            if not self._hides_links and self._elsewhere(tid, base, path, follow):
                 return None
         return self._walk(tid, base, path, follow)
 
@@ -239,23 +255,19 @@ class Tree:
                 os.close(directory)
 
     def _walk(self, tid: int, base: int, path: bytes, follow: bool) -> Found | None:
-        root, mount = b"/", b""
+        mount = b""
         if self.many_roots:
             mount = b"/proc/%d/root" % tid
             try:
-                root = os.readlink(mount)
+                if os.readlink(mount) != b"/":
+                    return None  # a chroot has no devices but those that its own /dev has
             except OSError:
                 return None
-            if root != b"/":
-                return None  # a chroot has no devices but those that its own /dev has
         here = b"/" if path.startswith(b"/") else self._directory(tid, base)
         if here is None:
             return None
-        names = [name for name in path.split(b"/") if name]
-        if path.endswith(b"/"):
-            names.append(b".")
-        names.reverse()
-        links = 0
+        names = _names(path)
+        links, magic = 0, False
         node = self._nodes.get(here)
         while names:
             name = names.pop()
@@ -272,27 +284,43 @@ class Tree:
             if node is not None:
                 here = there
                 continue
-            target = self._read_link(tid, mount, there)
-            if target is None:
+            try:
+                native = os.lstat(mount + there)
+            except OSError:
+                return None
+            if not stat.S_ISLNK(native.st_mode):
+                if names and not self._searchable(tid, native):
+                    return None
                 here = there
                 continue
-            if target == b"":
-                return None  # does not exist
+            target = self._read_link(tid, mount, there)
+            at_descriptor = self._descriptor_node(target)
             if not names and not follow:
-                descriptor_node = self._descriptor_node(target)
-                return Found(descriptor_node, link=True) if descriptor_node else None
+                return Found(at_descriptor, link=True) if at_descriptor else None
             links += 1
             if links > _MAX_LINKS:
                 return None
-            node = self._descriptor_node(target)
-            if node is not None:
-                here = node.path
+            if at_descriptor is not None:
+                node, here, magic = at_descriptor, at_descriptor.path, True
                 continue
             if target.startswith(b"/"):
                 here = b"/"
-            names += [part for part in reversed(target.split(b"/")) if part]
+            names += _names(target)
             node = self._nodes.get(here)
-        return Found(node) if node is not None else None
+        return Found(node, links=links, magic=magic) if node is not None else None
+
+    def _searchable(self, tid: int, directory: os.stat_result) -> bool:
+        """Whether a name may be looked up in it: it is a directory, and the thread has the right.
+
+        The supervisor may have more rights than the program.
+        """
+        return stat.S_ISDIR(directory.st_mode) and grants(
+            directory.st_mode,
+            directory.st_uid,
+            directory.st_gid,
+            self._tasks.get(tid).credentials,
+            MAY_EXECUTE,
+        )
 
     def _directory(self, tid: int, base: int) -> bytes | None:
         """The path of the directory that a relative path starts from."""
@@ -303,16 +331,16 @@ class Tree:
             return None
         return self.unshadowed(link) if link.startswith(b"/") else None
 
-    def _read_link(self, tid: int, mount: bytes, path: bytes) -> bytes | None:
-        """A link's target; None for what is not a link; empty for what does not exist."""
+    def _read_link(self, tid: int, mount: bytes, path: bytes) -> bytes:
+        """A link's target as the thread sees it; empty for one that cannot be read."""
         if path == b"/proc/self":
             return b"%d" % self._tasks.get(tid).tgid
         if path == b"/proc/thread-self":
             return b"%d/task/%d" % (self._tasks.get(tid).tgid, tid)
         try:
             return os.readlink(mount + path)
-        except OSError as error:
-            return None if error.errno == errno.EINVAL else b""
+        except OSError:
+            return b""
 
     def _descriptor_node(self, target: bytes) -> Node | None:
         if not target.startswith(b"socket:["):

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 _HEADER = struct.Struct("=QqH")
 _LARGEST: Final = 1 << 18
 _FIRST_POSITION: Final = 0x7FF00000
-"""The position of our first entry: beyond all that filesystems use below 2**31, which some of them
-allow at the most."""
+_POSITIONS: Final = 0x10000
+"""The positions of our entries: above all that filesystems use, below 2**31 - 1, which some of them
+take for the end."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,9 +46,11 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
     directory = _copy(supervisor.tasks.get(call.pid).tgid, signed32(call.a0))
     try:
         position = os.lseek(directory, 0, os.SEEK_CUR)
-        data = b"" if position >= _FIRST_POSITION else _native(directory, call.number, room)
+        index = position - _FIRST_POSITION
+        ours = 0 <= index < _POSITIONS
+        data = b"" if ours else _native(directory, call.number, room)
         if not data:
-            index = max(position - _FIRST_POSITION, 0)
+            index = index if ours else 0
             nodes = list(supervisor.tree.children(path))[index:]
             data, count = _encode(nodes, _FIRST_POSITION + index, room, typed=typed)
             if nodes and not count:

@@ -28,6 +28,8 @@ _KNOWN_FLAGS: Final = 0o37777703
 """VALID_OPEN_FLAGS: all that fcntl.h of this architecture names."""
 
 _PATH_FLAGS: Final = arch.O_DIRECTORY | arch.O_NOFOLLOW | _O_PATH | os.O_CLOEXEC
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+_RESOLVE_NO_SYMLINKS: Final = 0x04
 _RESOLVE_CACHED: Final = 0x20
 _RESOLVE_BENEATH: Final = 0x08
 _RESOLVE_IN_ROOT: Final = 0x10
@@ -45,7 +47,15 @@ _STATUS_FLAGS: Final = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.
 """The flags that stay with the open file and that F_GETFL shows."""
 
 
-def _open(supervisor: Supervisor, call: Notification, base: int, address: int, flags: int) -> int:
+def _open(
+    supervisor: Supervisor,
+    call: Notification,
+    base: int,
+    address: int,
+    flags: int,
+    *,
+    resolve: int = 0,
+) -> int:
     path = supervisor.strings.read(call.pid, address)
     if not path:
         return PROCEED
@@ -59,6 +69,10 @@ def _open(supervisor: Supervisor, call: Notification, base: int, address: int, f
         raise
     if found is None:
         return PROCEED
+    if (resolve & _RESOLVE_NO_SYMLINKS and found.links) or (
+        resolve & _RESOLVE_NO_MAGICLINKS and found.magic
+    ):
+        raise failure(errno.ELOOP)
     if exclusive:
         raise failure(errno.EEXIST)
     if found.link:
@@ -79,19 +93,18 @@ def _open_directory(supervisor: Supervisor, call: Notification, node: Node, flag
         os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC | flags & _O_PATH,
     )
     try:
-        supervisor.listener.answer_with_descriptor(
-            call.id, shadow, cloexec=bool(flags & os.O_CLOEXEC)
-        )
+        cloexec = bool(flags & os.O_CLOEXEC)
+        number = supervisor.listener.add_descriptor(call.id, shadow, cloexec=cloexec)
     finally:
         os.close(shadow)
-    return ANSWERED
+    return ANSWERED if number is None else number
 
 
 def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: int) -> int:
     device = node.device
     assert device is not None
     if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
-        raise failure(errno.ENOTDIR)
+        raise failure(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
     status = flags & _STATUS_FLAGS
     if flags & _O_PATH:
         _install(supervisor, call, Descriptor(device, status), flags)
@@ -138,7 +151,7 @@ def _install(
     alone = is_alone(call.pid)  # while the call waits, nothing can change that
     supervisor.descriptors.add(descriptor)
     try:
-        number = supervisor.listener.answer_with_descriptor(
+        number = supervisor.listener.add_descriptor(
             call.id, descriptor.theirs, cloexec=bool(flags & os.O_CLOEXEC)
         )
     except OSError:
@@ -147,7 +160,9 @@ def _install(
     if number is None:
         supervisor.descriptors.drop(descriptor)
         return
+    # Before the program goes on: it may close the file at once, and must find it released then.
     supervisor.descriptors.installed(descriptor, (call.pid, number) if alone else None)
+    supervisor.listener.answer(call.id, number)
 
 
 def _legacy(flags: int) -> int:
@@ -196,7 +211,7 @@ def openat2(supervisor: Supervisor, call: Notification) -> int:
         or (resolve & _RESOLVE_CACHED and flags & os.O_TRUNC | creates)
     ):
         return PROCEED
-    return _open(supervisor, call, signed32(call.a0), call.a1, flags)
+    return _open(supervisor, call, signed32(call.a0), call.a1, flags, resolve=resolve)
 
 
 def truncate(supervisor: Supervisor, call: Notification) -> int:

@@ -59,7 +59,7 @@ def clone3(supervisor: Supervisor, call: Notification) -> int:
 def pass_descriptors(supervisor: Supervisor, call: Notification) -> int:
     """``sendmsg`` and ``sendmmsg`` may carry descriptors to another process."""
     _shared(supervisor, call.pid)
-    return PROCEED
+    return socket_call(supervisor, call)
 
 
 def fetch_descriptor(supervisor: Supervisor, call: Notification) -> int:
@@ -122,6 +122,10 @@ HANDLERS: Final[dict[str, Handler]] = {
     ),
     **dict.fromkeys(
         (
+            "sendto",
+            "recvfrom",
+            "recvmsg",
+            "recvmmsg",
             "getsockopt",
             "setsockopt",
             "getsockname",
