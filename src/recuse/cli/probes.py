@@ -142,12 +142,13 @@ def wait_killable() -> None:
 
 
 def add_descriptor() -> None:
-    """Give a child a descriptor as its system call's result, in one step."""
+    """Give a child a descriptor as its system call's result."""
 
     def answer(listener: Listener, call: Notification) -> None:
         descriptor = os.open(os.devnull, os.O_RDONLY)
         try:
-            listener.answer_with_descriptor(call.id, descriptor, cloexec=True)
+            number = listener.add_descriptor(call.id, descriptor, cloexec=True)
+            listener.answer(call.id, number or 0)
         finally:
             os.close(descriptor)
 

@@ -137,8 +137,15 @@ class Descriptors:
         return self._by_link.get(link)
 
     def add(self, descriptor: Descriptor) -> None:
-        """Watch a descriptor that is about to be handed over."""
+        """Watch a descriptor that is about to be handed over.
+
+        Raises:
+            OSError: ENODEV if the sandbox has ended meanwhile.
+        """
         with self._lock:
+            if self._epoll.closed:
+                descriptor.close()
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
             self._by_link[descriptor.link] = descriptor
             self._by_end[descriptor.end] = descriptor
             self._epoll.register(descriptor.end, 0)  # hang-ups are always told
@@ -241,8 +248,11 @@ class Descriptors:
         """Stop watching; release what is still open."""
         os.write(self._stop_write, b"\0")
         self._workers.join()
-        for descriptor in list(self._by_end.values()):
+        with self._lock:
+            left = list(self._by_end.values())
+        for descriptor in left:
             self.drop(descriptor)
-        self._epoll.close()
+        with self._lock:
+            self._epoll.close()
         os.close(self._stop_read)
         os.close(self._stop_write)

@@ -105,7 +105,7 @@ class Listener:
         """Whether the call still waits, so that its pid still means the same thread."""
         try:
             fcntl.ioctl(self._descriptor, _ID_VALID, _ID.pack(call_id))
-        except OSError:
+        except (OSError, ValueError):
             return False
         return True
 
@@ -124,8 +124,8 @@ class Listener:
     def _send(self, response: bytes) -> bool:
         try:
             fcntl.ioctl(self._descriptor, _SEND, response)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EBADF):
+        except (OSError, ValueError) as error:
+            if _is_gone(error):
                 return False
             raise
         return True
@@ -143,8 +143,8 @@ class Listener:
         addition = bytearray(_ADDITION.pack(call_id, 0, descriptor, 0, flags))
         try:
             return int(fcntl.ioctl(self._descriptor, _ADDFD, addition, True))
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EBADF):
+        except (OSError, ValueError) as error:
+            if _is_gone(error):
                 return None
             raise
 
@@ -153,3 +153,14 @@ class Listener:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _is_gone(error: OSError | ValueError) -> bool:
+    """Whether an ioctl failed because nobody waits any more.
+
+    A device may answer long after the last program has ended and the listener was closed: its
+    number is -1 then (ValueError), or for a moment that of something else.
+    """
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOENT, errno.EBADF, errno.ENOTTY)
+    return True
