@@ -1,22 +1,11 @@
-"""Declaring ioctl handlers: the decorator, what it checks, and the table made of it for a class.
+"""Declaring ioctl handlers: the decorator, what it checks, and the table made of it for a class."""
 
-@ioctl(RESET)                      # an argument that is a plain number, or none
-def reset(self) -> None: ...
-
-@ioctl(GET_SIZE, c_size_t)         # a number behind a pointer
-def get_size(self) -> int: ...
-
-@ioctl(QUERYCAP, Capability)       # a structure behind a pointer
-def query(self, capability: Capability) -> None: ...
-"""
-
-import ctypes
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from recuse.server.arguments import Argument, BytesPointer, pointer
 from recuse.server.decorators import (
     BytesDecorator,
     CompoundDecorator,
@@ -40,50 +29,26 @@ _DECLARATIONS = "__recuse_ioctls__"
 _SIZE_BITS = 0x3FFF << 16
 
 
-class Kind(Enum):
-    """What becomes of the third argument of ioctl(2)."""
-
-    VALUE = "value"
-    """The handler gets the number itself."""
-    SIMPLE = "simple"
-    """It points to a simple ctypes type; handlers see its Python value."""
-    COMPOUND = "compound"
-    """It points to a ctypes structure, union or array; handlers see an instance."""
-    BYTES = "bytes"
-    """It points to as many bytes as the command's number says."""
-
-
 @dataclass(frozen=True, slots=True)
 class Declaration:
     """What one use of the decorator says."""
 
     command: int
-    """For Kind.BYTES without the bits of its size."""
-    kind: Kind
-    type: Any
-    """The ctypes type, None for Kind.VALUE and Kind.BYTES."""
-    fetches: bool
-    """The program's argument is copied in."""
-    stores: bool
-    """The device's answer is copied out."""
+    any_size: bool
+    """The command's bits for the size are 0 here, and anything in a request."""
+    argument: Argument
 
 
 @dataclass(frozen=True, slots=True)
 class IoctlHandler:
-    """A declaration together with how the method of one class wants to be called."""
+    """How the method of one class answers a command."""
 
-    declaration: Declaration
     name: str
+    argument: Argument
     takes_argument: bool
     takes_memory: bool
     takes_command: bool = False
     """It is `File.unknown_ioctl`, which answers commands that nothing is declared for."""
-
-    def size(self, command: int) -> int:
-        """Return how many bytes the argument of ``command`` points to."""
-        if self.declaration.kind is Kind.BYTES:
-            return command_size(command)
-        return 0 if self.declaration.type is None else ctypes.sizeof(self.declaration.type)
 
 
 @overload
@@ -150,36 +115,26 @@ def _declare(command: int, type_: Any, direction: Direction | None) -> Declarati
     if type_ is None:
         if direction is not None:
             raise ValueError("a direction is for an argument with a type")
-        return Declaration(command, Kind.VALUE, None, fetches=False, stores=False)
-    kind = _kind(type_)
-    if kind is Kind.BYTES:
-        command &= ~_SIZE_BITS
+        return Declaration(command, False, Argument())
     if direction is None:
         bits = command_direction(command)
         if not bits:
             raise ValueError(f"the number of ioctl {command:#x} tells no direction: say direction=")
-        if kind is not Kind.BYTES and command_size(command) != ctypes.sizeof(type_):
-            raise ValueError(
-                f"the number of ioctl {command:#x} tells of {command_size(command)} bytes, "
-                f"but {type_.__name__} has {ctypes.sizeof(type_)}"
-            )
         fetches, stores = bool(bits & IOC_WRITE), bool(bits & IOC_READ)
     elif direction in ("r", "w", "rw"):
         fetches, stores = "w" in direction, "r" in direction
     else:
         raise ValueError(f'direction is {direction!r}, not "r", "w" or "rw"')
-    return Declaration(command, kind, None if kind is Kind.BYTES else type_, fetches, stores)
-
-
-def _kind(type_: Any) -> Kind:
-    if type_ is bytes:
-        return Kind.BYTES
-    if isinstance(type_, type) and type_ is not ctypes.py_object:
-        if issubclass(type_, ctypes._SimpleCData):
-            return Kind.SIMPLE
-        if issubclass(type_, ctypes.Structure | ctypes.Union | ctypes.Array):
-            return Kind.COMPOUND
-    raise TypeError(f"{type_!r} is no simple ctypes type, structure, union or array, nor bytes")
+    argument = pointer(type_, fetches=fetches, stores=stores)
+    size = argument.size(command)
+    if direction is None and command_size(command) != size:
+        raise ValueError(
+            f"the number of ioctl {command:#x} tells of {command_size(command)} bytes, "
+            f"but {type_.__name__} has {size}"
+        )
+    if isinstance(argument, BytesPointer):
+        return Declaration(command & ~_SIZE_BITS, True, argument)
+    return Declaration(command, False, argument)
 
 
 class IoctlTable:
@@ -223,7 +178,7 @@ class IoctlTable:
         return handler
 
     def _add(self, cls: type, name: str, declaration: Declaration) -> None:
-        table = self._any_size if declaration.kind is Kind.BYTES else self._exact
+        table = self._any_size if declaration.any_size else self._exact
         other = table.get(declaration.command)
         if other is not None:
             raise TypeError(
@@ -231,7 +186,9 @@ class IoctlTable:
                 f"both answer ioctl {declaration.command:#x}"
             )
         takes_argument, takes_memory = _parameters(getattr(cls, name), declaration)
-        table[declaration.command] = IoctlHandler(declaration, name, takes_argument, takes_memory)
+        table[declaration.command] = IoctlHandler(
+            name, declaration.argument, takes_argument, takes_memory
+        )
 
 
 def _unknown_ioctl(cls: Any) -> IoctlHandler:
@@ -242,11 +199,7 @@ def _unknown_ioctl(cls: Any) -> IoctlHandler:
             "it is given command, argument, memory"
         )
     return IoctlHandler(
-        Declaration(0, Kind.VALUE, None, fetches=False, stores=False),
-        "unknown_ioctl",
-        takes_argument=True,
-        takes_memory=True,
-        takes_command=True,
+        "unknown_ioctl", Argument(), takes_argument=True, takes_memory=True, takes_command=True
     )
 
 
@@ -264,7 +217,7 @@ def _parameters(method: Callable[..., Any], declaration: Declaration) -> tuple[b
 
     Raises TypeError if it cannot be called with them, or without the argument that it has to take.
     """
-    gives_argument = declaration.fetches or declaration.kind in (Kind.VALUE, Kind.COMPOUND)
+    gives_argument = declaration.argument.is_given
     signature = inspect.signature(method)
     memory = {"memory": None} if "memory" in signature.parameters else {}
     for given in ([None], []) if gives_argument else ([],):
@@ -272,7 +225,7 @@ def _parameters(method: Callable[..., Any], declaration: Declaration) -> tuple[b
             signature.bind(None, *given, **memory)
         except TypeError:
             continue
-        if given or not gives_argument or declaration.kind is Kind.VALUE:
+        if given or not gives_argument or declaration.argument.is_number:
             return bool(given), bool(memory)
     raise TypeError(
         f"{method.__qualname__}, which answers ioctl {declaration.command:#x}, takes "

@@ -9,7 +9,7 @@ start when the bytes have come.  Writes are collected and leave with the answer.
 import ctypes
 import errno
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from recuse.server.errors import Misuse
@@ -40,7 +40,7 @@ class Spans:
 
     __slots__ = ("_ends", "_starts")
 
-    def __init__(self, areas: Sequence[Area] = ()) -> None:
+    def __init__(self, areas: Iterable[Area] = ()) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
         for address, size in areas:
@@ -102,31 +102,51 @@ class Memory:
     is there; anything else is EIO for the program, and a line in the log.
     """
 
-    __slots__ = ("_known", "_pieces", "_read", "_room", "_wanted", "_written")
+    __slots__ = (
+        "_data",
+        "_ends",
+        "_missing",
+        "_offsets",
+        "_read",
+        "_room",
+        "_starts",
+        "_written",
+    )
 
     def __init__(
         self, areas: Sequence[Area], data: bytes, room: Sequence[Area] | None = None
     ) -> None:
         """Hold ``data``, which came from ``areas``, one after the other.
 
-        With ``room`` there will be nothing else to read, and nowhere else to write.
+        The areas are disjoint, and in ascending order.  With ``room`` there will be nothing else
+        to read, and nowhere else to write.
         """
-        self._room = None if room is None else Spans(room)
-        self._known = Spans(areas)
-        self._pieces: list[tuple[int, bytes]] = []
-        self._read = Spans()
-        self._written = Spans()
-        self._wanted = Spans()
+        self._data = data
+        self._starts = [address for address, _ in areas]
+        self._ends = [address + size for address, size in areas]
+        self._offsets: list[int] = []
         offset = 0
-        for address, size in areas:
-            self._pieces.append((address, data[offset : offset + size]))
+        for _, size in areas:
+            self._offsets.append(offset)
             offset += size
+        self._room = None if room is None else Spans(room)
+        self._read: list[Area] = []
+        """What was read, but for what was written before."""
+        self._written: list[tuple[int, bytes]] = []
+        self._missing = False
 
     def read(self, address: int, size: int) -> bytes:
         """Return the ``size`` bytes at ``address``, with what the handler wrote there.
 
         Raises ValueError if the size is negative, OSError with EFAULT if there is no such address.
         """
+        if not self._written and not self._missing and size > 0:
+            # The usual case: within one of the areas.
+            index = bisect_right(self._starts, address) - 1
+            if index >= 0 and address + size <= self._ends[index]:
+                self._read.append((address, size))
+                offset = self._offsets[index] + address - self._starts[index]
+                return self._data[offset : offset + size]
         return self.read_many([(address, size)])[0]
 
     def read_many(self, areas: Sequence[Area]) -> list[bytes]:
@@ -134,15 +154,17 @@ class Memory:
 
         The same as one `read` for each, but the handler is run again once, not once for each.
         """
+        came = Spans(self._areas())
+        written = Spans(self.written)
         for address, size in areas:
             _check(address, size)
-            for gap in self._known.gaps(address, size):
-                if self._room is not None:
-                    raise Misuse(f"reads {gap[1]} bytes at {gap[0]:#x}{_RESTRICTED}")
-                self._wanted.add(*gap)
-            for part in self._written.gaps(address, size):
-                self._read.add(*part)
-        if self._wanted:
+            for part in written.gaps(address, size):
+                self._read.append(part)
+                for gap in came.gaps(*part):
+                    if self._room is not None:
+                        raise Misuse(f"reads {gap[1]} bytes at {gap[0]:#x}{_RESTRICTED}")
+                    self._missing = True
+        if self._missing:
             raise MoreMemory
         return [self._assemble(address, size) for address, size in areas]
 
@@ -156,9 +178,7 @@ class Memory:
         if self._room is not None and self._room.gaps(address, len(content)):
             raise Misuse(f"writes {len(content)} bytes at {address:#x}{_RESTRICTED}")
         if content:
-            self._pieces.append((address, content))
-            self._known.add(address, len(content))
-            self._written.add(address, len(content))
+            self._written.append((address, content))
 
     def read_struct(self, address: int, type: "type[C]") -> "C":  # noqa: A002
         """Return what is at ``address`` as an instance of a ctypes type, a copy."""
@@ -178,27 +198,39 @@ class Memory:
 
     @property
     def wanted(self) -> list[Area]:
-        """All areas that the handler read, those that were missing included; empty if none was."""
-        return list(Spans([*self._read, *self._wanted])) if self._wanted else []
+        """All areas that the handler read, if some of that was missing; else empty."""
+        return list(Spans(self._read)) if self._missing else []
 
     @property
     def written(self) -> list[Area]:
         """All areas that the handler wrote."""
-        return list(self._written)
+        return list(Spans([(address, len(data)) for address, data in self._written]))
 
     def content(self, areas: Sequence[Area]) -> bytes | None:
         """Return the bytes of ``areas``, one after the other; None if some are not known."""
-        if any(self._known.gaps(*area) for area in areas):
+        known = Spans([*self._areas(), *self.written])
+        if any(known.gaps(*area) for area in areas):
             return None
         return b"".join(self._assemble(*area) for area in areas)
 
+    def _areas(self) -> Iterator[Area]:
+        for start, end in zip(self._starts, self._ends, strict=True):
+            yield start, end - start
+
     def _assemble(self, address: int, size: int) -> bytes:
-        """Put together an area that is known; later pieces cover earlier ones."""
+        """Put together an area that is known; what was written covers what came."""
         end = address + size
         result = bytearray(size)
-        for start, data in self._pieces:
-            low = max(start, address)
-            high = min(start + len(data), end)
+        index = max(bisect_right(self._starts, address) - 1, 0)
+        while index < len(self._starts) and self._starts[index] < end:
+            start = self._starts[index]
+            low, high = max(start, address), min(self._ends[index], end)
+            if low < high:
+                offset = self._offsets[index] - start
+                result[low - address : high - address] = self._data[offset + low : offset + high]
+            index += 1
+        for start, data in self._written:
+            low, high = max(start, address), min(start + len(data), end)
             if low < high:
                 result[low - address : high - address] = data[low - start : high - start]
         return bytes(result)

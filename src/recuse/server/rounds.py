@@ -14,10 +14,9 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from recuse.server.errors import Misuse, brief
+from recuse.server.errors import Misuse
 from recuse.server.file import File
-from recuse.server.ioctl import IoctlHandler, Kind
-from recuse.server.memory import Area, Memory
+from recuse.server.memory import Area, Memory, Spans
 from recuse.wire.fuse import (
     FUSE_IOCTL_MAX_IOV,
     FUSE_IOCTL_RETRY,
@@ -25,15 +24,15 @@ from recuse.wire.fuse import (
     fuse_ioctl_out,
 )
 
-RESULT_MAX = (1 << 31) - 1
-"""A bigger result of ioctl(2) would be negative for the program."""
-
 MOST_ROUNDS = 500
 """When to call it endless.  A handler that follows pointers with separate reads needs a round for
 each, and there can be no more than FUSE_IOCTL_MAX_IOV of them."""
 
 _MOST_STRANGERS = 64
 """Rounds kept for threads whose number is not known, for each file."""
+
+_pack_out = fuse_ioctl_out.CODEC.pack
+_pack_iovec = fuse_ioctl_iovec.CODEC.pack
 
 
 @dataclass(slots=True)
@@ -45,19 +44,19 @@ class Round:
     number: int
     inputs: list[Area]
     outputs: list[Area]
-    outcome: bytes | None = None
+    outcome: bytes | None
     """The answer of a handler that has finished."""
-    proof: bytes | None = None
+    proof: bytes | None
     """What the inputs have to be for the outcome to be theirs, None if that is certain."""
 
-    def is_continued(self, call: "IoctlCall", data: bytes, out_size: int) -> bool:
+    def is_continued(self, call: "IoctlCall") -> bool:
         """Whether a request is the round that this one asked for."""
         return (
             call.command == self.command
             and call.argument == self.argument
-            and len(data) == total(self.inputs)
-            and out_size == total(self.outputs)
-            and self.proof in (None, data)
+            and len(call.data) == total(self.inputs)
+            and call.out_size == total(self.outputs)
+            and (self.proof is None or self.proof == call.data)
         )
 
 
@@ -79,27 +78,18 @@ class Rounds:
         self._kept: dict[tuple[int, int], list[Round]] = {}
         self._lock = threading.Lock()
 
-    def begin(
-        self, call: "IoctlCall", key: tuple[int, int], data: bytes, out_size: int
-    ) -> bytes | None:
-        """Give ``call`` what this round has brought; return an answer if that is possible at once.
+    def begin(self, call: "IoctlCall", key: tuple[int, int]) -> bytes | None:
+        """Prepare ``call`` to run with what has come; return an answer if there is one already.
 
         ``key`` is the file's handle and the thread's number.
         """
-        last = self._take(call, key, data, out_size)
-        call.join(self, key)
-        if last is not None:
-            if last.outcome is not None:
-                return last.outcome
-            call.supply(last.inputs, last.outputs, data, last.number + 1)
-            return None
-        inputs, outputs = call.declared()
-        if len(data) == total(inputs) and out_size == total(outputs):
-            call.supply(inputs, outputs, data, 1)
-            return None
-        # The first round; or a later one of which nothing is known, which is taken for a first.
-        call.supply([], [], b"", 1)
-        return call.ask(inputs, outputs) if inputs or outputs else None
+        last = self._take(call, key) if self._kept else None
+        if last is None:
+            return call.begin_rounds(self, key)
+        if last.outcome is not None:
+            return last.outcome
+        call.continue_rounds(self, key, last)
+        return None
 
     def keep(self, key: tuple[int, int], asked: Round) -> None:
         """Remember what a round asked for."""
@@ -117,14 +107,12 @@ class Rounds:
             for key in [key for key in self._kept if key[0] == handle]:
                 del self._kept[key]
 
-    def _take(
-        self, call: "IoctlCall", key: tuple[int, int], data: bytes, out_size: int
-    ) -> Round | None:
+    def _take(self, call: "IoctlCall", key: tuple[int, int]) -> Round | None:
         with self._lock:
             kept = self._kept.get(key)
             if kept is None:
                 return None
-            found = next((one for one in kept if one.is_continued(call, data, out_size)), None)
+            found = next((one for one in kept if one.is_continued(call)), None)
             if found is not None:
                 kept.remove(found)
             if key[1] or not kept:
@@ -136,11 +124,11 @@ class IoctlCall:
     """One run of a handler, from the bytes of the request to those of the answer."""
 
     __slots__ = (
-        "_data",
+        "_area",
         "_file",
+        "_given",
         "_handler",
         "_inputs",
-        "_instance",
         "_key",
         "_memory",
         "_number",
@@ -148,76 +136,91 @@ class IoctlCall:
         "_rounds",
         "argument",
         "command",
+        "data",
+        "out_size",
     )
 
-    _data: bytes
-    _inputs: list[Area]
-    _outputs: list[Area]
-    _memory: Memory
-    _key: tuple[int, int]
-    _number: int
-
-    def __init__(self, file: File, command: int, argument: int) -> None:
-        """Make a call, which then needs `supply` or `restrict`."""
+    def __init__(self, file: File, command: int, argument: int, data: bytes, out_size: int) -> None:
+        """Make a call, with what the kernel half has sent and the room for an answer's data."""
         self.command = command
         self.argument = argument
+        self.data = data
+        self.out_size = out_size
         self._file = file
-        self._handler: IoctlHandler = file.ioctls.find(command)
-        self._instance: Any = None
+        handler = file.ioctls.find(command)
+        self._handler = handler
+        size = handler.argument.size(command)
+        self._area: list[Area] = [(argument, size)] if size else []
+        """What the handler's declaration tells of."""
+        # The usual case: what has come, and room, are just that.
+        self._inputs = self._area if handler.argument.fetches else []
+        self._outputs = self._area if handler.argument.stores else []
+        self._memory: Memory | None = None
         self._rounds: Rounds | None = None
+        self._key = (0, 0)
+        self._number = 1
 
     @property
     def label(self) -> str:
         """The author's method, as "Class.method"."""
         return f"{type(self._file).__name__}.{self._handler.name}"
 
-    def declared(self) -> tuple[list[Area], list[Area]]:
-        """Return the areas in and out that the handler's declaration tells of."""
-        declaration = self._handler.declaration
-        area = _area(self.argument, self._handler.size(self.command))
-        return area if declaration.fetches else [], area if declaration.stores else []
+    # One of these three comes first.
 
-    def join(self, rounds: Rounds, key: tuple[int, int]) -> None:
-        """Make it one that can ask for rounds, remembered there."""
-        self._rounds, self._key = rounds, key
+    def restrict(self) -> None:
+        """Be one that has got all that there will be: what the command's number tells of."""
+        if not self._has_declared():
+            self._inputs = [(self.argument, len(self.data))] if self.data else []
+            self._outputs = [(self.argument, self.out_size)] if self.out_size else []
 
-    def supply(self, inputs: list[Area], outputs: list[Area], data: bytes, number: int) -> None:
-        """Take this round's areas, and what the program has in those that are in."""
-        self._number = number
-        self._inputs, self._outputs, self._data = inputs, outputs, data
-        self._memory = Memory(inputs, data)
+    def begin_rounds(self, rounds: Rounds, key: tuple[int, int]) -> bytes | None:
+        """Be one without a round before, or none that is known; return an answer if it has one."""
+        self._rounds = rounds
+        self._key = key
+        if self._has_declared():
+            return None
+        if not self.data and not self.out_size:
+            return _retry(self._inputs, self._outputs)
+        self._inputs, self._outputs, self.data = [], [], b""
+        return None
 
-    def restrict(self, data: bytes, out_size: int) -> None:
-        """Take all that there will be: what the command's number tells of."""
-        self._outputs = _area(self.argument, out_size)
-        self._memory = Memory(_area(self.argument, len(data)), data, self._outputs)
+    def continue_rounds(self, rounds: Rounds, key: tuple[int, int], last: Round) -> None:
+        """Be the one that ``last`` has asked for."""
+        self._rounds = rounds
+        self._key = key
+        self._number = last.number + 1
+        self._inputs, self._outputs = last.inputs, last.outputs
+
+    def _has_declared(self) -> bool:
+        return len(self.data) == total(self._inputs) and self.out_size == total(self._outputs)
 
     def begin(self) -> Any:
         """Call the handler; return what it returns.  Raises MoreMemory, and all that it raises."""
         handler = self._handler
-        declaration = handler.declaration
-        arguments: list[Any] = []
-        if declaration.kind is Kind.VALUE:
-            if handler.takes_command:
-                arguments.append(self.command)
-            if handler.takes_argument:
-                arguments.append(self.argument)
-        elif declaration.kind is Kind.BYTES:
-            if declaration.fetches:
-                arguments.append(self._memory.read(self.argument, handler.size(self.command)))
-        elif declaration.kind is Kind.SIMPLE:
-            if declaration.fetches:
-                arguments.append(self._memory.read_struct(self.argument, declaration.type).value)
+        argument = handler.argument
+        if argument.is_number:
+            self._given = self.argument
+        elif not argument.fetches:
+            self._given = argument.decode(b"")
+        elif self._inputs is self._area:
+            self._given = argument.decode(self.data)
         else:
-            if declaration.fetches:
-                self._instance = self._memory.read_struct(self.argument, declaration.type)
-            else:
-                self._instance = declaration.type()
-            arguments.append(self._instance)
+            self._given = argument.decode(b"".join(self.memory().read_many(self._area)))
         method = getattr(self._file, handler.name)
+        if handler.takes_command:
+            return method(self.command, self._given, self.memory())
         if handler.takes_memory:
-            return method(*arguments, memory=self._memory)
-        return method(*arguments)
+            if handler.takes_argument:
+                return method(self._given, memory=self.memory())
+            return method(memory=self.memory())
+        return method(self._given) if handler.takes_argument else method()
+
+    def memory(self) -> Memory:
+        """Return the program's memory, as far as it is known."""
+        if self._memory is None:
+            room = self._outputs if self._rounds is None else None
+            self._memory = Memory(self._inputs, self.data, room)
+        return self._memory
 
     def answer(self, returned: Any) -> bytes:
         """Return the answer's payload, for what the handler returned.
@@ -225,27 +228,32 @@ class IoctlCall:
         Raises Misuse if it returned what it must not.
         """
         memory = self._memory
-        if memory.wanted:
+        argument = self._handler.argument
+        if memory is not None and (wanted := memory.wanted):
             # It has not finished, or it has caught MoreMemory and made something void of it.
-            return self.ask(memory.wanted, self.declared()[1])
-        result, stored = self._outcome(returned)
+            if argument.fetches:
+                wanted = list(Spans([*self._area, *wanted]))
+            return self._ask(wanted, self._area if argument.stores else [])
+        size = self._area[0][1] if self._area else 0
+        result, stored = argument.outcome(returned, self._given, size)
+        header = _pack_out(result, 0, 0, 0)
+        if memory is None and (not stored or self._outputs is self._area):
+            return header + stored
+        memory = self.memory()
         if stored:
             memory.write(self.argument, stored)
-        header = fuse_ioctl_out(result=result).pack()
         written = memory.written
         room = _prefix(self._outputs, written)
-        if room is not None:
-            data = memory.content(room)
-            if data is not None:
-                return header + data
+        if room is not None and (data := memory.content(room)) is not None:
+            return header + data
         if self._rounds is None:
             raise Misuse("wrote only a part of what the program is to get, not its beginning")
         outcome = header + (memory.content(written) or b"")
         if self._key[1]:
-            return self.ask([], written, outcome)
-        return self.ask(self._inputs, written, outcome, self._data)
+            return self._ask([], written, outcome)
+        return self._ask(self._inputs, written, outcome, self.data)
 
-    def ask(
+    def _ask(
         self,
         inputs: list[Area],
         outputs: list[Area],
@@ -253,6 +261,8 @@ class IoctlCall:
         proof: bytes | None = None,
     ) -> bytes:
         """Return the answer that asks for another round, with these areas."""
+        if self._rounds is None:
+            raise AssertionError("a restricted device has no rounds")
         count = len(inputs) + len(outputs)
         if count > FUSE_IOCTL_MAX_IOV:
             raise Misuse(
@@ -260,46 +270,9 @@ class IoctlCall:
             )
         if self._number >= MOST_ROUNDS:
             raise Misuse(f"wants other areas of the program's memory after {MOST_ROUNDS} rounds")
-        assert self._rounds is not None
-        self._rounds.keep(
-            self._key,
-            Round(self.command, self.argument, self._number, inputs, outputs, outcome, proof),
-        )
-        header = fuse_ioctl_out(
-            flags=FUSE_IOCTL_RETRY, in_iovs=len(inputs), out_iovs=len(outputs)
-        ).pack()
-        return header + b"".join(
-            fuse_ioctl_iovec.CODEC.pack(address, size) for address, size in inputs + outputs
-        )
-
-    def _outcome(self, returned: Any) -> tuple[int, bytes]:
-        """Return the result of ioctl(2), and the new content of what the argument points to."""
-        declaration = self._handler.declaration
-        stored = b""
-        if declaration.kind is Kind.SIMPLE and declaration.stores:
-            return 0, _simple(declaration.type, returned)
-        if declaration.kind is Kind.BYTES and declaration.stores:
-            try:
-                stored = memoryview(returned).tobytes()
-            except TypeError:
-                raise Misuse(f"returned {brief(returned)}, not bytes") from None
-            stored = stored[: self._handler.size(self.command)]
-            return len(stored), stored
-        if declaration.kind is Kind.COMPOUND:
-            instance = self._instance
-            if isinstance(returned, declaration.type):
-                if not declaration.stores:
-                    raise Misuse(f"returned {brief(returned)}, but the program does not read it")
-                instance, returned = returned, None
-            if declaration.stores:
-                stored = bytes(instance)
-        if returned is None:
-            return 0, stored
-        if not isinstance(returned, int):
-            raise Misuse(f"returned {brief(returned)}, not a result")
-        if not 0 <= returned <= RESULT_MAX:
-            raise Misuse(f"returned {returned}, not a result from 0 to {RESULT_MAX}")
-        return int(returned), stored
+        asked = Round(self.command, self.argument, self._number, inputs, outputs, outcome, proof)
+        self._rounds.keep(self._key, asked)
+        return _retry(inputs, outputs)
 
 
 def ioctl_answer(returned: Any, call: IoctlCall) -> bytes:
@@ -307,11 +280,20 @@ def ioctl_answer(returned: Any, call: IoctlCall) -> bytes:
     return call.answer(returned)
 
 
+def _retry(inputs: list[Area], outputs: list[Area]) -> bytes:
+    areas = inputs + outputs
+    return _pack_out(0, FUSE_IOCTL_RETRY, len(inputs), len(outputs)) + b"".join(
+        [_pack_iovec(address, size) for address, size in areas]
+    )
+
+
 def _prefix(room: list[Area], written: list[Area]) -> list[Area] | None:
     """Return the least beginning of ``room`` that has all of ``written``, None if none has it.
 
     The kernel half spreads an answer's data over the room in order, and it may end early.
     """
+    if room == written:
+        return room
     needed: list[Area] = []
     left = list(written)
     for address, size in room:
@@ -321,20 +303,4 @@ def _prefix(room: list[Area], written: list[Area]) -> list[Area] | None:
         while left and address <= left[0][0] and sum(left[0]) <= address + size:
             end = sum(left.pop(0))
         needed.append((address, end - address if not left else size))
-    return None if left else [area for area in needed if area[1]]
-
-
-def _simple(type_: Any, returned: Any) -> bytes:
-    """Return a value as the bytes of a simple ctypes type."""
-    try:
-        value = type_(returned)
-    except TypeError:
-        value = None
-    # ctypes cuts what does not fit; an author wants to know.
-    if value is None or (isinstance(returned, int) and value.value != returned):
-        raise Misuse(f"returned {brief(returned)}, not a value of {type_.__name__}")
-    return bytes(value)
-
-
-def _area(address: int, size: int) -> list[Area]:
-    return [(address, size)] if size else []
+    return None if left else needed

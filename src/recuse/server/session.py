@@ -229,14 +229,14 @@ class Session:
         if file is None:
             exchange.fail(errno.EBADF)
             return
-        call = IoctlCall(file, command, argument)
+        call = IoctlCall(file, command, argument, data, out_size)
         if flags & FUSE_IOCTL_UNRESTRICTED:
-            answer = self._rounds.begin(call, (handle, pid), data, out_size)
+            answer = self._rounds.begin(call, (handle, pid))
             if answer is not None:
                 exchange.reply(answer)
                 return
         else:
-            call.restrict(data, out_size)
+            call.restrict()
         self._runner.run(exchange, call.begin, ioctl_answer, call)
 
     def _release(self, exchange: Exchange) -> None:

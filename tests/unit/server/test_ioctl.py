@@ -6,7 +6,7 @@ from ctypes import c_bool, c_char, c_double, c_int, c_int16, c_size_t, c_uint8, 
 
 import pytest
 
-from recuse import IO, IOR, IOW, IOWR, Device, File, Memory, ioctl
+from recuse import IO, IOR, IOW, IOWR, File, Memory, ioctl
 from recuse.wire.fuse import FUSE_IOCTL, fuse_ioctl_in
 
 
@@ -639,8 +639,3 @@ def test_a_restricted_device_cannot_write_behind_a_hole(serve, told):
     body = fuse_ioctl_in(fh=peer.open(), cmd=IOR("E", 1, 8), arg=5000, out_size=8)
     assert peer.fails(FUSE_IOCTL, body) == errno.EIO
     assert "Probe.one wrote only a part" in told.line()
-
-
-def test_a_device_class_is_not_a_file():
-    with pytest.raises(TypeError):
-        ioctl(IO("E", 1), Device)

@@ -35,17 +35,11 @@ def test_spans_are_sets_of_addresses(added, asked):
 writes = st.lists(st.tuples(st.integers(0, 60), st.binary(max_size=12)), max_size=8)
 
 
-@given(st.lists(st.tuples(st.integers(0, 60), st.binary(min_size=1, max_size=12))), writes, areas)
-def test_memory_is_what_came_and_then_what_was_written(came, written, read):
-    real = {}
-    inputs, data = [], b""
-    for address, content in came:
-        # What comes twice is the same.
-        content = bytes(real.get(address + n, byte) for n, byte in enumerate(content))
-        real.update(enumerate(content, address))
-        inputs.append((address, len(content)))
-        data += content
-    memory = Memory(inputs, data)
+@given(areas, st.binary(min_size=80, max_size=80), writes, areas)
+def test_memory_is_what_came_and_then_what_was_written(came, origin, written, read):
+    inputs = list(Spans(came))
+    real = {a: origin[a] for a in addresses(inputs)}
+    memory = Memory(inputs, bytes(real.values()))
     theirs = set(real)
     changed = set()
     for address, content in written:

@@ -416,7 +416,7 @@ def test_rounds_are_forgotten_with_the_file(serve, program):
     caller = program(peer)
     argument, _ = put_transfer(caller, b"x")
     for handle in (fh, other):
-        caller.round(handle, RDWR, argument, [], [])
+        caller.round(handle, RDWR, argument, [(argument, 16)], [])
     assert len(peer.session._rounds._kept) == 2
     peer.release(fh)
     assert [key[0] for key in peer.session._rounds._kept] == [other]
@@ -509,7 +509,8 @@ def test_rounds_of_threads_without_number_do_not_pile_up(serve, program):
     peer, fh, _ = bus(serve)
     caller = program(peer, 0)
     for number in range(200):
-        caller.round(fh, RDWR, program.BASE + number, [], [])
+        argument = caller.put(16 * number, bytes(Transfer(program.BASE, 1)))
+        caller.round(fh, RDWR, argument, [(argument, 16)], [])
     ((_, kept),) = peer.session._rounds._kept.items()
     assert len(kept) == 64
 

@@ -1,0 +1,155 @@
+"""What becomes of the third argument of ioctl(2): one class for each kind of handler.
+
+Each decodes what the handler is given, and turns what it returns into the result of ioctl(2) and
+the bytes that the argument points to afterwards.
+"""
+
+import ctypes
+from typing import Any
+
+from recuse.server.errors import Misuse, brief
+from recuse.wire.ioctl import size as command_size
+
+RESULT_MAX = (1 << 31) - 1
+"""A bigger result of ioctl(2) would be negative for the program."""
+
+
+class Argument:
+    """A plain number, which is no business of the protocol's."""
+
+    __slots__ = ("fetches", "is_given", "stores")
+
+    is_number = True
+
+    def __init__(self, *, fetches: bool = False, stores: bool = False) -> None:
+        self.fetches = fetches
+        """What it points to is copied in: the handler is given the program's content."""
+        self.stores = stores
+        """What it points to is copied out: the program is given the handler's."""
+        self.is_given = True
+        """Whether there is something to give to the handler."""
+
+    def size(self, command: int) -> int:
+        """Return how many bytes it points to."""
+        return 0
+
+    def decode(self, data: bytes) -> Any:
+        """Return what the handler is given; ``data`` is empty if nothing is fetched."""
+        raise NotImplementedError
+
+    def outcome(self, returned: Any, given: Any, size: int) -> tuple[int, bytes]:
+        """Return the result, and what to copy out: ``size`` bytes, fewer, or none.
+
+        Raises Misuse if the handler returned what it must not.
+        """
+        return checked_result(returned), b""
+
+
+class Pointer(Argument):
+    """Points to an instance of a ctypes type."""
+
+    __slots__ = ("_size", "type")
+
+    is_number = False
+
+    def __init__(self, type_: Any, *, fetches: bool, stores: bool) -> None:
+        super().__init__(fetches=fetches, stores=stores)
+        self.type = type_
+        self._size = ctypes.sizeof(type_)
+
+    def size(self, command: int) -> int:
+        return self._size
+
+
+class SimplePointer(Pointer):
+    """Points to a simple ctypes type; handlers see its Python value."""
+
+    __slots__ = ()
+
+    def __init__(self, type_: Any, *, fetches: bool, stores: bool) -> None:
+        super().__init__(type_, fetches=fetches, stores=stores)
+        self.is_given = fetches
+
+    def decode(self, data: bytes) -> Any:
+        return self.type.from_buffer_copy(data).value if data else None
+
+    def outcome(self, returned: Any, given: Any, size: int) -> tuple[int, bytes]:
+        if not self.stores:
+            return checked_result(returned), b""
+        try:
+            value = self.type(returned)
+        except TypeError:
+            value = None
+        # ctypes cuts what does not fit; an author wants to know.
+        if value is None or (isinstance(returned, int) and value.value != returned):
+            raise Misuse(f"returned {brief(returned)}, not a value of {self.type.__name__}")
+        return 0, bytes(value)
+
+
+class CompoundPointer(Pointer):
+    """Points to a structure, union or array; handlers see an instance."""
+
+    __slots__ = ()
+
+    def decode(self, data: bytes) -> Any:
+        return self.type.from_buffer_copy(data) if data else self.type()
+
+    def outcome(self, returned: Any, given: Any, size: int) -> tuple[int, bytes]:
+        if isinstance(returned, self.type):
+            if not self.stores:
+                raise Misuse(f"returned {brief(returned)}, but the program does not read it")
+            return 0, bytes(returned)
+        return checked_result(returned), bytes(given) if self.stores else b""
+
+
+class BytesPointer(Argument):
+    """Points to as many bytes as the command's number says."""
+
+    __slots__ = ()
+
+    is_number = False
+
+    def __init__(self, *, fetches: bool, stores: bool) -> None:
+        super().__init__(fetches=fetches, stores=stores)
+        self.is_given = fetches
+
+    def size(self, command: int) -> int:
+        return command_size(command)
+
+    def decode(self, data: bytes) -> Any:
+        return data
+
+    def outcome(self, returned: Any, given: Any, size: int) -> tuple[int, bytes]:
+        if not self.stores:
+            return checked_result(returned), b""
+        try:
+            stored = memoryview(returned).tobytes()[:size]
+        except TypeError:
+            raise Misuse(f"returned {brief(returned)}, not bytes") from None
+        return len(stored), stored
+
+
+def pointer(type_: Any, *, fetches: bool, stores: bool) -> Pointer | BytesPointer:
+    """Return what an argument is that points to ``type_``.
+
+    Raises TypeError if that is no simple ctypes type, structure, union or array, nor bytes.
+    """
+    if type_ is bytes:
+        return BytesPointer(fetches=fetches, stores=stores)
+    if isinstance(type_, type) and type_ is not ctypes.py_object:
+        if issubclass(type_, ctypes._SimpleCData):
+            return SimplePointer(type_, fetches=fetches, stores=stores)
+        if issubclass(type_, ctypes.Structure | ctypes.Union | ctypes.Array):
+            return CompoundPointer(type_, fetches=fetches, stores=stores)
+    raise TypeError(f"{type_!r} is no simple ctypes type, structure, union or array, nor bytes")
+
+
+def checked_result(returned: Any) -> int:
+    """Return a handler's result, for what it returned.  Raises Misuse."""
+    if returned is None:
+        return 0
+    if not isinstance(returned, int):
+        raise Misuse(f"returned {brief(returned)}, not a result")
+    if not 0 <= returned <= RESULT_MAX:
+        raise Misuse(f"returned {returned}, not a result from 0 to {RESULT_MAX}")
+    return int(returned)
