@@ -147,8 +147,11 @@ class OpenFile:
             transferred = 0
             error = 0
             while transferred < total:
-                areas = segments if fits else _areas(segments, transferred, limit)
-                fits = False
+                if fits:
+                    areas = segments
+                    fits = False
+                else:
+                    areas = _areas(segments, transferred, min(limit, total - transferred))
                 wanted = 0
                 for address, length in areas:
                     room = memory.writable(address, length)
@@ -209,8 +212,12 @@ class OpenFile:
             transferred = 0
             error = 0
             while transferred < total:
-                data = _load(memory, segments if fits else _areas(segments, transferred, limit))
-                fits = False
+                if fits:
+                    areas = segments
+                    fits = False
+                else:
+                    areas = _areas(segments, transferred, min(limit, total - transferred))
+                data = _load(memory, areas)
                 given = len(data)
                 if not given:
                     error = errno.EFAULT
