@@ -39,12 +39,12 @@ class File:
     CUSE tells them with OPEN, READ and WRITE: after F_SETFL they are new from the next of these.
     """
 
-    ioctls: ClassVar[IoctlTable]
+    _ioctl_table: ClassVar[IoctlTable]
     """The handlers of this class, for the session."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        cls.ioctls = IoctlTable(cls)
+        cls._ioctl_table = IoctlTable(cls)
 
     @property
     def nonblocking(self) -> bool:
@@ -55,8 +55,9 @@ class File:
         """Return what the program reads: at most ``size`` bytes, fewer or none if that is all.
 
         ``size`` is 1 to the device's `max_read`; a longer read(2) comes in pieces, of which the
-        first short one is the last.  ``offset`` is 0, whatever the program's position, unless the
-        device is `seekable`.
+        first short one is the last.  ``offset`` is the file's position if the device is
+        `seekable`.  If not, it counts from the beginning of each call: 0, and more only for the
+        further pieces of a long one.
 
         Raises OSError; a File without this method answers EINVAL.
         """
@@ -92,4 +93,4 @@ class File:
         """
 
 
-File.ioctls = IoctlTable(File)
+File._ioctl_table = IoctlTable(File)

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from recuse.server.exchange import Exchange, discard
@@ -68,7 +69,9 @@ class Tasks:
         """Cancel the exchange's task, if it has one by now."""
         task = exchange.task
         if task is not None:
-            self.loop.call_soon_threadsafe(task.cancel)
+            # RuntimeError: the loop has just ended, and the task with it.
+            with suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(task.cancel)
 
     def has_cancelled(self, exchange: Exchange, error: BaseException) -> bool:
         """Whether ``error`` is what the exchange's task raises when it is cancelled from here."""
@@ -94,16 +97,23 @@ class Tasks:
         except RuntimeError:
             return False
 
-    def wait(self, awaitable: Awaitable[Any], timeout_s: float) -> None:
-        """Wait in another thread for an awaitable.
+    def wait(self, awaitable: Awaitable[Any], timeout_s: float) -> bool:
+        """Wait in another thread for an awaitable; return whether it has ended in time.
 
-        Raises TimeoutError, and what the awaitable raises.
+        Raises what the awaitable raises.
         """
 
         async def wait() -> None:
             await awaitable
 
-        asyncio.run_coroutine_threadsafe(wait(), self.loop).result(timeout_s)
+        future = asyncio.run_coroutine_threadsafe(wait(), self.loop)
+        try:
+            future.result(timeout_s)
+        except TimeoutError:
+            if future.done():
+                raise
+            return False
+        return True
 
     def release(self) -> None:
         """Give the loop up."""

@@ -147,7 +147,7 @@ class IoctlCall:
         self.data = data
         self.out_size = out_size
         self._file = file
-        handler = file.ioctls.find(command)
+        handler = file._ioctl_table.find(command)
         self._handler = handler
         size = handler.argument.size(command)
         self._area: list[Area] = [(argument, size)] if size else []

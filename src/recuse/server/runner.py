@@ -31,6 +31,10 @@ Raises Misuse if the author's method returned what it must not.
 """
 
 
+Step = tuple[Callable[..., Any], Awaitable[Any]]
+"""A method that was called, and what it returned."""
+
+
 class Runner:
     """The handlers that run for one session."""
 
@@ -107,7 +111,7 @@ class Runner:
         if awaitable is not None and not self._start(awaitable, done, None):
             log.error("%s did not run: the session has ended", label(method))
 
-    def end(self, steps: Callable[[], Iterator[Awaitable[Any]]]) -> None:
+    def end(self, steps: Callable[[], Iterator[Step]]) -> None:
         """Cancel the handlers that run on the loop, then go through ``steps`` to their end.
 
         What the steps yield is awaited.  All this is over when this returns, except in the loop's
@@ -119,31 +123,28 @@ class Runner:
             self._ending = tasks.loop.create_task(self._end_in_loop(tasks, steps))
             return
         if tasks is not None:
-            self._wait(tasks, tasks.end())
-        for awaitable in steps():
+            self._wait(tasks, tasks.end, tasks.end())
+        for method, awaitable in steps():
             tasks = self._loop()
             if tasks is not None:
-                self._wait(tasks, awaitable)
+                self._wait(tasks, method, awaitable)
         self._give_up_loop()
 
-    async def _end_in_loop(
-        self, tasks: "Tasks", steps: Callable[[], Iterator[Awaitable[Any]]]
-    ) -> None:
+    async def _end_in_loop(self, tasks: "Tasks", steps: Callable[[], Iterator[Step]]) -> None:
         await tasks.end()
-        for awaitable in steps():
+        for method, awaitable in steps():
             try:
                 await awaitable
             except BaseException as error:
-                self._log(awaitable, error)
+                self._log(method, error)
         self._give_up_loop()
 
-    def _wait(self, tasks: "Tasks", awaitable: Awaitable[Any]) -> None:
+    def _wait(self, tasks: "Tasks", method: object, awaitable: Awaitable[Any]) -> None:
         try:
-            tasks.wait(awaitable, CLOSE_WAIT_S)
-        except TimeoutError:
-            log.error("closing a session: handlers go on for %s s already", CLOSE_WAIT_S)
+            if not tasks.wait(awaitable, CLOSE_WAIT_S):
+                log.error("%s has not ended after %s s", label(method), CLOSE_WAIT_S)
         except BaseException as error:
-            self._log(awaitable, error)
+            self._log(method, error)
 
     def _run_later(
         self,

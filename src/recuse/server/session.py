@@ -6,7 +6,7 @@ import logging
 import os
 import struct
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from recuse.server.device import Device, check_device
@@ -29,7 +29,7 @@ from recuse.server.exchange import Exchange, Send
 from recuse.server.file import File
 from recuse.server.request import OpenRequest
 from recuse.server.rounds import IoctlCall, Rounds, ioctl_answer
-from recuse.server.runner import Runner
+from recuse.server.runner import Runner, Step
 from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_UNRESTRICTED_IOCTL,
@@ -131,9 +131,10 @@ class Session:
         """End the session: the connection is gone, or about to be.
 
         Cancels ``async def`` methods that run, whose requests are answered with ECONNABORTED, and
-        waits for them, 5 seconds at the most; releases the files that are still open; calls
-        `Device.close`.  Plain methods that run go on in their threads.  Called in the thread of
-        the event loop, it returns at once and does all that soon after.
+        waits for them; releases the files that are still open; calls `Device.close`.  What is
+        ``async def`` and takes more than 5 seconds is not waited for.  Plain methods that run go on
+        in their threads.  Called in the thread of the event loop, it returns at once and does all
+        that soon after.
         """
         with self._lock:
             if self._closed:
@@ -141,14 +142,14 @@ class Session:
             self._closed = True
         self._runner.end(self._ending)
 
-    def _ending(self) -> Iterator[Awaitable[Any]]:
+    def _ending(self) -> Iterator[Step]:
         self._released = True
         for handle in list(self._files):
             file = self._files.pop(handle, None)
             if file is not None:
                 awaitable = self._runner.quietly(file.release)
                 if awaitable is not None:
-                    yield awaitable
+                    yield file.release, awaitable
         self._runner.quietly(self.device.close)
 
     # Each of these answers the exchange, or has it answered.

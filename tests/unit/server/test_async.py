@@ -402,11 +402,24 @@ def test_close_does_not_wait_for_ever(serve, told, monkeypatch):
     thread, used, _ = loop._running
     peer.session.close()
     closing, stopping = told.lines()
-    assert "handlers go on" in closing
+    assert closing == "Tasks.end has not ended after 0.01 s"
     assert "the event loop has not ended" in stopping
     used.call_soon_threadsafe(file.go_on.set)
     assert outcome(peer, unique) == b"after all"
     thread.join()
+
+
+def test_async_releases_that_fail_at_the_end_are_told(serve, told):
+    class ProbeFile(File):
+        async def release(self):
+            raise TimeoutError("of its own")
+
+    peer = serve(ProbeFile)
+    peer.open()
+    peer.session.close()
+    line, error = told.traceback()
+    assert line == "ProbeFile.release raised TimeoutError with errno None, which is none"
+    assert isinstance(error, TimeoutError)
 
 
 def test_close_on_the_loop_itself(serve):

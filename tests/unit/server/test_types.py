@@ -10,13 +10,12 @@ import pytest
 SAMPLE = Path(__file__).with_name("typed_device.py")
 
 
-def test_mypy_accepts_a_device_and_finds_each_mistake(tmp_path, request):
+def test_mypy_accepts_a_device_and_finds_each_mistake(tmp_path):
     pytest.importorskip("mypy")
-    cache = request.config.cache.mkdir("mypy-user")
     # Elsewhere, so that recuse is found as users have it: installed, by its py.typed.
     command = [sys.executable, "-m", "mypy", "--strict", "--hide-error-context"]
     checked = subprocess.run(
-        [*command, "--no-error-summary", f"--cache-dir={cache}", str(SAMPLE)],
+        [*command, "--no-error-summary", f"--cache-dir={tmp_path}/cache", str(SAMPLE)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
