@@ -30,12 +30,14 @@ KINDS = (
     ECHO
     + """
 import pathlib
+from typing import Optional
 
 class Kinds(Echo):
     def __init__(self, *, size: int = 0, rate: float = 0, loud: bool = False, text: str = "",
-                 path: pathlib.Path = None, limit: int | None = None, other=None):
+                 path: pathlib.Path = None, limit: int | None = None,
+                 most: Optional[int] = None, other=None):
         self.given = dict(size=size, rate=rate, loud=loud, text=text, path=path, limit=limit,
-                          other=other)
+                          most=most, other=other)
 """
 )
 
@@ -183,6 +185,7 @@ def test_a_dataclass_is_a_device_too(directory: Path) -> None:
         ("text=", ""),
         ("path=/dev/null", Path("/dev/null")),
         ("limit=0o17", 15),
+        ("most=15", 15),
         ("other=12", "12"),
     ],
 )
@@ -211,7 +214,7 @@ def test_any_argument_where_the_constructor_takes_any(directory: Path) -> None:
         (
             "speed=1",
             "kinds.py: Kinds has no argument speed; "
-            "it takes size, rate, loud, text, path, limit, other",
+            "it takes size, rate, loud, text, path, limit, most, other",
         ),
     ],
 )

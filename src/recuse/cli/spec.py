@@ -209,17 +209,11 @@ _CONVERTERS: dict[type, tuple[Callable[[str], object], str]] = {
     str: (str, "text"),
     pathlib.Path: (pathlib.Path, "a path"),
 }
-# An annotation that cannot be evaluated (a name that only type checkers import beside it) is text.
-_BY_NAME = {key.__name__: key for key in _CONVERTERS} | {"pathlib.Path": pathlib.Path}
 
 
 def _convert_arguments(spec: Spec, cls: type[Device]) -> dict[str, object]:
     """The keyword arguments for the constructor, each converted as its annotation says."""
-    try:
-        signature = inspect.signature(cls, eval_str=True)
-    except Exception:
-        signature = inspect.signature(cls)
-    parameters = signature.parameters
+    parameters = inspect.signature(cls).parameters
     named = {
         name: parameter
         for name, parameter in parameters.items()
@@ -229,7 +223,11 @@ def _convert_arguments(spec: Spec, cls: type[Device]) -> dict[str, object]:
     converted: dict[str, object] = {}
     for key, text in spec.arguments.items():
         if key in named:
-            converted[key] = _convert(spec, key, text, named[key].annotation)
+            converter, form = _CONVERTERS[_convertible(named[key].annotation, cls)]
+            try:
+                converted[key] = converter(text)
+            except (ValueError, KeyError):
+                raise SpecError(f"{spec.source}: {key}={text}: {key} is {form}") from None
         elif takes_any:
             converted[key] = text
         else:
@@ -245,24 +243,16 @@ def _convert_arguments(spec: Spec, cls: type[Device]) -> dict[str, object]:
     return converted
 
 
-def _convert(spec: Spec, key: str, text: str, annotation: object) -> object:
-    converter, form = _CONVERTERS[_convertible(annotation)]
-    try:
-        return converter(text)
-    except (ValueError, KeyError):
-        raise SpecError(f"{spec.source}: {key}={text}: {key} is {form}") from None
-
-
-def _convertible(annotation: object) -> type:
+def _convertible(annotation: object, cls: type[Device]) -> type:
     """The type to convert to: the first that is known in a union, or else str."""
-    options: Iterable[object]
     if isinstance(annotation, str):
-        options = [_BY_NAME.get(part.strip()) for part in annotation.split("|")]
-    elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        options = typing.get_args(annotation)
-    else:
-        options = [annotation]
-    for option in options:
+        # Each by itself: another one may name what only type checkers import.
+        try:
+            annotation = eval(annotation, getattr(cls.__init__, "__globals__", {}))
+        except Exception:
+            return str
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    for option in typing.get_args(annotation) if union else (annotation,):
         if isinstance(option, type) and option in _CONVERTERS:
             return option
     return str
