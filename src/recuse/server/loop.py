@@ -100,13 +100,19 @@ class Tasks:
     def wait(self, awaitable: Awaitable[Any], timeout_s: float) -> bool:
         """Wait in another thread for an awaitable; return whether it has ended in time.
 
-        Raises what the awaitable raises.
+        Raises what the awaitable raises, RuntimeError if the loop has stopped.
         """
 
         async def wait() -> None:
             await awaitable
 
-        future = asyncio.run_coroutine_threadsafe(wait(), self.loop)
+        waiting = wait()
+        try:
+            future = asyncio.run_coroutine_threadsafe(waiting, self.loop)
+        except RuntimeError:
+            waiting.close()
+            discard(awaitable)
+            raise
         try:
             future.result(timeout_s)
         except TimeoutError:
@@ -171,6 +177,7 @@ async def _serve(started: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event
 
 @atexit.register
 def _stop() -> None:
+    """Stop the loop, whoever uses it still."""
     global _running
     with _lock:
         if _running is None:

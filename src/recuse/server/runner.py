@@ -122,7 +122,7 @@ class Runner:
             # Kept, since a loop keeps only weak references.
             self._ending = tasks.loop.create_task(self._end_in_loop(tasks, steps))
             return
-        if tasks is not None:
+        if tasks is not None and not tasks.loop.is_closed():
             self._wait(tasks, tasks.end, tasks.end())
         for method, awaitable in steps():
             tasks = self._loop()

@@ -422,6 +422,27 @@ def test_async_releases_that_fail_at_the_end_are_told(serve, told):
     assert isinstance(error, TimeoutError)
 
 
+def test_after_the_loop_has_stopped(serve, told):
+    """As when a program exits, and closes sessions later than atexit has stopped the loop."""
+
+    class ProbeFile(File):
+        async def read(self, size, offset):
+            return b""
+
+        async def release(self):
+            raise AssertionError("does not run")
+
+    peer = serve(ProbeFile)
+    fh = peer.open()
+    assert peer.read(fh) == b""
+    loop._stop()
+    assert peer.fails(FUSE_READ, fuse_read_in(fh=fh, size=1)) == errno.ECONNABORTED
+    peer.session.close()
+    line, error = told.traceback()
+    assert line == "ProbeFile.release raised RuntimeError"
+    assert str(error) == "Event loop is closed"
+
+
 def test_close_on_the_loop_itself(serve):
     closed = threading.Event()
 
