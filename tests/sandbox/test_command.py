@@ -1,0 +1,258 @@
+"""`recuse run` as a whole."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+PATIENCE_S = 20
+
+ECHO = """
+import os
+from recuse import Device, File
+
+class EchoFile(File):
+    def read(self, size, offset):
+        data = self.device.data[:size]
+        del self.device.data[:size]
+        return bytes(data)
+    def write(self, data, offset):
+        self.device.data += data
+    def release(self):
+        self.device.say('release')
+
+class Echo(Device):
+    name = "echo"
+    data = bytearray()
+    log = None
+    def open(self, request):
+        self.say('open')
+        return EchoFile()
+    def say(self, what):
+        if path := os.environ.get('ECHO_LOG'):
+            with open(path, 'a') as log:
+                log.write(what + '\\n')
+"""
+
+
+@pytest.fixture
+def spec(tmp_path):
+    (tmp_path / "echo.py").write_text(ECHO)
+    return str(tmp_path / "echo.py")
+
+
+@pytest.fixture
+def argv(spec):
+    """The beginning of a command line that runs a program with /dev/echo."""
+    recuse = [
+        sys.executable,
+        "-c",
+        "import sys; from recuse.cli.main import main; sys.exit(main())",
+    ]
+    return [*recuse, "run", "-d", spec, "--"]
+
+
+@pytest.fixture
+def recuse(argv):
+    def recuse(*args, **options):
+        options = {"capture_output": True, "text": True, "timeout": PATIENCE_S} | options
+        return subprocess.run([*argv, *args], check=False, **options)
+
+    return recuse
+
+
+def shadows():
+    """Directories that sandboxes of anybody have made."""
+    return set(Path(tempfile.gettempdir()).glob("recuse-*"))
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ("exit 0", 0),
+        ("exit 3", 3),
+        ("exit 255", 255),
+        ("kill -KILL $$", 137),
+        ("kill -TERM $$", 143),
+        ("kill -SEGV $$", 139),
+        ("kill -INT $$", 130),
+        ("kill -PIPE $$", 141),
+        ("(sleep 0.1; exit 9) & exit 4", 4),
+        ("(kill -KILL $(exec sh -c 'echo $PPID')); exit 5", 5),
+    ],
+)
+def test_the_exit_status(recuse, script, status):
+    done = recuse("sh", "-c", script)
+    assert (done.returncode, done.stdout) == (status, "")
+
+
+def test_programs_that_cannot_be_executed(recuse, tmp_path):
+    assert recuse("no-such-program").returncode == 127
+    assert recuse("/no/such/program").returncode == 127
+    assert recuse(str(tmp_path)).returncode == 126
+    assert recuse("/etc/passwd").returncode == 126
+    done = recuse("no-such-program")
+    assert done.stderr.startswith("recuse: no-such-program: not found")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_standard_streams_are_the_callers(recuse, tmp_path):
+    done = recuse("sh", "-c", "cat; echo err >&2; pwd", input="in\n", cwd=tmp_path)
+    assert (done.stdout, done.stderr) == (f"in\n{tmp_path}\n", "err\n")
+    # Also when some of them are closed.
+    script = 'exec "$@"'
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        out = tmp_path / "out"
+        with subprocess.Popen(
+            ["sh", "-c", f"{script} {closed}", "sh", *recuse.__closure__[0].cell_contents,
+             "sh", "-c", f"ls -l /proc/self/fd >{out} 2>/dev/null; echo x >/dev/echo"],
+            stdin=subprocess.DEVNULL,
+        ) as program:  # fmt: skip
+            assert program.wait(PATIENCE_S) == 0, closed
+        assert "socket" not in out.read_text()
+
+
+def test_redirections(recuse, tmp_path):
+    script = """
+echo one > /dev/echo
+cat < /dev/echo
+exec 5<>/dev/echo
+echo two >&5; cat <&5; exec 5>&-
+exec 200<>/dev/echo
+echo three >&200; head -c 6 <&200; exec 200>&-
+{ echo four; ls /nosuch; } >/dev/echo 2>&1; cat /dev/echo
+echo five | tee /dev/echo; cat < /dev/echo
+(echo six; sh -c 'echo seven') >> /dev/echo; sed 's/.*/[&]/' < /dev/echo
+cat <<END >/dev/echo
+eight
+END
+cat /dev/echo - </dev/null
+"""
+    done = recuse("bash", "-c", script)
+    assert done.stdout.splitlines() == [
+        *["one", "two", "three", "four"],
+        "ls: cannot access '/nosuch': No such file or directory",
+        *["five", "five", "[six]", "[seven]", "eight"],
+    ]
+    assert done.stderr == ""
+
+
+def test_a_file_is_released_once_for_each_open(recuse, tmp_path):
+    log = tmp_path / "log"
+    script = "echo x > /dev/echo; cat /dev/echo; exec 5<>/dev/echo 6>&5; (sleep 0.1) & kill -9 $$"
+    recuse("sh", "-c", script, env={**os.environ, "ECHO_LOG": str(log)})
+    assert log.read_text().split() == ["open", "release"] * 3
+
+
+@pytest.mark.parametrize("environment", [{}, {"LANG": "C"}, {"A": "b", "PATH": "/usr/bin:/bin"}])
+def test_the_environment_is_the_callers(recuse, environment):
+    # PYTHONPATH is only to find recuse, where it is not installed.
+    done = recuse("/usr/bin/env", "-0", env=environment)
+    assert sorted(done.stdout.split("\0")[:-1]) == sorted(
+        f"{k}={v}" for k, v in environment.items()
+    )
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2], ids=lambda n: n.name
+)
+def test_signals_are_passed_on(argv, number):
+    name = number.name.removeprefix("SIG")
+    script = f"trap 'echo caught; exit 7' {name}; echo ready; while :; do sleep 0.01; done"
+    with subprocess.Popen([*argv, "sh", "-c", script], stdout=subprocess.PIPE) as program:
+        assert program.stdout.readline() == b"ready\n"
+        program.send_signal(number)
+        assert program.stdout.read() == b"caught\n"
+    assert program.returncode == 7
+
+
+def test_a_signal_that_is_not_caught_ends_the_program(argv):
+    with subprocess.Popen(
+        [*argv, "sh", "-c", "echo ready; exec sleep 1000"], stdout=subprocess.PIPE
+    ) as program:
+        assert program.stdout.readline() == b"ready\n"
+        program.terminate()
+    assert program.returncode == 143
+
+
+def test_ignored_signals_stay_ignored(argv):
+    # nohup
+    script = "trap '' HUP INT; exec \"$@\""
+    grep = ["sh", "-c", "grep SigIgn /proc/self/status"]
+    native = subprocess.run(["sh", "-c", script, "sh", *grep], stdout=subprocess.PIPE, check=True)
+    ours = subprocess.run(
+        ["sh", "-c", script, "sh", *argv, *grep], stdout=subprocess.PIPE, check=True
+    )
+    assert ours.stdout == native.stdout
+
+
+def test_background_children_are_served_until_the_last_one_ends(argv):
+    script = "exec 3<&0; (read x <&3; echo $x > /dev/echo; cat /dev/echo) & exit 3"
+    with subprocess.Popen(
+        [*argv, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as program:
+        assert program.communicate(b"late\n", PATIENCE_S)[0] == b"late\n"
+    assert program.returncode == 3
+
+
+def test_inherited_descriptors(argv):
+    # As bash makes them for <(...), make for its job server, systemd for sockets.
+    script = 'exec 7</dev/null; "$@" sh -c "cat \\$1 >&8; test -r /dev/fd/7" sh <(echo hello) 8>&1'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *argv], capture_output=True, check=False, timeout=PATIENCE_S
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"hello\n", b"")
+
+
+def descendants(pid):
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+@pytest.mark.parametrize(
+    "use", ["read", "open", "none"], ids=["using a file", "opening", "not using it"]
+)
+def test_the_supervisor_is_killed(argv, use):
+    # Calls fail then; whoever does not end by itself is killed after a grace period.
+    script = {
+        "read": "exec 5<>/dev/echo; echo ready; read go; cat <&5; echo $?; sleep 1000",
+        "open": "echo ready; read go; : < /dev/echo; echo no",
+        "none": "echo ready; read go; echo 1; sleep 1000",
+    }[use]
+    with subprocess.Popen(
+        [*argv, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+        stderr=subprocess.DEVNULL,
+    ) as program:  # fmt: skip
+        assert program.stdout.readline() == b"ready\n"
+        children = [os.pidfd_open(pid) for pid in descendants(program.pid)]
+        assert len(children) >= 2
+        program.kill()
+        program.wait()
+        with contextlib.suppress(BrokenPipeError):
+            program.stdin.write(b"go\n")
+        program.stdout.read()  # nobody holds it any more
+        for child in children:
+            os.close(child)
+
+
+def test_nothing_is_left(recuse, tmp_path):
+    before = shadows()
+    (tmp_path / "echo.py").write_text(ECHO.replace('"echo"', '"recuse-test/echo"'))
+    assert recuse("ls", "/dev/recuse-test").stdout == "echo\n"
+    assert recuse("sh", "-c", "ls /dev/recuse-test; kill -9 $$").stdout == "echo\n"
+    assert shadows() - before == set()
+
+
+def test_recuse_in_recuse(recuse, argv):
+    done = recuse(*argv, "true")
+    assert done.returncode == 125
+    assert done.stderr.startswith("recuse: another seccomp supervisor has this process already")
+    assert len(done.stderr.splitlines()) == 1
