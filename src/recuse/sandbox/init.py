@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
@@ -41,8 +41,6 @@ Handler = Callable[[int, FrameType | None], Any] | int | None
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# Dispositions that Python itself changes at its start.
-_PYTHONS_OWN = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT)
 _KEPT_FROM_INIT = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -50,6 +48,13 @@ class SockFprog(ctypes.Structure):
     """``struct sock_fprog``."""
 
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+class Dispositions(NamedTuple):
+    """What the program inherits of signals."""
+
+    handlers: dict[int, Handler]
+    mask: set[signal.Signals] | set[int]
 
 
 def check(result: int, what: str) -> int:
@@ -86,7 +91,7 @@ def become_program(
     installed: int,
     install_filter: Callable[[], None],
     argv: list[bytes],
-    handlers: dict[int, Handler],
+    dispositions: Dispositions,
 ) -> None:
     """In the child: install the filter, wait for the supervisor, execute. Does not return.
 
@@ -109,11 +114,11 @@ def become_program(
     os.close(installed)
     signal.sigwait({GO})
     check(_libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0), "prctl")
-    for number, handler in handlers.items():
+    for number, handler in dispositions.handlers.items():
         signal.signal(number, handler)
-    for name in _PYTHONS_OWN[:2]:
-        signal.signal(name, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, dispositions.mask)
     os.close(listener)
     error_code = execute(argv, environment)
     control.send(b"E %d" % error_code)
@@ -138,13 +143,15 @@ def start(
     )
     ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     watched, installed = os.pipe2(os.O_CLOEXEC)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {GO})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {GO})
     pid = os.fork()
     if pid == 0:
         ours.close()
         os.close(watched)
         control.close()
-        become_program(childs, installed, install_filter, argv, handlers)
+        dispositions = Dispositions(handlers, mask)
+        become_program(childs, installed, install_filter, argv, dispositions)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for number in _KEPT_FROM_INIT:
         signal.signal(number, signal.SIG_IGN)
     childs.close()
@@ -242,12 +249,18 @@ def end_like(status: int) -> None:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             if number not in (signal.SIGKILL, signal.SIGSTOP):
                 signal.signal(number, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
         os.kill(os.getpid(), number)
     os._exit(os.WEXITSTATUS(status))
 
 
 def main(arguments: list[str]) -> None:
     """Be the first process."""
+    # Where the program is to start with a standard stream closed, nothing of ours may take its
+    # place: these are closed when the program is executed.
+    while (placeholder := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(placeholder)
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
     number, soft_limit, program = control.recv(65536).split(b" ", 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -85,7 +86,9 @@ class Launch:
             raise ValueError("there is no program to run: argv is empty")
         if open_files is None:
             open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control, theirs = (
+            _above_standard(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        )
         with theirs:
             command: list[str | bytes] = [sys.executable, "-I", "-S", _INIT, str(theirs.fileno())]
             command += self._argv
@@ -149,6 +152,14 @@ class Launch:
         """Close what belongs to a program that has ended."""
         self._control.close()
         self.program.disown()
+
+
+def _above_standard(end: socket.socket) -> socket.socket:
+    """The socket at a number above 2, where it stands for no standard stream that is closed."""
+    if end.fileno() > 2:
+        return end
+    with end:
+        return socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 def _explain(packet: bytes) -> str:

@@ -56,11 +56,7 @@ def read_task(tid: int) -> Task:
     Raises:
         OSError: ESRCH if there is no such thread.
     """
-    try:
-        with open(f"/proc/{tid}/status", "rb") as status:
-            lines = dict(line.split(b":", 1) for line in status.read().splitlines())
-    except (FileNotFoundError, ProcessLookupError):
-        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+    lines = _read_status(tid)
     uids = [int(uid) for uid in lines[b"Uid"].split()]
     gids = [int(gid) for gid in lines[b"Gid"].split()]
     groups = frozenset(int(group) for group in lines[b"Groups"].split())
@@ -75,6 +71,24 @@ def read_task(tid: int) -> Task:
         real_credentials=_credentials(uids[0], gids[0], groups, 0 if uids[0] else permitted),
         writable=WritableMap(tid),
     )
+
+
+def _read_status(tid: int) -> dict[bytes, bytes]:
+    try:
+        with open(f"/proc/{tid}/status", "rb") as status:
+            return dict(line.split(b":", 1) for line in status.read().splitlines())
+    except (FileNotFoundError, ProcessLookupError):
+        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+
+
+def own_numbers(tid: int) -> tuple[int, int]:
+    """The numbers of a thread's process and of the thread in its own pid namespace.
+
+    Raises:
+        OSError: ESRCH if there is no such thread.
+    """
+    lines = _read_status(tid)
+    return int(lines[b"NStgid"].split()[-1]), int(lines[b"NSpid"].split()[-1])
 
 
 def _credentials(uid: int, gid: int, groups: frozenset[int], capabilities: int) -> Credentials:

@@ -28,7 +28,7 @@ from recuse.kernel.devices import CharDevice
 from recuse.sandbox.arch import arch
 from recuse.sandbox.descriptors import Descriptors
 from recuse.sandbox.permissions import MAY_EXECUTE, grants
-from recuse.sandbox.tasks import Tasks
+from recuse.sandbox.tasks import Tasks, own_numbers
 
 AT_FDCWD = -100
 _MAX_LINKS = 40
@@ -333,14 +333,21 @@ class Tree:
 
     def _read_link(self, tid: int, mount: bytes, path: bytes) -> bytes:
         """A link's target as the thread sees it; empty for one that cannot be read."""
-        if path == b"/proc/self":
-            return b"%d" % self._tasks.get(tid).tgid
-        if path == b"/proc/thread-self":
-            return b"%d/task/%d" % (self._tasks.get(tid).tgid, tid)
+        if path in (b"/proc/self", b"/proc/thread-self"):
+            tgid, tid = self._numbers(tid, mount)
+            return b"%d" % tgid if path == b"/proc/self" else b"%d/task/%d" % (tgid, tid)
         try:
             return os.readlink(mount + path)
         except OSError:
             return b""
+
+    def _numbers(self, tid: int, mount: bytes) -> tuple[int, int]:
+        """The process's and the thread's numbers in the ``/proc`` that the thread sees."""
+        if mount:
+            with contextlib.suppress(OSError):
+                if os.stat(mount + b"/proc").st_dev != os.stat("/proc").st_dev:
+                    return own_numbers(tid)
+        return self._tasks.get(tid).tgid, tid
 
     def _descriptor_node(self, target: bytes) -> Node | None:
         if not target.startswith(b"socket:["):
