@@ -11,6 +11,9 @@ from recuse.sandbox.machine import Machine
 from recuse.sandbox.supervisor import Supervisor
 from recuse.server.device import Device
 
+_SETTLE_S = 1.0
+"""How long the end of a run waits for the devices to hear that their files were closed."""
+
 
 class Sandbox:
     """A small machine of its own, in which programs find devices under ``/dev``.
@@ -109,6 +112,8 @@ class Sandbox:
                 supervisor.close()
                 launch.close()
                 self._running.remove((launch, supervisor))
+                if self._machine is not None:
+                    self._machine.descriptors.settle(_SETTLE_S)
 
     def run(
         self,

@@ -22,6 +22,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -108,6 +109,7 @@ class Descriptors:
         self._soles: dict[tuple[int, int], Descriptor] = {}
         self._tables_known = True
         self._releasing: Counter[CharDevice] = Counter()
+        self._settled = threading.Condition(self._lock)
         self._after_releases: list[tuple[CharDevice, Callable[[], None]]] = []
         self._epoll = select.epoll()
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
@@ -209,6 +211,7 @@ class Descriptors:
             if self._releasing[device]:
                 return
             del self._releasing[device]
+            self._settled.notify_all()
             ready = [go_on for waited_for, go_on in self._after_releases if waited_for is device]
             self._after_releases = [
                 waiting for waiting in self._after_releases if waiting[0] is not device
@@ -233,6 +236,14 @@ class Descriptors:
                 return
             del self._releasing[device]
         go_on()
+
+    def settle(self, timeout_s: float) -> None:
+        """Wait until what programs have let go is released, so far as that takes no longer."""
+        deadline = time.monotonic() + timeout_s
+        with self._settled:
+            while self._releasing or self._epoll.poll(0):
+                if not self._settled.wait(deadline - time.monotonic()):
+                    return
 
     def _wait_for_hang_up(self) -> Descriptor | None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -18,7 +19,7 @@ _TERMINALS = (signal.SIGINT, signal.SIGQUIT)
 def supervise(devices: Sequence[Device], argv: Sequence[str]) -> int:
     """Run a program and wait until it and everything it started have ended.
 
-    Standard streams, terminal, working directory and environment are the caller's own. The
+    Descriptors, terminal, working directory and environment are the caller's own. The
     terminal's signals reach the program by themselves, since it is in the same process group;
     SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are passed on.
 
@@ -29,11 +30,12 @@ def supervise(devices: Sequence[Device], argv: Sequence[str]) -> int:
         OSError: as :meth:`recuse.Sandbox.popen` and for devices that clash.
         SandboxError: if sandboxes cannot work on this machine.
     """
+    inherited = _inherited_descriptors()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Each file that any program has open costs the supervisor a descriptor.
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with Sandbox(*devices) as sandbox:
-        program = sandbox.popen(argv, open_files=soft, env=_environment())
+        program = sandbox.popen(argv, open_files=soft, env=_environment(), pass_fds=inherited)
 
         def forward(number: int, frame: FrameType | None) -> None:
             del frame
@@ -50,6 +52,17 @@ def supervise(devices: Sequence[Device], argv: Sequence[str]) -> int:
             for number, handler in previous.items():
                 signal.signal(number, handler)
     return 128 - status if status < 0 else status
+
+
+def _inherited_descriptors() -> list[int]:
+    """What this command was given besides the standard streams: bash's <(...), make's jobs, ..."""
+    numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    inherited = []
+    for number in numbers:
+        with contextlib.suppress(OSError):  # the one that listed them is closed already
+            if number > 2 and os.get_inheritable(number):
+                inherited.append(number)
+    return inherited
 
 
 def _environment() -> dict[str, str]:
