@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -35,6 +36,7 @@ class Sandbox:
         """
         self._devices = devices
         self._machine: Machine | None = None
+        self._lock = threading.Lock()
         self._running: list[tuple[Launch, Supervisor]] = []
 
     def __enter__(self) -> Sandbox:
@@ -60,14 +62,14 @@ class Sandbox:
         traceback: TracebackType | None,
     ) -> None:
         """Kill what still runs, release all files, end the devices."""
-        for launch, _ in self._running:
+        with self._lock:
+            running = list(self._running)
+            self._running.clear()
+        for launch, _ in running:
             launch.kill()
-        for launch, supervisor in self._running:
+        for launch, supervisor in running:
             launch.program.wait()
-            supervisor.join()
-            supervisor.close()
-            launch.close()
-        self._running.clear()
+            _finish(launch, supervisor)
         machine, self._machine = self._machine, None
         if machine is not None:
             machine.close()
@@ -102,18 +104,19 @@ class Sandbox:
             supervisor.join()
             supervisor.close()
             raise
-        self._running.append((launch, supervisor))
+        with self._lock:
+            self._running.append((launch, supervisor))
         return launch.program
 
     def _forget_ended(self) -> None:
-        for launch, supervisor in list(self._running):
-            if launch.program.poll() is not None:
-                supervisor.join()
-                supervisor.close()
-                launch.close()
-                self._running.remove((launch, supervisor))
-                if self._machine is not None:
-                    self._machine.descriptors.settle(_SETTLE_S)
+        with self._lock:
+            ended = [entry for entry in self._running if entry[0].program.poll() is not None]
+            for entry in ended:
+                self._running.remove(entry)
+        for launch, supervisor in ended:
+            _finish(launch, supervisor)
+        if ended and self._machine is not None:
+            self._machine.descriptors.settle(_SETTLE_S)
 
     def run(
         self,
@@ -153,6 +156,14 @@ class Sandbox:
         return subprocess.CompletedProcess(argv, program.returncode, output, errors)
 
     def _kill(self, program: Program) -> None:
-        for launch, _ in self._running:
-            if launch.program is program:
-                launch.kill()
+        with self._lock:
+            for launch, _ in self._running:
+                if launch.program is program:
+                    launch.kill()
+
+
+def _finish(launch: Launch, supervisor: Supervisor) -> None:
+    """Close what belongs to a program that has ended."""
+    supervisor.join()
+    supervisor.close()
+    launch.close()
