@@ -422,6 +422,30 @@ def test_async_releases_that_fail_at_the_end_are_told(serve, told):
     assert isinstance(error, TimeoutError)
 
 
+def test_a_coroutine_that_comes_after_the_end_does_not_begin(serve):
+    reading, go_on = threading.Event(), threading.Event()
+
+    class ProbeFile(File):
+        def read(self, size, offset):
+            reading.set()
+            assert go_on.wait(WAIT_S)
+            return self.late()
+
+        async def late(self):
+            raise AssertionError("does not begin")
+
+    peer = serve(ProbeFile)
+    body = fuse_read_in(fh=peer.open(), size=1)
+    thread = threading.Thread(target=peer.post, args=(FUSE_READ, body), kwargs={"unique": 500})
+    thread.start()
+    assert reading.wait(WAIT_S)
+    peer.session.close()
+    go_on.set()
+    thread.join()
+    assert outcome(peer, 500) == errno.ECONNABORTED
+    assert loop._running is None
+
+
 def test_after_the_loop_has_stopped(serve, told):
     """As when a program exits, and closes sessions later than atexit has stopped the loop."""
 

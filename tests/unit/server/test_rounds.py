@@ -239,6 +239,26 @@ def test_a_fresh_ioctl_discards_a_kept_outcome(serve, program):
     assert len(effects) == 3
 
 
+def test_a_fresh_ioctl_that_fails_discards_a_kept_outcome_too(serve, program):
+    class Probe(File):
+        runs = 0
+
+        @ioctl(IO("E", 1))
+        def probe(self, argument, memory):
+            self.runs += 1
+            if self.runs == 2:
+                raise OSError(errno.EBUSY, "busy")
+            memory.write(argument, bytes([self.runs]) * 4)
+
+    caller = program(serve(Probe))
+    fh = caller.peer.open()
+    caller.round(fh, IO("E", 1), program.BASE, [], [])
+    with pytest.raises(Exception, match="EBUSY"):
+        caller.ioctl(fh, IO("E", 1), program.BASE)
+    out, _ = caller.round(fh, IO("E", 1), program.BASE, [], [(program.BASE, 4)])
+    assert out.flags == FUSE_IOCTL_RETRY
+
+
 @pytest.mark.parametrize("other", ["command", "argument", "size", "thread", "file"])
 def test_a_kept_outcome_is_only_for_the_round_that_it_was_kept_for(serve, program, other):
     class Probe(File):
