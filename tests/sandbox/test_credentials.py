@@ -1,0 +1,231 @@
+"""Who asks: users, groups and capabilities, also of programs that change theirs."""
+
+import os
+
+import pytest
+
+from recuse.sandbox import Sandbox
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
+
+# Tries to open the device; prints what it got for reading, writing and both.
+TRY = """
+def look(path='/dev/echo'):
+    found = []
+    for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
+        result = attempt(os.open, path, flags)
+        found.append(result if isinstance(result, str) else 'ok')
+        if not isinstance(result, str): os.close(result)
+    print(*found)
+def become(uid, gid=None, groups=()):
+    os.setgroups(groups)
+    os.setresgid(*[uid if gid is None else gid] * 3); os.setresuid(uid, uid, uid)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "become", "expected"),
+    [
+        (0o600, "become(1000)", "EACCES EACCES EACCES"),
+        (0o600, "become(12)", "ok ok ok"),
+        (0o400, "become(12)", "ok EACCES EACCES"),
+        (0o060, "become(12, 34)", "EACCES EACCES EACCES"),
+        (0o660, "become(1000, 34)", "ok ok ok"),
+        (0o620, "become(1000, 1000, [5, 34])", "EACCES ok EACCES"),
+        (0o606, "become(1000, 34)", "EACCES EACCES EACCES"),
+        (0o604, "become(1000)", "ok EACCES EACCES"),
+        (0o000, "become(12)", "EACCES EACCES EACCES"),
+        (0o000, "pass", "ok ok ok"),
+        (0o600, "os.seteuid(1000)", "EACCES EACCES EACCES"),
+        (0o600, "os.seteuid(1000); os.seteuid(0)", "ok ok ok"),
+        (0o600, "os.setresuid(1000, 12, 0)", "ok ok ok"),
+        (0o600, "libc.setfsuid(1000)", "EACCES EACCES EACCES"),
+        (0o660, "libc.setfsuid(1000); libc.setfsgid(34)", "ok ok ok"),
+        (0o600, "libc.setfsuid(1000); libc.setfsuid(0)", "ok ok ok"),
+        # Without capabilities root is one of the others.
+        (
+            0o600,
+            "libc.capset(struct.pack('Ii', 0x20080522, 0), bytes(24))",
+            "EACCES EACCES EACCES",
+        ),
+        # Capabilities in a user namespace of one's own are none over what belongs to others.
+        (0o600, "call('unshare', 0x10000000)", "EACCES EACCES EACCES"),
+        (0o600, "become(1000); call('unshare', 0x10000000)", "EACCES EACCES EACCES"),
+    ],
+)
+def test_the_mode_is_respected(make_echo, clients, mode, become, expected):
+    # Also when the sandbox has seen the process before the change.
+    device = make_echo(mode=mode, uid=12, gid=34)
+    with Sandbox(device) as sandbox:
+        client = clients(sandbox)
+        assert client(f"{TRY}{become}\nlook()") == expected + "\n"
+        assert client(f"{TRY}look()\n{become}\nlook()") == f"ok ok ok\n{expected}\n"
+
+
+def test_the_node_itself_is_the_owners(make_echo, clients):
+    script = f"""{TRY}
+os.chown('/dev/echo', 12, 34)
+pid = os.fork()
+if pid == 0:
+    become(1000)
+    print(attempt(os.chmod, '/dev/echo', 0o600), attempt(os.chown, '/dev/echo', 1000, -1))
+    print(attempt(os.utime, '/dev/echo', (1, 1)), attempt(os.utime, '/dev/echo', None), flush=True)
+    os._exit(0)
+wait(pid)
+pid = os.fork()
+if pid == 0:
+    become(12, 12, [77])
+    print(attempt(os.chmod, '/dev/echo', 0o644), attempt(os.chown, '/dev/echo', 1000, -1))
+    print(attempt(os.chown, '/dev/echo', -1, 77), attempt(os.chown, '/dev/echo', -1, 78))
+    print(attempt(os.utime, '/dev/echo', (1, 1)), attempt(os.chown, '/dev/echo', 12, -1))
+    sys.stdout.flush()
+    os._exit(0)
+wait(pid)
+s = os.stat('/dev/echo'); print(oct(s.st_mode), s.st_uid, s.st_gid, flush=True)
+pid = os.fork()
+if pid == 0:
+    become(1000)
+    look(); print(attempt(os.utime, '/dev/echo', None), flush=True); os._exit(0)
+wait(pid)
+"""
+    with Sandbox(make_echo()) as sandbox:
+        output = clients(sandbox)(script)
+    assert output.splitlines() == [
+        "EPERM EPERM",
+        "EPERM None",
+        "None EPERM",
+        "None EPERM",
+        "None None",
+        "0o20644 12 77",
+        "ok EACCES EACCES",
+        "EACCES",
+    ]
+
+
+ACCESS = """
+def show():
+    print(*[os.access('/dev/echo', mode, **options) for mode in (0, 4, 2, 1)
+            for options in ({}, {'effective_ids': True})])
+"""
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ("0, 0, 0", [True, True, True, True, True, True, False, False]),
+        ("1000, 0, 0", [True, True, False, True, False, True, False, False]),
+        ("0, 1000, 0", [True, True, True, False, True, False, False, False]),
+        ("1000, 12, 0", [True, True, False, True, False, True, False, False]),
+        ("12, 1000, 0", [True, True, True, False, True, False, False, False]),
+        ("1000, 1000, 1000", [True, True, False, False, False, False, False, False]),
+    ],
+)
+def test_access_is_about_the_real_user(make_echo, clients, ids, expected):
+    with Sandbox(make_echo(mode=0o600, uid=12, gid=34)) as sandbox:
+        output = clients(sandbox)(f"{ACCESS}os.setresuid({ids}); show()")
+    assert output.split() == list(map(str, expected))
+
+
+def test_the_device_is_told_who_asks(echo, client):
+    seen = []
+    open_echo = echo.open
+
+    def open_file(request):
+        seen.append((request.uid, request.gid))
+        return open_echo(request)
+
+    echo.open = open_file
+    client(
+        f"{TRY}os.open('/dev/echo', 0); os.setegid(5); os.open('/dev/echo', 0)\n"
+        "libc.setfsuid(1000); os.open('/dev/echo', 0); become(65534); os.open('/dev/echo', 0)"
+    )
+    assert seen == [(0, 0), (0, 5), (1000, 5), (65534, 65534)]
+
+
+@pytest.mark.parametrize("maker", ["setpriv", "su", "unshare"])
+def test_programs_that_drop_privileges(make_echo, shells, needs, maker):
+    needs(maker)
+    as_nobody = {
+        "setpriv": "setpriv --reuid=65534 --regid=65534 --clear-groups sh -c",
+        "su": "su -s /bin/sh nobody -c",
+        "unshare": "setpriv --reuid=65534 --regid=65534 --clear-groups unshare -r sh -c",
+    }[maker]
+    public, private = make_echo(name="public"), make_echo(name="private", mode=0o600)
+    with Sandbox(public, private) as sandbox:
+        output = shells(sandbox)(
+            f"cat /dev/private; {as_nobody} 'echo x >/dev/public; cat /dev/public; "
+            "ls /dev/private; cat /dev/private'"
+        )
+    assert output == ("x\n/dev/private\ncat: /dev/private: Permission denied\n[status 1]")
+
+
+# clone3(2) with a process id of one's choice.
+AGAIN = """
+def process(pid, flags=0):
+    wanted = (ctypes.c_int * 1)(pid)
+    args = struct.pack('10Q', flags, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(wanted), 1)
+    made = call(435, args, len(args))
+    if made == 'EPERM': print('EPERM'); sys.exit()
+    return made
+def free_pid():
+    pid = os.fork()
+    if pid == 0: os._exit(0)
+    wait(pid)
+    return pid
+"""
+
+
+def test_a_process_with_the_number_of_another_is_not_the_other(make_echo, clients):
+    script = f"""{TRY}{AGAIN}
+pid = free_pid()
+if process(pid) == 0:
+    look(); os._exit(0)
+wait(pid)
+libc.setfsuid(1000)
+if process(pid) == 0:
+    look(); os._exit(0)
+wait(pid)
+libc.setfsuid(0)
+if process(pid) == 0:
+    look(); os._exit(0)
+wait(pid)
+"""
+    with Sandbox(make_echo(mode=0o600)) as sandbox:
+        output = clients(sandbox)(script.replace("os._exit", "sys.stdout.flush(); os._exit"))
+    if output == "EPERM\n":
+        pytest.skip("process numbers cannot be chosen here")
+    assert output.splitlines() == ["ok ok ok", "EACCES EACCES EACCES", "ok ok ok"]
+
+
+def test_a_process_with_the_number_of_another_has_memory_of_its_own(echo, client):
+    # A read into memory that the first process had, and the second has not.
+    script = f"""{AGAIN}
+pid = free_pid()
+m = mmap.mmap(-1, 1 << 16)
+address = ctypes.addressof(ctypes.c_char.from_buffer(m))
+if process(pid) == 0:
+    fd = os.open('/dev/echo', os.O_RDWR); os.write(fd, b'one')
+    print(call('read', fd, ctypes.c_void_p(address), 100), flush=True); os._exit(0)
+wait(pid)
+if process(pid) == 0:
+    fd = os.open('/dev/echo', os.O_RDWR); os.write(fd, b'two')
+    libc.munmap(ctypes.c_void_p(address), 1 << 16)
+    print(call('read', fd, ctypes.c_void_p(address), 100), os.read(fd, 9), flush=True); os._exit(0)
+wait(pid)
+"""
+    output = client(script)
+    if output == "EPERM\n":
+        pytest.skip("process numbers cannot be chosen here")
+    assert output == "3\nEFAULT b'two'\n"
+
+
+def test_a_thread_with_credentials_of_its_own(make_echo, clients):
+    # The bare call changes one thread only.
+    script = f"""{TRY}
+def other():
+    assert call(117, 1000, 1000, 1000) == 0; look()
+look(); t = threading.Thread(target=other); t.start(); t.join(); look()
+"""
+    with Sandbox(make_echo(mode=0o600)) as sandbox:
+        output = clients(sandbox)(script)
+    assert output.splitlines() == ["ok ok ok", "EACCES EACCES EACCES", "ok ok ok"]

@@ -1,0 +1,114 @@
+"""Many open files, and none left."""
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+
+from recuse.sandbox import Sandbox
+
+
+def test_a_program_with_a_thousand_files(echo, client):
+    script = """
+resource = __import__('resource'); resource.setrlimit(resource.RLIMIT_NOFILE, (1200, 1200))
+fds = [os.open('/dev/echo', os.O_RDWR) for _ in range(1000)]
+os.write(fds[0], bytes(1000))
+print(sum(len(os.read(fd, 1)) for fd in fds), stat.S_ISCHR(os.fstat(fds[-1]).st_mode), fds[-1])
+for fd in fds[::2]: os.close(fd)
+os.write(fds[1], bytes(500)); print(sum(len(os.read(fd, 1)) for fd in fds[1::2]))
+print(attempt(os.read, fds[0], 1))
+"""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert hard > 2000, "this machine's hard limit is low"
+    assert client(script) == "1000 True 1002\n500\nEBADF\n"
+    assert echo.opened == echo.released == 1000
+
+
+def test_a_table_that_is_full(echo, client):
+    script = """
+resource = __import__('resource'); resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+fds = []
+while not isinstance(fd := attempt(os.open, '/dev/echo', os.O_RDWR), str): fds.append(fd)
+print(fd, fds, attempt(os.open, '/dev/null', 0), attempt(os.open, '/dev/echo', 0o10000000))
+os.close(fds.pop()); print(os.open('/dev/echo', os.O_RDWR), attempt(os.open, '/dev/echo', 0))
+print(os.write(fds[0], b'x'), attempt(os.dup, fds[0]), os.read(fds[-1], 2))
+"""
+    assert client(script) == (
+        f"EMFILE {list(range(3, 20))} EMFILE EMFILE\n19 EMFILE\n1 EMFILE b'x'\n"
+    )
+    # Each failed open was taken back.
+    assert echo.opened == echo.released
+    assert echo.opened >= 18
+
+
+SUPERVISOR = """
+import resource, subprocess, sys
+from recuse import Device, File
+from recuse.sandbox import Sandbox
+counts = {'open': 0, 'release': 0}
+class CountingFile(File):
+    def release(self): counts['release'] += 1
+    def read(self, size, offset): return b'x'
+class Echo(Device):
+    name = 'echo'
+    def open(self, request):
+        counts['open'] += 1
+        return CountingFile()
+script = '''
+import os, resource, sys
+sys.stdin.read(1)
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+fds = []
+try:
+    while len(fds) < 300: fds.append(os.open('/dev/echo', os.O_RDWR))
+except OSError as error:
+    print(error.errno)
+print(len(fds) > 10, all(os.read(fd, 1) == b'x' for fd in fds), open('/etc/passwd').read(1) != '')
+while fds: os.close(fds.pop())
+print(os.open('/dev/echo', os.O_RDWR) < 10)
+'''
+with Sandbox(Echo()) as sandbox:
+    program = sandbox.popen([sys.executable, '-I', '-S', '-c', script], stdin=subprocess.PIPE)
+    # Only now, and only for the supervisor.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+    program.stdin.write(b'x'); program.stdin.close()
+    program.wait()
+print(counts['open'] == counts['release'], counts['open'] > 11)
+"""
+
+
+def test_a_supervisor_without_descriptors(tmp_path):
+    # The programs' opens fail then, cleanly; what is open goes on.
+    done = subprocess.run(
+        [sys.executable, "-c", SUPERVISOR], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0] in ("24", "23")  # EMFILE, ENFILE
+    assert lines[1:] == ["True True True", "True", "True True"]
+
+
+def descriptors():
+    """What this process has open, but for views of programs' memory, which are kept for a while."""
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sorted(link.partition("[")[0] for link in links if not link.endswith("/mem"))
+
+
+def test_nothing_stays_open_in_the_supervisor(make_echo, clients):
+    # The fixture looks after each test; this is about a sandbox that lives long.
+    with Sandbox(make_echo()) as sandbox:
+        client = clients(sandbox)
+        script = "for _ in range(50): os.close(os.dup(os.open('/dev/echo', os.O_RDWR)))\n"
+        script += "print(os.listdir('/dev')[:0])"
+        client(script)
+        sandbox.run(["true"])
+        before = descriptors()
+        for _ in range(5):
+            assert client(script) == "[]\n"
+        sandbox.run(["true"])
+        assert descriptors() == before

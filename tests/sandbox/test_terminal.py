@@ -1,0 +1,205 @@
+"""`recuse run` at a terminal: job control and the keys that make signals."""
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+
+ECHO = """
+from recuse import Device, File
+
+class EchoFile(File):
+    def read(self, size, offset):
+        return b"from the device\\n" if self.once() else b""
+    def once(self):
+        self.done = not getattr(self, 'done', False)
+        return self.done
+    def write(self, data, offset):
+        pass
+
+class Echo(Device):
+    name = "echo"
+    def open(self, request):
+        return EchoFile()
+"""
+PATIENCE_S = 20
+
+
+class Terminal:
+    """A shell at a pseudo-terminal, with job control."""
+
+    def __init__(self, argv):
+        self.pid, self.master = pty.fork()
+        if self.pid == 0:
+            try:
+                os.environ["PS1"] = "$ "
+                os.execvp(argv[0], argv)
+            finally:
+                os._exit(127)
+        attributes = termios.tcgetattr(self.master)
+        attributes[3] &= ~termios.ECHO
+        termios.tcsetattr(self.master, termios.TCSANOW, attributes)
+        self.seen = b""
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def expect(self, text):
+        """Read until the text comes; return what came before it."""
+        end = time.monotonic() + PATIENCE_S
+        wanted = text.encode()
+        while wanted not in self.seen:
+            ready, _, _ = select.select([self.master], [], [], max(0, end - time.monotonic()))
+            assert ready, f"no {text!r} in {self.seen!r}"
+            try:
+                part = os.read(self.master, 4096)
+            except OSError:  # EIO: nobody has the other end any more
+                part = b""
+            assert part, f"no {text!r} in {self.seen!r}"
+            self.seen += part
+        before, _, self.seen = self.seen.partition(wanted)
+        return before.decode(errors="replace")
+
+    def close(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGHUP)
+        os.close(self.master)
+        os.waitpid(self.pid, 0)
+
+
+@pytest.fixture
+def argv(tmp_path):
+    (tmp_path / "echo.py").write_text(ECHO)
+    main = "import sys; from recuse.cli.main import main; sys.exit(main())"
+    return [sys.executable, "-c", main, "run", "-d", str(tmp_path / "echo.py"), "--"]
+
+
+@pytest.fixture
+def bash(argv):
+    """A shell in which `$R PROGRAM` runs a program with /dev/echo."""
+    terminal = Terminal(["bash", "--norc", "--noprofile", "-i"])
+    terminal.type(f'R() {{ {sys.executable} -c "{argv[2]}" run -d {argv[5]} -- "$@"; }}\n')
+    terminal.type("echo rea''dy\n")
+    terminal.expect("ready")
+    terminal.expect("$ ")
+    yield terminal
+    terminal.close()
+
+
+def test_interrupt(bash):
+    bash.type("R sh -c 'cat /dev/echo; echo star''ted; exec sleep 1000'\n")
+    bash.expect("from the device\r\n")
+    bash.expect("started")
+    bash.type("\x03")
+    bash.type("echo status $?.\n")
+    bash.expect("status 130.")
+
+
+def test_an_interrupt_that_the_program_catches(bash):
+    bash.type("R sh -c 'trap \"echo caught; exit 7\" INT; echo star''ted; sleep 1000'\n")
+    bash.expect("started")
+    bash.type("\x03")
+    bash.expect("caught")
+    bash.type("echo status $?.\n")
+    bash.expect("status 7.")
+
+
+def test_quit(bash):
+    bash.type("ulimit -c 0; R sh -c 'echo star''ted; exec sleep 1000'\n")
+    bash.expect("started")
+    bash.type("\x1c")
+    bash.type("echo status $?.\n")
+    bash.expect("status 131.")
+
+
+def test_stop_and_continue(bash):
+    bash.type("R sh -c 'echo star''ted; read x; echo got $x; cat /dev/echo; exit 5'\n")
+    bash.expect("started")
+    bash.type("\x1a")
+    bash.expect("Stopped")
+    bash.expect("$ ")
+    bash.type("jobs; echo at the shell\n")
+    bash.expect("Stopped")
+    bash.expect("at the shell")
+    bash.type("fg\n")
+    bash.expect("R sh")
+    bash.type("input\n")
+    bash.expect("got input")
+    bash.expect("from the device")
+    bash.type("echo status $?.\n")
+    bash.expect("status 5.")
+
+
+def test_in_the_background(bash):
+    bash.type("R sh -c 'cat /dev/echo; exit 6' > /dev/null & wait $!; echo status $?.\n")
+    bash.expect("status 6.")
+
+
+def test_the_terminal_is_the_programs(bash):
+    bash.type("R sh -c 'tty; test -t 0 && test -t 1 && test -t 2 && echo all three; stty size'\n")
+    bash.expect("/dev/pts/")
+    bash.expect("all three")
+    bash.type("R cat /dev/tty\n")
+    bash.type("typed\n\x04")
+    bash.expect("typed")
+
+
+def test_an_interactive_shell_in_the_sandbox(bash):
+    bash.type("R bash --norc --noprofile -i\n")
+    bash.expect("$ ")
+    bash.type("PS1=in''side:\n")
+    bash.expect("inside:")
+    bash.type("sh -c 'echo star''ted; exec sleep 1000'\n")
+    bash.expect("started")
+    bash.type("\x1a")
+    bash.expect("Stopped")
+    bash.expect("inside:")
+    bash.type("cat /dev/echo; jobs\n")
+    bash.expect("from the device")
+    bash.expect("Stopped")
+    bash.type("kill -9 %1; wait; exit 9\n")
+    bash.expect("exit")
+    bash.type("echo status $?.\n")
+    bash.expect("status 9.")
+
+
+def test_the_terminal_goes_away(argv):
+    # As when its window is closed: SIGHUP for the whole session.
+    terminal = Terminal([*argv, "sh", "-c", "sleep 1000 & echo started; cat; wait"])
+    terminal.expect("started")
+    child = os.pidfd_open(terminal.pid)
+    os.close(terminal.master)
+    ended = select.select([child], [], [], PATIENCE_S)[0]
+    os.close(child)
+    if not ended:
+        os.kill(terminal.pid, signal.SIGKILL)
+    os.waitpid(terminal.pid, 0)
+    assert ended
+
+
+def test_timeout_s_signals(argv):
+    # timeout(1) signals its child and the whole group.
+    done = subprocess.run(
+        ["timeout", "-s", "INT", "1", *argv, "sleep", "1000"], check=False, timeout=PATIENCE_S
+    )
+    assert done.returncode == 124
+
+
+def test_sigint_for_recuse_alone_reaches_the_program(argv):
+    # As from kill(1), a test harness or an IDE's stop button: no terminal has sent it to the group.
+    with subprocess.Popen(
+        [*argv, "sh", "-c", "echo; exec sleep 1000"], stdout=subprocess.PIPE
+    ) as program:
+        program.stdout.readline()
+        program.send_signal(signal.SIGINT)
+        try:
+            assert program.wait(5) in (130, -signal.SIGINT)
+        finally:
+            program.terminate()

@@ -1,0 +1,168 @@
+"""Everything without root."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import recuse
+
+PRELUDE = """
+import os, subprocess, sys
+from recuse import Device, File
+from recuse.sandbox import Sandbox
+class FifoFile(File):
+    def read(self, size, offset):
+        data = bytes(self.device.data[:size])
+        del self.device.data[:size]
+        return data
+    def write(self, data, offset):
+        self.device.data += data
+    def release(self):
+        self.device.released += 1
+class Fifo(Device):
+    name = 'echo'
+    released = 0
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.data = bytearray()
+    def open(self, request):
+        self.who = request.uid, request.gid
+        return FifoFile()
+def python(sandbox, script):
+    sandbox.run([sys.executable, '-I', '-S', '-c', 'import ctypes, os, sys, threading\\n' + script])
+"""
+
+
+@pytest.fixture(scope="module")
+def nobody():
+    """Runs a script, after PRELUDE, as nobody, or as whoever this is if that is not root."""
+    python = "/usr/bin/python3" if os.geteuid() == 0 else sys.executable
+    if not Path(python).exists():
+        pytest.skip("there is no Python that nobody can run")
+    with tempfile.TemporaryDirectory(prefix="unprivileged-") as directory:
+        os.chmod(directory, 0o755)
+        source = Path(recuse.__file__).parent
+        shutil.copytree(source, Path(directory) / "recuse", ignore=shutil.ignore_patterns("*.pyc"))
+        drop = []
+        if os.geteuid() == 0:
+            drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+            for path in (directory, *Path(directory).rglob("*")):
+                os.chmod(path, 0o755 if os.path.isdir(path) else 0o644)
+
+        def run(script):
+            done = subprocess.run(
+                [*drop, python, "-B", "-c", PRELUDE + script],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+                timeout=60,
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": directory},
+                cwd="/",
+            )
+            return done.stdout if done.returncode == 0 else f"{done.stdout}[{done.returncode}]"
+
+        yield run
+
+
+def test_a_device_works(nobody):
+    output = nobody("""
+device = Fifo()
+with Sandbox(device) as sandbox:
+    sandbox.run(['sh', '-c', 'echo hello > /dev/echo; cat /dev/echo; ls /dev/echo; id -u >&2;'
+        'exec 5<>/dev/echo; (echo five >&5); cat <&5; chmod 600 /dev/echo; stat -c %a /dev/echo'],
+        stderr=subprocess.DEVNULL)
+print(device.who == (os.geteuid(), os.getegid()), device.released)
+print(sandbox is not None, os.stat('/').st_uid == os.geteuid())
+""")
+    assert output.splitlines() == ["hello", "/dev/echo", "five", "600", "True 3", "True False"]
+
+
+def test_the_nodes_owner_is_whoever_runs_the_sandbox(nobody):
+    output = nobody("""
+with Sandbox(Fifo()) as sandbox:
+    python(sandbox, "s = os.stat('/dev/echo')\\n"
+           "print((s.st_uid, s.st_gid) == (os.geteuid(), os.getegid()))")
+with Sandbox(Fifo(mode=0o600, uid=0)) as sandbox:
+    sandbox.run(['sh', '-c', 'exec 2>&1; cat /dev/echo; stat -c "%u %a" /dev/echo'])
+    sandbox.run(['sh', '-c', 'exec 2>&1; chmod 666 /dev/echo'])
+    sandbox.run(['sh', '-c', 'unshare -r cat /dev/echo 2>&1; unshare -r chmod 666 /dev/echo 2>&1'])
+    sys.stdout.flush()
+""")
+    assert output.splitlines() == [
+        "True",
+        "cat: /dev/echo: Permission denied",
+        "0 600",
+        "chmod: changing permissions of '/dev/echo': Operation not permitted",
+        "cat: /dev/echo: Permission denied",
+        "chmod: changing permissions of '/dev/echo': Operation not permitted",
+    ]
+
+
+UNDUMPABLE = """
+device = Fifo()
+with Sandbox(device) as sandbox:
+    python(sandbox, '''
+{before}
+libc = ctypes.CDLL(None)
+assert libc.prctl(4, 0, 0, 0, 0) == 0  # PR_SET_DUMPABLE
+print(open('/etc/passwd').readline() != '', os.stat('/etc/passwd').st_size > 0)
+print('null' in os.listdir('/dev'), os.access('/etc/passwd', os.R_OK), os.readlink('/bin') != '')
+r, w = os.pipe()
+print(os.write(w, b'pipe'), os.read(r, 4), os.dup(r) > 2)
+thread = threading.Thread(target=lambda: print('thread')); thread.start(); thread.join()
+sys.stdout.flush()
+pid = os.fork()
+if pid == 0:
+    print(open('/etc/passwd').readline() != '', flush=True); os._exit(0)
+os.wait()
+print(os.system('echo system; cat /etc/passwd >/dev/null'))
+''')
+"""
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "f = os.open('/dev/echo', os.O_RDWR); os.write(f, b'x')"],
+    ids=["", "with device"],
+)
+def test_a_program_that_nobody_may_look_into_works(nobody, before):
+    # ssh-agent, gpg-agent and others make themselves so. It may see no devices; all else works.
+    output = nobody(UNDUMPABLE.format(before=before).replace("\n{", "\n"))
+    assert output.splitlines() == [
+        "True True",
+        "True True True",
+        "4 b'pipe' True",
+        "thread",
+        "True",
+        "system",
+        "0",
+    ]
+
+
+def test_a_program_that_may_be_executed_and_not_read(nobody, compiled, needs):
+    needs("gcc", "gcc")
+    program = compiled("raw", "-DUNREADABLE")
+    os.chmod(program, 0o711)
+    # Its process cannot be looked into either, from the beginning.
+    output = nobody(f"""
+with Sandbox(Fifo()) as sandbox:
+    print(sandbox.run([{program!r}, 'fork'], stderr=subprocess.STDOUT).returncode)
+""")
+    assert output.splitlines()[-1] in ("0", "1")
+    assert "error while loading shared libraries" not in output
+
+
+def test_set_user_id_programs_gain_nothing(nobody, needs):
+    needs("su")
+    output = nobody("""
+with Sandbox(Fifo()) as sandbox:
+    done = sandbox.run(['su', '-c', 'id -u'], stdin=subprocess.DEVNULL, capture_output=True)
+    print(done.returncode != 0, b'0' in done.stdout.split())
+""")
+    assert output == "True False\n"
