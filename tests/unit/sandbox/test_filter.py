@@ -1,0 +1,71 @@
+"""The filter, run by a small interpreter of classic BPF."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recuse.sandbox.arch import arch
+from recuse.sandbox.filter import TRAPPED, TRAPPED_FCNTL, build_filter
+
+ALLOW, NOTIFY, ENOSYS = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.ENOSYS
+I386 = 0x40000003
+PROGRAM = list(struct.iter_unpack("=HBBI", build_filter()))
+
+
+def verdict(number: int, *arguments: int, machine: int = arch.AUDIT_ARCH) -> int:
+    """What the kernel would do with a system call."""
+    padded = [*arguments, *[0] * 6][:6]
+    data = struct.pack("=iIQ6Q", number, machine, 0, *padded)
+    accumulator = position = 0
+    while True:
+        code, then, otherwise, value = PROGRAM[position]
+        position += 1
+        if code == 0x20:
+            (accumulator,) = struct.unpack_from("=I", data, value)
+        elif code == 0x06:
+            return value
+        else:
+            taken = {0x15: accumulator == value, 0x45: accumulator & value != 0}[code]
+            position += then if taken else otherwise
+
+
+@pytest.mark.parametrize("name", TRAPPED)
+def test_calls_that_may_be_about_devices_are_trapped(name: str) -> None:
+    assert verdict(arch.SYSCALLS[name]) == NOTIFY
+
+
+@pytest.mark.parametrize("name", ["close", "mmap", "futex", "exit_group", "brk", "wait4"])
+def test_calls_that_never_are_run_untrapped(name: str) -> None:
+    numbers = {"close": 3, "mmap": 9, "futex": 202, "exit_group": 231, "brk": 12, "wait4": 61}
+    assert verdict(numbers[name]) == ALLOW
+
+
+def test_fcntl_is_trapped_for_some_commands() -> None:
+    fcntl = arch.SYSCALLS["fcntl"]
+    trapped = {command for command in range(2000) if verdict(fcntl, 5, command) == NOTIFY}
+    assert trapped == set(TRAPPED_FCNTL)
+    # Only the low word of a command counts, as it does in the kernel.
+    assert verdict(fcntl, 5, 1 << 32) == NOTIFY
+
+
+def test_io_uring_does_not_exist() -> None:
+    assert verdict(arch.SYSCALLS["io_uring_setup"]) == ENOSYS
+
+
+def test_x32_calls_do_not_exist() -> None:
+    assert verdict(arch.FOREIGN_CALL_BIT | arch.SYSCALLS["read"]) == ENOSYS
+
+
+@given(st.integers(0, 0x7FFFFFFF))
+def test_32_bit_programs_run_untrapped(number: int) -> None:
+    assert verdict(number, machine=I386) == ALLOW
+
+
+@given(st.integers(0, 0x3FFFFFFF), st.lists(st.integers(0, 2**64 - 1), min_size=6, max_size=6))
+def test_every_call_has_a_verdict(number: int, arguments: list[int]) -> None:
+    assert verdict(number, *arguments) in (ALLOW, NOTIFY, ENOSYS)
