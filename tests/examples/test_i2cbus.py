@@ -282,6 +282,13 @@ CALLS: list[tuple[str, str, list[bytes | int]]] = [
     ("read_i2c_block_data, 0x2a, 9, 32", f"{list(range(3, 67, 2))}", [b"\x09", 32]),
 ]
 
+READING_CALLS: list[tuple[str, str, list[bytes | int]]] = [
+    # size, then what is in the program's block
+    ("0", "02 01 00 00", []),
+    ("4", "03 05 00 00", [b"\x09\x02\x01", 2]),
+    ("7", "03 05 07 09", [b"\x09\x02\x01\x00", 4]),
+]
+
 
 def test_smbus_as_messages(i2cbus: Any, answers: Callable[[Any, str], list[str]]) -> None:
     """What the chip sees of each call: bytes written, and the number of bytes read."""
@@ -299,9 +306,28 @@ def test_smbus_as_messages(i2cbus: Any, answers: Callable[[Any, str], list[str]]
                 seen[-1] += 1  # type: ignore[operator]
                 yield number
 
-    results = answers(Odd(), "".join(f"show(bus.{call})\n" for call, _, _ in CALLS))
-    assert results == [result for _, result, _ in CALLS]
-    assert seen == [message for _, _, messages in CALLS for message in messages]
+    # smbus2 makes calls that write and read as ones that write; Linux takes them as reading, too.
+    code = """
+raw(0x703, 0x2a)
+def read(size):
+    block = ctypes.create_string_buffer(bytes([2, 1]), 34)
+    raw(0x720, struct.pack("BBxxIQ", 1, 9, size, ctypes.addressof(block)))
+    return block[:4].hex(" ")
+"""
+    code += "".join(f"show(bus.{call})\n" for call, _, _ in CALLS)
+    code += "".join(f"show(read, {size})\n" for size, _, _ in READING_CALLS)
+    calls = CALLS + READING_CALLS
+    assert answers(Odd(), code) == [result for _, result, _ in calls]
+    assert seen == [message for _, _, messages in calls for message in messages]
+
+
+def test_counts_that_smbus_does_not_have(python: Callable[[str], list[str]]) -> None:
+    code = """
+for count in (0, 1, 32, 33):
+    bus.write_byte_data(0x50, 0, count)
+    show(lambda: len(bus.read_block_data(0x50, 0)))
+"""
+    assert python(code) == ["EPROTO", "1", "32", "EPROTO"]
 
 
 def test_a_chip_may_refuse(i2cbus: Any, answers: Callable[[Any, str], list[str]]) -> None:
