@@ -32,8 +32,8 @@ class DeviceInfo:
 
     name: str = ""
     mode: int = 0o600
-    uid: int = 0
-    gid: int = 0
+    uid: int | None = None
+    gid: int | None = None
 
 
 class CuseChannel:

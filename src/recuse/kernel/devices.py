@@ -28,7 +28,8 @@ class CharDevice:
 
     mode is permission bits; max_read and max_write are the most bytes of one READ or WRITE;
     unrestricted devices may ask for the caller's memory by address in an ioctl; seekable ones get
-    the file position with READ and WRITE.
+    the file position with READ and WRITE.  uid and gid are None where the server leaves the node's
+    owner to whoever makes the node.
     """
 
     name: str
@@ -36,8 +37,8 @@ class CharDevice:
     minor: int
     connection: Connection
     mode: int = 0o600
-    uid: int = 0
-    gid: int = 0
+    uid: int | None = None
+    gid: int | None = None
     seekable: bool = False
     unrestricted: bool = False
     max_read: int = TRANSFER_MIN
@@ -64,8 +65,8 @@ class DeviceTable:
         connection: Connection,
         *,
         mode: int = 0o600,
-        uid: int = 0,
-        gid: int = 0,
+        uid: int | None = None,
+        gid: int | None = None,
         seekable: bool = False,
         unrestricted: bool = False,
         max_read: int = TRANSFER_MIN,

@@ -340,10 +340,12 @@ def _total(segments: Sequence[Segment]) -> int:
 def _areas(segments: Sequence[Segment], skip: int, limit: int) -> Sequence[Segment]:
     """Return the parts of segments for one request, which starts ``skip`` bytes into them.
 
-    They have at most ``limit`` bytes in MAX_PAGES pages (fuse_get_user_pages).
+    They have at most ``limit`` bytes, in at most as many pages as Linux takes (MAX_PAGES;
+    fuse_get_user_pages), or as the device needs for ``limit`` bytes if it asked for more than
+    Linux would ever send it.
     """
     areas = []
-    pages = MAX_PAGES
+    pages = max(MAX_PAGES, limit // PAGE_SIZE)
     for address, length in segments:
         if skip >= length:
             skip -= length

@@ -12,16 +12,16 @@ from types import FrameType
 from recuse.sandbox.api import Sandbox
 from recuse.server.device import Device
 
-_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_TERMINALS = (signal.SIGINT, signal.SIGQUIT)
+_KEYS = (signal.SIGINT, signal.SIGQUIT)
+_PASSED_ON = (*_KEYS, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def supervise(devices: Sequence[Device], argv: Sequence[str]) -> int:
     """Run a program and wait until it and everything it started have ended.
 
-    Descriptors, terminal, working directory and environment are the caller's own. The
-    terminal's signals reach the program by themselves, since it is in the same process group;
-    SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 are passed on.
+    Descriptors, terminal, working directory and environment are the caller's own. What the
+    terminal's keys send reaches the program by itself, since it is in the same process group;
+    other signals are passed on.
 
     Returns:
         The exit status, or 128 + n if signal n ended the program.
@@ -39,19 +39,36 @@ def supervise(devices: Sequence[Device], argv: Sequence[str]) -> int:
 
         def forward(number: int, frame: FrameType | None) -> None:
             del frame
+            if number in _KEYS and _in_foreground():
+                return  # the terminal sends it to the whole group
+            if number == signal.SIGHUP and os.getsid(0) == os.getpid():
+                # The terminal is gone. It tells its session's leader, which we are; the kernel
+                # would tell the others when that ended.
+                signal.signal(number, signal.SIG_IGN)
+                os.killpg(0, number)
             program.send_signal(number)
 
-        def ignore(number: int, frame: FrameType | None) -> None:
-            del number, frame
-
-        previous = {number: signal.signal(number, forward) for number in _FORWARDED}
-        previous |= {number: signal.signal(number, ignore) for number in _TERMINALS}
+        previous = {number: signal.signal(number, forward) for number in _PASSED_ON}
         try:
             status = program.wait()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
     return 128 - status if status < 0 else status
+
+
+def _in_foreground() -> bool:
+    """Whether this command's process group is the one that its terminal's keys send signals to."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def _inherited_descriptors() -> list[int]:

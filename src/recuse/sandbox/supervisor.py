@@ -49,6 +49,7 @@ class Supervisor:
     def close(self) -> None:
         """Let go of the listener. Programs that still run get ENOSYS from all trapped calls."""
         self.listener.close()
+        self.tasks.forget_ended()
 
     def _handle(self, call: Notification) -> None:
         try:

@@ -69,7 +69,7 @@ def test_the_device_is_there_when_writing_the_reply_returns() -> None:
     assert table.by_name("snd/thing") is table.by_number(254, 9) is device
     assert (device.unrestricted, device.seekable) == (True, False)
     assert (device.max_read, device.max_write) == (8192, 16384)
-    assert (device.mode, device.uid, device.gid) == (0o600, 0, 0)
+    assert (device.mode, device.uid, device.gid) == (0o600, None, None)
     assert device.connection is channel.connection
     assert channel.connection.state is ConnectionState.CONNECTED
     assert channel.connection.minor == 40

@@ -570,3 +570,14 @@ def test_files_have_their_own_handles() -> None:
         finish(made.connection, file.read(caller(), [(0, 4)], None))
         finish(made.connection, file.release())
     assert [m.body.fh for m in server.messages[2:]] == [5, 5, 6, 6]
+
+
+def test_a_device_that_asks_for_more_than_linux_sends_gets_it() -> None:
+    largest = 256 * PAGE
+    opened = Opened(gives, max_read=largest, memory=FakeMemory(600))
+    assert opened.read((0, 2 * largest)) == 2 * largest
+    assert [m.body.size for m in opened.asked] == [largest, largest]
+    # One page more than that is touched by a buffer that does not begin at a page.
+    opened.asked.clear()
+    assert opened.read((100, largest)) == largest
+    assert [m.body.size for m in opened.asked] == [largest - 100, 100]
