@@ -8,11 +8,13 @@ import pytest
 
 from recuse import Device, File, ioctl
 from recuse.wire.fuse import (
+    FUSE_INTERRUPT,
     FUSE_IOCTL,
     FUSE_OPEN,
     FUSE_READ,
     FUSE_RELEASE,
     FUSE_WRITE,
+    fuse_interrupt_in,
     fuse_ioctl_in,
     fuse_open_in,
     fuse_read_in,
@@ -78,7 +80,9 @@ def test_what_escapes_is_eio_and_a_traceback(serve, told, error, later):
     line, shown = told.traceback()
     assert line.startswith(f"{name} raised {type(error).__name__}")
     assert shown is error
-    # And the next one is served, by the same thread.
+    # It is over, and the next one is served, by the same thread.
+    (unique,) = peer.answers.keys() - {2}
+    assert peer.fails(FUSE_INTERRUPT, fuse_interrupt_in(unique=unique), unique=9) == errno.EAGAIN
     peer.release(fh)
 
 
@@ -172,7 +176,7 @@ def test_a_result_that_fails_when_looked_at(serve, told):
     assert isinstance(told.traceback()[1], ZeroDivisionError)
 
 
-@pytest.mark.parametrize("returned", [None, 1, object(), File], ids=repr)
+@pytest.mark.parametrize("returned", [None, 1, [], File], ids=repr)
 def test_open_returns_no_file(serve, told, returned):
     class Probe(Device):
         name = "probe"

@@ -549,12 +549,18 @@ def test_optional_and_keyword_parameters(serve, program):
         def three(self, argument=9):
             return argument
 
+        @ioctl(0)
+        @ioctl(0xFFFFFFFF)
+        def ends(self):
+            return 8
+
     peer = serve(Probe)
     fh = peer.open()
     caller = program(peer)
     assert caller.ioctl(fh, IOW("E", 1, c_int), caller.put(0, bytes(c_int(10)))) == 15
     assert caller.ioctl(fh, IO("E", 2)) == 6
     assert caller.ioctl(fh, IO("E", 3), 7) == 7
+    assert caller.ioctl(fh, 0) == caller.ioctl(fh, 0xFFFFFFFF) == 8
 
 
 # Restricted devices
