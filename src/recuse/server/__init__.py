@@ -6,7 +6,15 @@
     memory   Memory: the calling program's memory, by address, during one ioctl
     request  Request: who asks; current_request()
     session  Session: takes requests as bytes, calls methods, gives answers as bytes
-    exchange, dispatch, rounds, loop: what Session is made of
+
+What Session is made of:
+
+    exchange    a request, and the single use of the way back
+    dispatch    from a request's bytes to a method's arguments, from its result to an answer's bytes
+    runner      calls methods, and turns whatever they do into an answer
+    loop        the event loop of ``async def`` methods
+    arguments   the kinds of ioctl arguments; decorators has their types for type checkers
+    rounds      one ioctl, in as many rounds as it takes
 
 Nothing here knows what is at the other end of the channel.  Only `recuse.wire` is imported.
 """
