@@ -204,6 +204,17 @@ def test_any_argument_where_the_constructor_takes_any(directory: Path) -> None:
     assert device.given == {"one": "1", "two": "2"}
 
 
+def test_a_constructor_need_not_take_what_every_device_has(directory: Path) -> None:
+    body = ECHO.replace("def open(", "def __init__(self, size=1): self.size = size\n    def open(")
+    write(directory, "echo.py", body)
+    device: Any = load(parse("echo.py,name=echo1,mode=0o600,seekable=yes,size=3"))
+    assert (device.name, device.mode, device.seekable, device.size) == ("echo1", 0o600, True, "3")
+    assert error_of("echo.py,mode=x") == (
+        "echo.py: mode=x: mode is a number, such as 4096, 0x1000 or 0o660"
+    )
+    assert error_of("echo.py,name=../x").startswith("echo.py: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -214,7 +225,8 @@ def test_any_argument_where_the_constructor_takes_any(directory: Path) -> None:
         (
             "speed=1",
             "kinds.py: Kinds has no argument speed; "
-            "it takes size, rate, loud, text, path, limit, most, other",
+            "it takes size, rate, loud, text, path, limit, most, other, name, mode, uid, gid, "
+            "major, minor, max_read, max_write, seekable, unrestricted",
         ),
     ],
 )
@@ -226,7 +238,7 @@ def test_bad_arguments(directory: Path, arguments: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("init", "text", "message"),
     [
-        ("self", "echo.py,a=1", "echo.py: Echo has no argument a; it takes no arguments"),
+        ("self", "echo.py,a=1", "echo.py: Echo has no argument a; it takes name, mode, uid, gid,"),
         ("self, size, rate, n=0", "echo.py,n=1", "echo.py: Echo needs size=...,rate=... after a"),
     ],
 )

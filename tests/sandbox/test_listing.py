@@ -243,6 +243,20 @@ print(os.listdir('.'), stat.S_ISCHR(os.stat('event9').st_mode), stat.S_ISDIR(os.
     )
 
 
-def test_a_shell_may_go_into_a_directory_that_exists_only_here(box, shells):
-    output = shells(box)("cd /dev/recuse-input && ls && pwd && echo x > event9 && cat ./event9")
-    assert output == "event9\n/dev/recuse-input\nx\n"
+def test_a_directory_that_exists_only_here_cannot_be_the_working_directory(box, shells):
+    output = shells(box)(
+        "cd /dev/recuse-input 2>&1; echo x > /dev/recuse-input/event9; "
+        "cat /dev/recuse-input/../recuse-input/event9; cd /dev/recuse-input/event9 2>&1"
+    )
+    lines = output.splitlines()
+    assert "can't cd to /dev/recuse-input" in lines[0]
+    assert lines[1] == "x"
+    assert "can't cd to /dev/recuse-input/event9" in lines[2]
+
+
+def test_what_going_there_says(run):
+    script = """
+print(attempt(os.chdir, '/dev/recuse-input'), attempt(os.chdir, '/dev/recuse-input/event9'))
+print(attempt(os.chdir, '/dev/recuse-input/nothing'), os.chdir('/dev'), os.getcwd())
+"""
+    assert run(script) == "EACCES ENOTDIR\nENOENT None /dev\n"

@@ -12,7 +12,7 @@ import pathlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
@@ -72,12 +72,14 @@ def load(spec: Spec) -> Device:
     """
     module = _load_file(spec.source) if spec.is_file else _load_module(spec.source)
     cls = _choose_class(spec, module)
-    arguments = _convert_arguments(spec, cls)
+    arguments, attributes = _convert_arguments(spec, cls)
     make: Callable[..., Device] = cls
     try:
         device = make(**arguments)
     except Exception as error:
         raise SpecError(_locate(error, module.__file__, spec.source)) from error
+    for name, value in attributes.items():
+        setattr(device, name, value)
     try:
         # A constructor of its own may have set anything.
         check_device(device)
@@ -211,36 +213,59 @@ _CONVERTERS: dict[type, tuple[Callable[[str], object], str]] = {
 }
 
 
-def _convert_arguments(spec: Spec, cls: type[Device]) -> dict[str, object]:
-    """The keyword arguments for the constructor, each converted as its annotation says."""
+def _convert_arguments(
+    spec: Spec, cls: type[Device]
+) -> tuple[dict[str, object], dict[str, object]]:
+    """What is given after the commas, each converted as its annotation says.
+
+    Returns:
+        The arguments for the constructor; and what any device has (name, mode, ...) but this
+        class's constructor does not take, to be set on the device.
+    """
     parameters = inspect.signature(cls).parameters
-    named = {
+    named = _keywords(parameters)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    common = _keywords(inspect.signature(Device).parameters)
+    arguments: dict[str, object] = {}
+    attributes: dict[str, object] = {}
+    for key, text in spec.arguments.items():
+        if key in named:
+            arguments[key] = _convert(spec, key, text, named[key].annotation, cls)
+        elif takes_any and key not in common:
+            arguments[key] = text
+        elif takes_any:
+            arguments[key] = _convert(spec, key, text, common[key].annotation, Device)
+        elif key in common:
+            attributes[key] = _convert(spec, key, text, common[key].annotation, Device)
+        else:
+            takes = ", ".join([*named, *(name for name in common if name not in named)])
+            raise SpecError(
+                f"{spec.source}: {cls.__name__} has no argument {key}; it takes {takes}"
+            )
+    lacking = [
+        f"{name}=..."
+        for name, parameter in named.items()
+        if parameter.default is parameter.empty and name not in arguments
+    ]
+    if lacking:
+        raise SpecError(f"{spec.source}: {cls.__name__} needs {','.join(lacking)} after a comma")
+    return arguments, attributes
+
+
+def _keywords(parameters: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
+    return {
         name: parameter
         for name, parameter in parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    converted: dict[str, object] = {}
-    for key, text in spec.arguments.items():
-        if key in named:
-            converter, form = _CONVERTERS[_convertible(named[key].annotation, cls)]
-            try:
-                converted[key] = converter(text)
-            except (ValueError, KeyError):
-                raise SpecError(f"{spec.source}: {key}={text}: {key} is {form}") from None
-        elif takes_any:
-            converted[key] = text
-        else:
-            takes = f"it takes {', '.join(named)}" if named else "it takes no arguments"
-            raise SpecError(f"{spec.source}: {cls.__name__} has no argument {key}; {takes}")
-    lacking = [
-        f"{name}=..."
-        for name, parameter in named.items()
-        if parameter.default is parameter.empty and name not in converted
-    ]
-    if lacking:
-        raise SpecError(f"{spec.source}: {cls.__name__} needs {','.join(lacking)} after a comma")
-    return converted
+
+
+def _convert(spec: Spec, key: str, text: str, annotation: object, cls: type[Device]) -> object:
+    converter, form = _CONVERTERS[_convertible(annotation, cls)]
+    try:
+        return converter(text)
+    except (ValueError, KeyError):
+        raise SpecError(f"{spec.source}: {key}={text}: {key} is {form}") from None
 
 
 def _convertible(annotation: object, cls: type[Device]) -> type:

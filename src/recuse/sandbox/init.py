@@ -201,12 +201,18 @@ def fetch_descriptor(pid: int, number: int) -> int:
 
 def descendants(pid: int) -> list[int]:
     """All processes below ``pid``."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
+                # PID (NAME, which may hold anything) STATE PPID ...
+                parent = int(stat.read().rpartition(b")")[2].split()[1])
+                children.setdefault(parent, []).append(int(name))
     found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as children:
-                for child in children.read().split():
-                    found += [int(child), *descendants(int(child))]
+    new = [pid]
+    while new:
+        new = [child for parent in new for child in children.get(parent, ())]
+        found += new
     return found
 
 
@@ -267,7 +273,11 @@ def main(arguments: list[str]) -> None:
     hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft_limit), hard_limit))
     argv = [os.fsencode(argument) for argument in arguments[1:]]
-    check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+    try:
+        check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+    except OSError as error:
+        control.send(b"E %d" % (error.errno or 0))
+        os._exit(125)
     pid = start(control, make_installer(int(number), program), argv)
     if pid is None:
         os._exit(125)

@@ -114,30 +114,50 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
         wanted |= MAY_WRITE
     check(node, supervisor.tasks.get(call.pid).credentials, wanted)
     caller = supervisor.caller(call)
-    descriptor = Descriptor(device, status)
-
-    def opened(file: OpenFile | None, error: OSError | None) -> None:
-        if file is None:
-            descriptor.close()
-            supervisor.finish(call, 0, error)
-            return
-        file.flags = status
-        descriptor.file = file
-        try:
-            if flags & arch.O_DIRECT:
-                # The kernel looks at this last, when the file is open already.
-                supervisor.descriptors.add(descriptor)
-                supervisor.descriptors.drop(descriptor)
-                raise failure(errno.EINVAL)
-            _install(supervisor, call, descriptor, flags)
-        except OSError as reason:
-            supervisor.finish(call, 0, reason)
 
     def begin() -> None:
+        try:
+            descriptor = Descriptor(device, status)
+        except OSError as error:
+            supervisor.finish(call, 0, error)
+            return
+
+        def opened(file: OpenFile | None, error: OSError | None) -> None:
+            try:
+                if file is None:
+                    descriptor.close()
+                    supervisor.finish(call, 0, error)
+                else:
+                    _hold(supervisor, call, descriptor, file, flags)
+            except OSError as reason:
+                supervisor.finish(call, 0, reason)
+
         run(device.connection, open_file(device, flags, caller), opened)
 
     supervisor.descriptors.after_releases(device, begin)
     return ANSWERED
+
+
+def _hold(
+    supervisor: Supervisor,
+    call: Notification,
+    descriptor: Descriptor,
+    file: OpenFile,
+    flags: int,
+) -> None:
+    """Give the program the file that the device has opened.
+
+    Raises:
+        OSError: EMFILE or EINVAL; the file is released again.
+    """
+    file.flags = descriptor.flags
+    descriptor.file = file
+    if flags & arch.O_DIRECT:
+        # The kernel looks at this last, when the file is open already.
+        supervisor.descriptors.add(descriptor)
+        supervisor.descriptors.drop(descriptor)
+        raise failure(errno.EINVAL)
+    _install(supervisor, call, descriptor, flags)
 
 
 def _install(
