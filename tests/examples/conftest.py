@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from recuse.cli.spec import load, parse
-from recuse.sandbox import Sandbox
+from recuse import Sandbox
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
