@@ -8,8 +8,9 @@ from recuse.wire.declare import Buffer
 class Memory(Protocol):
     """The memory of a calling process, by address.
 
-    Addresses are 0 to 2**64 - 1.  Where memory ends in the middle of an area, a method does what
-    it can up to there and says how much that was, as the kernel's copy_from_user does.
+    Addresses are 0 to 2**64 - 1, and areas may go beyond that.  Where memory ends in the middle of
+    an area, a method does what it can up to there and says how much that was, as the kernel's
+    copy_from_user does.
     """
 
     def read(self, address: int, size: int) -> bytes:

@@ -28,7 +28,10 @@ MINOR_MIN = 11
 
 @dataclass(slots=True)
 class DeviceInfo:
-    """What the strings of an INIT reply say; the defaults are those of devtmpfs."""
+    """What the strings of an INIT reply say.
+
+    The mode is else that of devtmpfs, the owner left to whoever makes the node.
+    """
 
     name: str = ""
     mode: int = 0o600

@@ -37,7 +37,6 @@ Linux has no such limit.  A server that asks for one area more each time needs F
 and one rounds; twice that lets it also ask for longer ones.
 """
 
-_ADDRESS_SPACE = 1 << 64
 _ERRNO_MAX = 4095
 
 _RESTART = frozenset({512, 513, 514, 516})
@@ -138,8 +137,6 @@ def _load(memory: Memory, areas: Sequence[Area]) -> bytes:
     for address, length in areas:
         if not length:
             continue
-        if address + length > _ADDRESS_SPACE:
-            raise os_error(errno.EFAULT)
         part = memory.read(address, length)
         if len(part) < length:
             raise os_error(errno.EFAULT)
@@ -154,8 +151,6 @@ def _store(memory: Memory, areas: Sequence[Area], data: bytes | memoryview) -> N
         part = data[stored : stored + length]
         if not part:
             continue
-        if address + len(part) > _ADDRESS_SPACE:
-            raise os_error(errno.EFAULT)
         count = memory.write(address, part)
         if count < len(part):
             raise os_error(errno.EFAULT)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import sys
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -122,6 +124,27 @@ def test_an_error_does_not_keep_the_operation_alive() -> None:
     error = outcome.calls[0][1]
     assert error is not None
     assert error.__traceback__ is None
+
+
+@pytest.fixture
+def _no_cycles_collected() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_cycles_collected")
+def test_an_operation_that_waited_is_freed_when_it_ends() -> None:
+    made = connection()
+    operation = asks(1)
+    alive = weakref.ref(operation)
+    outcome = start(made, operation)
+    del operation
+    assert alive() is not None
+    made.read(BIG)
+    made.write(reply_bytes(4, b"four"))
+    assert outcome.result == 4
+    assert alive() is None
 
 
 class Blocked(Connection):
