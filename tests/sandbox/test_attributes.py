@@ -256,6 +256,22 @@ def test_fcntl_flags_are_as_natively(as_native):
     as_native(FLAGS.replace(" | os.O_ASYNC", "").replace("call('fcntl', fd, 4, os.O_DIRECT)", ""))
 
 
+IOCTLS = """
+fd = os.open(args[0], os.O_RDWR)
+for command in 0x5421, 0x5452, 0x5460, 0x5450, 0x5451, 2:
+    print(hex(command), attempt(fcntl.ioctl, fd, command, struct.pack('i', 1)))
+print(oct(fcntl.fcntl(fd, fcntl.F_GETFL)), fcntl.fcntl(fd, fcntl.F_GETFD))
+print(call('ioctl', fd, 0x5421, None), call('ioctl', fd, 2, None), call('ioctl', 99, 0x5421, None))
+path = os.open(args[0], 0o10000000)
+print(call('ioctl', path, 0x5421, bytes(4)), call('ioctl', path, 0x5451, None))
+"""
+
+
+def test_ioctls_that_the_kernel_answers(as_native):
+    # FIONBIO, FIOASYNC, FIOQSIZE, FIONCLEX, FIOCLEX, FIGETBSZ: so it is with CUSE on Linux 6.1.
+    as_native(IOCTLS)
+
+
 def test_o_direct_cannot_be_set(client):
     script = "fd = os.open('/dev/echo', 0); print(call('fcntl', fd, 4, os.O_DIRECT))"
     assert client(script) == "EINVAL\n"

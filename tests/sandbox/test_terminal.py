@@ -103,7 +103,9 @@ def test_interrupt(bash):
 
 
 def test_an_interrupt_that_the_program_catches(bash):
-    bash.type("R sh -c 'trap \"echo caught; exit 7\" INT; echo star''ted; sleep 1000'\n")
+    bash.type(
+        "R sh -c 'trap \"echo caught; exit 7\" INT; echo star''ted; while :; do sleep 0.01; done'\n"
+    )
     bash.expect("started")
     bash.type("\x03")
     bash.expect("caught")
@@ -119,8 +121,11 @@ def test_quit(bash):
     bash.expect("status 131.")
 
 
-def test_stop_and_continue(bash):
-    bash.type("R sh -c 'echo star''ted; read x; echo got $x; cat /dev/echo; exit 5'\n")
+def test_stop_and_continue(bash, tmp_path):
+    # The program does not read the terminal when it is stopped: it could take what is typed next.
+    go_on = tmp_path / "go on"
+    wait = f'until test -e "{go_on}"; do sleep 0.01; done'
+    bash.type(f"R sh -c 'echo star''ted; {wait}; read x; echo got $x.; cat /dev/echo; exit 5'\n")
     bash.expect("started")
     bash.type("\x1a")
     bash.expect("Stopped")
@@ -128,10 +133,12 @@ def test_stop_and_continue(bash):
     bash.type("jobs; echo at the shell\n")
     bash.expect("Stopped")
     bash.expect("at the shell")
+    bash.expect("$ ")
     bash.type("fg\n")
-    bash.expect("R sh")
+    bash.expect('"$@"')
+    go_on.touch()
     bash.type("input\n")
-    bash.expect("got input")
+    bash.expect("got input.")
     bash.expect("from the device")
     bash.type("echo status $?.\n")
     bash.expect("status 5.")
@@ -164,7 +171,10 @@ def test_an_interactive_shell_in_the_sandbox(bash):
     bash.type("cat /dev/echo; jobs\n")
     bash.expect("from the device")
     bash.expect("Stopped")
-    bash.type("kill -9 %1; wait; exit 9\n")
+    bash.type("kill -9 %1; sleep 0.1; :\n")
+    bash.expect("Killed")
+    bash.expect("inside:")
+    bash.type("exit 9\n")
     bash.expect("exit")
     bash.type("echo status $?.\n")
     bash.expect("status 9.")
