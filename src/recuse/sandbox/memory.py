@@ -99,7 +99,7 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
     return data
 
 
-def write_memory(pid: int, address: int, data: bytes) -> int:
+def write_memory(pid: int, address: int, data: Buffer) -> int:
     """Write ``data``.
 
     Returns:
@@ -110,6 +110,10 @@ def write_memory(pid: int, address: int, data: bytes) -> int:
     """
     if not data:
         return 0
+    if type(data) is not bytes:
+        if len(data) > PAGE:
+            return _write_in_place(pid, address, data)
+        data = bytes(data)
     size = _clip(address, len(data))
     try:
         transfer = _transfers.pop()
@@ -123,6 +127,47 @@ def write_memory(pid: int, address: int, data: bytes) -> int:
         raise _error()
     source.base = None
     _transfers.append(transfer)
+    return count
+
+
+class _PyBuffer(ctypes.Structure):
+    """``Py_buffer``, of which only the address is used."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = (ctypes.py_object, ctypes.c_void_p, ctypes.c_int)
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = (ctypes.c_void_p,)
+_release_buffer.restype = None
+
+
+def _write_in_place(pid: int, address: int, data: Buffer) -> int:
+    """Write a large part of something larger, such as a reply's payload, without a copy of it."""
+    size = _clip(address, len(data))
+    buffer = _PyBuffer()
+    _get_buffer(data, ctypes.byref(buffer), 0)
+    try:
+        source, remote = _Area(buffer.buf, size), _Area(address, size)
+        count: int = _writev(pid, ctypes.byref(source), 1, ctypes.byref(remote), 1, 0)
+        error = _error() if count <= 0 else None
+    finally:
+        _release_buffer(ctypes.byref(buffer))
+    if error is not None:
+        raise error
     return count
 
 
@@ -305,9 +350,7 @@ class CallerMemory:
         """See :func:`write_memory`; EFAULT also when the caller is gone or may not be changed."""
         try:
             if self._listener.alive(self._call_id):
-                return write_memory(
-                    self._pid, address, data if type(data) is bytes else bytes(data)
-                )
+                return write_memory(self._pid, address, data)
         except UnreadableError:
             pass
         raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))

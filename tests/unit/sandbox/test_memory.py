@@ -60,6 +60,19 @@ def test_what_is_written_is_there(area: tuple[int, Callable[[int, int], None]]) 
     assert write_memory(PID, area[0], b"") == 0
 
 
+def test_any_part_of_any_buffer_is_written(area: tuple[int, Callable[[int, int], None]]) -> None:
+    data = os.urandom(4 * PAGE)
+    for buffer in (data, bytearray(data), memoryview(data), memoryview(bytearray(data))):
+        for part in (slice(0, 10), slice(3, 3 + PAGE), slice(16, 4 * PAGE)):
+            written = buffer[part]
+            assert write_memory(PID, area[0], written) == len(written)
+            assert read_memory(PID, area[0], len(written)) == data[part]
+    _, protect = area
+    protect(2, PROT_NONE)
+    assert write_memory(PID, area[0], memoryview(data)) == 2 * PAGE
+    fails(errno.EFAULT, write_memory, PID, area[0] + 2 * PAGE, memoryview(data)[PAGE:])
+
+
 def test_copies_stop_where_memory_does(area: tuple[int, Callable[[int, int], None]]) -> None:
     address, protect = area
     protect(2, PROT_NONE)
