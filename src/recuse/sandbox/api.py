@@ -149,6 +149,7 @@ class Sandbox:
         except BaseException:
             self._kill(program)
             program.communicate()
+            self._forget_ended()
             raise
         self._forget_ended()
         if check and program.returncode:

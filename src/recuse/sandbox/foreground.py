@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from recuse.sandbox.api import Sandbox
+from recuse.sandbox.launch import Program
 from recuse.server.device import Device
 
 # malloc.h
@@ -40,22 +41,34 @@ def supervise(devices: Sequence[Device], argv: Sequence[str]) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Each file that any program has open costs the supervisor a descriptor.
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with Sandbox(*devices) as sandbox:
-        program = sandbox.popen(argv, open_files=soft, env=_environment(), pass_fds=inherited)
+    program: Program | None = None
+    early: list[int] = []
 
-        def forward(number: int, frame: FrameType | None) -> None:
-            del frame
-            if number in _KEYS and _in_foreground():
-                return  # the terminal sends it to the whole group
-            if number == signal.SIGHUP and os.getsid(0) == os.getpid():
-                # The terminal is gone. It tells its session's leader, which we are; the kernel
-                # would tell the others when that ended.
-                signal.signal(number, signal.SIG_IGN)
-                os.killpg(0, number)
+    def forward(number: int, frame: FrameType | None) -> None:
+        del frame
+        if number in _KEYS and _in_foreground():
+            return  # the terminal sends it to the whole group
+        if number == signal.SIGHUP and os.getsid(0) == os.getpid():
+            # The terminal is gone. It tells its session's leader, which we are; the kernel would
+            # tell the others when that ended.
+            signal.signal(number, signal.SIG_IGN)
+            os.killpg(0, number)
+        if program is None:
+            early.append(number)
+        else:
             program.send_signal(number)
 
-        previous = {number: signal.signal(number, forward) for number in _PASSED_ON}
+    with Sandbox(*devices) as sandbox:
+        # What is ignored (nohup) stays so, for the program too.
+        previous = {
+            number: signal.signal(number, forward)
+            for number in _PASSED_ON
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         try:
+            program = sandbox.popen(argv, open_files=soft, env=_environment(), pass_fds=inherited)
+            for number in early:
+                program.send_signal(number)
             status = program.wait()
         finally:
             for number, handler in previous.items():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from recuse.sandbox.supervisor import Supervisor
 
 # Commands that the kernel answers for every file before it asks the driver.
+_FIGETBSZ: Final = 0x02
 _FIONCLEX: Final = 0x5450
 _FIOCLEX: Final = 0x5451
 _FIONBIO: Final = 0x5421
@@ -34,8 +35,8 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
     if file is None:
         raise failure(errno.EBADF)
     command = call.a1 & 0xFFFFFFFF
-    if command in (_FIOCLEX, _FIONCLEX):
-        return PROCEED  # about the descriptor, not the file
+    if command in (_FIOCLEX, _FIONCLEX, _FIGETBSZ):
+        return PROCEED  # not about the device
     if command == _FIONBIO:
         on = any(read_memory(call.pid, call.a2, 4))
         file.flags = file.flags | os.O_NONBLOCK if on else file.flags & ~os.O_NONBLOCK
