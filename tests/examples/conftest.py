@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from recuse.cli.spec import load, parse
 from recuse import Sandbox
+from recuse.cli.spec import load, parse
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 

@@ -1,7 +1,6 @@
 """Programs of many kinds: how they are built, what they are written in, how they start others."""
 
 import os
-import shutil
 import subprocess
 
 import pytest
@@ -79,9 +78,7 @@ console.log(b.toString('utf8', 0, fs.readSync(f, b)), fs.fstatSync(f).isCharacte
 
 
 def test_java(sandbox, needs, tmp_path, echo):
-    java = shutil.which("java")
-    if java is None or shutil.which("javac") is None:
-        pytest.skip("no JDK here")
+    java, compiler = (needs(name, "default-jdk-headless") for name in ("java", "javac"))
     (tmp_path / "Echo.java").write_text(
         "import java.io.*; import java.nio.file.*;\n"
         "public class Echo { public static void main(String[] a) throws Exception {\n"
@@ -91,7 +88,7 @@ def test_java(sandbox, needs, tmp_path, echo):
         '  try (OutputStream o = Files.newOutputStream(Paths.get("/dev/echo"))) { o.write(65); }\n'
         '  System.out.println(Files.exists(Paths.get("/dev/echo"))); } }\n'
     )
-    subprocess.run(["javac", "-d", tmp_path, tmp_path / "Echo.java"], check=True)
+    subprocess.run([compiler, "-d", tmp_path, tmp_path / "Echo.java"], check=True)
     done = sandbox.run([java, "-cp", tmp_path, "Echo"], stdout=subprocess.PIPE, text=True,
                        timeout=60)  # fmt: skip
     assert done.stdout == "hello from java\ntrue\n"

@@ -285,8 +285,9 @@ class OpenFile:
         """Do lseek(2) and return the position.
 
         Without effect and without error on devices that are not seekable (noop_llseek).  Raises
-        OSError(EINVAL) for a position that is negative or above 2**63 - 1, and for other values of
-        whence than SEEK_SET and SEEK_CUR, as the end of a device is not known.
+        OSError: EINVAL for a position that is negative or above 2**63 - 1, and for SEEK_DATA and
+        SEEK_HOLE; ESPIPE for SEEK_END, as the end of a device is not known: with that, programs
+        that open a file to append to it (fopen, Python's open) go on without.
         """
         if not 0 <= whence <= _SEEK_MAX:
             raise os_error(errno.EINVAL)
@@ -295,7 +296,7 @@ class OpenFile:
         if whence == os.SEEK_CUR:
             offset += self.position
         elif whence != os.SEEK_SET:
-            raise os_error(errno.EINVAL)
+            raise os_error(errno.ESPIPE if whence == os.SEEK_END else errno.EINVAL)
         if not 0 <= offset <= _MAX_POSITION:
             raise os_error(errno.EINVAL)
         self.position = offset
