@@ -42,7 +42,10 @@ def error_of(call: Callable[..., object], *arguments: object) -> int:
 
 
 class FakeMemory:
-    """Pages from address 0 on, of which some are missing and some read-only."""
+    """Pages from address 0 on, of which some are missing and some read-only.
+
+    Nobody asks it for areas of no bytes.
+    """
 
     def __init__(
         self, pages: int = 64, *, holes: tuple[int, ...] = (), readonly: tuple[int, ...] = ()
@@ -54,6 +57,7 @@ class FakeMemory:
 
     def _reach(self, address: int, size: int, barred: set[int]) -> int:
         """How many bytes from `address` on lie in pages that are there and not barred."""
+        assert size > 0
         end = min(address + size, len(self.data))
         reached = address
         while reached < end and reached // PAGE not in barred:
@@ -63,14 +67,14 @@ class FakeMemory:
     def read(self, address: int, size: int) -> bytes:
         self.touched.append("read")
         reach = self._reach(address, size, self.holes)
-        if size and not reach:
+        if not reach:
             raise fault()
         return bytes(self.data[address : address + reach])
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> int:
         self.touched.append("write")
         reach = self._reach(address, len(data), self.holes | self.readonly)
-        if len(data) and not reach:
+        if not reach:
             raise fault()
         self.data[address : address + reach] = data[:reach]
         return reach

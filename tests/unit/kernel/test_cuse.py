@@ -10,7 +10,7 @@ import pytest
 
 from recuse.kernel.connection import ConnectionState
 from recuse.kernel.cuse import CuseChannel, DeviceInfo, parse_info
-from recuse.kernel.devices import DeviceTable
+from recuse.kernel.devices import CharDevice, DeviceTable
 from recuse.kernel.files import open_file
 from recuse.kernel.request import Request
 from recuse.wire.cuse import (
@@ -133,7 +133,8 @@ def test_a_bad_reply_leaves_no_device_and_refuses_everything(
     assert len(table) == 0
     assert channel.error is not None
     assert channel.error.errno == expected
-    assert "CUSE" in caplog.text
+    assert "CUSE: no device" in caplog.text
+    assert ("version" in caplog.text) == (expected == errno.EPROTO)
     request = Request(FUSE_OPEN)
     channel.connection.submit(request)
     assert request.reply is not None
@@ -174,6 +175,18 @@ def test_a_taken_name_or_number_is_refused(caplog: pytest.LogCaptureFixture) -> 
     assert "File exists" in caplog.text
     by_name.close()
     assert list(table) == [first.device]
+
+
+def test_a_mistake_while_the_device_is_made_refuses_too(caplog: pytest.LogCaptureFixture) -> None:
+    class Table(DeviceTable):
+        def register(self, *arguments: object, **options: object) -> CharDevice:
+            raise ZeroDivisionError("mistake")
+
+    channel = channel_after(init_reply(), table=Table())
+    assert channel.connection.state is ConnectionState.REFUSED
+    assert channel.error is not None
+    assert channel.error.errno == errno.EIO
+    assert "mistake" in caplog.text
 
 
 # Info strings
@@ -229,6 +242,8 @@ def test_unknown_keys_are_warned_about(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_the_nodes_mode_and_owner(caplog: pytest.LogCaptureFixture) -> None:
+    info = b"DEVNAME=thing\0DEVMODE=777\0DEVUID=4294967294\0DEVGID=4294967294\0"
+    assert parse_info(info, True) == DeviceInfo("thing", 0o777, 2**32 - 2, 2**32 - 2)
     info = b"DEVNAME=thing\0DEVMODE=0660\0DEVUID=1000\0DEVGID= 5 \0"
     assert parse_info(info, True) == DeviceInfo("thing", 0o660, 1000, 5)
     device = channel_after(init_reply(info, flags=RECUSE_NODE_INFO)).device
@@ -249,6 +264,8 @@ def test_the_nodes_mode_and_owner(caplog: pytest.LogCaptureFixture) -> None:
         b"DEVUID=+1",
         b"DEVUID=1_0",
         b"DEVUID=4294967295",
+        b"DEVGID=4294967295",
+        b"DEVGID=4294967296",
         b"DEVGID=99999999999999",
         b"DEVGID",
     ],
@@ -324,11 +341,12 @@ def test_a_channel_that_closes_while_its_device_is_made_leaves_none() -> None:
     assert channel.connection.state is ConnectionState.ABORTED
 
 
-def test_closing_before_init_is_answered() -> None:
+def test_closing_before_init_is_answered(caplog: pytest.LogCaptureFixture) -> None:
     channel = CuseChannel(DeviceTable())
     channel.connection.read(BIG)
     channel.close()
     assert channel.device is None
+    assert caplog.text == ""  # it is what the server wanted
     with pytest.raises(FileNotFoundError):
         channel.connection.write(reply_bytes(2, init_reply()))
 

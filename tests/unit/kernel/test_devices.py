@@ -115,3 +115,4 @@ def test_iterating_goes_on_while_devices_come_and_go() -> None:
 def test_a_device_transfers_at_least_4096_bytes_at_once() -> None:
     device = DeviceTable().register("thing", 0, 0, connection(), max_read=0, max_write=4097)
     assert (device.max_read, device.max_write) == (4096, 4097)
+    assert device.mode == 0o600

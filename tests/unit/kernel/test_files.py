@@ -16,6 +16,7 @@ from recuse.wire.fuse import (
     FUSE_RELEASE,
     FUSE_WRITE,
     fuse_in_header,
+    fuse_ioctl_out,
     fuse_open_in,
     fuse_open_out,
     fuse_read_in,
@@ -252,6 +253,23 @@ def test_memory_that_ends_is_filled_up_to_there() -> None:
     assert opened.read((PAGE - 10, 3 * PAGE)) == 5
 
 
+@pytest.mark.parametrize("call", ["read", "write"])
+def test_a_small_area_that_ends_is_used_up_to_there_once(call: str) -> None:
+    opened = Opened(memory=FakeMemory(4, holes=(1,)))
+    opened.handler = lambda m: takes(m) if m.opcode == FUSE_WRITE else gives(m)
+    assert getattr(opened, call)((PAGE - 10, 20)) == 10
+    assert [m.body.size for m in opened.asked] == [10]
+
+
+@pytest.mark.parametrize("call", ["read", "write"])
+def test_nothing_behind_memory_that_ends_is_used(call: str) -> None:
+    opened = Opened(memory=FakeMemory(4, holes=(1,)))
+    opened.handler = lambda m: takes(m) if m.opcode == FUSE_WRITE else gives(m)
+    assert getattr(opened, call)((PAGE - 10, 20), (0, 5)) == 10
+    assert [m.body.size for m in opened.asked] == [10]
+    assert opened.memory.data[:5] == bytes(5)
+
+
 def test_a_segment_that_is_not_there_ends_the_call() -> None:
     opened = Opened(gives, memory=FakeMemory(8, holes=(2,)))
     assert opened.read((0, 100), (2 * PAGE, 100), (200, 100)) == 100
@@ -271,7 +289,20 @@ def test_memory_that_goes_while_the_server_answers() -> None:
     opened.memory.holes.clear()
     assert failed(opened, "read", (PAGE, 20)) == errno.EFAULT
     opened.memory.holes.clear()
-    assert opened.read((0, 10), (PAGE, 20)) == 10
+    assert opened.read((0, 10), (PAGE, 20), (20, 10)) == 10
+    opened.memory.holes.clear()
+    assert opened.read((PAGE - 10, 20), (20, 10)) == 10
+    assert opened.memory.data[20:30] == bytes(10)
+
+
+def test_what_could_not_be_stored_is_not_asked_for_again() -> None:
+    class Fading(FakeMemory):
+        def write(self, address: int, data: bytes | bytearray | memoryview) -> int:
+            return super().write(address, data[:3])
+
+    opened = Opened(gives, memory=Fading())
+    assert opened.read((0, 5000)) == 3
+    assert len(opened.asked) == 1
 
 
 # write
@@ -417,7 +448,8 @@ def test_a_seekable_devices_position_moves() -> None:
     assert opened.read((0, 4), offset=1000) == 4
     assert opened.write((0, 4), offset=2000) == 4
     assert opened.read((0, 1)) == 1
-    assert [m.body.offset for m in opened.asked] == [0, 10, 1000, 2000, 15]
+    assert opened.read((0, 4), offset=0) == 4
+    assert [m.body.offset for m in opened.asked] == [0, 10, 1000, 2000, 15, 0]
     assert opened.file.position == 16
 
 
@@ -449,6 +481,7 @@ def test_seek() -> None:
     with pytest.raises(OSError, match="Illegal seek"):
         file.seek(0, os.SEEK_END)
     assert file.position == 10
+    assert file.seek(-10, os.SEEK_CUR) == 0
 
 
 def test_seek_has_no_effect_unless_seekable() -> None:
@@ -515,16 +548,32 @@ def test_the_last_operation_sends_release(answer: Answer) -> None:
     assert second.errno == errno.EIO
 
 
-def test_the_last_operation_ends_when_release_is_answered() -> None:
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        ("read", b"data"),
+        ("write", fuse_write_out(size=4)),
+        ("ioctl", fuse_ioctl_out(result=4)),
+    ],
+)
+def test_the_last_operation_ends_when_release_is_answered(call: str, answer: Answer) -> None:
     opened = Opened()
-    read = start(opened.connection, opened.file.read(opened.caller, [(0, 16)], None))
+    file = opened.file
+    operation = (
+        file.ioctl(opened.caller, 1, 2)
+        if call == "ioctl"
+        else getattr(file, call)(opened.caller, [(0, 16)], None)
+    )
+    last = start(opened.connection, operation)
     (message,) = opened.asked
     opened.server.handler = lambda message: None
-    start(opened.connection, opened.file.release())
-    opened.server.reply(message, b"data")
-    assert read.pending
-    opened.server.reply(opened.server.messages[-1])
-    assert read.result == 4
+    assert start(opened.connection, file.release()).result is None
+    assert released(opened) == []
+    assert answer is not None
+    opened.server.reply(message, answer)
+    assert last.pending
+    opened.server.reply(released(opened)[0])
+    assert last.result == 4
 
 
 def test_interrupting_the_last_operation_does_not_lose_release() -> None:

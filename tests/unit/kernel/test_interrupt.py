@@ -77,6 +77,19 @@ def test_an_interrupt_comes_before_requests() -> None:
     assert opcodes == [FUSE_INTERRUPT, FUSE_READ]
 
 
+def test_a_channel_that_cannot_take_an_interrupt_aborts(caplog: pytest.LogCaptureFixture) -> None:
+    made = connection()
+    request, replies = submitted(made, sent=True)
+
+    def fail() -> None:
+        raise ZeroDivisionError("broken channel")
+
+    made.on_pending = fail
+    made.interrupt(request)
+    assert [reply.error for reply in replies] == [-errno.ECONNABORTED]
+    assert "broken channel" in caplog.text
+
+
 def test_one_interrupt_is_pending_at_a_time() -> None:
     made = connection()
     request, _ = submitted(made, sent=True)
