@@ -228,7 +228,7 @@ print(os.lseek(other, 0, 1), os.lseek(os.dup(fd), 0, 1))
     with Sandbox(page) as sandbox:
         output = clients(sandbox)(script)
     assert output == (
-        "b'\\x00\\x01' b'\\x02\\x03' 4 b'\\t\\n' 4\n7 3 1 10\nEINVAL EINVAL 1099511627776\n"
+        "b'\\x00\\x01' b'\\x02\\x03' 4 b'\\t\\n' 4\n7 3 1 10\nEINVAL ESPIPE 1099511627776\n"
         "b'' 2\n0 1099511627776\n"
     )
     assert page.written == [(7, b"abc"), (30, b"d")]

@@ -51,8 +51,10 @@ END_CHILD = "os.kill(pid, 9); print(wait(pid) == -9)"
 SHARING = "libc.syscall(56, 0x400 | signal.SIGCHLD, 0, 0, 0, 0)"
 
 COPIES = {
-    "dup": ("copy = os.dup(fd)", "print(os.write(copy, b'x'))"),
-    "dup2": ("os.dup2(fd, 99)", "print(os.write(99, b'x'))"),
+    # Python's own dup is an fcntl, and its dup2 may be a dup3.
+    "dup": ("copy = call('dup', fd)", "print(os.write(copy, b'x'))"),
+    "dup2": ("call('dup2', fd, 99)", "print(os.write(99, b'x'))"),
+    "dup3": ("call('dup3', fd, 99, os.O_CLOEXEC)", "print(os.write(99, b'x'))"),
     "F_DUPFD": ("copy = fcntl.fcntl(fd, fcntl.F_DUPFD, 50)", "print(os.write(copy, b'x'))"),
     "F_DUPFD_CLOEXEC": (
         "copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 50)",

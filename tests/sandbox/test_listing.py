@@ -46,9 +46,10 @@ def run(box, clients):
 
 def test_ls(box, shells):
     shell = shells(box)
-    native = sorted(os.listdir("/dev"))
     found = shell("ls -1a /dev").split()
-    assert sorted(found) == sorted([*native, ".", "..", "echo", "echo1", "recuse-input"])
+    assert len(found) == len(set(found))
+    expected = {*os.listdir("/dev"), ".", "..", "echo", "echo1", "recuse-input"}
+    assert set(found) - {"cuse"} == expected - {"cuse"}
     assert shell("ls /dev/recuse-input; cd /; ls dev/recuse-input/.") == "event9\nevent9\n"
     assert shell("cd /dev; ls -d echo*; echo ech*; echo /dev/recuse*/*[0-9]") == (
         "echo\necho1\necho echo1\n/dev/recuse-input/event9\n"
