@@ -11,6 +11,7 @@ from recuse.kernel import files
 from recuse.kernel.files import open_file
 from recuse.kernel.operation import run
 from recuse.wire.fuse import (
+    FUSE_IOCTL,
     FUSE_OPEN,
     FUSE_READ,
     FUSE_RELEASE,
@@ -101,16 +102,18 @@ def test_a_server_without_open_is_asked_once_and_never_to_release() -> None:
     made = device()
 
     def handler(message: Message) -> Answer:
-        return -errno.ENOSYS if message.opcode == FUSE_OPEN else b"data"
+        return -errno.ENOSYS if message.opcode in (FUSE_OPEN, FUSE_IOCTL) else b"12345678"
 
     server = Server(made.connection, handler)
-    memory = FakeMemory()
+    program = caller()
     for _ in range(2):
-        file = finish(made.connection, open_file(made, os.O_RDONLY, caller(memory)))
-        assert finish(made.connection, file.read(caller(memory), [(0, 4)], None)) == 4
+        file = finish(made.connection, open_file(made, os.O_RDWR, program))
+        finish(made.connection, file.read(program, [(0, 8)], None))
+        start(made.connection, file.write(program, [(0, 8)], None))
+        start(made.connection, file.ioctl(program, 1, 2))
         finish(made.connection, file.release())
-    assert server.opcodes == [FUSE_OPEN, FUSE_READ, FUSE_READ]
-    assert server.messages[1].body.fh == 0
+    assert server.opcodes == [FUSE_OPEN] + 2 * [FUSE_READ, FUSE_WRITE, FUSE_IOCTL]
+    assert {message.body.fh for message in server.messages[1:]} == {0}
 
 
 # read
@@ -230,8 +233,8 @@ def test_segments_split_where_a_request_is_full() -> None:
 
 def test_each_segment_needs_pages_of_its_own() -> None:
     opened = Opened(gives)
-    assert opened.read(*[(8 * index, 4) for index in range(40)]) == 160
-    assert [m.body.size for m in opened.asked] == [32 * 4, 8 * 4]
+    assert opened.read(*[(PAGE * index, 1) for index in range(40)]) == 40
+    assert [m.body.size for m in opened.asked] == [32, 8]
 
 
 # read: memory that is not there

@@ -233,6 +233,17 @@ def test_an_interrupted_operation_has_its_later_requests_interrupted_too() -> No
     assert list(drain(made)) == []
 
 
+def test_an_operation_is_interrupted_in_the_request_that_it_has_come_to() -> None:
+    made = connection()
+    outcome = Outcome()
+    running = run(made, twice(), outcome)
+    assert running is not None
+    list(drain(made))
+    made.write(reply_bytes(4))
+    running.interrupt()
+    assert outcome.result == [0, -errno.EINTR]
+
+
 def test_an_operation_that_was_not_read_ends_when_interrupted() -> None:
     made = connection()
     outcome = Outcome()
