@@ -216,7 +216,10 @@ def test_namespaces(shell, flags, echo):
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_dev_of_another_namespace(shell):
     # Whatever is mounted on /dev: the devices are there.
-    script = "mount -t tmpfs none /dev; ls -d /dev/*o; echo x > /dev/echo; cat /dev/echo; >/dev/yo; ls -d /dev/*o"
+    script = (
+        "mount -t tmpfs none /dev; ls -d /dev/*o; echo x > /dev/echo;cat /dev/echo; "
+        ">/dev/yo; ls -d /dev/*o"
+    )
     assert shell(f"unshare -m sh -c '{script}'") == "/dev/echo\nx\n/dev/echo\n/dev/yo\n"
 
 
