@@ -22,6 +22,7 @@ import os
 import threading
 from collections.abc import Callable
 from enum import Enum
+from typing import Protocol
 
 from recuse.kernel.queue import RequestQueue
 from recuse.kernel.request import FINISHED, PENDING, PROCESSING, WAITING, Reply, Request
@@ -68,6 +69,25 @@ _REFUSED = ConnectionState.REFUSED
 _ABORTED = ConnectionState.ABORTED
 
 
+class Tap(Protocol):
+    """Sees what goes over a connection, for tracing.
+
+    None of the methods may wait: each request passes them.  An exception takes the tap off.
+    """
+
+    def request(self, message: bytes) -> None:
+        """Take note of a message that the server is about to get."""
+
+    def reply(self, message: bytes) -> None:
+        """Take note of a message from the server, before it takes effect or is refused."""
+
+    def added(self, name: str, major: int, minor: int) -> None:
+        """Take note that the connection's device has come into being."""
+
+    def removed(self) -> None:
+        """Take note that it is gone."""
+
+
 def os_error(number: int) -> OSError:
     """Return the OSError (of the right subclass) for a positive errno."""
     return OSError(number, os.strerror(number))
@@ -91,6 +111,7 @@ class Connection:
     ) -> None:
         self.state = _INITIALISING
         self.on_pending: Callable[[], None] | None = None
+        self.tap: Tap | None = None
         self.minor = 0
         """Of the protocol version that both sides speak, 7.minor."""
         self.no_interrupt = False
@@ -222,9 +243,10 @@ class Connection:
         try:
             if size < self._min_read:
                 raise os_error(errno.EINVAL)
-            if queue.interrupts:
-                return _interrupt_message(queue.interrupts.popleft())
-            while queue.pending:
+            message = _interrupt_message(queue.interrupts.popleft()) if queue.interrupts else b""
+            while not message:
+                if not queue.pending:
+                    raise os_error(errno.ENODEV if self.ended else errno.EAGAIN)
                 request = queue.pending[0]
                 body = request.body
                 length = _IN_HEADER_SIZE + len(body)
@@ -239,7 +261,7 @@ class Connection:
                     unfit = [*(unfit or ()), request]
                 elif request.interrupted and not self.no_interrupt:
                     queue.interrupt(request)
-                return (
+                message = (
                     _pack_in_header(
                         length,
                         request.opcode,
@@ -253,12 +275,18 @@ class Connection:
                     )
                     + body
                 )
-            raise os_error(errno.ENODEV if self.ended else errno.EAGAIN)
         finally:
             self._release()
             if unfit is not None:
                 for request in unfit:
                     _tell(request)
+        tap = self.tap
+        if tap is not None:
+            try:
+                tap.request(message)
+            except Exception:
+                self._tap_failed()
+        return message
 
     def write(self, message: bytes | bytearray | memoryview) -> None:
         """Take one reply, or one notification, from the server.
@@ -271,6 +299,12 @@ class Connection:
         # fs/fuse/dev.c, fuse_dev_do_write and fuse_copy_out_args.
         if type(message) is not bytes:
             message = bytes(message)
+        tap = self.tap
+        if tap is not None:
+            try:
+                tap.reply(message)
+            except Exception:
+                self._tap_failed()
         size = len(message)
         if size < _OUT_HEADER_SIZE:
             raise os_error(errno.EINVAL)
@@ -374,6 +408,10 @@ class Connection:
                 on_pending()
             except Exception:
                 self._channel_failed()
+
+    def _tap_failed(self) -> None:
+        self.tap = None
+        log.exception("a connection's tap failed and was taken off")
 
     def _channel_failed(self) -> None:
         log.exception("a channel failed, its connection is aborted")
