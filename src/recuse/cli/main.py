@@ -49,7 +49,7 @@ def run(specs: tuple[str, ...], argv: tuple[str, ...]) -> int:
 
     SPEC is a file with a Device class in it (echo.py), a class in a file (echo.py:Echo) or in a
     module (package.module:Echo). Arguments for the class follow after commas:
-    memory.py,name=ram,size=0x1000.
+    memory.py,name=ram,size=0x1000. unix:PATH is a device that `recuse serve` serves there.
 
     \b
     The exit status is the program's own; 128+N if signal N ended it; 127 if
@@ -61,6 +61,23 @@ def run(specs: tuple[str, ...], argv: tuple[str, ...]) -> int:
     from recuse.cli.run import run_program
 
     return run_program(specs, argv)
+
+
+@cli.command(short_help="Serve devices to other processes.")
+@click.option(
+    "--listen", metavar="PATH", help="Where the socket shall be, instead of the usual place."
+)
+@click.option("--kernel", is_flag=True, help="Serve on Linux's own /dev/cuse, for all programs.")
+@click.argument("specs", metavar="SPEC...", nargs=-1, required=True)
+def serve(specs: tuple[str, ...], listen: str | None, kernel: bool) -> int:
+    """Serve devices to `recuse run -d unix:PATH` in other processes, until Ctrl-C or SIGTERM.
+
+    SPEC is as for `recuse run`. Each device gets a socket that only you and root can use, in your
+    runtime directory ($XDG_RUNTIME_DIR/recuse), or a directory of yours in /tmp.
+    """
+    from recuse.cli.serve import serve_devices
+
+    return serve_devices(specs, listen, kernel)
 
 
 @cli.command(short_help="Say what this machine allows.")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import click
 
-from recuse.cli.spec import SpecError, load, parse
+from recuse.channel.socket import Remote, RemoteError
+from recuse.cli.spec import REMOTE, SpecError, is_remote, load, parse, parse_remote
 from recuse.server.device import Device
 
 
@@ -44,15 +45,19 @@ def configure_logging() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
-def load_devices(specs: Sequence[str]) -> list[Device]:
+def load_devices(specs: Sequence[str]) -> list[Device | Remote]:
     """Make the devices that the -d options ask for.
 
     Raises:
         SpecError: one of them cannot be had, or two have the same name or number.
     """
+    remotes: list[Device | Remote] = []
     devices: dict[str, Device] = {}
     numbers: set[tuple[int, int]] = set()
     for text in specs:
+        if is_remote(text):
+            remotes.append(Remote(parse_remote(text)))
+            continue
         device = load(parse(text))
         if device.name in devices:
             raise SpecError(f"{text}: a device named {device.name} is there already; add name=...")
@@ -64,7 +69,7 @@ def load_devices(specs: Sequence[str]) -> list[Device]:
             )
         devices[device.name] = device
         numbers.add(number)
-    return list(devices.values())
+    return [*devices.values(), *remotes]
 
 
 def run_program(specs: Sequence[str], argv: Sequence[str]) -> int:
@@ -84,6 +89,8 @@ def run_program(specs: Sequence[str], argv: Sequence[str]) -> int:
         return supervise(devices, argv)
     except SandboxError as error:
         raise Failure(str(error)) from error
+    except RemoteError as error:
+        raise Failure(f"{REMOTE}{error.filename}: {error.strerror}") from error
     except OSError as error:
         raise _explain(error, argv[0]) from error
 

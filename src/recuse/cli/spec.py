@@ -19,6 +19,9 @@ from types import ModuleType
 
 from recuse.server.device import Device, check_device
 
+REMOTE = "unix:"
+"""What comes before the path of a socket, where another process serves the device."""
+
 
 class SpecError(Exception):
     """A device cannot be had; the message is one line that says why."""
@@ -37,6 +40,23 @@ class Spec:
     def is_file(self) -> bool:
         """Whether the source is a file's path."""
         return self.source.endswith(".py") or os.sep in self.source
+
+
+def is_remote(text: str) -> bool:
+    """Whether a `-d` option names a server's socket rather than a class."""
+    return text.startswith(REMOTE)
+
+
+def parse_remote(text: str) -> str:
+    """The path in unix:PATH, which may have commas and colons.
+
+    Raises:
+        SpecError: there is none.
+    """
+    path = text.removeprefix(REMOTE)
+    if not path:
+        raise SpecError(f"{text}: after the colon comes the path that `recuse serve` told")
+    return path
 
 
 def parse(text: str) -> Spec:

@@ -71,8 +71,11 @@ class Session:
     A channel reads requests, in as many threads as it likes, and gives each to `handle`.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, *, shared: bool = False) -> None:
         """Make a session; it starts with the kernel half's first request.
+
+        A ``shared`` device is served by other sessions too, and outlives this one: who shares it
+        calls `Device.close`.
 
         Raises ValueError or TypeError if the device is not well described (see `Device`).
         """
@@ -87,6 +90,7 @@ class Session:
         self._lock = threading.Lock()
         self._closed = False
         self._released = False
+        self._shared = shared
         self._serve: dict[int, Callable[[Exchange], None]] = {
             CUSE_INIT: self._init,
             FUSE_OPEN: self._open,
@@ -131,10 +135,10 @@ class Session:
         """End the session: the connection is gone, or about to be.
 
         Cancels ``async def`` methods that run, whose requests are answered with ECONNABORTED, and
-        waits for them; releases the files that are still open; calls `Device.close`.  What is
-        ``async def`` and takes more than 5 seconds is not waited for.  Plain methods that run go on
-        in their threads.  Called in the thread of the event loop, it returns at once and does all
-        that soon after.
+        waits for them; releases the files that are still open; calls `Device.close`, unless the
+        device is shared.  What is ``async def`` and takes more than 5 seconds is not waited for.
+        Plain methods that run go on in their threads.  Called in the thread of the event loop, it
+        returns at once and does all that soon after.
         """
         with self._lock:
             if self._closed:
@@ -150,7 +154,8 @@ class Session:
                 awaitable = self._runner.quietly(file.release)
                 if awaitable is not None:
                     yield file.release, awaitable
-        self._runner.quietly(self.device.close)
+        if not self._shared:
+            self._runner.quietly(self.device.close)
 
     # Each of these answers the exchange, or has it answered.
 

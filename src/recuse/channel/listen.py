@@ -1,0 +1,230 @@
+"""The server's side of a socket: one device for any number of sandboxes at once.
+
+One connection is one CUSE channel, as one open /dev/cuse is; all share the `Device`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from recuse.channel.packets import Packets, is_trusted, open_socket, peer_uid
+from recuse.channel.workers import Workers
+from recuse.server.device import Device
+from recuse.server.loop import Tasks
+from recuse.server.session import Session
+from recuse.wire.errors import WireError
+
+_PENDING_CONNECTIONS = 128
+_ACCEPT_RETRY_S = 0.1
+_CLOSE_WAIT_S = 10.0
+
+_log = logging.getLogger("recuse.channel")
+
+
+class DeviceServer:
+    """Serves a device at a socket, from the constructor until `close`."""
+
+    def __init__(self, device: Device, path: str) -> None:
+        """Listen at ``path``, with mode 0600, and serve whoever connects.
+
+        The socket of a server that has ended is replaced.
+
+        Raises ValueError or TypeError if the device is not well described (see `Device`), OSError:
+        EADDRINUSE if a server is there, EEXIST if something else is, ENAMETOOLONG for a path that
+        no socket can have, or what making it says.
+        """
+        Session(device, shared=True)  # checks it
+        self.device = device
+        self.path = path
+        self._listener = _listen(path)
+        self._inode = _inode(path)
+        # asyncio's locks and queues belong to one event loop: it lasts as long as the device.
+        self._loop = Tasks()
+        self._lock = threading.Lock()
+        self._clients: set[_Client] = set()
+        self._closing = threading.Event()
+        self._accepting = threading.Thread(
+            target=self._accept, name=f"recuse-{device.name}", daemon=True
+        )
+        self._accepting.start()
+
+    def close(self) -> None:
+        """End all connections, and then the device; again, do nothing.
+
+        Waits up to 10 seconds for the methods of the device's files that end is waiting for.
+        """
+        with self._lock:
+            if self._closing.is_set():
+                return
+            self._closing.set()
+            clients = list(self._clients)
+        _unlink(self.path, self._inode)
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
+        self._listener.close()
+        for client in clients:
+            client.shutdown()
+        for client in clients:
+            client.join(_CLOSE_WAIT_S)
+        try:
+            self.device.close()
+        except Exception:
+            _log.exception("%s.close failed", type(self.device).__name__)
+        self._loop.release()
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                sock, _ = self._listener.accept()
+            except OSError as error:
+                if not self._closing.is_set():
+                    _log.error("%s: no connection: %s", self.path, error.strerror)
+                    self._closing.wait(_ACCEPT_RETRY_S)  # out of descriptors, most likely
+                continue
+            uid = peer_uid(sock)
+            if not is_trusted(uid):
+                _log.warning("%s: refused a connection of user %d", self.path, uid)
+                sock.close()
+                continue
+            try:
+                self._serve(Packets(sock))
+            except Exception:
+                _log.exception("%s: a connection cannot be served", self.path)
+                sock.close()
+
+    def _serve(self, packets: Packets) -> None:
+        client = _Client(self.device, packets, self._forget)
+        with self._lock:
+            if self._closing.is_set():
+                packets.close()
+                return
+            self._clients.add(client)
+        client.start()
+
+    def _forget(self, client: _Client) -> None:
+        with self._lock:
+            self._clients.discard(client)
+
+
+class _Client:
+    """One connection: a sandbox."""
+
+    def __init__(self, device: Device, packets: Packets, forget: Callable[[_Client], None]) -> None:
+        self._packets = packets
+        self._session = Session(device, shared=True)
+        self._workers = Workers(self._receive, self._handle, name=f"recuse-{device.name}")
+        self._forget = forget
+
+    def start(self) -> None:
+        """Serve in threads of its own until the connection ends."""
+        try:
+            self._workers.start()
+        except RuntimeError as error:  # no more threads
+            _log.error("a connection cannot be served: %s", error)
+            self._end()
+
+    def shutdown(self) -> None:
+        """End the connection; what that means is done in its threads."""
+        self._packets.shutdown()
+
+    def join(self, timeout: float) -> None:
+        """Wait until it has ended, for so many seconds at most."""
+        self._workers.join(timeout)
+
+    def _receive(self) -> bytes | None:
+        message = self._packets.receive()
+        if message is None:
+            self._end()
+        return message
+
+    def _handle(self, message: bytes) -> None:
+        try:
+            self._session.handle(message, self._packets.send)
+        except WireError as error:
+            _log.warning("the other end of a socket sent %s: the connection is ended", error)
+            self._packets.shutdown()
+
+    def _end(self) -> None:
+        self._session.close()
+        self._packets.close()
+        self._forget(self)
+
+
+def _listen(path: str) -> socket.socket:
+    sock = open_socket()
+    try:
+        # bind(2) makes the file with the socket's own mode: it never has another one.
+        os.fchmod(sock.fileno(), 0o600)
+        with locked(os.path.dirname(path) or "."):
+            _make_way(path)
+            try:
+                sock.bind(path)
+            except OSError as error:
+                if error.errno is None:  # Python's own check of the length
+                    raise _os_error(errno.ENAMETOOLONG, path) from error
+                raise OSError(error.errno, error.strerror, path) from error
+            # Before the lock goes: until then a socket looks as if its server had ended.
+            sock.listen(_PENDING_CONNECTIONS)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@contextmanager
+def locked(directory: str) -> Iterator[None]:
+    """Let no other server make or remove a socket in a directory meanwhile."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _make_way(path: str) -> None:
+    """Remove the socket of a server that has ended.
+
+    Raises OSError: EADDRINUSE if it has not, EEXIST if that is something else.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise _os_error(errno.EEXIST, path)
+    with open_socket() as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError as error:
+            # EAGAIN: too many connections wait; EPROTOTYPE: a socket of another kind.
+            _log.debug("%s: %s", path, error)
+    raise _os_error(errno.EADDRINUSE, path)
+
+
+def _os_error(number: int, path: str) -> OSError:
+    return OSError(number, os.strerror(number), path)
+
+
+def _inode(path: str) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino
+
+
+def _unlink(path: str, inode: tuple[int, int]) -> None:
+    """Remove the socket, unless somebody has put something else there."""
+    with suppress(OSError), locked(os.path.dirname(path) or "."):
+        if _inode(path) == inode:
+            os.unlink(path)

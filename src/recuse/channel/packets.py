@@ -1,0 +1,209 @@
+"""Messages of the FUSE protocol over a SOCK_SEQPACKET socket, either way.
+
+A message is one packet. One of more than `PART` bytes is several: all but the last are of `PART`
+bytes, and the length in the message's header tells how many there are. The kernel limits packets
+(two times net.core.wmem_max for an ordinary user), and a WRITE can have more than that.
+
+There is nothing else on the socket. Whoever sends what is no message loses the connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import Final
+
+from recuse.wire.fuse import fuse_in_header, fuse_out_header
+
+PART: Final = 160 << 10
+"""Most bytes of one packet: room for 128 KiB with the headers, and less than Linux's default."""
+
+MESSAGE_MAX: Final = 2 << 20
+"""Most bytes of a message that is received: more than 1 MiB with its headers."""
+
+BACKLOG_MAX: Final = 8 << 20
+"""Once so many bytes wait for the other end to take them, nothing more is received from it."""
+
+_BUFFER_SIZE: Final = 4 << 20
+_LEAST: Final = min(fuse_in_header.SIZE, fuse_out_header.SIZE)
+_LENGTH_SIZE: Final = 4  # both headers begin with the length, u32
+_SO_PEERCRED_SIZE: Final = 12  # struct ucred: pid, uid, gid
+_SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+_log = logging.getLogger("recuse.channel")
+
+
+def open_socket() -> socket.socket:
+    """Return a new socket of the right kind, with as much room for packets as there may be."""
+    return _roomy(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC))
+
+
+def _roomy(sock: socket.socket) -> socket.socket:
+    try:
+        # socket(7): beyond net.core.wmem_max, for root alone.
+        sock.setsockopt(socket.SOL_SOCKET, 32, _BUFFER_SIZE)  # SO_SNDBUFFORCE
+    except OSError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_SIZE)
+    return sock
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """Return the user id of the process at the other end, when it connected or listened."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _SO_PEERCRED_SIZE)
+    return int.from_bytes(credentials[4:8], sys.byteorder)
+
+
+def is_trusted(uid: int) -> bool:
+    """Whether a user may be at the other end: ourselves, and root, who may do anything anyway."""
+    return uid in {0, os.geteuid()}
+
+
+class Packets:
+    """One connection's messages. Sending never waits; any threads may send and receive."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Take over a connected socket."""
+        self.timed_out = False
+        """Whether `receive` has given up."""
+        self._sock = _roomy(sock)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._backlog: deque[memoryview] = deque()
+        self._backlog_bytes = 0
+        self._writer: threading.Thread | None = None
+        self._ended = False
+        self._receiving = threading.Lock()
+        self._buffer = memoryview(bytearray(PART))
+
+    def send(self, message: bytes) -> None:
+        """Send a message, or keep it until the other end has room.
+
+        Raises OSError(ENODEV) if the connection has ended.
+        """
+        with self._lock:
+            if self._ended:
+                raise OSError(errno.ENODEV, "the connection has ended")
+            if len(message) <= PART and not self._backlog:
+                try:
+                    self._sock.send(message, _SEND_FLAGS)
+                    return
+                except BlockingIOError:
+                    pass
+                except OSError as error:
+                    self._end()
+                    raise OSError(errno.ENODEV, "the connection has ended") from error
+            view = memoryview(message)
+            self._backlog.extend(view[at : at + PART] for at in range(0, len(message), PART))
+            self._backlog_bytes += len(message)
+            if self._writer is None:
+                writer = threading.Thread(target=self._write, name="recuse-packets", daemon=True)
+                writer.start()
+                self._writer = writer
+            self._changed.notify_all()
+
+    def receive(self) -> bytes | None:
+        """Wait for a message; None when the connection has ended.
+
+        Ends it if what comes is no message, with a warning in the log.
+        """
+        if self._backlog_bytes > BACKLOG_MAX:
+            with self._lock:
+                self._changed.wait_for(lambda: self._backlog_bytes <= BACKLOG_MAX or self._ended)
+        with self._receiving:
+            message = self._receive_part()
+            if message is None or self._ended:
+                return None
+            size = len(message)
+            length = int.from_bytes(message[:_LENGTH_SIZE], sys.byteorder)
+            if length == size >= _LEAST:
+                return message
+            if size != PART or not PART < length <= MESSAGE_MAX:
+                self._malformed(f"{size} bytes that are no message")
+                return None
+            parts = [message]
+            while size < length:
+                part = self._receive_part()
+                if part is None:
+                    return None
+                if len(part) != min(PART, length - size):
+                    self._malformed(f"{len(part)} bytes that are no part of a message")
+                    return None
+                parts.append(part)
+                size += len(part)
+            return b"".join(parts)
+
+    def _receive_part(self) -> bytes | None:
+        while True:
+            try:
+                size = self._sock.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+            except ConnectionResetError:
+                # The other end was closed with something unread. What it had sent comes after.
+                continue
+            except TimeoutError:
+                self.timed_out = True
+                return None
+            except OSError:
+                return None
+            if size > PART:
+                self._malformed(f"a packet of {size} bytes")
+                return None
+            return bytes(self._buffer[:size]) if size else None
+
+    def _malformed(self, what: str) -> None:
+        _log.warning("the other end of a socket sent %s: the connection is ended", what)
+        self.shutdown()
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """Let `receive` end the wait, as if the connection had ended, after so long."""
+        self._sock.settimeout(seconds)
+
+    def shutdown(self) -> None:
+        """End the connection, for both ends: whoever waits here stops waiting."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._backlog.clear()
+        self._backlog_bytes = 0
+        self._changed.notify_all()
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the connection and give the descriptor back; again, do nothing.
+
+        Not to be called while in `send` or `receive`.
+        """
+        self.shutdown()
+        if self._writer is not None:
+            self._writer.join()
+        with self._receiving, self._lock:
+            self._sock.close()
+
+    def _write(self) -> None:
+        """Send what could not be sent at once, for as long as the connection lasts."""
+        while True:
+            with self._lock:
+                self._changed.wait_for(lambda: self._backlog or self._ended)
+                if self._ended:
+                    return
+                part = self._backlog[0]
+            try:
+                self._sock.send(part, socket.MSG_NOSIGNAL)
+            except OSError:
+                self.shutdown()
+                return
+            with self._lock:
+                if self._ended:
+                    return
+                # Only now: whoever sends meanwhile gets in line behind it.
+                self._backlog.popleft()
+                self._backlog_bytes -= len(part)
+                self._changed.notify_all()

@@ -1,0 +1,229 @@
+"""The kernel half's side of a socket: a device that another process serves."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+
+from recuse.channel.packets import Packets, is_trusted, open_socket, peer_uid
+from recuse.kernel.connection import Connection
+from recuse.kernel.cuse import CuseChannel
+from recuse.kernel.devices import CharDevice, DeviceTable
+
+HANDSHAKE_S = 10.0
+"""How long a server may take to answer CUSE_INIT."""
+
+RETRY_S = (0.1, 1.0)
+"""Seconds between attempts to reach a server that is away: at first, at most."""
+
+_REFUSED_RETRY_S = 30.0
+_REQUEST_MAX = 1 << 32  # whatever size a request has, it can be sent
+
+_log = logging.getLogger("recuse.channel")
+
+
+class RemoteError(OSError):
+    """A server cannot be joined; ``strerror`` says why in words for the user."""
+
+
+class Remote:
+    """A device that is served at a socket (`recuse serve`)."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def connect(self, table: DeviceTable) -> RemoteChannel:
+        """Make the device exist in ``table``, now and whenever its server is there.
+
+        Raises RemoteError, with the path: ENOENT or ECONNREFUSED if nobody serves there, EPERM if
+        the server is another user's, EPROTOTYPE for a socket of another kind, ECONNRESET if it
+        ends the connection, ETIMEDOUT if it does not answer within 10 seconds, EEXIST or EBUSY if
+        ``table`` has a device of that name or number, EINVAL or EPROTO for a server's bad answer.
+        """
+        return RemoteChannel(self.path, table)
+
+
+class RemoteChannel:
+    """What joins a server at a socket to a device table, again each time the server comes back.
+
+    One thread reads replies; while the server is away it tries to reach it.
+    """
+
+    def __init__(self, path: str, table: DeviceTable) -> None:
+        """Join it; see `Remote.connect`."""
+        self._path = path
+        self._table = table
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._link: _Link | None = None
+        link = self._join()
+        self._thread = threading.Thread(
+            target=self._run, args=(link,), name="recuse-remote", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def device(self) -> CharDevice | None:
+        """The device, None while the server is away."""
+        link = self._link
+        return None if link is None or link.connection.ended else link.cuse.device
+
+    def close(self) -> None:
+        """End it: the device goes, requests fail with ECONNABORTED, nothing is retried."""
+        self._closed.set()
+        with self._lock:
+            if self._link is not None:
+                self._link.shutdown()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _join(self) -> _Link:
+        """Connect and bring the device up. Raises RemoteError."""
+        link = _Link(_connect(self._path), self._table)
+        with self._lock:
+            self._link = link
+            if self._closed.is_set():
+                link.shutdown()
+        try:
+            link.shake_hands(self._path)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def _run(self, link: _Link | None) -> None:
+        while True:
+            if link is not None:
+                link.serve()
+                link.close()
+                if not self._closed.is_set():
+                    _log.warning("%s: its server has gone; the device is back with it", self._path)
+            link, delay = None, RETRY_S[0]
+            while link is None:
+                if self._closed.wait(delay):
+                    return
+                try:
+                    link = self._join()
+                except RemoteError as error:
+                    refused = error.errno in {errno.EEXIST, errno.EBUSY, errno.EINVAL}
+                    delay = _REFUSED_RETRY_S if refused else min(delay * 2, RETRY_S[1])
+                except Exception:
+                    _log.exception("internal error while joining %s", self._path)
+                    delay = _REFUSED_RETRY_S
+
+
+class _Link:
+    """One connection to a server, and the device's channel of the kernel half."""
+
+    def __init__(self, packets: Packets, table: DeviceTable) -> None:
+        self.cuse = CuseChannel(table)
+        self.connection: Connection = self.cuse.connection
+        self._packets = packets
+        # Messages go out in the order in which they are read.
+        self._sending = threading.RLock()
+        self._warned = False
+
+    def shake_hands(self, path: str) -> None:
+        """Have the server answer CUSE_INIT. Raises RemoteError if there is no device then."""
+        self.connection.on_pending = self._send
+        self._packets.set_timeout(HANDSHAKE_S)
+        self._send()
+        message = self._packets.receive()
+        if message is None:
+            raise _no_answer(path, self._packets.timed_out)
+        # Before there is a device: requests for it are sent without waiting.
+        self._packets.set_timeout(None)
+        self._take(message)
+        if self.cuse.device is None or self.connection.ended:
+            error = self.cuse.error
+            number = errno.EIO if error is None or error.errno is None else error.errno
+            raise _refused(number, path)
+
+    def serve(self) -> None:
+        """Take replies until the connection ends, which ends the device."""
+        while (message := self._packets.receive()) is not None:
+            self._take(message)
+        self.connection.abort()
+
+    def shutdown(self) -> None:
+        """End the connection; whoever is in `serve` or `shake_hands` returns."""
+        self._packets.shutdown()
+
+    def close(self) -> None:
+        """End the device and give back what this holds."""
+        self.connection.abort()
+        self._packets.close()
+
+    def _send(self) -> None:
+        """Send what is pending; never waits."""
+        with self._sending:
+            while True:
+                try:
+                    message = self.connection.read(_REQUEST_MAX)
+                except OSError as error:
+                    if error.errno in {errno.EAGAIN, errno.ENODEV}:
+                        return
+                    raise
+                try:
+                    self._packets.send(message)
+                except OSError:
+                    # `receive` has learned of it as well, and ends the device.
+                    return
+
+    def _take(self, message: bytes) -> None:
+        try:
+            self.connection.write(message)
+        except OSError as error:
+            if error.errno == errno.EINVAL and not self._warned:
+                # Linux would tell the server so; here it has no way of learning it.
+                self._warned = True
+                _log.warning("a server sent a reply of %d bytes that is none", len(message))
+        if message[8] & 1:
+            # A reply to an INTERRUPT, which may ask for it once more.
+            self._send()
+
+
+def _connect(path: str) -> Packets:
+    sock = open_socket()
+    try:
+        # With a timeout, connect fails at once when too many wait to be accepted.
+        sock.settimeout(HANDSHAKE_S)
+        try:
+            sock.connect(path)
+        except OSError as error:
+            raise _unreachable(error, path) from error
+        uid = peer_uid(sock)
+        if not is_trusted(uid):
+            raise RemoteError(errno.EPERM, f"its server runs as user {uid}", path)
+        return Packets(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _unreachable(error: OSError, path: str) -> RemoteError:
+    reasons = {
+        errno.ENOENT: "nobody serves there (recuse serve SPEC... tells where it does)",
+        errno.ECONNREFUSED: "its server has ended",
+        errno.EPROTOTYPE: "is a socket of another kind",
+        errno.EAGAIN: "its server does not accept connections",
+    }
+    if error.errno is None:  # Python's own check of the length
+        return RemoteError(errno.ENAMETOOLONG, "too long for the path of a socket", path)
+    return RemoteError(error.errno, reasons.get(error.errno, os.strerror(error.errno)), path)
+
+
+def _no_answer(path: str, timed_out: bool) -> RemoteError:
+    if timed_out:
+        return RemoteError(errno.ETIMEDOUT, f"no answer from its server in {HANDSHAKE_S} s", path)
+    return RemoteError(errno.ECONNRESET, "its server has ended the connection", path)
+
+
+def _refused(number: int, path: str) -> RemoteError:
+    reasons = {
+        errno.EEXIST: "a device of its name is there already",
+        errno.EBUSY: "a device of its number is there already",
+    }
+    return RemoteError(number, reasons.get(number, f"no device: {os.strerror(number)}"), path)
