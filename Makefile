@@ -7,11 +7,12 @@ RECUSE := $(BIN)/recuse
 # i2cdetect and its like are in /usr/sbin, which is not on everybody's path.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test test-vm lint bench clean
 
 help:
 	@echo 'make demo     run real programs against devices written in Python'
 	@echo 'make test     check style, types and behaviour'
+	@echo 'make test-vm  test the devices on a real kernel, in a virtual machine'
 	@echo 'make lint     check style and types only'
 	@echo 'make bench    measure, also against other ways to do the same'
 	@echo 'make install  only make .venv, with recuse and its tools in it'
@@ -38,6 +39,10 @@ lint: install
 test: lint
 	@.ci/packages test
 	$(BIN)/pytest -n 2
+
+test-vm: install
+	@.ci/packages vm
+	$(BIN)/python tests/vm/boot.py
 
 bench:
 	@.ci/packages bench

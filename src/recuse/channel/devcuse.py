@@ -1,0 +1,352 @@
+"""The real kernel's CUSE: devices served through /dev/cuse, for all programs of the machine.
+
+The kernel half is Linux itself (fs/fuse/cuse.c): it makes the node when it gets the answer to
+CUSE_INIT, and takes it away when the last descriptor of this opened /dev/cuse is closed.  A thread
+that waits in read(2) would keep that from happening, so the descriptor is non-blocking, and threads
+wait in poll(2), which an eventfd ends.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import queue
+import select
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from recuse.channel.workers import Workers
+from recuse.server.device import Device
+from recuse.server.session import Session
+
+log = logging.getLogger("recuse.channel")
+
+DEV_CUSE = "/dev/cuse"
+
+HEADROOM = 8192
+"""Bytes for all of a request but its data; also the least buffer that read(2) takes (fs/fuse/dev.c,
+fuse_dev_do_read, FUSE_MIN_READ_BUFFER)."""
+
+MOST_DATA = 32 * 4096
+"""Most data that an ioctl brings along, in bytes, whatever max_write says: 32 pages
+(fs/fuse/ioctl.c, fuse_do_ioctl, Linux 6.1)."""
+
+NODE_WAIT_S = 2.0
+"""How long udev may take to make a node, where the kernel does not (no devtmpfs on /dev)."""
+
+_NODE_TICK_S = 0.01
+
+# ENOENT: the request was taken back while it was copied (its program was killed).
+_READ_AGAIN = frozenset({errno.EINTR, errno.ENOENT})
+
+
+class KernelError(Exception):
+    """A device cannot be served on this kernel; the message is one line that says why."""
+
+
+class Channel:
+    """An open /dev/cuse, for several threads: the descriptor is not closed while one uses it."""
+
+    def __init__(self, path: str = DEV_CUSE) -> None:
+        """Open it, which makes the kernel send CUSE_INIT.
+
+        Raises OSError.
+        """
+        self.number = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        """The descriptor, -1 once closed."""
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = threading.Lock()
+        self._unused = threading.Condition(self._lock)
+        self._users = 0
+        self._closing = False
+
+    def read(self, size: int) -> bytes | None:
+        """Return the next request, None if there is none now.
+
+        Raises OSError with ENODEV when the connection has ended, from either side.
+        """
+        number = self._begin()
+        try:
+            while True:
+                try:
+                    return os.read(number, size)
+                except BlockingIOError:
+                    return None
+                except OSError as error:
+                    if error.errno not in _READ_AGAIN:
+                        raise
+        finally:
+            self._end()
+
+    def wait(self) -> None:
+        """Wait until `read` has something, or would raise.
+
+        Raises OSError with ENODEV after `close`.
+        """
+        number = self._begin()
+        try:
+            poll = select.poll()
+            poll.register(number, select.POLLIN)
+            poll.register(self._wake, select.POLLIN)
+            poll.poll()
+        finally:
+            self._end()
+
+    def write(self, message: bytes) -> None:
+        """Answer a request.
+
+        Raises OSError: ENODEV when the connection has ended, ENOENT if nobody waits for it any more
+        (see `recuse.server.exchange`, which takes both for usual), EINVAL if it is malformed.
+        """
+        number = self._begin()
+        try:
+            os.write(number, message)
+        finally:
+            self._end()
+
+    def close(self) -> None:
+        """Close it, which takes the device away; it is gone when this returns."""
+        with self._lock:
+            if not self._closing:
+                self._closing = True
+                os.eventfd_write(self._wake, 1)
+            while self._users:
+                self._unused.wait()
+            if self.number >= 0:
+                os.close(self.number)
+                os.close(self._wake)
+                self.number = self._wake = -1
+
+    def _begin(self) -> int:
+        with self._lock:
+            if self._closing:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+            self._users += 1
+            return self.number
+
+    def _end(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._closing:
+                self._unused.notify_all()
+
+
+class DevCuse:
+    """One device on the real kernel."""
+
+    def __init__(
+        self,
+        device: Device,
+        path: str = DEV_CUSE,
+        ended: Callable[["DevCuse"], object] = lambda _: None,
+    ) -> None:
+        """Prepare; nothing is opened before `start`.
+
+        ``ended`` is called, in any thread and perhaps more than once, when the connection has
+        ended: after `close`, or because an administrator has written to
+        /sys/class/cuse/NAME/abort.  The device is there until `close` even then.
+
+        Raises ValueError or TypeError if the device is not well described (see `Device`).
+        """
+        self.device = device
+        self._path = path
+        self._ended = ended
+        self._session = Session(device)
+        self._size = HEADROOM + max(device.max_write, MOST_DATA)
+        self._channel: Channel | None = None
+        self._early: bytes | None = None
+        self._workers = Workers(self._receive, self._handle, name=f"recuse {device.name}")
+
+    @property
+    def node(self) -> str:
+        """The path at which programs find the device."""
+        return f"/dev/{self.device.name}"
+
+    def start(self) -> None:
+        """Make the device, and serve it in threads of its own; there is a node on return.
+
+        Raises KernelError if that cannot be; it is to be closed then, too.
+        """
+        try:
+            self._channel = Channel(self._path)
+        except OSError as error:
+            raise KernelError(_why_not_opened(self._path, error)) from error
+        if os.path.lexists(self.node):
+            # Linux looks for the name among CUSE's devices only: a device called "null" would be
+            # made, and have no node (fs/fuse/cuse.c, cuse_process_init_reply; 6.1).
+            raise KernelError(f"{self.node} is there already: the device needs another name")
+        try:
+            self._shake_hands(self._channel)
+        except OSError as error:
+            raise KernelError(self._why_refused(error)) from error
+        self._workers.start()
+        self._wait_for_node()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end of the connection; False if it has not come by then."""
+        return self._workers.join(timeout_s)
+
+    def close(self) -> None:
+        """Take the device away, release the files that programs have open, end the session.
+
+        The programs' calls that wait, and later ones, fail.  Plain methods of the author's that run
+        go on in their threads, and nobody hears what they return.
+        """
+        if self._channel is not None:
+            self._channel.close()
+        self._session.close()
+
+    def limits(self) -> Iterator[str]:
+        """What Linux's CUSE does not do for this device, once it is there: a line for each."""
+        device = self.device
+        if device.seekable:
+            yield f"{self.node}: positions are ignored: reads and writes have offset 0, as in CUSE"
+        try:
+            found = os.stat(self.node)
+        except OSError:
+            number = self._device_number().replace(":", " ")
+            yield f"{self.node}: nobody has made the node; as root: mknod {self.node} c {number}"
+            return
+        wanted = {"mode": device.mode, "uid": device.uid, "gid": device.gid}
+        got = {"mode": stat.S_IMODE(found.st_mode), "uid": found.st_uid, "gid": found.st_gid}
+        for what, value in wanted.items():
+            if value is not None and got[what] != value:
+                form = "04o" if what == "mode" else "d"
+                yield (
+                    f"{self.node}: {what} is {got[what]:{form}}, not {value:{form}}: "
+                    "that is for udev's rules to say"
+                )
+
+    def _shake_hands(self, channel: Channel) -> None:
+        """Answer CUSE_INIT; OSError with ENODEV if the kernel does not take the answer."""
+        while (message := channel.read(self._size)) is None:
+            channel.wait()
+        self._handle(message)
+        # The device was made while the answer was written, or else the connection ended.
+        self._early = channel.read(self._size)
+
+    def _receive(self) -> bytes | None:
+        assert self._channel is not None
+        message, self._early = self._early, None
+        try:
+            while message is None:
+                message = self._channel.read(self._size)
+                if message is None:
+                    self._channel.wait()
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                log.exception("%s: %s cannot be read", self.node, self._path)
+            self._ended(self)
+        return message
+
+    def _handle(self, message: bytes) -> None:
+        assert self._channel is not None
+        self._session.handle(message, self._channel.write)
+
+    def _wait_for_node(self) -> None:
+        end = time.monotonic() + NODE_WAIT_S
+        while not os.path.exists(self.node) and time.monotonic() < end:
+            time.sleep(_NODE_TICK_S)
+
+    def _device_number(self) -> str:
+        """MAJOR:MINOR, as sysfs has it."""
+        return Path(self._sysfs, "dev").read_text().strip()
+
+    @property
+    def _sysfs(self) -> str:
+        return f"/sys/class/cuse/{self.device.name.replace('/', '!')}"
+
+    def _why_refused(self, error: OSError) -> str:
+        device = self.device
+        if os.path.exists(self._sysfs):
+            reason = "another CUSE device has this name"
+        elif device.major:
+            reason = f"the number {device.major}:{device.minor} may be taken (see /proc/devices)"
+        else:
+            reason = f"{os.strerror(error.errno or errno.EIO)} (the kernel's log may say more)"
+        return f"the kernel refuses the device {device.name}: {reason}"
+
+
+def serve_kernel(
+    devices: Sequence[Device],
+    ready: Callable[[str], object],
+    note: Callable[[str], object] = log.warning,
+) -> None:
+    """Serve devices on the real kernel until SIGINT, SIGTERM or SIGHUP; for the main thread.
+
+    A second signal does what it would have done without this.  Also returns when the kernel has
+    ended all connections.  The devices are gone by then.
+
+    Args:
+        devices: with different names.
+        ready: called with a device's path once it is there, in the calling thread.
+        note: called with a line on each thing that Linux's CUSE does not do, before that.
+
+    Raises:
+        KernelError: one of them cannot be served; then none is.
+    """
+    happened: queue.SimpleQueue[DevCuse | None] = queue.SimpleQueue()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_told_of_signals(happened))
+        serving: set[DevCuse] = set()
+        for device in devices:
+            served = DevCuse(device, ended=happened.put)
+            stack.callback(served.close)
+            served.start()
+            if not serving:
+                note("programs cannot map these devices (mmap gives ENODEV): Linux's CUSE has none")
+            for limit in served.limits():
+                note(limit)
+            serving.add(served)
+            ready(served.node)
+        while serving:
+            ended = happened.get()
+            if ended is None:
+                return
+            if ended in serving:
+                serving.remove(ended)
+                log.warning("%s: the kernel has ended the connection", ended.node)
+                ended.close()
+
+
+@contextlib.contextmanager
+def _told_of_signals(happened: "queue.SimpleQueue[Any]") -> Iterator[None]:
+    """Put None into the queue when a signal says that it is time to end."""
+    previous: dict[int, Any] = {}
+
+    def restore() -> None:
+        while previous:
+            signal.signal(*previous.popitem())
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        # Only once: what takes too long to end can be ended by another one.
+        restore()
+        happened.put(None)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup, and shells for commands in the background, have some ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            previous[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _why_not_opened(path: str, error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return f"there is no {path}: `modprobe cuse` as root makes it; `recuse run` needs none"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (
+            f"{path}: permission denied: root may open it, and whom a udev rule allows to; "
+            "`recuse run` needs no rights"
+        )
+    if error.errno in (errno.ENODEV, errno.ENXIO):
+        return f"{path}: this kernel has no CUSE (CONFIG_CUSE); `recuse run` needs none"
+    return f"{path}: {error.strerror}"

@@ -1,0 +1,307 @@
+"""Boot a small virtual machine whose kernel has CUSE, and run the tests of this directory in it.
+
+    python tests/vm/boot.py [COMMAND [ARGUMENT]...]
+
+The kernel is Debian's, out of its package, with a first root of busybox and a few modules; the
+guest's root is then this machine's own, shared through 9p: the same Python, programs and checkout.
+Its /dev, /proc and /sys are its own, and so are /tmp and /run, which are empty at first.  It is
+emulated (no KVM), so several times slower: good for what happens, not for how long it takes.
+
+Exits with the command's status.  Where the machine cannot be had, says why and exits with 0; with
+CI=true in the environment, with 1.
+"""
+
+import gzip
+import lzma
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = Path(__file__).resolve().parent.relative_to(ROOT)
+
+PACKAGE = "linux-image-amd64"
+"""Depends on the package with Debian's current kernel."""
+
+MODULES = ("virtio_pci", "9pnet_virtio", "9p", "fuse", "cuse")
+
+PROGRAMS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "busybox": "busybox-static",
+    "depmod": "kmod",
+    "cpio": "cpio",
+}
+"""What is needed, and the Debian packages that have it."""
+
+MEMORY_MIB = 1024
+LIMIT_S = 280
+"""Within which all must be over."""
+
+INSIDE = "RECUSE_INSIDE_VM"
+"""A variable of the environment that tells the tests where they are."""
+
+BEGIN = "recuse-vm: begin"
+END = "recuse-vm: end"
+"""Lines on the console, the latter with the status, around what the command prints."""
+
+FRESH = ("/tmp", "/run")
+"""Directories that the guest has for itself."""
+
+# Run by busybox, whose own programs are used until the guest's root is there.
+INIT = r"""#!/bin/busybox sh
+export PATH=/bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+for module in /modules/*.ko; do insmod $module; done
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,access=any host /host ||
+    poweroff -f
+mount --move /dev /host/dev
+mkdir -p /host/dev/pts /host/dev/shm
+mount -t devpts devpts /host/dev/pts; mount -t tmpfs shm /host/dev/shm
+mount -t proc proc /host/proc; mount -t sysfs sys /host/sys
+# A checkout in one of the directories that the guest has for itself.
+for hidden in {hidden}; do
+    mkdir -p /kept/$hidden; mount --bind /host/$hidden /kept/$hidden
+done
+for fresh in {fresh}; do mount -t tmpfs -o mode=1777 fresh /host/$fresh; done
+for hidden in {hidden}; do
+    mkdir -p /host/$hidden; mount --move /kept/$hidden /host/$hidden
+done
+ifconfig lo up
+echo
+echo {begin}
+chroot /host /bin/sh -c "$(cat /command)" </host/dev/null 2>&1
+status=$?
+echo
+echo {end} ${status:-1}
+poweroff -f
+"""
+
+
+class Unavailable(Exception):
+    """The machine cannot be had here; the message says why."""
+
+
+def find_programs() -> dict[str, str]:
+    """The paths of the programs that are needed.  Raises Unavailable."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    found = {name: shutil.which(name, path=path) for name in PROGRAMS}
+    missing = [PROGRAMS[name] for name, program in found.items() if program is None]
+    if missing:
+        raise Unavailable(f"missing; to have it: apt-get install {' '.join(missing)}")
+    return {name: program for name, program in found.items() if program is not None}
+
+
+def cache_directory() -> Path:
+    """Where unpacked kernels are kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "recuse-vm")
+
+
+def unpacked_kernel(cache: Path, depmod: str) -> Path:
+    """The directory into which Debian's current kernel is unpacked.  Raises Unavailable."""
+    package = kernel_package()
+    kernel = cache / package
+    if not kernel.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as directory:
+            print(f"Downloading {package}", flush=True)
+            command("apt-get", "download", "-qq", package, cwd=directory)
+            (archive,) = Path(directory).glob("*.deb")
+            unpacked = Path(directory, "unpacked")
+            command("dpkg-deb", "-x", str(archive), str(unpacked))
+            command(depmod, "-b", str(unpacked), release(unpacked))
+            # In one step, so that what is there is complete.
+            unpacked.rename(kernel)
+    return kernel
+
+
+def kernel_package() -> str:
+    """The package with Debian's current kernel.  Raises Unavailable."""
+    if shutil.which("apt-cache") is None:
+        raise Unavailable("there is no apt-get to have a Debian kernel from")
+    show = ("apt-cache", "depends", "--important", PACKAGE)
+    depends = subprocess.run(show, capture_output=True, text=True, check=False).stdout
+    if not depends and os.geteuid() == 0:
+        command("apt-get", "update", "-qq")
+        depends = command(*show)
+    found = re.search(r"Depends: (linux-image-\S+)", depends)
+    if found is None:
+        raise Unavailable(f"apt-get knows no package {PACKAGE} (is this Debian for amd64?)")
+    return found[1]
+
+
+def command(*argv: str, cwd: str | None = None) -> str:
+    """Run a program that makes the machine; return what it prints.  Raises Unavailable."""
+    try:
+        return subprocess.run(argv, cwd=cwd, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or "").strip().splitlines()
+        raise Unavailable(f"{shlex.join(argv)} failed: {said[-1] if said else error}") from error
+
+
+def release(kernel: Path) -> str:
+    """The kernel's release, such as 6.1.0-9-amd64."""
+    (modules,) = (kernel / "lib" / "modules").iterdir()
+    return modules.name
+
+
+def module_files(kernel: Path) -> list[Path]:
+    """The files of all modules that are needed, in the order in which they can be loaded."""
+    directory = kernel / "lib" / "modules" / release(kernel)
+    needs: dict[str, list[str]] = {}
+    for line in (directory / "modules.dep").read_text().splitlines():
+        file, _, rest = line.partition(":")
+        needs[Path(file).name.partition(".")[0].replace("-", "_")] = [file, *rest.split()]
+    files: dict[str, None] = {}
+    for module in MODULES:
+        # What is not there as a module is built in.  A module comes first, then what it needs.
+        files.update(dict.fromkeys(reversed(needs.get(module.replace("-", "_"), []))))
+    return [directory / file for file in files]
+
+
+def module_content(file: Path) -> bytes:
+    """A module as it is loaded: some are compressed."""
+    content = file.read_bytes()
+    if file.suffix == ".xz":
+        return lzma.decompress(content)
+    if file.suffix == ".gz":
+        return gzip.decompress(content)
+    return content
+
+
+def make_initrd(kernel: Path, programs: dict[str, str], script: str, work: Path) -> Path:
+    """Make the first root, which mounts the real one and runs the script there."""
+    root = work / "root"
+    for name in ("bin", "modules", "proc", "sys", "dev", "host", "kept"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(programs["busybox"], root / "bin" / "busybox")
+    for name in ("sh", "mount", "mkdir", "insmod", "ifconfig", "cat", "chroot", "poweroff"):
+        (root / "bin" / name).symlink_to("busybox")
+    for number, file in enumerate(module_files(kernel)):
+        (root / "modules" / f"{number:02}.ko").write_bytes(module_content(file))
+    (root / "command").write_text(script)
+    hidden = map(str, hidden_directories())
+    init = root / "init"
+    init.write_text(
+        INIT.replace("{hidden}", " ".join(map(shlex.quote, hidden)))
+        .replace("{fresh}", " ".join(FRESH))
+        .replace("{begin}", BEGIN)
+        .replace("{end}", END)
+    )
+    init.chmod(0o755)
+    names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+    initrd = work / "initrd"
+    with initrd.open("wb") as output:
+        subprocess.run(
+            [programs["cpio"], "-o", "-H", "newc", "--quiet"],
+            cwd=root,
+            input=names.encode(),
+            stdout=output,
+            check=True,
+        )
+    return initrd
+
+
+def qemu(program: str, kernel: Path, initrd: Path) -> list[str]:
+    """The command that is the machine."""
+    return [
+        program, "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", str(MEMORY_MIB),
+        "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
+        "-kernel", str(kernel / "boot" / f"vmlinuz-{release(kernel)}"), "-initrd", str(initrd),
+        "-append", "console=ttyS0 quiet panic=-1 loglevel=3",
+        "-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap",
+    ]  # fmt: skip
+
+
+def hidden_directories() -> list[Path]:
+    """What the command needs and the guest would not see, such as a checkout below /tmp."""
+    found: list[Path] = []
+    for path in (ROOT, Path(sys.prefix), Path(sys.base_prefix)):
+        hidden = any(path.is_relative_to(fresh) for fresh in FRESH)
+        if hidden and not any(path.is_relative_to(other) for other in found):
+            found.append(path)
+    return found
+
+
+def script_for(argv: Sequence[str]) -> str:
+    """What the guest's shell is to run."""
+    variables = {
+        **{name: os.environ[name] for name in ("HOME", "CI") if name in os.environ},
+        "PATH": os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]),
+        "TERM": "dumb",
+        INSIDE: "1",
+    }
+    settings = [f"{name}={value}" for name, value in variables.items()]
+    return f"cd {shlex.quote(str(ROOT))} && exec env {shlex.join([*settings, *argv])}\n"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command in the machine, with this process's output; return its status.
+
+    Raises Unavailable.
+    """
+    programs = find_programs()
+    cache = cache_directory()
+    kernel = unpacked_kernel(cache, programs["depmod"])
+    with tempfile.TemporaryDirectory(dir=cache) as work:
+        initrd = make_initrd(kernel, programs, script_for(argv), Path(work))
+        start = time.monotonic()
+        machine = subprocess.Popen(
+            qemu(programs["qemu-system-x86_64"], kernel, initrd),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        limit = threading.Timer(LIMIT_S, machine.kill)
+        limit.start()
+        try:
+            return watch(machine, start)
+        finally:
+            limit.cancel()
+            machine.kill()
+            machine.wait()
+
+
+def watch(machine: subprocess.Popen[str], start: float) -> int:
+    """Pass on what the command prints; return its status, 1 if the machine ended before it."""
+    assert machine.stdout is not None
+    before: list[str] = []
+    begun = False
+    for line in machine.stdout:
+        line = line.rstrip("\r\n")
+        if line.startswith(END):
+            print(f"The machine has ended after {time.monotonic() - start:.0f} s")
+            return int(line.removeprefix(END))
+        if begun:
+            print(line, flush=True)
+        elif line == BEGIN:
+            begun = True
+            print(f"The machine has started after {time.monotonic() - start:.0f} s", flush=True)
+        else:
+            before.append(line)
+    print(*before, sep="\n")
+    print(f"The machine ended without the command, after {time.monotonic() - start:.0f} s")
+    return 1
+
+
+def main() -> int:
+    """Run what the arguments say, the tests by default."""
+    tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(TESTS)]
+    try:
+        return run(sys.argv[1:] or tests)
+    except Unavailable as error:
+        print(f"No virtual machine, so nothing is tested on the real CUSE: {error}")
+        return 1 if os.environ.get("CI") == "true" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
