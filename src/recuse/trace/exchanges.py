@@ -1,0 +1,244 @@
+"""Requests and their answers, paired and decoded; and what else happens to a connection.
+
+Whatever the bytes are, nothing here raises: what cannot be decoded is passed on with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TypeAlias
+
+from recuse.wire.declare import Structure
+from recuse.wire.errors import WireError
+from recuse.wire.fuse import (
+    FUSE_INTERRUPT,
+    FUSE_NOTIFY_POLL,
+    fuse_in_header,
+    fuse_interrupt_in,
+    fuse_out_header,
+    fuse_read_in,
+)
+from recuse.wire.message import decode_reply, decode_request
+from recuse.wire.optable import OPERATIONS
+
+LIMIT = 512
+"""As many bytes of a message are recorded: all of its structure, and some of what follows."""
+
+OUTSTANDING_MOST = 65536
+"""As many unanswered requests are remembered; more than programs that wait for them can make."""
+
+
+class Kind(IntEnum):
+    """What a record is of."""
+
+    REQUEST = 0
+    REPLY = 1
+    ADDED = 2
+    REMOVED = 3
+    DROPPED = 4
+
+
+Record: TypeAlias = "tuple[int, int, int, bytes, int, bytes]"
+"""Kind; connection's number; nanoseconds on any clock; the message's first bytes; its length;
+the program's name.
+
+ADDED has the device's name in place of a message and major << 20 | minor as its length, DROPPED
+the number of records that are missing before it.
+"""
+
+
+@dataclass(slots=True)
+class Part:
+    """One message decoded: its structure, what follows it (maybe only its start) and how long
+    that is; problem says why it could not be, then data is all after the header.
+    """
+
+    body: Structure | None = None
+    data: bytes = b""
+    size: int = 0
+    problem: str | None = None
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request and what became of it; times are in nanoseconds, time since the trace's start.
+
+    error is a positive errno, 0, or None if the server never answered; then answer and latency are
+    None too.
+    """
+
+    time: int
+    device: str
+    unique: int
+    opcode: int
+    pid: int
+    program: str
+    request: Part
+    error: int | None = None
+    answer: Part | None = None
+    latency: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The operation's name without FUSE_, "OPCODE_n" if it has none."""
+        return _NAMES.get(self.opcode) or f"OPCODE_{self.opcode}"
+
+
+@dataclass(slots=True)
+class Event:
+    """What is no exchange.
+
+    kind, and what is in values: "added" (major, minor), "removed", "interrupt" (unique, of: the
+    operation's name), "notification" (code, size), "refused" (size, reason: a message that
+    answers nothing; data has its first bytes), "dropped" (count).
+    """
+
+    time: int
+    device: str
+    kind: str
+    values: dict[str, int | str] = field(default_factory=dict)
+    data: bytes = b""
+
+
+_NAMES = {opcode: row.name.removeprefix("FUSE_") for opcode, row in OPERATIONS.items()}
+
+_HEADER = fuse_in_header.SIZE
+_unpack_in_header = fuse_in_header.CODEC.unpack_from
+_unpack_out_header = fuse_out_header.CODEC.unpack_from
+_OUT_HEADER = fuse_out_header.SIZE
+
+
+def _cut(structure: type[Structure] | None, message: bytes, start: int, size: int) -> Part:
+    """Decode a message of ``size`` bytes of which only the first are there."""
+    body = None
+    if structure is not None:
+        body = structure.unpack(message, start)
+        start += structure.SIZE
+    return Part(body, message[start:], size - start)
+
+
+def decode(message: bytes, size: int, opcode: int, *, answer: bool) -> Part:
+    """Decode what follows the header of a message of ``size`` bytes, maybe cut at LIMIT."""
+    try:
+        if len(message) == size:
+            whole = decode_reply(opcode, message) if answer else decode_request(message)
+            data = whole[2]
+            return Part(whole[1], bytes(data[:LIMIT]), len(data))
+        operation = OPERATIONS.get(opcode)
+        if answer:
+            structure = None if operation is None else operation.reply
+            return _cut(structure, message, _OUT_HEADER, size)
+        return _cut(None if operation is None else operation.request, message, _HEADER, size)
+    except WireError as error:
+        start = _OUT_HEADER if answer else _HEADER
+        return Part(None, message[start:], size - start, str(error))
+
+
+@dataclass(slots=True)
+class _Connection:
+    device: str = "?"
+    outstanding: dict[int, Exchange] = field(default_factory=dict)
+
+
+class Exchanges:
+    """Pairs what was recorded, in the order in which it was."""
+
+    def __init__(self, start: int = 0) -> None:
+        self._start = start
+        self._connections: dict[int, _Connection] = {}
+        self._lossy = False
+
+    def feed(self, record: Record) -> Iterator[Exchange | Event]:
+        """Yield what a record completes."""
+        kind, number, time, data, size, program = record
+        time -= self._start
+        connection = self._connections.get(number)
+        if connection is None:
+            connection = self._connections[number] = _Connection()
+        if kind == Kind.REPLY:
+            yield self._reply(connection, time, data, size)
+        elif kind == Kind.REQUEST:
+            yield from self._request(connection, time, data, size, program)
+        elif kind == Kind.ADDED:
+            connection.device = data.decode(errors="backslashreplace")
+            for exchange in connection.outstanding.values():
+                exchange.device = connection.device  # CUSE_INIT
+            numbers = {"major": size >> 20, "minor": size & 0xFFFFF}
+            yield Event(time, connection.device, "added", {**numbers})
+        elif kind == Kind.REMOVED:
+            yield from self._unanswered(connection)
+            yield Event(time, connection.device, "removed")
+        else:
+            self._lossy = True
+            yield Event(time, "", "dropped", {"count": size})
+
+    def end(self) -> Iterator[Exchange]:
+        """Yield the requests that were never answered."""
+        for connection in self._connections.values():
+            yield from self._unanswered(connection)
+
+    def _unanswered(self, connection: _Connection) -> Iterator[Exchange]:
+        yield from connection.outstanding.values()
+        connection.outstanding.clear()
+
+    def _request(
+        self, connection: _Connection, time: int, data: bytes, size: int, program: bytes
+    ) -> Iterator[Exchange | Event]:
+        if len(data) < _HEADER:
+            yield _refused(connection, time, data, size, "shorter than a header")
+            return
+        _, opcode, unique, _, _, _, pid, _, _ = _unpack_in_header(data)
+        part = decode(data, size, opcode, answer=False)
+        if opcode == FUSE_INTERRUPT and isinstance(part.body, fuse_interrupt_in):
+            meant = connection.outstanding.get(part.body.unique)
+            of = meant.name if meant is not None else "?"
+            yield Event(
+                time, connection.device, "interrupt", {"unique": part.body.unique, "of": of}
+            )
+            return
+        name = program.decode(errors="backslashreplace")
+        exchange = Exchange(time, connection.device, unique, opcode, pid, name, part)
+        operation = OPERATIONS.get(opcode)
+        if operation is not None and not operation.has_reply:
+            exchange.error = 0
+            yield exchange
+            return
+        if len(connection.outstanding) >= OUTSTANDING_MOST:
+            yield connection.outstanding.pop(next(iter(connection.outstanding)))
+        connection.outstanding[unique] = exchange
+
+    def _reply(
+        self, connection: _Connection, time: int, data: bytes, size: int
+    ) -> Exchange | Event:
+        if len(data) < _OUT_HEADER:
+            return _refused(connection, time, data, size, "shorter than a header")
+        length, error, unique = _unpack_out_header(data)
+        if length != size:
+            return _refused(connection, time, data, size, f"says that it has {length} bytes")
+        if not unique:
+            if error != FUSE_NOTIFY_POLL:
+                return _refused(connection, time, data, size, f"notification {error}")
+            return Event(time, connection.device, "notification", {"code": error, "size": size})
+        if not -512 < error <= 0:
+            return _refused(connection, time, data, size, f"error {error}")
+        exchange = connection.outstanding.pop(unique, None)
+        if exchange is None:
+            reason = f"answers {unique}, which is not waiting"
+            if unique & 1:
+                reason = f"answers INTERRUPT {unique} with error {error}"
+            elif self._lossy:
+                reason += " or was dropped"
+            return _refused(connection, time, data, size, reason)
+        exchange.error = -error
+        part = exchange.answer = decode(data, size, exchange.opcode, answer=True)
+        asked = exchange.request.body
+        if type(asked) is fuse_read_in and part.size > asked.size and not part.problem:
+            part.problem = f"{part.size} bytes where {asked.size} were asked for"
+        exchange.latency = time - exchange.time
+        return exchange
+
+
+def _refused(connection: _Connection, time: int, data: bytes, size: int, reason: str) -> Event:
+    return Event(time, connection.device, "refused", {"reason": reason, "size": size}, data)

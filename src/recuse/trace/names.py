@@ -1,0 +1,238 @@
+"""Names for numbers: open and poll flags, ioctl commands, errors; bytes as an escaped string."""
+
+import errno
+import os
+from functools import lru_cache
+
+from recuse.wire import fuse, ioctl
+
+_ACCESS = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
+
+# asm-generic/fcntl.h, x86: Python's O_LARGEFILE is 0 on 64-bit machines, but not the kernel's.
+_OPEN = {
+    os.O_CREAT: "O_CREAT",
+    os.O_EXCL: "O_EXCL",
+    os.O_NOCTTY: "O_NOCTTY",
+    os.O_TRUNC: "O_TRUNC",
+    os.O_APPEND: "O_APPEND",
+    os.O_NONBLOCK: "O_NONBLOCK",
+    os.O_SYNC: "O_SYNC",
+    os.O_DSYNC: "O_DSYNC",
+    os.O_ASYNC: "O_ASYNC",
+    os.O_DIRECT: "O_DIRECT",
+    0o100000: "O_LARGEFILE",
+    os.O_DIRECTORY: "O_DIRECTORY",
+    os.O_NOFOLLOW: "O_NOFOLLOW",
+    os.O_NOATIME: "O_NOATIME",
+    os.O_CLOEXEC: "O_CLOEXEC",
+}
+
+_POLL = {
+    0x1: "POLLIN",
+    0x2: "POLLPRI",
+    0x4: "POLLOUT",
+    0x8: "POLLERR",
+    0x10: "POLLHUP",
+    0x20: "POLLNVAL",
+    0x40: "POLLRDNORM",
+    0x80: "POLLRDBAND",
+    0x100: "POLLWRNORM",
+    0x200: "POLLWRBAND",
+    0x400: "POLLMSG",
+    0x2000: "POLLRDHUP",
+}
+
+
+def _prefixed(*prefixes: str) -> dict[int, str]:
+    """The one-bit constants of `recuse.wire.fuse` that start with one of the prefixes."""
+    return {
+        value: name
+        for name, value in vars(fuse).items()
+        if name.startswith(prefixes) and isinstance(value, int)
+    }
+
+
+_IOCTL = {
+    value: name for value, name in _prefixed("FUSE_IOCTL_").items() if name != "FUSE_IOCTL_MAX_IOV"
+}
+
+_FLAGS: dict[str, dict[int, str]] = {
+    "fuse_open_in.open_flags": _prefixed("FUSE_OPEN_"),
+    "fuse_open_out.open_flags": _prefixed("FOPEN_"),
+    "fuse_release_in.release_flags": _prefixed("FUSE_RELEASE_"),
+    "fuse_read_in.read_flags": _prefixed("FUSE_READ_"),
+    "fuse_write_in.write_flags": _prefixed("FUSE_WRITE_"),
+    "fuse_fsync_in.fsync_flags": _prefixed("FUSE_FSYNC_"),
+    "fuse_ioctl_in.flags": _IOCTL,
+    "fuse_ioctl_out.flags": _IOCTL,
+    "fuse_poll_in.flags": _prefixed("FUSE_POLL_"),
+    "fuse_poll_in.events": _POLL,
+    "fuse_poll_out.revents": _POLL,
+    "cuse_init_in.flags": {
+        1: "CUSE_UNRESTRICTED_IOCTL",
+        1 << 16: "RECUSE_SEEKABLE",
+        1 << 17: "RECUSE_NODE_INFO",
+    },
+}
+_FLAGS["cuse_init_out.flags"] = _FLAGS["cuse_init_in.flags"]
+
+_OPENED = {f"fuse_{name}_in.flags" for name in ("open", "create", "read", "write", "release")}
+"""Fields with the flags of open(2)."""
+
+_HEXADECIMAL = {"lock_owner", "arg", "kh", "base", "flags", "flags2", "cmd"}
+
+_UNNAMED = {"padding", "unused", "spare", "dummy"}
+
+_QUIET = {"lock_owner", "open_flags", "read_flags", "write_flags", "release_flags", "backing_id"}
+"""Fields that are printed only if they are not 0."""
+
+
+def is_padding(field: str) -> bool:
+    """Whether a structure's field means nothing."""
+    return field in _UNNAMED or field.startswith(("padding", "unused", "spare"))
+
+
+def is_quiet(field: str) -> bool:
+    """Whether a field is worth a word only if it is not 0."""
+    return field in _QUIET
+
+
+def _bits(value: int, names: dict[int, str]) -> list[str]:
+    # Those of several bits (O_SYNC has O_DSYNC's) come first.
+    found = []
+    for bits in sorted(names, key=int.bit_count, reverse=True):
+        if bits and value & bits == bits:
+            found.append((bits, names[bits]))
+            value &= ~bits
+    words = [name for _, name in sorted(found)]
+    return [*words, hex(value)] if value else words
+
+
+@lru_cache(1024)
+def open_flags(value: int) -> str:
+    """Return the flags of open(2) as in C: O_RDWR|O_NONBLOCK; bits without a name in hex."""
+    access = value & os.O_ACCMODE
+    return "|".join([_ACCESS.get(access, "O_ACCMODE"), *_bits(value & ~os.O_ACCMODE, _OPEN)])
+
+
+@lru_cache(4096)
+def number(structure: str, field: str, value: int) -> str:
+    """Return what a field's number is called: flags, commands, addresses; else as it is."""
+    full = f"{structure}.{field}"
+    if full in _OPENED:
+        return open_flags(value)
+    if full == "fuse_ioctl_in.cmd":
+        return command(value)
+    names = _FLAGS.get(full)
+    if names is not None:
+        return "|".join(_bits(value, names)) or "0"
+    if field in _HEXADECIMAL:
+        return hex(value)
+    return str(value)
+
+
+@lru_cache(256)
+def error(value: int) -> str:
+    """Return the name of a positive errno, or the number if it has none."""
+    return errno.errorcode.get(value, str(value))
+
+
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 256))}
+_ESCAPES |= {10: "\\n", 13: "\\r", 9: "\\t", 34: '\\"', 92: "\\\\"}
+
+
+def escape(data: bytes) -> str:
+    r"""Return printable ASCII: other bytes as \xNN, or \n and its like."""
+    return data.decode("latin-1").translate(_ESCAPES)
+
+
+def printable(name: str) -> str:
+    """Return a name that does nothing to a terminal, nor to who reads columns."""
+    if name.isascii() and name.isprintable() and " " not in name:
+        return name
+    return escape(name.encode(errors="surrogateescape")).replace(" ", "\\x20")
+
+
+# Commands without a size in them, and those whose size is always the same.
+_COMMANDS = {
+    0x5401: "TCGETS",
+    0x5402: "TCSETS",
+    0x5403: "TCSETSW",
+    0x5404: "TCSETSF",
+    0x5409: "TCSBRK",
+    0x540B: "TCFLSH",
+    0x540F: "TIOCGPGRP",
+    0x5410: "TIOCSPGRP",
+    0x5411: "TIOCOUTQ",
+    0x5413: "TIOCGWINSZ",
+    0x5414: "TIOCSWINSZ",
+    0x5415: "TIOCMGET",
+    0x5418: "TIOCMSET",
+    0x541B: "FIONREAD",
+    0x5421: "FIONBIO",
+    0x5450: "FIONCLEX",
+    0x5451: "FIOCLEX",
+    0x0701: "I2C_RETRIES",
+    0x0702: "I2C_TIMEOUT",
+    0x0703: "I2C_SLAVE",
+    0x0704: "I2C_TENBIT",
+    0x0705: "I2C_FUNCS",
+    0x0706: "I2C_SLAVE_FORCE",
+    0x0707: "I2C_RDWR",
+    0x0708: "I2C_PEC",
+    0x0720: "I2C_SMBUS",
+    0x1260: "BLKGETSIZE",
+    0x1268: "BLKSSZGET",
+    0x80081272: "BLKGETSIZE64",
+    0x5000: "SNDCTL_DSP_RESET",
+    0x5001: "SNDCTL_DSP_SYNC",
+    0x5008: "SNDCTL_DSP_POST",
+    0xC0045002: "SNDCTL_DSP_SPEED",
+    0xC0045003: "SNDCTL_DSP_STEREO",
+    0xC0045004: "SNDCTL_DSP_GETBLKSIZE",
+    0xC0045005: "SNDCTL_DSP_SETFMT",
+    0xC0045006: "SNDCTL_DSP_CHANNELS",
+    0xC004500A: "SNDCTL_DSP_SETFRAGMENT",
+    0x8004500B: "SNDCTL_DSP_GETFMTS",
+    0x8010500C: "SNDCTL_DSP_GETOSPACE",
+    0x8010500D: "SNDCTL_DSP_GETISPACE",
+    0x8004500F: "SNDCTL_DSP_GETCAPS",
+    0x40045010: "SNDCTL_DSP_SETTRIGGER",
+    0x80044501: "EVIOCGVERSION",
+    0x80084502: "EVIOCGID",
+    0x40044590: "EVIOCGRAB",
+}
+
+# Commands whose size is the caller's buffer's: direction, type, number.
+_SIZED = {
+    (ioctl.IOC_READ, ord("E"), 0x06): "EVIOCGNAME",
+    (ioctl.IOC_READ, ord("E"), 0x07): "EVIOCGPHYS",
+    (ioctl.IOC_READ, ord("E"), 0x08): "EVIOCGUNIQ",
+    (ioctl.IOC_READ, ord("E"), 0x09): "EVIOCGPROP",
+    (ioctl.IOC_READ, ord("E"), 0x18): "EVIOCGKEY",
+    (ioctl.IOC_READ, ord("E"), 0x19): "EVIOCGLED",
+    (ioctl.IOC_READ, ord("E"), 0x1B): "EVIOCGSW",
+}
+
+_DIRECTIONS = {
+    ioctl.IOC_NONE: "_IO",
+    ioctl.IOC_READ: "_IOR",
+    ioctl.IOC_WRITE: "_IOW",
+    ioctl.IOC_READ | ioctl.IOC_WRITE: "_IOWR",
+}
+
+
+@lru_cache(1024)
+def command(value: int) -> str:
+    """Return an ioctl command as C has it: TCGETS, EVIOCGKEY(16), _IOR('E', 0x18, 16)."""
+    if value in _COMMANDS:
+        return _COMMANDS[value]
+    direction, size = ioctl.direction(value), ioctl.size(value)
+    magic, count = ioctl.type(value), ioctl.number(value)
+    sized = _SIZED.get((direction, magic, count))
+    if sized is not None:
+        return f"{sized}({size})"
+    kind = f"'{chr(magic)}'" if chr(magic).isalnum() and magic < 128 else hex(magic)
+    if direction == ioctl.IOC_NONE:
+        return f"_IO({kind}, {count:#x})" if not size else f"_IOC(0, {kind}, {count:#x}, {size})"
+    return f"{_DIRECTIONS[direction]}({kind}, {count:#x}, {size})"

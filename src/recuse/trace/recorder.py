@@ -1,0 +1,227 @@
+"""Notes what passes over connections, and hands it to the process that prints it.
+
+What a request costs here is what tracing costs, so this only keeps the bytes, the time and the
+program's name in a queue.  A thread passes them on in batches.  The queue is bounded: what does
+not fit is counted, and the trace says so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import marshal
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from time import perf_counter_ns
+
+from recuse.trace.exchanges import LIMIT, Kind, Record
+from recuse.trace.writer import FRAME_HEADER, TOLD
+from recuse.wire.fuse import fuse_in_header
+
+log = logging.getLogger("recuse.trace")
+
+QUEUE_MOST = 100_000
+"""Records; with what they keep, 80 MB at most."""
+
+BATCH = 512
+"""Records of one frame: to marshal them takes 50 us, in which nothing is served."""
+
+INTERVAL_S = 0.02
+"""How long records may wait for more."""
+
+_FRESH_NS = 1_000_000
+"""How long a program's name holds: it changes with exec."""
+
+_PROGRAMS_MOST = 1024
+_PIPE_SIZE = 1 << 20
+_HEADER_SIZE = fuse_in_header.SIZE
+_PID = slice(32, 36)  # of fuse_in_header
+_REQUEST, _REPLY = int(Kind.REQUEST), int(Kind.REPLY)
+
+
+class ConnectionTap:
+    """What is put on one connection (`recuse.kernel.connection.Tap`)."""
+
+    __slots__ = ("_number", "_recorder", "_records")
+
+    def __init__(self, recorder: Recorder, number: int) -> None:
+        self._recorder = recorder
+        self._records = recorder.records
+        self._number = number
+
+    def request(self, message: bytes) -> None:
+        """Note a request, and whose it is."""
+        now = perf_counter_ns()
+        recorder = self._recorder
+        pid = message[_PID]
+        known = recorder.programs.get(pid)
+        if known is None or now - known[0] > _FRESH_NS:
+            known = recorder.look_up(pid, now)
+        if len(self._records) < recorder.room:
+            size = len(message)
+            if size > LIMIT:
+                message = message[:LIMIT]
+            self._records.append((_REQUEST, self._number, now, message, size, known[1]))
+        else:
+            recorder.dropped += 1
+        if not recorder.awake:
+            recorder.wake()
+
+    def reply(self, message: bytes) -> None:
+        """Note an answer or notification."""
+        recorder = self._recorder
+        if len(self._records) < recorder.room:
+            size = len(message)
+            if size > LIMIT:
+                message = message[:LIMIT]
+            now = perf_counter_ns()
+            self._records.append((_REPLY, self._number, now, message, size, b""))
+        else:
+            recorder.dropped += 1
+        if not recorder.awake:
+            recorder.wake()
+
+    def added(self, name: str, major: int, minor: int) -> None:
+        """Note that the device has come into being."""
+        self._note(Kind.ADDED, os.fsencode(name), major << 20 | minor)
+
+    def removed(self) -> None:
+        """Note that it is gone."""
+        self._note(Kind.REMOVED, b"", 0)
+
+    def _note(self, kind: Kind, data: bytes, size: int) -> None:
+        # Rare, and a trace without them makes no sense: there is always room.
+        if self._recorder.room:
+            record = (int(kind), self._number, perf_counter_ns(), data, size, b"")
+            self._records.append(record)
+            self._recorder.wake()
+
+
+class Recorder:
+    """Records to ``output``, a descriptor, until `close`; ``layout`` is "text" or "jsonl".
+
+    Nothing that goes wrong with the output concerns who is traced: tracing stops.
+    Raises OSError if the process that prints cannot be started.
+    """
+
+    def __init__(self, output: int, layout: str = "text") -> None:
+        self.records: deque[Record] = deque()
+        self.room = QUEUE_MOST
+        """Records that may wait; 0 when tracing has stopped."""
+        self.dropped = 0
+        self.programs: dict[bytes, tuple[int, bytes]] = {}
+        """By the header's pid: when the name was looked up, and the name."""
+        self.awake = True
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._connections = 0
+        # In a session of its own it gets no signals that are meant for programs. -P: a module in
+        # the working directory is none of the library's.
+        self._writer = subprocess.Popen(
+            [sys.executable, "-P", "-m", "recuse.trace.writer", layout, str(perf_counter_ns())],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            start_new_session=True,
+        )
+        assert self._writer.stdin is not None
+        self._pipe = self._writer.stdin.fileno()
+        with suppress(OSError):  # more than an unprivileged user may have in all
+            fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        self._thread = threading.Thread(target=self._send_all, name="recuse-trace", daemon=True)
+        self._thread.start()
+
+    def connection(self) -> ConnectionTap:
+        """Return the tap for a new connection."""
+        self._connections += 1
+        return ConnectionTap(self, self._connections)
+
+    def close(self) -> None:
+        """Have all that was recorded printed.  Interrupted (Ctrl-C), it prints no more of it."""
+        self._closing.set()
+        self._wake.set()
+        try:
+            self._thread.join()
+            self._close_pipe()
+            self._writer.wait()
+        except BaseException:
+            self._writer.kill()
+            self._thread.join()
+            self._close_pipe()
+            self._writer.wait()
+            raise
+        if self.room:
+            self.room = 0
+            self._report()
+
+    def _close_pipe(self) -> None:
+        assert self._writer.stdin is not None
+        with suppress(OSError):
+            self._writer.stdin.close()
+
+    def look_up(self, pid: bytes, now: int) -> tuple[int, bytes]:
+        """Return when and what: the name of a process, which is waiting for its request.
+
+        Of one that has ended meanwhile (a RELEASE may be late) it is what it was last.
+        """
+        number = int.from_bytes(pid, sys.byteorder)
+        name = b""
+        if number:
+            try:
+                with open(f"/proc/{number}/comm", "rb", buffering=0) as comm:
+                    name = comm.read(64).removesuffix(b"\n")
+            except OSError:
+                known = self.programs.get(pid)
+                name = known[1] if known is not None else b""
+        if len(self.programs) >= _PROGRAMS_MOST:
+            self.programs.clear()
+        entry = self.programs[pid] = (now, name)
+        return entry
+
+    def wake(self) -> None:
+        """Have the thread look for records."""
+        self.awake = True
+        self._wake.set()
+
+    def _send_all(self) -> None:
+        dropped = 0
+        while True:
+            # A record that comes before this is sent now, one that comes after it wakes us.
+            self.awake = False
+            if not self.records and not self._closing.is_set():
+                self._wake.wait()
+            self.awake = True
+            self._wake.clear()
+            closing = self._closing.wait(INTERVAL_S)
+            try:
+                while self.records:
+                    self._send([self.records.popleft() for _ in range(self._next())])
+                if self.dropped != dropped:
+                    missing, dropped = self.dropped - dropped, self.dropped
+                    now = perf_counter_ns()
+                    self._send([(int(Kind.DROPPED), 0, now, b"", missing, b"")])
+            except OSError:
+                self.room = 0
+                self.records.clear()
+                self._report()
+                return
+            if closing and not self.records:
+                return
+
+    def _next(self) -> int:
+        return min(len(self.records), BATCH)
+
+    def _send(self, records: list[Record]) -> None:
+        frame = marshal.dumps(records, 2)
+        data = memoryview(len(frame).to_bytes(FRAME_HEADER, sys.byteorder) + frame)
+        while data:
+            data = data[os.write(self._pipe, data) :]
+
+    def _report(self) -> None:
+        """Say that tracing has stopped, if the process that prints has not."""
+        status = self._writer.wait()
+        if status not in (0, TOLD):
+            log.warning("tracing stops: its process ended with status %d", status)

@@ -1,0 +1,86 @@
+"""The process that decodes and prints a trace: `python -m recuse.trace.writer FORMAT START`.
+
+START is when the trace began, by perf_counter_ns.  stdin brings frames of records
+(`recuse.trace.recorder`) until the end of the file, stdout is where the trace goes.  A process of
+its own because decoding in the one that serves would hold its interpreter; and because the trace
+is complete then, however that one ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import select
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import BinaryIO
+
+from recuse.trace import jsonl, text
+from recuse.trace.exchanges import Exchanges, Record
+
+TOLD = 3
+"""The exit status after a failure that the user has been told of."""
+
+FRAME_HEADER = 4
+"""Bytes of a frame's length, in the machine's order; the marshalled records follow."""
+
+_NICE = 10
+
+Formatter = text.Formatter | jsonl.Formatter
+
+
+def frames(source: BinaryIO) -> Iterator[list[Record]]:
+    """Yield the records of each frame; one that is cut off at the end is left out."""
+    while len(header := source.read(FRAME_HEADER)) == FRAME_HEADER:
+        length = int.from_bytes(header, sys.byteorder)
+        frame = source.read(length)
+        if len(frame) < length:
+            return
+        yield marshal.loads(frame)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of it, also to a pipe that somebody has made non-blocking."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])
+
+
+def write_trace(
+    source: Iterable[list[Record]], formatter: Formatter, descriptor: int, start: int = 0
+) -> None:
+    """Write the trace of all frames, that began at ``start``.  Raises OSError as writing does."""
+    exchanges = Exchanges(start)
+    line = formatter.line
+    first = formatter.start(datetime.now(UTC).isoformat(timespec="milliseconds"))
+    write_all(descriptor, first.encode())
+    for records in source:
+        lines = [line(item) for record in records for item in exchanges.feed(record)]
+        write_all(descriptor, "".join(lines).encode())
+    write_all(descriptor, "".join(line(item) for item in exchanges.end()).encode())
+
+
+def main(name: str, start: int) -> int:
+    """Write the trace in the format of that name until stdin ends; returns the exit status."""
+    os.nice(_NICE)
+    output = sys.stdout.fileno()
+    colour = os.isatty(output) and not os.environ.get("NO_COLOR")
+    formatter: Formatter = jsonl.Formatter() if name == "jsonl" else text.Formatter(colour=colour)
+    try:
+        write_trace(frames(sys.stdin.buffer), formatter, output, start)
+    except OSError as error:
+        reason = "nobody reads it" if error.errno == errno.EPIPE else error.strerror
+        with suppress(OSError):
+            write_all(2, f"recuse: tracing stops: {reason}\n".encode())
+        return TOLD
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))
