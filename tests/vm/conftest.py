@@ -38,7 +38,7 @@ class Server:
     def __init__(self, *specs: str) -> None:
         self._errors = TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "served.py"), *specs],
+            [sys.executable, "-m", "recuse.cli.main", "serve", "--kernel", *specs],
             stdout=subprocess.PIPE,
             stderr=self._errors,
             cwd=ROOT,

@@ -6,12 +6,27 @@ Linux's CUSE says 0 for the position of each read and write, so there is no end 
 from collections.abc import Callable
 from pathlib import Path
 
-from ..examples.test_memory import *  # noqa: F403
+from ..examples.test_memory import (  # noqa: F401
+    client,
+    drive,
+    test_a_write_behind_the_end_makes_it_grow_with_zeros,
+    test_a_write_inside_leaves_the_size,
+    test_it_begins_empty,
+    test_it_begins_with_the_size_that_it_is_given,
+    test_it_grows_up_to_a_limit,
+    test_more_than_linux_moves_in_one_ioctl_is_refused,
+    test_no_byte_is_before_the_first,
+    test_other_ioctls_are_unknown,
+    test_pointers_to_nowhere,
+    test_reads_end_at_the_end,
+    test_what_the_comments_of_libfuses_client_show,
+    test_without_positions_every_read_and_write_is_at_the_beginning,
+)
 
 Shell = Callable[..., bytes]
 
 
-def test_the_size_can_be_set(drive: Callable[[str, str], str]) -> None:
+def test_the_size_can_be_set(drive: Callable[[str, str], str]) -> None:  # noqa: F811
     script = "printf abcdef >/dev/memory; c s 3; c s; c s 5; c s; head -c 7 /dev/memory | od -An -c"
     assert drive("", script) == "3\n5\n   a   b   c  \\0  \\0   a   b\n"
 
