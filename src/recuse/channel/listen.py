@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 
 from recuse.channel.packets import Packets, is_trusted, open_socket, peer_uid
 from recuse.channel.workers import Workers
-from recuse.server.device import Device
+from recuse.server.device import Device, check_device
 from recuse.server.loop import Tasks
 from recuse.server.session import Session
 from recuse.wire.errors import WireError
@@ -41,7 +41,7 @@ class DeviceServer:
         EADDRINUSE if a server is there, EEXIST if something else is, ENAMETOOLONG for a path that
         no socket can have, or what making it says.
         """
-        Session(device, shared=True)  # checks it
+        check_device(device)
         self.device = device
         self.path = path
         self._listener = _listen(path)
@@ -122,6 +122,7 @@ class _Client:
         self._session = Session(device, shared=True)
         self._workers = Workers(self._receive, self._handle, name=f"recuse-{device.name}")
         self._forget = forget
+        self._ending = threading.Lock()
 
     def start(self) -> None:
         """Serve in threads of its own until the connection ends."""
@@ -153,8 +154,10 @@ class _Client:
             self._packets.shutdown()
 
     def _end(self) -> None:
-        self._session.close()
-        self._packets.close()
+        # Two threads may find the end when one takes over from the other: it is over for both.
+        with self._ending:
+            self._session.close()
+            self._packets.close()
         self._forget(self)
 
 

@@ -30,6 +30,8 @@ MESSAGE_MAX: Final = 2 << 20
 BACKLOG_MAX: Final = 8 << 20
 """Once so many bytes wait for the other end to take them, nothing more is received from it."""
 
+_COST: Final = 512  # of memory for each packet that waits, besides its bytes
+
 _BUFFER_SIZE: Final = 4 << 20
 _LEAST: Final = min(fuse_in_header.SIZE, fuse_out_header.SIZE)
 _LENGTH_SIZE: Final = 4  # both headers begin with the length, u32
@@ -99,8 +101,9 @@ class Packets:
                     self._end()
                     raise OSError(errno.ENODEV, "the connection has ended") from error
             view = memoryview(message)
-            self._backlog.extend(view[at : at + PART] for at in range(0, len(message), PART))
-            self._backlog_bytes += len(message)
+            for at in range(0, len(message), PART):
+                self._backlog.append(view[at : at + PART])
+                self._backlog_bytes += len(self._backlog[-1]) + _COST
             if self._writer is None:
                 writer = threading.Thread(target=self._write, name="recuse-packets", daemon=True)
                 writer.start()
@@ -205,5 +208,5 @@ class Packets:
                     return
                 # Only now: whoever sends meanwhile gets in line behind it.
                 self._backlog.popleft()
-                self._backlog_bytes -= len(part)
+                self._backlog_bytes -= len(part) + _COST
                 self._changed.notify_all()

@@ -18,7 +18,8 @@ HANDSHAKE_S = 10.0
 RETRY_S = (0.1, 1.0)
 """Seconds between attempts to reach a server that is away: at first, at most."""
 
-_REFUSED_RETRY_S = 30.0
+_REFUSED_RETRY_S = 10.0
+_AWAY = {errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EAGAIN}
 _REQUEST_MAX = 1 << 32  # whatever size a request has, it can be sent
 
 _log = logging.getLogger("recuse.channel")
@@ -107,8 +108,10 @@ class RemoteChannel:
                 try:
                     link = self._join()
                 except RemoteError as error:
-                    refused = error.errno in {errno.EEXIST, errno.EBUSY, errno.EINVAL}
-                    delay = _REFUSED_RETRY_S if refused else min(delay * 2, RETRY_S[1])
+                    delay = min(delay * 2, RETRY_S[1])
+                    if error.errno not in _AWAY:
+                        _log.warning("%s: %s", self._path, error.strerror)
+                        delay = _REFUSED_RETRY_S
                 except Exception:
                     _log.exception("internal error while joining %s", self._path)
                     delay = _REFUSED_RETRY_S
