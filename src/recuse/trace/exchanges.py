@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeAlias
 
+from recuse.wire.cuse import CUSE_INIT
 from recuse.wire.declare import Structure
 from recuse.wire.errors import WireError
 from recuse.wire.fuse import (
@@ -162,9 +163,7 @@ class Exchanges:
         elif kind == Kind.REQUEST:
             yield from self._request(connection, time, data, size, program)
         elif kind == Kind.ADDED:
-            connection.device = data.decode(errors="backslashreplace")
-            for exchange in connection.outstanding.values():
-                exchange.device = connection.device  # CUSE_INIT
+            connection.device = _text(data)
             numbers = {"major": size >> 20, "minor": size & 0xFFFFF}
             yield Event(time, connection.device, "added", {**numbers})
         elif kind == Kind.REMOVED:
@@ -198,7 +197,7 @@ class Exchanges:
                 time, connection.device, "interrupt", {"unique": part.body.unique, "of": of}
             )
             return
-        name = program.decode(errors="backslashreplace")
+        name = _text(program)
         exchange = Exchange(time, connection.device, unique, opcode, pid, name, part)
         operation = OPERATIONS.get(opcode)
         if operation is not None and not operation.has_reply:
@@ -237,7 +236,16 @@ class Exchanges:
         if type(asked) is fuse_read_in and part.size > asked.size and not part.problem:
             part.problem = f"{part.size} bytes where {asked.size} were asked for"
         exchange.latency = time - exchange.time
+        if exchange.opcode == CUSE_INIT:
+            for entry in part.data.split(b"\0"):
+                key, _, value = entry.partition(b"=")
+                if key.strip() == b"DEVNAME":
+                    connection.device = exchange.device = _text(value.strip())
         return exchange
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="backslashreplace")
 
 
 def _refused(connection: _Connection, time: int, data: bytes, size: int, reason: str) -> Event:
