@@ -100,7 +100,9 @@ class RemoteChannel:
                 link.serve()
                 link.close()
                 if not self._closed.is_set():
-                    _log.warning("%s: its server has gone; the device is back with it", self._path)
+                    _log.warning(
+                        "%s: its server has gone; the device comes back when it does", self._path
+                    )
             link, delay = None, RETRY_S[0]
             while link is None:
                 if self._closed.wait(delay):

@@ -7,8 +7,8 @@ import shlex
 import signal
 import stat
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
 from types import FrameType
 
 import click
@@ -71,11 +71,12 @@ def _serve_kernel(devices: Sequence[Device]) -> int:
 @contextlib.contextmanager
 def _until_a_signal() -> Iterator[Callable[[], object]]:
     """Give a function that waits for a signal to end; a second one does what it always did."""
-    ended = threading.Event()
+    # An Event could be found locked: the handler runs within the wait, in the same thread.
+    signals: SimpleQueue[int] = SimpleQueue()
 
-    def end(_number: int, _frame: FrameType | None) -> None:
+    def end(number: int, _frame: FrameType | None) -> None:
         restore()
-        ended.set()
+        signals.put(number)
 
     def restore() -> None:
         for number, handler in previous.items():
@@ -90,7 +91,7 @@ def _until_a_signal() -> Iterator[Callable[[], object]]:
     for number in previous:
         signal.signal(number, end)
     try:
-        yield ended.wait
+        yield signals.get
     finally:
         restore()
 
