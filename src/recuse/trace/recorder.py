@@ -119,13 +119,14 @@ class Recorder:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._connections = 0
-        # In a session of its own it gets no signals that are meant for programs. -P: a module in
-        # the working directory is none of the library's.
+        # A process group of its own gets no signals that are meant for programs; in a session of
+        # its own, Linux would give it half of a CPU whatever its niceness (autogroup). -P: a module
+        # in the working directory is none of the library's.
         self._writer = subprocess.Popen(
             [sys.executable, "-P", "-m", "recuse.trace.writer", layout, str(perf_counter_ns())],
             stdin=subprocess.PIPE,
             stdout=output,
-            start_new_session=True,
+            process_group=0,
         )
         assert self._writer.stdin is not None
         self._pipe = self._writer.stdin.fileno()

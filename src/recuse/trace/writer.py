@@ -12,6 +12,7 @@ import errno
 import marshal
 import os
 import select
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -68,6 +69,8 @@ def write_trace(
 
 def main(name: str, start: int) -> int:
     """Write the trace in the format of that name until stdin ends; returns the exit status."""
+    # The terminal's background may be told not to write (stty tostop).
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     os.nice(_NICE)
     output = sys.stdout.fileno()
     colour = os.isatty(output) and not os.environ.get("NO_COLOR")
