@@ -8,7 +8,6 @@ import signal
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from queue import SimpleQueue
 from types import FrameType
 
 import click
@@ -69,31 +68,40 @@ def _serve_kernel(devices: Sequence[Device]) -> int:
 
 
 @contextlib.contextmanager
-def _until_a_signal() -> Iterator[Callable[[], object]]:
+def _until_a_signal() -> Iterator[Callable[[], None]]:
     """Give a function that waits for a signal to end; a second one does what it always did."""
-    # An Event could be found locked: the handler runs within the wait, in the same thread.
-    signals: SimpleQueue[int] = SimpleQueue()
+    # Linux may give a signal to any thread, or give it just before the main thread waits: neither
+    # ends a wait for a lock or a queue. What Python writes into a pipe stays there.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    # What is ignored (nohup) stays so.
+    previous = {
+        number: signal.signal(number, _note)
+        for number in _ENDING
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
 
-    def end(number: int, _frame: FrameType | None) -> None:
+    def wait() -> None:
+        while os.read(reader, 1)[0] not in previous:
+            pass
         restore()
-        signals.put(number)
 
     def restore() -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    # What is ignored (nohup) stays so.
-    previous = {
-        number: handler
-        for number in _ENDING
-        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
-    }
-    for number in previous:
-        signal.signal(number, end)
     try:
-        yield signals.get
+        yield wait
     finally:
         restore()
+        signal.set_wakeup_fd(previous_writer)
+        os.close(reader)
+        os.close(writer)
+
+
+def _note(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing here: that there is a handler has the signal's number written to the pipe."""
 
 
 @contextlib.contextmanager
