@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "server": {"wire"},
     "channel": {"kernel", "server", "wire"},
     "sandbox": {"channel", "kernel", "server", "wire"},
-    "cli": {"", "channel", "kernel", "sandbox", "server", "wire", "click"},
+    "trace": {"wire"},
+    "cli": {"", "channel", "kernel", "sandbox", "server", "trace", "wire", "click"},
 }
 
 # The kernel half leaves waiting and I/O to others; it may take a lock.

@@ -133,6 +133,11 @@ class Connection:
         return len(self._queue)
 
     @property
+    def readable(self) -> bool:
+        """Whether there is something that `read` would return now."""
+        return bool(self._queue.pending or self._queue.interrupts)
+
+    @property
     def ended(self) -> bool:
         """Whether it was refused or aborted."""
         return self.state is _ABORTED or self.state is _REFUSED

@@ -63,6 +63,8 @@ class CuseChannel:
             max_reply=cuse_init_out.SIZE + CUSE_INIT_INFO_MAX,
         )
         self.connection = Connection(init, self._accept, self._gone)
+        if table.tap is not None:
+            self.connection.tap = table.tap()
 
     def close(self) -> None:
         """Do what closing the last descriptor of /dev/cuse does: no device, no requests."""

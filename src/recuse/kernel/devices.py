@@ -3,10 +3,10 @@
 import errno
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from recuse.kernel.connection import Connection, os_error
+from recuse.kernel.connection import Connection, Tap, os_error
 
 MAJOR_MAX = 511
 MINOR_MAX = (1 << 20) - 1
@@ -50,9 +50,21 @@ class CharDevice:
 
 
 class DeviceTable:
-    """The devices of one machine (one sandbox).  Thread-safe."""
+    """The devices of one machine (one sandbox).  Thread-safe.
 
-    def __init__(self) -> None:
+    ``added`` is called with each device before `register` returns, ``removed`` with each before
+    `remove` does: what shows the devices to programs is right at every moment.
+    """
+
+    def __init__(
+        self,
+        added: Callable[[CharDevice], None] | None = None,
+        removed: Callable[[CharDevice], None] | None = None,
+    ) -> None:
+        self._added = added
+        self._removed = removed
+        self.tap: Callable[[], Tap] | None = None
+        """Makes what sees all messages of a new connection (`recuse.kernel.connection.Tap`)."""
         self._lock = threading.Lock()
         self._by_name: dict[str, CharDevice] = {}
         self._by_number: dict[tuple[int, int], CharDevice] = {}
@@ -101,6 +113,14 @@ class DeviceTable:
                 max_write=max(max_write, TRANSFER_MIN),
             )
             self._by_name[name] = self._by_number[major, minor] = device
+        if connection.tap is not None:
+            connection.tap.added(name, major, minor)
+        if self._added is not None:
+            try:
+                self._added(device)
+            except BaseException:
+                self.remove(device)
+                raise
         return device
 
     def _free_major(self) -> int:
@@ -114,9 +134,14 @@ class DeviceTable:
     def remove(self, device: CharDevice) -> None:
         """Take a device out; if it is out, do nothing."""
         with self._lock:
-            if self._by_name.get(device.name) is device:
-                del self._by_name[device.name]
-                del self._by_number[device.major, device.minor]
+            if self._by_name.get(device.name) is not device:
+                return
+            del self._by_name[device.name]
+            del self._by_number[device.major, device.minor]
+        if device.connection.tap is not None:
+            device.connection.tap.removed()
+        if self._removed is not None:
+            self._removed(device)
 
     def by_name(self, name: str) -> CharDevice | None:
         """Return the device of that name (below /dev, "snd/dsp")."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from recuse.kernel.connection import Tap
 from recuse.sandbox.launch import Command, Launch, Program
-from recuse.sandbox.machine import Machine
+from recuse.sandbox.machine import Joinable, Machine
 from recuse.sandbox.supervisor import Supervisor
 from recuse.server.device import Device
 
@@ -28,13 +30,15 @@ class Sandbox:
     from the ``with`` statement's beginning to its end; whatever program still runs then is killed.
     """
 
-    def __init__(self, *devices: Device) -> None:
+    def __init__(self, *devices: Device | Joinable, tap: Callable[[], Tap] | None = None) -> None:
         """Prepare.
 
         Args:
-            devices: the devices that the programs find; more may not be added later.
+            devices: the devices that the programs find; programs may bring more, by ``/dev/cuse``.
+            tap: makes what sees the messages of one device's connection.
         """
         self._devices = devices
+        self._tap = tap
         self._machine: Machine | None = None
         self._lock = threading.Lock()
         self._running: list[tuple[Launch, Supervisor]] = []
@@ -45,7 +49,7 @@ class Sandbox:
         Raises:
             OSError: EEXIST for two devices of one name, EBUSY for two of one number.
         """
-        machine = Machine()
+        machine = Machine(self._tap)
         try:
             for device in self._devices:
                 machine.add(device)
@@ -62,17 +66,21 @@ class Sandbox:
         traceback: TracebackType | None,
     ) -> None:
         """Kill what still runs, release all files, end the devices."""
+        self.kill()
         with self._lock:
             running = list(self._running)
             self._running.clear()
-        for launch, _ in running:
-            launch.kill()
         for launch, supervisor in running:
             launch.program.wait()
             _finish(launch, supervisor)
         machine, self._machine = self._machine, None
         if machine is not None:
             machine.close()
+
+    def kill(self) -> None:
+        """Kill all programs, and all that they started."""
+        for launch, _ in list(self._running):
+            launch.kill()
 
     def popen(self, argv: Command, **options: Any) -> Program:
         """Start a program, like :class:`subprocess.Popen`.

@@ -17,7 +17,9 @@ long as the first reference exists (the socket has not hung up).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import logging
 import os
 import select
 import socket
@@ -25,30 +27,43 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from recuse.channel.workers import Workers
-from recuse.kernel.devices import CharDevice
 from recuse.kernel.files import OpenFile
+from recuse.kernel.operation import run
+from recuse.sandbox.arch import arch
+from recuse.sandbox.nodes import Node
+
+if TYPE_CHECKING:
+    from recuse.sandbox.channels import ChannelFile
+
+_log = logging.getLogger("recuse.sandbox")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+READY = b"\0"
+"""What lies in the programs' end while it is readable; no program sees it."""
 
 
 class Descriptor:
     """One open file description in the programs, from open until its last reference is gone."""
 
-    __slots__ = ("_ours", "_theirs", "device", "end", "file", "flags", "link", "sole")
+    __slots__ = ("_ours", "_theirs", "end", "file", "flags", "link", "node", "sole")
 
-    def __init__(self, device: CharDevice, flags: int) -> None:
+    def __init__(self, node: Node, flags: int) -> None:
         """Make the pair.
 
         Args:
-            device: what is opened; ``file`` is still to be set, but for O_PATH, which opens
+            node: what is opened; ``file`` is still to be set, but for O_PATH, which opens
                 nothing.
             flags: the open flags, as F_GETFL shows them.
 
         Raises:
             OSError: ENFILE if the supervisor has no descriptors left.
         """
-        self.device = device
-        self.file: OpenFile | None = None
+        self.node = node
+        self.file: OpenFile | ChannelFile | None = None
         self.flags = flags
         self.sole: tuple[int, int] | None = None
         try:
@@ -59,7 +74,7 @@ class Descriptor:
             # The machine's table is full, as it were, not the program's.
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE)) from None
         # A byte to read and room to write: a device without a poll method is always ready.
-        ours.send(b"\0")
+        ours.send(READY)
         self._ours = ours
         self.end = ours.fileno()
         self._theirs = theirs.detach()
@@ -69,6 +84,11 @@ class Descriptor:
     def theirs(self) -> int:
         """The programs' end, until :meth:`hand_over`."""
         return self._theirs
+
+    def signal(self) -> None:
+        """Make the programs' end readable once more."""
+        with contextlib.suppress(OSError):
+            self._ours.send(READY, socket.MSG_NOSIGNAL)
 
     def hand_over(self) -> None:
         """The programs' end is theirs now, or never will be: close our copy."""
@@ -95,22 +115,16 @@ class Descriptor:
 class Descriptors:
     """All descriptors of a sandbox, and the threads that notice their end."""
 
-    def __init__(self, release: Callable[[OpenFile, Callable[[], None]], None]) -> None:
-        """Start watching.
-
-        Args:
-            release: sends RELEASE for an open file and calls its second argument when that is
-                answered.
-        """
-        self._release = release
+    def __init__(self) -> None:
+        """Start watching."""
         self._lock = threading.Lock()
         self._by_link: dict[str, Descriptor] = {}
         self._by_end: dict[int, Descriptor] = {}
         self._soles: dict[tuple[int, int], Descriptor] = {}
         self._tables_known = True
-        self._releasing: Counter[CharDevice] = Counter()
+        self._releasing: Counter[Node] = Counter()
         self._settled = threading.Condition(self._lock)
-        self._after_releases: list[tuple[CharDevice, Callable[[], None]]] = []
+        self._after_releases: list[tuple[Node, Callable[[], None]]] = []
         self._epoll = select.epoll()
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self._epoll.register(self._stop_read, select.EPOLLIN)
@@ -201,26 +215,26 @@ class Descriptors:
             descriptor.close()
             if descriptor.file is None:
                 return
-            device = descriptor.device
-            self._releasing[device] += 1
-        self._release(descriptor.file, lambda: self._released(device))
+            node = descriptor.node
+            self._releasing[node] += 1
+        _release(descriptor.file, lambda: self._released(node))
 
-    def _released(self, device: CharDevice) -> None:
+    def _released(self, node: Node) -> None:
         with self._lock:
-            self._releasing[device] -= 1
-            if self._releasing[device]:
+            self._releasing[node] -= 1
+            if self._releasing[node]:
                 return
-            del self._releasing[device]
+            del self._releasing[node]
             self._settled.notify_all()
-            ready = [go_on for waited_for, go_on in self._after_releases if waited_for is device]
+            ready = [go_on for waited_for, go_on in self._after_releases if waited_for is node]
             self._after_releases = [
-                waiting for waiting in self._after_releases if waiting[0] is not device
+                waiting for waiting in self._after_releases if waiting[0] is not node
             ]
         for go_on in ready:
             go_on()
 
-    def after_releases(self, device: CharDevice, go_on: Callable[[], None]) -> None:
-        """Call ``go_on`` when all files of the device that were let go are released: now, or later.
+    def after_releases(self, node: Node, go_on: Callable[[], None]) -> None:
+        """Call ``go_on`` when all files of the node that were let go are released: now, or later.
 
         A program's close returns before the supervisor hears of it. Who opens the device next must
         find it released all the same, as after a close that waits for RELEASE.
@@ -228,13 +242,13 @@ class Descriptors:
         if self._by_end:
             for end, _ in self._epoll.poll(0):
                 descriptor = self._by_end.get(end)
-                if descriptor is not None and descriptor.device is device and descriptor.hung_up():
+                if descriptor is not None and descriptor.node is node and descriptor.hung_up():
                     self.drop(descriptor)
         with self._lock:
-            if self._releasing[device]:
-                self._after_releases.append((device, go_on))
+            if self._releasing[node]:
+                self._after_releases.append((node, go_on))
                 return
-            del self._releasing[device]
+            del self._releasing[node]
         go_on()
 
     def settle(self, timeout_s: float) -> None:
@@ -267,3 +281,36 @@ class Descriptors:
             self._epoll.close()
         os.close(self._stop_read)
         os.close(self._stop_write)
+
+
+def _release(file: OpenFile | ChannelFile, released: Callable[[], None]) -> None:
+    """Do what the last close of a file does; then call ``released``, now or later."""
+    if not isinstance(file, OpenFile):
+        file.close()
+        released()
+        return
+
+    def done(_: object, error: OSError | None) -> None:
+        if error is not None:
+            # The program has closed the file and gone on: nobody else can be told.
+            _log.debug("release of %s: %s", file.device.name, error)
+        released()
+
+    run(file.device.connection, file.release(), done)
+
+
+def fetch_descriptor(tgid: int, number: int) -> int:
+    """Copy a process's descriptor into this one.
+
+    Raises:
+        OSError: EBADF if it has none of that number; ESRCH; EPERM.
+    """
+    process = os.pidfd_open(tgid)
+    try:
+        copy: int = _libc.syscall(arch.SYSCALLS["pidfd_getfd"], process, number, 0)
+    finally:
+        os.close(process)
+    if copy < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return copy

@@ -7,11 +7,13 @@ import ctypes
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
+from recuse.kernel.connection import Tap
 from recuse.sandbox.api import Sandbox
 from recuse.sandbox.launch import Program
+from recuse.sandbox.machine import Joinable
 from recuse.server.device import Device
 
 # malloc.h
@@ -22,12 +24,18 @@ _KEYS = (signal.SIGINT, signal.SIGQUIT)
 _PASSED_ON = (*_KEYS, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def supervise(devices: Sequence[Device], argv: Sequence[str]) -> int:
+def supervise(
+    devices: Sequence[Device | Joinable],
+    argv: Sequence[str],
+    *,
+    tap: Callable[[], Tap] | None = None,
+) -> int:
     """Run a program and wait until it and everything it started have ended.
 
     Descriptors, terminal, working directory and environment are the caller's own. What the
     terminal's keys send reaches the program by itself, since it is in the same process group;
-    other signals are passed on.
+    other signals are passed on. When the program has ended, and only what it left in the
+    background goes on, any of them ends that too.
 
     Returns:
         The exit status, or 128 + n if signal n ended the program.
@@ -46,6 +54,9 @@ def supervise(devices: Sequence[Device], argv: Sequence[str]) -> int:
 
     def forward(number: int, frame: FrameType | None) -> None:
         del frame
+        if program is not None and program.program_ended():
+            sandbox.kill()
+            return
         if number in _KEYS and _in_foreground():
             return  # the terminal sends it to the whole group
         if number == signal.SIGHUP and os.getsid(0) == os.getpid():
@@ -58,7 +69,7 @@ def supervise(devices: Sequence[Device], argv: Sequence[str]) -> int:
         else:
             program.send_signal(number)
 
-    with Sandbox(*devices) as sandbox:
+    with Sandbox(*devices, tap=tap) as sandbox:
         # What is ignored (nohup) stays so, for the program too.
         previous = {
             number: signal.signal(number, forward)

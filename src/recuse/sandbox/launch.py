@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -51,6 +52,12 @@ class Program(subprocess.Popen[Any]):
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, sig)
+
+    def program_ended(self) -> bool:
+        """Whether the program itself has ended, whatever it may have left in the background."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def disown(self) -> None:
         """Close the program's pidfd: no signal can be sent any more."""

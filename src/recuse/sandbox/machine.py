@@ -2,63 +2,63 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
-from recuse.channel.inprocess import InProcessChannel, connect
+from recuse.channel.inprocess import connect
+from recuse.kernel.connection import Tap
 from recuse.kernel.devices import DeviceTable
-from recuse.kernel.files import OpenFile
-from recuse.kernel.operation import run
 from recuse.sandbox.descriptors import Descriptors
 from recuse.sandbox.memory import StringReader
 from recuse.sandbox.tasks import Tasks
 from recuse.sandbox.tree import Tree
 from recuse.server.device import Device
 
-_log = logging.getLogger("recuse.sandbox")
+
+class Channel(Protocol):
+    """What joins a device's server to the machine; the device is in the table meanwhile."""
+
+    def close(self) -> None:
+        """End it: the device goes."""
+
+
+class Joinable(Protocol):
+    """A device that is served elsewhere."""
+
+    def connect(self, table: DeviceTable) -> Channel:
+        """Join it to a machine's table. Raises OSError as :meth:`Machine.add`."""
 
 
 class Machine:
     """What the programs of one sandbox share."""
 
-    def __init__(self) -> None:
-        self.table = DeviceTable()
+    def __init__(self, tap: Callable[[], Tap] | None = None) -> None:
         self.tasks = Tasks()
-        self.descriptors = Descriptors(_release)
+        self.descriptors = Descriptors()
         self.tree = Tree(self.tasks, self.descriptors)
+        self.tree.add_channel()
+        self.table = DeviceTable(self.tree.add, self.tree.remove)
+        self.table.tap = tap
         self.strings = StringReader()
-        self._channels: list[InProcessChannel] = []
+        self._channels: list[Channel] = []
 
-    def add(self, device: Device) -> None:
+    def add(self, device: Device | Joinable) -> None:
         """Connect a device: it is in the tree when this returns.
 
         Raises:
             OSError: EEXIST if the name, EBUSY if the number is taken.
         """
-        channel = connect(self.table, device)
-        self._channels.append(channel)
-        if channel.device is not None:
-            self.tree.add(channel.device)
+        if isinstance(device, Device):
+            self._channels.append(connect(self.table, device))
+        else:
+            self._channels.append(device.connect(self.table))
 
     def close(self) -> None:
         """Release all files and end all devices."""
         self.descriptors.close()
         for channel in self._channels:
-            if channel.device is not None:
-                self.tree.remove(channel.device)
             channel.close()
         self._channels.clear()
         self.tree.close()
         self.strings.close()
         self.tasks.close()
-
-
-def _release(file: OpenFile, released: Callable[[], None]) -> None:
-    def done(_: Any, error: OSError | None) -> None:
-        if error is not None:
-            # The program has closed the file and gone on: nobody else can be told.
-            _log.debug("release of %s: %s", file.device.name, error)
-        released()
-
-    run(file.device.connection, file.release(), done)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from recuse.sandbox.tasks import Credentials
 
 if TYPE_CHECKING:
-    from recuse.sandbox.tree import Node
+    from recuse.sandbox.nodes import Node
 
 MAY_EXECUTE: Final = 1
 MAY_WRITE: Final = 2

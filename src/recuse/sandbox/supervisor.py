@@ -31,6 +31,7 @@ class Supervisor:
         self.tasks = machine.tasks
         self.descriptors = machine.descriptors
         self.tree = machine.tree
+        self.table = machine.table
         self.strings = machine.strings
         self._handlers = handlers()
         self._workers = Workers(
@@ -96,8 +97,8 @@ class Supervisor:
 
     def _stuck(self, call: Notification) -> None:
         descriptor = self.descriptors.find(call.pid, call.a0)
-        if descriptor is not None:
-            self._blocking[descriptor.device.serial, call.number] = _QUICK_CALLS
+        if descriptor is not None and descriptor.node.device is not None:
+            self._blocking[descriptor.node.device.serial, call.number] = _QUICK_CALLS
 
     def _took(self, key: tuple[int, int], duration_s: float) -> None:
         if duration_s >= TICK:

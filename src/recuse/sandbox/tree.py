@@ -20,17 +20,21 @@ import shutil
 import stat
 import struct
 import tempfile
-import time
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from recuse.kernel.devices import CharDevice
 from recuse.sandbox.arch import arch
 from recuse.sandbox.descriptors import Descriptors
+from recuse.sandbox.nodes import Node
 from recuse.sandbox.permissions import MAY_EXECUTE, grants
 from recuse.sandbox.tasks import Tasks, own_numbers
 
 AT_FDCWD = -100
+CUSE_NUMBER = (10, 203)
+"""Major and minor number of /dev/cuse (linux/miscdevice.h)."""
+
 _MAX_LINKS = 40
 _FIRST_INODE = 0x7EC00000
 
@@ -39,10 +43,6 @@ _RESOLVE_NO_MAGICLINKS = 0x02
 _OPEN_HOW = struct.Struct("=QQQ")
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _now() -> int:
-    return time.time_ns()
 
 
 def _names(path: bytes) -> list[bytes]:
@@ -59,33 +59,6 @@ def _open_path(directory: int, path: bytes, resolve: int) -> int:
     how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, resolve)
     result: int = _libc.syscall(arch.SYSCALLS["openat2"], directory, path, how, len(how))
     return result if result >= 0 else -ctypes.get_errno()
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """A file that exists only in the sandbox."""
-
-    path: bytes
-    inode: int
-    mode: int
-    """Type and permission bits, as st_mode."""
-    uid: int
-    gid: int
-    device: CharDevice | None = None
-    """The character device, or None for a directory."""
-    accessed_ns: int = field(default_factory=_now)
-    modified_ns: int = field(default_factory=_now)
-    changed_ns: int = field(default_factory=_now)
-
-    @property
-    def name(self) -> bytes:
-        """The last component of the path."""
-        return self.path.rpartition(b"/")[2]
-
-    @property
-    def is_directory(self) -> bool:
-        """Whether it is a directory that does not exist natively."""
-        return self.device is None
 
 
 @dataclass(slots=True, frozen=True)
@@ -108,7 +81,7 @@ class Tree:
         self._tasks = tasks
         self._descriptors = descriptors
         self._nodes: dict[bytes, Node] = {}
-        self._by_device: dict[int, Node] = {}
+        self._lock = threading.Lock()
         self._extended: dict[bytes, dict[bytes, Node]] = {}
         self._extended_inodes: set[tuple[int, int]] = set()
         self._hidden: dict[tuple[int, int], Node] = {}
@@ -122,39 +95,41 @@ class Tree:
         except OSError:
             self.filesystem = 0
 
-    def add(self, device: CharDevice) -> Node:
+    def add(self, device: CharDevice) -> None:
         """Make the node ``/dev/NAME`` and the directories it needs."""
-        path = b"/dev/" + os.fsencode(device.name)
-        parent = path.rpartition(b"/")[0]
-        self._add_directories(parent)
-        node = self._make(path, stat.S_IFCHR | device.mode & 0o7777, device.uid, device.gid)
+        node = self._add_character(device.name, device.mode, device.major, device.minor)
+        node.uid = node.uid if device.uid is None else device.uid
+        node.gid = node.gid if device.gid is None else device.gid
         node.device = device
-        self._by_device[id(device)] = node
-        with contextlib.suppress(OSError):
-            native = os.lstat(path)
-            self._hidden[native.st_dev, native.st_ino] = node
-            self._hides_links = self._hides_links or stat.S_ISLNK(native.st_mode)
+
+    def add_channel(self) -> None:
+        """Make ``/dev/cuse``, by whose opening a program begins to serve a device."""
+        self._add_character("cuse", 0o600, *CUSE_NUMBER)
+
+    def _add_character(self, name: str, mode: int, major: int, minor: int) -> Node:
+        path = b"/dev/" + os.fsencode(name)
+        with self._lock:
+            self._add_directories(path.rpartition(b"/")[0])
+            node = self._make(path, stat.S_IFCHR | mode & 0o7777)
+            node.rdev = os.makedev(major, minor)
+            with contextlib.suppress(OSError):
+                native = os.lstat(path)
+                self._hidden[native.st_dev, native.st_ino] = node
+                self._hides_links = self._hides_links or stat.S_ISLNK(native.st_mode)
         return node
 
     def remove(self, device: CharDevice) -> None:
         """Take the device's node away, and the directories that only it needed."""
-        node = self._by_device.pop(id(device))
-        for identity in [key for key, hidden in self._hidden.items() if hidden is node]:
-            del self._hidden[identity]
-        self._unlink(node)
+        with self._lock:
+            node = self._nodes.get(b"/dev/" + os.fsencode(device.name))
+            if node is None or node.device is not device:
+                return
+            for identity in [key for key, hidden in self._hidden.items() if hidden is node]:
+                del self._hidden[identity]
+            self._unlink(node)
 
-    def node_of(self, device: CharDevice) -> Node | None:
-        """The device's node, unless it was removed."""
-        return self._by_device.get(id(device))
-
-    def _make(self, path: bytes, mode: int, uid: int | None, gid: int | None) -> Node:
-        node = Node(
-            path=path,
-            inode=self._next_inode,
-            mode=mode,
-            uid=os.geteuid() if uid is None else uid,
-            gid=os.getegid() if gid is None else gid,
-        )
+    def _make(self, path: bytes, mode: int) -> Node:
+        node = Node(path, self._next_inode, mode, os.geteuid(), os.getegid())
         self._next_inode += 1
         parent, _, name = path.rpartition(b"/")
         self._extended.setdefault(parent or b"/", {})[name] = node
@@ -168,7 +143,7 @@ class Tree:
             native = os.stat(path)
         except OSError:
             self._add_directories(path.rpartition(b"/")[0] or b"/")
-            self._make(path, stat.S_IFDIR | 0o755, None, None)
+            self._make(path, stat.S_IFDIR | 0o755)
         else:
             self._extended_inodes.add((native.st_dev, native.st_ino))
 
@@ -271,7 +246,7 @@ class Tree:
         node = self._nodes.get(here)
         while names:
             name = names.pop()
-            if node is not None and node.device is not None:
+            if node is not None and not node.is_directory:
                 raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             if name == b".":
                 continue
@@ -353,7 +328,7 @@ class Tree:
         if not target.startswith(b"socket:["):
             return None
         descriptor = self._descriptors.by_link(target.decode())
-        return self.node_of(descriptor.device) if descriptor is not None else None
+        return descriptor.node if descriptor is not None else None
 
     def children(self, path: bytes) -> Iterator[Node]:
         """The nodes that a listing of the directory must show besides what is there natively."""

@@ -14,7 +14,7 @@ from recuse.sandbox.arch import arch
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.permissions import MAY_WRITE, check, check_owner
 from recuse.sandbox.syscalls.call import PROCEED, Handler, failure, signed32
-from recuse.sandbox.tree import AT_FDCWD, Found, Node
+from recuse.sandbox.tree import AT_FDCWD, Found
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -62,19 +62,12 @@ def _named(
 
 
 def _held(supervisor: Supervisor, call: Notification, number: int) -> Found | None:
-    """What a descriptor refers to; None if nothing of ours.
-
-    Raises:
-        OSError: ENODEV if it is a device whose node is gone.
-    """
+    """What a descriptor refers to; None if nothing of ours."""
     descriptor = supervisor.descriptors.find(call.pid, number)
     if descriptor is None:
         node = supervisor.tree.shadowed_directory(call.pid, number)
         return Found(node) if node is not None else None
-    node = supervisor.tree.node_of(descriptor.device)
-    if node is None:
-        raise failure(errno.ENODEV)
-    return Found(node)
+    return Found(descriptor.node)
 
 
 def _opened(supervisor: Supervisor, call: Notification) -> Found | None:
@@ -91,10 +84,6 @@ def _write(supervisor: Supervisor, call: Notification, address: int, data: bytes
         raise failure(errno.EFAULT)
 
 
-def _rdev(node: Node) -> int:
-    return os.makedev(node.device.major, node.device.minor) if node.device else 0
-
-
 def _stat(supervisor: Supervisor, call: Notification, found: Found | None, address: int) -> int:
     """Fill in a ``struct stat``."""
     if found is None or found.link:
@@ -107,7 +96,7 @@ def _stat(supervisor: Supervisor, call: Notification, found: Found | None, addre
         links=2 if node.is_directory else 1,
         uid=node.uid,
         gid=node.gid,
-        rdev=_rdev(node),
+        rdev=node.rdev,
         size=0,
         block_size=4096,
         times_ns=(node.accessed_ns, node.modified_ns, node.changed_ns),
@@ -153,7 +142,7 @@ def statx(supervisor: Supervisor, call: Notification) -> int:
         return PROCEED
     node = found.node
     times = (node.accessed_ns, 0, node.changed_ns, node.modified_ns)
-    filesystem, rdev = supervisor.tree.filesystem, _rdev(node)
+    filesystem, rdev = supervisor.tree.filesystem, node.rdev
     data = _STATX.pack(
         _STATX_BASIC,
         4096,

@@ -6,6 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.files import OpenFile
 from recuse.sandbox.arch import arch
 from recuse.sandbox.filter import F_DUPFD, F_DUPFD_CLOEXEC, F_GETFL, F_SETFL
 from recuse.sandbox.memory import read_memory
@@ -22,6 +23,8 @@ _FIOCLEX: Final = 0x5451
 _FIONBIO: Final = 0x5421
 _FIOASYNC: Final = 0x5452
 _FIOQSIZE: Final = 0x5460
+
+_CLONE: Final = 0x8004E500
 
 _SETFL_MASK: Final = os.O_APPEND | os.O_NONBLOCK | arch.O_DIRECT | os.O_NOATIME
 
@@ -41,6 +44,10 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
         on = any(read_memory(call.pid, call.a2, 4))
         file.flags = file.flags | os.O_NONBLOCK if on else file.flags & ~os.O_NONBLOCK
         return 0
+    if not isinstance(file, OpenFile):
+        # FUSE_DEV_IOC_CLONE wants a channel that has no connection yet, and one of /dev/cuse has
+        # (fs/fuse/dev.c, fuse_device_clone).
+        raise failure(errno.EINVAL if command == _CLONE else errno.ENOTTY)
     if command in (_FIOASYNC, _FIOQSIZE):
         raise failure(errno.ENOTTY)
     supervisor.run(call, file, file.ioctl(supervisor.caller(call), command, call.a2))

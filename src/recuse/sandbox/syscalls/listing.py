@@ -15,10 +15,10 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Final
 
-from recuse.sandbox.arch import arch
+from recuse.sandbox.descriptors import fetch_descriptor
 from recuse.sandbox.memory import write_memory
+from recuse.sandbox.nodes import Node
 from recuse.sandbox.syscalls.call import PROCEED, Handler, failure, signed32
-from recuse.sandbox.tree import Node
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -43,7 +43,7 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
     if not supervisor.tree.extends(path):
         return PROCEED
     room = min(call.a2 & 0xFFFFFFFF, _LARGEST)
-    directory = _copy(supervisor.tasks.get(call.pid).tgid, signed32(call.a0))
+    directory = fetch_descriptor(supervisor.tasks.get(call.pid).tgid, signed32(call.a0))
     try:
         position = os.lseek(directory, 0, os.SEEK_CUR)
         index = position - _FIRST_POSITION
@@ -69,18 +69,6 @@ def _store(call: Notification, data: bytes) -> bool:
         return write_memory(call.pid, call.a1, data) == len(data)
     except OSError:
         return False
-
-
-def _copy(tgid: int, descriptor: int) -> int:
-    """Copy a process's descriptor."""
-    process = os.pidfd_open(tgid)
-    try:
-        copy: int = _libc.syscall(arch.SYSCALLS["pidfd_getfd"], process, descriptor, 0)
-    finally:
-        os.close(process)
-    if copy < 0:
-        raise failure(ctypes.get_errno())
-    return copy
 
 
 def _native(directory: int, number: int, room: int) -> bytes:

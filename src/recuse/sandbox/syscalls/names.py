@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
+from recuse.sandbox.nodes import Node
 from recuse.sandbox.syscalls.call import PROCEED, Handler, failure, signed32
-from recuse.sandbox.tree import AT_FDCWD, Node
+from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification

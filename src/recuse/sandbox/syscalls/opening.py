@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.files import OpenFile, open_file
 from recuse.kernel.operation import run
 from recuse.sandbox.arch import arch
+from recuse.sandbox.channels import ChannelFile
 from recuse.sandbox.descriptors import Descriptor
 from recuse.sandbox.memory import PAGE, read_memory
+from recuse.sandbox.nodes import Node
 from recuse.sandbox.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, failure, signed32
 from recuse.sandbox.tasks import is_alone
-from recuse.sandbox.tree import AT_FDCWD, Node
+from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -101,23 +103,27 @@ def _open_directory(supervisor: Supervisor, call: Notification, node: Node, flag
 
 
 def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: int) -> int:
-    device = node.device
-    assert device is not None
     if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
         raise failure(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
     status = flags & _STATUS_FLAGS
     if flags & _O_PATH:
-        _install(supervisor, call, Descriptor(device, status), flags)
+        _install(supervisor, call, Descriptor(node, status), flags)
         return ANSWERED
     wanted = _ACCESS[flags & os.O_ACCMODE]
     if flags & os.O_TRUNC:
         wanted |= MAY_WRITE
     check(node, supervisor.tasks.get(call.pid).credentials, wanted)
+    device = node.device
+    if device is None:
+        descriptor = Descriptor(node, status)
+        descriptor.file = ChannelFile(supervisor.table, descriptor)
+        _install(supervisor, call, descriptor, flags)
+        return ANSWERED
     caller = supervisor.caller(call)
 
     def begin() -> None:
         try:
-            descriptor = Descriptor(device, status)
+            descriptor = Descriptor(node, status)
         except OSError as error:
             supervisor.finish(call, 0, error)
             return
@@ -134,7 +140,7 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
 
         run(device.connection, open_file(device, flags, caller), opened)
 
-    supervisor.descriptors.after_releases(device, begin)
+    supervisor.descriptors.after_releases(node, begin)
     return ANSWERED
 
 

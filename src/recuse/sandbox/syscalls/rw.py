@@ -20,6 +20,7 @@ from recuse.sandbox.syscalls.call import (
 )
 
 if TYPE_CHECKING:
+    from recuse.sandbox.channels import ChannelFile
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
@@ -31,8 +32,8 @@ _IOVEC = struct.Struct("=QQ")
 _RWF_KNOWN: Final = 0x01 | 0x02 | 0x04 | 0x10 | 0x20
 
 
-def _file(supervisor: Supervisor, call: Notification, wanted: int) -> OpenFile | None:
-    """The device file that argument 0 names; None if it is not a device.
+def _file(supervisor: Supervisor, call: Notification, wanted: int) -> OpenFile | ChannelFile | None:
+    """The file of ours that argument 0 names; None if it is not a device.
 
     Raises EBADF for a descriptor that does not allow ``wanted``, O_RDONLY or O_WRONLY.
     """
@@ -81,14 +82,29 @@ def _segments(pid: int, address: int, count: int) -> list[tuple[int, int]]:
     return segments
 
 
+def _transfer(  # noqa: PLR0917 - by position, on the way of every read
+    supervisor: Supervisor,
+    call: Notification,
+    file: OpenFile | ChannelFile,
+    wanted: int,
+    segments: list[tuple[int, int]],
+    position: int | None,
+) -> int:
+    if isinstance(file, OpenFile):
+        operation = file.read if wanted == os.O_RDONLY else file.write
+        supervisor.run(call, file, operation(supervisor.caller(call), segments, position))
+        return ANSWERED
+    if wanted == os.O_RDONLY:
+        return file.read(supervisor, call, segments)
+    return file.write(call, segments)
+
+
 def read(supervisor: Supervisor, call: Notification) -> int:
     """``read(fd, buf, count)``."""
     file = _file(supervisor, call, os.O_RDONLY)
     if file is None:
         return PROCEED
-    segments = _one_segment(call.a1, call.a2)
-    supervisor.run(call, file, file.read(supervisor.caller(call), segments, None))
-    return ANSWERED
+    return _transfer(supervisor, call, file, os.O_RDONLY, _one_segment(call.a1, call.a2), None)
 
 
 def write(supervisor: Supervisor, call: Notification) -> int:
@@ -96,9 +112,7 @@ def write(supervisor: Supervisor, call: Notification) -> int:
     file = _file(supervisor, call, os.O_WRONLY)
     if file is None:
         return PROCEED
-    segments = _one_segment(call.a1, call.a2)
-    supervisor.run(call, file, file.write(supervisor.caller(call), segments, None))
-    return ANSWERED
+    return _transfer(supervisor, call, file, os.O_WRONLY, _one_segment(call.a1, call.a2), None)
 
 
 # A negative position is refused by the kernel before it looks at the descriptor.
@@ -108,18 +122,14 @@ def pread64(supervisor: Supervisor, call: Notification) -> int:
     """``pread64(fd, buf, count, offset)``."""
     if signed64(call.a3) < 0 or (file := _file(supervisor, call, os.O_RDONLY)) is None:
         return PROCEED
-    segments = _one_segment(call.a1, call.a2)
-    supervisor.run(call, file, file.read(supervisor.caller(call), segments, call.a3))
-    return ANSWERED
+    return _transfer(supervisor, call, file, os.O_RDONLY, _one_segment(call.a1, call.a2), call.a3)
 
 
 def pwrite64(supervisor: Supervisor, call: Notification) -> int:
     """``pwrite64(fd, buf, count, offset)``."""
     if signed64(call.a3) < 0 or (file := _file(supervisor, call, os.O_WRONLY)) is None:
         return PROCEED
-    segments = _one_segment(call.a1, call.a2)
-    supervisor.run(call, file, file.write(supervisor.caller(call), segments, call.a3))
-    return ANSWERED
+    return _transfer(supervisor, call, file, os.O_WRONLY, _one_segment(call.a1, call.a2), call.a3)
 
 
 def _vectored(
@@ -135,9 +145,7 @@ def _vectored(
         return PROCEED
     if segments and flags & ~_RWF_KNOWN:
         raise failure(errno.EOPNOTSUPP)
-    operation = file.read if wanted == os.O_RDONLY else file.write
-    supervisor.run(call, file, operation(supervisor.caller(call), segments, position))
-    return ANSWERED
+    return _transfer(supervisor, call, file, wanted, segments, position)
 
 
 def readv(supervisor: Supervisor, call: Notification) -> int:
@@ -208,6 +216,8 @@ def lseek(supervisor: Supervisor, call: Notification) -> int:
         return PROCEED
     if descriptor.file is None:
         raise failure(errno.EBADF)
+    if not isinstance(descriptor.file, OpenFile):
+        raise failure(errno.ESPIPE)
     return descriptor.file.seek(signed64(call.a1), signed32(call.a2))
 
 

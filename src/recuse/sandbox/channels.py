@@ -1,0 +1,151 @@
+"""``/dev/cuse``: programs in the sandbox that serve devices (fs/fuse/dev.c, fs/fuse/cuse.c; 6.1).
+
+A program opens it, reads requests and writes replies; the kernel half's connection is at the other
+end. Nothing here looks into a message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.cuse import CuseChannel
+from recuse.kernel.devices import DeviceTable
+from recuse.sandbox.descriptors import Descriptor, fetch_descriptor
+from recuse.sandbox.listener import Notification
+from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
+from recuse.sandbox.syscalls.call import ANSWERED, failure
+
+if TYPE_CHECKING:
+    from recuse.sandbox.supervisor import Supervisor
+
+Segments = list[tuple[int, int]]
+
+_LARGEST_REPLY: Final = 1 << 25
+_UNIQUE = struct.Struct("=8xQ")
+_REPLY = struct.Struct("=IiQ")
+
+
+class ChannelFile:
+    """One open ``/dev/cuse``, and the threads that wait in it for a request."""
+
+    def __init__(self, table: DeviceTable, descriptor: Descriptor) -> None:
+        """Make the connection; CUSE_INIT can be read at once."""
+        self.flags = descriptor.flags
+        self._descriptor = descriptor
+        self._cuse = CuseChannel(table)
+        self._connection = self._cuse.connection
+        self._lock = threading.Lock()
+        self._lost: list[int] = []
+        self._readers: deque[tuple[Supervisor, Notification, Segments]] = deque()
+        # A new descriptor is readable, which is right while CUSE_INIT is there to be read.
+        self._signalled = True
+        self._connection.on_pending = self._serve_readers
+        self._connection.at_end(self._serve_readers)
+
+    def close(self) -> None:
+        """The last descriptor is gone: the device goes, with all that waits for it."""
+        self._cuse.close()
+
+    def read(self, supervisor: Supervisor, call: Notification, segments: Segments) -> int:
+        """Give the caller the next request, or have it wait for one.
+
+        Raises:
+            OSError: EAGAIN if there is none and O_NONBLOCK is set; EINVAL for a buffer that is
+                smaller than any may be; ENODEV when the connection has ended; EFAULT.
+        """
+        try:
+            with self._lock:
+                try:
+                    return self._take(supervisor, call, segments)
+                except BlockingIOError:
+                    if self.flags & os.O_NONBLOCK:
+                        raise
+                    self._readers.append((supervisor, call, segments))
+                    return ANSWERED
+        finally:
+            self._end_lost()
+
+    def _take(self, supervisor: Supervisor, call: Notification, segments: Segments) -> int:
+        message = self._connection.read(sum(length for _, length in segments))
+        if self._signalled and not self._connection.readable:
+            self._signalled = False
+            self._drain(supervisor, call)
+        try:
+            _scatter(call.pid, segments, message)
+        except (OSError, UnreadableError):
+            self._lost += _UNIQUE.unpack_from(message)
+            raise failure(errno.EFAULT) from None
+        return len(message)
+
+    def _end_lost(self) -> None:
+        """End with EIO the requests that were taken out of the queue and given to nobody."""
+        while self._lost:
+            with contextlib.suppress(OSError, IndexError):
+                self._connection.write(_REPLY.pack(_REPLY.size, -errno.EIO, self._lost.pop()))
+
+    def _drain(self, supervisor: Supervisor, call: Notification) -> None:
+        """Make the descriptor unreadable: there is no request any more."""
+        with contextlib.suppress(OSError):
+            tgid = supervisor.tasks.get(call.pid).tgid
+            with socket.socket(fileno=fetch_descriptor(tgid, call.a0 & 0xFFFFFFFF)) as end:
+                end.recv(16, socket.MSG_DONTWAIT)
+
+    def _serve_readers(self) -> None:
+        """There is a request to be read, or there will be none any more."""
+        self._hand_out()
+        self._end_lost()
+
+    def _hand_out(self) -> None:
+        with self._lock:
+            while self._readers:
+                supervisor, call, segments = self._readers[0]
+                if not supervisor.listener.alive(call.id):
+                    self._readers.popleft()
+                    continue
+                try:
+                    size = self._take(supervisor, call, segments)
+                except BlockingIOError:
+                    return
+                except OSError as error:
+                    supervisor.listener.fail(call.id, error.errno or errno.EIO)
+                else:
+                    supervisor.listener.answer(call.id, size)
+                self._readers.popleft()
+            if not self._signalled and (self._connection.readable or self._connection.ended):
+                self._signalled = True
+                self._descriptor.signal()
+
+    def write(self, call: Notification, segments: Segments) -> int:
+        """Take a reply from the caller.
+
+        Raises:
+            OSError: as :meth:`recuse.kernel.connection.Connection.write`; EFAULT.
+        """
+        size = sum(length for _, length in segments)
+        if size > _LARGEST_REPLY:
+            raise failure(errno.EINVAL)
+        parts = [read_memory(call.pid, address, length) for address, length in segments]
+        message = b"".join(parts) if len(parts) != 1 else parts[0]
+        if len(message) < size:
+            raise failure(errno.EFAULT)
+        self._connection.write(message)
+        return size
+
+
+def _scatter(pid: int, segments: Segments, message: bytes) -> None:
+    """Write all of a message into the segments, or raise EFAULT."""
+    done = 0
+    for address, length in segments:
+        part = message[done : done + length]
+        if write_memory(pid, address, part) < len(part):
+            raise failure(errno.EFAULT)
+        done += len(part)
+        if done == len(message):
+            return
