@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import click
 
@@ -34,7 +35,30 @@ def cli(context: click.Context) -> None:
         context.exit(2)
 
 
-@cli.command(context_settings={"allow_interspersed_args": False}, short_help="Run a program.")
+class _RunCommand(click.Command):
+    """Takes `--trace` without a value too, which click would take from what comes next."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give a bare `--trace` among recuse's own options the value that it stands for."""
+        with_value = {
+            name
+            for option in self.params
+            if isinstance(option, click.Option) and not option.is_flag
+            for name in option.opts
+        } - {"--trace"}
+        position = 0
+        while position < len(args) and args[position].startswith("-") and args[position] != "--":
+            if args[position] == "--trace":
+                args[position] = "--trace=-"
+            position += 2 if args[position] in with_value else 1
+        return super().parse_args(ctx, args)
+
+
+@cli.command(
+    cls=_RunCommand,
+    context_settings={"allow_interspersed_args": False},
+    short_help="Run a program.",
+)
 @click.option(
     "-d",
     "--device",
@@ -43,8 +67,19 @@ def cli(context: click.Context) -> None:
     multiple=True,
     help="A device that the program shall find under /dev; may be given several times.",
 )
+@click.option(
+    "--trace",
+    metavar="[=FILE]",
+    help="Print each request and its answer, on stderr or appended to FILE.",
+)
+@click.option(
+    "--trace-format",
+    type=click.Choice(["text", "jsonl"]),
+    default="text",
+    help="Print them for people (text) or as a JSON object each (jsonl).",
+)
 @click.argument("argv", metavar="[--] PROGRAM [ARG]...", nargs=-1, type=click.UNPROCESSED)
-def run(specs: tuple[str, ...], argv: tuple[str, ...]) -> int:
+def run(specs: tuple[str, ...], trace: str | None, trace_format: str, argv: tuple[str, ...]) -> int:
     """Run PROGRAM, and all that it starts, with devices written in Python.
 
     SPEC is a file with a Device class in it (echo.py), a class in a file (echo.py:Echo) or in a
@@ -60,7 +95,30 @@ def run(specs: tuple[str, ...], argv: tuple[str, ...]) -> int:
         raise click.UsageError("which program? It comes after the options")
     from recuse.cli.run import run_program
 
-    return run_program(specs, argv)
+    return run_program(specs, argv, trace, trace_format)
+
+
+@cli.group(short_help="Read traces.")
+def trace() -> None:
+    """Read what `recuse run --trace=FILE --trace-format jsonl` has written."""
+
+
+@trace.command(short_help="Count what a trace has.")
+@click.argument("file", type=click.File("rb"))
+def summary(file: BinaryIO) -> int:
+    """Count what FILE (- for stdin) has, by device and operation.
+
+    The table has the bytes that programs sent (in) and got (out), and latencies in microseconds.
+    """
+    from recuse.trace.summary import Summary, TraceError
+
+    found = Summary()
+    try:
+        found.read(file)
+    except (OSError, TraceError) as error:
+        raise click.ClickException(f"{file.name}: {error}") from error
+    click.echo(found.table(), nl=False)
+    return 0
 
 
 @cli.command(short_help="Serve devices to other processes.")

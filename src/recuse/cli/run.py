@@ -4,13 +4,18 @@ import errno
 import logging
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from recuse.channel.socket import Remote, RemoteError
 from recuse.cli.spec import REMOTE, SpecError, is_remote, load, parse, parse_remote
 from recuse.server.device import Device
+
+if TYPE_CHECKING:
+    from recuse.trace.recorder import Recorder
 
 
 class Failure(click.ClickException):
@@ -72,8 +77,42 @@ def load_devices(specs: Sequence[str]) -> list[Device | Remote]:
     return [*devices.values(), *remotes]
 
 
-def run_program(specs: Sequence[str], argv: Sequence[str]) -> int:
+@contextmanager
+def recording(trace: str | None, layout: str) -> Iterator["Recorder | None"]:
+    """Trace to the file `trace` (- is stderr) meanwhile; not at all for None.
+
+    Raises:
+        Failure: it cannot be opened.
+    """
+    if trace is None:
+        yield None
+        return
+    from recuse.trace.recorder import Recorder
+
+    if trace == "-":
+        recorder = Recorder(2, layout)
+    else:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        try:
+            output = os.open(trace, flags, 0o666)
+        except OSError as error:
+            raise Failure(f"--trace: {trace}: {error.strerror}") from error
+        try:
+            recorder = Recorder(output, layout)
+        finally:
+            os.close(output)
+    try:
+        yield recorder
+    finally:
+        recorder.close()
+
+
+def run_program(
+    specs: Sequence[str], argv: Sequence[str], trace: str | None = None, layout: str = "text"
+) -> int:
     """Run `argv` with the devices of `specs`; returns the exit status to exit with.
+
+    `trace` and `layout` are what --trace and --trace-format say.
 
     Raises:
         Failure: with what to tell the user.
@@ -86,7 +125,10 @@ def run_program(specs: Sequence[str], argv: Sequence[str]) -> int:
     from recuse.sandbox import SandboxError, supervise
 
     try:
-        return supervise(devices, argv)
+        with recording(trace, layout) as recorder:
+            if recorder is None:
+                return supervise(devices, argv)
+            return supervise(devices, argv, tap=recorder.connection)
     except SandboxError as error:
         raise Failure(str(error)) from error
     except RemoteError as error:

@@ -33,6 +33,12 @@ BATCH = 512
 INTERVAL_S = 0.02
 """How long records may wait for more."""
 
+BUSY_INTERVAL_S = 0.1
+"""The same where many come: waking a process up less often is what leaves the CPUs to others."""
+
+BUSY = 1000
+"""As many records of one interval are many."""
+
 _FRESH_NS = 1_000_000
 """How long a program's name holds: it changes with exec."""
 
@@ -189,6 +195,7 @@ class Recorder:
 
     def _send_all(self) -> None:
         dropped = 0
+        interval = INTERVAL_S
         while True:
             # A record that comes before this is sent now, one that comes after it wakes us.
             self.awake = False
@@ -196,7 +203,8 @@ class Recorder:
                 self._wake.wait()
             self.awake = True
             self._wake.clear()
-            closing = self._closing.wait(INTERVAL_S)
+            closing = self._closing.wait(interval)
+            interval = INTERVAL_S if len(self.records) < BUSY else BUSY_INTERVAL_S
             try:
                 while self.records:
                     self._send([self.records.popleft() for _ in range(self._next())])
