@@ -20,7 +20,7 @@ from time import perf_counter_ns
 
 from recuse.trace.exchanges import LIMIT, Kind, Record
 from recuse.trace.writer import FRAME_HEADER, TOLD
-from recuse.wire.fuse import fuse_in_header
+from recuse.wire.fuse import FUSE_OPEN, fuse_in_header
 
 log = logging.getLogger("recuse.trace")
 
@@ -40,12 +40,14 @@ BUSY = 1000
 """As many records of one interval are many."""
 
 _FRESH_NS = 1_000_000
-"""How long a program's name holds: it changes with exec."""
+"""How long a program's name holds: it changes with exec, after which most programs open files."""
 
 _PROGRAMS_MOST = 1024
 _PIPE_SIZE = 1 << 20
 _HEADER_SIZE = fuse_in_header.SIZE
-_PID = slice(32, 36)  # of fuse_in_header
+# In fuse_in_header; of the opcode, the low byte.
+_PID = slice(32, 36)
+_OPCODE = 4 if sys.byteorder == "little" else 7
 _REQUEST, _REPLY = int(Kind.REQUEST), int(Kind.REPLY)
 
 
@@ -65,7 +67,7 @@ class ConnectionTap:
         recorder = self._recorder
         pid = message[_PID]
         known = recorder.programs.get(pid)
-        if known is None or now - known[0] > _FRESH_NS:
+        if known is None or now - known[0] > _FRESH_NS or message[_OPCODE] == FUSE_OPEN:
             known = recorder.look_up(pid, now)
         if len(self._records) < recorder.room:
             size = len(message)

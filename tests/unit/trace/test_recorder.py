@@ -21,11 +21,9 @@ from recuse.trace.writer import frames
 from recuse.wire import fuse
 
 
-def request(unique: int, size: int = 0) -> bytes:
+def request(unique: int, size: int = 0, opcode: int = fuse.FUSE_WRITE) -> bytes:
     body = fuse.fuse_write_in(fh=1, size=size).pack() + b"w" * size
-    header = fuse.fuse_in_header(
-        len=40 + len(body), opcode=fuse.FUSE_WRITE, unique=unique, pid=os.getpid()
-    )
+    header = fuse.fuse_in_header(len=40 + len(body), opcode=opcode, unique=unique, pid=os.getpid())
     return header.pack() + body
 
 
@@ -211,11 +209,14 @@ def test_a_program_that_executes_another_changes_its_name(
         exchange(tap, 4)
         now[0] += 2_000_000
         exchange(tap, 6)
+        comm.write_text("opening", encoding="utf-8")
+        tap.request(request(8, opcode=fuse.FUSE_OPEN))
+        tap.reply(reply(8))
     finally:
         comm.write_text(own, encoding="utf-8")
     recording.close()
     programs = [one["program"] for one in objects(path) if one["event"] == "exchange"]
-    assert programs == ["before", "before", "after"]
+    assert programs == ["before", "before", "after", "opening"]
 
 
 def test_the_name_of_a_process_that_has_ended_is_kept(tmp_path: Path) -> None:
