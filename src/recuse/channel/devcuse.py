@@ -210,7 +210,7 @@ class DevCuse:
         try:
             found = os.stat(self.node)
         except OSError:
-            number = self._device_number().replace(":", " ")
+            number = self._number().replace(":", " ")
             yield f"{self.node}: nobody has made the node; as root: mknod {self.node} c {number}"
             return
         wanted = {"mode": device.mode, "uid": device.uid, "gid": device.gid}
@@ -254,9 +254,12 @@ class DevCuse:
         while not os.path.exists(self.node) and time.monotonic() < end:
             time.sleep(_NODE_TICK_S)
 
-    def _device_number(self) -> str:
-        """MAJOR:MINOR, as sysfs has it."""
-        return Path(self._sysfs, "dev").read_text().strip()
+    def _number(self) -> str:
+        """The device's number as sysfs has it, "254:0"."""
+        try:
+            return Path(self._sysfs, "dev").read_text().strip()
+        except OSError:
+            return "MAJOR:MINOR"
 
     @property
     def _sysfs(self) -> str:

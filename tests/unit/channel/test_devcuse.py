@@ -1,0 +1,500 @@
+"""A device at an opened /dev/cuse: a descriptor behind which is recuse's own kernel half."""
+
+import contextlib
+import errno
+import logging
+import os
+import queue
+import signal
+import stat
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from recuse import Device, File, current_request
+from recuse.channel import devcuse
+from recuse.channel.devcuse import Channel, DevCuse, KernelError, serve_kernel
+from recuse.kernel.cuse import CuseChannel
+from recuse.kernel.devices import DeviceTable
+
+from .test_inprocess import WAIT_S, Program
+
+
+class FakeOs:
+    """The module os, with a /dev/cuse of its own.
+
+    A descriptor of it is an eventfd, which is readable when the connection has something.
+    """
+
+    def __init__(self):
+        self.table = DeviceTable()
+        self.cuse = {}
+        self.open_error = None
+        self.read_errors = []
+        self.sizes = []
+        self.nodes = {}
+        self.path = SimpleNamespace(lexists=self.exists, exists=self.exists)
+
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+    def exists(self, path):
+        return path in self.nodes
+
+    def stat(self, path):
+        if path not in self.nodes:
+            raise FileNotFoundError(errno.ENOENT, "no such file")
+        return self.nodes[path]
+
+    def open(self, path, flags):
+        assert (path, flags) == ("/dev/cuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.open_error is not None:
+            raise OSError(self.open_error, os.strerror(self.open_error))
+        number = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        cuse = self.cuse[number] = CuseChannel(self.table)
+
+        def wake():
+            # Not after `close`, when the number may be another's.
+            if self.cuse.get(number) is cuse:
+                os.eventfd_write(number, 1)
+
+        cuse.connection.on_pending = wake
+        cuse.connection.at_end(wake)
+        return number
+
+    def read(self, number, size):
+        self.sizes.append(size)
+        # In this order, so that what comes meanwhile is not lost.
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(number)
+        if self.read_errors:
+            os.eventfd_write(number, 1)
+            raise OSError(self.read_errors.pop(0), "as the test says")
+        try:
+            message = self.cuse[number].connection.read(size)
+        except BlockingIOError:
+            raise
+        except OSError:
+            # It stays readable, as what has ended does.
+            os.eventfd_write(number, 1)
+            raise
+        os.eventfd_write(number, 1)
+        return message
+
+    def write(self, number, message):
+        return self.cuse[number].connection.write(message)
+
+    def close(self, number):
+        os.close(number)
+        if number in self.cuse:
+            self.cuse.pop(number).close()
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    fake = FakeOs()
+    monkeypatch.setattr(devcuse, "os", fake)
+    monkeypatch.setattr(devcuse, "NODE_WAIT_S", 0.0)
+    return fake
+
+
+class Probe(Device):
+    name = "probe"
+
+    def __init__(self, **attributes):
+        super().__init__(**attributes)
+        self.happened = queue.SimpleQueue()
+        self.go_on = threading.Event()
+
+    def open(self, request):
+        return ProbeFile()
+
+    def close(self):
+        self.happened.put("close")
+
+    def next(self):
+        return self.happened.get(timeout=WAIT_S)
+
+
+class ProbeFile(File):
+    def read(self, size, offset):
+        self.device.happened.put("read")
+        assert self.device.go_on.wait(WAIT_S)
+        return b"x" * size
+
+    def write(self, data, offset):
+        self.device.happened.put(data)
+
+    def release(self):
+        self.device.happened.put("release")
+
+
+@pytest.fixture
+def started(fake):
+    """`started(device)`: served until the test has ended, with a program that uses it."""
+    all_served = []
+
+    def started(device):
+        ended = queue.SimpleQueue()
+        served = DevCuse(device, ended=ended.put)
+        served.ended = ended
+        all_served.append(served)
+        served.start()
+        (cuse,) = [one for one in fake.cuse.values() if one.device.name == device.name]
+        return served, Program(cuse)
+
+    yield started
+    for served in all_served:
+        served.device.go_on.set()
+        served.close()
+
+
+def test_a_device_is_served(started):
+    device = Probe()
+    served, program = started(device)
+    assert served.node == "/dev/probe"
+    file = program.open()
+    for number in range(50):
+        assert program.write(file, b"%d" % number) == len(str(number))
+        assert device.next() == b"%d" % number
+    device.go_on.set()
+    assert program.read(file, 5) == b"xxxxx"
+    program.call(file.release())
+    assert device.next() == "read"
+    assert device.next() == "release"
+
+
+def test_another_thread_reads_while_a_method_blocks(started):
+    device = Probe()
+    _served, program = started(device)
+    file = program.open()
+    waits = [program.begin(file.read(program.caller, [(program.memory.BASE, 1)], None))[1]]
+    assert device.next() == "read"
+    for number in range(3):
+        program.write(file, b"%d" % number)
+        assert device.next() == b"%d" % number
+    device.go_on.set()
+    assert [wait() for wait in waits] == [1]
+
+
+def test_the_interrupt_of_a_method_that_blocks(started):
+    class Waiting(ProbeFile):
+        def read(self, size, offset):
+            self.device.happened.put("read")
+            while not current_request().interrupted:
+                threading.Event().wait(0.001)
+            raise InterruptedError(errno.EINTR, "interrupted")
+
+    class Interrupted(Probe):
+        def open(self, request):
+            return Waiting()
+
+    device = Interrupted()
+    _served, program = started(device)
+    file = program.open()
+    running, wait = program.begin(file.read(program.caller, [(program.memory.BASE, 1)], None))
+    assert device.next() == "read"
+    running.interrupt()
+    with pytest.raises(InterruptedError):
+        wait()
+
+
+@pytest.mark.parametrize(
+    ("max_write", "size"), [(4096, 139264), (131072, 139264), (1 << 20, (1 << 20) + 8192)]
+)
+def test_the_buffer_is_large_enough(fake, started, max_write, size):
+    """For fs/fuse/dev.c: 8 KiB, and a header with max_write; for an ioctl with 32 pages."""
+    device = Probe(max_write=max_write)
+    _served, program = started(device)
+    file = program.open()
+    assert program.write(file, bytes(150_000)) == 150_000
+    assert set(fake.sizes) == {size}
+
+
+@pytest.mark.parametrize("number", [errno.EINTR, errno.ENOENT, errno.EAGAIN])
+def test_reads_that_fail_for_now_are_made_again(fake, started, number):
+    device = Probe()
+    _served, program = started(device)
+    fake.read_errors += [number] * 3
+    file = program.open()
+    assert program.write(file, b"still there") == 11
+    assert fake.read_errors == []
+
+
+def test_reads_that_fail_for_good_end_it(fake, started, caplog):
+    served, _program = started(Probe())
+    fake.read_errors.append(errno.EPROTO)
+    (number,) = fake.cuse
+    os.eventfd_write(number, 1)
+    assert served.ended.get(timeout=WAIT_S) is served
+    assert served.join(WAIT_S)
+    assert "/dev/probe: /dev/cuse cannot be read" in caplog.text
+
+
+def test_the_kernel_ends_it(fake, started):
+    device = Probe()
+    served, program = started(device)
+    program.open()
+    (cuse,) = fake.cuse.values()
+    cuse.connection.abort()
+    assert served.ended.get(timeout=WAIT_S) is served
+    assert served.join(WAIT_S)
+    served.close()
+    assert [device.next(), device.next()] == ["release", "close"]
+
+
+def test_close_takes_the_device_away(fake, started):
+    device = Probe()
+    served, program = started(device)
+    program.open()
+    assert not served.join(0)
+    served.close()
+    assert fake.cuse == {}
+    assert list(fake.table) == []
+    assert served.join(WAIT_S)
+    served.close()
+    assert [device.next(), device.next()] == ["release", "close"]
+    assert device.happened.empty()
+
+
+def test_close_while_a_method_blocks(started, caplog):
+    """Nobody hears of its answer, which is nothing to complain about."""
+    device = Probe()
+    served, program = started(device)
+    file = program.open()
+    _, wait = program.begin(file.read(program.caller, [(program.memory.BASE, 1)], None))
+    assert device.next() == "read"
+    served.close()
+    with pytest.raises(OSError, match="Errno") as caught:
+        wait()
+    assert caught.value.errno in (errno.ECONNABORTED, errno.ENODEV)
+    device.go_on.set()
+    assert caplog.text == ""
+
+
+def test_the_descriptor_once_closed(fake):
+    channel = Channel()
+    assert channel.number >= 0
+    channel.close()
+    assert channel.number == -1
+    for use in (lambda: channel.read(10), lambda: channel.write(b""), channel.wait):
+        with pytest.raises(OSError, match="Errno") as caught:
+            use()
+        assert caught.value.errno == errno.ENODEV
+    channel.close()
+
+
+def test_close_ends_a_wait(fake):
+    channel = Channel()
+    while channel.read(1 << 20) is not None:
+        pass
+    begun = threading.Event()
+    outcome = []
+
+    def wait():
+        begun.set()
+        try:
+            while channel.read(1 << 20) is None:
+                channel.wait()
+        except OSError as error:
+            outcome.append(error.errno)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert begun.wait(WAIT_S)
+    channel.close()
+    thread.join(WAIT_S)
+    assert outcome == [errno.ENODEV]
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOENT, ["there is no /dev/cuse", "modprobe cuse", "recuse run"]),
+        (errno.EACCES, ["permission denied", "root", "udev", "recuse run"]),
+        (errno.EPERM, ["permission denied"]),
+        (errno.ENODEV, ["no CUSE", "CONFIG_CUSE"]),
+        (errno.ENXIO, ["no CUSE"]),
+        (errno.EMFILE, ["/dev/cuse: Too many open files"]),
+    ],
+)
+def test_dev_cuse_cannot_be_opened(fake, number, words):
+    fake.open_error = number
+    served = DevCuse(Probe())
+    with pytest.raises(KernelError) as caught:
+        served.start()
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+    served.close()
+
+
+def test_a_node_that_is_there(fake):
+    fake.nodes["/dev/probe"] = None
+    served = DevCuse(Probe())
+    with pytest.raises(KernelError, match="/dev/probe is there already"):
+        served.start()
+    served.close()
+    assert fake.cuse == {}
+
+
+@pytest.mark.parametrize(
+    ("second", "sysfs", "reason"),
+    [
+        ({}, True, "device probe: another CUSE device has this name"),
+        ({}, False, "device probe: No such device"),
+        ({"name": "other", "major": 240, "minor": 3}, False, "device other: the number 240:3 may"),
+    ],
+)
+def test_the_kernel_refuses(fake, started, second, sysfs, reason):
+    started(Probe(major=240, minor=3))
+    if sysfs:
+        fake.nodes["/sys/class/cuse/probe"] = None
+    served = DevCuse(Probe(**second))
+    with pytest.raises(KernelError, match=f"the kernel refuses the {reason}"):
+        served.start()
+    served.close()
+    assert len(fake.cuse) == 1
+
+
+def test_a_device_that_is_badly_described(fake):
+    with pytest.raises(ValueError, match="name"):
+        DevCuse(Probe(name="../probe"))
+
+
+# ---- limits
+
+
+def node(mode=0o600, uid=0, gid=0):
+    return SimpleNamespace(st_mode=stat.S_IFCHR | mode, st_uid=uid, st_gid=gid)
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "said"),
+    [
+        ({"mode": 0o600}, node(), []),
+        ({"mode": 0o660, "uid": 5, "gid": 6}, node(0o660, 5, 6), []),
+        ({}, node(), ["mode is 0600, not 0666"]),
+        ({"mode": 0o600, "uid": 5}, node(), ["uid is 0, not 5"]),
+        ({"mode": 0o600, "gid": 5}, node(), ["gid is 0, not 5"]),
+        ({"mode": 0o600, "seekable": True}, node(), ["positions are ignored"]),
+        ({}, None, ["as root: mknod /dev/probe c MAJOR MINOR"]),
+    ],
+)
+def test_limits(fake, device, found, said):
+    if found is not None:
+        fake.nodes["/dev/probe"] = found
+    lines = list(DevCuse(Probe(**device)).limits())
+    assert len(lines) == len(said)
+    for line, part in zip(lines, said, strict=True):
+        assert line.startswith("/dev/probe: ")
+        assert part in line
+
+
+# ---- all of it
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_serving(fake, number):
+    devices = [Probe(), Probe(name="other")]
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    happened = []
+
+    def ready(path):
+        happened.append(path)
+        if len(happened) == 2:
+            assert len(list(fake.table)) == 2
+            signal.raise_signal(number)
+
+    serve_kernel(devices, ready, note=lambda line: None)
+    assert happened == ["/dev/probe", "/dev/other"]
+    assert [device.next() for device in devices] == ["close", "close"]
+    assert list(fake.table) == []
+    assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+
+def test_a_second_signal_does_what_it_always_did(fake):
+    def ready(path):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    serve_kernel([Probe()], ready, note=lambda line: None)
+
+
+def test_ignored_signals_stay_ignored(fake):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def ready(path):
+        signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.raise_signal(signal.SIGTERM)
+
+    try:
+        serve_kernel([Probe()], ready, note=lambda line: None)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_serving_ends_with_the_last_device(fake, caplog):
+    def ready(path):
+        if path == "/dev/other":
+            for cuse in list(fake.cuse.values()):
+                cuse.connection.abort()
+
+    devices = [Probe(), Probe(name="other")]
+    serve_kernel(devices, ready, note=lambda line: None)
+    assert [device.next() for device in devices] == ["close", "close"]
+    assert "/dev/probe: the kernel has ended the connection" in caplog.text
+    assert "/dev/other: the kernel has ended the connection" in caplog.text
+
+
+def test_a_device_that_ends_leaves_the_others(fake, caplog):
+    devices = [Probe(), Probe(name="other")]
+
+    class Watching(logging.Handler):
+        def emit(self, record):
+            # In the thread that serves: it goes on to wait for the other one.
+            assert [device.name for device in fake.table] == ["other"]
+            signal.raise_signal(signal.SIGTERM)
+
+    def ready(path):
+        if path == "/dev/other":
+            (cuse,) = [one for one in fake.cuse.values() if one.device.name == "probe"]
+            cuse.connection.abort()
+
+    handler = Watching(logging.WARNING)
+    devcuse.log.addHandler(handler)
+    try:
+        serve_kernel(devices, ready, note=lambda line: None)
+    finally:
+        devcuse.log.removeHandler(handler)
+    assert [record.getMessage() for record in caplog.records] == [
+        "/dev/probe: the kernel has ended the connection"
+    ]
+
+
+def test_none_is_served_if_one_cannot_be(fake):
+    devices = [Probe(), Probe()]
+    with pytest.raises(KernelError, match="the kernel refuses the device probe"):
+        serve_kernel(devices, lambda path: None, note=lambda line: None)
+    assert list(fake.table) == []
+    assert [device.next() for device in devices] == ["close", "close"]
+
+
+def test_what_the_kernel_does_not_do_is_said_first(fake):
+    said = []
+    device = Probe(seekable=True)
+
+    def ready(path):
+        said.append(path)
+        signal.raise_signal(signal.SIGTERM)
+
+    serve_kernel([device], ready, note=said.append)
+    assert "mmap" in said[0]
+    assert "/dev/probe: positions are ignored" in said[1]
+    assert said[-1] == "/dev/probe"
