@@ -20,6 +20,7 @@ from recuse.kernel.devices import DeviceTable
 from recuse.sandbox.descriptors import Descriptor, fetch_descriptor
 from recuse.sandbox.listener import Notification
 from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
+from recuse.sandbox.signals import ERESTARTSYS
 from recuse.sandbox.syscalls.call import ANSWERED, failure
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class ChannelFile:
                     if self.flags & os.O_NONBLOCK:
                         raise
                     self._readers.append((supervisor, call, segments))
+                    supervisor.signals.watch(call, lambda: self._interrupt(supervisor, call))
                     return ANSWERED
         finally:
             self._end_lost()
@@ -90,6 +92,16 @@ class ChannelFile:
             with contextlib.suppress(OSError, IndexError):
                 self._connection.write(_REPLY.pack(_REPLY.size, -errno.EIO, self._lost.pop()))
 
+    def _interrupt(self, supervisor: Supervisor, call: Notification) -> None:
+        """A signal has come for a caller that waits."""
+        with self._lock:
+            for reader in self._readers:
+                if reader[1] is call:
+                    self._readers.remove(reader)
+                    supervisor.signals.forget(call)
+                    supervisor.listener.fail(call.id, ERESTARTSYS)
+                    return
+
     def _drain(self, supervisor: Supervisor, call: Notification) -> None:
         """Make the descriptor unreadable: there is no request any more."""
         with contextlib.suppress(OSError):
@@ -107,6 +119,7 @@ class ChannelFile:
             while self._readers:
                 supervisor, call, segments = self._readers[0]
                 if not supervisor.listener.alive(call.id):
+                    supervisor.signals.forget(call)
                     self._readers.popleft()
                     continue
                 try:
@@ -117,6 +130,7 @@ class ChannelFile:
                     supervisor.listener.fail(call.id, error.errno or errno.EIO)
                 else:
                     supervisor.listener.answer(call.id, size)
+                supervisor.signals.forget(call)
                 self._readers.popleft()
             if not self._signalled and (self._connection.readable or self._connection.ended):
                 self._signalled = True

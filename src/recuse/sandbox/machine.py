@@ -10,6 +10,7 @@ from recuse.kernel.connection import Tap
 from recuse.kernel.devices import DeviceTable
 from recuse.sandbox.descriptors import Descriptors
 from recuse.sandbox.memory import StringReader
+from recuse.sandbox.signals import SignalWatch
 from recuse.sandbox.tasks import Tasks
 from recuse.sandbox.tree import Tree
 from recuse.server.device import Device
@@ -40,6 +41,7 @@ class Machine:
         self.table = DeviceTable(self.tree.add, self.tree.remove)
         self.table.tap = tap
         self.strings = StringReader()
+        self.signals = SignalWatch()
         self._channels: list[Channel] = []
 
     def add(self, device: Device | Joinable) -> None:
@@ -59,6 +61,7 @@ class Machine:
         for channel in self._channels:
             channel.close()
         self._channels.clear()
+        self.signals.close()
         self.tree.close()
         self.strings.close()
         self.tasks.close()

@@ -33,6 +33,7 @@ class Supervisor:
         self.tree = machine.tree
         self.table = machine.table
         self.strings = machine.strings
+        self.signals = machine.signals
         self._handlers = handlers()
         self._workers = Workers(
             listener.receive, self._handle, stuck=self._stuck, name="recuse-calls"

@@ -1,0 +1,258 @@
+"""Programs in the sandbox that serve devices at /dev/cuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recuse import Sandbox
+
+EXAMPLES = "/usr/share/doc/libfuse3-dev/examples"
+PATIENCE_S = 60
+
+# A server without any library. `ready` is printed when the reply to CUSE_INIT has been taken.
+SERVER = r"""
+import errno, os, select, signal, struct, sys, threading
+
+def attempt(function, *args):
+    try:
+        return function(*args)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+def request(message):
+    length, opcode, unique = struct.unpack_from("=IIQ", message)
+    assert length == len(message)
+    return opcode, unique, message[40:]
+
+def reply(unique, body=b"", error=0):
+    return struct.pack("=IiQ", 16 + len(body), error, unique) + body
+
+def begin(name, flags=0):
+    channel = os.open("/dev/cuse", os.O_RDWR | flags)
+    opcode, unique, body = request(os.read(channel, 1 << 17))
+    assert opcode == 4096, opcode
+    init = struct.pack("=8I40x", 7, 31, 0, 1, 65536, 65536, 0, 0)
+    os.write(channel, reply(unique, init + b"DEVNAME=" + name + b"\0"))
+    return channel
+
+def serve(channel, read=b"data"):
+    '''Answer until the end; returns what was asked.'''
+    seen = []
+    while True:
+        try:
+            opcode, unique, body = request(os.read(channel, 1 << 17))
+        except OSError as error:
+            return seen
+        seen.append(opcode)
+        if opcode == 14:
+            answer = struct.pack("=QIi", 7, 0, 0)
+        elif opcode == 15:
+            (size,) = struct.unpack_from("=I", body, 16)
+            answer = read[:size]
+        elif opcode == 16:
+            answer = struct.pack("=II", len(body) - 40, 0)
+        else:
+            answer = b""
+        os.write(channel, reply(unique, answer))
+        if opcode == 18:
+            return seen
+"""
+
+
+@pytest.fixture
+def machine():
+    """A sandbox with nothing in it."""
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def server(machine):
+    """Runs a script after SERVER; returns what it prints."""
+
+    def run(script: str, *args: str) -> str:
+        done = machine.run(
+            [sys.executable, "-I", "-S", "-c", SERVER + script, *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        return done.stdout
+
+    return run
+
+
+def test_the_device_is_there_when_the_reply_has_been_written(server):
+    output = server(
+        "channel = begin(b'served')\n"
+        "found = os.stat('/dev/served')\n"
+        "print(oct(found.st_mode), os.major(found.st_rdev), 'served' in os.listdir('/dev'))\n"
+        "os.close(channel)\n"
+        "print(attempt(os.stat, '/dev/served'))\n"
+    )
+    lines = output.splitlines()
+    assert lines[0] == "0o20600 254 True"
+    # The close is noticed a moment later; whoever opens something then finds it gone.
+    assert lines[1] == "ENOENT" or "stat_result" in lines[1]
+
+
+def test_a_child_uses_what_its_parent_serves(server):
+    output = server(
+        "channel = begin(b'served')\n"
+        "if os.fork() == 0:\n"
+        "    os.close(channel)\n"
+        "    f = os.open('/dev/served', os.O_RDWR)\n"
+        "    print(os.read(f, 3), os.write(f, b'12345'), attempt(os.read, f, 99), flush=True)\n"
+        "    os._exit(0)\n"
+        "print(serve(channel), flush=True)\n"
+    )
+    assert sorted(output.splitlines()) == ["[14, 15, 16, 15, 18]", "b'dat' 5 b'data'"]
+
+
+def test_what_the_channel_says_to_misuse(server):
+    output = server(
+        "channel = os.open('/dev/cuse', os.O_RDWR | os.O_NONBLOCK)\n"
+        "print(attempt(os.read, channel, 100), attempt(os.write, channel, b'short'))\n"
+        "print(attempt(os.write, channel, reply(12345)))\n"
+        "opcode, unique, body = request(os.read(channel, 1 << 17))\n"
+        "print(opcode, unique, len(body), attempt(os.read, channel, 1 << 17))\n"
+        "print(attempt(os.write, channel, reply(unique) + b'!'))\n"
+        "print(attempt(os.write, channel, reply(unique, b'x' * 10)))\n"
+        "print(attempt(os.read, channel, 1 << 17), attempt(os.lseek, channel, 0, 0))\n"
+        "print(select.select([channel], [channel], [], 0)[0] == [channel])\n"
+        "import fcntl\n"
+        "print(attempt(fcntl.ioctl, channel, 0x8004e500, struct.pack('=I', channel)))\n"
+        "print(attempt(fcntl.ioctl, channel, 0x5401, bytes(64)))\n"
+    )
+    assert output == (
+        "EINVAL EINVAL\nENOENT\n4096 2 16 EAGAIN\nEINVAL\nEINVAL\nENODEV ESPIPE\nTrue\n"
+        "EINVAL\nENOTTY\n"
+    )
+
+
+def test_select_tells_when_there_is_a_request(server):
+    output = server(
+        "channel = begin(b'served', os.O_NONBLOCK)\n"
+        "print(select.select([channel], [], [], 0)[0], attempt(os.read, channel, 1 << 17))\n"
+        "if os.fork() == 0:\n"
+        "    os.close(channel); f = os.open('/dev/served', os.O_RDWR); os.read(f, 1); os._exit(0)\n"
+        "seen = []\n"
+        "while 18 not in seen:\n"
+        "    select.select([channel], [], [])\n"
+        "    opcode, unique, body = request(os.read(channel, 1 << 17)); seen.append(opcode)\n"
+        "    answer = {14: struct.pack('=QIi', 7, 0, 0), 15: b'x'}.get(opcode, b'')\n"
+        "    os.write(channel, reply(unique, answer))\n"
+        "    print(select.select([channel], [], [], 0)[0] in ([], [channel]), end=' ')\n"
+        "print(seen, select.select([channel], [], [], 0)[0])\n"
+    )
+    lines = output.splitlines()
+    assert lines[0] == "[] EAGAIN"
+    assert lines[1] == "True True True [14, 15, 18] []"
+
+
+def test_readers_and_writers_take_vectors(server):
+    output = server(
+        "channel = os.open('/dev/cuse', os.O_RDWR)\n"
+        "parts = [bytearray(7), bytearray(40), bytearray(1 << 17)]\n"
+        "size = os.readv(channel, parts)\n"
+        "opcode, unique, body = request(b''.join(parts)[:size])\n"
+        "init = struct.pack('=8I40x', 7, 31, 0, 1, 65536, 65536, 0, 0) + b'DEVNAME=vector\\0'\n"
+        "print(os.writev(channel, [reply(unique, init)[:5], reply(unique, init)[5:]]))\n"
+        "print(os.path.exists('/dev/vector'))\n"
+    )
+    assert output == f"{16 + 72 + len('DEVNAME=vector') + 1}\nTrue\n"
+
+
+def test_a_signal_ends_a_wait_for_requests(server):
+    output = server(
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled', flush=True))\n"
+        "class Stop(Exception): pass\n"
+        "def stop(*_): raise Stop\n"
+        "signal.signal(signal.SIGUSR2, stop)\n"
+        "channel = begin(b'served'); me = os.getpid()\n"
+        "if os.fork() == 0:\n"
+        "    os.close(channel)\n"
+        "    os.kill(me, signal.SIGUSR1); os.kill(me, signal.SIGUSR2); os._exit(0)\n"
+        "try: os.read(channel, 1 << 17)\n"
+        "except Stop: print('stopped')\n"
+    )
+    assert output == "handled\nstopped\n"
+
+
+def test_a_killed_server_leaves_its_clients_with_an_error(server):
+    output = server(
+        "gate = os.pipe()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    channel = begin(b'served'); os.write(gate[1], b'1')\n"
+        "    opcode, unique, body = request(os.read(channel, 1 << 17))\n"
+        "    os.write(channel, reply(unique, struct.pack('=QIi', 7, 0, 0)))\n"
+        "    request(os.read(channel, 1 << 17)); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.read(gate[0], 1)\n"
+        "f = os.open('/dev/served', os.O_RDWR)\n"
+        "print(attempt(os.read, f, 10)); os.waitpid(child, 0)\n"
+        "print(attempt(os.read, f, 10), attempt(os.open, '/dev/served', os.O_RDWR))\n"
+        "print('served' in os.listdir('/dev'))\n"
+    )
+    assert output == "ECONNABORTED\nENOTCONN ENOENT\nFalse\n"
+
+
+def test_names_are_taken_once(server):
+    output = server(
+        "one = begin(b'served')\n"
+        "other = os.open('/dev/cuse', os.O_RDWR | os.O_NONBLOCK)\n"
+        "opcode, unique, body = request(os.read(other, 1 << 17))\n"
+        "init = struct.pack('=8I40x', 7, 31, 0, 1, 65536, 65536, 0, 0) + b'DEVNAME=served\\0'\n"
+        "print(attempt(os.write, other, reply(unique, init)), attempt(os.read, other, 1 << 17))\n"
+        "os.close(other)\n"
+        "print(os.path.exists('/dev/served'))\n"
+    )
+    assert output == "103 ENODEV\nTrue\n"
+
+
+@pytest.fixture(scope="module")
+def libfuse(tmp_path_factory) -> Path:
+    """Libfuse's own example of a CUSE server and its client, compiled from their package."""
+    directory = tmp_path_factory.mktemp("libfuse")
+    flags = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "fuse3"], capture_output=True, text=True, check=False
+    ).stdout.split()
+    for name in ("cuse", "cuse_client"):
+        source = f"{EXAMPLES}/{name}.c"
+        subprocess.run(
+            ["gcc", "-w", f"-I{EXAMPLES}", source, "-o", directory / name, *flags], check=False
+        )
+    return directory
+
+
+@pytest.mark.parametrize("options", ["-f -s", "-f", "-s", ""])
+def test_libfuses_server_and_client(machine, needs, libfuse, options):
+    needs("gcc", "gcc")
+    needs(f"{EXAMPLES}/cuse.c", "libfuse3-dev")
+    script = f"""
+cd {libfuse}
+cp cuse served$$
+./served$$ --name=example {options} {"&" if "-f" in options else ""}
+while ! test -c /dev/example; do :; done
+./cuse_client /dev/example s
+printf 'hello world' | ./cuse_client /dev/example w 11
+./cuse_client /dev/example r 5 6
+./cuse_client /dev/example s 5
+printf HE > /dev/example
+head -c 5 /dev/example; echo
+dd if=/dev/example bs=3 count=1 status=none; echo
+pkill -x served$$
+while test -c /dev/example; do :; done
+echo gone
+"""
+    done = machine.run(
+        ["sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert done.stdout == "0\nworldHEllo\nHEl\ngone\n", done.stderr
+    assert "transferred 11 bytes (0 -> 11)" in done.stderr
