@@ -16,6 +16,7 @@ from recuse.channel import socket as module
 from recuse.channel.packets import open_socket
 from recuse.channel.socket import Remote, RemoteError
 from recuse.kernel.connection import ConnectionState
+from recuse.kernel.cuse import CuseChannel
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
     FUSE_OPEN,
@@ -263,7 +264,7 @@ def test_a_name_that_is_taken_when_the_server_comes_back(joined, listener, table
     server, _ = joined
     server.close()
     table.wait()
-    other = table.register("raw", 0, 0, None)
+    other = table.register("raw", 0, 0, CuseChannel(table).connection)
     for _ in range(2):
         again = RawServer(listener).serve_init()
         assert again.packets.receive() is None
@@ -359,7 +360,7 @@ def test_a_bad_answer_to_init(path, table, listener, answer, number):
 
 
 def test_a_name_or_number_that_is_taken(path, table, listener):
-    other = table.register("raw", 200, 0, None)
+    other = table.register("raw", 200, 0, CuseChannel(table).connection)
     joining = Joining(path, table)
     server = RawServer(listener).serve_init()
     with pytest.raises(RemoteError, match="its name"):
