@@ -105,10 +105,10 @@ def cache_directory() -> Path:
 
 
 def unpacked_kernel(cache: Path, depmod: str) -> Path:
-    """The directory into which Debian's current kernel is unpacked.  Raises Unavailable."""
+    """The directory with Debian's current kernel and its needed modules.  Raises Unavailable."""
     package = kernel_package()
     kernel = cache / package
-    if not kernel.exists():
+    if not kernel.exists() or not all(file.exists() for file in module_files(kernel)):
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as directory:
             print(f"Downloading {package}", flush=True)
@@ -117,6 +117,11 @@ def unpacked_kernel(cache: Path, depmod: str) -> Path:
             unpacked = Path(directory, "unpacked")
             command("dpkg-deb", "-x", str(archive), str(unpacked))
             command(depmod, "-b", str(unpacked), release(unpacked))
+            needed = module_files(unpacked)
+            for file in (unpacked / "lib").rglob("*.ko*"):
+                if file not in needed:
+                    file.unlink()
+            shutil.rmtree(kernel, ignore_errors=True)
             # In one step, so that what is there is complete.
             unpacked.rename(kernel)
     return kernel

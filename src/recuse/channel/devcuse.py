@@ -303,7 +303,7 @@ def serve_kernel(
             stack.callback(served.close)
             served.start()
             if not serving:
-                note("programs cannot map these devices (mmap gives ENODEV): Linux's CUSE has none")
+                note("programs cannot map these devices: Linux's CUSE has no mmap (ENODEV)")
             for limit in served.limits():
                 note(limit)
             serving.add(served)
