@@ -80,6 +80,8 @@ class Exchange:
     error: int | None = None
     answer: Part | None = None
     latency: int | None = None
+    lost: bool = False
+    """Messages are missing after the request, maybe its answer."""
 
     @property
     def name(self) -> str:
@@ -159,7 +161,7 @@ class Exchanges:
         if connection is None:
             connection = self._connections[number] = _Connection()
         if kind == Kind.REPLY:
-            yield self._reply(connection, time, data, size)
+            yield from self._reply(connection, time, data, size)
         elif kind == Kind.REQUEST:
             yield from self._request(connection, time, data, size, program)
         elif kind == Kind.ADDED:
@@ -171,6 +173,9 @@ class Exchanges:
             yield Event(time, connection.device, "removed")
         else:
             self._lossy = True
+            for other in self._connections.values():
+                for exchange in other.outstanding.values():
+                    exchange.lost = True
             yield Event(time, "", "dropped", {"count": size})
 
     def end(self) -> Iterator[Exchange]:
@@ -210,26 +215,32 @@ class Exchanges:
 
     def _reply(
         self, connection: _Connection, time: int, data: bytes, size: int
-    ) -> Exchange | Event:
+    ) -> Iterator[Exchange | Event]:
         if len(data) < _OUT_HEADER:
-            return _refused(connection, time, data, size, "shorter than a header")
+            yield _refused(connection, time, data, size, "shorter than a header")
+            return
         length, error, unique = _unpack_out_header(data)
         if length != size:
-            return _refused(connection, time, data, size, f"says that it has {length} bytes")
+            yield _refused(connection, time, data, size, f"says that it has {length} bytes")
+            return
         if not unique:
             if error != FUSE_NOTIFY_POLL:
-                return _refused(connection, time, data, size, f"notification {error}")
-            return Event(time, connection.device, "notification", {"code": error, "size": size})
+                yield _refused(connection, time, data, size, f"notification {error}")
+                return
+            yield Event(time, connection.device, "notification", {"code": error, "size": size})
+            return
         if not -512 < error <= 0:
-            return _refused(connection, time, data, size, f"error {error}")
+            yield _refused(connection, time, data, size, f"error {error}")
+            return
         exchange = connection.outstanding.pop(unique, None)
         if exchange is None:
             reason = f"answers {unique}, which is not waiting"
             if unique & 1:
                 reason = f"answers INTERRUPT {unique} with error {error}"
             elif self._lossy:
-                reason += " or was dropped"
-            return _refused(connection, time, data, size, reason)
+                return  # the request is most likely among what is missing
+            yield _refused(connection, time, data, size, reason)
+            return
         exchange.error = -error
         part = exchange.answer = decode(data, size, exchange.opcode, answer=True)
         asked = exchange.request.body
@@ -241,7 +252,7 @@ class Exchanges:
                 key, _, value = entry.partition(b"=")
                 if key.strip() == b"DEVNAME":
                     connection.device = exchange.device = _text(value.strip())
-        return exchange
+        yield exchange
 
 
 def _text(name: bytes) -> str:

@@ -71,7 +71,7 @@ def record(item: Exchange | Event) -> dict[str, object]:
         "args": args,
         "in_size": request.size,
         "in_data": request.data[:SHOWN].hex(),
-        "answered": item.error is not None,
+        "answered": None if item.lost and item.error is None else item.error is not None,
         "result": _result(item),
         "errno": error or (names.error(item.error) if item.error else None),
         "reply": _body(answer),

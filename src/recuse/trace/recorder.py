@@ -70,12 +70,14 @@ class ConnectionTap:
         if known is None or now - known[0] > _FRESH_NS or message[_OPCODE] == FUSE_OPEN:
             known = recorder.look_up(pid, now)
         if len(self._records) < recorder.room:
+            if recorder.missing:
+                recorder.tell_missing(now)
             size = len(message)
             if size > LIMIT:
                 message = message[:LIMIT]
             self._records.append((_REQUEST, self._number, now, message, size, known[1]))
         else:
-            recorder.dropped += 1
+            recorder.drop()
         if not recorder.awake:
             recorder.wake()
 
@@ -83,13 +85,15 @@ class ConnectionTap:
         """Note an answer or notification."""
         recorder = self._recorder
         if len(self._records) < recorder.room:
+            now = perf_counter_ns()
+            if recorder.missing:
+                recorder.tell_missing(now)
             size = len(message)
             if size > LIMIT:
                 message = message[:LIMIT]
-            now = perf_counter_ns()
             self._records.append((_REPLY, self._number, now, message, size, b""))
         else:
-            recorder.dropped += 1
+            recorder.drop()
         if not recorder.awake:
             recorder.wake()
 
@@ -121,6 +125,8 @@ class Recorder:
         self.room = QUEUE_MOST
         """Records that may wait; 0 when tracing has stopped."""
         self.dropped = 0
+        """Records that did not fit; those of `missing` come to it when the trace tells of them."""
+        self.missing = 0
         self.programs: dict[bytes, tuple[int, bytes]] = {}
         """By the header's pid: when the name was looked up, and the name."""
         self.awake = True
@@ -190,13 +196,29 @@ class Recorder:
         entry = self.programs[pid] = (now, name)
         return entry
 
+    def drop(self) -> None:
+        """Count a record that does not fit; more fit when the queue is half empty.
+
+        So that what is missing is in few places, each with many exchanges.
+        """
+        if self.room:
+            self.missing += 1
+            self.room = QUEUE_MOST // 2
+
+    def tell_missing(self, now: int) -> None:
+        """Put a record of what is missing in its place."""
+        count, self.missing = self.missing, 0
+        if count and self.room:
+            self.room = QUEUE_MOST
+            self.dropped += count
+            self.records.append((int(Kind.DROPPED), 0, now, b"", count, b""))
+
     def wake(self) -> None:
         """Have the thread look for records."""
         self.awake = True
         self._wake.set()
 
     def _send_all(self) -> None:
-        dropped = 0
         interval = INTERVAL_S
         while True:
             # A record that comes before this is sent now, one that comes after it wakes us.
@@ -210,10 +232,8 @@ class Recorder:
             try:
                 while self.records:
                     self._send([self.records.popleft() for _ in range(self._next())])
-                if self.dropped != dropped:
-                    missing, dropped = self.dropped - dropped, self.dropped
-                    now = perf_counter_ns()
-                    self._send([(int(Kind.DROPPED), 0, now, b"", missing, b"")])
+                if closing:
+                    self.tell_missing(perf_counter_ns())
             except OSError:
                 self.room = 0
                 self.records.clear()

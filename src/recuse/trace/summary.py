@@ -94,12 +94,12 @@ class Summary:
         latency = _get(found, "latency_us", int, float, type(None))
         if latency is not None and not 0 <= latency < _MOST:
             raise TraceError(f"latency_us is {latency}")
-        answered = _get(found, "answered", bool)
+        answered = _get(found, "answered", bool, type(None))
         row = self.rows.setdefault(key, Row())
         row.count += 1
         row.in_bytes += sizes[0]
         row.out_bytes += sizes[1]
-        row.unanswered += not answered
+        row.unanswered += answered is False
         if error is not None:
             row.errors[error] += 1
         if latency is not None:

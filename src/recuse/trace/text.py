@@ -87,7 +87,7 @@ def areas(out: fuse_ioctl_out, data: bytes) -> str:
 def result(exchange: Exchange) -> str:
     """Return what the request came to."""
     if exchange.error is None:
-        return "? (never answered)"
+        return "? (the answer may be missing)" if exchange.lost else "? (never answered)"
     part = exchange.answer
     if part is None:
         return "(no answer)"

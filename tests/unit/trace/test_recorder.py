@@ -152,7 +152,7 @@ def test_a_reader_that_waits_delays_nobody(tmp_path: Path, monkeypatch: pytest.M
     os.close(writing)
     tap = recording.connection()
     unique = 0
-    while not recording.dropped:
+    while not recording.missing:
         unique += 2
         exchange(tap, unique)
     for _ in range(1000):
@@ -168,10 +168,14 @@ def test_a_reader_that_waits_delays_nobody(tmp_path: Path, monkeypatch: pytest.M
     found = [json.loads(line) for line in lines]
     missing = sum(one["count"] for one in found if one["event"] == "dropped")
     assert missing == recording.dropped
-    there = 2 * sum(one["event"] == "exchange" and one["answered"] for one in found)
-    there += sum(one["event"] == "exchange" and not one["answered"] for one in found)
-    there += sum(one["event"] == "refused" for one in found)
-    assert there + missing == unique
+    assert not any(one["event"] == "refused" for one in found)
+    exchanges = [one for one in found if one["event"] == "exchange"]
+    places = [one for one in found if one["event"] == "dropped"]
+    # At each place an answer may be there without its request, and the other way round.
+    unpaired = sum(one["answered"] is None for one in exchanges)
+    assert unpaired <= len(places)
+    there = 2 * (len(exchanges) - unpaired) + unpaired
+    assert there <= unique - missing <= there + len(places)
 
 
 def test_interrupted_it_prints_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
