@@ -117,7 +117,7 @@ class Packets:
         """
         if self._backlog_bytes > BACKLOG_MAX:
             with self._lock:
-                self._changed.wait_for(lambda: self._backlog_bytes <= BACKLOG_MAX or self._ended)
+                self._changed.wait_for(lambda: self._backlog_bytes <= BACKLOG_MAX)
         with self._receiving:
             message = self._receive_part()
             if message is None or self._ended:

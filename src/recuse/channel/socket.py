@@ -98,11 +98,11 @@ class RemoteChannel:
         while True:
             if link is not None:
                 link.serve()
-                link.close()
                 if not self._closed.is_set():
                     _log.warning(
                         "%s: its server has gone; the device comes back when it does", self._path
                     )
+                link.close()
             link, delay = None, RETRY_S[0]
             while link is None:
                 if self._closed.wait(delay):
@@ -147,10 +147,9 @@ class _Link:
             raise _refused(number, path)
 
     def serve(self) -> None:
-        """Take replies until the connection ends, which ends the device."""
+        """Take replies until the connection ends; the device is there until `close`."""
         while (message := self._packets.receive()) is not None:
             self._take(message)
-        self.connection.abort()
 
     def shutdown(self) -> None:
         """End the connection; whoever is in `serve` or `shake_hands` returns."""

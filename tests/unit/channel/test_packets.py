@@ -231,6 +231,13 @@ def test_shutdown_ends_receivers(pair):
     assert other.receive() is None
 
 
+def test_what_comes_after_shutdown_is_not_received(pair):
+    one, other = pair
+    other.send(message(2))
+    one.shutdown()
+    assert one.receive() is None
+
+
 def test_close_while_a_receiver_waits(pair):
     one, _ = pair
     thread, received = receive_in_thread(one)

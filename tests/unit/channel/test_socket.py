@@ -425,7 +425,7 @@ def test_any_bytes_from_a_server(sent, unanswered):
     server = packets.Packets(theirs)
     server.send(init_reply(2))
     link.shake_hands("path")
-    reader = threading.Thread(target=link.serve)
+    reader = threading.Thread(target=lambda: (link.serve(), link.close()))
     reader.start()
     try:
         program = Program(link.cuse.device)
@@ -440,6 +440,7 @@ def test_any_bytes_from_a_server(sent, unanswered):
                 wait()
         reader.join(WAIT_S)
         assert link.connection.state is ConnectionState.ABORTED
+        assert list(table) == []
     finally:
         server.close()
         link.shutdown()
