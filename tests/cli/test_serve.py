@@ -1,5 +1,6 @@
 """`recuse serve` and `recuse run -d unix:PATH`: real processes, programs and sandboxes."""
 
+import contextlib
 import errno
 import os
 import re
@@ -310,7 +311,20 @@ def test_a_second_signal_ends_a_server_that_does_not_end(serve: Serve) -> None:
     server.process.send_signal(signal.SIGTERM)
     assert server.line() == "closing"
     assert not os.path.exists(server.paths[0])
-    assert server.end(signal.SIGTERM)[0] == -signal.SIGTERM
+    deadline = time.monotonic() + PATIENCE_S
+    while server.process.poll() is None and time.monotonic() < deadline:
+        # What comes within a second counts as the first one.
+        server.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(0.05)
+    assert server.process.returncode == 128 + signal.SIGTERM
+
+
+def test_the_same_signal_twice(serve: Serve) -> None:
+    server = serve("echo.py")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.end(signal.SIGTERM) == (0, "closed\n", "")
+    assert os.listdir("run") == []
 
 
 def test_ignored_signals_stay_ignored(serve: Serve) -> None:

@@ -7,6 +7,8 @@ import shlex
 import signal
 import stat
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -18,6 +20,9 @@ from recuse.cli.spec import SpecError, is_remote
 from recuse.server.device import Device
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_SAME_SIGNAL_S = 1.0
+"""Signals that come within this time are one: timeout(1) sends to the process and to its group."""
 
 
 def serve_devices(specs: Sequence[str], listen: str | None, kernel: bool) -> int:
@@ -69,7 +74,7 @@ def _serve_kernel(devices: Sequence[Device]) -> int:
 
 @contextlib.contextmanager
 def _until_a_signal() -> Iterator[Callable[[], None]]:
-    """Give a function that waits for a signal to end; a second one does what it always did."""
+    """Give a function that waits for a signal to end; a later one ends the process at once."""
     # Linux may give a signal to any thread, or give it just before the main thread waits: neither
     # ends a wait for a lock or a queue. What Python writes into a pipe stays there.
     reader, writer = os.pipe()
@@ -85,19 +90,25 @@ def _until_a_signal() -> Iterator[Callable[[], None]]:
     def wait() -> None:
         while os.read(reader, 1)[0] not in previous:
             pass
-        restore()
+        watcher.start()
 
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    def watch() -> None:
+        first = time.monotonic()
+        while data := os.read(reader, 1):
+            if data[0] in previous and time.monotonic() - first > _SAME_SIGNAL_S:
+                os._exit(128 + data[0])
 
+    watcher = threading.Thread(target=watch, name="recuse-signals", daemon=True)
     try:
         yield wait
     finally:
-        restore()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         signal.set_wakeup_fd(previous_writer)
-        os.close(reader)
         os.close(writer)
+        if watcher.ident is not None:
+            watcher.join()
+        os.close(reader)
 
 
 def _note(_number: int, _frame: FrameType | None) -> None:
