@@ -137,6 +137,17 @@ def test_a_sandbox_that_leaves_releases_its_files_alone(join, device):
     assert (device.released, device.closed) == (2, 0)
 
 
+def test_a_sandbox_that_has_left_is_forgotten(join, server, monkeypatch):
+    forgotten = threading.Event()
+    forget = server._forget
+    monkeypatch.setattr(server, "_forget", lambda client: (forget(client), forgotten.set()))
+    channel = join()
+    assert len(server._clients) == 1
+    channel.close()
+    assert forgotten.wait(WAIT_S)
+    assert server._clients == set()
+
+
 def test_the_end_of_the_server(device, path):
     server = DeviceServer(device, path)
     channels = [Remote(path).connect(Table()) for _ in range(3)]
@@ -155,7 +166,16 @@ def test_the_end_of_the_server(device, path):
 
 
 def test_the_device_is_closed_last_and_what_it_raises_is_logged(path, caplog):
+    class SlowFile(PipeFile):
+        def release(self):
+            threading.Event().wait(0.05)
+            super().release()
+
     class Failing(Pipe):
+        def open(self, request):
+            super().open(request)
+            return SlowFile()
+
         def close(self):
             super().close()
             assert self.released == self.opened == 1
