@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import select
 import signal
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -80,11 +81,34 @@ def supervise(
             program = sandbox.popen(argv, open_files=soft, env=_environment(), pass_fds=inherited)
             for number in early:
                 program.send_signal(number)
-            status = program.wait()
+            status = _wait(program)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
     return 128 - status if status < 0 else status
+
+
+def _wait(program: Program) -> int:
+    """Wait for the end, and for signals, whichever thread the kernel gives them to.
+
+    Python runs their handlers in this thread, which would not wake up from waitpid(2) for them.
+    """
+    ready, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    previous = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    ended = os.pidfd_open(program.pid)
+    try:
+        poll = select.poll()
+        poll.register(ready, select.POLLIN)
+        poll.register(ended, select.POLLIN)
+        while (status := program.poll()) is None:
+            poll.poll()
+            with contextlib.suppress(BlockingIOError):
+                os.read(ready, 64)
+        return int(status)
+    finally:
+        signal.set_wakeup_fd(previous)
+        for descriptor in (ready, told, ended):
+            os.close(descriptor)
 
 
 def _in_foreground() -> bool:
