@@ -51,6 +51,7 @@ def nobody():
         drop = []
         if os.geteuid() == 0:
             drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+            drop += ["--bounding-set=-all", "--inh-caps=-all"]
             for path in (directory, *Path(directory).rglob("*")):
                 os.chmod(path, 0o755 if os.path.isdir(path) else 0o644)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -38,6 +37,3 @@ def signed32(value: int) -> int:
 def signed64(value: int) -> int:
     """An argument register as the kernel's ``long``."""
     return (value ^ 0x8000000000000000) - 0x8000000000000000
-
-
-BAD_DESCRIPTOR: Final = errno.EBADF

@@ -1,0 +1,106 @@
+"""The examples with their real programs, as an ordinary user without any capability."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Needs
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = "/usr/share/doc/libfuse3-dev/examples"
+COMMAND = "import sys; from recuse.cli.main import main; sys.exit(main())"
+NOBODY = ["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]
+
+Run = Callable[[str, str], str]
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    """recuse, what it imports, its examples and smbus2, where anybody can read them."""
+    packages = [ROOT / "src/recuse", ROOT / "examples"]
+    for name in ("click", "smbus2"):
+        packages.append(Path(__import__(name).__file__ or "").parent)
+    with tempfile.TemporaryDirectory(prefix="unprivileged-") as name:
+        directory = Path(name)
+        for package in packages:
+            shutil.copytree(package, directory / package.name)
+        directory.chmod(0o755)
+        for path in directory.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        yield directory
+
+
+@pytest.fixture
+def as_nobody(needs: Needs, directory: Path) -> Run:
+    """Runs a shell's command with an example; as nobody if this is root."""
+    python, drop = sys.executable, []
+    if os.geteuid() == 0:
+        python = str(needs("/usr/bin/python3", "python3"))
+        drop = [str(needs("setpriv", "util-linux")), *NOBODY, "--inh-caps=-all"]
+
+    def run(device: str, command: str) -> str:
+        done = subprocess.run(
+            [*drop, python, "-B", "-c", COMMAND, "run", "-d", device, "--", "sh", "-c", command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            cwd=directory,
+            env={"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", "PYTHONPATH": str(directory)},
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_who_runs_there(as_nobody: Run) -> None:
+    if os.geteuid() == 0:
+        status = as_nobody("examples/echo.py", "id -u; grep -E 'Cap(Eff|Bnd)' /proc/self/status")
+        assert status.split() == ["65534", "CapEff:", "0" * 16, "CapBnd:", "0" * 16]
+    assert as_nobody("examples/echo.py", "echo hello >/dev/echo; cat /dev/echo") == "hello\n"
+
+
+def test_i2c_tools(as_nobody: Run, needs: Needs) -> None:
+    needs("i2cdetect", "i2c-tools")
+    table = as_nobody("examples/eeprom.py", "i2cdetect -y -r 9").splitlines()
+    assert next(line.split()[1:] for line in table if line.startswith("50:"))[0] == "50"
+    assert "48" in next(line for line in table if line.startswith("40:")).split()
+    written = as_nobody(
+        "examples/eeprom.py",
+        "i2cset -y 9 0x50 0x10 0x42 && i2cget -y 9 0x50 0x10 && i2cdump -y -r 0x10-0x10 9 0x50 b "
+        "| tail -1 && i2ctransfer -y 9 w1@0x50 0x10 r1",
+    )
+    lines = written.splitlines()
+    assert (lines[0], lines[1].split()[:2], lines[2]) == ("0x42", ["10:", "42"], "0x42")
+
+
+def test_smbus2(as_nobody: Run, needs: Needs) -> None:
+    python = sys.executable if os.geteuid() else str(needs("/usr/bin/python3", "python3"))
+    script = (
+        "from smbus2 import SMBus, i2c_msg; bus = SMBus(9); bus.write_byte_data(0x50, 3, 7); "
+        "read = i2c_msg.read(0x50, 1); bus.i2c_rdwr(i2c_msg.write(0x50, [3]), read); "
+        "print(bus.read_byte_data(0x50, 3), list(read))"
+    )
+    assert as_nobody("examples/eeprom.py", f"{python} -c '{script}'") == "7 [7]\n"
+
+
+def test_libfuses_cuse_client(as_nobody: Run, needs: Needs, directory: Path) -> None:
+    compiler = needs("gcc", "gcc")
+    source = needs(f"{EXAMPLES}/cuse_client.c", "libfuse3-dev")
+    program = directory / "cuse_client"
+    subprocess.run([compiler, "-w", f"-I{EXAMPLES}", "-o", program, source], check=True)
+    program.chmod(0o755)
+    output = as_nobody(
+        "examples/memory.py",
+        "c=./cuse_client; $c /dev/memory s 8 && printf abc | $c /dev/memory w 3 2 2>&1 && "
+        "$c /dev/memory r 3 2 2>&1; $c /dev/memory s",
+    )
+    assert "abc" in output
+    assert output.endswith("8\n")
