@@ -130,8 +130,8 @@ def check_notification_sizes() -> Finding:
 def check_add_descriptor() -> Finding:
     return _try(
         probes.add_descriptor,
-        "ADDFD with SEND works",
-        "opening a device needs this; Linux 5.14 or newer has it",
+        "ADDFD works",
+        "opening a device needs this; Linux 5.9 or newer has it",
     )
 
 
