@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from recuse.channel.workers import Workers
+from recuse.kernel.connection import os_error
 from recuse.server.device import Device
 from recuse.server.session import Session
 
@@ -126,7 +127,7 @@ class Channel:
     def _begin(self) -> int:
         with self._lock:
             if self._closing:
-                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+                raise os_error(errno.ENODEV)
             self._users += 1
             return self.number
 

@@ -1,8 +1,8 @@
 """The shortest channel: requests are served in the thread that makes them, without any hop."""
 
 import errno
-import os
 
+from recuse.kernel.connection import os_error
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import CharDevice, DeviceTable
 from recuse.server.device import Device
@@ -67,5 +67,5 @@ def connect(table: DeviceTable, device: Device) -> InProcessChannel:
     channel = InProcessChannel(cuse, Session(device))
     if channel.device is None:
         channel.close()
-        raise cuse.error or OSError(errno.EIO, os.strerror(errno.EIO))
+        raise cuse.error or os_error(errno.EIO)
     return channel

@@ -15,13 +15,14 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.connection import os_error
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import DeviceTable
 from recuse.sandbox.descriptors import Descriptor, fetch_descriptor
 from recuse.sandbox.listener import Notification
 from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
 from recuse.sandbox.signals import ERESTARTSYS
-from recuse.sandbox.syscalls.call import ANSWERED, failure
+from recuse.sandbox.syscalls.call import ANSWERED
 
 if TYPE_CHECKING:
     from recuse.sandbox.supervisor import Supervisor
@@ -83,7 +84,7 @@ class ChannelFile:
             _scatter(call.pid, segments, message)
         except (OSError, UnreadableError):
             self._lost += _UNIQUE.unpack_from(message)
-            raise failure(errno.EFAULT) from None
+            raise os_error(errno.EFAULT) from None
         return len(message)
 
     def _end_lost(self) -> None:
@@ -144,11 +145,11 @@ class ChannelFile:
         """
         size = sum(length for _, length in segments)
         if size > _LARGEST_REPLY:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         parts = [read_memory(call.pid, address, length) for address, length in segments]
         message = b"".join(parts) if len(parts) != 1 else parts[0]
         if len(message) < size:
-            raise failure(errno.EFAULT)
+            raise os_error(errno.EFAULT)
         self._connection.write(message)
         return size
 
@@ -159,7 +160,7 @@ def _scatter(pid: int, segments: Segments, message: bytes) -> None:
     for address, length in segments:
         part = message[done : done + length]
         if write_memory(pid, address, part) < len(part):
-            raise failure(errno.EFAULT)
+            raise os_error(errno.EFAULT)
         done += len(part)
         if done == len(message):
             return

@@ -30,6 +30,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from recuse.channel.workers import Workers
+from recuse.kernel.connection import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
 from recuse.sandbox.arch import arch
@@ -72,7 +73,7 @@ class Descriptor:
             if error.errno != errno.EMFILE:
                 raise
             # The machine's table is full, as it were, not the program's.
-            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE)) from None
+            raise os_error(errno.ENFILE) from None
         # A byte to read and room to write: a device without a poll method is always ready.
         ours.send(READY)
         self._ours = ours
@@ -161,7 +162,7 @@ class Descriptors:
         with self._lock:
             if self._epoll.closed:
                 descriptor.close()
-                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+                raise os_error(errno.ENODEV)
             self._by_link[descriptor.link] = descriptor
             self._by_end[descriptor.end] = descriptor
             self._epoll.register(descriptor.end, 0)  # hang-ups are always told
@@ -312,5 +313,5 @@ def fetch_descriptor(tgid: int, number: int) -> int:
         os.close(process)
     if copy < 0:
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        raise os_error(code)
     return copy

@@ -14,6 +14,7 @@ import os
 import threading
 from typing import Final
 
+from recuse.kernel.connection import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.listener import Listener
 from recuse.wire.declare import Buffer
@@ -66,7 +67,7 @@ def _clip(address: int, size: int) -> int:
     if address + size <= arch.ADDRESS_LIMIT:
         return size
     if address >= arch.ADDRESS_LIMIT:
-        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        raise os_error(errno.EFAULT)
     return arch.ADDRESS_LIMIT - address
 
 
@@ -175,7 +176,7 @@ def _error() -> Exception:
     code = ctypes.get_errno() or errno.EFAULT
     if code == errno.EPERM:
         return UnreadableError()
-    return OSError(code, os.strerror(code))
+    return os_error(code)
 
 
 class StringReader:
@@ -218,7 +219,7 @@ class StringReader:
                 end = whole.find(0)
                 if 0 <= end < PATH_MAX:
                     return whole[:end]
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        raise os_error(errno.ENAMETOOLONG)
 
     def _part(self, descriptor: int, tid: int, address: int, size: int) -> bytes:
         size = min(_clip(address, size), PAGE - address % PAGE)
@@ -234,7 +235,7 @@ class StringReader:
                 raise
             part = b""
         if not part:
-            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+            raise os_error(errno.EFAULT)
         return part
 
     def _open(self, tid: int) -> int:
@@ -245,7 +246,7 @@ class StringReader:
         except PermissionError:
             raise UnreadableError from None
         except FileNotFoundError:
-            raise OSError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+            raise os_error(errno.ESRCH) from None
         self._descriptors[tid] = descriptor
         return descriptor
 
@@ -344,7 +345,7 @@ class CallerMemory:
         try:
             return read_memory(self._pid, address, size)
         except UnreadableError:
-            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT)) from None
+            raise os_error(errno.EFAULT) from None
 
     def write(self, address: int, data: Buffer) -> int:
         """See :func:`write_memory`; EFAULT also when the caller is gone or may not be changed."""
@@ -353,7 +354,7 @@ class CallerMemory:
                 return write_memory(self._pid, address, data)
         except UnreadableError:
             pass
-        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        raise os_error(errno.EFAULT)
 
     def writable(self, address: int, size: int) -> int:
         """See :meth:`WritableMap.extent`."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.connection import os_error
 from recuse.sandbox.tasks import Credentials
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ def grants(mode: int, uid: int, gid: int, who: Credentials, wanted: int) -> bool
 def check(node: Node, who: Credentials, wanted: int) -> None:
     """Raise EACCES unless ``who`` has all the ``wanted`` permissions."""
     if not grants(node.mode, node.uid, node.gid, who, wanted):
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        raise os_error(errno.EACCES)
 
 
 def check_owner(node: Node, who: Credentials) -> None:
     """Raise EPERM unless ``who`` may change the node's attributes."""
     if who.uid != node.uid and not who.owner_rights:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        raise os_error(errno.EPERM)

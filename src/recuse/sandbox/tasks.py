@@ -14,6 +14,7 @@ import select
 import threading
 from dataclasses import dataclass
 
+from recuse.kernel.connection import os_error
 from recuse.sandbox.memory import WritableMap
 
 
@@ -78,7 +79,7 @@ def _read_status(tid: int) -> dict[bytes, bytes]:
         with open(f"/proc/{tid}/status", "rb") as status:
             return dict(line.split(b":", 1) for line in status.read().splitlines())
     except (FileNotFoundError, ProcessLookupError):
-        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+        raise os_error(errno.ESRCH) from None
 
 
 def own_numbers(tid: int) -> tuple[int, int]:

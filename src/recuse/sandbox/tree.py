@@ -24,6 +24,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from recuse.kernel.connection import os_error
 from recuse.kernel.devices import CharDevice
 from recuse.sandbox.arch import arch
 from recuse.sandbox.descriptors import Descriptors
@@ -247,7 +248,7 @@ class Tree:
         while names:
             name = names.pop()
             if node is not None and not node.is_directory:
-                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+                raise os_error(errno.ENOTDIR)
             if name == b".":
                 continue
             if name == b"..":

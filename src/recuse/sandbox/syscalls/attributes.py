@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.connection import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.permissions import MAY_WRITE, check, check_owner
-from recuse.sandbox.syscalls.call import PROCEED, Handler, failure, signed32
+from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.tree import AT_FDCWD, Found
 
 if TYPE_CHECKING:
@@ -75,13 +76,13 @@ def _opened(supervisor: Supervisor, call: Notification) -> Found | None:
     number = signed32(call.a0)
     descriptor = supervisor.descriptors.find(call.pid, number)
     if descriptor is not None and descriptor.file is None:
-        raise failure(errno.EBADF)
+        raise os_error(errno.EBADF)
     return _held(supervisor, call, number)
 
 
 def _write(supervisor: Supervisor, call: Notification, address: int, data: bytes) -> None:
     if supervisor.listener.alive(call.id) and write_memory(call.pid, address, data) < len(data):
-        raise failure(errno.EFAULT)
+        raise os_error(errno.EFAULT)
 
 
 def _stat(supervisor: Supervisor, call: Notification, found: Found | None, address: int) -> int:
@@ -202,7 +203,7 @@ def _readlink(
     if found is None:
         return PROCEED
     if size <= 0 or not found.link:
-        raise failure(errno.EINVAL)
+        raise os_error(errno.EINVAL)
     target = found.node.path[:size]
     _write(supervisor, call, buffer, target)
     return len(target)
@@ -262,11 +263,11 @@ def _change_owner(
     node, who = found.node, supervisor.tasks.get(call.pid).credentials
     uid, gid = uid & _NO_ID, gid & _NO_ID
     if uid not in (_NO_ID, node.uid) and not who.changes_owners:
-        raise failure(errno.EPERM)
+        raise os_error(errno.EPERM)
     if gid not in (_NO_ID, node.gid) and not who.changes_owners:
         check_owner(node, who)
         if gid != who.gid and gid not in who.groups:
-            raise failure(errno.EPERM)
+            raise os_error(errno.EPERM)
     node.uid = node.uid if uid == _NO_ID else uid
     node.gid = node.gid if gid == _NO_ID else gid
     if not node.is_directory:
@@ -319,7 +320,7 @@ def _set_times(
         size = _SECONDS.size if decode is _from_seconds else _TIMES.size
         data = read_memory(call.pid, address, size)
         if len(data) < size:
-            raise failure(errno.EFAULT)
+            raise os_error(errno.EFAULT)
         times = decode(data)
         check_owner(node, who)
     elif who.uid != node.uid and not who.owner_rights:
@@ -341,14 +342,14 @@ def _from_timespecs(data: bytes) -> _Times:
         elif 0 <= part < _SECOND:
             result.append(second * _SECOND + part)
         else:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
     return result[0], result[1]
 
 
 def _from_timevals(data: bytes) -> _Times:
     access_s, access_us, change_s, change_us = _TIMES.unpack(data)
     if not (0 <= access_us < 1_000_000 and 0 <= change_us < 1_000_000):
-        raise failure(errno.EINVAL)
+        raise os_error(errno.EINVAL)
     return access_s * _SECOND + access_us * 1000, change_s * _SECOND + change_us * 1000
 
 
@@ -394,7 +395,7 @@ def _attribute(found: Found | None, *, code: int) -> int:
     if found is None or found.link:
         return PROCEED
     if code:
-        raise failure(code)
+        raise os_error(code)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -22,11 +21,6 @@ Handler = Callable[["Supervisor", "Notification"], int]
 Returns the call's result (not negative), or PROCEED or ANSWERED. An OSError is the call's error.
 Anything else that escapes is a fault of recuse: the call fails with EIO, it never proceeds.
 """
-
-
-def failure(code: int) -> OSError:
-    """An OSError with the system's text for the code."""
-    return OSError(code, os.strerror(code))
 
 
 def signed32(value: int) -> int:

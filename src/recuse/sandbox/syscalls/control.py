@@ -6,11 +6,12 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.connection import os_error
 from recuse.kernel.files import OpenFile
 from recuse.sandbox.arch import arch
 from recuse.sandbox.filter import F_DUPFD, F_DUPFD_CLOEXEC, F_GETFL, F_SETFL
 from recuse.sandbox.memory import read_memory
-from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, failure, signed32
+from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -36,7 +37,7 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
         return PROCEED
     file = descriptor.file
     if file is None:
-        raise failure(errno.EBADF)
+        raise os_error(errno.EBADF)
     command = call.a1 & 0xFFFFFFFF
     if command in (_FIOCLEX, _FIONCLEX, _FIGETBSZ):
         return PROCEED  # not about the device
@@ -47,9 +48,9 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
     if not isinstance(file, OpenFile):
         # FUSE_DEV_IOC_CLONE wants a channel that has no connection yet, and one of /dev/cuse has
         # (fs/fuse/dev.c, fuse_device_clone).
-        raise failure(errno.EINVAL if command == _CLONE else errno.ENOTTY)
+        raise os_error(errno.EINVAL if command == _CLONE else errno.ENOTTY)
     if command in (_FIOASYNC, _FIOQSIZE):
-        raise failure(errno.ENOTTY)
+        raise os_error(errno.ENOTTY)
     supervisor.run(call, file, file.ioctl(supervisor.caller(call), command, call.a2))
     return ANSWERED
 
@@ -67,9 +68,9 @@ def fcntl(supervisor: Supervisor, call: Notification) -> int:
         return descriptor.flags if file is None else arch.O_LARGEFILE | file.flags
     if command == F_SETFL:
         if file is None:
-            raise failure(errno.EBADF)
+            raise os_error(errno.EBADF)
         if call.a2 & arch.O_DIRECT:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         file.flags = file.flags & ~_SETFL_MASK | call.a2 & _SETFL_MASK
         return 0
     return PROCEED

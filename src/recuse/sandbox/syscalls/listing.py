@@ -15,10 +15,11 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.connection import os_error
 from recuse.sandbox.descriptors import fetch_descriptor
 from recuse.sandbox.memory import write_memory
 from recuse.sandbox.nodes import Node
-from recuse.sandbox.syscalls.call import PROCEED, Handler, failure, signed32
+from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -54,11 +55,11 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
             nodes = list(supervisor.tree.children(path))[index:]
             data, count = _encode(nodes, _FIRST_POSITION + index, room, typed=typed)
             if nodes and not count:
-                raise failure(errno.EINVAL)
+                raise os_error(errno.EINVAL)
             os.lseek(directory, _FIRST_POSITION + index + count, os.SEEK_SET)
         if data and not _store(call, data):
             os.lseek(directory, position, os.SEEK_SET)
-            raise failure(errno.EFAULT)
+            raise os_error(errno.EFAULT)
     finally:
         os.close(directory)
     return len(data)
@@ -76,7 +77,7 @@ def _native(directory: int, number: int, room: int) -> bytes:
     buffer = ctypes.create_string_buffer(room)
     count = _libc.syscall(number, directory, buffer, room)
     if count < 0:
-        raise failure(ctypes.get_errno())
+        raise os_error(ctypes.get_errno())
     return buffer.raw[:count]
 
 

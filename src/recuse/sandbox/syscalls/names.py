@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.connection import os_error
 from recuse.sandbox.nodes import Node
-from recuse.sandbox.syscalls.call import PROCEED, Handler, failure, signed32
+from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
@@ -27,13 +28,13 @@ def _node(supervisor: Supervisor, call: Notification, base: int, address: int) -
 
 def _make(supervisor: Supervisor, call: Notification, base: int, address: int) -> int:
     if _node(supervisor, call, base, address) is not None:
-        raise failure(errno.EEXIST)
+        raise os_error(errno.EEXIST)
     return PROCEED
 
 
 def _remove(supervisor: Supervisor, call: Notification, base: int, address: int) -> int:
     if _node(supervisor, call, base, address) is not None:
-        raise failure(errno.EPERM)
+        raise os_error(errno.EPERM)
     return PROCEED
 
 
@@ -72,7 +73,7 @@ def _link(
     supervisor: Supervisor, call: Notification, old: tuple[int, int], new: tuple[int, int]
 ) -> int:
     if _node(supervisor, call, *new) is not None:
-        raise failure(errno.EEXIST)
+        raise os_error(errno.EEXIST)
     return _remove(supervisor, call, *old)
 
 
@@ -104,7 +105,7 @@ def chdir(supervisor: Supervisor, call: Notification) -> int:
     found = supervisor.tree.find(call.pid, AT_FDCWD, path) if path else None
     if found is None:
         return PROCEED
-    raise failure(errno.EACCES if found.node.is_directory else errno.ENOTDIR)
+    raise os_error(errno.EACCES if found.node.is_directory else errno.ENOTDIR)
 
 
 HANDLERS: Final[dict[str, Handler]] = {

@@ -8,6 +8,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.connection import os_error
 from recuse.kernel.files import OpenFile, open_file
 from recuse.kernel.operation import run
 from recuse.sandbox.arch import arch
@@ -16,7 +17,7 @@ from recuse.sandbox.descriptors import Descriptor
 from recuse.sandbox.memory import PAGE, read_memory
 from recuse.sandbox.nodes import Node
 from recuse.sandbox.permissions import MAY_READ, MAY_WRITE, check
-from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, failure, signed32
+from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.tasks import is_alone
 from recuse.sandbox.tree import AT_FDCWD
 
@@ -67,16 +68,16 @@ def _open(
         found = supervisor.tree.find(call.pid, base, path, follow=follow)
     except NotADirectoryError:
         if flags & os.O_CREAT and path.endswith(b"/"):
-            raise failure(errno.EISDIR) from None
+            raise os_error(errno.EISDIR) from None
         raise
     if found is None:
         return PROCEED
     if (resolve & _RESOLVE_NO_SYMLINKS and found.links) or (
         resolve & _RESOLVE_NO_MAGICLINKS and found.magic
     ):
-        raise failure(errno.ELOOP)
+        raise os_error(errno.ELOOP)
     if exclusive:
-        raise failure(errno.EEXIST)
+        raise os_error(errno.EEXIST)
     if found.link:
         # O_NOFOLLOW on a link: O_PATH would give the link itself, which the kernel has.
         return PROCEED
@@ -88,7 +89,7 @@ def _open(
 
 def _open_directory(supervisor: Supervisor, call: Notification, node: Node, flags: int) -> int:
     if flags & os.O_CREAT or flags & os.O_ACCMODE != os.O_RDONLY:
-        raise failure(errno.EISDIR)
+        raise os_error(errno.EISDIR)
     check(node, supervisor.tasks.get(call.pid).credentials, MAY_READ)
     shadow = os.open(
         supervisor.tree.shadow_of(node),
@@ -104,7 +105,7 @@ def _open_directory(supervisor: Supervisor, call: Notification, node: Node, flag
 
 def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: int) -> int:
     if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
-        raise failure(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
+        raise os_error(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
     status = flags & _STATUS_FLAGS
     if flags & _O_PATH:
         _install(supervisor, call, Descriptor(node, status), flags)
@@ -162,7 +163,7 @@ def _hold(
         # The kernel looks at this last, when the file is open already.
         supervisor.descriptors.add(descriptor)
         supervisor.descriptors.drop(descriptor)
-        raise failure(errno.EINVAL)
+        raise os_error(errno.EINVAL)
     _install(supervisor, call, descriptor, flags)
 
 
@@ -246,7 +247,7 @@ def truncate(supervisor: Supervisor, call: Notification) -> int:
     found = supervisor.tree.find(call.pid, AT_FDCWD, path) if path else None
     if found is None:
         return PROCEED
-    raise failure(errno.EISDIR if stat.S_ISDIR(found.node.mode) else errno.EINVAL)
+    raise os_error(errno.EISDIR if stat.S_ISDIR(found.node.mode) else errno.EINVAL)
 
 
 HANDLERS: Final[dict[str, Handler]] = {

@@ -6,8 +6,9 @@ import errno
 import struct
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.connection import os_error
 from recuse.sandbox.memory import UnreadableError, read_memory
-from recuse.sandbox.syscalls.call import PROCEED, Handler, failure
+from recuse.sandbox.syscalls.call import PROCEED, Handler
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -72,7 +73,7 @@ def fetch_descriptor(supervisor: Supervisor, call: Notification) -> int:
 def socket_call(supervisor: Supervisor, call: Notification) -> int:
     """What only sockets can do: a device says ENOTSOCK."""
     if supervisor.descriptors.find(call.pid, call.a0) is not None:
-        raise failure(errno.ENOTSOCK)
+        raise os_error(errno.ENOTSOCK)
     return PROCEED
 
 

@@ -7,6 +7,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.connection import os_error
 from recuse.kernel.files import OpenFile
 from recuse.sandbox.arch import arch
 from recuse.sandbox.memory import read_memory
@@ -14,13 +15,13 @@ from recuse.sandbox.syscalls.call import (
     ANSWERED,
     PROCEED,
     Handler,
-    failure,
     signed32,
     signed64,
 )
 
 if TYPE_CHECKING:
     from recuse.sandbox.channels import ChannelFile
+    from recuse.sandbox.descriptors import Descriptor
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
@@ -38,10 +39,13 @@ def _file(supervisor: Supervisor, call: Notification, wanted: int) -> OpenFile |
     Raises EBADF for a descriptor that does not allow ``wanted``, O_RDONLY or O_WRONLY.
     """
     descriptor = supervisor.descriptors.find(call.pid, call.a0)
-    if descriptor is None:
-        return None
+    return None if descriptor is None else _allowing(descriptor, wanted)
+
+
+def _allowing(descriptor: Descriptor, wanted: int) -> OpenFile | ChannelFile:
+    """The descriptor's file; EBADF if it does not allow ``wanted``."""
     if descriptor.file is None or descriptor.flags & os.O_ACCMODE not in (wanted, os.O_RDWR):
-        raise failure(errno.EBADF)
+        raise os_error(errno.EBADF)
     return descriptor.file
 
 
@@ -52,7 +56,7 @@ def _one_segment(address: int, count: int) -> list[tuple[int, int]]:
         OSError: EFAULT where it reaches beyond user space.
     """
     if address + count > arch.ADDRESS_LIMIT:
-        raise failure(errno.EFAULT)
+        raise os_error(errno.EFAULT)
     return [(address, min(count, _MAX_RW_COUNT))]
 
 
@@ -64,17 +68,17 @@ def _segments(pid: int, address: int, count: int) -> list[tuple[int, int]]:
             one beyond user space.
     """
     if count > _UIO_MAXIOV:
-        raise failure(errno.EINVAL)
+        raise os_error(errno.EINVAL)
     array = read_memory(pid, address, count * _IOVEC.size)
     if len(array) != count * _IOVEC.size:
-        raise failure(errno.EFAULT)
+        raise os_error(errno.EFAULT)
     segments: list[tuple[int, int]] = []
     room = _MAX_RW_COUNT
     for base, length in _IOVEC.iter_unpack(array):
         if signed64(length) < 0:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         if base + length > arch.ADDRESS_LIMIT:
-            raise failure(errno.EFAULT)
+            raise os_error(errno.EFAULT)
         length = min(length, room)
         room -= length
         if length:
@@ -137,14 +141,13 @@ def _vectored(
 ) -> int:
     if position is not None and signed64(position) < 0:
         return PROCEED
-    if supervisor.descriptors.find(call.pid, call.a0) is None:
+    descriptor = supervisor.descriptors.find(call.pid, call.a0)
+    if descriptor is None:
         return PROCEED
     segments = _segments(call.pid, call.a1, call.a2)
-    file = _file(supervisor, call, wanted)
-    if file is None:
-        return PROCEED
+    file = _allowing(descriptor, wanted)
     if segments and flags & ~_RWF_KNOWN:
-        raise failure(errno.EOPNOTSUPP)
+        raise os_error(errno.EOPNOTSUPP)
     return _transfer(supervisor, call, file, wanted, segments, position)
 
 
@@ -190,7 +193,7 @@ def _either(supervisor: Supervisor, call: Notification, second: int) -> int:
     """Refuse a transfer inside the kernel if one of its two descriptors is a device."""
     find = supervisor.descriptors.find
     if find(call.pid, call.a0) is not None or find(call.pid, second) is not None:
-        raise failure(errno.EINVAL)
+        raise os_error(errno.EINVAL)
     return PROCEED
 
 
@@ -215,9 +218,9 @@ def lseek(supervisor: Supervisor, call: Notification) -> int:
     if descriptor is None:
         return PROCEED
     if descriptor.file is None:
-        raise failure(errno.EBADF)
+        raise os_error(errno.EBADF)
     if not isinstance(descriptor.file, OpenFile):
-        raise failure(errno.ESPIPE)
+        raise os_error(errno.ESPIPE)
     return descriptor.file.seek(signed64(call.a1), signed32(call.a2))
 
 
