@@ -258,19 +258,6 @@ signal.pause()
     assert echo.left_open == 0
 
 
-def test_a_32_bit_program_is_told_nothing_wrong(sandbox, compiled, needs, tmp_path):
-    source = tmp_path / "x.c"
-    source.write_text(
-        "#include <fcntl.h>\n#include <stdio.h>\n#include <errno.h>\n#include <unistd.h>\n"
-        'int main(void) { int fd = open("/dev/echo", O_RDWR);'
-        ' printf("%d %d\\n", fd, errno == ENOENT); return 0; }\n'
-    )
-    needs("/usr/include/asm", package="gcc-multilib")
-    subprocess.run(["gcc", "-m32", "-static", "-o", tmp_path / "x", source], check=True)
-    # Devices are not for it, and it must not be taken for a 64-bit program.
-    assert sandbox.run([tmp_path / "x"], stdout=subprocess.PIPE).stdout == b"-1 1\n"
-
-
 def test_an_x32_call_does_not_get_by(client):
     assert client("print(call(0x40000000 + 2, b'/dev/echo', 2))") == "ENOSYS\n"
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Sequence
 from typing import Final
 
-from recuse.sandbox.arch import arch
+from recuse.sandbox.arch import arch, compat
 
 TRAPPED: Final = (
     # Files by descriptor; the hot ones first, since the filter compares in this order.
@@ -56,8 +57,9 @@ _RETURN_ALLOW: Final = 0x7FFF0000
 _RETURN_NOTIFY: Final = 0x7FC00000
 _RETURN_ERRNO: Final = 0x00050000
 
-# linux/bpf_common.h: a 32-bit load from struct seccomp_data, jumps and return.
+# linux/bpf_common.h: a 32-bit load from struct seccomp_data, jumps, and the end.
 _LOAD: Final = 0x20
+_JUMP: Final = 0x05
 _JUMP_EQUAL: Final = 0x15
 _JUMP_SET: Final = 0x45
 _RETURN: Final = 0x06
@@ -73,58 +75,84 @@ _ARGUMENTS: Final = 16
 def build_filter() -> bytes:
     """Return the filter as an array of ``struct sock_filter``, 8 bytes each.
 
-    - another architecture's call (a 32-bit program): allowed, and sees no devices;
+    - the calls in :data:`TRAPPED`, and those of 32-bit programs in ``compat.SYSCALLS``: the
+      supervisor decides;
     - x32 calls and ``io_uring_setup``: ENOSYS. The first would carry other argument layouts, the
       second would let a program do I/O that no filter sees; programs fall back from both;
-    - the calls in :data:`TRAPPED`: the supervisor decides;
     - everything else: allowed.
     """
     program = _Assembler()
     program.load(_ARCH)
-    program.jump(_JUMP_EQUAL, arch.AUDIT_ARCH, otherwise="allow")
+    program.jump(_JUMP_EQUAL, arch.AUDIT_ARCH, then="native")
+    program.jump(_JUMP_EQUAL, compat.AUDIT_ARCH, then="compat")
+    program.give("foreign", _RETURN_ALLOW)
+    # Jumps on a condition reach 255 instructions, those without one as far as they like.
+    program.label("compat")
+    program.go("compat calls")
+    program.label("native")
     program.load(_NUMBER)
     program.jump(_JUMP_SET, arch.FOREIGN_CALL_BIT, then="nosys")
-    for name in TRAPPED:
-        if name in arch.SYSCALLS:
-            program.jump(_JUMP_EQUAL, arch.SYSCALLS[name], then="notify")
-    program.jump(_JUMP_EQUAL, arch.SYSCALLS["io_uring_setup"], then="nosys")
-    program.jump(_JUMP_EQUAL, arch.SYSCALLS["fcntl"], otherwise="allow")
-    program.load(_ARGUMENTS + 8)
-    for command in TRAPPED_FCNTL:
-        program.jump(_JUMP_EQUAL, command, then="notify")
-    program.give("allow", _RETURN_ALLOW)
-    program.give("notify", _RETURN_NOTIFY)
-    program.give("nosys", _RETURN_ERRNO | errno.ENOSYS)
+    trapped = [arch.SYSCALLS[name] for name in TRAPPED if name in arch.SYSCALLS]
+    _decide(program, "", trapped, (arch.SYSCALLS["fcntl"],), arch.SYSCALLS["io_uring_setup"])
+    program.label("compat calls")
+    program.load(_NUMBER)
+    trapped = list(compat.SYSCALLS.values())
+    _decide(program, "compat ", trapped, compat.FCNTL, compat.IO_URING_SETUP)
     return program.assemble()
 
 
+def _decide(
+    program: _Assembler,
+    prefix: str,
+    trapped: Sequence[int],
+    fcntl: Sequence[int],
+    io_uring_setup: int,
+) -> None:
+    """Add what gives a verdict on the call whose number is loaded; labels get ``prefix``."""
+    for number in trapped:
+        program.jump(_JUMP_EQUAL, number, then=prefix + "notify")
+    program.jump(_JUMP_EQUAL, io_uring_setup, then=prefix + "nosys")
+    for number in fcntl:
+        program.jump(_JUMP_EQUAL, number, then=prefix + "fcntl")
+    program.give(prefix + "allow", _RETURN_ALLOW)
+    program.label(prefix + "fcntl")
+    program.load(_ARGUMENTS + 8)
+    for command in TRAPPED_FCNTL:
+        program.jump(_JUMP_EQUAL, command, then=prefix + "notify")
+    program.give(prefix + "other command", _RETURN_ALLOW)
+    program.give(prefix + "notify", _RETURN_NOTIFY)
+    program.give(prefix + "nosys", _RETURN_ERRNO | errno.ENOSYS)
+
+
 class _Assembler:
-    """Classic BPF with named jump targets."""
+    """Classic BPF with named targets of jumps, all of them forward."""
 
     def __init__(self) -> None:
-        self._code: list[tuple[int, str | None, str | None, int]] = []
+        self._code: list[tuple[int, str | None, int]] = []
         self._labels: dict[str, int] = {}
 
     def label(self, name: str) -> None:
         self._labels[name] = len(self._code)
 
     def load(self, offset: int) -> None:
-        self._code.append((_LOAD, None, None, offset))
+        self._code.append((_LOAD, None, offset))
 
-    def jump(
-        self, kind: int, value: int, *, then: str | None = None, otherwise: str | None = None
-    ) -> None:
-        self._code.append((kind, then, otherwise, value))
+    def jump(self, kind: int, value: int, *, then: str) -> None:
+        self._code.append((kind, then, value))
+
+    def go(self, name: str) -> None:
+        self._code.append((_JUMP, name, 0))
 
     def give(self, name: str, action: int) -> None:
         self.label(name)
-        self._code.append((_RETURN, None, None, action))
+        self._code.append((_RETURN, None, action))
 
     def assemble(self) -> bytes:
         code = bytearray()
-        for index, (kind, then, otherwise, value) in enumerate(self._code):
-            distances = [
-                self._labels[name] - index - 1 if name else 0 for name in (then, otherwise)
-            ]
-            code += _INSTRUCTION.pack(kind, *distances, value)
+        for index, (kind, target, value) in enumerate(self._code):
+            distance = self._labels[target] - index - 1 if target else 0
+            if kind == _JUMP:
+                code += _INSTRUCTION.pack(kind, 0, 0, distance)
+            else:
+                code += _INSTRUCTION.pack(kind, distance, 0, value)
         return bytes(code)

@@ -11,10 +11,11 @@ from recuse.channel.workers import TICK, Workers
 from recuse.kernel.caller import Caller
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import Operation, run
+from recuse.sandbox.arch import arch
 from recuse.sandbox.listener import Listener, Notification
 from recuse.sandbox.machine import Machine
 from recuse.sandbox.memory import CallerMemory, UnreadableError
-from recuse.sandbox.syscalls import handlers
+from recuse.sandbox.syscalls import compat_handlers, handlers
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED
 
 _log = logging.getLogger("recuse.sandbox")
@@ -35,6 +36,7 @@ class Supervisor:
         self.strings = machine.strings
         self.signals = machine.signals
         self._handlers = handlers()
+        self._compat_handlers = compat_handlers()
         self._workers = Workers(
             listener.receive, self._handle, stuck=self._stuck, name="recuse-calls"
         )
@@ -55,7 +57,8 @@ class Supervisor:
 
     def _handle(self, call: Notification) -> None:
         try:
-            result = self._handlers[call.number](self, call)
+            known = self._handlers if call.arch == arch.AUDIT_ARCH else self._compat_handlers
+            result = known[call.number](self, call)
         except OSError as error:
             self.listener.fail(call.id, error.errno or errno.EIO)
         except UnreadableError:

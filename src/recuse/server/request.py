@@ -4,7 +4,14 @@ import os
 from contextvars import ContextVar
 
 from recuse.server.exchange import Exchange
-from recuse.wire.fuse import FUSE_INVALID_UIDGID, fuse_in_header, fuse_open_in
+from recuse.wire.fuse import (
+    FUSE_INVALID_UIDGID,
+    FUSE_IOCTL,
+    FUSE_IOCTL_COMPAT,
+    fuse_in_header,
+    fuse_ioctl_in,
+    fuse_open_in,
+)
 from recuse.wire.optable import OPERATIONS
 
 CURRENT: ContextVar[Exchange] = ContextVar("recuse.request")
@@ -55,6 +62,17 @@ class Request:
         ``InterruptedError(errno.EINTR, ...)``.  An ``async def`` method needs not: it is cancelled.
         """
         return self._exchange.interrupted
+
+    @property
+    def compat(self) -> bool:
+        """Whether an ioctl is a 32-bit program's, whose pointers and longs have 4 bytes.
+
+        False for other operations, which do not tell.
+        """
+        if self._exchange.opcode != FUSE_IOCTL:
+            return False
+        call = fuse_ioctl_in.unpack(self._exchange.message, fuse_in_header.SIZE)
+        return bool(call.flags & FUSE_IOCTL_COMPAT)
 
     def _header(self) -> fuse_in_header:
         return fuse_in_header.unpack(self._exchange.message)

@@ -6,14 +6,13 @@ import errno
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from recuse.sandbox.arch import arch
+from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.filter import TRAPPED, TRAPPED_FCNTL, build_filter
 
 ALLOW, NOTIFY, ENOSYS = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.ENOSYS
-I386 = 0x40000003
 PROGRAM = list(struct.iter_unpack("=HBBI", build_filter()))
 
 
@@ -30,8 +29,9 @@ def verdict(number: int, *arguments: int, machine: int = arch.AUDIT_ARCH) -> int
         elif code == 0x06:
             return value
         else:
-            taken = {0x15: accumulator == value, 0x45: accumulator & value != 0}[code]
-            position += then if taken else otherwise
+            taken = {0x05: True, 0x15: accumulator == value, 0x45: accumulator & value != 0}[code]
+            distance = value if code == 0x05 else then
+            position += distance if taken else otherwise
 
 
 @pytest.mark.parametrize("name", TRAPPED)
@@ -61,9 +61,31 @@ def test_x32_calls_do_not_exist() -> None:
     assert verdict(arch.FOREIGN_CALL_BIT | arch.SYSCALLS["read"]) == ENOSYS
 
 
+@pytest.mark.parametrize("name", compat.SYSCALLS)
+def test_calls_of_32_bit_programs_that_may_be_about_devices_are_trapped(name: str) -> None:
+    assert verdict(compat.SYSCALLS[name], machine=compat.AUDIT_ARCH) == NOTIFY
+
+
 @given(st.integers(0, 0x7FFFFFFF))
-def test_32_bit_programs_run_untrapped(number: int) -> None:
-    assert verdict(number, machine=I386) == ALLOW
+def test_other_calls_of_32_bit_programs_run_untrapped(number: int) -> None:
+    assume(number not in {*compat.SYSCALLS.values(), *compat.FCNTL, compat.IO_URING_SETUP})
+    assert verdict(number, machine=compat.AUDIT_ARCH) == ALLOW
+
+
+@pytest.mark.parametrize("fcntl", compat.FCNTL)
+def test_fcntl_of_32_bit_programs_is_trapped_for_some_commands(fcntl: int) -> None:
+    machine = compat.AUDIT_ARCH
+    trapped = {n for n in range(2000) if verdict(fcntl, 5, n, machine=machine) == NOTIFY}
+    assert trapped == set(TRAPPED_FCNTL)
+
+
+def test_io_uring_does_not_exist_for_32_bit_programs() -> None:
+    assert verdict(compat.IO_URING_SETUP, machine=compat.AUDIT_ARCH) == ENOSYS
+
+
+@given(st.integers(0, 0x7FFFFFFF), st.sampled_from([0, 0x400000B7, 0xC00000F3]))
+def test_calls_of_machines_that_are_not_known_run_untrapped(number: int, machine: int) -> None:
+    assert verdict(number, machine=machine) == ALLOW
 
 
 @given(st.integers(0, 0x3FFFFFFF), st.lists(st.integers(0, 2**64 - 1), min_size=6, max_size=6))

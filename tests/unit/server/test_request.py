@@ -5,7 +5,15 @@ import asyncio
 import pytest
 
 from recuse import Device, File, Request, current_request, ioctl
-from recuse.wire.fuse import FUSE_OPEN, fuse_open_in
+from recuse.server.exchange import Exchange
+from recuse.wire.fuse import (
+    FUSE_IOCTL,
+    FUSE_IOCTL_COMPAT,
+    FUSE_OPEN,
+    FUSE_READ,
+    fuse_ioctl_in,
+    fuse_open_in,
+)
 
 
 def facts(request):
@@ -109,3 +117,14 @@ def test_a_handler_that_makes_a_request_keeps_its_own(serve):
     inner.uniques = iter([800])
     unique = outer.post_read(fh)
     assert outer.answer(unique) == b"%d" % unique
+
+
+def test_compat_is_about_ioctls_only():
+    header = bytes(40)
+    for opcode, flags, expected in (
+        (FUSE_IOCTL, FUSE_IOCTL_COMPAT, True),
+        (FUSE_IOCTL, 0, False),
+        (FUSE_READ, FUSE_IOCTL_COMPAT, False),
+    ):
+        message = header + fuse_ioctl_in(flags=flags).pack()
+        assert Request(Exchange(message, opcode, 2, lambda _: None)).compat is expected

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 
-from recuse.sandbox.arch import x86_64
+from recuse.sandbox.arch import i386, x86_64
 
 MACHINE = platform.machine()
 """The architecture this interpreter runs on, as ``uname -m`` names it."""
@@ -18,3 +18,6 @@ SUPPORTED = MACHINE == "x86_64"
 others before anything is started."""
 
 arch = x86_64
+
+compat = i386
+"""The other system call interface that this kernel has, for 32-bit programs."""

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from recuse.sandbox.arch import arch
-from recuse.sandbox.syscalls import attributes, control, listing, names, opening, processes, rw
+from recuse.sandbox.arch import compat as compat_arch
+from recuse.sandbox.syscalls import (
+    attributes,
+    compat,
+    control,
+    listing,
+    names,
+    opening,
+    processes,
+    rw,
+)
 from recuse.sandbox.syscalls.call import Handler
 
 _FAMILIES = (rw, control, opening, attributes, names, listing, processes)
@@ -17,3 +27,11 @@ def handlers() -> dict[int, Handler]:
         for name, handler in family.HANDLERS.items()
         if name in arch.SYSCALLS
     }
+
+
+def compat_handlers() -> dict[int, Handler]:
+    """The handlers of 32-bit programs' calls by number."""
+    numbers = compat_arch.SYSCALLS
+    return {numbers[name]: handler for name, handler in compat.HANDLERS.items()} | dict.fromkeys(
+        compat_arch.FCNTL, control.fcntl
+    )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
-_AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_EACCESS: Final = 0x200
 _AT_NO_AUTOMOUNT: Final = 0x800
 _AT_EMPTY_PATH: Final = 0x1000
@@ -30,8 +30,8 @@ _STATX_RESERVED: Final = 0x80000000
 
 # Calls with other flags than these are refused by the kernel before it looks at the path, so they
 # are left to it.
-_STAT_FLAGS: Final = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_EMPTY_PATH | _AT_STATX_SYNC_TYPE
-_CHANGE_FLAGS: Final = _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH
+_STAT_FLAGS: Final = AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_EMPTY_PATH | _AT_STATX_SYNC_TYPE
+_CHANGE_FLAGS: Final = AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH
 _ACCESS_FLAGS: Final = _CHANGE_FLAGS | _AT_EACCESS
 
 _MAY_ALL: Final = 7
@@ -49,20 +49,20 @@ _Times = tuple[int | None, int | None]
 """Access and modification time in nanoseconds since the epoch; None leaves one as it is."""
 
 
-def _named(
+def named(
     supervisor: Supervisor, call: Notification, base: int, address: int, flags: int
 ) -> Found | None:
     """What a directory descriptor, a path and AT_ flags name; None if nothing of ours."""
     path = supervisor.strings.read(call.pid, address) if address else b""
     if path:
-        follow = not flags & _AT_SYMLINK_NOFOLLOW
+        follow = not flags & AT_SYMLINK_NOFOLLOW
         return supervisor.tree.find(call.pid, base, path, follow=follow)
     if flags & _AT_EMPTY_PATH and base != AT_FDCWD:
-        return _held(supervisor, call, base)
+        return held(supervisor, call, base)
     return None
 
 
-def _held(supervisor: Supervisor, call: Notification, number: int) -> Found | None:
+def held(supervisor: Supervisor, call: Notification, number: int) -> Found | None:
     """What a descriptor refers to; None if nothing of ours."""
     descriptor = supervisor.descriptors.find(call.pid, number)
     if descriptor is None:
@@ -71,13 +71,13 @@ def _held(supervisor: Supervisor, call: Notification, number: int) -> Found | No
     return Found(descriptor.node)
 
 
-def _opened(supervisor: Supervisor, call: Notification) -> Found | None:
+def opened(supervisor: Supervisor, call: Notification) -> Found | None:
     """What descriptor argument 0 refers to, for calls that O_PATH does not do for (EBADF)."""
     number = signed32(call.a0)
     descriptor = supervisor.descriptors.find(call.pid, number)
     if descriptor is not None and descriptor.file is None:
         raise os_error(errno.EBADF)
-    return _held(supervisor, call, number)
+    return held(supervisor, call, number)
 
 
 def _write(supervisor: Supervisor, call: Notification, address: int, data: bytes) -> None:
@@ -85,12 +85,18 @@ def _write(supervisor: Supervisor, call: Notification, address: int, data: bytes
         raise os_error(errno.EFAULT)
 
 
-def _stat(supervisor: Supervisor, call: Notification, found: Found | None, address: int) -> int:
-    """Fill in a ``struct stat``."""
+def fill_stat(
+    supervisor: Supervisor,
+    call: Notification,
+    found: Found | None,
+    address: int,
+    pack: Callable[..., bytes] = arch.pack_stat,
+) -> int:
+    """Fill in a ``struct stat``, as ``pack`` encodes it (see `arch.pack_stat`)."""
     if found is None or found.link:
         return PROCEED
     node = found.node
-    data = arch.pack_stat(
+    data = pack(
         device=supervisor.tree.filesystem,
         inode=node.inode,
         mode=node.mode,
@@ -108,26 +114,28 @@ def _stat(supervisor: Supervisor, call: Notification, found: Found | None, addre
 
 def stat_(supervisor: Supervisor, call: Notification) -> int:
     """``stat(path, buf)``."""
-    return _stat(supervisor, call, _named(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
+    return fill_stat(supervisor, call, named(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
 
 
 def lstat(supervisor: Supervisor, call: Notification) -> int:
     """``lstat(path, buf)``."""
-    found = _named(supervisor, call, AT_FDCWD, call.a0, _AT_SYMLINK_NOFOLLOW)
-    return _stat(supervisor, call, found, call.a1)
+    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return fill_stat(supervisor, call, found, call.a1)
 
 
 def fstat(supervisor: Supervisor, call: Notification) -> int:
     """``fstat(fd, buf)``."""
-    return _stat(supervisor, call, _held(supervisor, call, signed32(call.a0)), call.a1)
+    return fill_stat(supervisor, call, held(supervisor, call, signed32(call.a0)), call.a1)
 
 
-def newfstatat(supervisor: Supervisor, call: Notification) -> int:
+def newfstatat(
+    supervisor: Supervisor, call: Notification, pack: Callable[..., bytes] = arch.pack_stat
+) -> int:
     """``newfstatat(dirfd, path, buf, flags)``."""
     if call.a3 & ~_STAT_FLAGS:
         return PROCEED
-    found = _named(supervisor, call, signed32(call.a0), call.a1, call.a3)
-    return _stat(supervisor, call, found, call.a2)
+    found = named(supervisor, call, signed32(call.a0), call.a1, call.a3)
+    return fill_stat(supervisor, call, found, call.a2, pack)
 
 
 def statx(supervisor: Supervisor, call: Notification) -> int:
@@ -138,7 +146,7 @@ def statx(supervisor: Supervisor, call: Notification) -> int:
         or call.a3 & _STATX_RESERVED
     ):
         return PROCEED
-    found = _named(supervisor, call, signed32(call.a0), call.a1, call.a2)
+    found = named(supervisor, call, signed32(call.a0), call.a1, call.a2)
     if found is None or found.link:
         return PROCEED
     node = found.node
@@ -179,13 +187,13 @@ def _access(
 
 def access(supervisor: Supervisor, call: Notification) -> int:
     """``access(path, mode)``."""
-    found = _named(supervisor, call, AT_FDCWD, call.a0, 0)
+    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
     return _access(supervisor, call, found, signed32(call.a1))
 
 
 def faccessat(supervisor: Supervisor, call: Notification) -> int:
     """``faccessat(dirfd, path, mode)``: this call has no flags."""
-    found = _named(supervisor, call, signed32(call.a0), call.a1, 0)
+    found = named(supervisor, call, signed32(call.a0), call.a1, 0)
     return _access(supervisor, call, found, signed32(call.a2))
 
 
@@ -193,7 +201,7 @@ def faccessat2(supervisor: Supervisor, call: Notification) -> int:
     """``faccessat2(dirfd, path, mode, flags)``."""
     if call.a3 & ~_ACCESS_FLAGS:
         return PROCEED
-    found = _named(supervisor, call, signed32(call.a0), call.a1, call.a3)
+    found = named(supervisor, call, signed32(call.a0), call.a1, call.a3)
     return _access(supervisor, call, found, signed32(call.a2), call.a3)
 
 
@@ -211,13 +219,13 @@ def _readlink(
 
 def readlink(supervisor: Supervisor, call: Notification) -> int:
     """``readlink(path, buf, size)``: a device is no link, ``/proc/self/fd/N`` is one to it."""
-    found = _named(supervisor, call, AT_FDCWD, call.a0, _AT_SYMLINK_NOFOLLOW)
+    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return _readlink(supervisor, call, found, call.a1, signed32(call.a2))
 
 
 def readlinkat(supervisor: Supervisor, call: Notification) -> int:
     """``readlinkat(dirfd, path, buf, size)``."""
-    found = _named(supervisor, call, signed32(call.a0), call.a1, _AT_SYMLINK_NOFOLLOW)
+    found = named(supervisor, call, signed32(call.a0), call.a1, AT_SYMLINK_NOFOLLOW)
     return _readlink(supervisor, call, found, call.a2, signed32(call.a3))
 
 
@@ -233,17 +241,17 @@ def _change_mode(supervisor: Supervisor, call: Notification, found: Found | None
 
 def chmod(supervisor: Supervisor, call: Notification) -> int:
     """``chmod(path, mode)``."""
-    return _change_mode(supervisor, call, _named(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
+    return _change_mode(supervisor, call, named(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
 
 
 def fchmod(supervisor: Supervisor, call: Notification) -> int:
     """``fchmod(fd, mode)``."""
-    return _change_mode(supervisor, call, _opened(supervisor, call), call.a1)
+    return _change_mode(supervisor, call, opened(supervisor, call), call.a1)
 
 
 def fchmodat(supervisor: Supervisor, call: Notification) -> int:
     """``fchmodat(dirfd, path, mode)``: this call has no flags."""
-    found = _named(supervisor, call, signed32(call.a0), call.a1, 0)
+    found = named(supervisor, call, signed32(call.a0), call.a1, 0)
     return _change_mode(supervisor, call, found, call.a2)
 
 
@@ -251,11 +259,11 @@ def fchmodat2(supervisor: Supervisor, call: Notification) -> int:
     """``fchmodat2(dirfd, path, mode, flags)``."""
     if call.a3 & ~_CHANGE_FLAGS:
         return PROCEED
-    found = _named(supervisor, call, signed32(call.a0), call.a1, call.a3)
+    found = named(supervisor, call, signed32(call.a0), call.a1, call.a3)
     return _change_mode(supervisor, call, found, call.a2)
 
 
-def _change_owner(
+def change_owner(
     supervisor: Supervisor, call: Notification, found: Found | None, uid: int, gid: int
 ) -> int:
     if found is None or found.link:
@@ -280,48 +288,48 @@ def _change_owner(
 
 def chown(supervisor: Supervisor, call: Notification) -> int:
     """``chown(path, uid, gid)``."""
-    found = _named(supervisor, call, AT_FDCWD, call.a0, 0)
-    return _change_owner(supervisor, call, found, call.a1, call.a2)
+    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return change_owner(supervisor, call, found, call.a1, call.a2)
 
 
 def lchown(supervisor: Supervisor, call: Notification) -> int:
     """``lchown(path, uid, gid)``."""
-    found = _named(supervisor, call, AT_FDCWD, call.a0, _AT_SYMLINK_NOFOLLOW)
-    return _change_owner(supervisor, call, found, call.a1, call.a2)
+    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return change_owner(supervisor, call, found, call.a1, call.a2)
 
 
 def fchown(supervisor: Supervisor, call: Notification) -> int:
     """``fchown(fd, uid, gid)``."""
-    return _change_owner(supervisor, call, _opened(supervisor, call), call.a1, call.a2)
+    return change_owner(supervisor, call, opened(supervisor, call), call.a1, call.a2)
 
 
 def fchownat(supervisor: Supervisor, call: Notification) -> int:
     """``fchownat(dirfd, path, uid, gid, flags)``."""
     if call.a4 & ~_CHANGE_FLAGS:
         return PROCEED
-    found = _named(supervisor, call, signed32(call.a0), call.a1, call.a4)
-    return _change_owner(supervisor, call, found, call.a2, call.a3)
+    found = named(supervisor, call, signed32(call.a0), call.a1, call.a4)
+    return change_owner(supervisor, call, found, call.a2, call.a3)
 
 
-def _set_times(
+def set_times(  # noqa: PLR0917 - as the calls' arguments come
     supervisor: Supervisor,
     call: Notification,
     found: Found | None,
     address: int,
-    decode: Callable[[bytes], _Times],
+    layout: struct.Struct,
+    decode: Callable[[tuple[int, ...]], _Times],
 ) -> int:
-    """Set the two times to what ``decode`` makes of the bytes at ``address``; to now if it is 0."""
+    """Set both times to what ``decode`` makes of the numbers at ``address``; to now if it is 0."""
     if found is None or found.link:
         return PROCEED
     node, who = found.node, supervisor.tasks.get(call.pid).credentials
     now = time.time_ns()
     times: _Times = (now, now)
     if address:
-        size = _SECONDS.size if decode is _from_seconds else _TIMES.size
-        data = read_memory(call.pid, address, size)
-        if len(data) < size:
+        data = read_memory(call.pid, address, layout.size)
+        if len(data) < layout.size:
             raise os_error(errno.EFAULT)
-        times = decode(data)
+        times = decode(layout.unpack(data))
         check_owner(node, who)
     elif who.uid != node.uid and not who.owner_rights:
         check(node, who, MAY_WRITE)
@@ -331,10 +339,10 @@ def _set_times(
     return 0
 
 
-def _from_timespecs(data: bytes) -> _Times:
-    seconds = _TIMES.unpack(data)
+def from_timespecs(numbers: tuple[int, ...]) -> _Times:
+    """Of two ``struct timespec``; EINVAL for nanoseconds that are none."""
     result: list[int | None] = []
-    for second, part in (seconds[:2], seconds[2:]):
+    for second, part in (numbers[:2], numbers[2:]):
         if part == _UTIME_OMIT:
             result.append(None)
         elif part == _UTIME_NOW:
@@ -346,49 +354,50 @@ def _from_timespecs(data: bytes) -> _Times:
     return result[0], result[1]
 
 
-def _from_timevals(data: bytes) -> _Times:
-    access_s, access_us, change_s, change_us = _TIMES.unpack(data)
+def from_timevals(numbers: tuple[int, ...]) -> _Times:
+    """Of two ``struct timeval``; EINVAL for microseconds that are none."""
+    access_s, access_us, change_s, change_us = numbers
     if not (0 <= access_us < 1_000_000 and 0 <= change_us < 1_000_000):
         raise os_error(errno.EINVAL)
     return access_s * _SECOND + access_us * 1000, change_s * _SECOND + change_us * 1000
 
 
-def _from_seconds(data: bytes) -> _Times:
-    access_s, change_s = _SECONDS.unpack(data)
-    return access_s * _SECOND, change_s * _SECOND
+def from_seconds(numbers: tuple[int, ...]) -> _Times:
+    """Of a ``struct utimbuf``."""
+    return numbers[0] * _SECOND, numbers[1] * _SECOND
 
 
 def utime(supervisor: Supervisor, call: Notification) -> int:
     """``utime(path, times)``."""
-    found = _named(supervisor, call, AT_FDCWD, call.a0, 0)
-    return _set_times(supervisor, call, found, call.a1, _from_seconds)
+    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return set_times(supervisor, call, found, call.a1, _SECONDS, from_seconds)
 
 
 def utimes(supervisor: Supervisor, call: Notification) -> int:
     """``utimes(path, times)``."""
-    found = _named(supervisor, call, AT_FDCWD, call.a0, 0)
-    return _set_times(supervisor, call, found, call.a1, _from_timevals)
+    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return set_times(supervisor, call, found, call.a1, _TIMES, from_timevals)
 
 
 def futimesat(supervisor: Supervisor, call: Notification) -> int:
     """``futimesat(dirfd, path, times)``."""
-    found = _by_path_or_descriptor(supervisor, call, 0)
-    return _set_times(supervisor, call, found, call.a2, _from_timevals)
+    found = by_path_or_descriptor(supervisor, call, 0)
+    return set_times(supervisor, call, found, call.a2, _TIMES, from_timevals)
 
 
-def utimensat(supervisor: Supervisor, call: Notification) -> int:
+def utimensat(supervisor: Supervisor, call: Notification, layout: struct.Struct = _TIMES) -> int:
     """``utimensat(dirfd, path, times, flags)``; futimens passes no path."""
     if call.a3 & ~_CHANGE_FLAGS or (call.a1 == 0 and call.a3):
         return PROCEED
-    found = _by_path_or_descriptor(supervisor, call, call.a3)
-    return _set_times(supervisor, call, found, call.a2, _from_timespecs)
+    found = by_path_or_descriptor(supervisor, call, call.a3)
+    return set_times(supervisor, call, found, call.a2, layout, from_timespecs)
 
 
-def _by_path_or_descriptor(supervisor: Supervisor, call: Notification, flags: int) -> Found | None:
+def by_path_or_descriptor(supervisor: Supervisor, call: Notification, flags: int) -> Found | None:
     base = signed32(call.a0)
     if call.a1 == 0:
-        return _opened(supervisor, call)
-    return _named(supervisor, call, base, call.a1, flags)
+        return opened(supervisor, call)
+    return named(supervisor, call, base, call.a1, flags)
 
 
 def _attribute(found: Found | None, *, code: int) -> int:
@@ -401,34 +410,34 @@ def _attribute(found: Found | None, *, code: int) -> int:
 
 def getxattr(supervisor: Supervisor, call: Notification) -> int:
     """``getxattr(path, ...)``: a node has no extended attributes."""
-    return _attribute(_named(supervisor, call, AT_FDCWD, call.a0, 0), code=errno.ENODATA)
+    return _attribute(named(supervisor, call, AT_FDCWD, call.a0, 0), code=errno.ENODATA)
 
 
 def lgetxattr(supervisor: Supervisor, call: Notification) -> int:
     """``lgetxattr(path, ...)``."""
-    found = _named(supervisor, call, AT_FDCWD, call.a0, _AT_SYMLINK_NOFOLLOW)
+    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return _attribute(found, code=errno.ENODATA)
 
 
 def fgetxattr(supervisor: Supervisor, call: Notification) -> int:
     """``fgetxattr(fd, ...)``."""
-    return _attribute(_opened(supervisor, call), code=errno.ENODATA)
+    return _attribute(opened(supervisor, call), code=errno.ENODATA)
 
 
 def listxattr(supervisor: Supervisor, call: Notification) -> int:
     """``listxattr(path, ...)``."""
-    return _attribute(_named(supervisor, call, AT_FDCWD, call.a0, 0), code=0)
+    return _attribute(named(supervisor, call, AT_FDCWD, call.a0, 0), code=0)
 
 
 def llistxattr(supervisor: Supervisor, call: Notification) -> int:
     """``llistxattr(path, ...)``."""
-    found = _named(supervisor, call, AT_FDCWD, call.a0, _AT_SYMLINK_NOFOLLOW)
+    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return _attribute(found, code=0)
 
 
 def flistxattr(supervisor: Supervisor, call: Notification) -> int:
     """``flistxattr(fd, ...)``."""
-    return _attribute(_opened(supervisor, call), code=0)
+    return _attribute(opened(supervisor, call), code=0)
 
 
 HANDLERS: Final[dict[str, Handler]] = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.connection import os_error
 from recuse.kernel.files import OpenFile
-from recuse.sandbox.arch import arch
+from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.filter import F_DUPFD, F_DUPFD_CLOEXEC, F_GETFL, F_SETFL
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
@@ -51,7 +51,8 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
         raise os_error(errno.EINVAL if command == _CLONE else errno.ENOTTY)
     if command in (_FIOASYNC, _FIOQSIZE):
         raise os_error(errno.ENOTTY)
-    supervisor.run(call, file, file.ioctl(supervisor.caller(call), command, call.a2))
+    caller, of_32_bit = supervisor.caller(call), call.arch == compat.AUDIT_ARCH
+    supervisor.run(call, file, file.ioctl(caller, command, call.a2, of_32_bit))
     return ANSWERED
 
 

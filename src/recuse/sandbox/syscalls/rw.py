@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _MAX_RW_COUNT: Final = 0x7FFFF000
 _UIO_MAXIOV: Final = 1024
 _IOVEC = struct.Struct("=QQ")
+COMPAT_IOVEC: Final = struct.Struct("=II")
+"""``struct iovec`` of a 32-bit program."""
 
 # linux/fs.h. HIPRI, DSYNC, SYNC, APPEND and NOAPPEND are hints that a device ignores.
 _RWF_KNOWN: Final = 0x01 | 0x02 | 0x04 | 0x10 | 0x20
@@ -60,7 +62,7 @@ def _one_segment(address: int, count: int) -> list[tuple[int, int]]:
     return [(address, min(count, _MAX_RW_COUNT))]
 
 
-def _segments(pid: int, address: int, count: int) -> list[tuple[int, int]]:
+def _segments(pid: int, address: int, count: int, iovec: struct.Struct) -> list[tuple[int, int]]:
     """The segments of a vectored call, without empty ones, as import_iovec checks them.
 
     Raises:
@@ -69,13 +71,14 @@ def _segments(pid: int, address: int, count: int) -> list[tuple[int, int]]:
     """
     if count > _UIO_MAXIOV:
         raise os_error(errno.EINVAL)
-    array = read_memory(pid, address, count * _IOVEC.size)
-    if len(array) != count * _IOVEC.size:
+    array = read_memory(pid, address, count * iovec.size)
+    if len(array) != count * iovec.size:
         raise os_error(errno.EFAULT)
     segments: list[tuple[int, int]] = []
     room = _MAX_RW_COUNT
-    for base, length in _IOVEC.iter_unpack(array):
-        if signed64(length) < 0:
+    sign_bit = iovec.size * 4 - 1
+    for base, length in iovec.iter_unpack(array):
+        if length >> sign_bit:
             raise os_error(errno.EINVAL)
         if base + length > arch.ADDRESS_LIMIT:
             raise os_error(errno.EFAULT)
@@ -136,15 +139,21 @@ def pwrite64(supervisor: Supervisor, call: Notification) -> int:
     return _transfer(supervisor, call, file, os.O_WRONLY, _one_segment(call.a1, call.a2), call.a3)
 
 
-def _vectored(
-    supervisor: Supervisor, call: Notification, wanted: int, position: int | None, flags: int = 0
+def vectored(  # noqa: PLR0917 - by position, on the way of every readv
+    supervisor: Supervisor,
+    call: Notification,
+    wanted: int,
+    position: int | None,
+    flags: int = 0,
+    iovec: struct.Struct = _IOVEC,
 ) -> int:
+    """Do readv or writev (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2."""
     if position is not None and signed64(position) < 0:
         return PROCEED
     descriptor = supervisor.descriptors.find(call.pid, call.a0)
     if descriptor is None:
         return PROCEED
-    segments = _segments(call.pid, call.a1, call.a2)
+    segments = _segments(call.pid, call.a1, call.a2, iovec)
     file = _allowing(descriptor, wanted)
     if segments and flags & ~_RWF_KNOWN:
         raise os_error(errno.EOPNOTSUPP)
@@ -153,12 +162,12 @@ def _vectored(
 
 def readv(supervisor: Supervisor, call: Notification) -> int:
     """``readv(fd, iov, count)``."""
-    return _vectored(supervisor, call, os.O_RDONLY, None)
+    return vectored(supervisor, call, os.O_RDONLY, None)
 
 
 def writev(supervisor: Supervisor, call: Notification) -> int:
     """``writev(fd, iov, count)``."""
-    return _vectored(supervisor, call, os.O_WRONLY, None)
+    return vectored(supervisor, call, os.O_WRONLY, None)
 
 
 # On 64-bit machines the low word of the position is all of it.
@@ -166,27 +175,27 @@ def writev(supervisor: Supervisor, call: Notification) -> int:
 
 def preadv(supervisor: Supervisor, call: Notification) -> int:
     """``preadv(fd, iov, count, low, high)``."""
-    return _vectored(supervisor, call, os.O_RDONLY, call.a3)
+    return vectored(supervisor, call, os.O_RDONLY, call.a3)
 
 
 def pwritev(supervisor: Supervisor, call: Notification) -> int:
     """``pwritev(fd, iov, count, low, high)``."""
-    return _vectored(supervisor, call, os.O_WRONLY, call.a3)
+    return vectored(supervisor, call, os.O_WRONLY, call.a3)
 
 
-def _at(position: int) -> int | None:
+def at(position: int) -> int | None:
     """The position of preadv2 and pwritev2, where -1 is the file's own."""
     return None if signed64(position) == -1 else position
 
 
 def preadv2(supervisor: Supervisor, call: Notification) -> int:
     """``preadv2(fd, iov, count, low, high, flags)``."""
-    return _vectored(supervisor, call, os.O_RDONLY, _at(call.a3), signed32(call.a5))
+    return vectored(supervisor, call, os.O_RDONLY, at(call.a3), signed32(call.a5))
 
 
 def pwritev2(supervisor: Supervisor, call: Notification) -> int:
     """``pwritev2(fd, iov, count, low, high, flags)``."""
-    return _vectored(supervisor, call, os.O_WRONLY, _at(call.a3), signed32(call.a5))
+    return vectored(supervisor, call, os.O_WRONLY, at(call.a3), signed32(call.a5))
 
 
 def _either(supervisor: Supervisor, call: Notification, second: int) -> int:

@@ -1,0 +1,220 @@
+"""Numbers of the i386 system call interface, as 32-bit programs use it on an x86-64 kernel.
+
+arch/x86/entry/syscalls/syscall_32.tbl. The kernel's numbers for open flags, poll events and errors
+are those of x86-64.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+AUDIT_ARCH: Final = 0x40000003
+"""What seccomp_data.arch says for a 32-bit system call (linux/audit.h)."""
+
+SYSCALLS: Final[dict[str, int]] = {
+    # The hot ones first, since the filter compares in this order.
+    "read": 3,
+    "write": 4,
+    "pread64": 180,
+    "pwrite64": 181,
+    "ioctl": 54,
+    "openat": 295,
+    "_llseek": 140,
+    "lseek": 19,
+    "fstat64": 197,
+    "readv": 145,
+    "writev": 146,
+    "preadv": 333,
+    "pwritev": 334,
+    "preadv2": 378,
+    "pwritev2": 379,
+    "sendfile": 187,
+    "sendfile64": 239,
+    "splice": 313,
+    "tee": 315,
+    "copy_file_range": 377,
+    "getdents64": 220,
+    "fchmod": 94,
+    "fchown": 95,
+    "fchown32": 207,
+    "fgetxattr": 231,
+    "flistxattr": 234,
+    "fstat": 108,
+    "fstatat64": 300,
+    "stat64": 195,
+    "lstat64": 196,
+    "statx": 383,
+    "open": 5,
+    "stat": 106,
+    "lstat": 107,
+    "creat": 8,
+    "openat2": 437,
+    "truncate": 92,
+    "truncate64": 193,
+    "access": 33,
+    "faccessat": 307,
+    "faccessat2": 439,
+    "readlink": 85,
+    "readlinkat": 305,
+    "chmod": 15,
+    "fchmodat": 306,
+    "fchmodat2": 452,
+    "chown": 182,
+    "chown32": 212,
+    "lchown": 16,
+    "lchown32": 198,
+    "fchownat": 298,
+    "utime": 30,
+    "utimes": 271,
+    "futimesat": 299,
+    "utimensat": 320,
+    "utimensat_time64": 412,
+    "getxattr": 229,
+    "lgetxattr": 230,
+    "listxattr": 232,
+    "llistxattr": 233,
+    "chdir": 12,
+    "mkdir": 39,
+    "mkdirat": 296,
+    "mknod": 14,
+    "mknodat": 297,
+    "symlink": 83,
+    "symlinkat": 304,
+    "link": 9,
+    "linkat": 303,
+    "rename": 38,
+    "renameat": 302,
+    "renameat2": 353,
+    "unlink": 10,
+    "unlinkat": 301,
+    "rmdir": 40,
+    "dup": 41,
+    "dup2": 63,
+    "dup3": 330,
+    "socketcall": 102,
+    "sendmsg": 370,
+    "sendmmsg": 345,
+    "pidfd_getfd": 438,
+    "fork": 2,
+    "vfork": 190,
+    "clone": 120,
+    "clone3": 435,
+    "execve": 11,
+    "execveat": 358,
+    "unshare": 310,
+    "setns": 346,
+    "chroot": 61,
+    "pivot_root": 217,
+    "sendto": 369,
+    "recvfrom": 371,
+    "recvmsg": 372,
+    "recvmmsg": 337,
+    "recvmmsg_time64": 417,
+    "shutdown": 373,
+    "getsockopt": 365,
+    "setsockopt": 366,
+    "getsockname": 367,
+    "getpeername": 368,
+    "bind": 361,
+    "connect": 362,
+    "listen": 363,
+    "accept4": 364,
+    "setuid": 23,
+    "setuid32": 213,
+    "setgid": 46,
+    "setgid32": 214,
+    "setreuid": 70,
+    "setreuid32": 203,
+    "setregid": 71,
+    "setregid32": 204,
+    "setresuid": 164,
+    "setresuid32": 208,
+    "setresgid": 170,
+    "setresgid32": 210,
+    "setfsuid": 138,
+    "setfsuid32": 215,
+    "setfsgid": 139,
+    "setfsgid32": 216,
+    "setgroups": 81,
+    "setgroups32": 206,
+    "capset": 185,
+}
+"""Every system call that recuse traps, by name."""
+
+FCNTL: Final = (55, 221)
+"""``fcntl`` and ``fcntl64``, of which some commands are trapped."""
+
+IO_URING_SETUP: Final = 425
+
+_STAT = struct.Struct("=IIHHHHIIIIIIIIIIxxxxxxxx")
+_STAT64 = struct.Struct("=QxxxxIIIIIQxxxxqIQIIIIIIQ")
+_LOW: Final = 0xFFFFFFFF
+
+
+def _stamps(times_ns: tuple[int, int, int]) -> list[int]:
+    return [part & _LOW for ns in times_ns for part in divmod(ns, 1_000_000_000)]
+
+
+def pack_stat(  # noqa: D417
+    *,
+    device: int,
+    inode: int,
+    mode: int,
+    links: int,
+    uid: int,
+    gid: int,
+    rdev: int,
+    size: int,
+    block_size: int,
+    times_ns: tuple[int, int, int],
+) -> bytes:
+    """Encode a ``compat_stat`` (64 bytes; arch/x86/include/asm/compat.h), of ``stat`` and its like.
+
+    Args:
+        device, rdev: in the kernel's 32-bit encoding that :func:`os.makedev` gives.
+        times_ns: access, modification and change time in nanoseconds since the epoch.
+    """
+    return _STAT.pack(
+        device & _LOW,
+        inode & _LOW,
+        mode,
+        links,
+        uid & 0xFFFF,
+        gid & 0xFFFF,
+        rdev & _LOW,
+        size,
+        block_size,
+        0,
+        *_stamps(times_ns),
+    )
+
+
+def pack_stat64(
+    *,
+    device: int,
+    inode: int,
+    mode: int,
+    links: int,
+    uid: int,
+    gid: int,
+    rdev: int,
+    size: int,
+    block_size: int,
+    times_ns: tuple[int, int, int],
+) -> bytes:
+    """Encode an i386 ``struct stat64`` (96 bytes; arch/x86/include/asm/stat.h), as `pack_stat`."""
+    return _STAT64.pack(
+        device,
+        inode & _LOW,
+        mode,
+        links,
+        uid,
+        gid,
+        rdev,
+        size,
+        block_size,
+        0,
+        *_stamps(times_ns),
+        inode,
+    )

@@ -1,0 +1,280 @@
+"""System calls of 32-bit programs (the kernel's compat_sys_*; Linux 6.1).
+
+Most have the arguments of their 64-bit namesakes, since the kernel tells registers of 32 bits
+extended with zeros. The others are here: 64-bit numbers in two registers, smaller structures, and
+ids of 16 bits.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.connection import os_error
+from recuse.sandbox.arch import arch, compat
+from recuse.sandbox.memory import read_memory, write_memory
+from recuse.sandbox.syscalls import attributes, control, listing, names, opening, processes, rw
+from recuse.sandbox.syscalls.attributes import AT_SYMLINK_NOFOLLOW
+from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.tree import AT_FDCWD
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+_NATIVE: Final[dict[str, Handler]] = {
+    **rw.HANDLERS,
+    **control.HANDLERS,
+    **opening.HANDLERS,
+    **attributes.HANDLERS,
+    **names.HANDLERS,
+    **listing.HANDLERS,
+    **processes.HANDLERS,
+}
+
+_LOFF = struct.Struct("=q")
+_TIMES32 = struct.Struct("=iiii")
+_SECONDS32 = struct.Struct("=ii")
+
+# linux/net.h: the calls of socketcall(2) that make a socket, and those that may pass descriptors.
+_SYS_SOCKET: Final = 1
+_SYS_SOCKETPAIR: Final = 8
+_SYS_SENDMSG: Final = 16
+_SYS_SENDMMSG: Final = 20
+
+
+def _as(name: str) -> Handler:
+    """The handler of the 64-bit call of that name, which takes the same arguments."""
+    handler, number = _NATIVE[name], arch.SYSCALLS[name]
+
+    def handle(supervisor: Supervisor, call: Notification) -> int:
+        return handler(supervisor, call._replace(number=number))
+
+    return handle
+
+
+def _wide(low: int, high: int) -> int:
+    """A 64-bit argument out of two registers."""
+    return high << 32 | low
+
+
+def pread64(supervisor: Supervisor, call: Notification) -> int:
+    """``pread64(fd, buf, count, low, high)``."""
+    return rw.pread64(supervisor, call._replace(a3=_wide(call.a3, call.a4)))
+
+
+def pwrite64(supervisor: Supervisor, call: Notification) -> int:
+    """``pwrite64(fd, buf, count, low, high)``."""
+    return rw.pwrite64(supervisor, call._replace(a3=_wide(call.a3, call.a4)))
+
+
+def readv(supervisor: Supervisor, call: Notification) -> int:
+    """``readv(fd, iov, count)``."""
+    return rw.vectored(supervisor, call, os.O_RDONLY, None, 0, rw.COMPAT_IOVEC)
+
+
+def writev(supervisor: Supervisor, call: Notification) -> int:
+    """``writev(fd, iov, count)``."""
+    return rw.vectored(supervisor, call, os.O_WRONLY, None, 0, rw.COMPAT_IOVEC)
+
+
+def preadv(supervisor: Supervisor, call: Notification) -> int:
+    """``preadv(fd, iov, count, low, high)``."""
+    position = _wide(call.a3, call.a4)
+    return rw.vectored(supervisor, call, os.O_RDONLY, position, 0, rw.COMPAT_IOVEC)
+
+
+def pwritev(supervisor: Supervisor, call: Notification) -> int:
+    """``pwritev(fd, iov, count, low, high)``."""
+    position = _wide(call.a3, call.a4)
+    return rw.vectored(supervisor, call, os.O_WRONLY, position, 0, rw.COMPAT_IOVEC)
+
+
+def preadv2(supervisor: Supervisor, call: Notification) -> int:
+    """``preadv2(fd, iov, count, low, high, flags)``."""
+    position, flags = rw.at(_wide(call.a3, call.a4)), signed32(call.a5)
+    return rw.vectored(supervisor, call, os.O_RDONLY, position, flags, rw.COMPAT_IOVEC)
+
+
+def pwritev2(supervisor: Supervisor, call: Notification) -> int:
+    """``pwritev2(fd, iov, count, low, high, flags)``."""
+    position, flags = rw.at(_wide(call.a3, call.a4)), signed32(call.a5)
+    return rw.vectored(supervisor, call, os.O_WRONLY, position, flags, rw.COMPAT_IOVEC)
+
+
+def lseek(supervisor: Supervisor, call: Notification) -> int:
+    """``lseek(fd, offset, whence)``; EOVERFLOW for a position that 32 bits do not hold."""
+    offset = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF  # as a register of 64 bits has it
+    position = rw.lseek(supervisor, call._replace(a1=offset))
+    if position > 0x7FFFFFFF:
+        raise os_error(errno.EOVERFLOW)
+    return position
+
+
+def llseek(supervisor: Supervisor, call: Notification) -> int:
+    """``_llseek(fd, high, low, result, whence)``."""
+    whence = call.a4
+    position = rw.lseek(supervisor, call._replace(a1=_wide(call.a2, call.a1), a2=whence))
+    if position == PROCEED:
+        return PROCEED
+    if write_memory(call.pid, call.a3, _LOFF.pack(position)) < _LOFF.size:
+        raise os_error(errno.EFAULT)
+    return 0
+
+
+def stat(supervisor: Supervisor, call: Notification) -> int:
+    """``stat(path, buf)``."""
+    found = attributes.named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
+
+
+def lstat(supervisor: Supervisor, call: Notification) -> int:
+    """``lstat(path, buf)``."""
+    found = attributes.named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
+
+
+def fstat(supervisor: Supervisor, call: Notification) -> int:
+    """``fstat(fd, buf)``."""
+    found = attributes.held(supervisor, call, signed32(call.a0))
+    return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
+
+
+def stat64(supervisor: Supervisor, call: Notification) -> int:
+    """``stat64(path, buf)``."""
+    found = attributes.named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
+
+
+def lstat64(supervisor: Supervisor, call: Notification) -> int:
+    """``lstat64(path, buf)``."""
+    found = attributes.named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
+
+
+def fstat64(supervisor: Supervisor, call: Notification) -> int:
+    """``fstat64(fd, buf)``."""
+    found = attributes.held(supervisor, call, signed32(call.a0))
+    return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
+
+
+def fstatat64(supervisor: Supervisor, call: Notification) -> int:
+    """``fstatat64(dirfd, path, buf, flags)``."""
+    return attributes.newfstatat(supervisor, call, compat.pack_stat64)
+
+
+def _id(number: int) -> int:
+    """A 16-bit id as one of 32 bits, where -1 stays -1 (low2highuid)."""
+    number &= 0xFFFF
+    return 0xFFFFFFFF if number == 0xFFFF else number
+
+
+def chown(supervisor: Supervisor, call: Notification) -> int:
+    """``chown(path, uid, gid)`` with ids of 16 bits."""
+    return attributes.chown(supervisor, call._replace(a1=_id(call.a1), a2=_id(call.a2)))
+
+
+def lchown(supervisor: Supervisor, call: Notification) -> int:
+    """``lchown(path, uid, gid)`` with ids of 16 bits."""
+    return attributes.lchown(supervisor, call._replace(a1=_id(call.a1), a2=_id(call.a2)))
+
+
+def fchown(supervisor: Supervisor, call: Notification) -> int:
+    """``fchown(fd, uid, gid)`` with ids of 16 bits."""
+    return attributes.fchown(supervisor, call._replace(a1=_id(call.a1), a2=_id(call.a2)))
+
+
+def utime(supervisor: Supervisor, call: Notification) -> int:
+    """``utime(path, times)``."""
+    found = attributes.named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return attributes.set_times(
+        supervisor, call, found, call.a1, _SECONDS32, attributes.from_seconds
+    )
+
+
+def utimes(supervisor: Supervisor, call: Notification) -> int:
+    """``utimes(path, times)``."""
+    found = attributes.named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return attributes.set_times(
+        supervisor, call, found, call.a1, _TIMES32, attributes.from_timevals
+    )
+
+
+def futimesat(supervisor: Supervisor, call: Notification) -> int:
+    """``futimesat(dirfd, path, times)``."""
+    found = attributes.by_path_or_descriptor(supervisor, call, 0)
+    return attributes.set_times(
+        supervisor, call, found, call.a2, _TIMES32, attributes.from_timevals
+    )
+
+
+def utimensat(supervisor: Supervisor, call: Notification) -> int:
+    """``utimensat(dirfd, path, times, flags)`` with times of 32 bits."""
+    return attributes.utimensat(supervisor, call, _TIMES32)
+
+
+def socketcall(supervisor: Supervisor, call: Notification) -> int:
+    """``socketcall(call, args)``: what older C libraries use for all that sockets can do."""
+    which = signed32(call.a0)
+    if which in (_SYS_SOCKET, _SYS_SOCKETPAIR):
+        return PROCEED
+    word = read_memory(call.pid, call.a1, 4)
+    inner = call._replace(a0=int.from_bytes(word, "little"))
+    if which in (_SYS_SENDMSG, _SYS_SENDMMSG):
+        return processes.pass_descriptors(supervisor, inner)
+    return processes.socket_call(supervisor, inner)
+
+
+_RENAMED: Final = {
+    "sendfile64": "sendfile",
+    "truncate64": "truncate",
+    "chown32": "chown",
+    "lchown32": "lchown",
+    "fchown32": "fchown",
+    "utimensat_time64": "utimensat",
+    "recvmmsg_time64": "recvmmsg",
+    "setuid32": "setuid",
+    "setgid32": "setgid",
+    "setreuid32": "setreuid",
+    "setregid32": "setregid",
+    "setresuid32": "setresuid",
+    "setresgid32": "setresgid",
+    "setfsuid32": "setfsuid",
+    "setfsgid32": "setfsgid",
+    "setgroups32": "setgroups",
+}
+"""Calls whose arguments, so far as they matter here, are those of a 64-bit call of another name."""
+
+_OWN: Final[dict[str, Handler]] = {
+    "pread64": pread64,
+    "pwrite64": pwrite64,
+    "readv": readv,
+    "writev": writev,
+    "preadv": preadv,
+    "pwritev": pwritev,
+    "preadv2": preadv2,
+    "pwritev2": pwritev2,
+    "lseek": lseek,
+    "_llseek": llseek,
+    "stat": stat,
+    "lstat": lstat,
+    "fstat": fstat,
+    "stat64": stat64,
+    "lstat64": lstat64,
+    "fstat64": fstat64,
+    "fstatat64": fstatat64,
+    "chown": chown,
+    "lchown": lchown,
+    "fchown": fchown,
+    "utime": utime,
+    "utimes": utimes,
+    "futimesat": futimesat,
+    "utimensat": utimensat,
+    "socketcall": socketcall,
+}
+
+HANDLERS: Final[dict[str, Handler]] = {
+    name: _OWN.get(name) or _as(_RENAMED.get(name, name)) for name in compat.SYSCALLS
+}

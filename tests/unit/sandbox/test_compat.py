@@ -1,0 +1,85 @@
+"""The numbers of 32-bit programs' calls and their structures, against the kernel's own headers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from recuse.sandbox.arch import compat
+from recuse.sandbox.syscalls import compat_handlers
+
+NUMBERS = "/usr/include/{multiarch}/asm/unistd_32.h"
+
+FIELDS = """
+#include <asm/stat.h>
+#include <stdio.h>
+#include <string.h>
+int main(void)
+{
+    struct stat small;
+    struct stat64 large;
+    if (fread(&small, sizeof small, 1, stdin) + fread(&large, sizeof large, 1, stdin) != 2)
+        return 1;
+    printf("%lu %lu %o %u %u %u %lu %lu %lu %lu.%lu %lu.%lu %lu.%lu\\n",
+           small.st_dev, small.st_ino, small.st_mode, small.st_nlink, small.st_uid, small.st_gid,
+           small.st_rdev, small.st_size, small.st_blksize, small.st_atime, small.st_atime_nsec,
+           small.st_mtime, small.st_mtime_nsec, small.st_ctime, small.st_ctime_nsec);
+    printf("%llu %llu %o %u %lu %lu %llu %lld %lu %lu.%u %lu.%u %lu.%u\\n",
+           large.st_dev, large.st_ino, large.st_mode, large.st_nlink, large.st_uid, large.st_gid,
+           large.st_rdev, large.st_size, large.st_blksize, large.st_atime,
+           (unsigned) large.st_atime_nsec, large.st_mtime, (unsigned) large.st_mtime_nsec,
+           large.st_ctime, (unsigned) large.st_ctime_nsec);
+    return fgetc(stdin) != EOF;
+}
+"""
+
+
+def test_numbers_are_those_of_the_kernel_s_headers(needs):
+    header = needs(NUMBERS, "linux-libc-dev").read_text()
+    numbers = {
+        name: int(number) for name, number in re.findall(r"#define __NR_(\w+) (\d+)", header)
+    }
+    ours = compat.SYSCALLS | {"io_uring_setup": compat.IO_URING_SETUP}
+    ours |= dict(zip(("fcntl", "fcntl64"), compat.FCNTL, strict=True))
+    # The headers may be older than a call.
+    known = {name: numbers.get(name, number) for name, number in ours.items()}
+    assert known == ours
+    assert len(numbers.keys() & ours.keys()) >= len(ours) - 1
+
+
+def test_every_trapped_call_has_a_handler():
+    assert set(compat_handlers()) == {*compat.SYSCALLS.values(), *compat.FCNTL}
+
+
+def test_structures_are_what_a_32_bit_compiler_makes_of_them(needs, tmp_path: Path):
+    needs("/usr/include/asm", package="gcc-multilib")
+    source, program = tmp_path / "stat.c", tmp_path / "stat"
+    source.write_text(FIELDS)
+    subprocess.run(["gcc", "-m32", "-static", "-o", program, source], check=True)
+    values = {
+        "device": 6,
+        "inode": 1 << 20,
+        "mode": 0o20640,
+        "links": 3,
+        "uid": 1000,
+        "gid": 1001,
+        "rdev": os.makedev(254, 300),
+        "size": 12345,
+        "block_size": 4096,
+        "times_ns": (1_000_000_002, 3_000_000_004, 5_000_000_006),
+    }
+    data = compat.pack_stat(**values) + compat.pack_stat64(**values)
+    done = subprocess.run([program], input=data, capture_output=True, check=True)
+    line = f"6 {1 << 20} 20640 3 1000 1001 {os.makedev(254, 300)} 12345 4096 1.2 3.4 5.6"
+    assert done.stdout.decode().splitlines() == [line, line]
+
+
+@pytest.mark.parametrize("uid", [65535, 65536, 0xFFFFFFFE])
+def test_ids_beyond_16_bits_do_not_break_the_small_structure(uid: int):
+    values = dict.fromkeys(("device", "inode", "mode", "links", "gid", "rdev", "size"), 0)
+    data = compat.pack_stat(uid=uid, block_size=0, times_ns=(0, 0, 0), **values)
+    assert len(data) == 64
