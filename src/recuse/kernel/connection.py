@@ -24,6 +24,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
+from recuse.kernel.poll import PolledFiles
 from recuse.kernel.queue import RequestQueue
 from recuse.kernel.request import FINISHED, PENDING, PROCESSING, WAITING, Reply, Request
 from recuse.wire.fuse import (
@@ -116,6 +117,7 @@ class Connection:
         """Of the protocol version that both sides speak, 7.minor."""
         self.no_interrupt = False
         """The server has answered an INTERRUPT with ENOSYS: it gets no more of them."""
+        self.polled = PolledFiles()
         self._lock = threading.Lock()
         # For the three methods that each request passes: "with" takes twice as long.
         self._acquire = self._lock.acquire
@@ -362,10 +364,11 @@ class Connection:
             self._queue.interrupt(request)
 
     def _notification(self, code: int, message: bytes) -> None:
-        """Take a notification.  POLL is let through for lack of pollers; others are unknown."""
+        """Take a notification: POLL, for a file that may be gone; others are unknown."""
         size = _OUT_HEADER_SIZE + fuse_notify_poll_wakeup_out.SIZE
         if code != FUSE_NOTIFY_POLL or len(message) != size:
             raise os_error(errno.EINVAL)
+        self.polled.notify(fuse_notify_poll_wakeup_out.unpack(message, _OUT_HEADER_SIZE).kh)
 
     # The end
 
@@ -398,6 +401,7 @@ class Connection:
             callbacks, self._at_end = self._at_end, []
         # A program that sees its call fail finds no device any more.
         self._gone()
+        self.polled.end()
         for request in ending:
             _tell(request)
         for callback in callbacks:

@@ -45,6 +45,8 @@ class CharDevice:
     max_write: int = TRANSFER_MIN
     no_open: bool = False
     """The server has answered OPEN with ENOSYS: it gets neither OPEN nor RELEASE."""
+    no_poll: bool = False
+    """The server has answered POLL with ENOSYS: its files are always ready."""
     serial: int = field(default_factory=lambda: next(_serials))
     """Different for each device that there ever was, as an inode number."""
 

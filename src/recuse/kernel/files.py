@@ -8,7 +8,7 @@ operation before it returns, like the last fput in Linux.
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from recuse.kernel.caller import Caller, Memory
@@ -16,6 +16,7 @@ from recuse.kernel.connection import os_error
 from recuse.kernel.devices import TRANSFER_MIN, CharDevice
 from recuse.kernel.ioctl import do_ioctl
 from recuse.kernel.operation import Operation
+from recuse.kernel.poll import do_poll
 from recuse.kernel.request import MAX_PAGES, PAGE_SIZE, Request
 from recuse.wire.fuse import (
     FUSE_OPEN,
@@ -59,6 +60,7 @@ def open_file(device: CharDevice, flags: int, caller: Caller) -> Operation["Open
         raise os_error(errno.ENODEV)
     flags &= ~_OPEN_ONLY
     fh = None
+    kh = device.connection.polled.next_kh()
     if not device.no_open:
         reply = yield Request(
             FUSE_OPEN,
@@ -75,7 +77,7 @@ def open_file(device: CharDevice, flags: int, caller: Caller) -> Operation["Open
             device.no_open = True
         else:
             raise os_error(-reply.error)
-    return OpenFile(device, fh, flags)
+    return OpenFile(device, fh, flags, kh)
 
 
 class OpenFile:
@@ -86,10 +88,15 @@ class OpenFile:
         What may be read or written is decided by those of the opening.
     position
         In bytes; stays 0 unless the device is seekable.
+    wake_pollers
+        To be set before the first poll.  Called when something may have changed for those that
+        have polled with ``waiting``, and when the connection has ended: in a thread of the
+        server's, so that it may neither wait nor make requests.
     """
 
     __slots__ = (
         "_fh",
+        "_kh",
         "_owed",
         "_readable",
         "_released",
@@ -98,14 +105,17 @@ class OpenFile:
         "device",
         "flags",
         "position",
+        "wake_pollers",
     )
 
-    def __init__(self, device: CharDevice, fh: int | None, flags: int) -> None:
+    def __init__(self, device: CharDevice, fh: int | None, flags: int, kh: int) -> None:
         self.device = device
         self.flags = flags
         self.position = 0
         self._fh = fh
         """None if the server knows nothing of open files (`CharDevice.no_open`)."""
+        self._kh = kh
+        self.wake_pollers: Callable[[], None] = _nobody
         access = flags & os.O_ACCMODE
         self._readable = access in (os.O_RDONLY, os.O_RDWR)
         self._writable = access in (os.O_WRONLY, os.O_RDWR)
@@ -271,6 +281,28 @@ class OpenFile:
             if self._released and self._takes_release():
                 yield from self._send_release()
 
+    def poll(self, caller: Caller, events: int, waiting: bool) -> Operation[int]:
+        """Ask the server what the file is ready for, out of ``events`` (POLLIN and so on).
+
+        The answer may have other bits than those; it is POLLERR if the server fails, and all of
+        DEFAULT_POLLMASK, without asking, once it has said that it has no poll.  ``waiting``: there
+        is somebody to wake, with `wake_pollers`, when that changes.
+        """
+        self._running.append(None)
+        try:
+            if self._released:
+                raise os_error(errno.EBADF)
+            if waiting and not self.device.no_poll:
+                # First, or what changes from now on could be missed.
+                self.device.connection.polled.add(self._kh, self.wake_pollers)
+            return (
+                yield from do_poll(self.device, self._fh or 0, self._kh, caller, events, waiting)
+            )
+        finally:
+            self._running.pop()
+            if self._released and self._takes_release():
+                yield from self._send_release()
+
     def release(self) -> Operation[None]:
         """Let the file go: the last descriptor of it was closed.  Again, do nothing.
 
@@ -328,10 +360,15 @@ class OpenFile:
         return True
 
     def _send_release(self) -> Operation[None]:
+        self.device.connection.polled.remove(self._kh)
         if self._fh is not None:
             # Without a caller in its header (fs/fuse/file.c, fuse_prepare_release: nocreds).
             release = fuse_release_in(fh=self._fh, flags=self.flags)
             yield Request(FUSE_RELEASE, release.pack(), force=True)
+
+
+def _nobody() -> None:
+    pass
 
 
 def _total(segments: Sequence[Segment]) -> int:

@@ -13,6 +13,8 @@ from recuse.wire.fuse import (
     fuse_interrupt_in,
     fuse_ioctl_in,
     fuse_open_in,
+    fuse_poll_in,
+    fuse_poll_out,
     fuse_read_in,
     fuse_release_in,
     fuse_write_in,
@@ -47,6 +49,7 @@ pick_release = picker(fuse_release_in, "fh").unpack_from
 pick_ioctl = picker(
     fuse_ioctl_in, "fh", "flags", "cmd", "arg", "in_size", "out_size", header="pid"
 ).unpack_from
+pick_poll = picker(fuse_poll_in, "fh", "kh", "flags", "events").unpack_from
 pick_interrupt = picker(fuse_interrupt_in, "unique").unpack_from
 
 WRITE_DATA = fuse_in_header.SIZE + fuse_write_in.SIZE
@@ -55,6 +58,8 @@ IOCTL_DATA = fuse_in_header.SIZE + fuse_ioctl_in.SIZE
 """Where the data of an IOCTL begin."""
 
 _WRITE_OUT = fuse_write_out.CODEC.pack
+_POLL_OUT = fuse_poll_out.CODEC.pack
+_EVENTS_END = 1 << 16
 
 
 def read_answer(returned: Any, size: int) -> bytes:
@@ -81,6 +86,15 @@ def write_answer(returned: Any, size: int) -> bytes:
     if not 0 <= returned <= size:
         raise Misuse(f"returned {returned}, but was given {size} bytes")
     return _WRITE_OUT(returned, 0)
+
+
+def poll_answer(returned: Any, _: None) -> bytes:
+    """Return the payload for what `File.poll` returned."""
+    if not isinstance(returned, int):
+        raise Misuse(f"returned {brief(returned)}, not events such as select.POLLIN")
+    if not 0 <= returned < _EVENTS_END:
+        raise Misuse(f"returned {returned}, which is no set of events")
+    return _POLL_OUT(returned, 0)
 
 
 def release_answer(_: Any, __: None) -> bytes:

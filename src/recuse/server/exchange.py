@@ -44,6 +44,16 @@ class Exchange:
             _pack_out_header(_OUT_HEADER_SIZE + len(payload), 0, self.unique) + payload
         )
 
+    @property
+    def send(self) -> Send:
+        """The way to the other end, for what is not an answer.
+
+        Raises RuntimeError once the request is answered.
+        """
+        if self._send is None:
+            raise RuntimeError(f"request {self.unique} is answered already")
+        return self._send
+
     def fail(self, number: int) -> bool:
         """Answer with an errno, 1 to 511; return whether the other end took it."""
         return self._answer(_pack_out_header(_OUT_HEADER_SIZE, -number, self.unique))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from recuse.server.ioctl import IoctlTable
 from recuse.server.memory import Memory
+from recuse.server.pollers import Pollers
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -38,6 +39,8 @@ class File:
 
     CUSE tells them with OPEN, READ and WRITE: after F_SETFL they are new from the next of these.
     """
+
+    _pollers: Pollers | None = None
 
     _ioctl_table: ClassVar[IoctlTable]
     """The handlers of this class, for the session."""
@@ -84,6 +87,29 @@ class File:
         Raises OSError; a File without this method answers ENOTTY, as Linux does.
         """
         raise OSError(errno.ENOTTY, "no handler")
+
+    def poll(self, events: int) -> "int | Awaitable[int]":
+        """Return what the file is ready for now: `select.POLLIN`, `select.POLLOUT` and so on.
+
+        ``events`` are those that the program looks for, POLLERR and POLLHUP always among them; more
+        may be returned.  Never waits: a program that waits for events does so in the kernel half,
+        which asks again after `wake_pollers`.
+
+        Raises OSError, which programs see as POLLERR; a File without this method answers ENOSYS,
+        and from then on all files of the device are ready for reading and writing, always, as far
+        as the kernel half is concerned.
+        """
+        raise OSError(errno.ENOSYS, "no poll")
+
+    def wake_pollers(self) -> None:
+        """Have programs that wait for events of this file ask `poll` again: something has changed.
+
+        To be called whenever `poll` would return events that it did not return before, after that
+        has become true.  From any thread, from methods and coroutines, also with a lock held that
+        `poll` takes; costs next to nothing if nobody waits, and nothing happens after `release`.
+        """
+        if self._pollers is not None:
+            self._pollers.wake()
 
     def release(self) -> "Awaitable[None] | None":
         """Be told that the last copy of the file is closed, or that the device goes away.

@@ -31,7 +31,7 @@ class Request:
 
     @property
     def operation(self) -> str:
-        """What is asked for: "open", "read", "write", "ioctl" or "release"."""
+        """What is asked for: "open", "read", "write", "ioctl", "poll" or "release"."""
         return OPERATIONS[self._exchange.opcode].name.removeprefix("FUSE_").lower()
 
     @property

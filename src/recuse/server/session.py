@@ -17,9 +17,11 @@ from recuse.server.dispatch import (
     pick_interrupt,
     pick_ioctl,
     pick_open,
+    pick_poll,
     pick_read,
     pick_release,
     pick_write,
+    poll_answer,
     read_answer,
     release_answer,
     write_answer,
@@ -27,6 +29,7 @@ from recuse.server.dispatch import (
 from recuse.server.errors import Misuse, brief
 from recuse.server.exchange import Exchange, Send
 from recuse.server.file import File
+from recuse.server.pollers import Pollers
 from recuse.server.request import OpenRequest
 from recuse.server.rounds import IoctlCall, Rounds, ioctl_answer
 from recuse.server.runner import Runner, Step
@@ -49,6 +52,8 @@ from recuse.wire.fuse import (
     FUSE_KERNEL_VERSION,
     FUSE_NOTIFY_REPLY,
     FUSE_OPEN,
+    FUSE_POLL,
+    FUSE_POLL_SCHEDULE_NOTIFY,
     FUSE_READ,
     FUSE_RELEASE,
     FUSE_WRITE,
@@ -97,6 +102,7 @@ class Session:
             FUSE_READ: self._read,
             FUSE_WRITE: self._write,
             FUSE_IOCTL: self._ioctl,
+            FUSE_POLL: self._poll,
             FUSE_RELEASE: self._release,
             FUSE_INTERRUPT: self._interrupt,
         }
@@ -107,6 +113,9 @@ class Session:
         Plain methods of the author's run here, in the calling thread, and are answered before this
         returns; ``async def`` ones later, from the thread of the event loop.  Any number of
         threads may call this at once.  What ``reply`` raises is logged.
+
+        The same way go notifications, later and from any thread of the author's: it has to be good
+        until `close`, and to raise OSError after that.
 
         Raises WireError if the message is so malformed that it cannot be answered: shorter than a
         header, or of another length than its header says.
@@ -184,6 +193,7 @@ class Session:
             raise Misuse(f"returned {brief(returned)}, not a File")
         returned.device = self.device
         returned.flags = flags
+        returned._pollers = returned._pollers or Pollers()
         handle = next(self._handles)
         self._files[handle] = returned
         if self._released:
@@ -244,6 +254,17 @@ class Session:
         else:
             call.restrict()
         self._runner.run(exchange, call.begin, ioctl_answer, call)
+
+    def _poll(self, exchange: Exchange) -> None:
+        handle, kh, flags, events = pick_poll(exchange.message)
+        file = self._files.get(handle)
+        if file is None:
+            exchange.fail(errno.EBADF)
+            return
+        if flags & FUSE_POLL_SCHEDULE_NOTIFY and file._pollers is not None:
+            # Before the file is asked: what changes after its answer must be told.
+            file._pollers.add(kh, exchange.send)
+        self._runner.run(exchange, file.poll, poll_answer, None, events)
 
     def _release(self, exchange: Exchange) -> None:
         (handle,) = pick_release(exchange.message)

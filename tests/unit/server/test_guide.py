@@ -1,13 +1,22 @@
 """docs/devices.md: its snippets run, and do what it says."""
 
 import re
+import select
 from ctypes import c_int, c_size_t, sizeof
 from pathlib import Path
 
 import pytest
 
 from recuse import IO, IOR, IOW, IOWR, ioctl
-from recuse.wire.fuse import FUSE_OPEN, FUSE_READ, fuse_open_in, fuse_read_in
+from recuse.wire.fuse import (
+    FUSE_OPEN,
+    FUSE_POLL,
+    FUSE_READ,
+    fuse_open_in,
+    fuse_poll_in,
+    fuse_poll_out,
+    fuse_read_in,
+)
 
 GUIDE = Path(__file__).parents[3] / "docs" / "devices.md"
 
@@ -17,7 +26,7 @@ def guide():
     """Return what the snippets define, one after the other, as in one module."""
     names = {"__name__": "guide"}
     snippets = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     for snippet in snippets:
         exec(compile(snippet, GUIDE.name, "exec"), names)
     return names
@@ -51,6 +60,23 @@ def test_pipe(guide, serve):
     peer.interrupt(waiting)
     with pytest.raises(Exception, match="EINTR"):
         peer.answer(waiting)
+
+
+def test_mailbox(guide, serve):
+    peer = serve(guide["Mailbox"]())
+    first, second = peer.open(), peer.open()
+
+    def ready(fh):
+        return fuse_poll_out.unpack(peer.call(FUSE_POLL, fuse_poll_in(fh=fh))).revents
+
+    assert ready(first) == select.POLLOUT
+    assert peer.fails(FUSE_READ, fuse_read_in(fh=first, size=9)) == 11
+    peer.write(second, b"letter")
+    assert ready(first) == ready(second) == select.POLLIN | select.POLLOUT
+    assert peer.read(first) == b"letter"
+    assert ready(first) == select.POLLOUT
+    peer.release(first)
+    assert len(peer.session.device.files) == 1
 
 
 def test_camera(guide, serve, program):

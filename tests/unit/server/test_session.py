@@ -23,7 +23,6 @@ from recuse.wire.fuse import (
     FUSE_IOCTL,
     FUSE_NOTIFY_REPLY,
     FUSE_OPEN,
-    FUSE_POLL,
     FUSE_READ,
     FUSE_RELEASE,
     FUSE_WRITE,
@@ -247,7 +246,7 @@ def test_release_is_called_once_and_the_handle_is_gone(serve):
     assert len(released) == 1
 
 
-@pytest.mark.parametrize("opcode", [FUSE_FLUSH, FUSE_POLL, 4097])
+@pytest.mark.parametrize("opcode", [FUSE_FLUSH, 4097])
 def test_unknown_operations(serve, opcode):
     assert serve(Echo()).fails(opcode) == errno.ENOSYS
 

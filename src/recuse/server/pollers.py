@@ -1,0 +1,40 @@
+"""Who waits for a file to become ready, as far as the server half knows."""
+
+import logging
+import threading
+
+from recuse.server.exchange import Send
+from recuse.wire.fuse import FUSE_NOTIFY_POLL, fuse_notify_poll_wakeup_out, fuse_out_header
+
+log = logging.getLogger("recuse.server")
+
+_SIZE = fuse_out_header.SIZE + fuse_notify_poll_wakeup_out.SIZE
+
+
+class Pollers:
+    """The notifications that the kernel half has asked for and not got, of one file.  Thread-safe.
+
+    Each is sent once, like that of libfuse's pollhandle: who still waits after it asks again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._scheduled: set[tuple[int, Send]] = set()
+
+    def add(self, kh: int, send: Send) -> None:
+        """Take note that ``kh`` is to be notified, through ``send``."""
+        with self._lock:
+            self._scheduled.add((kh, send))
+
+    def wake(self) -> None:
+        """Send what was asked for."""
+        with self._lock:
+            scheduled, self._scheduled = self._scheduled, set()
+        # Not under the lock: what sends may take its time, and locks of its own.
+        for kh, send in scheduled:
+            header = fuse_out_header(len=_SIZE, error=FUSE_NOTIFY_POLL, unique=0)
+            try:
+                send(header.pack() + fuse_notify_poll_wakeup_out(kh=kh).pack())
+            except OSError as error:
+                # The connection has ended, so nobody waits any more.
+                log.debug("a notification was not taken: %s", error)
