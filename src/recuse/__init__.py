@@ -12,6 +12,7 @@ from recuse.server.ioctl import ioctl
 from recuse.server.memory import Memory
 from recuse.server.request import OpenRequest, Request, current_request
 from recuse.server.session import Session
+from recuse.server.sysfs import Link
 from recuse.wire.ioctl import IO, IOR, IOW, IOWR
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "IOWR",
     "Device",
     "File",
+    "Link",
     "Memory",
     "OpenRequest",
     "Request",

@@ -208,6 +208,8 @@ class DevCuse:
         device = self.device
         if device.seekable:
             yield f"{self.node}: positions are ignored: reads and writes have offset 0, as in CUSE"
+        if device.sysfs or device.subsystem != "class/cuse":
+            yield f"{self.node}: what it declares for /sys is not there: it is in class/cuse only"
         try:
             found = os.stat(self.node)
         except OSError:

@@ -4,23 +4,27 @@ import errno
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from recuse.kernel.connection import Connection, os_error
 from recuse.kernel.devices import CharDevice, DeviceTable, check_name
 from recuse.kernel.request import Reply, Request
+from recuse.kernel.sysfs import Declaration, is_path, is_subsystem
 from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_INIT_INFO_MAX,
     CUSE_UNRESTRICTED_IOCTL,
     RECUSE_NODE_INFO,
     RECUSE_SEEKABLE,
+    RECUSE_SYSFS,
     cuse_init_in,
     cuse_init_out,
 )
 from recuse.wire.fuse import FUSE_KERNEL_MINOR_VERSION, FUSE_KERNEL_VERSION
 
 log = logging.getLogger("recuse.kernel")
+
+_SYSFS_KEYS = frozenset({b"SUBSYSTEM", b"ATTRIBUTE", b"LINK"})
 
 MINOR_MIN = 11
 """The oldest 7.x that has CUSE."""
@@ -37,6 +41,9 @@ class DeviceInfo:
     mode: int = 0o600
     uid: int | None = None
     gid: int | None = None
+    subsystem: str = "class/cuse"
+    attributes: list[str] = field(default_factory=list)
+    links: dict[str, str] = field(default_factory=dict)
 
 
 class CuseChannel:
@@ -54,7 +61,7 @@ class CuseChannel:
         offer = cuse_init_in(
             major=FUSE_KERNEL_VERSION,
             minor=FUSE_KERNEL_MINOR_VERSION,
-            flags=CUSE_UNRESTRICTED_IOCTL | RECUSE_SEEKABLE | RECUSE_NODE_INFO,
+            flags=CUSE_UNRESTRICTED_IOCTL | RECUSE_SEEKABLE | RECUSE_NODE_INFO | RECUSE_SYSFS,
         )
         init = Request(
             CUSE_INIT,
@@ -92,7 +99,9 @@ class CuseChannel:
             log.error("CUSE: the server speaks version %d.%d", init.major, init.minor)
             raise os_error(errno.EPROTO)
         info = parse_info(
-            bytes(reply.payload[cuse_init_out.SIZE :]), bool(init.flags & RECUSE_NODE_INFO)
+            bytes(reply.payload[cuse_init_out.SIZE :]),
+            bool(init.flags & RECUSE_NODE_INFO),
+            bool(init.flags & RECUSE_SYSFS),
         )
         device = self._table.register(
             info.name,
@@ -106,6 +115,7 @@ class CuseChannel:
             unrestricted=bool(init.flags & CUSE_UNRESTRICTED_IOCTL),
             max_read=init.max_read,
             max_write=init.max_write,
+            sysfs=Declaration(info.subsystem, tuple(info.attributes), info.links),
         )
         self.device = device
         minor = min(init.minor, FUSE_KERNEL_MINOR_VERSION)
@@ -117,14 +127,16 @@ class CuseChannel:
             self._table.remove(self.device)
 
 
-def parse_info(info: bytes, node_info: bool) -> DeviceInfo:
+def parse_info(info: bytes, node_info: bool, sysfs: bool = False) -> DeviceInfo:
     """Parse the NUL-terminated KEY=VALUE strings of an INIT reply.
 
     DEVNAME is the only one that is needed; with ``node_info`` (RECUSE_NODE_INFO) DEVMODE (octal
-    permission bits), DEVUID and DEVGID are known too.  Others are warned about in the log.
+    permission bits), DEVUID and DEVGID are known too, and with ``sysfs`` (RECUSE_SYSFS) SUBSYSTEM,
+    ATTRIBUTE (a path; any number of them) and LINK (a path and a target).  Others are warned about
+    in the log.
 
     Raises OSError(EINVAL) if the last NUL is missing, a key is empty, DEVNAME is missing or no
-    name for a device, or a number is none.
+    name for a device, a number is none, or a path is none.
     """
     # fs/fuse/cuse.c, cuse_parse_one and cuse_parse_devinfo.
     if info and not info.endswith(b"\0"):
@@ -144,6 +156,8 @@ def parse_info(info: bytes, node_info: bool) -> DeviceInfo:
             device.uid = _number(key, value, 10, 0xFFFFFFFE)
         elif node_info and key == b"DEVGID":
             device.gid = _number(key, value, 10, 0xFFFFFFFE)
+        elif sysfs and key in _SYSFS_KEYS:
+            _declare(device, key, os.fsdecode(value))
         else:
             log.warning("CUSE: unknown device info %r", os.fsdecode(key))
     try:
@@ -152,6 +166,20 @@ def parse_info(info: bytes, node_info: bool) -> DeviceInfo:
         log.error("CUSE: %r is no DEVNAME", device.name)
         raise
     return device
+
+
+def _declare(device: DeviceInfo, key: bytes, value: str) -> None:
+    """Take note of one of the strings about /sys."""
+    path, _, target = value.partition(" ")
+    if key == b"SUBSYSTEM" and is_subsystem(value):
+        device.subsystem = value
+    elif key == b"ATTRIBUTE" and is_path(value):
+        device.attributes.append(value)
+    elif key == b"LINK" and is_path(path) and target:
+        device.links[path] = target
+    else:
+        log.error("CUSE: %s=%s cannot be had in /sys", key.decode(), value)
+        raise os_error(errno.EINVAL)
 
 
 def _number(key: bytes, value: bytes, base: int, most: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from recuse.kernel.connection import Connection, Tap, os_error
+from recuse.kernel.sysfs import Declaration
 
 MAJOR_MAX = 511
 MINOR_MAX = (1 << 20) - 1
@@ -43,6 +44,8 @@ class CharDevice:
     unrestricted: bool = False
     max_read: int = TRANSFER_MIN
     max_write: int = TRANSFER_MIN
+    sysfs: Declaration = field(default_factory=Declaration)
+    """What it has in /sys besides CUSE's own."""
     no_open: bool = False
     """The server has answered OPEN with ENOSYS: it gets neither OPEN nor RELEASE."""
     no_poll: bool = False
@@ -85,6 +88,7 @@ class DeviceTable:
         unrestricted: bool = False,
         max_read: int = TRANSFER_MIN,
         max_write: int = TRANSFER_MIN,
+        sysfs: Declaration | None = None,
     ) -> CharDevice:
         """Add a device; major 0 asks for a free one.
 
@@ -113,6 +117,7 @@ class DeviceTable:
                 unrestricted=unrestricted,
                 max_read=max(max_read, TRANSFER_MIN),
                 max_write=max(max_write, TRANSFER_MIN),
+                sysfs=sysfs or Declaration(),
             )
             self._by_name[name] = self._by_number[major, minor] = device
         if connection.tap is not None:

@@ -2,10 +2,12 @@
 
 import errno
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 
 from recuse.server.file import File
 from recuse.server.request import OpenRequest
+from recuse.server.sysfs import Value, info_strings, wrong_subsystem, wrong_sysfs
+from recuse.wire.cuse import CUSE_INIT_INFO_MAX, RECUSE_NODE_INFO, RECUSE_SYSFS
 
 NAME_MAX_BYTES = 64
 """Longest device name, in bytes of UTF-8; there is no such limit in fs/fuse/cuse.c, 6.1."""
@@ -72,6 +74,23 @@ class Device:
     Without, an ioctl moves what its command's number says (_IOR, _IOW, _IOWR) and nothing else.
     """
 
+    subsystem: str = "class/cuse"
+    """The class or bus below /sys that programs look for it in: "class/i2c-dev", "bus/gpio".
+
+    ``/sys/dev/char/MAJOR:MINOR`` leads to its directory there; the one in CUSE's class is there as
+    well.  Linux's CUSE has that one only.
+    """
+
+    sysfs: Mapping[str, Value] = {}
+    """Files in the device's directory below /sys: by name or path in it, what is to be read there.
+
+    The content is str or bytes of 4096 bytes at the most, exactly as it is to be read (with the
+    newline at its end), or a function that is called with the device when a program reads the
+    file, and returns that; it may be ``async def``.  A `Link` is a symbolic link.  A path that
+    begins with /sys/ or /proc/ is another file's.  What is there for every device (dev, uevent and
+    so on) may be replaced.  Linux's CUSE has none of it.
+    """
+
     def __init__(
         self,
         *,
@@ -85,6 +104,8 @@ class Device:
         max_write: int | None = None,
         seekable: bool | None = None,
         unrestricted: bool | None = None,
+        subsystem: str | None = None,
+        sysfs: Mapping[str, Value] | None = None,
     ) -> None:
         """Make a device; each argument overrides the class attribute of its name.
 
@@ -101,6 +122,8 @@ class Device:
             ("max_write", max_write),
             ("seekable", seekable),
             ("unrestricted", unrestricted),
+            ("subsystem", subsystem),
+            ("sysfs", sysfs),
         ):
             if value is not None:
                 setattr(self, attribute, value)
@@ -140,8 +163,26 @@ def check_device(device: Device) -> None:
     """
     if type(device).open is Device.open:
         raise TypeError(f"{type(device).__name__} has no open method")
-    for attribute in ("name", *_RANGES):
+    for attribute in ("name", *_RANGES, "subsystem", "sysfs"):
         _check_attribute(device, attribute)
+    info = device_info(device, 0xFFFFFFFF)
+    if len(info) > CUSE_INIT_INFO_MAX:
+        raise ValueError(
+            f"{type(device).__name__}.sysfs has too many paths: they are {len(info)} bytes, "
+            f"with {CUSE_INIT_INFO_MAX} at most"
+        )
+
+
+def device_info(device: Device, flags: int) -> bytes:
+    """The strings that describe a device in the answer to CUSE_INIT, for its flags."""
+    info = [("DEVNAME", device.name)]
+    if flags & RECUSE_NODE_INFO:
+        info.append(("DEVMODE", f"{device.mode:04o}"))
+        info += [("DEVUID", str(device.uid))] if device.uid is not None else []
+        info += [("DEVGID", str(device.gid))] if device.gid is not None else []
+    if flags & RECUSE_SYSFS:
+        info += info_strings(device.subsystem, device.sysfs)
+    return b"".join(os.fsencode(f"{key}={value}\0") for key, value in info)
 
 
 def _check_attribute(device: Device, attribute: str) -> None:
@@ -149,6 +190,10 @@ def _check_attribute(device: Device, attribute: str) -> None:
     wrong = None
     if attribute == "name":
         wrong = _wrong_name(value)
+    elif attribute == "subsystem":
+        wrong = wrong_subsystem(value)
+    elif attribute == "sysfs":
+        wrong = wrong_sysfs(value)
     elif attribute in _RANGES:
         least, most = _RANGES[attribute]
         unset = value is None and attribute in ("uid", "gid")

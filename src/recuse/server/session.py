@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from recuse.server.device import Device, check_device
+from recuse.server.device import Device, check_device, device_info
 from recuse.server.dispatch import (
     IOCTL_DATA,
     WRITE_DATA,
@@ -33,11 +33,14 @@ from recuse.server.pollers import Pollers
 from recuse.server.request import OpenRequest
 from recuse.server.rounds import IoctlCall, Rounds, ioctl_answer
 from recuse.server.runner import Runner, Step
+from recuse.server.sysfs import Link, encoded, show_answer
 from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_UNRESTRICTED_IOCTL,
     RECUSE_NODE_INFO,
     RECUSE_SEEKABLE,
+    RECUSE_SHOW,
+    RECUSE_SYSFS,
     cuse_init_in,
     cuse_init_out,
 )
@@ -105,6 +108,7 @@ class Session:
             FUSE_POLL: self._poll,
             FUSE_RELEASE: self._release,
             FUSE_INTERRUPT: self._interrupt,
+            RECUSE_SHOW: self._show,
         }
 
     def handle(self, message: bytes, reply: Send) -> None:
@@ -275,6 +279,16 @@ class Session:
         self._rounds.forget(handle)
         self._runner.run(exchange, file.release, release_answer, None)
 
+    def _show(self, exchange: Exchange) -> None:
+        path = os.fsdecode(exchange.message[_HEADER_SIZE:].rstrip(b"\0"))
+        value = self.device.sysfs.get(path)
+        if value is None or isinstance(value, Link):
+            exchange.fail(errno.ENOENT)
+        elif isinstance(value, str | bytes):
+            exchange.reply(encoded(value))
+        else:
+            self._runner.run(exchange, value, show_answer, None, self.device)
+
     def _interrupt(self, exchange: Exchange) -> None:
         (unique,) = pick_interrupt(exchange.message)
         if not self._runner.interrupt(unique):
@@ -284,19 +298,12 @@ class Session:
 
 
 def _init_answer(device: Device, minor: int, offered: int) -> bytes:
-    flags = RECUSE_NODE_INFO
+    flags = RECUSE_NODE_INFO | RECUSE_SYSFS
     if device.unrestricted:
         flags |= CUSE_UNRESTRICTED_IOCTL
     if device.seekable:
         flags |= RECUSE_SEEKABLE
     flags &= offered
-    info = {"DEVNAME": device.name}
-    if flags & RECUSE_NODE_INFO:
-        info["DEVMODE"] = f"{device.mode:04o}"
-        if device.uid is not None:
-            info["DEVUID"] = str(device.uid)
-        if device.gid is not None:
-            info["DEVGID"] = str(device.gid)
     answer = cuse_init_out(
         major=FUSE_KERNEL_VERSION,
         minor=minor,
@@ -306,4 +313,4 @@ def _init_answer(device: Device, minor: int, offered: int) -> bytes:
         dev_major=device.major,
         dev_minor=device.minor,
     )
-    return answer.pack() + b"".join(os.fsencode(f"{key}={value}\0") for key, value in info.items())
+    return answer.pack() + device_info(device, flags)

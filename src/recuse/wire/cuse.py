@@ -20,6 +20,12 @@ RECUSE_SEEKABLE = 1 << 16
 """The device has positions: READ and WRITE carry the real offset, and lseek counts."""
 RECUSE_NODE_INFO = 1 << 17
 """DEVMODE, DEVUID and DEVGID among the info strings say how the device's node looks."""
+RECUSE_SYSFS = 1 << 19
+"""SUBSYSTEM, ATTRIBUTE and LINK among the info strings say what the device has in /sys besides
+CUSE's own, and the server answers RECUSE_SHOW."""
+
+RECUSE_SHOW = 4356
+"""Asks what is in a declared attribute: its path with a NUL; the answer is a page at the most."""
 
 
 @structure

@@ -145,6 +145,7 @@ _ROWS = (
     Operation(fuse.FUSE_COPY_FILE_RANGE_64, "FUSE_COPY_FILE_RANGE_64", 45,
         fs.fuse_copy_file_range_in, NONE, fs.fuse_copy_file_range_out),
     Operation(cuse.CUSE_INIT, "CUSE_INIT", 11, cuse.cuse_init_in, BYTES, cuse.cuse_init_out, BYTES),
+    Operation(cuse.RECUSE_SHOW, "RECUSE_SHOW", 11, None, NAME, None, BYTES),
     Operation(cuse.CUSE_INIT_BSWAP_RESERVED, "CUSE_INIT_BSWAP_RESERVED", 11, None, BYTES, None,
         BYTES),
     Operation(fuse.FUSE_INIT_BSWAP_RESERVED, "FUSE_INIT_BSWAP_RESERVED", 1, None, BYTES, None,

@@ -19,6 +19,7 @@ from recuse.wire.cuse import (
     CUSE_UNRESTRICTED_IOCTL,
     RECUSE_NODE_INFO,
     RECUSE_SEEKABLE,
+    RECUSE_SYSFS,
     cuse_init_in,
 )
 from recuse.wire.fuse import FUSE_OPEN, fuse_in_header, fuse_open_out
@@ -53,7 +54,7 @@ def test_opening_the_channel_sends_init() -> None:
     (raw,) = drain(channel.connection)
     message = Message(raw)
     assert message.header == fuse_in_header(len=56, opcode=CUSE_INIT, unique=2)
-    flags = CUSE_UNRESTRICTED_IOCTL | RECUSE_SEEKABLE | RECUSE_NODE_INFO
+    flags = CUSE_UNRESTRICTED_IOCTL | RECUSE_SEEKABLE | RECUSE_NODE_INFO | RECUSE_SYSFS
     assert message.body == cuse_init_in(major=7, minor=45, flags=flags)
     assert channel.device is None
 

@@ -60,6 +60,7 @@ DESCRIBED = """
 52 FUSE_STATX fuse_statx_in -> fuse_statx_out
 53 FUSE_COPY_FILE_RANGE_64 fuse_copy_file_range_in -> fuse_copy_file_range_out
 4096 CUSE_INIT cuse_init_in * -> cuse_init_out *
+4356 RECUSE_SHOW s -> *
 1048576 CUSE_INIT_BSWAP_RESERVED * -> *
 436207616 FUSE_INIT_BSWAP_RESERVED * -> *
 """
@@ -98,7 +99,7 @@ def test_every_operation_of_the_protocol_is_there() -> None:
 
 @every_operation
 def test_names_are_those_of_the_constants(operation: Operation) -> None:
-    module = cuse if operation.name.startswith("CUSE") else fuse
+    module = cuse if operation.name.startswith(("CUSE", "RECUSE")) else fuse
     assert getattr(module, operation.name) == operation.opcode
     assert OPERATIONS[operation.opcode] is operation
 
