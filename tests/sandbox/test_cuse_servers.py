@@ -10,7 +10,6 @@ import pytest
 
 from recuse import Sandbox
 
-EXAMPLES = "/usr/share/doc/libfuse3-dev/examples"
 PATIENCE_S = 60
 
 # A server without any library. `ready` is printed when the reply to CUSE_INIT has been taken.
@@ -223,34 +222,36 @@ def test_names_are_taken_once(server):
     assert output == "103 ENODEV\nTrue\n"
 
 
-@pytest.fixture(scope="module")
-def libfuse(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["libfuse3-dev", "libfuse-dev"])
+def libfuse(request, needs, tmp_path_factory) -> Path:
     """Libfuse's own example of a CUSE server and its client, compiled from their package."""
-    directory = tmp_path_factory.mktemp("libfuse")
-    flags = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "fuse3"], capture_output=True, text=True, check=False
-    ).stdout.split()
-    for name in ("cuse", "cuse_client"):
-        source = f"{EXAMPLES}/{name}.c"
-        subprocess.run(
-            ["gcc", "-w", f"-I{EXAMPLES}", source, "-o", directory / name, *flags], check=False
-        )
+    examples = f"/usr/share/doc/{request.param}/examples"
+    library, server, client = {
+        "libfuse3-dev": ("fuse3", "cuse", "cuse_client"),
+        "libfuse-dev": ("fuse", "cusexmp", "fioclient"),  # version 2.9
+    }[request.param]
+    gcc = needs("gcc", "gcc")
+    needs(f"{examples}/{server}.c", request.param)
+    directory = tmp_path_factory.mktemp(library)
+    find = [needs("pkg-config", "pkg-config"), "--cflags", "--libs", library]
+    flags = subprocess.run(find, capture_output=True, text=True, check=True).stdout.split()
+    for name, source in (("server", server), ("client", client)):
+        argv = [gcc, "-w", f"-I{examples}", f"{examples}/{source}.c", "-o", directory / name]
+        subprocess.run([*argv, *flags], check=True)
     return directory
 
 
 @pytest.mark.parametrize("options", ["-f -s", "-f", "-s", ""])
-def test_libfuses_server_and_client(machine, needs, libfuse, options):
-    needs("gcc", "gcc")
-    needs(f"{EXAMPLES}/cuse.c", "libfuse3-dev")
+def test_libfuses_server_and_client(machine, libfuse, options):
     script = f"""
 cd {libfuse}
-cp cuse served$$
+cp server served$$
 ./served$$ --name=example {options} {"&" if "-f" in options else ""}
 while ! test -c /dev/example; do :; done
-./cuse_client /dev/example s
-printf 'hello world' | ./cuse_client /dev/example w 11
-./cuse_client /dev/example r 5 6
-./cuse_client /dev/example s 5
+./client /dev/example s
+printf 'hello world' | ./client /dev/example w 11
+./client /dev/example r 5 6
+./client /dev/example s 5
 printf HE > /dev/example
 head -c 5 /dev/example; echo
 dd if=/dev/example bs=3 count=1 status=none; echo
