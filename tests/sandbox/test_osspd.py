@@ -41,6 +41,7 @@ SCENE = """
 while ! { test -c /dev/dsp && test -c /dev/adsp && test -c /dev/mixer; }; do :; done
 stat -c '%n %t:%T' /dev/adsp /dev/dsp /dev/mixer
 "$2" -q
+"$2" -w 40 -i 30 -q
 kill $!
 wait $!
 ls /dev/dsp /dev/mixer 2>&1 | grep -c 'No such file'
@@ -60,7 +61,7 @@ def test_three_devices_of_one_server_and_a_mixer(needs):
         )
     lines = done.stdout.splitlines()
     assert lines[:3] == ["/dev/adsp e:c", "/dev/dsp e:3", "/dev/mixer e:0"]
-    assert "pcm 100, 100" in lines
+    assert lines[3:7] == ["pcm 100, 100", "igain 100, 100, R", "pcm 40, 40", "igain 30, 30, R"]
     assert lines[-1] == "2"
 
 
