@@ -3,6 +3,7 @@
 import errno
 import os
 import queue
+import re
 import signal
 import stat
 import subprocess
@@ -199,6 +200,26 @@ def test_signals(start: Start, number: signal.Signals) -> None:
     assert server.end(number) == (-9 if number == signal.SIGKILL else 0), server.errors()
     assert not os.path.exists("/dev/echo")
     assert names() == set()
+
+
+def test_a_trace_of_the_kernels_requests(start: Start) -> None:
+    server = start("--trace", "examples/echo.py")
+    server.ready("/dev/echo")
+    subprocess.run(["sh", "-c", "echo hi >/dev/echo"], check=True, timeout=WAIT_S)
+    number = os.stat("/dev/echo").st_rdev
+    assert server.end() == 0
+    trace = [line for line in server.errors().splitlines() if not line.startswith("recuse: ")]
+    patterns = [
+        r" echo \S+ CUSE_INIT\(major=7, minor=\d+, flags=CUSE_UNRESTRICTED_IOCTL\) = major=7, .*",
+        rf" echo -- device added, {os.major(number)}:{os.minor(number)}",
+        r" echo sh\[\d+\] OPEN\(flags=O_WRONLY\S*\) = fh=1 <.*>",
+        r' echo sh\[\d+\] WRITE\(fh=1, .*size=3, .*"hi\\n"\) = 3 <.*>',
+        r" echo - RELEASE\(fh=1, .*\) = 0 <.*>",
+        r" echo -- device removed",
+    ]
+    assert len(trace) == len(patterns), trace
+    for line, pattern in zip(trace, patterns, strict=True):
+        assert re.fullmatch(r" *\d+\.\d{6}" + pattern, line), line
 
 
 def test_it_says_what_is_not_as_the_device_says(start: Start) -> None:

@@ -12,15 +12,14 @@ import logging
 import os
 import queue
 import select
-import signal
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
+from recuse.channel.signals import EndingSignals
+from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
 from recuse.kernel.connection import os_error
 from recuse.server.device import Device
@@ -146,12 +145,13 @@ class DevCuse:
         device: Device,
         path: str = DEV_CUSE,
         ended: Callable[["DevCuse"], object] = lambda _: None,
+        tap: ServerTap | None = None,
     ) -> None:
         """Prepare; nothing is opened before `start`.
 
         ``ended`` is called, in any thread and perhaps more than once, when the connection has
         ended: after `close`, or because an administrator has written to
-        /sys/class/cuse/NAME/abort.  The device is there until `close` even then.
+        /sys/class/cuse/NAME/abort.  The device is there until `close` even then.  ``tap`` traces.
 
         Raises ValueError or TypeError if the device is not well described (see `Device`).
         """
@@ -162,6 +162,9 @@ class DevCuse:
         self._size = HEADROOM + max(device.max_write, MOST_DATA)
         self._channel: Channel | None = None
         self._early: bytes | None = None
+        self._tap = tap
+        self._tapped: Tapped | None = None
+        self._send: Callable[[bytes], object] = lambda _: None
         self._workers = Workers(self._receive, self._handle, name=f"recuse {device.name}")
 
     @property
@@ -178,6 +181,10 @@ class DevCuse:
             self._channel = Channel(self._path)
         except OSError as error:
             raise KernelError(_why_not_opened(self._path, error)) from error
+        self._send = self._channel.write
+        if self._tap is not None:
+            self._tapped = Tapped(self._tap, self._send)
+            self._send = self._tapped.send
         if os.path.lexists(self.node):
             # Linux looks for the name among CUSE's devices only: a device called "null" would be
             # made, and have no node (fs/fuse/cuse.c, cuse_process_init_reply; 6.1).
@@ -186,6 +193,8 @@ class DevCuse:
             self._shake_hands(self._channel)
         except OSError as error:
             raise KernelError(self._why_refused(error)) from error
+        if self._tap is not None:
+            self._tap.added(self.device.name, *self._number())
         self._workers.start()
         self._wait_for_node()
 
@@ -202,6 +211,9 @@ class DevCuse:
         if self._channel is not None:
             self._channel.close()
         self._session.close()
+        tap = self._tapped.take_off() if self._tapped is not None else None
+        if tap is not None:
+            tap.removed()
 
     def limits(self) -> Iterator[str]:
         """What Linux's CUSE does not do for this device, once it is there: a line for each."""
@@ -213,7 +225,8 @@ class DevCuse:
         try:
             found = os.stat(self.node)
         except OSError:
-            number = self._number().replace(":", " ")
+            major, minor = self._number()
+            number = f"{major} {minor}" if major else "MAJOR MINOR"
             yield f"{self.node}: nobody has made the node; as root: mknod {self.node} c {number}"
             return
         wanted = {"mode": device.mode, "uid": device.uid, "gid": device.gid}
@@ -250,19 +263,22 @@ class DevCuse:
 
     def _handle(self, message: bytes) -> None:
         assert self._channel is not None
-        self._session.handle(message, self._channel.write)
+        if self._tapped is not None:
+            self._tapped.request(message)
+        self._session.handle(message, self._send)
 
     def _wait_for_node(self) -> None:
         end = time.monotonic() + NODE_WAIT_S
         while not os.path.exists(self.node) and time.monotonic() < end:
             time.sleep(_NODE_TICK_S)
 
-    def _number(self) -> str:
-        """The device's number as sysfs has it, "254:0"."""
+    def _number(self) -> tuple[int, int]:
+        """The device's major and minor number as sysfs has them; 0, 0 if it is not there."""
         try:
-            return Path(self._sysfs, "dev").read_text().strip()
-        except OSError:
-            return "MAJOR:MINOR"
+            major, _, minor = Path(self._sysfs, "dev").read_text().partition(":")
+            return int(major), int(minor)
+        except (OSError, ValueError):
+            return 0, 0
 
     @property
     def _sysfs(self) -> str:
@@ -283,26 +299,34 @@ def serve_kernel(
     devices: Sequence[Device],
     ready: Callable[[str], object],
     note: Callable[[str], object] = log.warning,
+    *,
+    signals: EndingSignals,
+    tap: Callable[[], ServerTap] | None = None,
 ) -> None:
-    """Serve devices on the real kernel until SIGINT, SIGTERM or SIGHUP; for the main thread.
+    """Serve devices on the real kernel until a signal to end; for the main thread.
 
-    A second signal does what it would have done without this.  Also returns when the kernel has
-    ended all connections.  The devices are gone by then.
+    Also returns when the kernel has ended all connections.  The devices are gone by then.
 
     Args:
         devices: with different names.
         ready: called with a device's path once it is there, in the calling thread.
         note: called with a line on each thing that Linux's CUSE does not do, before that.
+        signals: waits for them.
+        tap: makes what traces a device's connection.
 
     Raises:
         KernelError: one of them cannot be served; then none is.
     """
-    happened: queue.SimpleQueue[DevCuse | None] = queue.SimpleQueue()
+    happened: queue.SimpleQueue[DevCuse] = queue.SimpleQueue()
+
+    def ended(served: DevCuse) -> None:
+        happened.put(served)
+        signals.wake()
+
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_told_of_signals(happened))
         serving: set[DevCuse] = set()
         for device in devices:
-            served = DevCuse(device, ended=happened.put)
+            served = DevCuse(device, ended=ended, tap=None if tap is None else tap())
             stack.callback(served.close)
             served.start()
             if not serving:
@@ -311,38 +335,13 @@ def serve_kernel(
                 note(limit)
             serving.add(served)
             ready(served.node)
-        while serving:
-            ended = happened.get()
-            if ended is None:
-                return
-            if ended in serving:
-                serving.remove(ended)
-                log.warning("%s: the kernel has ended the connection", ended.node)
-                ended.close()
-
-
-@contextlib.contextmanager
-def _told_of_signals(happened: "queue.SimpleQueue[Any]") -> Iterator[None]:
-    """Put None into the queue when a signal says that it is time to end."""
-    previous: dict[int, Any] = {}
-
-    def restore() -> None:
-        while previous:
-            signal.signal(*previous.popitem())
-
-    def handler(_number: int, _frame: FrameType | None) -> None:
-        # Only once: what takes too long to end can be ended by another one.
-        restore()
-        happened.put(None)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # nohup, and shells for commands in the background, have some ignored.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            previous[number] = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        restore()
+        while serving and not signals.wait():
+            while not happened.empty():
+                served = happened.get()
+                if served in serving:
+                    serving.remove(served)
+                    log.warning("%s: the kernel has ended the connection", served.node)
+                    served.close()
 
 
 def _why_not_opened(path: str, error: OSError) -> str:

@@ -15,7 +15,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from recuse.channel.packets import Packets, is_trusted, open_socket, peer_uid
+from recuse.channel.packets import Packets, is_trusted, open_socket, peer_pid, peer_uid
+from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
 from recuse.server.device import Device, check_device
 from recuse.server.loop import Tasks
@@ -32,10 +33,12 @@ _log = logging.getLogger("recuse.channel")
 class DeviceServer:
     """Serves a device at a socket, from the constructor until `close`."""
 
-    def __init__(self, device: Device, path: str) -> None:
+    def __init__(
+        self, device: Device, path: str, tap: Callable[[], ServerTap] | None = None
+    ) -> None:
         """Listen at ``path``, with mode 0600, and serve whoever connects.
 
-        The socket of a server that has ended is replaced.
+        The socket of a server that has ended is replaced.  ``tap`` makes what traces a connection.
 
         Raises ValueError or TypeError if the device is not well described (see `Device`), OSError:
         EADDRINUSE if a server is there, EEXIST if something else is, ENAMETOOLONG for a path that
@@ -48,6 +51,7 @@ class DeviceServer:
         self._inode = _inode(path)
         # asyncio's locks and queues belong to one event loop: it lasts as long as the device.
         self._loop = Tasks()
+        self._tap = tap
         self._lock = threading.Lock()
         self._clients: set[_Client] = set()
         self._closing = threading.Event()
@@ -95,18 +99,20 @@ class DeviceServer:
                 sock.close()
                 continue
             try:
-                self._serve(Packets(sock))
+                self._serve(Packets(sock), peer_pid(sock))
             except Exception:
                 _log.exception("%s: a connection cannot be served", self.path)
                 sock.close()
 
-    def _serve(self, packets: Packets) -> None:
+    def _serve(self, packets: Packets, pid: int) -> None:
         client = _Client(self.device, packets, self._forget)
         with self._lock:
             if self._closing.is_set():
                 packets.close()
                 return
             self._clients.add(client)
+        if self._tap is not None:
+            client.trace(self._tap(), pid)
         client.start()
 
     def _forget(self, client: _Client) -> None:
@@ -118,11 +124,20 @@ class _Client:
     """One connection: a sandbox."""
 
     def __init__(self, device: Device, packets: Packets, forget: Callable[[_Client], None]) -> None:
+        self._device = device
         self._packets = packets
         self._session = Session(device, shared=True)
         self._workers = Workers(self._receive, self._handle, name=f"recuse-{device.name}")
         self._forget = forget
         self._ending = threading.Lock()
+        self._tapped: Tapped | None = None
+        self._send: Callable[[bytes], object] = packets.send
+
+    def trace(self, tap: ServerTap, pid: int) -> None:
+        """Have what passes noted; ``pid`` is who joined.  Before `start`."""
+        self._tapped = Tapped(tap, self._packets.send)
+        self._send = self._tapped.send
+        tap.joined(self._device.name, pid)
 
     def start(self) -> None:
         """Serve in threads of its own until the connection ends."""
@@ -144,11 +159,13 @@ class _Client:
         message = self._packets.receive()
         if message is None:
             self._end()
+        elif self._tapped is not None:
+            self._tapped.request(message)
         return message
 
     def _handle(self, message: bytes) -> None:
         try:
-            self._session.handle(message, self._packets.send)
+            self._session.handle(message, self._send)
         except WireError as error:
             _log.warning("the other end of a socket sent %s: the connection is ended", error)
             self._packets.shutdown()
@@ -158,6 +175,9 @@ class _Client:
         with self._ending:
             self._session.close()
             self._packets.close()
+            tap = self._tapped.take_off() if self._tapped is not None else None
+            if tap is not None:
+                tap.left()
         self._forget(self)
 
 

@@ -61,6 +61,12 @@ def peer_uid(sock: socket.socket) -> int:
     return int.from_bytes(credentials[4:8], sys.byteorder)
 
 
+def peer_pid(sock: socket.socket) -> int:
+    """Return the id of that process, 0 if it has none here."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _SO_PEERCRED_SIZE)
+    return int.from_bytes(credentials[:4], sys.byteorder)
+
+
 def is_trusted(uid: int) -> bool:
     """Whether a user may be at the other end: ourselves, and root, who may do anything anyway."""
     return uid in {0, os.geteuid()}

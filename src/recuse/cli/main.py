@@ -35,7 +35,7 @@ def cli(context: click.Context) -> None:
         context.exit(2)
 
 
-class _RunCommand(click.Command):
+class _TracingCommand(click.Command):
     """Takes `--trace` without a value too, which click would take from what comes next."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -47,15 +47,30 @@ class _RunCommand(click.Command):
             for name in option.opts
         } - {"--trace"}
         position = 0
-        while position < len(args) and args[position].startswith("-") and args[position] != "--":
+        while position < len(args) and args[position] != "--":
+            if not args[position].startswith("-") and not ctx.allow_interspersed_args:
+                break
             if args[position] == "--trace":
                 args[position] = "--trace=-"
             position += 2 if args[position] in with_value else 1
         return super().parse_args(ctx, args)
 
 
+_trace_option = click.option(
+    "--trace",
+    metavar="[=FILE]",
+    help="Print each request and its answer, on stderr or appended to FILE.",
+)
+_trace_format_option = click.option(
+    "--trace-format",
+    type=click.Choice(["text", "jsonl"]),
+    default="text",
+    help="Print them for people (text) or as a JSON object each (jsonl).",
+)
+
+
 @cli.command(
-    cls=_RunCommand,
+    cls=_TracingCommand,
     context_settings={"allow_interspersed_args": False},
     short_help="Run a program.",
 )
@@ -67,17 +82,8 @@ class _RunCommand(click.Command):
     multiple=True,
     help="A device that the program shall find under /dev; may be given several times.",
 )
-@click.option(
-    "--trace",
-    metavar="[=FILE]",
-    help="Print each request and its answer, on stderr or appended to FILE.",
-)
-@click.option(
-    "--trace-format",
-    type=click.Choice(["text", "jsonl"]),
-    default="text",
-    help="Print them for people (text) or as a JSON object each (jsonl).",
-)
+@_trace_option
+@_trace_format_option
 @click.argument("argv", metavar="[--] PROGRAM [ARG]...", nargs=-1, type=click.UNPROCESSED)
 def run(specs: tuple[str, ...], trace: str | None, trace_format: str, argv: tuple[str, ...]) -> int:
     """Run PROGRAM, and all that it starts, with devices written in Python.
@@ -100,7 +106,7 @@ def run(specs: tuple[str, ...], trace: str | None, trace_format: str, argv: tupl
 
 @cli.group(short_help="Read traces.")
 def trace() -> None:
-    """Read what `recuse run --trace=FILE --trace-format jsonl` has written."""
+    """Read what --trace=FILE --trace-format jsonl has written."""
 
 
 @trace.command(short_help="Count what a trace has.")
@@ -121,13 +127,17 @@ def summary(file: BinaryIO) -> int:
     return 0
 
 
-@cli.command(short_help="Serve devices to other processes.")
+@cli.command(cls=_TracingCommand, short_help="Serve devices to other processes.")
 @click.option(
     "--listen", metavar="PATH", help="Where the socket shall be, instead of the usual place."
 )
 @click.option("--kernel", is_flag=True, help="Serve on Linux's own /dev/cuse, for all programs.")
+@_trace_option
+@_trace_format_option
 @click.argument("specs", metavar="SPEC...", nargs=-1, required=True)
-def serve(specs: tuple[str, ...], listen: str | None, kernel: bool) -> int:
+def serve(
+    specs: tuple[str, ...], listen: str | None, kernel: bool, trace: str | None, trace_format: str
+) -> int:
     """Serve devices to `recuse run -d unix:PATH` in other processes, until Ctrl-C or SIGTERM.
 
     SPEC is as for `recuse run`. Each device gets a socket that only you and root can use, in your
@@ -135,7 +145,7 @@ def serve(specs: tuple[str, ...], listen: str | None, kernel: bool) -> int:
     """
     from recuse.cli.serve import serve_devices
 
-    return serve_devices(specs, listen, kernel)
+    return serve_devices(specs, listen, kernel, trace, trace_format)
 
 
 @cli.command(short_help="Say what this machine allows.")

@@ -4,29 +4,30 @@ import contextlib
 import errno
 import os
 import shlex
-import signal
 import stat
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
 
 import click
 
 from recuse.channel.listen import DeviceServer
-from recuse.cli.run import Failure, configure_logging, load_devices
+from recuse.channel.signals import EndingSignals, ending_signals
+from recuse.channel.taps import ServerTap
+from recuse.cli.run import Failure, configure_logging, load_devices, recording
 from recuse.cli.spec import SpecError, is_remote
 from recuse.server.device import Device
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_SAME_SIGNAL_S = 1.0
-"""Signals that come within this time are one: timeout(1) sends to the process and to its group."""
-
-
-def serve_devices(specs: Sequence[str], listen: str | None, kernel: bool) -> int:
+def serve_devices(
+    specs: Sequence[str],
+    listen: str | None,
+    kernel: bool,
+    trace: str | None = None,
+    layout: str = "text",
+) -> int:
     """Serve the devices of `specs` until a signal ends it; returns the exit status.
+
+    `trace` and `layout` are what --trace and --trace-format say.
 
     Raises:
         Failure: with what to tell the user.
@@ -42,14 +43,28 @@ def serve_devices(specs: Sequence[str], listen: str | None, kernel: bool) -> int
     except SpecError as error:
         raise Failure(str(error)) from error
     local = [device for device in devices if isinstance(device, Device)]
-    if kernel:
-        return _serve_kernel(local)
-    with _until_a_signal() as wait, contextlib.ExitStack() as servers:
+    # The trace is whole before signals do again what they always did.
+    with ending_signals() as signals, recording(trace, layout) as recorder:
+        tap = None if recorder is None else recorder.connection
+        if kernel:
+            _serve_kernel(local, signals, tap)
+        else:
+            _serve_sockets(local, listen, signals, tap)
+    return 0
+
+
+def _serve_sockets(
+    devices: Sequence[Device],
+    listen: str | None,
+    signals: EndingSignals,
+    tap: Callable[[], ServerTap] | None,
+) -> None:
+    with contextlib.ExitStack() as servers:
         paths = []
-        for device in local:
+        for device in devices:
             path = listen or servers.enter_context(_default_path(device.name))
             try:
-                server = DeviceServer(device, path)
+                server = DeviceServer(device, path, tap)
             except OSError as error:
                 raise Failure(_explain(error, path)) from error
             servers.callback(server.close)
@@ -58,61 +73,18 @@ def serve_devices(specs: Sequence[str], listen: str | None, kernel: bool) -> int
         joined = " ".join(f"-d {shlex.quote(f'unix:{path}')}" for path in paths)
         # Whoever started this may be waiting for the line.
         click.echo(f"In another terminal: recuse run {joined} -- sh")
-        wait()
-    return 0
+        signals.wait()
 
 
-def _serve_kernel(devices: Sequence[Device]) -> int:
+def _serve_kernel(
+    devices: Sequence[Device], signals: EndingSignals, tap: Callable[[], ServerTap] | None
+) -> None:
     from recuse.channel.devcuse import KernelError, serve_kernel
 
     try:
-        serve_kernel(devices, click.echo)
+        serve_kernel(devices, click.echo, signals=signals, tap=tap)
     except KernelError as error:
         raise Failure(str(error)) from error
-    return 0
-
-
-@contextlib.contextmanager
-def _until_a_signal() -> Iterator[Callable[[], None]]:
-    """Give a function that waits for a signal to end; a later one ends the process at once."""
-    # Linux may give a signal to any thread, or give it just before the main thread waits: neither
-    # ends a wait for a lock or a queue. What Python writes into a pipe stays there.
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    previous_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    # What is ignored (nohup) stays so.
-    previous = {
-        number: signal.signal(number, _note)
-        for number in _ENDING
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-
-    def wait() -> None:
-        while os.read(reader, 1)[0] not in previous:
-            pass
-        watcher.start()
-
-    def watch() -> None:
-        first = time.monotonic()
-        while data := os.read(reader, 1):
-            if data[0] in previous and time.monotonic() - first > _SAME_SIGNAL_S:
-                os._exit(128 + data[0])
-
-    watcher = threading.Thread(target=watch, name="recuse-signals", daemon=True)
-    try:
-        yield wait
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(previous_writer)
-        os.close(writer)
-        if watcher.ident is not None:
-            watcher.join()
-        os.close(reader)
-
-
-def _note(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing here: that there is a handler has the signal's number written to the pipe."""
 
 
 @contextlib.contextmanager

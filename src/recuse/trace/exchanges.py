@@ -39,14 +39,17 @@ class Kind(IntEnum):
     ADDED = 2
     REMOVED = 3
     DROPPED = 4
+    JOINED = 5
+    LEFT = 6
 
 
 Record: TypeAlias = "tuple[int, int, int, bytes, int, bytes]"
 """Kind; connection's number; nanoseconds on any clock; the message's first bytes; its length;
 the program's name.
 
-ADDED has the device's name in place of a message and major << 20 | minor as its length, DROPPED
-the number of records that are missing before it.
+ADDED has the device's name in place of a message and major << 20 | minor as its length, JOINED the
+device's name, the other end's process id as the length, and its program. DROPPED has the number
+of records that are missing before it as the length.
 """
 
 
@@ -82,6 +85,8 @@ class Exchange:
     latency: int | None = None
     lost: bool = False
     """Messages are missing after the request, maybe its answer."""
+    connection: int | None = None
+    """Which one of several that share the device."""
 
     @property
     def name(self) -> str:
@@ -93,9 +98,10 @@ class Exchange:
 class Event:
     """What is no exchange.
 
-    kind, and what is in values: "added" (major, minor), "removed", "interrupt" (unique, of: the
-    operation's name), "notification" (code, size), "refused" (size, reason: a message that
-    answers nothing; data has its first bytes), "dropped" (count).
+    kind, and what is in values: "added" (major, minor), "removed", "joined" (pid, program), "left",
+    "interrupt" (unique, of: the operation's name), "notification" (code, size), "refused" (size,
+    reason: a message that answers nothing; data has its first bytes), "dropped" (count).
+    connection is as in `Exchange`.
     """
 
     time: int
@@ -103,6 +109,7 @@ class Event:
     kind: str
     values: dict[str, int | str] = field(default_factory=dict)
     data: bytes = b""
+    connection: int | None = None
 
 
 _NAMES = {opcode: row.name.removeprefix("FUSE_") for opcode, row in OPERATIONS.items()}
@@ -142,7 +149,18 @@ def decode(message: bytes, size: int, opcode: int, *, answer: bool) -> Part:
 @dataclass(slots=True)
 class _Connection:
     device: str = "?"
+    number: int | None = None
+    """None where the device's name says enough."""
     outstanding: dict[int, Exchange] = field(default_factory=dict)
+
+    def event(
+        self,
+        time: int,
+        kind: str,
+        values: dict[str, int | str] | None = None,
+        data: bytes = b"",
+    ) -> Event:
+        return Event(time, self.device, kind, values or {}, data, self.number)
 
 
 class Exchanges:
@@ -167,10 +185,17 @@ class Exchanges:
         elif kind == Kind.ADDED:
             connection.device = _text(data)
             numbers = {"major": size >> 20, "minor": size & 0xFFFFF}
-            yield Event(time, connection.device, "added", {**numbers})
+            yield connection.event(time, "added", {**numbers})
         elif kind == Kind.REMOVED:
             yield from self._unanswered(connection)
-            yield Event(time, connection.device, "removed")
+            yield connection.event(time, "removed")
+        elif kind == Kind.JOINED:
+            connection.device, connection.number = _text(data), number
+            yield connection.event(time, "joined", {"pid": size, "program": _text(program)})
+        elif kind == Kind.LEFT:
+            yield from self._unanswered(connection)
+            del self._connections[number]
+            yield connection.event(time, "left")
         else:
             self._lossy = True
             for other in self._connections.values():
@@ -198,12 +223,11 @@ class Exchanges:
         if opcode == FUSE_INTERRUPT and isinstance(part.body, fuse_interrupt_in):
             meant = connection.outstanding.get(part.body.unique)
             of = meant.name if meant is not None else "?"
-            yield Event(
-                time, connection.device, "interrupt", {"unique": part.body.unique, "of": of}
-            )
+            yield connection.event(time, "interrupt", {"unique": part.body.unique, "of": of})
             return
         name = _text(program)
         exchange = Exchange(time, connection.device, unique, opcode, pid, name, part)
+        exchange.connection = connection.number
         operation = OPERATIONS.get(opcode)
         if operation is not None and not operation.has_reply:
             exchange.error = 0
@@ -227,7 +251,7 @@ class Exchanges:
             if error != FUSE_NOTIFY_POLL:
                 yield _refused(connection, time, data, size, f"notification {error}")
                 return
-            yield Event(time, connection.device, "notification", {"code": error, "size": size})
+            yield connection.event(time, "notification", {"code": error, "size": size})
             return
         if not -512 < error <= 0:
             yield _refused(connection, time, data, size, f"error {error}")
@@ -260,4 +284,4 @@ def _text(name: bytes) -> str:
 
 
 def _refused(connection: _Connection, time: int, data: bytes, size: int, reason: str) -> Event:
-    return Event(time, connection.device, "refused", {"reason": reason, "size": size}, data)
+    return connection.event(time, "refused", {"reason": reason, "size": size}, data)

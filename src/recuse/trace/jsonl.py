@@ -46,12 +46,17 @@ def _result(exchange: Exchange) -> int | None:
     return part.size if body is None else 0
 
 
+def _connection(item: Exchange | Event) -> dict[str, object]:
+    return {} if item.connection is None else {"connection": item.connection}
+
+
 def record(item: Exchange | Event) -> dict[str, object]:
     """Return what the line of an exchange or event holds."""
     seconds = item.time / 1e9
     if isinstance(item, Event):
         head: dict[str, object]
         head = {"event": item.kind, "ts": seconds, "device": item.device, **item.values}
+        head |= _connection(item)
         return {**head, "data": item.data.hex()} if item.data else head
     request, answer = item.request, item.answer
     args = _body(request)
@@ -63,6 +68,7 @@ def record(item: Exchange | Event) -> dict[str, object]:
         "event": "exchange",
         "ts": seconds,
         "device": item.device,
+        **_connection(item),
         "unique": item.unique,
         "opcode": item.opcode,
         "name": item.name,

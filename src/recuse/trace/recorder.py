@@ -105,10 +105,19 @@ class ConnectionTap:
         """Note that it is gone."""
         self._note(Kind.REMOVED, b"", 0)
 
-    def _note(self, kind: Kind, data: bytes, size: int) -> None:
+    def joined(self, name: str, pid: int) -> None:
+        """Note who is at the other end of a connection to a device that others share."""
+        program = self._recorder.look_up(pid.to_bytes(4, sys.byteorder), perf_counter_ns())[1]
+        self._note(Kind.JOINED, os.fsencode(name), pid, program)
+
+    def left(self) -> None:
+        """Note that this connection has ended."""
+        self._note(Kind.LEFT, b"", 0)
+
+    def _note(self, kind: Kind, data: bytes, size: int, program: bytes = b"") -> None:
         # Rare, and a trace without them makes no sense: there is always room.
         if self._recorder.room:
-            record = (int(kind), self._number, perf_counter_ns(), data, size, b"")
+            record = (int(kind), self._number, perf_counter_ns(), data, size, program)
             self._records.append(record)
             self._recorder.wake()
 

@@ -114,12 +114,20 @@ def result(exchange: Exchange) -> str:
     return f"{words} {quoted(part.data, part.size)}" if part.size else words
 
 
+def _program(name: str, pid: int) -> str:
+    return f"{names.printable(name) or '-'}[{pid}]" if pid else "-"
+
+
 def _event(event: Event) -> str:
     values = event.values
     if event.kind == "added":
         return f"device added, {values['major']}:{values['minor']}"
     if event.kind == "removed":
         return "device removed"
+    if event.kind == "joined":
+        return f"joined by {_program(str(values['program']), int(values['pid']))}"
+    if event.kind == "left":
+        return "left"
     if event.kind == "interrupt":
         return f"INTERRUPT(unique={values['unique']} /* {values['of']} */)"
     if event.kind == "notification":
@@ -148,10 +156,12 @@ class Formatter:
         """Return the line of an exchange or event, with its end."""
         head = f"{self._dim}{item.time / 1e9:11.6f}{self._plain}"
         device = names.printable(item.device)
+        if item.connection is not None:
+            device += f"#{item.connection}"
         if isinstance(item, Event):
             words = f"{head} {device} -- {_event(item)}" if device else f"{head} -- {_event(item)}"
             return words + "\n"
-        who = f"{names.printable(item.program) or '-'}[{item.pid}]" if item.pid else "-"
+        who = _program(item.program, item.pid)
         came_to = result(item)
         failed = item.error != 0 or (item.answer is not None and item.answer.problem is not None)
         if failed and self._red:

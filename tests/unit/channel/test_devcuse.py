@@ -15,8 +15,11 @@ import pytest
 from recuse import Device, File, current_request
 from recuse.channel import devcuse
 from recuse.channel.devcuse import Channel, DevCuse, KernelError, serve_kernel
+from recuse.channel.signals import ending_signals
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import DeviceTable
+from recuse.wire.cuse import CUSE_INIT
+from recuse.wire.fuse import FUSE_OPEN, FUSE_RELEASE
 
 from .test_inprocess import WAIT_S, Program
 
@@ -398,6 +401,11 @@ def test_limits(fake, device, found, said):
 # ---- all of it
 
 
+def serve(devices, ready, note=lambda line: None, **options):
+    with ending_signals() as signals:
+        serve_kernel(devices, ready, note, signals=signals, **options)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_serving(fake, number):
     devices = [Probe(), Probe(name="other")]
@@ -409,21 +417,13 @@ def test_a_signal_ends_serving(fake, number):
         if len(happened) == 2:
             assert len(list(fake.table)) == 2
             signal.raise_signal(number)
+            signal.raise_signal(number)  # timeout(1) sends it to the process and to its group
 
-    serve_kernel(devices, ready, note=lambda line: None)
+    serve(devices, ready)
     assert happened == ["/dev/probe", "/dev/other"]
     assert [device.next() for device in devices] == ["close", "close"]
     assert list(fake.table) == []
     assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-
-
-def test_a_second_signal_does_what_it_always_did(fake):
-    def ready(path):
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-    serve_kernel([Probe()], ready, note=lambda line: None)
 
 
 def test_ignored_signals_stay_ignored(fake):
@@ -435,7 +435,7 @@ def test_ignored_signals_stay_ignored(fake):
         signal.raise_signal(signal.SIGTERM)
 
     try:
-        serve_kernel([Probe()], ready, note=lambda line: None)
+        serve([Probe()], ready)
     finally:
         signal.signal(signal.SIGHUP, previous)
 
@@ -447,7 +447,7 @@ def test_serving_ends_with_the_last_device(fake, caplog):
                 cuse.connection.abort()
 
     devices = [Probe(), Probe(name="other")]
-    serve_kernel(devices, ready, note=lambda line: None)
+    serve(devices, ready)
     assert [device.next() for device in devices] == ["close", "close"]
     assert "/dev/probe: the kernel has ended the connection" in caplog.text
     assert "/dev/other: the kernel has ended the connection" in caplog.text
@@ -470,7 +470,7 @@ def test_a_device_that_ends_leaves_the_others(fake, caplog):
     handler = Watching(logging.WARNING)
     devcuse.log.addHandler(handler)
     try:
-        serve_kernel(devices, ready, note=lambda line: None)
+        serve(devices, ready)
     finally:
         devcuse.log.removeHandler(handler)
     assert [record.getMessage() for record in caplog.records] == [
@@ -481,7 +481,7 @@ def test_a_device_that_ends_leaves_the_others(fake, caplog):
 def test_none_is_served_if_one_cannot_be(fake):
     devices = [Probe(), Probe()]
     with pytest.raises(KernelError, match="the kernel refuses the device probe"):
-        serve_kernel(devices, lambda path: None, note=lambda line: None)
+        serve(devices, lambda path: None)
     assert list(fake.table) == []
     assert [device.next() for device in devices] == ["close", "close"]
 
@@ -494,7 +494,70 @@ def test_what_the_kernel_does_not_do_is_said_first(fake):
         said.append(path)
         signal.raise_signal(signal.SIGTERM)
 
-    serve_kernel([device], ready, note=said.append)
+    serve([device], ready, note=said.append)
     assert "mmap" in said[0]
     assert "/dev/probe: positions are ignored" in said[1]
     assert said[-1] == "/dev/probe"
+
+
+# ---- traced
+
+
+class Tap:
+    """Notes what it is told; `broken` raises."""
+
+    def __init__(self):
+        self.noted = []
+        self.broken = False
+
+    def request(self, message):
+        self.noted.append(("request", message[4], message[8:16]))
+        if self.broken:
+            raise ZeroDivisionError
+
+    def reply(self, message):
+        self.noted.append(("reply", message[8:16]))
+
+    def added(self, name, major, minor):
+        self.noted.append(("added", name, major, minor))
+
+    def removed(self):
+        self.noted.append(("removed",))
+
+
+def test_a_tap_sees_both_directions_and_the_device_come_and_go(fake):
+    tap = Tap()
+
+    def ready(path):
+        (cuse,) = fake.cuse.values()
+        program = Program(cuse)
+        program.call(program.open().release())
+        signal.raise_signal(signal.SIGTERM)
+
+    serve([Probe()], ready, tap=lambda: tap)
+    init, opened, released = (one[2] for one in tap.noted if one[0] == "request")
+    assert tap.noted == [
+        ("request", CUSE_INIT & 0xFF, init),
+        ("reply", init),
+        ("added", "probe", 0, 0),  # no sysfs here
+        ("request", FUSE_OPEN, opened),
+        ("reply", opened),
+        ("request", FUSE_RELEASE, released),
+        ("reply", released),
+        ("removed",),
+    ]
+
+
+def test_a_tap_that_fails_harms_no_request(fake, caplog):
+    tap = Tap()
+
+    def ready(path):
+        tap.broken = True
+        (cuse,) = fake.cuse.values()
+        program = Program(cuse)
+        program.call(program.open().release())
+        signal.raise_signal(signal.SIGTERM)
+
+    serve([Probe()], ready, tap=lambda: tap)
+    assert [one[0] for one in tap.noted] == ["request", "reply", "added", "request"]
+    assert "a connection's tap failed and was taken off" in caplog.text

@@ -422,3 +422,46 @@ def test_an_answer_whose_request_is_missing_is_left_out() -> None:
     assert [one["event"] for one in found] == ["dropped", "exchange"]
     found = objects(asked(fuse.FUSE_FLUSH, fuse.fuse_flush_in()), dropped)
     assert [one.get("answered", 0) for one in found] == [0, None]
+
+
+JOINED: Record = (Kind.JOINED, 1, START, b"echo", 4710, b"recuse")
+LEFT: Record = (Kind.LEFT, 1, START + 3_000_000_000, b"", 0, b"")
+
+
+def test_connections_that_share_a_device_are_told_apart() -> None:
+    read = asked(fuse.FUSE_READ, fuse.fuse_read_in(fh=3, size=16))
+    other = (read[0], 2, *read[2:])
+    records = (JOINED, (JOINED[0], 2, *JOINED[2:]), read, other, answered(), LEFT)
+    exchanges, formatter = Exchanges(START), text.Formatter()
+    items = [item for record in records for item in exchanges.feed(record)]
+    items += exchanges.end()
+    assert [formatter.line(item)[12:] for item in items] == [
+        "echo#1 -- joined by recuse[4710]\n",
+        "echo#2 -- joined by recuse[4710]\n",
+        "echo#1 cat[4711] READ(fh=3, offset=0, size=16, flags=O_RDONLY) = 0 <12.3 us>\n",
+        "echo#1 -- left\n",
+        "echo#2 cat[4711] READ(fh=3, offset=0, size=16, flags=O_RDONLY) = ? (never answered)\n",
+    ]
+    found = [jsonl.record(item) for item in items]
+    assert [(one["device"], one["connection"]) for one in found] == [
+        *[("echo", 1), ("echo", 2), ("echo", 1), ("echo", 1), ("echo", 2)]
+    ]
+    assert found[0] == {
+        "event": "joined",
+        "ts": 0.0,
+        "device": "echo",
+        "connection": 1,
+        "pid": 4710,
+        "program": "recuse",
+    }
+
+
+def test_what_a_connection_that_has_left_was_not_answered() -> None:
+    read = asked(fuse.FUSE_READ, fuse.fuse_read_in(fh=3, size=16))
+    exchanges = Exchanges(START)
+    items = [item for record in (JOINED, read, LEFT) for item in exchanges.feed(record)]
+    assert [text.Formatter().line(item)[12:] for item in items[1:]] == [
+        "echo#1 cat[4711] READ(fh=3, offset=0, size=16, flags=O_RDONLY) = ? (never answered)\n",
+        "echo#1 -- left\n",
+    ]
+    assert list(exchanges.end()) == []
