@@ -4,7 +4,7 @@ import errno
 import os
 from functools import lru_cache
 
-from recuse.wire import fuse, ioctl
+from recuse.wire import cuse, fuse, ioctl
 
 _ACCESS = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
 
@@ -56,6 +56,13 @@ _IOCTL = {
     value: name for value, name in _prefixed("FUSE_IOCTL_").items() if name != "FUSE_IOCTL_MAX_IOV"
 }
 
+# Operations have RECUSE_ names too, and numbers of several bits.
+_CUSE = {
+    value: name
+    for name, value in vars(cuse).items()
+    if name.startswith(("CUSE_UNRESTRICTED_", "RECUSE_")) and value.bit_count() == 1
+}
+
 _FLAGS: dict[str, dict[int, str]] = {
     "fuse_open_in.open_flags": _prefixed("FUSE_OPEN_"),
     "fuse_open_out.open_flags": _prefixed("FOPEN_"),
@@ -68,13 +75,9 @@ _FLAGS: dict[str, dict[int, str]] = {
     "fuse_poll_in.flags": _prefixed("FUSE_POLL_"),
     "fuse_poll_in.events": _POLL,
     "fuse_poll_out.revents": _POLL,
-    "cuse_init_in.flags": {
-        1: "CUSE_UNRESTRICTED_IOCTL",
-        1 << 16: "RECUSE_SEEKABLE",
-        1 << 17: "RECUSE_NODE_INFO",
-    },
+    "cuse_init_in.flags": _CUSE,
+    "cuse_init_out.flags": _CUSE,
 }
-_FLAGS["cuse_init_out.flags"] = _FLAGS["cuse_init_in.flags"]
 
 _OPENED = {f"fuse_{name}_in.flags" for name in ("open", "create", "read", "write", "release")}
 """Fields with the flags of open(2)."""

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recuse.trace import names
+from recuse.wire import cuse
 from recuse.wire.ioctl import IO, IOR, IOW, IOWR
 
 
@@ -62,3 +63,10 @@ def test_names_take_one_column(name: str) -> None:
     shown = names.printable(name)
     assert shown.isprintable()
     assert " " not in shown
+
+
+def test_recuses_own_flags_have_names() -> None:
+    flags = cuse.CUSE_UNRESTRICTED_IOCTL | cuse.RECUSE_SEEKABLE | cuse.RECUSE_SYSFS
+    assert names.number("cuse_init_out", "flags", flags) == (
+        "CUSE_UNRESTRICTED_IOCTL|RECUSE_SEEKABLE|RECUSE_SYSFS"
+    )
