@@ -14,6 +14,7 @@ from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_INIT_INFO_MAX,
     CUSE_UNRESTRICTED_IOCTL,
+    RECUSE_NEW_FILES,
     RECUSE_NODE_INFO,
     RECUSE_SEEKABLE,
     RECUSE_SYSFS,
@@ -61,7 +62,13 @@ class CuseChannel:
         offer = cuse_init_in(
             major=FUSE_KERNEL_VERSION,
             minor=FUSE_KERNEL_MINOR_VERSION,
-            flags=CUSE_UNRESTRICTED_IOCTL | RECUSE_SEEKABLE | RECUSE_NODE_INFO | RECUSE_SYSFS,
+            flags=(
+                CUSE_UNRESTRICTED_IOCTL
+                | RECUSE_SEEKABLE
+                | RECUSE_NODE_INFO
+                | RECUSE_NEW_FILES
+                | RECUSE_SYSFS
+            ),
         )
         init = Request(
             CUSE_INIT,
@@ -113,6 +120,7 @@ class CuseChannel:
             gid=info.gid,
             seekable=bool(init.flags & RECUSE_SEEKABLE),
             unrestricted=bool(init.flags & CUSE_UNRESTRICTED_IOCTL),
+            new_files=bool(init.flags & RECUSE_NEW_FILES),
             max_read=init.max_read,
             max_write=init.max_write,
             sysfs=Declaration(info.subsystem, tuple(info.attributes), info.links),

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from recuse.kernel.caller import Caller, Memory
 from recuse.kernel.connection import os_error
 from recuse.kernel.devices import TRANSFER_MIN, CharDevice
-from recuse.kernel.ioctl import do_ioctl
+from recuse.kernel.ioctl import Install, do_ioctl
 from recuse.kernel.operation import Operation
 from recuse.kernel.poll import do_poll
 from recuse.kernel.request import MAX_PAGES, PAGE_SIZE, Request
@@ -264,7 +264,12 @@ class OpenFile:
                 yield from self._send_release()
 
     def ioctl(
-        self, caller: Caller, command: int, argument: int, compat: bool = False
+        self,
+        caller: Caller,
+        command: int,
+        argument: int,
+        compat: bool = False,
+        install: Install | None = None,
     ) -> Operation[int]:
         """Do what `recuse.kernel.ioctl.do_ioctl` says."""
         self._running.append(None)
@@ -273,7 +278,13 @@ class OpenFile:
                 raise os_error(errno.EBADF)
             return (
                 yield from do_ioctl(
-                    self.device, self._fh or 0, caller, command, argument, compat=compat
+                    self.device,
+                    self._fh or 0,
+                    caller,
+                    command,
+                    argument,
+                    compat=compat,
+                    install=install,
                 )
             )
         finally:

@@ -4,10 +4,16 @@ A restricted device is given the argument that the command encodes: size and dir
 at its address.  An unrestricted one may answer with FUSE_IOCTL_RETRY and areas of the caller's
 memory, input first, then output; it is asked again with what is in the input areas and room for
 the output areas, until it answers without RETRY.
+
+What Linux has not: the server of a device with new_files may answer with an open file
+(RECUSE_IOCTL_FILE).  The caller gets a descriptor of it, and its number in the output.
 """
 
 import errno
-from collections.abc import Sequence
+import os
+import struct
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from recuse.kernel.caller import Caller, Memory
 from recuse.kernel.connection import os_error
@@ -15,6 +21,7 @@ from recuse.kernel.devices import CharDevice
 from recuse.kernel.operation import Operation
 from recuse.kernel.request import MAX_PAGES, PAGE_SIZE, Request
 from recuse.wire import ioctl
+from recuse.wire.cuse import RECUSE_IOCTL_FILE, recuse_ioctl_file
 from recuse.wire.fuse import (
     FUSE_IOCTL,
     FUSE_IOCTL_32BIT,
@@ -27,6 +34,16 @@ from recuse.wire.fuse import (
     fuse_ioctl_out,
 )
 
+if TYPE_CHECKING:
+    from recuse.kernel.files import OpenFile
+
+Install: TypeAlias = Callable[["OpenFile", bool], int]
+"""Gives the caller a descriptor of a new file, maybe close-on-exec, and returns its number.
+
+Raises OSError: EMFILE if the caller's table is full, ENFILE, ESRCH if the caller is gone.  The file
+is released if it raises, or will be: who installs it may have released it already.
+"""
+
 MAX_BYTES = MAX_PAGES * PAGE_SIZE
 """Most bytes of all input areas, and of all output areas."""
 
@@ -37,6 +54,9 @@ Linux has no such limit.  A server that asks for one area more each time needs F
 and one rounds; twice that lets it also ask for longer ones.
 """
 
+_NUMBER = struct.Struct("=i")
+"""A descriptor's, in the output."""
+
 _ERRNO_MAX = 4095
 
 _RESTART = frozenset({512, 513, 514, 516})
@@ -46,7 +66,14 @@ Area = tuple[int, int]
 
 
 def do_ioctl(
-    device: CharDevice, fh: int, caller: Caller, command: int, argument: int, *, compat: bool
+    device: CharDevice,
+    fh: int,
+    caller: Caller,
+    command: int,
+    argument: int,
+    *,
+    compat: bool,
+    install: Install | None = None,
 ) -> Operation[int]:
     """Do one ioctl and return its result.
 
@@ -54,12 +81,14 @@ def do_ioctl(
 
     Raises OSError: a negative result of the server's; ENOTTY instead of ENOSYS; EFAULT for areas
     that cannot be read or written; ENOMEM for more than FUSE_IOCTL_MAX_IOV areas or MAX_BYTES in
-    either direction; EIO for an answer that breaks the rules, and after MAX_ROUNDS requests.
+    either direction; EIO for an answer that breaks the rules, and after MAX_ROUNDS requests; what
+    ``install`` raises, EOPNOTSUPP without it.
     """
     unrestricted = device.unrestricted
     flags = FUSE_IOCTL_UNRESTRICTED if unrestricted else 0
     if compat:
         flags |= FUSE_IOCTL_COMPAT | FUSE_IOCTL_32BIT
+    spare = recuse_ioctl_file.SIZE if device.new_files else 0
     sources: Sequence[Area] = ()
     targets: Sequence[Area] = ()
     if not unrestricted:
@@ -78,7 +107,7 @@ def do_ioctl(
             body,
             fuse_ioctl_out.SIZE,
             # The areas of a RETRY need room even if there is to be no output.
-            fuse_ioctl_out.SIZE + max(out_size, PAGE_SIZE),
+            fuse_ioctl_out.SIZE + max(out_size, PAGE_SIZE) + spare,
             caller.pid,
             caller.uid,
             caller.gid,
@@ -92,11 +121,69 @@ def do_ioctl(
                 raise os_error(errno.EIO)
             sources, targets = _areas(out, payload, compat)
             continue
+        if out.flags & RECUSE_IOCTL_FILE and device.new_files:
+            return (
+                yield from _answer_with_file(
+                    device, caller, targets, out.result, payload, install=install
+                )
+            )
         if len(payload) > out_size:
             raise os_error(errno.EIO)
         _store(caller.memory, targets, payload)
         return _result(out.result)
     raise os_error(errno.EIO)
+
+
+def _answer_with_file(
+    device: CharDevice,
+    caller: Caller,
+    targets: Sequence[Area],
+    result: int,
+    payload: bytes | memoryview,
+    *,
+    install: Install | None,
+) -> Operation[int]:
+    """Do what is left of an ioctl that is answered with a file; return its result.
+
+    Once it is known which file that is, it is the caller's or is released.
+    """
+    from recuse.kernel.files import OpenFile  # noqa: PLC0415  # files have ioctls
+
+    if len(payload) < recuse_ioctl_file.SIZE:
+        raise os_error(errno.EIO)
+    made = recuse_ioctl_file.unpack(payload)
+    output = bytearray(payload[recuse_ioctl_file.SIZE :])
+    file = OpenFile(device, made.fh, made.flags & ~os.O_CLOEXEC, device.connection.polled.next_kh())
+    try:
+        room = sum(length for _, length in targets)
+        if len(output) > room or made.offset + _NUMBER.size > len(output):
+            raise os_error(errno.EIO)
+        result = _result(result)
+        # A descriptor cannot be taken back, so what can fail comes before.  Another thread may
+        # still unmap the memory meanwhile: then there is a descriptor whose number nobody knows.
+        if not _fits(caller.memory, targets, len(output)):
+            raise os_error(errno.EFAULT)
+        if install is None:
+            raise os_error(errno.EOPNOTSUPP)
+        number = install(file, bool(made.flags & os.O_CLOEXEC))
+    except OSError as reason:
+        error = reason.with_traceback(None)
+    else:
+        _NUMBER.pack_into(output, made.offset, number)
+        _store(caller.memory, targets, bytes(output))
+        return result
+    yield from file.release()
+    raise error
+
+
+def _fits(memory: Memory, areas: Sequence[Area], size: int) -> bool:
+    """Whether so many bytes of output can be written."""
+    for address, length in areas:
+        part = min(length, size)
+        if part and memory.writable(address, part) < part:
+            return False
+        size -= part
+    return True
 
 
 def _areas(

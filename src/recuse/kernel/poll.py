@@ -24,7 +24,7 @@ log = logging.getLogger("recuse.kernel")
 POLLERR: Final = 0x8
 
 DEFAULT_POLLMASK: Final = 0x145
-"""POLLIN, POLLOUT, POLLRDNORM and POLLWRNORM: what a device without poll is always (linux/poll.h)."""
+"""POLLIN, POLLOUT, POLLRDNORM and POLLWRNORM: what a device without poll is always."""
 
 POLL_KNOWN: Final = 0x27FF
 """The events that there are: POLLIN to POLLMSG, and POLLRDHUP (linux/poll.h, demangle_poll)."""

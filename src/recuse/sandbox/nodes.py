@@ -11,7 +11,7 @@ from recuse.kernel.devices import CharDevice
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A directory, a device, or the channel ``/dev/cuse``."""
+    """A directory, a device, the channel ``/dev/cuse``, or a file that has no place in the tree."""
 
     path: bytes
     inode: int
@@ -23,6 +23,8 @@ class Node:
     """The device's number, as st_rdev."""
     device: CharDevice | None = None
     """What is opened; None for a directory, and for the channel."""
+    anonymous: bool = False
+    """It stands for the files that the device's ioctls have made, and cannot be opened."""
     accessed_ns: int = field(default_factory=time.time_ns)
     modified_ns: int = field(default_factory=time.time_ns)
     changed_ns: int = field(default_factory=time.time_ns)

@@ -82,6 +82,7 @@ class Tree:
         self._tasks = tasks
         self._descriptors = descriptors
         self._nodes: dict[bytes, Node] = {}
+        self._anonymous: dict[int, Node] = {}
         self._lock = threading.Lock()
         self._extended: dict[bytes, dict[bytes, Node]] = {}
         self._extended_inodes: set[tuple[int, int]] = set()
@@ -107,6 +108,25 @@ class Tree:
         """Make ``/dev/cuse``, by whose opening a program begins to serve a device."""
         self._add_character("cuse", 0o600, *CUSE_NUMBER)
 
+    def anonymous(self, device: CharDevice) -> Node:
+        """The node of the files that the device's ioctls make, as anon_inode files have one.
+
+        Like theirs (fs/anon_inodes.c) it has mode 0600 and no type, and all of them share it.
+        """
+        with self._lock:
+            node = self._anonymous.get(device.serial)
+            if node is None:
+                path = b"anon_inode:" + os.fsencode(device.name)
+                node = Node(path, self._next_inode, 0o600, os.geteuid(), os.getegid())
+                node.device, node.anonymous = device, True
+                self._next_inode += 1
+                self._anonymous[device.serial] = node
+        return node
+
+    def anonymous_or_none(self, device: CharDevice) -> Node | None:
+        """The same, None if the device's ioctls have not made any files yet."""
+        return self._anonymous.get(device.serial)
+
     def _add_character(self, name: str, mode: int, major: int, minor: int) -> Node:
         path = b"/dev/" + os.fsencode(name)
         with self._lock:
@@ -122,6 +142,7 @@ class Tree:
     def remove(self, device: CharDevice) -> None:
         """Take the device's node away, and the directories that only it needed."""
         with self._lock:
+            self._anonymous.pop(device.serial, None)
             node = self._nodes.get(b"/dev/" + os.fsencode(device.name))
             if node is None or node.device is not device:
                 return

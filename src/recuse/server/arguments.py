@@ -17,7 +17,7 @@ RESULT_MAX = (1 << 31) - 1
 class Argument:
     """A plain number, which is no business of the protocol's."""
 
-    __slots__ = ("fetches", "is_given", "stores")
+    __slots__ = ("descriptor", "fetches", "is_given", "stores")
 
     is_number = True
 
@@ -28,6 +28,8 @@ class Argument:
         """What it points to is copied out: the program is given the handler's."""
         self.is_given = True
         """Whether there is something to give to the handler."""
+        self.descriptor: int | None = None
+        """Where in what it points to a new descriptor's number goes; None if there is none."""
 
     def size(self, command: int) -> int:
         """Return how many bytes it points to."""
@@ -102,6 +104,27 @@ class CompoundPointer(Pointer):
         return checked_result(returned), bytes(given) if self.stores else b""
 
 
+class FilePointer(CompoundPointer):
+    """Points to a structure with a field for the descriptor of a file that the handler makes."""
+
+    __slots__ = ()
+
+    def __init__(self, type_: Any, field: str, *, fetches: bool, stores: bool) -> None:
+        """Make it; raises ValueError if the structure has no such field, of a C int's size."""
+        super().__init__(type_, fetches=fetches, stores=stores)
+        place: Any = getattr(type_, field, None)
+        if not stores or getattr(place, "size", 0) != ctypes.sizeof(ctypes.c_int):
+            raise ValueError(
+                f"{type_.__name__} has no {ctypes.sizeof(ctypes.c_int)} bytes {field!r} "
+                "that the program reads"
+            )
+        self.descriptor = place.offset
+
+    def outcome(self, returned: Any, given: Any, size: int) -> tuple[int, bytes]:
+        # What was returned is the file, which is not for here.
+        return 0, bytes(given)
+
+
 class BytesPointer(Argument):
     """Points to as many bytes as the command's number says."""
 
@@ -129,11 +152,20 @@ class BytesPointer(Argument):
         return len(stored), stored
 
 
-def pointer(type_: Any, *, fetches: bool, stores: bool) -> Pointer | BytesPointer:
+def pointer(
+    type_: Any, *, fetches: bool, stores: bool, descriptor: str | None = None
+) -> Pointer | BytesPointer:
     """Return what an argument is that points to ``type_``.
 
-    Raises TypeError if that is no simple ctypes type, structure, union or array, nor bytes.
+    ``descriptor`` is the name of the field for a new descriptor's number.
+
+    Raises TypeError if that is no simple ctypes type, structure, union or array, nor bytes, or
+    has no fields; ValueError if the field is missing or no C int.
     """
+    if descriptor is not None:
+        if not (isinstance(type_, type) and issubclass(type_, ctypes.Structure | ctypes.Union)):
+            raise TypeError(f"{type_!r} is no structure or union with a field {descriptor!r}")
+        return FilePointer(type_, descriptor, fetches=fetches, stores=stores)
     if type_ is bytes:
         return BytesPointer(fetches=fetches, stores=stores)
     if isinstance(type_, type) and type_ is not ctypes.py_object:

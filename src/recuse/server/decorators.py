@@ -4,9 +4,12 @@ A handler may be plain or ``async def``, and may take `Memory`; each combination
 """
 
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from recuse.server.memory import Memory
+
+if TYPE_CHECKING:
+    from recuse.server.file import File
 
 F = TypeVar("F")
 """The File class that the handler is a method of."""
@@ -14,6 +17,8 @@ V = TypeVar("V", bound=int | float | bytes | str | None)
 """What a simple ctypes type is in Python: int for c_int, float for c_double."""
 C = TypeVar("C")
 """A ctypes structure, union or array."""
+N = TypeVar("N", bound="File")
+"""The File class of the files that it makes."""
 
 Result = int | None
 LaterResult = Coroutine[Any, Any, Result]
@@ -96,6 +101,23 @@ class CompoundDecorator(Protocol[C]):
     def __call__(
         self, handler: Callable[[F, C, Memory], Coroutine[Any, Any, C | Result]]
     ) -> Callable[[F, C, Memory], Coroutine[Any, Any, C | Result]]: ...
+
+
+class FileDecorator(Protocol[C]):
+    """Of handlers of a structure that make a new open file."""
+
+    @overload
+    def __call__(self, handler: Callable[[F, C], N]) -> Callable[[F, C], N]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, C], Coroutine[Any, Any, N]]
+    ) -> Callable[[F, C], Coroutine[Any, Any, N]]: ...
+    @overload
+    def __call__(self, handler: Callable[[F, C, Memory], N]) -> Callable[[F, C, Memory], N]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[F, C, Memory], Coroutine[Any, Any, N]]
+    ) -> Callable[[F, C, Memory], Coroutine[Any, Any, N]]: ...
 
 
 class BytesDecorator(Protocol):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class File:
     """One open of a device, from open(2) to the last close(2) of all its copies.
 
-    `Device.open` returns one.  Override the operations that the device has.  Each may be a plain
+    `Device.open` returns one; an ioctl handler may return another one (see `recuse.ioctl`).
+    Override the operations that the device has.  Each may be a plain
     method, called in a thread of the channel, or an ``async def`` one, run on the event loop that
     all devices share.  **Two threads may run methods of one File at once** (a program may read in
     one thread and write in another): a File that minds takes a lock of its own.
@@ -29,7 +30,7 @@ class File:
     """
 
     device: "Device"
-    """The device that it is an open file of, set when `Device.open` has returned it.
+    """The device that it is an open file of, set when `Device.open` or a handler has returned it.
 
     Subclasses may declare it as their own device's class.
     """
@@ -38,6 +39,9 @@ class File:
     """The file's flags as open(2) and fcntl(2) F_SETFL made them, as far as known.
 
     CUSE tells them with OPEN, READ and WRITE: after F_SETFL they are new from the next of these.
+
+    A File that an ioctl handler returns says itself what they are: the access mode (os.O_RDONLY,
+    which this 0 is, os.O_RDWR...), and os.O_CLOEXEC for a descriptor that is closed by execve(2).
     """
 
     _pollers: Pollers | None = None

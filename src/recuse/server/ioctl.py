@@ -9,6 +9,7 @@ from recuse.server.arguments import Argument, BytesPointer, pointer
 from recuse.server.decorators import (
     BytesDecorator,
     CompoundDecorator,
+    FileDecorator,
     SimpleDecorator,
     ValueDecorator,
 )
@@ -65,11 +66,16 @@ def ioctl(
 def ioctl(
     command: int, type: "type[C]", *, direction: Direction | None = None
 ) -> "CompoundDecorator[C]": ...
+@overload
+def ioctl(
+    command: int, type: "type[C]", *, direction: Direction | None = None, descriptor: str
+) -> "FileDecorator[C]": ...
 def ioctl(
     command: int,
     type: Any = None,  # noqa: A002
     *,
     direction: Direction | None = None,
+    descriptor: str | None = None,
 ) -> Any:
     """Declare the decorated method of a `File` as the handler of an ioctl.
 
@@ -93,14 +99,19 @@ def ioctl(
     number says it.  Say it for commands whose number does not (old ones like I2C_RDWR, 0x707), or
     not truly; then the number's size is not compared with the type's either.
 
+    ``descriptor`` is for commands that make a new file, as GPIO's do: the name of a structure's
+    field.  The handler returns a new `File`, and the program finds there the number of a descriptor
+    of it; the result is 0.  Linux's CUSE has no such thing: there the command fails with
+    EOPNOTSUPP, and the handler is not called.
+
     A handler returns the result of ioctl(2), 0 to 2**31 - 1, or None for 0.  It raises OSError to
     fail; then the program's memory stays as it was.  If it names a parameter ``memory``, it is
     given the program's memory (`Memory`), through which it follows pointers.
 
-    Raises ValueError if the command is not 32 bits, or its number contradicts type or direction;
-    TypeError if the type is none of the above.
+    Raises ValueError if the command is not 32 bits, its number contradicts type or direction, or
+    the structure has no such field of 32 bits; TypeError if the type is none of the above.
     """
-    declaration = _declare(command, type, direction)
+    declaration = _declare(command, type, direction, descriptor)
 
     def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
         handler.__dict__.setdefault(_DECLARATIONS, []).append(declaration)
@@ -109,12 +120,16 @@ def ioctl(
     return decorate
 
 
-def _declare(command: int, type_: Any, direction: Direction | None) -> Declaration:
+def _declare(
+    command: int, type_: Any, direction: Direction | None, descriptor: str | None
+) -> Declaration:
     if not 0 <= command < 1 << 32:
         raise ValueError(f"an ioctl command has 32 bits, {command:#x} has more")
     if type_ is None:
         if direction is not None:
             raise ValueError("a direction is for an argument with a type")
+        if descriptor is not None:
+            raise ValueError("a descriptor is for an argument with a type")
         return Declaration(command, False, Argument())
     if direction is None:
         bits = command_direction(command)
@@ -125,7 +140,7 @@ def _declare(command: int, type_: Any, direction: Direction | None) -> Declarati
         fetches, stores = "w" in direction, "r" in direction
     else:
         raise ValueError(f'direction is {direction!r}, not "r", "w" or "rw"')
-    argument = pointer(type_, fetches=fetches, stores=stores)
+    argument = pointer(type_, fetches=fetches, stores=stores, descriptor=descriptor)
     size = argument.size(command)
     if direction is None and command_size(command) != size:
         raise ValueError(
@@ -176,6 +191,11 @@ class IoctlTable:
         if handler is None:
             handler = self._any_size.get(command & ~_SIZE_BITS, self._unknown)
         return handler
+
+    @property
+    def makes_files(self) -> bool:
+        """Whether one of them answers with a new file."""
+        return any(handler.argument.descriptor is not None for handler in self._exact.values())
 
     def _add(self, cls: type, name: str, declaration: Declaration) -> None:
         table = self._any_size if declaration.any_size else self._exact

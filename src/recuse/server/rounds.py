@@ -11,12 +11,14 @@ what a handler does after its last read is done once.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from recuse.server.errors import Misuse
 from recuse.server.file import File
 from recuse.server.memory import Area, Memory, Spans
+from recuse.wire.cuse import RECUSE_IOCTL_FILE, recuse_ioctl_file
 from recuse.wire.fuse import (
     FUSE_IOCTL_MAX_IOV,
     FUSE_IOCTL_RETRY,
@@ -32,6 +34,7 @@ _MOST_STRANGERS = 64
 """Rounds kept for threads whose number is not known, for each file."""
 
 _pack_out = fuse_ioctl_out.CODEC.pack
+_pack_file = recuse_ioctl_file.CODEC.pack
 _pack_iovec = fuse_ioctl_iovec.CODEC.pack
 
 
@@ -46,6 +49,8 @@ class Round:
     outputs: list[Area]
     outcome: bytes | None
     """The answer of a handler that has finished."""
+    made: int | None
+    """The handle of the file that it made, which goes with the outcome."""
     proof: bytes | None
     """What the inputs have to be for the outcome to be theirs, None if that is certain."""
 
@@ -65,6 +70,19 @@ def total(areas: list[Area]) -> int:
     return sum(size for _, size in areas)
 
 
+class Files(Protocol):
+    """The open files of a session, as far as an ioctl makes some."""
+
+    def adopt(self, file: object) -> tuple[int, int]:
+        """Take one that a handler has returned and return its handle and its flags.
+
+        Raises Misuse if it is no File, OSError if it is of no use any more.
+        """
+
+    def drop(self, handle: int) -> None:
+        """Release a file that the kernel half does not hear of."""
+
+
 class Rounds:
     """What the ioctls of unrestricted devices need to know of their rounds before.
 
@@ -74,7 +92,9 @@ class Rounds:
     outcome depends on it, by what is in their memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unwanted: Callable[[int], None]) -> None:
+        """Make it; ``unwanted`` is called with each file whose outcome nobody has come for."""
+        self._unwanted = unwanted
         self._kept: dict[tuple[int, int], list[Round]] = {}
         self._lock = threading.Lock()
 
@@ -94,18 +114,18 @@ class Rounds:
     def keep(self, key: tuple[int, int], asked: Round) -> None:
         """Remember what a round asked for."""
         with self._lock:
-            if key[1]:
-                self._kept[key] = [asked]
-            else:
-                kept = self._kept.setdefault(key, [])
-                kept.append(asked)
-                del kept[:-_MOST_STRANGERS]
+            kept = [] if key[1] else self._kept.get(key, [])
+            kept.append(asked)
+            forgotten, kept[:] = kept[:-_MOST_STRANGERS], kept[-_MOST_STRANGERS:]
+            self._kept[key] = kept
+        self._let_go(forgotten)
 
     def forget(self, handle: int) -> None:
         """Forget the rounds of a file."""
         with self._lock:
-            for key in [key for key in self._kept if key[0] == handle]:
-                del self._kept[key]
+            keys = [key for key in self._kept if key[0] == handle]
+            forgotten = [one for key in keys for one in self._kept.pop(key)]
+        self._let_go(forgotten)
 
     def _take(self, call: "IoctlCall", key: tuple[int, int]) -> Round | None:
         with self._lock:
@@ -117,7 +137,14 @@ class Rounds:
                 kept.remove(found)
             if key[1] or not kept:
                 del self._kept[key]
-            return found
+        if key[1] and kept:
+            self._let_go(kept)
+        return found
+
+    def _let_go(self, rounds: list[Round]) -> None:
+        for one in rounds:
+            if one.made is not None:
+                self._unwanted(one.made)
 
 
 class IoctlCall:
@@ -126,10 +153,12 @@ class IoctlCall:
     __slots__ = (
         "_area",
         "_file",
+        "_files",
         "_given",
         "_handler",
         "_inputs",
         "_key",
+        "_made",
         "_memory",
         "_number",
         "_outputs",
@@ -140,13 +169,27 @@ class IoctlCall:
         "out_size",
     )
 
-    def __init__(self, file: File, command: int, argument: int, data: bytes, out_size: int) -> None:
-        """Make a call, with what the kernel half has sent and the room for an answer's data."""
+    def __init__(  # noqa: PLR0917  # by position, as one is made for each ioctl
+        self,
+        file: File,
+        command: int,
+        argument: int,
+        data: bytes,
+        out_size: int,
+        files: Files,
+    ) -> None:
+        """Make a call, with what the kernel half has sent and the room for an answer's data.
+
+        ``files`` takes the file that a handler makes.
+        """
         self.command = command
         self.argument = argument
         self.data = data
         self.out_size = out_size
         self._file = file
+        self._files = files
+        self._made: tuple[int, int] | None = None
+        """Handle and flags of the file that the handler has made."""
         handler = file._ioctl_table.find(command)
         self._handler = handler
         size = handler.argument.size(command)
@@ -159,6 +202,11 @@ class IoctlCall:
         self._rounds: Rounds | None = None
         self._key = (0, 0)
         self._number = 1
+
+    @property
+    def makes_file(self) -> bool:
+        """Whether the handler answers with a new file."""
+        return self._handler.argument.descriptor is not None
 
     @property
     def label(self) -> str:
@@ -236,25 +284,48 @@ class IoctlCall:
             return self._ask(wanted, self._area if argument.stores else [])
         size = self._area[0][1] if self._area else 0
         result, stored = argument.outcome(returned, self._given, size)
-        header = _pack_out(result, 0, 0, 0)
-        if memory is None and (not stored or self._outputs is self._area):
-            return header + stored
+        if argument.descriptor is None:
+            return self._finish(result, stored)
+        self._made = self._files.adopt(returned)
+        try:
+            return self._finish(result, stored)
+        except BaseException:
+            self._files.drop(self._made[0])
+            raise
+
+    def _finish(self, result: int, stored: bytes) -> bytes:
+        """Return the payload of an answer that gives the program what was stored and written."""
+        if self._memory is None and (not stored or self._outputs is self._area):
+            return self._head(result, self._area) + stored
         memory = self.memory()
         if stored:
             memory.write(self.argument, stored)
         written = memory.written
         room = _prefix(self._outputs, written)
         if room is not None and (data := memory.content(room)) is not None:
-            return header + data
+            return self._head(result, room) + data
         if self._rounds is None:
             raise Misuse("wrote only a part of what the program is to get, not its beginning")
-        outcome = header + (memory.content(written) or b"")
+        outcome = self._head(result, written) + (memory.content(written) or b"")
         if not self._key[1]:
             return self._ask(self._inputs, written, outcome, self.data)
         # Nothing is to be read any more.  But Linux (6.1, at least) sends its structure as garbage
         # in a round without input that follows one with input: in_pages stays set, and the last
         # argument of the request, which is the structure then, is taken from the pages.
         return self._ask([(address, 1) for address, _ in self._inputs[:1]], written, outcome)
+
+    def _head(self, result: int, areas: list[Area]) -> bytes:
+        """Return the payload's beginning, before data that go to the areas."""
+        if self._made is None:
+            return _pack_out(result, 0, 0, 0)
+        place = self.argument + (self._handler.argument.descriptor or 0)
+        offset = 0
+        for address, size in areas:
+            if address <= place < address + size:
+                offset += place - address
+                break
+            offset += size
+        return _pack_out(result, RECUSE_IOCTL_FILE, 0, 0) + _pack_file(*self._made, offset)
 
     def _ask(
         self,
@@ -273,7 +344,16 @@ class IoctlCall:
             )
         if self._number >= MOST_ROUNDS:
             raise Misuse(f"wants other areas of the program's memory after {MOST_ROUNDS} rounds")
-        asked = Round(self.command, self.argument, self._number, inputs, outputs, outcome, proof)
+        asked = Round(
+            self.command,
+            self.argument,
+            self._number,
+            inputs,
+            outputs,
+            outcome,
+            None if self._made is None else self._made[0],
+            proof,
+        )
         self._rounds.keep(self._key, asked)
         return _retry(inputs, outputs)
 

@@ -37,12 +37,15 @@ from recuse.server.sysfs import Link, encoded, show_answer
 from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_UNRESTRICTED_IOCTL,
+    RECUSE_IOCTL_FILE,
+    RECUSE_NEW_FILES,
     RECUSE_NODE_INFO,
     RECUSE_SEEKABLE,
     RECUSE_SHOW,
     RECUSE_SYSFS,
     cuse_init_in,
     cuse_init_out,
+    recuse_ioctl_file,
 )
 from recuse.wire.errors import WireError
 from recuse.wire.fuse import (
@@ -61,6 +64,7 @@ from recuse.wire.fuse import (
     FUSE_RELEASE,
     FUSE_WRITE,
     fuse_in_header,
+    fuse_ioctl_out,
     fuse_open_out,
 )
 
@@ -94,7 +98,10 @@ class Session:
         self._runner = Runner(self._undelivered)
         self._files: dict[int, File] = {}
         self._handles = itertools.count(1)
-        self._rounds = Rounds()
+        self._new_files = False
+        """Whether the kernel half takes files that ioctls make."""
+        self._told_of_new_files = False
+        self._rounds = Rounds(self.drop)
         self._lock = threading.Lock()
         self._closed = False
         self._released = False
@@ -184,6 +191,7 @@ class Session:
             exchange.fail(errno.EPROTO)
             return
         self.minor = min(FUSE_KERNEL_MINOR_VERSION, request.minor)
+        self._new_files = bool(request.flags & RECUSE_NEW_FILES)
         exchange.reply(_init_answer(self.device, self.minor, request.flags))
 
     def _open(self, exchange: Exchange) -> None:
@@ -195,22 +203,39 @@ class Session:
     def _open_answer(self, returned: Any, flags: int) -> bytes:
         if not isinstance(returned, File):
             raise Misuse(f"returned {brief(returned)}, not a File")
-        returned.device = self.device
         returned.flags = flags
-        returned._pollers = returned._pollers or Pollers()
+        return fuse_open_out(fh=self._add(returned)).pack()
+
+    def adopt(self, file: object) -> tuple[int, int]:
+        """See `recuse.server.rounds.Files`."""
+        if not isinstance(file, File):
+            raise Misuse(f"returned {brief(file)}, not a File")
+        flags = file.flags
+        file.flags &= ~os.O_CLOEXEC
+        return self._add(file), flags
+
+    def _add(self, file: File) -> int:
+        """Take a new file and return its handle; OSError if the session has closed."""
+        file.device = self.device
+        file._pollers = file._pollers or Pollers()
         handle = next(self._handles)
-        self._files[handle] = returned
+        self._files[handle] = file
         if self._released:
-            self._drop(handle)
+            self.drop(handle)
             raise OSError(errno.ENODEV, "the session has closed")
-        return fuse_open_out(fh=handle).pack()
+        return handle
 
     def _undelivered(self, exchange: Exchange, payload: bytes) -> None:
-        """Undo an open that the kernel half did not hear of: it will send no RELEASE."""
+        """Undo the making of a file that the kernel half did not hear of: it sends no RELEASE."""
         if exchange.opcode == FUSE_OPEN:
-            self._drop(fuse_open_out.unpack(payload).fh)
+            self.drop(fuse_open_out.unpack(payload).fh)
+        elif exchange.opcode == FUSE_IOCTL:
+            out = fuse_ioctl_out.unpack(payload)
+            if out.flags & RECUSE_IOCTL_FILE:
+                self.drop(recuse_ioctl_file.unpack(payload, fuse_ioctl_out.SIZE).fh)
 
-    def _drop(self, handle: int) -> None:
+    def drop(self, handle: int) -> None:
+        """See `recuse.server.rounds.Files`."""
         file = self._files.pop(handle, None)
         if file is not None:
             self._runner.quietly_later(file.release)
@@ -249,11 +274,16 @@ class Session:
         if file is None:
             exchange.fail(errno.EBADF)
             return
-        call = IoctlCall(file, command, argument, data, out_size)
+        call = IoctlCall(file, command, argument, data, out_size, self)
+        if not self._new_files and call.makes_file:
+            exchange.fail(errno.EOPNOTSUPP)
+            self._tell_of_new_files(call.label)
+            return
         if flags & FUSE_IOCTL_UNRESTRICTED:
             answer = self._rounds.begin(call, (handle, pid))
             if answer is not None:
-                exchange.reply(answer)
+                if not exchange.reply(answer):
+                    self._undelivered(exchange, answer)
                 return
         else:
             call.restrict()
@@ -269,6 +299,14 @@ class Session:
             # Before the file is asked: what changes after its answer must be told.
             file._pollers.add(kh, exchange.send)
         self._runner.run(exchange, file.poll, poll_answer, None, events)
+
+    def _tell_of_new_files(self, method: str) -> None:
+        if not self._told_of_new_files:
+            self._told_of_new_files = True
+            log.error(
+                "%s makes a file, which this kernel half does not take: EOPNOTSUPP for the program",
+                method,
+            )
 
     def _release(self, exchange: Exchange) -> None:
         (handle,) = pick_release(exchange.message)
@@ -298,7 +336,7 @@ class Session:
 
 
 def _init_answer(device: Device, minor: int, offered: int) -> bytes:
-    flags = RECUSE_NODE_INFO | RECUSE_SYSFS
+    flags = RECUSE_NODE_INFO | RECUSE_NEW_FILES | RECUSE_SYSFS
     if device.unrestricted:
         flags |= CUSE_UNRESTRICTED_IOCTL
     if device.seekable:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeAlias
 
-from recuse.wire.cuse import CUSE_INIT
+from recuse.wire.cuse import CUSE_INIT, RECUSE_IOCTL_FILE, recuse_ioctl_file
 from recuse.wire.declare import Structure
 from recuse.wire.errors import WireError
 from recuse.wire.fuse import (
@@ -18,6 +18,7 @@ from recuse.wire.fuse import (
     FUSE_NOTIFY_POLL,
     fuse_in_header,
     fuse_interrupt_in,
+    fuse_ioctl_out,
     fuse_out_header,
     fuse_read_in,
 )
@@ -63,6 +64,8 @@ class Part:
     data: bytes = b""
     size: int = 0
     problem: str | None = None
+    file: recuse_ioctl_file | None = None
+    """What an answer to an ioctl brings besides."""
 
 
 @dataclass(slots=True)
@@ -270,6 +273,7 @@ class Exchanges:
         asked = exchange.request.body
         if type(asked) is fuse_read_in and part.size > asked.size and not part.problem:
             part.problem = f"{part.size} bytes where {asked.size} were asked for"
+        _take_file(part)
         exchange.latency = time - exchange.time
         if exchange.opcode == CUSE_INIT:
             for entry in part.data.split(b"\0"):
@@ -277,6 +281,18 @@ class Exchanges:
                 if key.strip() == b"DEVNAME":
                     connection.device = exchange.device = _text(value.strip())
         yield exchange
+
+
+def _take_file(part: Part) -> None:
+    """Separate the file that an ioctl has made from its output."""
+    body = part.body
+    if type(body) is fuse_ioctl_out and body.flags & RECUSE_IOCTL_FILE:
+        if len(part.data) < recuse_ioctl_file.SIZE:
+            part.problem = "says that there is a file, and has none"
+            return
+        part.file = recuse_ioctl_file.unpack(part.data)
+        part.data = part.data[recuse_ioctl_file.SIZE :]
+        part.size -= recuse_ioctl_file.SIZE
 
 
 def _text(name: bytes) -> str:

@@ -27,7 +27,10 @@ def _numbers(body: Structure) -> dict[str, object]:
 
 
 def _body(part: Part | None) -> dict[str, object] | None:
-    return None if part is None or part.body is None else _numbers(part.body)
+    if part is None or part.body is None:
+        return None
+    numbers = _numbers(part.body)
+    return numbers if part.file is None else {**numbers, "file": _numbers(part.file)}
 
 
 def _result(exchange: Exchange) -> int | None:

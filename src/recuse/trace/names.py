@@ -60,7 +60,9 @@ _IOCTL = {
 _CUSE = {
     value: name
     for name, value in vars(cuse).items()
-    if name.startswith(("CUSE_UNRESTRICTED_", "RECUSE_")) and value.bit_count() == 1
+    if name.startswith(("CUSE_UNRESTRICTED_", "RECUSE_"))
+    and not name.startswith("RECUSE_IOCTL_")
+    and value.bit_count() == 1
 }
 
 _FLAGS: dict[str, dict[int, str]] = {
@@ -71,7 +73,7 @@ _FLAGS: dict[str, dict[int, str]] = {
     "fuse_write_in.write_flags": _prefixed("FUSE_WRITE_"),
     "fuse_fsync_in.fsync_flags": _prefixed("FUSE_FSYNC_"),
     "fuse_ioctl_in.flags": _IOCTL,
-    "fuse_ioctl_out.flags": _IOCTL,
+    "fuse_ioctl_out.flags": _IOCTL | {cuse.RECUSE_IOCTL_FILE: "RECUSE_IOCTL_FILE"},
     "fuse_poll_in.flags": _prefixed("FUSE_POLL_"),
     "fuse_poll_in.events": _POLL,
     "fuse_poll_out.revents": _POLL,
@@ -81,6 +83,7 @@ _FLAGS: dict[str, dict[int, str]] = {
 
 _OPENED = {f"fuse_{name}_in.flags" for name in ("open", "create", "read", "write", "release")}
 """Fields with the flags of open(2)."""
+_OPENED.add("recuse_ioctl_file.flags")
 
 _HEXADECIMAL = {"lock_owner", "arg", "kh", "base", "flags", "flags2", "cmd"}
 

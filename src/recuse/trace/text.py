@@ -100,6 +100,8 @@ def result(exchange: Exchange) -> str:
         if body.flags & FUSE_IOCTL_RETRY:
             return areas(body, part.data)
         words = str(body.result)
+        if part.file is not None:
+            words += f" file={{{', '.join(_arguments(part.file))}}}"
     elif type(body) is fuse_write_out:
         words = str(body.size)
     elif type(body) is fuse_poll_out:

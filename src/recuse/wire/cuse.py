@@ -3,7 +3,7 @@
 The same header and licence as `recuse.wire.fuse`.
 """
 
-from recuse.wire.declare import Structure, structure, u32, u32x10
+from recuse.wire.declare import Structure, structure, u32, u32x10, u64
 
 CUSE_INIT = 4096
 CUSE_INIT_BSWAP_RESERVED = 1048576
@@ -20,9 +20,14 @@ RECUSE_SEEKABLE = 1 << 16
 """The device has positions: READ and WRITE carry the real offset, and lseek counts."""
 RECUSE_NODE_INFO = 1 << 17
 """DEVMODE, DEVUID and DEVGID among the info strings say how the device's node looks."""
+RECUSE_NEW_FILES = 1 << 18
+"""Answers to IOCTL may bring an open file with them (RECUSE_IOCTL_FILE)."""
 RECUSE_SYSFS = 1 << 19
 """SUBSYSTEM, ATTRIBUTE and LINK among the info strings say what the device has in /sys besides
 CUSE's own, and the server answers RECUSE_SHOW."""
+
+RECUSE_IOCTL_FILE = 1 << 16
+"""In fuse_ioctl_out.flags: a recuse_ioctl_file comes between that structure and the output."""
 
 RECUSE_SHOW = 4356
 """Asks what is in a declared attribute: its path with a NUL; the answer is a page at the most."""
@@ -54,3 +59,17 @@ class cuse_init_out(Structure):
     dev_major: u32 = 0
     dev_minor: u32 = 0
     spare: u32x10 = (0,) * 10
+
+
+@structure
+class recuse_ioctl_file(Structure):
+    """A new open file of the device, which is the caller's when the ioctl has succeeded.
+
+    fh is its handle, never used for another one; there will be one RELEASE of it, also if the
+    caller cannot have it.  flags are those of open(2): the access mode, and O_CLOEXEC for the
+    descriptor.  offset is where in the output the descriptor's number is to be put, an s32.
+    """
+
+    fh: u64 = 0
+    flags: u32 = 0
+    offset: u32 = 0

@@ -16,7 +16,12 @@ from recuse.kernel.devices import CharDevice, DeviceTable
 from recuse.kernel.files import OpenFile, open_file
 from recuse.kernel.operation import Operation, run
 from recuse.kernel.request import Reply, Request
-from recuse.wire.cuse import CUSE_UNRESTRICTED_IOCTL, RECUSE_SEEKABLE, cuse_init_out
+from recuse.wire.cuse import (
+    CUSE_UNRESTRICTED_IOCTL,
+    RECUSE_NEW_FILES,
+    RECUSE_SEEKABLE,
+    cuse_init_out,
+)
 from recuse.wire.declare import Structure
 from recuse.wire.fuse import FUSE_OPEN, FUSE_RELEASE, fuse_in_header, fuse_open_out, fuse_out_header
 from recuse.wire.message import decode_request
@@ -201,11 +206,13 @@ def device(
     table: DeviceTable | None = None,
     unrestricted: bool = True,
     seekable: bool = False,
+    new_files: bool = False,
     **options: Any,
 ) -> CharDevice:
     """A device that is there, with nobody reading its channel."""
     channel = CuseChannel(DeviceTable() if table is None else table)
     flags = unrestricted * CUSE_UNRESTRICTED_IOCTL | seekable * RECUSE_SEEKABLE
+    flags |= new_files * RECUSE_NEW_FILES
     answer_init(channel, init_reply(flags=flags, **options))
     assert channel.device is not None
     return channel.device

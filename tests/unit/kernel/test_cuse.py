@@ -17,6 +17,7 @@ from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_INIT_INFO_MAX,
     CUSE_UNRESTRICTED_IOCTL,
+    RECUSE_NEW_FILES,
     RECUSE_NODE_INFO,
     RECUSE_SEEKABLE,
     RECUSE_SYSFS,
@@ -54,7 +55,8 @@ def test_opening_the_channel_sends_init() -> None:
     (raw,) = drain(channel.connection)
     message = Message(raw)
     assert message.header == fuse_in_header(len=56, opcode=CUSE_INIT, unique=2)
-    flags = CUSE_UNRESTRICTED_IOCTL | RECUSE_SEEKABLE | RECUSE_NODE_INFO | RECUSE_SYSFS
+    flags = CUSE_UNRESTRICTED_IOCTL | RECUSE_SEEKABLE | RECUSE_NODE_INFO
+    flags |= RECUSE_NEW_FILES | RECUSE_SYSFS
     assert message.body == cuse_init_in(major=7, minor=45, flags=flags)
     assert channel.device is None
 
@@ -86,18 +88,20 @@ def test_the_read_buffer_has_to_hold_max_write_after_init() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "unrestricted", "seekable"),
+    ("flags", "unrestricted", "seekable", "new_files"),
     [
-        (0, False, False),
-        (CUSE_UNRESTRICTED_IOCTL, True, False),
-        (RECUSE_SEEKABLE, False, True),
-        (1 << 5, False, False),
+        (0, False, False, False),
+        (CUSE_UNRESTRICTED_IOCTL, True, False, False),
+        (RECUSE_SEEKABLE, False, True, False),
+        (RECUSE_NEW_FILES, False, False, True),
+        (1 << 5, False, False, False),
     ],
 )
-def test_flags(flags: int, unrestricted: bool, seekable: bool) -> None:
+def test_flags(flags: int, unrestricted: bool, seekable: bool, new_files: bool) -> None:
     device = channel_after(init_reply(flags=flags)).device
     assert device is not None
-    assert (device.unrestricted, device.seekable) == (unrestricted, seekable)
+    found = (device.unrestricted, device.seekable, device.new_files)
+    assert found == (unrestricted, seekable, new_files)
 
 
 @pytest.mark.parametrize(("said", "spoken"), [(11, 11), (44, 44), (45, 45), (99, 45)])

@@ -11,6 +11,7 @@ from recuse import Device, File, Session, current_request
 from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_UNRESTRICTED_IOCTL,
+    RECUSE_NEW_FILES,
     RECUSE_NODE_INFO,
     RECUSE_SEEKABLE,
     cuse_init_out,
@@ -291,15 +292,15 @@ def test_init_with_a_version_that_has_no_cuse(serve, told, major, minor):
     assert f"{major}.{minor}" in told.line()
 
 
-@pytest.mark.parametrize("offered", range(8))
+@pytest.mark.parametrize("offered", range(16))
 @pytest.mark.parametrize("seekable", [False, True])
 @pytest.mark.parametrize("unrestricted", [False, True])
 def test_init_takes_only_flags_that_were_offered(serve, offered, seekable, unrestricted):
-    bits = [CUSE_UNRESTRICTED_IOCTL, RECUSE_SEEKABLE, RECUSE_NODE_INFO]
+    bits = [CUSE_UNRESTRICTED_IOCTL, RECUSE_SEEKABLE, RECUSE_NODE_INFO, RECUSE_NEW_FILES]
     flags = sum(bit for index, bit in enumerate(bits) if offered >> index & 1)
     device = Echo(mode=0o640, uid=0, gid=20, seekable=seekable, unrestricted=unrestricted)
     payload = serve(device).init(flags=flags | 1 << 30)
-    wanted = [unrestricted, seekable, True]
+    wanted = [unrestricted, seekable, True, True]
     expected = sum(bit for bit, want in zip(bits, wanted, strict=True) if want) & flags
     assert cuse_init_out.unpack(payload).flags == expected
     node = ["DEVMODE=0640", "DEVUID=0", "DEVGID=20"] if flags & RECUSE_NODE_INFO else []

@@ -134,10 +134,19 @@ class EchoFile(File):
     def any_size_in(self, data: bytes, memory: Memory) -> int:
         return len(data)
 
+    @ioctl(IOWR("E", 13, Caps), Caps, descriptor="version")
+    def make(self, caps: Caps) -> "EchoFile":
+        return EchoFile(b"")
+
+    @ioctl(IOWR("E", 14, Caps), Caps, descriptor="version")
+    async def make_later(self, caps: Caps, memory: Memory) -> "EchoFile":
+        return EchoFile(b"")
+
 
 def decorated_methods_keep_their_types(file: EchoFile) -> None:
     assert_type(file.get(), int)
     assert_type(file.any_size(), bytes)
+    assert_type(file.make(Caps()), EchoFile)
     file.set(5)
     file.change(Caps())
     Session(Echo(5)).close()
@@ -177,6 +186,10 @@ class Wrong(File):
 
     @ioctl(IOW("E", 8, Caps), Caps, direction="x")  # E: No overload variant  # E: untyped
     def direction(self, caps: Caps) -> None: ...
+
+    @ioctl(IOWR("E", 10, Caps), Caps, descriptor="version")  # E: cannot be "int"
+    def made(self, caps: Caps) -> int:
+        return 5
 
     @ioctl(IOW("E", 9, int), int)  # E: incompatible type "type[int]"
     def kind(self, value: int) -> None: ...

@@ -136,6 +136,21 @@ GOLDEN = {
         "IOCTL(fh=0, flags=0, cmd=I2C_RDWR, arg=0x1000, in_size=0, out_size=0)"
         " = RETRY in=[0x1000:16] out=[0x1000:4 0x2000:1]",
     ),
+    "ioctl that makes a file": (
+        asked(fuse.FUSE_IOCTL, fuse.fuse_ioctl_in(fh=1, cmd=0xC00C7801, arg=0x1000)),
+        answered(
+            fuse.fuse_ioctl_out(flags=cuse.RECUSE_IOCTL_FILE),
+            cuse.recuse_ioctl_file(5, 0o2000002, 8).pack() + b"abcdefgh\0\0\0\0",
+        ),
+        "IOCTL(fh=1, flags=0, cmd=_IOWR('x', 0x1, 12), arg=0x1000, in_size=0, out_size=0)"
+        r' = 0 file={fh=5, flags=O_RDWR|O_CLOEXEC, offset=8} "abcdefgh\x00\x00\x00\x00"',
+    ),
+    "ioctl that says that it makes one": (
+        asked(fuse.FUSE_IOCTL, fuse.fuse_ioctl_in(cmd=1)),
+        answered(fuse.fuse_ioctl_out(flags=cuse.RECUSE_IOCTL_FILE), b"ab"),
+        "IOCTL(fh=0, flags=0, cmd=_IO(0x0, 0x1), arg=0x0, in_size=0, out_size=0)"
+        " = EIO: 61 62 /* says that there is a file, and has none */",
+    ),
     "poll": (
         asked(fuse.FUSE_POLL, fuse.fuse_poll_in(fh=3, kh=9, flags=1, events=0x41)),
         answered(fuse.fuse_poll_out(revents=0x1)),

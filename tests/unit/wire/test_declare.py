@@ -94,6 +94,11 @@ def test_layout_is_that_of_the_protocol() -> None:
                 )
         expected[name] = (int(size), tuple(described))
     ours = {name: (made.SIZE, made.FIELDS) for name, made in STRUCTURES.items()}
+    # Ours alone.
+    assert ours.pop("recuse_ioctl_file") == (
+        16,
+        (Field("fh", "u64", 0), Field("flags", "u32", 8), Field("offset", "u32", 12)),
+    )
     assert ours.pop("create_out") == (
         144,
         (Field("entry", "fuse_entry_out", 0), Field("open", "fuse_open_out", 128)),

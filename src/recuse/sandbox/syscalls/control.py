@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.connection import os_error
@@ -12,6 +13,7 @@ from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.filter import F_DUPFD, F_DUPFD_CLOEXEC, F_GETFL, F_SETFL
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.opening import install_file
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -52,7 +54,19 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
     if command in (_FIOASYNC, _FIOQSIZE):
         raise os_error(errno.ENOTTY)
     caller, of_32_bit = supervisor.caller(call), call.arch == compat.AUDIT_ARCH
-    supervisor.run(call, file, file.ioctl(caller, command, call.a2, of_32_bit))
+    if file.device.new_files:
+        install = partial(install_file, supervisor, call)
+        operation = file.ioctl(caller, command, call.a2, of_32_bit, install)
+        made = supervisor.tree.anonymous_or_none(file.device)
+        if made is not None:
+            # What an earlier one has made and the program has closed is released first: it may be
+            # in the way of this one.
+            go_on = partial(supervisor.run, call, file, operation)
+            supervisor.descriptors.after_releases(made, go_on)
+            return ANSWERED
+    else:
+        operation = file.ioctl(caller, command, call.a2, of_32_bit)
+    supervisor.run(call, file, operation)
     return ANSWERED
 
 
@@ -66,7 +80,10 @@ def fcntl(supervisor: Supervisor, call: Notification) -> int:
         return PROCEED
     file = descriptor.file
     if command == F_GETFL:
-        return descriptor.flags if file is None else arch.O_LARGEFILE | file.flags
+        if file is None:
+            return descriptor.flags
+        # Only opening a path sets O_LARGEFILE.
+        return file.flags if descriptor.node.anonymous else arch.O_LARGEFILE | file.flags
     if command == F_SETFL:
         if file is None:
             raise os_error(errno.EBADF)

@@ -114,6 +114,8 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
     if flags & os.O_TRUNC:
         wanted |= MAY_WRITE
     check(node, supervisor.tasks.get(call.pid).credentials, wanted)
+    if node.anonymous:
+        raise os_error(errno.ENXIO)
     device = node.device
     if device is None:
         descriptor = Descriptor(node, status)
@@ -175,21 +177,46 @@ def _install(
     Raises:
         OSError: EMFILE; the file is released again.
     """
+    number = _give(supervisor, call, descriptor, cloexec=bool(flags & os.O_CLOEXEC))
+    if number is not None:
+        supervisor.listener.answer(call.id, number)
+
+
+def _give(
+    supervisor: Supervisor, call: Notification, descriptor: Descriptor, *, cloexec: bool
+) -> int | None:
+    """Put a descriptor into the caller's table; return its number, None if the caller is gone.
+
+    Raises:
+        OSError: EMFILE; the file is released then, as when the caller is gone.
+    """
     alone = is_alone(call.pid)  # while the call waits, nothing can change that
     supervisor.descriptors.add(descriptor)
     try:
-        number = supervisor.listener.add_descriptor(
-            call.id, descriptor.theirs, cloexec=bool(flags & os.O_CLOEXEC)
-        )
+        number = supervisor.listener.add_descriptor(call.id, descriptor.theirs, cloexec=cloexec)
     except OSError:
         supervisor.descriptors.drop(descriptor)
         raise
     if number is None:
         supervisor.descriptors.drop(descriptor)
-        return
+        return None
     # Before the program goes on: it may close the file at once, and must find it released then.
     supervisor.descriptors.installed(descriptor, (call.pid, number) if alone else None)
-    supervisor.listener.answer(call.id, number)
+    return number
+
+
+def install_file(supervisor: Supervisor, call: Notification, file: OpenFile, cloexec: bool) -> int:
+    """Give the caller a descriptor of a file that its ioctl has made; return the number.
+
+    Raises:
+        OSError: as :data:`recuse.kernel.ioctl.Install` says.
+    """
+    descriptor = Descriptor(supervisor.tree.anonymous(file.device), file.flags)
+    descriptor.file = file
+    number = _give(supervisor, call, descriptor, cloexec=cloexec)
+    if number is None:
+        raise os_error(errno.ESRCH)
+    return number
 
 
 def _legacy(flags: int) -> int:
