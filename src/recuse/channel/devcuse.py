@@ -22,7 +22,7 @@ from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
 from recuse.kernel.connection import os_error
-from recuse.server.device import Device
+from recuse.server.device import Device, device_makes_files
 from recuse.server.session import Session
 
 log = logging.getLogger("recuse.channel")
@@ -222,6 +222,11 @@ class DevCuse:
             yield f"{self.node}: positions are ignored: reads and writes have offset 0, as in CUSE"
         if device.sysfs or device.subsystem != "class/cuse":
             yield f"{self.node}: what it declares for /sys is not there: it is in class/cuse only"
+        if device_makes_files(device):
+            yield (
+                f"{self.node}: ioctls that make a new descriptor fail (EOPNOTSUPP): "
+                "Linux's CUSE has no such thing"
+            )
         try:
             found = os.stat(self.node)
         except OSError:

@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Awaitable, Mapping
 
-from recuse.server.file import File
+from recuse.server.file import FILE_MAKERS, File
 from recuse.server.request import OpenRequest
 from recuse.server.sysfs import Value, info_strings, wrong_subsystem, wrong_sysfs
 from recuse.wire.cuse import CUSE_INIT_INFO_MAX, RECUSE_NODE_INFO, RECUSE_SYSFS
@@ -143,6 +143,15 @@ class Device:
 
         Called once, when the session ends.  What is raised here is logged.
         """
+
+
+def device_makes_files(device: Device) -> bool:
+    """Whether ioctls of the device seem to make files, which not all kernel halves take.
+
+    What a device opens is known only when it is opened: this goes by what else there is in the
+    modules of its class and of those that it is derived from.
+    """
+    return any(cls.__module__ in FILE_MAKERS for cls in type(device).__mro__)
 
 
 _RANGES = {

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from recuse.server.device import Device
 
 
+FILE_MAKERS: set[str] = set()
+"""The modules that have a File whose ioctls make new files."""
+
+
 class File:
     """One open of a device, from open(2) to the last close(2) of all its copies.
 
@@ -51,7 +55,9 @@ class File:
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        cls._ioctl_table = IoctlTable(cls)
+        cls._ioctl_table = table = IoctlTable(cls)
+        if table.makes_files:
+            FILE_MAKERS.add(cls.__module__)
 
     @property
     def nonblocking(self) -> bool:

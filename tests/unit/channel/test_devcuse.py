@@ -8,16 +8,18 @@ import queue
 import signal
 import stat
 import threading
+from ctypes import Structure, c_int
 from types import SimpleNamespace
 
 import pytest
 
-from recuse import Device, File, current_request
+from recuse import IOWR, Device, File, current_request, ioctl
 from recuse.channel import devcuse
 from recuse.channel.devcuse import Channel, DevCuse, KernelError, serve_kernel
 from recuse.channel.signals import ending_signals
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import DeviceTable
+from recuse.server.file import FILE_MAKERS
 from recuse.wire.cuse import CUSE_INIT
 from recuse.wire.fuse import FUSE_OPEN, FUSE_RELEASE
 
@@ -396,6 +398,26 @@ def test_limits(fake, device, found, said):
     for line, part in zip(lines, said, strict=True):
         assert line.startswith("/dev/probe: ")
         assert part in line
+
+
+def test_ioctls_that_make_files_are_among_the_limits(fake):
+    fake.nodes["/dev/probe"] = node(0o666)
+    served = DevCuse(Probe())
+    assert list(served.limits()) == []
+
+    class Request(Structure):
+        _fields_ = [("fd", c_int)]
+
+    class Maker(File):
+        @ioctl(IOWR("N", 1, Request), Request, descriptor="fd")
+        def make(self, request):
+            return File()
+
+    try:
+        (line,) = served.limits()
+    finally:
+        FILE_MAKERS.remove(__name__)
+    assert line.startswith("/dev/probe: ioctls that make a new descriptor fail (EOPNOTSUPP)")
 
 
 # ---- all of it

@@ -1,5 +1,6 @@
 """docs/devices.md: its snippets run, and do what it says."""
 
+import os
 import re
 import select
 from ctypes import c_int, c_size_t, sizeof
@@ -8,10 +9,14 @@ from pathlib import Path
 import pytest
 
 from recuse import IO, IOR, IOW, IOWR, ioctl
+from recuse.wire.cuse import CUSE_UNRESTRICTED_IOCTL, RECUSE_NEW_FILES, recuse_ioctl_file
 from recuse.wire.fuse import (
+    FUSE_IOCTL,
     FUSE_OPEN,
     FUSE_POLL,
     FUSE_READ,
+    fuse_ioctl_in,
+    fuse_ioctl_out,
     fuse_open_in,
     fuse_poll_in,
     fuse_poll_out,
@@ -26,7 +31,7 @@ def guide():
     """Return what the snippets define, one after the other, as in one module."""
     names = {"__name__": "guide"}
     snippets = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(snippets) == 7
+    assert len(snippets) == 8
     for snippet in snippets:
         exec(compile(snippet, GUIDE.name, "exec"), names)
     return names
@@ -100,6 +105,20 @@ def test_camera(guide, serve, program):
     assert do(IOR("c", 5, window)) == (0, bytes(window(0, 640)))
     assert do(IOR("c", 6, 10)) == (7, b"camera\0...")
     assert do(IOR("c", 6, 3)) == (3, b"cam")
+
+
+def test_chip(guide, serve, program):
+    peer = serve(guide["Chip"]())
+    peer.init(flags=CUSE_UNRESTRICTED_IOCTL | RECUSE_NEW_FILES)
+    fh = peer.open()
+    request = guide["LineRequest"]
+    command = IOWR("L", 1, request)
+    body = fuse_ioctl_in(fh=fh, cmd=command, in_size=8, out_size=8)
+    payload = peer.call(FUSE_IOCTL, body, bytes(request(2)))
+    made = recuse_ioctl_file.unpack(payload, fuse_ioctl_out.SIZE)
+    assert (made.flags, made.offset) == (os.O_RDONLY | os.O_CLOEXEC, 4)
+    assert peer.read(made.fh, flags=0) == b"1\n"
+    assert peer.fails(FUSE_IOCTL, body, bytes(request(4))) == 22
 
 
 def test_bus(guide, serve, program):
