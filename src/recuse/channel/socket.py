@@ -125,6 +125,8 @@ class _Link:
     def __init__(self, packets: Packets, table: DeviceTable) -> None:
         self.cuse = CuseChannel(table)
         self.connection: Connection = self.cuse.connection
+        # The device may be back, so a program had better open it again than think of a network.
+        self.connection.error_when_aborted = errno.ENODEV
         self._packets = packets
         # Messages go out in the order in which they are read.
         self._sending = threading.RLock()

@@ -6,7 +6,9 @@ What happens in each state, with the errno that its side gets:
     INITIALISING  held             INIT, then EAGAIN the reply to INIT
     CONNECTED     sent             requests, EAGAIN  replies, notifications
     REFUSED       ECONNREFUSED     ENODEV            ENOENT
-    ABORTED       ENOTCONN         ENODEV            ENOENT
+    ABORTED       ENOTCONN *       ENODEV            ENOENT
+
+    * or what the channel has set as error_when_aborted
 
 A write in either of the last two states is ENOENT since no request is left that it could answer.
 Requests that were unfinished when the connection was aborted finish with ECONNABORTED, those held
@@ -117,6 +119,8 @@ class Connection:
         """Of the protocol version that both sides speak, 7.minor."""
         self.no_interrupt = False
         """The server has answered an INTERRUPT with ENOSYS: it gets no more of them."""
+        self.error_when_aborted = errno.ENOTCONN
+        """What calls on files that are still open fail with once the connection was aborted."""
         self.polled = PolledFiles()
         self._lock = threading.Lock()
         # For the three methods that each request passes: "with" takes twice as long.
@@ -185,7 +189,7 @@ class Connection:
             elif state is _INITIALISING:
                 self._queue.hold(request)
             else:
-                error = errno.ECONNREFUSED if state is _REFUSED else errno.ENOTCONN
+                error = errno.ECONNREFUSED if state is _REFUSED else self.error_when_aborted
                 self._queue.finish(request, Reply(-error))
             request.done = done
         finally:
