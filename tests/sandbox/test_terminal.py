@@ -67,6 +67,19 @@ class Terminal:
         before, _, self.seen = self.seen.partition(wanted)
         return before.decode(errors="replace")
 
+    def foreground(self):
+        """The process group that the keys send signals to."""
+        return os.tcgetpgrp(self.master)
+
+    def resume(self):
+        """Have the shell, which waits for a command, continue its job in the foreground."""
+        shell = self.foreground()
+        self.type("fg\n")
+        end = time.monotonic() + PATIENCE_S
+        while self.foreground() == shell:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
     def close(self):
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGHUP)
@@ -213,3 +226,96 @@ def test_sigint_for_recuse_alone_reaches_the_program(argv):
             assert program.wait(5) in (130, -signal.SIGINT)
         finally:
             program.terminate()
+
+
+WAITING = """
+import asyncio
+from recuse import Device, File
+
+class WaitFile(File):
+    async def write(self, data, offset):
+        self.device.lines.put_nowait(data)
+    async def read(self, size, offset):
+        return await self.device.lines.get()
+
+class Wait(Device):
+    name = "wait"
+    def __init__(self):
+        super().__init__()
+        self.lines = asyncio.Queue()
+    def open(self, request):
+        return WaitFile()
+"""
+
+
+@pytest.fixture
+def waiting(bash, tmp_path):
+    """The shell, with a device in echo.py whose reads wait."""
+    (tmp_path / "echo.py").write_text(WAITING)
+    return bash
+
+
+def test_interrupt_while_a_device_is_read(waiting):
+    waiting.type("R sh -c 'echo star''ted; exec cat /dev/wait'\n")
+    waiting.expect("started")
+    waiting.type("\x03")
+    waiting.type("echo status $?.\n")
+    waiting.expect("status 130.")
+
+
+def test_quit_while_a_device_is_read(waiting):
+    waiting.type("ulimit -c 0; R sh -c 'echo star''ted; exec cat /dev/wait'\n")
+    waiting.expect("started")
+    waiting.type("\x1c")
+    waiting.type("echo status $?.\n")
+    waiting.expect("status 131.")
+
+
+def test_an_interrupt_that_is_caught_while_a_device_is_read(waiting):
+    script = 'print("star" "ted", flush=True); open("/dev/wait").read()'
+    waiting.type(f"R {sys.executable} -S -c '{script}'\n")
+    waiting.expect("started")
+    waiting.type("\x03")
+    waiting.expect("KeyboardInterrupt")
+    waiting.type("echo status $?.\n")
+    waiting.expect("status 130.")
+
+
+def test_stop_and_continue_while_a_device_is_read(waiting):
+    # recuse is stopped with its program, and goes on with it.
+    waiting.type("R sh -c 'echo star''ted; exec cat /dev/wait'\n")
+    waiting.expect("started")
+    waiting.type("\x1a")
+    waiting.expect("Stopped")
+    waiting.expect("$ ")
+    waiting.resume()
+    waiting.type("\x03")
+    waiting.type("echo status $?.\n")
+    waiting.expect("status 130.")
+
+
+def test_job_control_in_the_sandbox_while_a_device_is_read(waiting):
+    waiting.type("R bash --norc --noprofile -i\n")
+    waiting.expect("$ ")
+    waiting.type("PS1=in''side:\n")
+    waiting.expect("inside:")
+    waiting.type("sh -c 'echo star''ted; exec cat /dev/wait'\n")
+    waiting.expect("started")
+    waiting.type("\x1a")
+    waiting.expect("Stopped")
+    waiting.expect("inside:")
+    waiting.type("echo hel''lo > /dev/wait; fg\n")
+    waiting.expect("hello")
+    waiting.type("\x1a")
+    waiting.expect("Stopped")
+    waiting.expect("inside:")
+    waiting.type("bg\n")
+    waiting.expect("inside:")
+    waiting.type("echo wor''ld > /dev/wait\n")
+    waiting.expect("world")
+    waiting.expect("inside:")
+    waiting.resume()
+    waiting.type("\x03")
+    waiting.expect("inside:")
+    waiting.type("echo status $?.\n")
+    waiting.expect("status 130.")

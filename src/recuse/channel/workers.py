@@ -43,7 +43,7 @@ class Workers(Generic[T]):
         receive: Callable[[], T | None],
         handle: Callable[[T], None],
         *,
-        stuck: Callable[[T], None] = lambda _: None,
+        stuck: Callable[[T, Callable[[], bool]], None] = lambda _, __: None,
         name: str = "recuse",
     ) -> None:
         """Prepare; :meth:`start` makes the first threads.
@@ -52,7 +52,8 @@ class Workers(Generic[T]):
             receive: waits for an item; None is the end. Called by one thread at a time, but for
                 moments in which leadership changes.
             handle: handles an item, and may block. An exception that escapes is logged.
-            stuck: told of an item whose handler was found blocking.
+            stuck: told of an item whose handler was found blocking, and given what tells whether it
+                still is.
             name: the beginning of the threads' names.
         """
         self._receive = receive
@@ -139,11 +140,13 @@ class Workers(Generic[T]):
             self._spare = 0
         self._unpark.set()
 
-    def _tell_stuck(self, item: T) -> None:
-        try:
-            self._stuck(item)
-        except Exception:
-            _log.exception("internal error while looking at %r", item)
+    def _tell_stuck(self, turn: _Turn[T], count: int) -> None:
+        item = turn.item
+        if item is not None:
+            try:
+                self._stuck(item, lambda: turn.count == count)
+            except Exception:
+                _log.exception("internal error while looking at %r", item)
 
     def _monitor(self) -> None:
         """Find turns that stand still. Sleeps for good while nothing happens."""
@@ -153,12 +156,12 @@ class Workers(Generic[T]):
             if turn is not seen or turn.count != count:
                 seen, count, idle = turn, turn.count, 0
             elif count % 2:
-                item = turn.item
                 with self._lock:
-                    if self._turn is turn and turn.count == count:
+                    stuck = self._turn is turn and turn.count == count
+                    if stuck:
                         self._change_leader()
-                if item is not None:
-                    self._tell_stuck(item)
+                if stuck:
+                    self._tell_stuck(turn, count)
                 idle = 0
             else:
                 idle += 1

@@ -212,19 +212,28 @@ class Connection:
             request.done = done
             return True
 
-    def interrupt(self, request: Request) -> None:
-        """Tell the server that the caller has left the system call.
+    def requests_of(self, pid: int) -> list[Request]:
+        """Return the unfinished requests of a calling thread: usually one."""
+        with self._lock:
+            return [request for request in self._queue.unfinished() if request.pid == pid]
 
-        A request that the server has not read is finished with EINTR, unless it has `force`; for
-        another one an INTERRUPT is sent, and the request stays until the server replies to it
-        (fs/fuse/dev.c, request_wait_answer, of a fatal signal).
+    def interrupt(self, request: Request, *, fatal: bool = True) -> None:
+        """Tell the server of a signal for the caller, once.
+
+        An INTERRUPT is sent, if need be as soon as the server has read the request, which stays
+        until the server replies to it. Unless the signal is fatal, and so the caller has left the
+        system call: a request that the server has not read is then finished with EINTR; but not
+        one that has `force`.
         """
+        # fs/fuse/dev.c, request_wait_answer.
         with self._lock:
             state = request.state
             if state is FINISHED:
                 return
-            if (state is PENDING or state is WAITING) and not request.force:
+            if fatal and (state is PENDING or state is WAITING) and not request.force:
                 self._queue.finish(request, Reply(-errno.EINTR))
+            elif request.interrupted:
+                return
             else:
                 request.interrupted = True
                 if state is not PROCESSING or self.no_interrupt:

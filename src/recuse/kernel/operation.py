@@ -19,7 +19,7 @@ Operation: TypeAlias = Generator[Request, Reply, T]
 class Running:
     """An operation that waits for a reply."""
 
-    __slots__ = ("connection", "done", "interrupted", "operation", "request")
+    __slots__ = ("connection", "done", "fatal", "interrupted", "operation", "request")
 
     def __init__(
         self,
@@ -33,14 +33,21 @@ class Running:
         self.done = done
         self.request = request
         self.interrupted = False
+        self.fatal = False
 
-    def interrupt(self) -> None:
-        """Tell the server that nobody waits for the result any more; ``done`` is still called.
+    def interrupt(self, fatal: bool = True) -> None:
+        """Tell the server of a signal for the caller; ``done`` is still called.
 
-        Holds for this request and those that the operation goes on to.
+        Holds for this request and those that the operation goes on to, but for a RELEASE: that is
+        no business of the caller's any more. ``fatal`` as for `Connection.interrupt`.
         """
+        self.fatal = self.fatal or fatal
         self.interrupted = True
-        self.connection.interrupt(self.request)
+        self._pass_on(self.request)
+
+    def _pass_on(self, request: Request) -> None:
+        if not request.force:
+            self.connection.interrupt(request, fatal=self.fatal)
 
     def _go_on(self, reply: Reply) -> None:
         run(self.connection, self.operation, self.done, reply, self)
@@ -75,7 +82,7 @@ def run(
                 if connection.watch(request, _running._go_on):
                     # From here on another thread may be driving the operation.
                     if _running.interrupted:
-                        connection.interrupt(request)
+                        _running._pass_on(request)
                     return _running
                 _reply = request.reply
     except StopIteration as stop:

@@ -70,7 +70,7 @@ class ChannelFile:
                     if self.flags & os.O_NONBLOCK:
                         raise
                     self._readers.append((supervisor, call, segments))
-                    supervisor.signals.watch(call, lambda: self._interrupt(supervisor, call))
+                    self._watch(supervisor, call)
                     return ANSWERED
         finally:
             self._end_lost()
@@ -93,15 +93,18 @@ class ChannelFile:
             with contextlib.suppress(OSError, IndexError):
                 self._connection.write(_REPLY.pack(_REPLY.size, -errno.EIO, self._lost.pop()))
 
-    def _interrupt(self, supervisor: Supervisor, call: Notification) -> None:
-        """A signal has come for a caller that waits."""
-        with self._lock:
-            for reader in self._readers:
-                if reader[1] is call:
-                    self._readers.remove(reader)
-                    supervisor.signals.forget(call)
-                    supervisor.listener.fail(call.id, ERESTARTSYS)
-                    return
+    def _watch(self, supervisor: Supervisor, call: Notification) -> None:
+        def interrupt(_: bool) -> None:
+            with self._lock:
+                for reader in self._readers:
+                    if reader[1] is call:
+                        self._readers.remove(reader)
+                        wait = supervisor.signals.forget(call)
+                        sure = wait is not None and wait.sure
+                        supervisor.listener.fail(call.id, ERESTARTSYS if sure else errno.EINTR)
+                        return
+
+        supervisor.signals.watch(call, supervisor.listener, interrupt)
 
     def _drain(self, supervisor: Supervisor, call: Notification) -> None:
         """Make the descriptor unreadable: there is no request any more."""

@@ -1,80 +1,285 @@
-"""Signals for programs that wait in a trapped call.
+"""Signals for programs that wait in a trapped call, and the death of such programs.
 
-With SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV only a signal that kills a process ends its wait; of any
-other one the supervisor hears nothing. So it looks: while calls wait that a signal should end, each
-caller's pending signals are read from ``/proc/TID/status`` every :data:`TICK` seconds.
+With SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV only a signal that kills a process at once ends its
+wait; of any other one the supervisor hears nothing, and of that one nothing either until it
+answers. So it looks: while calls wait, each caller's pending signals are read from
+``/proc/TID/status`` every :data:`TICK` seconds, and it is asked whether the call is still there.
 
-Answering with ERESTARTSYS leaves the rest to the kernel: it runs the handler and makes the call
-fail with EINTR or start anew, as SA_RESTART says, or stops the process and has it start anew later.
+What a wait in the kernel would be woken up by is the thread's TIF_SIGPENDING, which no file shows.
+A signal for the thread itself sets it. One for its process sets that of one thread that does not
+block it, the main thread if it can be (kernel/signal.c, complete_signal). The signal's being still
+there at the next look shows that no thread was free to take it meanwhile. A stop that another
+thread has begun sets that of all (do_signal_stop).
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
-from recuse.sandbox.listener import Notification
+from recuse.sandbox.listener import Listener, Notification
+
+_log = logging.getLogger("recuse.sandbox")
 
 ERESTARTSYS: Final = 512
-"""Kernel-internal error (linux/errno.h) that no program ever sees."""
+"""Kernel-internal error (linux/errno.h) that no program ever sees.
+
+The kernel runs the handler and makes the call fail with EINTR or start anew, as SA_RESTART says, or
+it stops the process and has the call start anew later. Only for a thread that has TIF_SIGPENDING:
+another one would get the number 512.
+"""
 
 TICK: Final = 0.02
-"""How long, in seconds, a signal may be pending before it is noticed."""
+"""How long, in seconds, a signal may be pending before it is noticed; twice that for new waits, and
+longer when so many calls wait that looking at them would take more than a tenth of a CPU."""
+
+_SHARE: Final = 9
+"""Looking pauses at least so many times as long as it took."""
+
+_IDLE_TICKS: Final = 25
+
+Interrupt = Callable[[bool], None]
+"""Told that a signal has come for a caller that waits, or (True) that it is no more."""
+
+
+class Waiting:
+    """A call that waits."""
+
+    __slots__ = ("call", "found", "interrupt", "listener", "looks")
+
+    def __init__(self, call: Notification, listener: Listener, interrupt: Interrupt) -> None:
+        self.call = call
+        self.listener = listener
+        self.interrupt = interrupt
+        self.looks = 0
+        """In a row, that found a signal; one more than that from the second look on."""
+        self.found: list[Signals] = []
+        """What the last ones found that it was interrupted for."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether ERESTARTSYS may be the answer."""
+        return all(signals.sure for signals in self.found)
+
+    def can_start_anew(self) -> bool:
+        """Whether the caller was interrupted by nothing but signals that it need not notice.
+
+        Such as the terminal's Ctrl-Z: the program is to stop, and then to go on where it was.
+        """
+        if not self.found or not self.sure or any(signals.caught for signals in self.found):
+            return False
+        now = pending_signals(self.call.pid)
+        return now is None or not now.caught
 
 
 class SignalWatch:
     """The calls that wait, and the thread that looks at their callers; it sleeps without any."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: dict[int, tuple[int, Callable[[], None]]] = {}
-        self._some = threading.Event()
+        # Without a lock, as each call that is not answered at once passes here: setting, popping
+        # and copying are atomic.
+        self.waiting: dict[int, Waiting] = {}
+        """By the call's id. Look here whether there is anything to forget before you do."""
+        self._starting = threading.Lock()
+        self._parked = False
+        self._unpark = threading.Event()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def watch(self, call: Notification, interrupt: Callable[[], None]) -> None:
-        """Call ``interrupt`` if a signal is pending for the caller, until :meth:`forget`."""
-        with self._lock:
-            self._waiting[call.id] = (call.pid, interrupt)
+    def watch(self, call: Notification, listener: Listener, interrupt: Interrupt) -> None:
+        """Call ``interrupt`` if a signal is pending for the caller, or the caller is killed.
+
+        Until :meth:`forget`, which comes before the call is answered, and again for each look that
+        finds a signal; but no more after ``interrupt(True)``. It replaces an earlier one.
+        """
+        self.waiting[call.id] = Waiting(call, listener, interrupt)
+        if self._parked:
+            self._unpark.set()
+        if self._thread is None:
+            self._start()
+
+    def forget(self, call: Notification) -> Waiting | None:
+        """The call waits no more; returns what was known of its wait."""
+        return self.waiting.pop(call.id, None)
+
+    def _start(self) -> None:
+        with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(
-                    target=self._look, name="recuse-signals", daemon=True
+                    target=self._work, name="recuse-signals", daemon=True
                 )
                 self._thread.start()
-        self._some.set()
-
-    def forget(self, call: Notification) -> None:
-        """The call waits no more."""
-        with self._lock:
-            self._waiting.pop(call.id, None)
 
     def close(self) -> None:
         """Stop looking."""
         self._closed.set()
-        self._some.set()
+        self._unpark.set()
         if self._thread is not None:
             self._thread.join()
 
-    def _look(self) -> None:
-        while not self._closed.wait(TICK):
-            with self._lock:
-                waiting = list(self._waiting.values())
-                if not waiting:
-                    self._some.clear()
-            if not waiting:
-                self._some.wait()
-            for tid, interrupt in waiting:
-                if has_signal(tid):
-                    interrupt()
+    def _work(self) -> None:
+        pause, idle = TICK, 0
+        while not self._closed.wait(pause):
+            waiting = list(self.waiting.copy().values())
+            if waiting:
+                idle = 0
+                began = time.monotonic()
+                try:
+                    self._look(waiting)
+                except Exception:
+                    _log.exception("internal error while looking for signals")
+                pause = max(TICK, _SHARE * (time.monotonic() - began))
+                continue
+            pause, idle = TICK, idle + 1
+            if idle > _IDLE_TICKS:
+                self._unpark.clear()
+                self._parked = True
+                if not self.waiting and not self._closed.is_set():
+                    self._unpark.wait()
+                self._parked = False
+                idle = 0
+
+    def _look(self, waiting: list[Waiting]) -> None:
+        stopping: dict[int, bool] = {}
+        for one in waiting:
+            if not one.looks:
+                one.looks = 1  # most calls are answered soon
+                continue
+            signals = pending_signals(one.call.pid, stopping)
+            if not one.listener.alive(one.call.id):
+                self._end(one)
+            elif signals is None:
+                one.looks = 1
+            elif signals.deadly:
+                # It dies with a core dump as soon as it is let go; nobody will miss the result.
+                if self._end(one):
+                    one.listener.fail(one.call.id, ERESTARTSYS)
+            else:
+                one.looks += 1
+                if one.looks > 2 or signals.for_thread:
+                    one.found = [*one.found[-1:], signals]
+                    one.interrupt(False)
+
+    def _end(self, one: Waiting) -> bool:
+        """The caller is gone, unless its call was forgotten meanwhile, and then answered."""
+        left = self.waiting.pop(one.call.id, None)
+        if left is None:
+            return False
+        left.interrupt(True)
+        return True
 
 
-def has_signal(tid: int) -> bool:
-    """Whether a signal is pending for a thread or its process that the thread does not block."""
+class Signals(NamedTuple):
+    """What is pending for a thread that waits."""
+
+    for_thread: bool
+    """For this thread and no other."""
+    sure: bool
+    """Whether it has TIF_SIGPENDING for certain, if this is so for longer than a moment."""
+    caught: bool
+    """Whether the program catches one of them."""
+    deadly: bool
+    """Whether the process will die of them."""
+
+
+def _mask(*numbers: int) -> int:
+    return sum(1 << number - 1 for number in numbers)
+
+
+_CORE_DUMPING: Final = _mask(
+    signal.SIGQUIT, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGFPE, signal.SIGSEGV,
+    signal.SIGBUS, signal.SIGSYS, signal.SIGXCPU, signal.SIGXFSZ,
+)  # fmt: skip
+"""SIG_KERNEL_COREDUMP_MASK: a process dies of these only when it takes them."""
+
+_SIGCHLD: Final = _mask(signal.SIGCHLD)
+
+
+class _Status(NamedTuple):
+    state: bytes
+    tgid: int
+    traced: bool
+    threads: int
+    pending: int
+    shared: int
+    blocked: int
+    caught: int
+
+
+def _read_status(tid: int) -> _Status | None:
     try:
-        with open(f"/proc/{tid}/status", "rb") as status:
-            fields = dict(line.split(b":", 1) for line in status.read().splitlines())
+        with open(f"/proc/{tid}/status", "rb", 0) as status:
+            text = status.read(8192)
+        at = text.index(b"\nState:\t") + 8
+        state = text[at : at + 1]
+        at = text.index(b"\nTgid:\t", at) + 7
+        tgid = int(text[at : text.index(b"\n", at)])
+        at = text.index(b"\nTracerPid:\t", at) + 12
+        traced = text[at : at + 1] != b"0"
+        at = text.index(b"\nThreads:\t", at) + 10
+        threads = int(text[at : text.index(b"\n", at)])
+        at = text.index(b"\nSigPnd:\t", at) + 1
+        # SigPnd, ShdPnd, SigBlk, SigIgn, SigCgt, all of this form.
+        pending, shared, blocked, _, caught = (
+            int(line[8:], 16) for line in text[at : at + 5 * 25].splitlines()
+        )
     except (OSError, ValueError):
-        return False
-    pending, shared, blocked = (int(fields[key], 16) for key in (b"SigPnd", b"ShdPnd", b"SigBlk"))
-    return bool((pending | shared) & ~blocked)
+        return None
+    return _Status(state, tgid, traced, threads, pending, shared, blocked, caught)
+
+
+def pending_signals(tid: int, stopping: dict[int, bool] | None = None) -> Signals | None:
+    """The signals that the kernel would interrupt a thread's wait for; None if there are none.
+
+    A signal that the program ignores is never pending, but for a program that is traced, and then
+    it does interrupt.
+
+    Args:
+        tid: the thread, in the supervisor's pid namespace.
+        stopping: a memory for several threads: the processes that are being stopped.
+    """
+    status = _read_status(tid)
+    if status is None:
+        return None
+    private = status.pending & ~status.blocked
+    shared = status.shared & ~status.blocked
+    sure = True
+    if status.threads > 1:
+        if shared and status.tgid != tid:
+            leader = _read_status(status.tgid)
+            if leader is not None and leader.state not in b"ZX":
+                shared &= leader.blocked
+            sure = False
+        if not private | shared:
+            stopping = {} if stopping is None else stopping
+            if status.tgid not in stopping:
+                stopping[status.tgid] = _is_stopping(status.tgid)
+            if stopping[status.tgid]:
+                return Signals(for_thread=True, sure=True, caught=False, deadly=False)
+        # For the thread that has made the child, it may be.
+        sure = sure and not shared & _SIGCHLD
+    signals = private | shared
+    if not signals:
+        return None
+    return Signals(
+        for_thread=bool(private) or status.threads == 1,
+        sure=sure or bool(private),
+        caught=bool(signals & status.caught),
+        deadly=bool(signals & _CORE_DUMPING & ~status.caught) and not status.traced,
+    )
+
+
+def _is_stopping(tgid: int) -> bool:
+    """Whether a thread of the process is stopped, so that the others are to stop."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{tgid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{tgid}/task/{name}/stat", "rb") as stat:
+                if stat.read().rpartition(b")")[2][1:2] == b"T":
+                    return True
+    return False

@@ -5,20 +5,25 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from recuse.channel.workers import TICK, Workers
 from recuse.kernel.caller import Caller
+from recuse.kernel.devices import CharDevice
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import Operation, run
 from recuse.sandbox.arch import arch
 from recuse.sandbox.listener import Listener, Notification
 from recuse.sandbox.machine import Machine
 from recuse.sandbox.memory import CallerMemory, UnreadableError
+from recuse.sandbox.signals import ERESTARTSYS
 from recuse.sandbox.syscalls import compat_handlers, handlers
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED
 
 _log = logging.getLogger("recuse.sandbox")
+
+T = TypeVar("T")
 
 _QUICK_CALLS: Final = 16
 """After how many quick calls in a row an operation that blocked once counts as quick again."""
@@ -35,6 +40,7 @@ class Supervisor:
         self.table = machine.table
         self.strings = machine.strings
         self.signals = machine.signals
+        self._waiting = machine.signals.waiting
         self._handlers = handlers()
         self._compat_handlers = compat_handlers()
         self._workers = Workers(
@@ -94,15 +100,47 @@ class Supervisor:
             # It blocked lately, so it may again: let others be served meanwhile.
             self._workers.pass_lead()
             began = time.monotonic()
-            run(file.device.connection, operation, done)
+            self.drive(call, file.device, operation, done)
             self._took(key, time.monotonic() - began)
         else:
-            run(file.device.connection, operation, done)
+            running = run(file.device.connection, operation, done)
+            if running is not None:
+                self.signals.watch(call, self.listener, running.interrupt)
 
-    def _stuck(self, call: Notification) -> None:
+    def drive(
+        self,
+        call: Notification,
+        device: CharDevice,
+        operation: Operation[T],
+        done: Callable[[T | None, OSError | None], None],
+    ) -> None:
+        """Run an operation of a call's, which signals interrupt even while the device's method
+        blocks this thread; ``done`` has to begin with :meth:`finish` or :meth:`forget`.
+        """
+        connection = device.connection
+        pid = call.pid
+
+        def interrupt(fatal: bool) -> None:
+            for request in connection.requests_of(pid):
+                connection.interrupt(request, fatal=fatal)
+
+        self.signals.watch(call, self.listener, interrupt)
+        run(connection, operation, done)
+
+    def _stuck(self, call: Notification, blocks: Callable[[], bool]) -> None:
         descriptor = self.descriptors.find(call.pid, call.a0)
         if descriptor is not None and descriptor.node.device is not None:
             self._blocking[descriptor.node.device.serial, call.number] = _QUICK_CALLS
+
+        def interrupt(fatal: bool) -> None:
+            for device in self.table:
+                requests = device.connection.requests_of(call.pid)
+                # The thread is in no other call as long as this one's handler has not returned.
+                if requests and blocks():
+                    for request in requests:
+                        device.connection.interrupt(request, fatal=fatal)
+
+        self.signals.watch(call, self.listener, interrupt)
 
     def _took(self, key: tuple[int, int], duration_s: float) -> None:
         if duration_s >= TICK:
@@ -116,7 +154,15 @@ class Supervisor:
 
     def finish(self, call: Notification, result: int | None, error: OSError | None) -> None:
         """Answer a call with an operation's result or error."""
+        wait = self.signals.forget(call) if self._waiting else None
         if error is None:
             self.listener.answer(call.id, result or 0)
+        elif error.errno == errno.EINTR and wait is not None and wait.can_start_anew():
+            self.listener.fail(call.id, ERESTARTSYS)
         else:
             self.listener.fail(call.id, error.errno or errno.EIO)
+
+    def forget(self, call: Notification) -> None:
+        """Let signals interrupt a call no more, which is about to be answered."""
+        if self._waiting:
+            self.signals.forget(call)

@@ -18,8 +18,10 @@ class Source:
 
     def __init__(self, handle: Callable[[object], None]) -> None:
         self.items: queue.SimpleQueue[object | None] = queue.SimpleQueue()
-        self.stuck: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self.workers: Workers[object] = Workers(self.items.get, handle, stuck=self.stuck.put)
+        self.stuck: queue.SimpleQueue[tuple[object, Callable[[], bool]]] = queue.SimpleQueue()
+        self.workers: Workers[object] = Workers(
+            self.items.get, handle, stuck=lambda *told: self.stuck.put(told)
+        )
 
     def __enter__(self) -> Source:
         self.workers.start()
@@ -79,8 +81,12 @@ def test_a_blocking_item_is_reported() -> None:
     with Source(handle) as source:
         source.items.put("quick")
         source.items.put("slow")
-        assert source.stuck.get(timeout=WAIT_S) == "slow"
+        item, blocks = source.stuck.get(timeout=WAIT_S)
+        assert item == "slow"
+        assert blocks()
         gate.set()
+        while blocks():
+            pass
 
 
 def test_a_handler_that_knows_that_it_blocks_passes_the_lead() -> None:

@@ -54,6 +54,52 @@ def test_a_held_request_is_withdrawn_with_eintr() -> None:
     assert made.waiting == 1
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_signal_that_does_not_kill_leaves_a_request_to_be_read(held: bool) -> None:
+    made = Connection(Request(4096), lambda reply: None, lambda: None)
+    made.read(BIG)
+    if not held:
+        made.initialised(31, 4096)
+    request, replies = submitted(made, sent=False)
+    made.interrupt(request, fatal=False)
+    made.initialised(31, 4096)
+    read, interrupt = drain(made)
+    assert fuse_in_header.unpack(read).opcode == FUSE_READ
+    assert interrupted(interrupt) == request.unique
+    assert not replies
+
+
+def test_a_signal_that_kills_withdraws_what_another_one_has_left() -> None:
+    made = connection()
+    request, replies = submitted(made, sent=False)
+    made.interrupt(request, fatal=False)
+    made.interrupt(request, fatal=True)
+    assert [reply.error for reply in replies] == [-errno.EINTR]
+    assert list(drain(made)) == []
+
+
+def test_a_request_has_one_interrupt() -> None:
+    made = connection()
+    request, _ = submitted(made, sent=True)
+    counts = []
+    for fatal in (False, False, True):
+        made.interrupt(request, fatal=fatal)
+        counts.append(len(list(drain(made))))
+    assert counts == [1, 0, 0]
+
+
+def test_the_requests_of_a_caller() -> None:
+    made = connection()
+    requests = [Request(FUSE_READ, b"", 0, 16, pid=pid) for pid in (7, 8, 7, 7)]
+    for request in requests:
+        made.submit(request)
+    made.read(BIG)
+    made.read(BIG)
+    made.interrupt(requests[2])
+    assert made.requests_of(7) == [requests[0], requests[3]]
+    assert made.requests_of(9) == []
+
+
 def test_a_request_that_was_read_stays_and_an_interrupt_is_sent() -> None:
     made = connection()
     request, replies = submitted(made, sent=True)
@@ -212,6 +258,28 @@ def test_a_reply_to_the_interrupt_of_a_finished_request_is_enoent() -> None:
 
 
 # Operations
+
+
+def test_a_release_that_an_interrupted_operation_comes_to_is_not_interrupted() -> None:
+    made = connection()
+
+    def operation() -> Operation[int]:
+        yield Request(FUSE_READ, b"1", 0, 16)
+        yield Request(FUSE_RELEASE, bytes(24), force=True)
+        return 1
+
+    outcome = Outcome()
+    running = run(made, operation(), outcome)
+    assert running is not None
+    list(drain(made))
+    running.interrupt()
+    list(drain(made))
+    made.write(reply_bytes(4, error=-errno.EINTR))
+    running.interrupt()
+    (release,) = drain(made)
+    assert fuse_in_header.unpack(release).opcode == FUSE_RELEASE
+    made.write(reply_bytes(6))
+    assert outcome.result == 1
 
 
 def twice() -> Operation[list[int]]:

@@ -102,16 +102,18 @@ class ConnectionModel(RuleBasedStateMachine):
     def everything(self) -> list[Submitted]:
         return [*self.waiting, *self.pending, *self.processing, *self.finished]
 
-    @rule(data=st.data())
-    def interrupt(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), fatal=st.booleans())
+    def interrupt(self, data: st.DataObject, fatal: bool) -> None:
         item = data.draw(st.sampled_from(self.everything()))
         if item is self.init:
             return
-        self.connection.interrupt(item.request)
+        self.connection.interrupt(item.request, fatal=fatal)
         if item in self.finished:
             return
-        if item not in self.processing and not item.request.force:
+        if fatal and item not in self.processing and not item.request.force:
             self.finish(item, -errno.EINTR)
+            return
+        if item in self.interrupted:
             return
         self.interrupted.add(item)
         if item in self.processing:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.connection import os_error
 from recuse.kernel.files import OpenFile, open_file
-from recuse.kernel.operation import run
 from recuse.sandbox.arch import arch
 from recuse.sandbox.channels import ChannelFile
 from recuse.sandbox.descriptors import Descriptor
@@ -137,11 +136,12 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
                     descriptor.close()
                     supervisor.finish(call, 0, error)
                 else:
+                    supervisor.forget(call)
                     _hold(supervisor, call, descriptor, file, flags)
             except OSError as reason:
                 supervisor.finish(call, 0, reason)
 
-        run(device.connection, open_file(device, flags, caller), opened)
+        supervisor.drive(call, device, open_file(device, flags, caller), opened)
 
     supervisor.descriptors.after_releases(node, begin)
     return ANSWERED

@@ -1,0 +1,380 @@
+"""Signals for programs that wait for a device's answer: the server hears of them and decides."""
+
+import asyncio
+import errno
+import signal
+import threading
+
+import pytest
+
+from recuse import Device, File, current_request
+from recuse.sandbox import Sandbox
+
+PATIENCE_S = 20
+
+
+class WaiterFile(File):
+    """Its methods wait, unless the device has something to say."""
+
+    def read(self, size, offset):
+        return self.device.wait("read")
+
+    def write(self, data, offset):
+        self.device.wait("write")
+
+    def unknown_ioctl(self, command, argument, memory):
+        return self.device.wait("ioctl") and 7
+
+    def release(self):
+        self.device.released.release()
+
+
+class AsyncWaiterFile(File):
+    async def read(self, size, offset):
+        return await self.device.wait_later("read")
+
+    async def write(self, data, offset):
+        await self.device.wait_later("write")
+
+    async def unknown_ioctl(self, command, argument, memory):
+        return await self.device.wait_later("ioctl") and 7
+
+    async def release(self):
+        await asyncio.sleep(0)
+        self.device.released.release()
+
+
+class Waiter(Device):
+    """Waits in its methods until the test lets it answer; its opens do so if they are to.
+
+    deaf
+        The plain methods do not look whether they are interrupted.
+    generous
+        Interrupted methods answer all the same.
+    """
+
+    name = "waiter"
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.arrived = threading.Semaphore(0)
+        self.answers = threading.Semaphore(0)
+        self.interrupted = threading.Semaphore(0)
+        self.released = threading.Semaphore(0)
+        self.opens_wait = self.deaf = self.generous = False
+
+    def open(self, request):
+        if self.opens_wait:
+            self.wait("open")
+        return WaiterFile()
+
+    def wait(self, what):
+        self.arrived.release()
+        while not self.answers.acquire(timeout=0.005):
+            if current_request().interrupted and not self.deaf:
+                self.interrupted.release()
+                if self.generous:
+                    break
+                raise InterruptedError(errno.EINTR, what)
+        return b"answer"
+
+    def come(self, semaphore, count=1):
+        for _ in range(count):
+            assert semaphore.acquire(timeout=PATIENCE_S)
+
+    def wait_for(self, count=1):
+        """Until so many methods (more) wait."""
+        self.come(self.arrived, count)
+
+
+class AsyncWaiter(Waiter):
+    async def open(self, request):
+        if self.opens_wait:
+            await self.wait_later("open")
+        return AsyncWaiterFile()
+
+    async def wait_later(self, what):
+        self.arrived.release()
+        while not self.answers.acquire(blocking=False):
+            try:
+                await asyncio.sleep(0.002)
+            except asyncio.CancelledError:
+                if self.deaf:
+                    continue
+                self.interrupted.release()
+                if self.generous:
+                    break
+                raise
+        return b"answer"
+
+
+@pytest.fixture(params=[Waiter, AsyncWaiter], ids=["plain", "async"])
+def waiter(request):
+    waiter = request.param()
+    yield waiter
+    waiter.deaf = False
+    waiter.answers.release(1000)
+
+
+@pytest.fixture
+def box(waiter, echo):
+    with Sandbox(waiter, echo) as sandbox:
+        yield sandbox
+        waiter.answers.release(1000)
+
+
+# ctypes rather than os: Python's own functions call again after EINTR.
+LIBC = """
+import functools
+print = functools.partial(print, flush=True)
+fd = os.open('/dev/waiter', os.O_RDWR) if args[:1] != ['open'] else None
+buffer = ctypes.create_string_buffer(16)
+vector = (ctypes.c_void_p * 2)(ctypes.addressof(buffer), 9)
+def read(): return call('read', fd, buffer, 16)
+"""
+
+OPERATIONS = {
+    "open": "call('open', b'/dev/waiter', os.O_RDWR)",
+    "read": "read()",
+    "readv": "call('readv', fd, vector, 1)",
+    "write": "call('write', fd, b'x', 1)",
+    "ioctl": "call('ioctl', fd, 1, 0)",
+}
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["", "SA_RESTART"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_caught_signal(waiter, box, start, operation, restart):
+    # As with CUSE on Linux, SA_RESTART does not matter: the server's EINTR is what it is.
+    waiter.opens_wait = operation == "open"
+    script = f"""
+signal.signal(signal.SIGUSR1, lambda *_: print('handled'))
+signal.siginterrupt(signal.SIGUSR1, {not restart})
+print({OPERATIONS[operation]})
+print({OPERATIONS[operation]})
+"""
+    with start(box, LIBC + script, operation) as program:
+        waiter.wait_for()
+        program.send_signal(signal.SIGUSR1)
+        assert program.stdout.readline() == b"handled\n"
+        assert program.stdout.readline() == b"EINTR\n"
+        waiter.come(waiter.interrupted)
+        waiter.wait_for()  # once more: nothing is left of the signal
+        waiter.answers.release()
+        assert program.stdout.read().strip() in {b"3", b"4", b"6", b"1", b"7"}
+    waiter.come(waiter.released)
+    assert not waiter.released.acquire(blocking=False)
+    assert not waiter.interrupted.acquire(blocking=False)
+
+
+def test_what_an_interrupted_method_answers_is_not_lost(waiter, box, start):
+    waiter.generous = True
+    script = """
+signal.signal(signal.SIGUSR1, lambda *_: None)
+print(read(), buffer.value)
+"""
+    with start(box, LIBC + script) as program:
+        waiter.wait_for()
+        program.send_signal(signal.SIGUSR1)
+        assert program.stdout.read() == b"6 b'answer'\n"
+    waiter.come(waiter.interrupted)
+
+
+def test_a_second_request_of_a_call_is_interrupted_and_the_first_ones_data_stay(waiter, box, start):
+    # A write of two requests: the first is answered, the second interrupted.
+    script = """
+signal.signal(signal.SIGUSR1, lambda *_: None)
+data = mmap.mmap(-1, 200000) # at the beginning of a page
+print(call('write', fd, ctypes.byref(ctypes.c_char.from_buffer(data)), len(data)))
+os._exit(0)
+"""
+    with start(box, LIBC + script) as program:
+        waiter.wait_for()
+        waiter.answers.release()
+        waiter.wait_for()
+        program.send_signal(signal.SIGUSR1)
+        assert program.stdout.read() == b"131072\n"
+
+
+def interrupt_another(waiter, box, start):
+    """After this, every call that waited has been looked at since."""
+    for _ in range(2):
+        script = "signal.signal(signal.SIGUSR1, lambda *_: None)\nprint(read())"
+        with start(box, LIBC + script) as other:
+            waiter.wait_for()
+            other.send_signal(signal.SIGUSR1)
+            assert other.stdout.read() == b"EINTR\n"
+        waiter.come(waiter.interrupted)
+        waiter.come(waiter.released)
+
+
+def test_signals_that_do_not_interrupt(waiter, box, start):
+    script = """
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+signal.signal(signal.SIGUSR2, lambda *_: print('blocked'))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+print(read())
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
+"""
+    with start(box, LIBC + script) as program:
+        waiter.wait_for()
+        for name in ("USR1", "USR2", "CHLD", "WINCH", "URG", "CONT"):
+            program.send_signal(signal.Signals[f"SIG{name}"])
+        interrupt_another(waiter, box, start)
+        assert not waiter.interrupted.acquire(blocking=False)
+        waiter.answers.release()
+        assert program.stdout.read() == b"6\nblocked\n"
+
+
+THREADS = """
+signal.signal(signal.SIGUSR1, lambda *_: print('handled'))
+thread = threading.Thread(target=lambda: print(read()))
+"""
+
+
+def test_a_signal_that_another_thread_takes(waiter, box, start):
+    script = """
+thread.start()
+while True:
+    line = sys.stdin.readline()
+    if not line: break
+thread.join()
+"""
+    with start(box, LIBC + THREADS + script) as program:
+        waiter.wait_for()
+        program.send_signal(signal.SIGUSR1)
+        assert program.stdout.readline() == b"handled\n"
+        interrupt_another(waiter, box, start)
+        assert not waiter.interrupted.acquire(blocking=False)
+        waiter.answers.release()
+        program.stdin.close()
+        assert program.stdout.read() == b"6\n"
+
+
+@pytest.mark.parametrize("case", ["for the thread", "blocked elsewhere", "main thread"])
+def test_a_signal_that_the_thread_takes(waiter, box, start, case):
+    script = {
+        "for the thread": """
+thread.start()
+os.read(0, 1)
+signal.pthread_kill(thread.ident, signal.SIGUSR1)
+thread.join()
+""",
+        "blocked elsewhere": """
+thread.start()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+os.read(0, 1)
+os.kill(os.getpid(), signal.SIGUSR1)
+thread.join()
+""",
+        "main thread": """
+def send():
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGUSR1)
+thread = threading.Thread(target=send)
+thread.start()
+print(read())
+thread.join()
+""",
+    }[case]
+    with start(box, LIBC + THREADS + script) as program:
+        waiter.wait_for()
+        program.stdin.write(b"1")
+        assert sorted(program.stdout.read().split()) == [b"EINTR", b"handled"]
+
+
+# ---- the caller's end
+
+
+ENDS = {
+    "SIGKILL": signal.SIGKILL,
+    "SIGTERM": signal.SIGTERM,
+    "SIGQUIT": signal.SIGQUIT,
+    "SIGSEGV": signal.SIGSEGV,
+}
+
+
+@pytest.mark.parametrize("operation", ["open", "read", "write", "ioctl"])
+@pytest.mark.parametrize("end", [*ENDS, "exit", "exec"])
+def test_the_end_of_a_caller_interrupts(waiter, box, start, end, operation):
+    waiter.opens_wait = operation == "open"
+    script = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+thread = threading.Thread(target=lambda: {OPERATIONS[operation]}, daemon=True)
+thread.start()
+os.read(0, 1)
+os.set_blocking(0, True)
+if args[1] == 'exec': os.execv('/bin/true', ['true'])
+if args[1] == 'exit': os._exit(0)
+os.kill(os.getpid(), signal.Signals[args[1]])
+signal.pause()
+"""
+    with start(box, LIBC + script, operation, end) as program:
+        waiter.wait_for()
+        program.stdin.write(b"1")
+        assert program.wait(PATIENCE_S) == -ENDS.get(end, 0)
+        waiter.come(waiter.interrupted)
+    if operation != "open":
+        waiter.come(waiter.released)
+    assert not waiter.released.acquire(blocking=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT, signal.SIGINT])
+def test_a_device_that_does_not_listen_cannot_keep_a_program_from_dying(
+    waiter, box, start, shells, number
+):
+    waiter.deaf = True
+    script = """
+import resource
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+read()
+"""
+    with start(box, LIBC + script) as program:
+        waiter.wait_for()
+        program.send_signal(number)
+        assert program.wait(PATIENCE_S) == -number
+    assert shells(box)("echo x > /dev/echo; cat /dev/echo") == "x\n"
+    assert not waiter.released.acquire(blocking=False)  # the request has not ended
+    waiter.answers.release()
+    waiter.come(waiter.released)
+
+
+# ---- job control
+
+
+STOP = """
+def child():
+    print(read(), buffer.value)
+pid = os.fork()
+if pid == 0:
+    if args[1] == 'thread':
+        thread = threading.Thread(target=child)
+        thread.start()
+        thread.join()
+    else:
+        child()
+    os._exit(0)
+os.read(0, 1)
+os.kill(pid, signal.Signals[args[0]])
+print(os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1]))
+os.read(0, 1)
+os.kill(pid, signal.SIGCONT)
+print(wait(pid))
+"""
+
+
+@pytest.mark.parametrize("waits", ["main thread", "thread"])
+@pytest.mark.parametrize("number", ["SIGSTOP", "SIGTSTP"])
+def test_a_stopped_program_goes_on_where_it_was(waiter, box, start, number, waits):
+    # Unlike with CUSE on Linux, whose read fails with EINTR then, and `cat` with it.
+    with start(box, LIBC + STOP, number, waits) as program:
+        waiter.wait_for()
+        program.stdin.write(b"1")
+        assert program.stdout.readline() == b"True\n"
+        waiter.come(waiter.interrupted)
+        program.stdin.write(b"2")
+        waiter.wait_for()
+        waiter.answers.release()
+        assert program.stdout.read() == b"6 b'answer'\n0\n"
