@@ -61,7 +61,8 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
         if made is not None:
             # What an earlier one has made and the program has closed is released first: it may be
             # in the way of this one.
-            go_on = partial(supervisor.run, call, file, operation)
+            answer = partial(supervisor.finish, call)
+            go_on = partial(supervisor.drive, call, file.device, operation, answer)
             supervisor.descriptors.after_releases(made, go_on)
             return ANSWERED
     else:
