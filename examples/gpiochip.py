@@ -1,0 +1,426 @@
+"""A GPIO chip with eight lines, of which each pair is wired together: 0 and 1, 2 and 3...
+
+What one of a pair is set to, the other one sees.  Try it::
+
+    $ recuse run -d examples/gpiochip.py -- bash
+    $ gpiodetect
+    gpiochip9 [recuse] (8 lines)
+    $ gpiomon --num-events=2 --format='%o %e' gpiochip9 1 &
+    $ gpioset gpiochip9 0=1
+    $ gpioset gpiochip9 0=0
+    1 1
+    1 0
+    $ gpioget gpiochip9 1
+    0
+
+Both versions of the interface are there.  What is refused, and with which error, is as in
+drivers/gpio/gpiolib-cdev.c, Linux 6.1; but nothing bounces here, so debouncing is only remembered.
+
+All that could wait or change something is ``async def``, and so runs in one thread: there are no
+locks.
+"""
+
+import asyncio
+import ctypes
+import errno
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from ctypes import c_uint32
+
+import gpio
+from gpio import Flag, check_flags, from_bits, invalid, to_bits
+
+from recuse import Device, File, Memory, OpenRequest, ioctl
+
+
+class Line:
+    """One line: how it is set up, and who has it."""
+
+    def __init__(self, offset: int, name: str) -> None:
+        self.offset = offset
+        self.name = name.encode()
+        self.flags = Flag.INPUT
+        self.output = 0
+        """The level to which it is driven, if it is an output."""
+        self.level = 0
+        """The level that it has."""
+        self.debounce_us = 0
+        self.consumer = b""
+        self.user: LinesFile | None = None
+
+    @property
+    def value(self) -> int:
+        """1 if it is active."""
+        return self.level ^ bool(self.flags & Flag.ACTIVE_LOW)
+
+    def set(self, value: int) -> None:
+        """Choose what it is driven to."""
+        self.output = bool(value) ^ bool(self.flags & Flag.ACTIVE_LOW)
+
+    def driven(self) -> int | None:
+        """The level that it drives its wire to, None if it does not."""
+        let_go = Flag.OPEN_DRAIN if self.output else Flag.OPEN_SOURCE
+        return self.output if self.flags & Flag.OUTPUT and not self.flags & let_go else None
+
+
+class GpioChip(Device):
+    """The device."""
+
+    subsystem = "bus/gpio"
+
+    def __init__(self, number: int = 9, label: str = "recuse") -> None:
+        """Make /dev/gpiochipNUMBER."""
+        super().__init__(name=f"gpiochip{number}")
+        self.label = label
+        self.lines = [Line(offset, "ABCD"[offset // 2] + "01"[offset % 2]) for offset in range(8)]
+        self.opened: set[ChipFile] = set()
+
+    def open(self, request: OpenRequest) -> File:
+        return ChipFile()
+
+    def line(self, offset: int) -> Line:
+        if offset >= len(self.lines):
+            raise invalid("no such line")
+        return self.lines[offset]
+
+    def request(self, offsets: Iterable[int]) -> list[Line]:
+        """Return lines that nobody has."""
+        lines = [self.line(offset) for offset in offsets]
+        if not lines:
+            raise invalid("no lines")
+        if any(line.user is not None for line in lines) or len(set(lines)) < len(lines):
+            raise OSError(errno.EBUSY, "in use")
+        return lines
+
+    def settle(self) -> None:
+        """Find out which levels the lines have now, and tell of edges."""
+        now_ns, today_ns = time.monotonic_ns(), time.time_ns()
+        for pair in zip(self.lines[::2], self.lines[1::2], strict=True):
+            driven = [level for line in pair if (level := line.driven()) is not None]
+            pulled = any(line.flags & Flag.PULL_UP for line in pair)
+            level = min(driven, default=int(pulled))  # where two outputs fight, low wins
+            for line in pair:
+                if line.level != level:
+                    line.level = level
+                    edge = Flag.EDGE_RISING if line.value else Flag.EDGE_FALLING
+                    if line.user is not None and line.flags & edge:
+                        at_ns = today_ns if line.flags & Flag.CLOCK_REALTIME else now_ns
+                        line.user.edge(line, gpio.RISING if line.value else gpio.FALLING, at_ns)
+
+    def changed(self, line: Line, what: int) -> None:
+        """Tell who watches the line what happened to it."""
+        for file in self.opened:
+            file.changed(line, what)
+
+
+class Events(File):
+    """A file from which events are read."""
+
+    def __init__(self, record: type[ctypes.Structure], most: int) -> None:
+        self.record = record
+        self.events: deque[ctypes.Structure] = deque(maxlen=most)
+        self.arrived = asyncio.Event()
+
+    def put(self, event: ctypes.Structure) -> None:
+        """Keep an event for the reader; the oldest is lost if there are too many."""
+        self.events.append(event)
+        self.arrived.set()
+        self.wake_pollers()
+
+    async def read(self, size: int, offset: int) -> bytes:
+        fits = size // ctypes.sizeof(self.record)
+        if not fits:
+            raise invalid("no room for an event")
+        while not self.events:
+            if self.nonblocking:
+                raise BlockingIOError(errno.EAGAIN, "no event")
+            self.arrived.clear()
+            await self.arrived.wait()
+        return b"".join(bytes(self.events.popleft()) for _ in range(min(fits, len(self.events))))
+
+    def poll(self, events: int) -> int:
+        return select.POLLIN | select.POLLRDNORM if self.events else 0
+
+    def unknown_ioctl(self, command: int, argument: int, memory: Memory) -> int:
+        raise invalid("unknown command")
+
+
+class ChipFile(Events):
+    """An open of the chip; what is read from it is what happened to the lines that it watches."""
+
+    device: GpioChip
+
+    def __init__(self) -> None:
+        super().__init__(gpio.OldLineInfoChanged, 32)
+        self.version = 0
+        self.watched: set[Line] = set()
+
+    async def release(self) -> None:
+        self.device.opened.discard(self)
+
+    @ioctl(gpio.GET_CHIPINFO, gpio.ChipInfo)
+    def get_chip_info(self, info: gpio.ChipInfo) -> None:
+        info.name, info.label = self.device.name.encode(), self.device.label.encode()
+        info.lines = len(self.device.lines)
+
+    # What lines are like
+
+    @ioctl(gpio.V2_GET_LINEINFO, gpio.LineInfo)
+    async def get_info(self, info: gpio.LineInfo) -> gpio.LineInfo:
+        return self.info(info)
+
+    @ioctl(gpio.V2_GET_LINEINFO_WATCH, gpio.LineInfo)
+    async def watch(self, info: gpio.LineInfo) -> gpio.LineInfo:
+        found = self.info(info)
+        self.begin_to_watch(info.offset, 2)
+        return found
+
+    def info(self, asked: gpio.LineInfo) -> gpio.LineInfo:
+        if any(asked.padding):
+            raise invalid("padding")
+        return line_info(self.device.line(asked.offset))
+
+    @ioctl(gpio.GET_LINEINFO, gpio.OldLineInfo)
+    async def get_old_info(self, info: gpio.OldLineInfo) -> gpio.OldLineInfo:
+        return old_line_info(self.device.line(info.offset))
+
+    @ioctl(gpio.GET_LINEINFO_WATCH, gpio.OldLineInfo)
+    async def watch_old(self, info: gpio.OldLineInfo) -> gpio.OldLineInfo:
+        found = old_line_info(self.device.line(info.offset))
+        self.begin_to_watch(info.offset, 1)
+        return found
+
+    def begin_to_watch(self, offset: int, version: int) -> None:
+        line = self.device.line(offset)
+        if self.version not in (0, version):
+            raise PermissionError(errno.EPERM, "watches by the other version already")
+        if line in self.watched:
+            raise OSError(errno.EBUSY, "watches it already")
+        self.version = version
+        self.record = gpio.LineInfoChanged if version == 2 else gpio.OldLineInfoChanged
+        self.watched.add(line)
+        self.device.opened.add(self)
+
+    @ioctl(gpio.GET_LINEINFO_UNWATCH, c_uint32)
+    async def unwatch(self, offset: int) -> int:
+        line = self.device.line(offset)
+        if line not in self.watched:
+            raise OSError(errno.EBUSY, "does not watch it")
+        self.watched.remove(line)
+        return offset
+
+    def changed(self, line: Line, what: int) -> None:
+        if line in self.watched and len(self.events) < (self.events.maxlen or 0):
+            info = line_info(line) if self.version == 2 else old_line_info(line)
+            self.put(self.record(info, time.monotonic_ns(), what))
+
+    # Getting lines
+
+    @ioctl(gpio.V2_GET_LINE, gpio.LineRequest, descriptor="fd")
+    async def get_lines(self, request: gpio.LineRequest) -> "LinesFile":
+        if request.num_lines > gpio.LINES_MAX or any(request.padding):
+            raise invalid("too many lines, or padding")
+        setup = configuration(request.config, request.num_lines)
+        lines = self.device.request(request.offsets[: request.num_lines])
+        most = min(request.event_buffer_size or 16 * len(lines), 16 * gpio.LINES_MAX)
+        file = RequestFile(self.device, lines, gpio.LineEvent, most)
+        return file.take(request.consumer, setup)
+
+    @ioctl(gpio.GET_LINEHANDLE, gpio.HandleRequest, descriptor="fd")
+    async def get_handle(self, request: gpio.HandleRequest) -> "LinesFile":
+        if request.lines > gpio.LINES_MAX:
+            raise invalid("too many lines")
+        flags = check_flags(from_bits(request.flags, gpio.REQUEST_BITS))
+        lines = self.device.request(request.offsets[: request.lines])
+        file = HandleFile(self.device, lines, gpio.OldLineEvent, 0)
+        return file.take(request.consumer, [Setup(flags, v) for v in request.default_values])
+
+    @ioctl(gpio.GET_LINEEVENT, gpio.EventRequest, descriptor="fd")
+    async def get_event(self, request: gpio.EventRequest) -> "LinesFile":
+        flags = from_bits(request.handle_flags, gpio.REQUEST_BITS) | Flag.INPUT
+        flags = check_flags(flags | from_bits(request.event_flags, gpio.EVENT_BITS))
+        lines = self.device.request([request.offset])
+        file = EventFile(self.device, lines, gpio.OldLineEvent, 16)
+        return file.take(request.consumer, [Setup(flags)])
+
+
+class Setup:
+    """How a line is to be set up."""
+
+    def __init__(self, flags: Flag, value: int = 0, debounce_us: int = 0) -> None:
+        self.flags = flags
+        self.value = value
+        self.debounce_us = debounce_us
+
+
+def configuration(config: gpio.LineConfig, count: int) -> list[Setup]:
+    """Return what a configuration says of each of ``count`` lines."""
+    if config.num_attrs > gpio.ATTRS_MAX or any(config.padding):
+        raise invalid("too many attributes, or padding")
+    found = []
+    for index in range(count):
+        # Of several for one line, the first counts.
+        said: Mapping[int, gpio.Attribute] = {
+            item.attr.id: item.attr
+            for item in reversed(config.attrs[: config.num_attrs])
+            if item.mask >> index & 1
+        }
+        flags, values, debounce = (
+            said.get(what)
+            for what in (gpio.ATTR_FLAGS, gpio.ATTR_OUTPUT_VALUES, gpio.ATTR_DEBOUNCE)
+        )
+        setup = Setup(check_flags(flags.flags if flags else config.flags))
+        setup.value = values.values >> index & 1 if values else 0
+        setup.debounce_us = debounce.debounce_period_us if debounce else 0
+        if setup.debounce_us and not setup.flags & Flag.INPUT:
+            raise invalid("debouncing is for inputs")
+        found.append(setup)
+    return found
+
+
+class LinesFile(Events):
+    """Lines that a program has requested; they are its own until the file is closed."""
+
+    device: GpioChip
+    flags = os.O_RDONLY | os.O_CLOEXEC
+
+    def __init__(
+        self, chip: GpioChip, lines: list[Line], record: type[ctypes.Structure], most: int
+    ) -> None:
+        super().__init__(record, most)
+        self.chip = chip
+        self.lines = lines
+
+    def take(self, consumer: bytes, setup: Sequence[Setup]) -> "LinesFile":
+        """Have the lines, and set them up."""
+        for line in self.lines:
+            line.user = self
+            line.consumer = consumer[: gpio.NAME_SIZE - 1] or b"?"
+        self.set_up(setup)
+        for line in self.lines:
+            self.chip.changed(line, gpio.REQUESTED)
+        return self
+
+    def set_up(self, setup: Sequence[Setup]) -> None:
+        for line, wanted in zip(self.lines, setup, strict=False):
+            # Without a direction the line keeps the one that it has.
+            as_it_is = Flag(0) if wanted.flags & gpio.DIRECTION else line.flags & gpio.DIRECTION
+            line.flags = wanted.flags & ~gpio.EDGES | as_it_is
+            line.debounce_us = wanted.debounce_us
+            if wanted.flags & Flag.OUTPUT:
+                line.set(wanted.value)
+        self.chip.settle()
+        # What setting up does to the levels is no event.
+        for line, wanted in zip(self.lines, setup, strict=False):
+            line.flags |= wanted.flags & gpio.EDGES
+
+    def set_values(self, values: Mapping[Line, int]) -> None:
+        if not all(line.flags & Flag.OUTPUT for line in values):
+            raise PermissionError(errno.EPERM, "an input")
+        for line, value in values.items():
+            line.set(value)
+        self.chip.settle()
+
+    def edge(self, line: Line, what: int, at_ns: int) -> None:
+        """Tell the program of an edge."""
+        if len(self.events) < (self.events.maxlen or 0):
+            self.put(gpio.OldLineEvent(at_ns, what))
+
+    async def release(self) -> None:
+        for line in self.lines:
+            line.flags &= gpio.DIRECTION
+            line.debounce_us = 0
+            line.consumer, line.user = b"", None
+        self.chip.settle()
+        for line in self.lines:
+            self.chip.changed(line, gpio.RELEASED)
+
+
+class HandleFile(LinesFile):
+    """Lines of version 1, without events."""
+
+    async def read(self, size: int, offset: int) -> bytes:
+        raise invalid("nothing to read")
+
+    def poll(self, events: int) -> int:
+        return select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+
+    @ioctl(gpio.HANDLE_GET_VALUES, gpio.HandleValues)
+    async def get_values(self, data: gpio.HandleValues) -> None:
+        ctypes.memset(ctypes.byref(data), 0, ctypes.sizeof(data))
+        for index, line in enumerate(self.lines):
+            data.values[index] = line.value
+
+    @ioctl(gpio.HANDLE_SET_VALUES, gpio.HandleValues)
+    async def set_all_values(self, data: gpio.HandleValues) -> None:
+        self.set_values(dict(zip(self.lines, data.values, strict=False)))
+
+    @ioctl(gpio.HANDLE_SET_CONFIG, gpio.HandleConfig)
+    async def set_config(self, config: gpio.HandleConfig) -> None:
+        flags = check_flags(from_bits(config.flags, gpio.REQUEST_BITS))
+        self.set_up([Setup(flags, value) for value in config.default_values])
+        for line in self.lines:
+            self.chip.changed(line, gpio.RECONFIGURED)
+
+
+class EventFile(LinesFile):
+    """One line of version 1, with events."""
+
+    @ioctl(gpio.HANDLE_GET_VALUES, gpio.HandleValues)
+    async def get_values(self, data: gpio.HandleValues) -> None:
+        data.values[0] = self.lines[0].value
+
+
+class RequestFile(LinesFile):
+    """Lines of version 2."""
+
+    def __init__(
+        self, chip: GpioChip, lines: list[Line], record: type[ctypes.Structure], most: int
+    ) -> None:
+        super().__init__(chip, lines, record, most)
+        self.counts = dict.fromkeys(lines, 0)
+
+    def edge(self, line: Line, what: int, at_ns: int) -> None:
+        self.counts[line] += 1
+        total = sum(self.counts.values())
+        self.put(gpio.LineEvent(at_ns, what, line.offset, total, self.counts[line]))
+
+    def chosen(self, mask: int) -> dict[int, Line]:
+        """Return the lines that a mask has bits for, by their place in the request."""
+        chosen = {index: line for index, line in enumerate(self.lines) if mask >> index & 1}
+        if not chosen:
+            raise invalid("no lines")
+        return chosen
+
+    @ioctl(gpio.V2_LINE_GET_VALUES, gpio.LineValues)
+    async def get_values(self, data: gpio.LineValues) -> None:
+        data.bits = sum(line.value << index for index, line in self.chosen(data.mask).items())
+
+    @ioctl(gpio.V2_LINE_SET_VALUES, gpio.LineValues)
+    async def set_some_values(self, data: gpio.LineValues) -> None:
+        chosen = self.chosen(data.mask)
+        self.set_values({line: data.bits >> index & 1 for index, line in chosen.items()})
+
+    @ioctl(gpio.V2_LINE_SET_CONFIG, gpio.LineConfig)
+    async def set_config(self, config: gpio.LineConfig) -> None:
+        self.set_up(configuration(config, len(self.lines)))
+        for line in self.lines:
+            self.chip.changed(line, gpio.RECONFIGURED)
+
+
+def line_info(line: Line) -> gpio.LineInfo:
+    info = gpio.LineInfo(line.name, line.consumer, line.offset)
+    info.flags = line.flags | (Flag.USED if line.user is not None else 0)
+    if line.debounce_us:
+        info.num_attrs = 1
+        info.attrs[0].id = gpio.ATTR_DEBOUNCE
+        info.attrs[0].debounce_period_us = line.debounce_us
+    return info
+
+
+def old_line_info(line: Line) -> gpio.OldLineInfo:
+    flags = line.flags | (Flag.USED if line.user is not None else 0)
+    return gpio.OldLineInfo(line.offset, to_bits(flags, gpio.INFO_BITS), line.name, line.consumer)
