@@ -84,7 +84,7 @@ def to_bits(flags: Flag, meanings: Sequence[Flag]) -> int:
 def check_flags(flags: int) -> Flag:
     """Return the flags of a request; raise EINVAL if they contradict each other."""
     given = Flag(flags)
-    if flags & ~(sum(Flag) & ~Flag.USED):
+    if flags & Flag.USED or flags & ~sum(Flag):
         raise invalid("unknown flags")
     for among in (DIRECTION, DRIVE, BIAS):
         if (given & among).bit_count() > 1:
