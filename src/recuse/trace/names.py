@@ -6,9 +6,11 @@ from functools import lru_cache
 
 from recuse.wire import cuse, fuse, ioctl
 
+# asm-generic/fcntl.h, x86: Python's is 0 on 64-bit machines, but not the kernel's.
+_O_LARGEFILE = 0o100000
+
 _ACCESS = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
 
-# asm-generic/fcntl.h, x86: Python's O_LARGEFILE is 0 on 64-bit machines, but not the kernel's.
 _OPEN = {
     os.O_CREAT: "O_CREAT",
     os.O_EXCL: "O_EXCL",
@@ -20,7 +22,6 @@ _OPEN = {
     os.O_DSYNC: "O_DSYNC",
     os.O_ASYNC: "O_ASYNC",
     os.O_DIRECT: "O_DIRECT",
-    0o100000: "O_LARGEFILE",
     os.O_DIRECTORY: "O_DIRECTORY",
     os.O_NOFOLLOW: "O_NOFOLLOW",
     os.O_NOATIME: "O_NOATIME",
@@ -98,6 +99,22 @@ def is_padding(field: str) -> bool:
     return field in _UNNAMED or field.startswith(("padding", "unused", "spare"))
 
 
+def is_everywhere(structure: str, field: str) -> bool:
+    """Whether a field has nothing to tell about a request: the lock owner of all transfers."""
+    return field == "lock_owner" and structure in {"fuse_read_in", "fuse_write_in"}
+
+
+def without_usual(field: str, value: int) -> int:
+    """A field's value without the bit that says that there is such a lock owner."""
+    return value & ~_LOCK_OWNER_BIT.get(field, 0)
+
+
+_LOCK_OWNER_BIT = {
+    "read_flags": fuse.FUSE_READ_LOCKOWNER,
+    "write_flags": fuse.FUSE_WRITE_LOCKOWNER,
+}
+
+
 def is_quiet(field: str) -> bool:
     """Whether a field is worth a word only if it is not 0."""
     return field in _QUIET
@@ -116,9 +133,13 @@ def _bits(value: int, names: dict[int, str]) -> list[str]:
 
 @lru_cache(1024)
 def open_flags(value: int) -> str:
-    """Return the flags of open(2) as in C: O_RDWR|O_NONBLOCK; bits without a name in hex."""
+    """Return the flags of open(2) as in C: O_RDWR|O_NONBLOCK; bits without a name in hex.
+
+    Without O_LARGEFILE, which all files of 64-bit programs have.
+    """
     access = value & os.O_ACCMODE
-    return "|".join([_ACCESS.get(access, "O_ACCMODE"), *_bits(value & ~os.O_ACCMODE, _OPEN)])
+    others = _bits(value & ~os.O_ACCMODE & ~_O_LARGEFILE, _OPEN)
+    return "|".join([_ACCESS.get(access, "O_ACCMODE"), *others])
 
 
 @lru_cache(4096)

@@ -46,10 +46,12 @@ def _arguments(body: Structure) -> list[str]:
         fields = _fields[kind] = tuple(
             (field.name, names.is_quiet(field.name))
             for field in body.FIELDS
-            if not names.is_padding(field.name)
+            if not names.is_padding(field.name) and not names.is_everywhere(kind, field.name)
         )
     for field, quiet in fields:
         value = getattr(body, field)
+        if quiet:
+            value = names.without_usual(field, value)
         if isinstance(value, Structure):
             words.append(f"{field}={{{', '.join(_arguments(value))}}}")
         elif isinstance(value, tuple):
