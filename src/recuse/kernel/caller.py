@@ -33,13 +33,25 @@ class Caller:
     """A thread in a system call.
 
     pid is the thread's id, as in a request's header (fs/fuse/dev.c, fuse_get_req); uid and gid are
-    those used for file access (fsuid, fsgid).
+    those used for file access (fsuid, fsgid).  owner is 64 bits that tell whose descriptor table
+    it is: the lock owner of its reads and writes, which means nothing else to a server.  keeps_suid
+    is whether it has CAP_FSETID, and what it writes to need not lose its set-user-ID bit.
     """
 
-    __slots__ = ("gid", "memory", "pid", "uid")
+    __slots__ = ("gid", "keeps_suid", "memory", "owner", "pid", "uid")
 
-    def __init__(self, pid: int, uid: int, gid: int, memory: Memory) -> None:
+    def __init__(  # noqa: PLR0917 - by position, on the way of every read
+        self,
+        pid: int,
+        uid: int,
+        gid: int,
+        memory: Memory,
+        owner: int = 0,
+        keeps_suid: bool = True,
+    ) -> None:
         self.pid = pid
         self.uid = uid
         self.gid = gid
         self.memory = memory
+        self.owner = owner
+        self.keeps_suid = keeps_suid

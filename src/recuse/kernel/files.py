@@ -21,8 +21,11 @@ from recuse.kernel.request import MAX_PAGES, PAGE_SIZE, Request
 from recuse.wire.fuse import (
     FUSE_OPEN,
     FUSE_READ,
+    FUSE_READ_LOCKOWNER,
     FUSE_RELEASE,
     FUSE_WRITE,
+    FUSE_WRITE_KILL_SUIDGID,
+    FUSE_WRITE_LOCKOWNER,
     fuse_open_in,
     fuse_open_out,
     fuse_read_in,
@@ -44,6 +47,11 @@ _OPEN_ONLY = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC
 
 _SEEK_MAX = 4
 """SEEK_HOLE, the last one."""
+
+# fuse_direct_io gives all requests an owner.
+_READ_FLAGS = FUSE_READ_LOCKOWNER
+_WRITE_FLAGS = FUSE_WRITE_LOCKOWNER
+_KILLING_WRITE_FLAGS = FUSE_WRITE_LOCKOWNER | FUSE_WRITE_KILL_SUIDGID
 
 _pack_read_in = fuse_read_in.CODEC.pack
 _pack_write_in = fuse_write_in.CODEC.pack
@@ -173,7 +181,9 @@ class OpenFile:
                     break
                 reply = yield Request(
                     FUSE_READ,
-                    _pack_read_in(self._fh or 0, position, wanted, 0, 0, self.flags, 0),
+                    _pack_read_in(
+                        self._fh or 0, position, wanted, _READ_FLAGS, caller.owner, self.flags, 0
+                    ),
                     0,
                     wanted,
                     caller.pid,
@@ -204,9 +214,11 @@ class OpenFile:
                 yield from self._send_release()
 
     def write(
-        self, caller: Caller, segments: Sequence[Segment], offset: int | None
+        self, caller: Caller, segments: Sequence[Segment], offset: int | None, flags: int = 0
     ) -> Operation[int]:
         """Write what is in the segments; return how many bytes the server took.
+
+        ``flags`` (O_SYNC, O_DSYNC) are the file's for this call, too.
 
         As `read`, with EBADF if not open for writing; EIO also if the server says that it took
         more than it was given.
@@ -234,7 +246,16 @@ class OpenFile:
                     break
                 reply = yield Request(
                     FUSE_WRITE,
-                    _pack_write_in(self._fh or 0, position, given, 0, 0, self.flags, 0) + data,
+                    _pack_write_in(
+                        self._fh or 0,
+                        position,
+                        given,
+                        _WRITE_FLAGS if caller.keeps_suid else _KILLING_WRITE_FLAGS,
+                        caller.owner,
+                        self.flags | flags,
+                        0,
+                    )
+                    + data,
                     fuse_write_out.SIZE,
                     fuse_write_out.SIZE,
                     caller.pid,

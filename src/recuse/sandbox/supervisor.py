@@ -88,7 +88,7 @@ class Supervisor:
         task = self.tasks.get(call.pid)
         who = task.credentials
         memory = CallerMemory(self.listener, call.id, call.pid, task.writable)
-        return Caller(call.pid, who.uid, who.gid, memory)
+        return Caller(call.pid, who.uid, who.gid, memory, task.owner, who.keeps_suid)
 
     def run(self, call: Notification, file: OpenFile, operation: Operation[int]) -> None:
         """Run a file's operation; its result answers the call, now or later."""

@@ -13,6 +13,7 @@ import os
 import select
 import threading
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from recuse.kernel.connection import os_error
 from recuse.sandbox.memory import WritableMap
@@ -31,6 +32,8 @@ class Credentials:
     """Whether it has CAP_FOWNER, and so may change what belongs to others."""
     changes_owners: bool
     """Whether it has CAP_CHOWN, and so may give files away."""
+    keeps_suid: bool
+    """Whether it has CAP_FSETID, and so may write to set-user-ID files that remain so."""
 
 
 @dataclass(slots=True)
@@ -39,6 +42,8 @@ class Task:
 
     tid: int
     tgid: int
+    owner: int
+    """64 bits that its process has in common and no other has; see :func:`lock_owner`."""
     credentials: Credentials
     """As it touches files: with the filesystem ids, which follow the effective ones."""
     real_credentials: Credentials
@@ -46,9 +51,12 @@ class Task:
     writable: WritableMap
 
 
+_KEY = os.urandom(16)
+
 _CAP_CHOWN = 0
 _CAP_DAC_OVERRIDE = 1
 _CAP_FOWNER = 3
+_CAP_FSETID = 4
 
 
 def read_task(tid: int) -> Task:
@@ -65,13 +73,24 @@ def read_task(tid: int) -> Task:
     if effective | permitted and not _in_our_user_namespace(tid):
         # Root of a user namespace of its own has no power over the files of this one.
         effective = permitted = 0
+    tgid = int(lines[b"Tgid"])
     return Task(
         tid=tid,
-        tgid=int(lines[b"Tgid"]),
+        tgid=tgid,
+        owner=lock_owner(tgid),
         credentials=_credentials(uids[3], gids[3], groups, effective),
         real_credentials=_credentials(uids[0], gids[0], groups, 0 if uids[0] else permitted),
         writable=WritableMap(tid),
     )
+
+
+def lock_owner(tgid: int) -> int:
+    """The lock owner that a process's requests have.
+
+    Linux's is its descriptor table's address, encrypted (fs/fuse/file.c, fuse_lock_owner_id; 6.1).
+    """
+    data = tgid.to_bytes(8, "little")
+    return int.from_bytes(blake2b(data, digest_size=8, key=_KEY).digest(), "little")
 
 
 def _read_status(tid: int) -> dict[bytes, bytes]:
@@ -100,6 +119,7 @@ def _credentials(uid: int, gid: int, groups: frozenset[int], capabilities: int) 
         overrides=bool(capabilities >> _CAP_DAC_OVERRIDE & 1),
         owner_rights=bool(capabilities >> _CAP_FOWNER & 1),
         changes_owners=bool(capabilities >> _CAP_CHOWN & 1),
+        keeps_suid=bool(capabilities >> _CAP_FSETID & 1),
     )
 
 

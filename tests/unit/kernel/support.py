@@ -89,8 +89,11 @@ class FakeMemory:
         return self._reach(address, size, self.holes | self.readonly)
 
 
+OWNER = 0xFEDCBA9876543210
+
+
 def caller(memory: FakeMemory | None = None) -> Caller:
-    return Caller(pid=11, uid=22, gid=33, memory=memory or FakeMemory())
+    return Caller(pid=11, uid=22, gid=33, memory=memory or FakeMemory(), owner=OWNER)
 
 
 class Message:

@@ -14,8 +14,11 @@ from recuse.wire.fuse import (
     FUSE_IOCTL,
     FUSE_OPEN,
     FUSE_READ,
+    FUSE_READ_LOCKOWNER,
     FUSE_RELEASE,
     FUSE_WRITE,
+    FUSE_WRITE_KILL_SUIDGID,
+    FUSE_WRITE_LOCKOWNER,
     fuse_in_header,
     fuse_ioctl_out,
     fuse_open_in,
@@ -27,6 +30,7 @@ from recuse.wire.fuse import (
 )
 
 from .support import (
+    OWNER,
     PAGE,
     Answer,
     FakeMemory,
@@ -126,7 +130,14 @@ def test_read_asks_and_stores() -> None:
     assert message.header == fuse_in_header(
         len=80, opcode=FUSE_READ, unique=6, pid=11, uid=22, gid=33
     )
-    assert message.body == fuse_read_in(fh=7, offset=0, size=16, flags=os.O_NONBLOCK)
+    assert message.body == fuse_read_in(
+        fh=7,
+        offset=0,
+        size=16,
+        read_flags=FUSE_READ_LOCKOWNER,
+        lock_owner=OWNER,
+        flags=os.O_NONBLOCK,
+    )
     assert opened.memory.data[98:118] == b"\0\0hello" + bytes(13)
 
 
@@ -319,8 +330,31 @@ def test_write_sends_what_is_in_memory() -> None:
     assert message.header == fuse_in_header(
         len=85, opcode=FUSE_WRITE, unique=6, pid=11, uid=22, gid=33
     )
-    assert message.body == fuse_write_in(fh=7, offset=0, size=5, flags=os.O_WRONLY)
+    assert message.body == fuse_write_in(
+        fh=7,
+        offset=0,
+        size=5,
+        write_flags=FUSE_WRITE_LOCKOWNER,
+        lock_owner=OWNER,
+        flags=os.O_WRONLY,
+    )
     assert message.payload == b"hello"
+
+
+def test_a_caller_without_the_capability_to_keep_it_takes_the_set_user_id_bit_away() -> None:
+    opened = Opened(takes, flags=os.O_WRONLY)
+    opened.caller.keeps_suid = False
+    opened.write((100, 5))
+    (message,) = opened.asked
+    assert message.body.write_flags == FUSE_WRITE_LOCKOWNER | FUSE_WRITE_KILL_SUIDGID
+
+
+def test_a_write_may_be_synchronous_by_itself() -> None:
+    opened = Opened(takes, flags=os.O_WRONLY)
+    finish(opened.connection, opened.file.write(opened.caller, [(0, 5)], None, os.O_SYNC))
+    opened.write((0, 5))
+    first, second = opened.asked
+    assert (first.body.flags, second.body.flags) == (os.O_WRONLY | os.O_SYNC, os.O_WRONLY)
 
 
 def test_writing_nothing_asks_nothing() -> None:

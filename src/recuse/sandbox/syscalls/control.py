@@ -81,10 +81,7 @@ def fcntl(supervisor: Supervisor, call: Notification) -> int:
         return PROCEED
     file = descriptor.file
     if command == F_GETFL:
-        if file is None:
-            return descriptor.flags
-        # Only opening a path sets O_LARGEFILE.
-        return file.flags if descriptor.node.anonymous else arch.O_LARGEFILE | file.flags
+        return descriptor.flags if file is None else file.flags
     if command == F_SETFL:
         if file is None:
             raise os_error(errno.EBADF)

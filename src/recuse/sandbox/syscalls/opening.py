@@ -109,6 +109,10 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
     if flags & _O_PATH:
         _install(supervisor, call, Descriptor(node, status), flags)
         return ANSWERED
+    if call.arch == arch.AUDIT_ARCH:
+        # Where a position has 64 bits there are no other files (force_o_largefile).
+        flags |= arch.O_LARGEFILE
+        status |= arch.O_LARGEFILE
     wanted = _ACCESS[flags & os.O_ACCMODE]
     if flags & os.O_TRUNC:
         wanted |= MAY_WRITE
@@ -141,7 +145,8 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
             except OSError as reason:
                 supervisor.finish(call, 0, reason)
 
-        supervisor.drive(call, device, open_file(device, flags, caller), opened)
+        opening = open_file(device, flags & ~os.O_CLOEXEC, caller)
+        supervisor.drive(call, device, opening, opened)
 
     supervisor.descriptors.after_releases(node, begin)
     return ANSWERED

@@ -31,8 +31,10 @@ _IOVEC = struct.Struct("=QQ")
 COMPAT_IOVEC: Final = struct.Struct("=II")
 """``struct iovec`` of a 32-bit program."""
 
-# linux/fs.h. HIPRI, DSYNC, SYNC, APPEND and NOAPPEND are hints that a device ignores.
-_RWF_KNOWN: Final = 0x01 | 0x02 | 0x04 | 0x10 | 0x20
+# linux/fs.h. HIPRI, APPEND and NOAPPEND are hints that a device ignores.
+_RWF_DSYNC: Final = 0x02
+_RWF_SYNC: Final = 0x04
+_RWF_KNOWN: Final = 0x01 | _RWF_DSYNC | _RWF_SYNC | 0x10 | 0x20
 
 
 def _file(supervisor: Supervisor, call: Notification, wanted: int) -> OpenFile | ChannelFile | None:
@@ -157,6 +159,12 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
     file = _allowing(descriptor, wanted)
     if segments and flags & ~_RWF_KNOWN:
         raise os_error(errno.EOPNOTSUPP)
+    if flags & (_RWF_DSYNC | _RWF_SYNC) and wanted == os.O_WRONLY and isinstance(file, OpenFile):
+        # fs/fuse/file.c, fuse_write_flags.
+        synced = os.O_SYNC if flags & _RWF_SYNC else os.O_DSYNC
+        caller = supervisor.caller(call)
+        supervisor.run(call, file, file.write(caller, segments, position, synced))
+        return ANSWERED
     return _transfer(supervisor, call, file, wanted, segments, position)
 
 
