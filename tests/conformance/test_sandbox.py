@@ -1,0 +1,36 @@
+"""The sandbox does what the real kernel did when it was recorded (see docs/conformance.md)."""
+
+import pytest
+
+from . import records
+from .places import Place, cases
+
+pytestmark = pytest.mark.leaks("the sandbox and the client go on from case to case")
+
+CASES = [(group, case) for group, names in cases().items() for case in names]
+
+
+PENDING = {
+    "poll": "the sandbox has no poll yet",
+}
+
+
+@pytest.mark.parametrize(("group", "case"), CASES, ids=[case for _, case in CASES])
+def test_as_recorded(place: Place, group: str, case: str) -> None:
+    if group in PENDING:
+        pytest.skip(PENDING[group])
+    kernel = records.read(group)[case]
+    sandbox = records.read(records.SANDBOX).get(case)
+    assert sandbox != kernel, "records/sandbox.txt has a difference that is none"
+    assert place.run(case) == (sandbox or kernel)
+
+
+def test_nothing_else_is_kept() -> None:
+    known = cases()
+    for group, names in known.items():
+        assert list(records.read(group)) == names
+    assert set(records.read(records.SANDBOX)) <= {case for _, case in CASES}
+
+
+def test_every_difference_has_a_reason() -> None:
+    assert set(records.reasons()) == set(records.read(records.SANDBOX))
