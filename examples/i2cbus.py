@@ -66,7 +66,12 @@ class Bus(Device):
 
     def __init__(self, number: int, chips: Mapping[int, Chip]) -> None:
         """Make /dev/i2c-NUMBER; ``chips`` are by their addresses, 0x08 to 0x77."""
-        super().__init__(name=f"i2c-{number}")
+        super().__init__(
+            name=f"i2c-{number}",
+            # Where i2cdetect -l looks for busses and their names.
+            subsystem="class/i2c-dev",
+            sysfs={"name": "recuse I2C bus\n"},
+        )
         self.chips = dict(chips)
         # From the first message of a transfer to its last, the bus is one program's.
         self.lock = Lock()

@@ -47,6 +47,21 @@ def python(run: Run) -> Callable[[str], list[str]]:
     return python
 
 
+# ---- What the kernel half shows of the bus in /sys; Linux's CUSE does not, so it is not in
+# test_eeprom.py, which runs there too.
+
+
+def test_i2cdetect_lists_the_bus(run: Run, needs: Callable[..., object]) -> None:
+    needs("i2cdetect", "i2c-tools")
+    outcome = run("eeprom.py", "i2cdetect", "-l")
+    assert [field.strip() for field in outcome.stdout.decode().split("\t")] == [
+        "i2c-9",
+        "i2c",
+        "recuse I2C bus",
+        "I2C adapter",
+    ]
+
+
 # ---- smbus2 with the chips of eeprom.py
 
 

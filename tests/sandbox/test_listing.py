@@ -48,7 +48,7 @@ def test_ls(box, shells):
     shell = shells(box)
     found = shell("ls -1a /dev").split()
     assert len(found) == len(set(found))
-    expected = {*os.listdir("/dev"), ".", "..", "echo", "echo1", "recuse-input"}
+    expected = {*os.listdir("/dev"), ".", "..", "echo", "echo1", "recuse-input", "char"}
     assert set(found) - {"cuse"} == expected - {"cuse"}
     assert shell("ls /dev/recuse-input; cd /; ls dev/recuse-input/.") == "event9\nevent9\n"
     assert shell("cd /dev; ls -d echo*; echo ech*; echo /dev/recuse*/*[0-9]") == (

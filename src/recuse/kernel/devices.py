@@ -3,7 +3,7 @@
 import errno
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from recuse.kernel.connection import Connection, Tap, os_error
@@ -66,11 +66,14 @@ class DeviceTable:
         self,
         added: Callable[[CharDevice], None] | None = None,
         removed: Callable[[CharDevice], None] | None = None,
+        taken: Iterable[int] = (),
     ) -> None:
+        """Make an empty one; the majors ``taken`` are not given to devices that ask for any."""
         self._added = added
         self._removed = removed
         self.tap: Callable[[], Tap] | None = None
         """Makes what sees all messages of a new connection (`recuse.kernel.connection.Tap`)."""
+        self._taken = frozenset(taken)
         self._lock = threading.Lock()
         self._by_name: dict[str, CharDevice] = {}
         self._by_number: dict[tuple[int, int], CharDevice] = {}
@@ -135,7 +138,7 @@ class DeviceTable:
 
     def _free_major(self) -> int:
         """Return the first dynamic major without any device, whatever its minor."""
-        taken = {major for major, _ in self._by_number}
+        taken = self._taken.union(major for major, _ in self._by_number)
         for major in DYNAMIC_MAJORS:
             if major not in taken:
                 return major

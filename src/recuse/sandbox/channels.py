@@ -55,7 +55,18 @@ class ChannelFile:
         """The last descriptor is gone: the device goes, with all that waits for it."""
         self._cuse.close()
 
-    def read(self, supervisor: Supervisor, call: Notification, segments: Segments) -> int:
+    def seek(self, offset: int, whence: int) -> int:
+        """Nowhere."""
+        del offset, whence
+        raise os_error(errno.ESPIPE)
+
+    def read(
+        self,
+        supervisor: Supervisor,
+        call: Notification,
+        segments: Segments,
+        position: int | None = None,
+    ) -> int:
         """Give the caller the next request, or have it wait for one.
 
         Raises:
@@ -140,7 +151,7 @@ class ChannelFile:
                 self._signalled = True
                 self._descriptor.signal()
 
-    def write(self, call: Notification, segments: Segments) -> int:
+    def write(self, call: Notification, segments: Segments, position: int | None = None) -> int:
         """Take a reply from the caller.
 
         Raises:

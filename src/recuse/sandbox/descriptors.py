@@ -38,6 +38,7 @@ from recuse.sandbox.nodes import Node
 
 if TYPE_CHECKING:
     from recuse.sandbox.channels import ChannelFile
+    from recuse.sandbox.sysfs import AttributeFile
 
 _log = logging.getLogger("recuse.sandbox")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -64,7 +65,7 @@ class Descriptor:
             OSError: ENFILE if the supervisor has no descriptors left.
         """
         self.node = node
-        self.file: OpenFile | ChannelFile | None = None
+        self.file: OpenFile | ChannelFile | AttributeFile | None = None
         self.flags = flags
         self.sole: tuple[int, int] | None = None
         try:
@@ -284,7 +285,7 @@ class Descriptors:
         os.close(self._stop_write)
 
 
-def _release(file: OpenFile | ChannelFile, released: Callable[[], None]) -> None:
+def _release(file: OpenFile | ChannelFile | AttributeFile, released: Callable[[], None]) -> None:
     """Do what the last close of a file does; then call ``released``, now or later."""
     if not isinstance(file, OpenFile):
         file.close()

@@ -42,7 +42,7 @@ TRAPPED: Final = (
     "sendto", "recvfrom", "recvmsg", "recvmmsg", "shutdown", "getsockopt", "setsockopt",
     "getsockname", "getpeername", "bind", "connect", "listen", "accept", "accept4",
     "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid",
-    "setfsuid", "setfsgid", "setgroups", "capset",
+    "setfsuid", "setfsgid", "setgroups", "capset", "statfs", "fstatfs",
 )  # fmt: skip
 """The calls that always come to the supervisor; ``fcntl`` comes for some commands."""
 

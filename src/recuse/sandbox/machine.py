@@ -10,6 +10,7 @@ from recuse.kernel.connection import Tap
 from recuse.kernel.devices import DeviceTable
 from recuse.sandbox.descriptors import Descriptors
 from recuse.sandbox.memory import StringReader
+from recuse.sandbox.nodes import majors_in_use
 from recuse.sandbox.signals import SignalWatch
 from recuse.sandbox.tasks import Tasks
 from recuse.sandbox.tree import Tree
@@ -37,8 +38,8 @@ class Machine:
         self.tasks = Tasks()
         self.descriptors = Descriptors()
         self.tree = Tree(self.tasks, self.descriptors)
-        self.tree.add_channel()
-        self.table = DeviceTable(self.tree.add, self.tree.remove)
+        self.table = DeviceTable(self.tree.nodes.add, self.tree.nodes.remove, majors_in_use())
+        self.tree.nodes.add_machine(self.table)
         self.table.tap = tap
         self.strings = StringReader()
         self.signals = SignalWatch()

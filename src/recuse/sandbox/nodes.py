@@ -1,17 +1,39 @@
-"""Files that exist only in a sandbox."""
+"""Files that exist only in a sandbox: devices, and what belongs to them in /dev, /sys and /proc."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import stat
+import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
-from recuse.kernel.devices import CharDevice
+from recuse.kernel import sysfs
+from recuse.kernel.caller import Caller
+from recuse.kernel.devices import CharDevice, DeviceTable
+from recuse.kernel.operation import Operation, run
+from recuse.kernel.request import PAGE_SIZE
+
+CUSE_NUMBER = (10, 203)
+"""Major and minor number of /dev/cuse (linux/miscdevice.h)."""
+
+PROC_DEVICES: Final = b"/proc/devices"
+
+_FIRST_INODE = 0x7EC00000
+
+_Done = Callable[[bytes | None, OSError | None], None]
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A directory, a device, the channel ``/dev/cuse``, or a file that has no place in the tree."""
+    """A directory, a device, the channel ``/dev/cuse``, a symbolic link, or an attribute.
+
+    Or a file that has no place in the tree.
+    """
 
     path: bytes
     inode: int
@@ -19,12 +41,27 @@ class Node:
     """Type and permission bits, as st_mode."""
     uid: int
     gid: int
+    filesystem: int
+    """The number of the filesystem that it seems to be on, as st_dev."""
     rdev: int = 0
     """The device's number, as st_rdev."""
+    size: int = 0
+    """As st_size."""
+    block_size: int = 4096
+    """As st_blksize."""
     device: CharDevice | None = None
-    """What is opened; None for a directory, and for the channel."""
+    """What is opened, if it is a device."""
     anonymous: bool = False
     """It stands for the files that the device's ioctls have made, and cannot be opened."""
+    target: bytes = b""
+    """Where a symbolic link leads; empty for everything else."""
+    show: Callable[[Caller, _Done], None] | None = None
+    """Makes an attribute's content, now or later; None if it cannot be read."""
+    store: Callable[[bytes], None] | None = None
+    """Takes what is written to an attribute; None if it cannot be written."""
+    subdirectories: int = 0
+    """How many of a directory's entries are directories."""
+    removed: bool = False
     accessed_ns: int = field(default_factory=time.time_ns)
     modified_ns: int = field(default_factory=time.time_ns)
     changed_ns: int = field(default_factory=time.time_ns)
@@ -38,3 +75,228 @@ class Node:
     def is_directory(self) -> bool:
         """Whether it is a directory that does not exist natively."""
         return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_attribute(self) -> bool:
+        """Whether it is a file of ``/sys`` or ``/proc``."""
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def links(self) -> int:
+        """As st_nlink."""
+        return 2 + self.subdirectories if self.is_directory else 1
+
+
+def _filesystem(path: bytes) -> int:
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return 0
+
+
+def majors_in_use() -> set[int]:
+    """The major numbers of this machine's own devices: theirs would be hidden."""
+    try:
+        names = os.listdir("/sys/dev/char")
+    except OSError:
+        return set()
+    return {int(major) for major in (name.partition(":")[0] for name in names) if major.isdigit()}
+
+
+def native_node(path: bytes) -> Node:
+    """What is there natively, links not followed, looking like a node.
+
+    Raises:
+        OSError: ENOENT and others.
+    """
+    found = os.lstat(path)
+    node = Node(path, found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_dev)
+    node.rdev, node.size = found.st_rdev, found.st_size
+    node.subdirectories = found.st_nlink - 2
+    node.block_size = found.st_blksize
+    node.target = os.readlink(path) if stat.S_ISLNK(found.st_mode) else b""
+    node.accessed_ns, node.modified_ns = found.st_atime_ns, found.st_mtime_ns
+    node.changed_ns = found.st_ctime_ns
+    return node
+
+
+class Nodes:
+    """All nodes of a sandbox, by path. Thread-safe.
+
+    ``by_path`` may be read without ado; so may these:
+
+    extended_inodes
+        Native directories in which there are nodes.
+    hidden
+        What nodes hide natively: they have the same path.
+    hides_links, hides_files
+        Whether symbolic links, or anything but /proc/devices, are among those.
+    """
+
+    def __init__(self) -> None:
+        self.by_path: dict[bytes, Node] = {}
+        self.extended_inodes: set[tuple[int, int]] = set()
+        self.hidden: dict[tuple[int, int], Node] = {}
+        self.hides_links = False
+        self.hides_files = False
+        self._entries: dict[bytes, dict[bytes, Node]] = {}
+        self._of_device: dict[CharDevice, list[Node]] = {}
+        self._anonymous: dict[int, Node] = {}
+        self._kept: set[bytes] = set()
+        self._next_inode = _FIRST_INODE
+        self._owner = os.geteuid(), os.getegid()
+        self._filesystem = {top: _filesystem(b"/" + top) for top in (b"dev", b"sys", b"proc")}
+        self._lock = threading.Lock()
+
+    def add(self, device: CharDevice) -> None:
+        """Make the node ``/dev/NAME``, the device's files in ``/sys``, and their directories."""
+        with self._lock:
+            made = self._of_device[device] = []
+            node = self._character(device.name, device.mode, device.major, device.minor)
+            node.uid = node.uid if device.uid is None else device.uid
+            node.gid = node.gid if device.gid is None else device.gid
+            node.device = device
+            made.append(node)
+            for path, entry in {entry.path: entry for entry in sysfs.entries(device)}.items():
+                if os.fsencode(path) not in self.by_path:
+                    made.append(self._entry(device, entry))
+
+    def add_machine(self, table: DeviceTable) -> None:
+        """Make what is there without any device: ``/dev/cuse``, CUSE's class, ``/proc/devices``."""
+        with self._lock:
+            self._character("cuse", 0o600, *CUSE_NUMBER)
+            self._kept.add(os.fsencode(sysfs.CLASS))
+            self._directory(os.fsencode(sysfs.CLASS))
+            self._directory(b"/proc")
+            devices = self._make(PROC_DEVICES, stat.S_IFREG | 0o444)
+            devices.block_size = 1024
+            devices.show = functools.partial(_show_devices, table)
+            with contextlib.suppress(OSError):
+                devices.inode = os.stat(PROC_DEVICES).st_ino
+
+    def remove(self, device: CharDevice) -> None:
+        """Take the device's nodes away, and the directories that only they needed."""
+        with self._lock:
+            self._anonymous.pop(device.serial, None)
+            for node in reversed(self._of_device.pop(device, [])):
+                for identity in [key for key, hidden in self.hidden.items() if hidden is node]:
+                    del self.hidden[identity]
+                self._unlink(node)
+
+    def anonymous(self, device: CharDevice) -> Node:
+        """The node of the files that the device's ioctls make, as anon_inode files have one.
+
+        Like theirs (fs/anon_inodes.c) it has mode 0600 and no type, and all of them share it.
+        """
+        with self._lock:
+            node = self._anonymous.get(device.serial)
+            if node is None:
+                path = b"anon_inode:" + os.fsencode(device.name)
+                node = Node(path, self._next_inode, 0o600, *self._owner, self._filesystem[b"dev"])
+                node.device, node.anonymous = device, True
+                self._next_inode += 1
+                self._anonymous[device.serial] = node
+        return node
+
+    def anonymous_or_none(self, device: CharDevice) -> Node | None:
+        """The same, None if the device's ioctls have not made any files yet."""
+        return self._anonymous.get(device.serial)
+
+    def entries(self, path: bytes) -> list[Node]:
+        """What there is of ours in a directory."""
+        return list(self._entries.get(path, {}).values())
+
+    def extends(self, path: bytes) -> bool:
+        """Whether a listing of the directory must show more, or others, than are there natively."""
+        return path in self._entries or path in self.by_path
+
+    def children(self, path: bytes) -> Iterator[Node]:
+        """The nodes that a listing of the directory must show besides what is there natively."""
+        ours = path in self.by_path
+        for node in self.entries(path):
+            if ours or not os.path.lexists(node.path):
+                yield node
+
+    def _character(self, name: str, mode: int, major: int, minor: int) -> Node:
+        path = b"/dev/" + os.fsencode(name)
+        self._directory(path.rpartition(b"/")[0])
+        node = self._make(path, stat.S_IFCHR | mode & 0o7777)
+        node.rdev = os.makedev(major, minor)
+        return node
+
+    def _entry(self, device: CharDevice, entry: sysfs.Attribute | sysfs.Link) -> Node:
+        path = os.fsencode(entry.path)
+        self._directory(path.rpartition(b"/")[0])
+        if isinstance(entry, sysfs.Link):
+            node = self._make(path, stat.S_IFLNK | 0o777)
+            node.target = os.fsencode(entry.target)
+            node.size = 0 if path.startswith(b"/sys/") else len(node.target)
+            return node
+        node = self._make(path, stat.S_IFREG | entry.mode)
+        in_proc = path.startswith(b"/proc/")
+        node.size, node.block_size = (0, 1024) if in_proc else (PAGE_SIZE, 4096)
+        node.store = entry.store
+        if (show := entry.show) is not None:
+            node.show = functools.partial(_show, device, show)
+        return node
+
+    def _make(self, path: bytes, mode: int) -> Node:
+        parent, _, name = path.rpartition(b"/")
+        top = path.split(b"/", 2)[1]
+        node = Node(path, self._next_inode, mode, *self._owner, self._filesystem[top])
+        self._next_inode += 1
+        self._entries.setdefault(parent or b"/", {})[name] = node
+        self.by_path[path] = node
+        if node.is_directory and parent in self.by_path:
+            self.by_path[parent].subdirectories += 1
+        with contextlib.suppress(OSError):
+            native = os.lstat(path)
+            self.hidden[native.st_dev, native.st_ino] = node
+            self.hides_links = self.hides_links or stat.S_ISLNK(native.st_mode)
+            self.hides_files = self.hides_files or path != PROC_DEVICES
+        return node
+
+    def _directory(self, path: bytes) -> None:
+        if path in self.by_path:
+            return
+        try:
+            native = os.stat(path)
+        except OSError:
+            self._directory(path.rpartition(b"/")[0] or b"/")
+            self._make(path, stat.S_IFDIR | 0o755)
+        else:
+            self.extended_inodes.add((native.st_dev, native.st_ino))
+
+    def _unlink(self, node: Node) -> None:
+        node.removed = True
+        del self.by_path[node.path]
+        parent, _, name = node.path.rpartition(b"/")
+        siblings = self._entries[parent]
+        del siblings[name]
+        directory = self.by_path.get(parent)
+        if directory is not None and node.is_directory:
+            directory.subdirectories -= 1
+        if not siblings:
+            del self._entries[parent]
+            if directory is not None and parent not in self._kept:
+                self._unlink(directory)
+
+
+def _show(
+    device: CharDevice,
+    show: Callable[[Caller], Operation[bytes]],
+    caller: Caller,
+    done: _Done,
+) -> None:
+    run(device.connection, show(caller), done)
+
+
+def _show_devices(table: DeviceTable, _: Caller, done: _Done) -> None:
+    """What is to be read from ``/proc/devices``."""
+    try:
+        with open(PROC_DEVICES, encoding="utf-8", errors="surrogateescape") as file:
+            native = file.read()
+    except OSError:
+        native = ""
+    devices = [(device.name, device.major) for device in table]
+    done(sysfs.character_devices(native, devices).encode("utf-8", "surrogateescape"), None)

@@ -30,6 +30,8 @@ class Credentials:
     """Whether it has CAP_DAC_OVERRIDE, and so passes every permission check."""
     owner_rights: bool
     """Whether it has CAP_FOWNER, and so may change what belongs to others."""
+    searches: bool
+    """Whether it has CAP_DAC_READ_SEARCH, and so may read every file and search every directory."""
     changes_owners: bool
     """Whether it has CAP_CHOWN, and so may give files away."""
     keeps_suid: bool
@@ -55,6 +57,7 @@ _KEY = os.urandom(16)
 
 _CAP_CHOWN = 0
 _CAP_DAC_OVERRIDE = 1
+_CAP_DAC_READ_SEARCH = 2
 _CAP_FOWNER = 3
 _CAP_FSETID = 4
 
@@ -118,6 +121,7 @@ def _credentials(uid: int, gid: int, groups: frozenset[int], capabilities: int) 
         groups=groups,
         overrides=bool(capabilities >> _CAP_DAC_OVERRIDE & 1),
         owner_rights=bool(capabilities >> _CAP_FOWNER & 1),
+        searches=bool(capabilities >> _CAP_DAC_READ_SEARCH & 1),
         changes_owners=bool(capabilities >> _CAP_CHOWN & 1),
         keeps_suid=bool(capabilities >> _CAP_FSETID & 1),
     )

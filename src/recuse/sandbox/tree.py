@@ -16,29 +16,20 @@ import contextlib
 import ctypes
 import errno
 import os
-import shutil
 import stat
 import struct
-import tempfile
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from recuse.kernel.connection import os_error
-from recuse.kernel.devices import CharDevice
 from recuse.sandbox.arch import arch
 from recuse.sandbox.descriptors import Descriptors
-from recuse.sandbox.nodes import Node
-from recuse.sandbox.permissions import MAY_EXECUTE, grants
+from recuse.sandbox.nodes import Node, Nodes, native_node
+from recuse.sandbox.permissions import MAY_EXECUTE, check, grants
+from recuse.sandbox.shadows import Shadows
 from recuse.sandbox.tasks import Tasks, own_numbers
 
 AT_FDCWD = -100
-CUSE_NUMBER = (10, 203)
-"""Major and minor number of /dev/cuse (linux/miscdevice.h)."""
-
 _MAX_LINKS = 40
-_FIRST_INODE = 0x7EC00000
-
 
 _RESOLVE_NO_MAGICLINKS = 0x02
 _OPEN_HOW = struct.Struct("=QQQ")
@@ -62,6 +53,33 @@ def _open_path(directory: int, path: bytes, resolve: int) -> int:
     return result if result >= 0 else -ctypes.get_errno()
 
 
+class AbsentError(FileNotFoundError):
+    """A name is missing in a directory that exists only in the sandbox.
+
+    Calls that would make it fail otherwise: nobody can make one there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+class OutsideError(FileNotFoundError):
+    """A path leads through a directory or link of ours to a file that is there natively.
+
+    The kernel cannot find it by that path. Calls that only look at a file are answered for it; for
+    all others it is as if it were missing.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
+        self.path = path
+        """Where it is, for the supervisor."""
+
+    def node(self) -> Node:
+        """The file as if it were a node; for looking only."""
+        return native_node(self.path)
+
+
 @dataclass(slots=True, frozen=True)
 class Found:
     """What a path leads to."""
@@ -76,108 +94,16 @@ class Found:
 
 
 class Tree:
-    """All nodes of a sandbox."""
+    """Finds the nodes of a sandbox by the paths that programs use."""
 
     def __init__(self, tasks: Tasks, descriptors: Descriptors) -> None:
         self._tasks = tasks
         self._descriptors = descriptors
-        self._nodes: dict[bytes, Node] = {}
-        self._anonymous: dict[int, Node] = {}
-        self._lock = threading.Lock()
-        self._extended: dict[bytes, dict[bytes, Node]] = {}
-        self._extended_inodes: set[tuple[int, int]] = set()
-        self._hidden: dict[tuple[int, int], Node] = {}
-        self._hides_links = False
-        self._next_inode = _FIRST_INODE
-        self._shadow: bytes | None = None
+        self.nodes = Nodes()
+        self._by_path = self.nodes.by_path
+        self.shadows = Shadows()
         self.many_roots = False
         """Whether some process may have a root or mounts of its own. Makes each lookup slower."""
-        try:
-            self.filesystem = os.stat("/dev").st_dev
-        except OSError:
-            self.filesystem = 0
-
-    def add(self, device: CharDevice) -> None:
-        """Make the node ``/dev/NAME`` and the directories it needs."""
-        node = self._add_character(device.name, device.mode, device.major, device.minor)
-        node.uid = node.uid if device.uid is None else device.uid
-        node.gid = node.gid if device.gid is None else device.gid
-        node.device = device
-
-    def add_channel(self) -> None:
-        """Make ``/dev/cuse``, by whose opening a program begins to serve a device."""
-        self._add_character("cuse", 0o600, *CUSE_NUMBER)
-
-    def anonymous(self, device: CharDevice) -> Node:
-        """The node of the files that the device's ioctls make, as anon_inode files have one.
-
-        Like theirs (fs/anon_inodes.c) it has mode 0600 and no type, and all of them share it.
-        """
-        with self._lock:
-            node = self._anonymous.get(device.serial)
-            if node is None:
-                path = b"anon_inode:" + os.fsencode(device.name)
-                node = Node(path, self._next_inode, 0o600, os.geteuid(), os.getegid())
-                node.device, node.anonymous = device, True
-                self._next_inode += 1
-                self._anonymous[device.serial] = node
-        return node
-
-    def anonymous_or_none(self, device: CharDevice) -> Node | None:
-        """The same, None if the device's ioctls have not made any files yet."""
-        return self._anonymous.get(device.serial)
-
-    def _add_character(self, name: str, mode: int, major: int, minor: int) -> Node:
-        path = b"/dev/" + os.fsencode(name)
-        with self._lock:
-            self._add_directories(path.rpartition(b"/")[0])
-            node = self._make(path, stat.S_IFCHR | mode & 0o7777)
-            node.rdev = os.makedev(major, minor)
-            with contextlib.suppress(OSError):
-                native = os.lstat(path)
-                self._hidden[native.st_dev, native.st_ino] = node
-                self._hides_links = self._hides_links or stat.S_ISLNK(native.st_mode)
-        return node
-
-    def remove(self, device: CharDevice) -> None:
-        """Take the device's node away, and the directories that only it needed."""
-        with self._lock:
-            self._anonymous.pop(device.serial, None)
-            node = self._nodes.get(b"/dev/" + os.fsencode(device.name))
-            if node is None or node.device is not device:
-                return
-            for identity in [key for key, hidden in self._hidden.items() if hidden is node]:
-                del self._hidden[identity]
-            self._unlink(node)
-
-    def _make(self, path: bytes, mode: int) -> Node:
-        node = Node(path, self._next_inode, mode, os.geteuid(), os.getegid())
-        self._next_inode += 1
-        parent, _, name = path.rpartition(b"/")
-        self._extended.setdefault(parent or b"/", {})[name] = node
-        self._nodes[path] = node
-        return node
-
-    def _add_directories(self, path: bytes) -> None:
-        if path in self._nodes:
-            return
-        try:
-            native = os.stat(path)
-        except OSError:
-            self._add_directories(path.rpartition(b"/")[0] or b"/")
-            self._make(path, stat.S_IFDIR | 0o755)
-        else:
-            self._extended_inodes.add((native.st_dev, native.st_ino))
-
-    def _unlink(self, node: Node) -> None:
-        del self._nodes[node.path]
-        parent, _, name = node.path.rpartition(b"/")
-        siblings = self._extended[parent]
-        del siblings[name]
-        if not siblings:
-            del self._extended[parent]
-            if (directory := self._nodes.get(parent)) is not None:
-                self._unlink(directory)
 
     def find(self, tid: int, base: int, path: bytes, *, follow: bool = True) -> Found | None:
         """Find what a path leads to.
@@ -192,12 +118,16 @@ class Tree:
             None if it is nothing of ours: the kernel then gives the answer.
 
         Raises:
-            OSError: ENOTDIR if the path goes on after a device.
+            AbsentError: if only the last name is missing, in a directory of ours.
+            OutsideError: if it leads through ours to what is there natively.
+            OSError: ENOTDIR if the path goes on after a file of ours, ENOENT if it goes on after
+                what is missing in a directory of ours, EACCES if that may not be searched, ELOOP.
         """
         if not self.many_roots:
-            if (node := self._nodes.get(path)) is not None:
+            node = self._by_path.get(path)
+            if node is not None and not (follow and node.target):
                 return Found(node)
-            if not self._hides_links and self._elsewhere(tid, base, path, follow):
+            if not self.nodes.hides_links and self._elsewhere(tid, base, path, follow):
                 return None
         return self._walk(tid, base, path, follow)
 
@@ -215,9 +145,16 @@ class Tree:
             native = b"/proc/%d/cwd/%b" % (tid, path)
         else:
             native = b"/proc/%d/fd/%d/%b" % (tid, base, path)
-        if len(self._descriptors) and self._goes_through_magic(native, len(native) - len(path)):
+        opened = len(self._descriptors) or (self.shadows.used and path.startswith(b"/proc/"))
+        if opened and self._goes_through_magic(native, len(native) - len(path)):
             return False
-        if follow and not self._hidden and os.access(native, os.F_OK):
+        dots = self.shadows.used and path.startswith(b".")
+        if dots and self._in_shadow(native[: -len(path) - 1]):
+            return False  # a shadow's own "." and ".." are there natively
+        # Of /proc/devices, which is hidden in every sandbox, the name is taken for a sign: a
+        # symbolic link of another name leads to the native one.
+        hides = self.nodes.hides_files or path.endswith(b"devices")
+        if follow and not hides and os.access(native, os.F_OK):
             return True  # the quickest way to know that something is there
         try:
             found = os.stat(native) if follow else os.lstat(native)
@@ -225,18 +162,24 @@ class Tree:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 return True
         else:
-            return (found.st_dev, found.st_ino) not in self._hidden
+            return (found.st_dev, found.st_ino) not in self.nodes.hidden
         if native.endswith((b"/", b"/.", b"/..")):
             return False
         try:
             parent = os.stat(native.rpartition(b"/")[0] or b"/")
         except OSError:
             return False  # may lie in a directory of ours
-        if (parent.st_dev, parent.st_ino) in self._extended_inodes:
+        if (parent.st_dev, parent.st_ino) in self.nodes.extended_inodes:
             return False
-        if self._shadow is not None and not path.startswith(b"/"):
+        if self.shadows.used and not path.startswith(b"/"):
             return False  # the working directory may be a shadow
         return not (follow and os.path.islink(native))  # a dangling link may point to a node
+
+    def _in_shadow(self, place: bytes) -> bool:
+        try:
+            return self.shadows.path_of(os.readlink(place)) is not None
+        except OSError:
+            return False
 
     @staticmethod
     def _goes_through_magic(native: bytes, start: int) -> bool:
@@ -264,23 +207,38 @@ class Tree:
         if here is None:
             return None
         names = _names(path)
-        links, magic = 0, False
-        node = self._nodes.get(here)
+        links, magic, through_ours = 0, False, False
+        node = self._by_path.get(here)
         while names:
             name = names.pop()
-            if node is not None and not node.is_directory:
-                raise os_error(errno.ENOTDIR)
+            if node is not None:
+                through_ours = True
+                if not node.is_directory:
+                    raise os_error(errno.ENOTDIR)
+                check(node, self._tasks.get(tid).credentials, MAY_EXECUTE)
             if name == b".":
                 continue
             if name == b"..":
                 here = here.rpartition(b"/")[0] or b"/"
-                node = self._nodes.get(here)
+                node = self._by_path.get(here)
                 continue
             there = (b"" if here == b"/" else here) + b"/" + name
-            node = self._nodes.get(there)
+            ours, node = node, self._by_path.get(there)
             if node is not None:
+                if node.target and (names or follow):
+                    through_ours = True
+                    links += 1
+                    if links > _MAX_LINKS:
+                        raise os_error(errno.ELOOP)
+                    here = b"/" if node.target.startswith(b"/") else here
+                    names += _names(node.target)
+                    node = self._by_path.get(here)
+                    continue
                 here = there
                 continue
+            if ours is not None:
+                # There is nothing in it but ours.
+                raise os_error(errno.ENOENT) if any(n != b"." for n in names) else AbsentError()
             try:
                 native = os.lstat(mount + there)
             except OSError:
@@ -292,7 +250,12 @@ class Tree:
                 continue
             target = self._read_link(tid, mount, there)
             at_descriptor = self._descriptor_node(target)
+            opened = self.shadows.path_of(target)
+            if opened is not None:
+                at_descriptor = self._present(opened)
             if not names and not follow:
+                if at_descriptor is None and through_ours:
+                    raise OutsideError(mount + there)
                 return Found(at_descriptor, link=True) if at_descriptor else None
             links += 1
             if links > _MAX_LINKS:
@@ -303,7 +266,9 @@ class Tree:
             if target.startswith(b"/"):
                 here = b"/"
             names += _names(target)
-            node = self._nodes.get(here)
+            node = self._by_path.get(here)
+        if node is None and through_ours:
+            raise OutsideError(mount + here)
         return Found(node, links=links, magic=magic) if node is not None else None
 
     def _searchable(self, tid: int, directory: os.stat_result) -> bool:
@@ -326,7 +291,11 @@ class Tree:
             link = os.readlink(b"/proc/%d/%b" % (tid, place))
         except OSError:
             return None
-        return self.unshadowed(link) if link.startswith(b"/") else None
+        opened = self.shadows.path_of(link)
+        if opened is not None:
+            self._present(opened)
+            return opened
+        return link if link.startswith(b"/") else None
 
     def _read_link(self, tid: int, mount: bytes, path: bytes) -> bytes:
         """A link's target as the thread sees it; empty for one that cannot be read."""
@@ -352,42 +321,27 @@ class Tree:
         descriptor = self._descriptors.by_link(target.decode())
         return descriptor.node if descriptor is not None else None
 
-    def children(self, path: bytes) -> Iterator[Node]:
-        """The nodes that a listing of the directory must show besides what is there natively."""
-        for name, node in list(self._extended.get(path, {}).items()):
-            if path in self._nodes or not os.path.lexists(path + b"/" + name):
-                yield node
+    def directory(self, tid: int, number: int) -> Node | None:
+        """The directory of ours that a descriptor refers to, None if it refers to something else.
 
-    def extends(self, path: bytes) -> bool:
-        """Whether a listing of the directory must show more than is there natively."""
-        return path in self._extended
-
-    def shadow_of(self, node: Node) -> bytes:
-        """A real, empty directory that stands for one of ours when a program opens it."""
-        if self._shadow is None:
-            self._shadow = os.fsencode(tempfile.mkdtemp(prefix="recuse-"))
-        path = self._shadow + node.path
-        os.makedirs(path, mode=0o755, exist_ok=True)
-        return path
-
-    def unshadowed(self, path: bytes) -> bytes:
-        """The path in the programs' view of a path that may lie in a shadow directory."""
-        if self._shadow is not None and path.startswith(self._shadow + b"/"):
-            return path[len(self._shadow) :]
-        return path
-
-    def shadowed_directory(self, tid: int, number: int) -> Node | None:
-        """The directory of ours that a descriptor refers to, if it does."""
-        if self._shadow is None:
+        Raises:
+            OSError: ENOENT if it is not there any more.
+        """
+        if not self.shadows.used:
             return None
         try:
             link = os.readlink(b"/proc/%d/fd/%d" % (tid, number))
         except OSError:
             return None
-        return self._nodes.get(self.unshadowed(link)) if link.startswith(self._shadow) else None
+        path = self.shadows.path_of(link)
+        return None if path is None else self._present(path)
+
+    def _present(self, path: bytes) -> Node:
+        node = self._by_path.get(path)
+        if node is None:
+            raise os_error(errno.ENOENT)
+        return node
 
     def close(self) -> None:
-        """Remove the shadow directories."""
-        if self._shadow is not None:
-            shutil.rmtree(self._shadow, ignore_errors=True)
-            self._shadow = None
+        """Remove what stands for open directories."""
+        self.shadows.close()

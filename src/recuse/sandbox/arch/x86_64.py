@@ -74,6 +74,8 @@ SYSCALLS: Final[dict[str, int]] = {
     "capset": 126,
     "utime": 132,
     "mknod": 133,
+    "statfs": 137,
+    "fstatfs": 138,
     "pivot_root": 155,
     "chroot": 161,
     "getxattr": 191,

@@ -8,6 +8,7 @@ from recuse.sandbox.syscalls import (
     attributes,
     compat,
     control,
+    filesystems,
     listing,
     names,
     opening,
@@ -16,7 +17,7 @@ from recuse.sandbox.syscalls import (
 )
 from recuse.sandbox.syscalls.call import Handler
 
-_FAMILIES = (rw, control, opening, attributes, names, listing, processes)
+_FAMILIES = (rw, control, opening, attributes, names, listing, filesystems, processes)
 
 
 def handlers() -> dict[int, Handler]:

@@ -15,7 +15,7 @@ from recuse.sandbox.arch import arch
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.permissions import MAY_WRITE, check, check_owner
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
-from recuse.sandbox.tree import AT_FDCWD, Found
+from recuse.sandbox.tree import AT_FDCWD, Found, OutsideError
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -62,11 +62,21 @@ def named(
     return None
 
 
+def looked_at(
+    supervisor: Supervisor, call: Notification, base: int, address: int, flags: int
+) -> Found | None:
+    """The same, for calls that change nothing."""
+    try:
+        return named(supervisor, call, base, address, flags)
+    except OutsideError as outside:
+        return Found(outside.node())
+
+
 def held(supervisor: Supervisor, call: Notification, number: int) -> Found | None:
     """What a descriptor refers to; None if nothing of ours."""
     descriptor = supervisor.descriptors.find(call.pid, number)
     if descriptor is None:
-        node = supervisor.tree.shadowed_directory(call.pid, number)
+        node = supervisor.tree.directory(call.pid, number)
         return Found(node) if node is not None else None
     return Found(descriptor.node)
 
@@ -97,15 +107,15 @@ def fill_stat(
         return PROCEED
     node = found.node
     data = pack(
-        device=supervisor.tree.filesystem,
+        device=node.filesystem,
         inode=node.inode,
         mode=node.mode,
-        links=2 if node.is_directory else 1,
+        links=node.links,
         uid=node.uid,
         gid=node.gid,
         rdev=node.rdev,
-        size=0,
-        block_size=4096,
+        size=node.size,
+        block_size=node.block_size,
         times_ns=(node.accessed_ns, node.modified_ns, node.changed_ns),
     )
     _write(supervisor, call, address, data)
@@ -114,12 +124,12 @@ def fill_stat(
 
 def stat_(supervisor: Supervisor, call: Notification) -> int:
     """``stat(path, buf)``."""
-    return fill_stat(supervisor, call, named(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
+    return fill_stat(supervisor, call, looked_at(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
 
 
 def lstat(supervisor: Supervisor, call: Notification) -> int:
     """``lstat(path, buf)``."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return fill_stat(supervisor, call, found, call.a1)
 
 
@@ -134,7 +144,7 @@ def newfstatat(
     """``newfstatat(dirfd, path, buf, flags)``."""
     if call.a3 & ~_STAT_FLAGS:
         return PROCEED
-    found = named(supervisor, call, signed32(call.a0), call.a1, call.a3)
+    found = looked_at(supervisor, call, signed32(call.a0), call.a1, call.a3)
     return fill_stat(supervisor, call, found, call.a2, pack)
 
 
@@ -146,22 +156,22 @@ def statx(supervisor: Supervisor, call: Notification) -> int:
         or call.a3 & _STATX_RESERVED
     ):
         return PROCEED
-    found = named(supervisor, call, signed32(call.a0), call.a1, call.a2)
+    found = looked_at(supervisor, call, signed32(call.a0), call.a1, call.a2)
     if found is None or found.link:
         return PROCEED
     node = found.node
     times = (node.accessed_ns, 0, node.changed_ns, node.modified_ns)
-    filesystem, rdev = supervisor.tree.filesystem, node.rdev
+    filesystem, rdev = node.filesystem, node.rdev
     data = _STATX.pack(
         _STATX_BASIC,
-        4096,
+        node.block_size,
         0,
-        2 if node.is_directory else 1,
+        node.links,
         node.uid,
         node.gid,
         node.mode,
         node.inode,
-        0,
+        node.size,
         0,
         0,
         *(part for ns in times for part in divmod(ns, _SECOND)),
@@ -187,13 +197,13 @@ def _access(
 
 def access(supervisor: Supervisor, call: Notification) -> int:
     """``access(path, mode)``."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
     return _access(supervisor, call, found, signed32(call.a1))
 
 
 def faccessat(supervisor: Supervisor, call: Notification) -> int:
     """``faccessat(dirfd, path, mode)``: this call has no flags."""
-    found = named(supervisor, call, signed32(call.a0), call.a1, 0)
+    found = looked_at(supervisor, call, signed32(call.a0), call.a1, 0)
     return _access(supervisor, call, found, signed32(call.a2))
 
 
@@ -201,7 +211,7 @@ def faccessat2(supervisor: Supervisor, call: Notification) -> int:
     """``faccessat2(dirfd, path, mode, flags)``."""
     if call.a3 & ~_ACCESS_FLAGS:
         return PROCEED
-    found = named(supervisor, call, signed32(call.a0), call.a1, call.a3)
+    found = looked_at(supervisor, call, signed32(call.a0), call.a1, call.a3)
     return _access(supervisor, call, found, signed32(call.a2), call.a3)
 
 
@@ -210,22 +220,24 @@ def _readlink(
 ) -> int:
     if found is None:
         return PROCEED
-    if size <= 0 or not found.link:
+    target = found.node.path if found.link else found.node.target
+    if size <= 0 or not target:
         raise os_error(errno.EINVAL)
-    target = found.node.path[:size]
+    target = target[:size]
     _write(supervisor, call, buffer, target)
     return len(target)
 
 
 def readlink(supervisor: Supervisor, call: Notification) -> int:
     """``readlink(path, buf, size)``: a device is no link, ``/proc/self/fd/N`` is one to it."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return _readlink(supervisor, call, found, call.a1, signed32(call.a2))
 
 
 def readlinkat(supervisor: Supervisor, call: Notification) -> int:
     """``readlinkat(dirfd, path, buf, size)``."""
-    found = named(supervisor, call, signed32(call.a0), call.a1, AT_SYMLINK_NOFOLLOW)
+    flags = AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH
+    found = looked_at(supervisor, call, signed32(call.a0), call.a1, flags)
     return _readlink(supervisor, call, found, call.a2, signed32(call.a3))
 
 
@@ -410,12 +422,12 @@ def _attribute(found: Found | None, *, code: int) -> int:
 
 def getxattr(supervisor: Supervisor, call: Notification) -> int:
     """``getxattr(path, ...)``: a node has no extended attributes."""
-    return _attribute(named(supervisor, call, AT_FDCWD, call.a0, 0), code=errno.ENODATA)
+    return _attribute(looked_at(supervisor, call, AT_FDCWD, call.a0, 0), code=errno.ENODATA)
 
 
 def lgetxattr(supervisor: Supervisor, call: Notification) -> int:
     """``lgetxattr(path, ...)``."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return _attribute(found, code=errno.ENODATA)
 
 
@@ -426,12 +438,12 @@ def fgetxattr(supervisor: Supervisor, call: Notification) -> int:
 
 def listxattr(supervisor: Supervisor, call: Notification) -> int:
     """``listxattr(path, ...)``."""
-    return _attribute(named(supervisor, call, AT_FDCWD, call.a0, 0), code=0)
+    return _attribute(looked_at(supervisor, call, AT_FDCWD, call.a0, 0), code=0)
 
 
 def llistxattr(supervisor: Supervisor, call: Notification) -> int:
     """``llistxattr(path, ...)``."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return _attribute(found, code=0)
 
 

@@ -126,13 +126,13 @@ def llseek(supervisor: Supervisor, call: Notification) -> int:
 
 def stat(supervisor: Supervisor, call: Notification) -> int:
     """``stat(path, buf)``."""
-    found = attributes.named(supervisor, call, AT_FDCWD, call.a0, 0)
+    found = attributes.looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
     return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
 
 
 def lstat(supervisor: Supervisor, call: Notification) -> int:
     """``lstat(path, buf)``."""
-    found = attributes.named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    found = attributes.looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
 
 
@@ -144,13 +144,13 @@ def fstat(supervisor: Supervisor, call: Notification) -> int:
 
 def stat64(supervisor: Supervisor, call: Notification) -> int:
     """``stat64(path, buf)``."""
-    found = attributes.named(supervisor, call, AT_FDCWD, call.a0, 0)
+    found = attributes.looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
     return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
 
 
 def lstat64(supervisor: Supervisor, call: Notification) -> int:
     """``lstat64(path, buf)``."""
-    found = attributes.named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    found = attributes.looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
 
 

@@ -57,7 +57,7 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
     if file.device.new_files:
         install = partial(install_file, supervisor, call)
         operation = file.ioctl(caller, command, call.a2, of_32_bit, install)
-        made = supervisor.tree.anonymous_or_none(file.device)
+        made = supervisor.tree.nodes.anonymous_or_none(file.device)
         if made is not None:
             # What an earlier one has made and the program has closed is released first: it may be
             # in the way of this one.

@@ -1,7 +1,8 @@
 """Directory listings that show devices (fs/readdir.c; Linux 6.1).
 
-The kernel lists what is there natively; after its last entry come ours. The supervisor makes the
-native call itself, on a copy of the caller's descriptor. That shares its position, and so the
+The kernel lists what is there natively; after its last entry come ours. (Directories of ours have
+nothing natively, and their shadows' "." and ".." are not theirs.) The supervisor makes the native
+call itself, on a copy of the caller's descriptor. That shares its position, and so the
 position tells how far a listing has come with our entries too: rewinddir, seekdir, dup and fork
 work as always.
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.connection import os_error
 from recuse.sandbox.descriptors import fetch_descriptor
 from recuse.sandbox.memory import write_memory
-from recuse.sandbox.nodes import Node
+from recuse.sandbox.nodes import Nodes
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 
 if TYPE_CHECKING:
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
 
 _HEADER = struct.Struct("=QqH")
 _LARGEST: Final = 1 << 18
-_FIRST_POSITION: Final = 0x7FF00000
-_POSITIONS: Final = 0x10000
+_FIRST_POSITION: Final = 0x7FFFE000
+_POSITIONS: Final = 0x1000
 """The positions of our entries: above all that filesystems use, below 2**31 - 1, which some of them
-take for the end."""
+take for the end. The window is small since sysfs uses hashes below that (fs/kernfs/dir.c)."""
+
+_Entry = tuple[bytes, int, int]
+"""Name, inode number and mode."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -40,8 +44,12 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
         link = os.readlink(b"/proc/%d/fd/%d" % (call.pid, signed32(call.a0)))
     except OSError:
         return PROCEED
-    path = supervisor.tree.unshadowed(link)
-    if not supervisor.tree.extends(path):
+    tree = supervisor.tree
+    shown = tree.shadows.path_of(link)
+    path = link if shown is None else shown
+    if not tree.nodes.extends(path):
+        if shown is not None:
+            raise os_error(errno.ENOENT)  # it has been removed while it was open
         return PROCEED
     room = min(call.a2 & 0xFFFFFFFF, _LARGEST)
     directory = fetch_descriptor(supervisor.tasks.get(call.pid).tgid, signed32(call.a0))
@@ -49,12 +57,12 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
         position = os.lseek(directory, 0, os.SEEK_CUR)
         index = position - _FIRST_POSITION
         ours = 0 <= index < _POSITIONS
-        data = b"" if ours else _native(directory, call.number, room)
+        data = b"" if ours or shown is not None else _native(directory, call.number, room)
         if not data:
             index = index if ours else 0
-            nodes = list(supervisor.tree.children(path))[index:]
-            data, count = _encode(nodes, _FIRST_POSITION + index, room, typed=typed)
-            if nodes and not count:
+            entries = _entries(tree.nodes, path)[index:]
+            data, count = _encode(entries, _FIRST_POSITION + index, room, typed=typed)
+            if entries and not count:
                 raise os_error(errno.EINVAL)
             os.lseek(directory, _FIRST_POSITION + index + count, os.SEEK_SET)
         if data and not _store(call, data):
@@ -63,6 +71,19 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
     finally:
         os.close(directory)
     return len(data)
+
+
+def _entries(nodes: Nodes, path: bytes) -> list[_Entry]:
+    """What is listed after what is there natively."""
+    entries = [(node.name, node.inode, node.mode) for node in nodes.children(path)]
+    directory = nodes.by_path.get(path)
+    if directory is None:
+        return entries
+    above = path.rpartition(b"/")[0] or b"/"
+    parent = nodes.by_path.get(above)
+    inode = os.stat(above).st_ino if parent is None else parent.inode
+    mode = directory.mode
+    return [(b".", directory.inode, mode), (b"..", inode, mode), *entries]
 
 
 def _store(call: Notification, data: bytes) -> bool:
@@ -81,22 +102,22 @@ def _native(directory: int, number: int, room: int) -> bytes:
     return buffer.raw[:count]
 
 
-def _encode(nodes: list[Node], position: int, room: int, *, typed: bool) -> tuple[bytes, int]:
+def _encode(entries: list[_Entry], position: int, room: int, *, typed: bool) -> tuple[bytes, int]:
     """Encode as many entries as fit into ``room`` bytes; returns them and their number.
 
     Typed ones are ``struct linux_dirent64``, with the type before the name; the others are
     ``struct linux_dirent``, which has it in its last byte. Each tells the position after it.
     """
     data = bytearray()
-    for count, node in enumerate(nodes):
-        kind = bytes([stat.S_IFMT(node.mode) >> 12])
-        tail = kind + node.name + b"\0" if typed else node.name + b"\0"
+    for count, (name, inode, mode) in enumerate(entries):
+        kind = bytes([stat.S_IFMT(mode) >> 12])
+        tail = kind + name + b"\0" if typed else name + b"\0"
         length = (_HEADER.size + len(tail) + (0 if typed else 1) + 7) & ~7
         if len(data) + length > room:
             return bytes(data), count
-        entry = _HEADER.pack(node.inode, position + count + 1, length) + tail
+        entry = _HEADER.pack(inode, position + count + 1, length) + tail
         data += entry.ljust(length, b"\0") if typed else entry.ljust(length - 1, b"\0") + kind
-    return bytes(data), len(nodes)
+    return bytes(data), len(entries)
 
 
 def getdents64(supervisor: Supervisor, call: Notification) -> int:

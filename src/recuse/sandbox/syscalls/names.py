@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.connection import os_error
 from recuse.sandbox.nodes import Node
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
-from recuse.sandbox.tree import AT_FDCWD
+from recuse.sandbox.tree import AT_FDCWD, AbsentError
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -27,8 +27,11 @@ def _node(supervisor: Supervisor, call: Notification, base: int, address: int) -
 
 
 def _make(supervisor: Supervisor, call: Notification, base: int, address: int) -> int:
-    if _node(supervisor, call, base, address) is not None:
-        raise os_error(errno.EEXIST)
+    try:
+        if _node(supervisor, call, base, address) is not None:
+            raise os_error(errno.EEXIST)
+    except AbsentError:
+        raise os_error(errno.EPERM) from None  # no directory of /sys lets one do that
     return PROCEED
 
 
@@ -72,21 +75,27 @@ def linkat(supervisor: Supervisor, call: Notification) -> int:
 def _link(
     supervisor: Supervisor, call: Notification, old: tuple[int, int], new: tuple[int, int]
 ) -> int:
-    if _node(supervisor, call, *new) is not None:
-        raise os_error(errno.EEXIST)
+    _make(supervisor, call, *new)
     return _remove(supervisor, call, *old)
 
 
 def rename(supervisor: Supervisor, call: Notification) -> int:
     """``rename(old, new)``."""
     _remove(supervisor, call, AT_FDCWD, call.a0)
-    return _remove(supervisor, call, AT_FDCWD, call.a1)
+    return _replace(supervisor, call, AT_FDCWD, call.a1)
 
 
 def renameat(supervisor: Supervisor, call: Notification) -> int:
     """``renameat(olddirfd, old, newdirfd, new)`` and ``renameat2``."""
     _remove(supervisor, call, signed32(call.a0), call.a1)
-    return _remove(supervisor, call, signed32(call.a2), call.a3)
+    return _replace(supervisor, call, signed32(call.a2), call.a3)
+
+
+def _replace(supervisor: Supervisor, call: Notification, base: int, address: int) -> int:
+    try:
+        return _remove(supervisor, call, base, address)
+    except AbsentError:
+        raise os_error(errno.EPERM) from None
 
 
 def unlink(supervisor: Supervisor, call: Notification) -> int:

@@ -17,8 +17,9 @@ from recuse.sandbox.memory import PAGE, read_memory
 from recuse.sandbox.nodes import Node
 from recuse.sandbox.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
+from recuse.sandbox.sysfs import AttributeFile
 from recuse.sandbox.tasks import is_alone
-from recuse.sandbox.tree import AT_FDCWD
+from recuse.sandbox.tree import AT_FDCWD, AbsentError, OutsideError
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -65,6 +66,12 @@ def _open(
     follow = not (flags & arch.O_NOFOLLOW or exclusive)
     try:
         found = supervisor.tree.find(call.pid, base, path, follow=follow)
+    except AbsentError:
+        if flags & os.O_CREAT:
+            raise os_error(errno.EACCES) from None
+        raise
+    except OutsideError as outside:
+        return _open_outside(supervisor, call, outside, flags)
     except NotADirectoryError:
         if flags & os.O_CREAT and path.endswith(b"/"):
             raise os_error(errno.EISDIR) from None
@@ -83,40 +90,91 @@ def _open(
     node = found.node
     if node.is_directory:
         return _open_directory(supervisor, call, node, flags)
+    if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
+        raise os_error(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
+    if flags & _O_PATH:
+        _install(supervisor, call, Descriptor(node, flags & _STATUS_FLAGS), flags)
+        return ANSWERED
+    if node.target:
+        raise os_error(errno.ELOOP)
+    if call.arch == arch.AUDIT_ARCH:
+        # Where a position has 64 bits there are no other files (force_o_largefile).
+        flags |= arch.O_LARGEFILE
+    wanted = _ACCESS[flags & os.O_ACCMODE]
+    if flags & os.O_TRUNC:
+        wanted |= MAY_WRITE
+    check(node, supervisor.tasks.get(call.pid).credentials, wanted)
+    if node.is_attribute:
+        return _open_attribute(supervisor, call, node, flags)
     return _open_device(supervisor, call, node, flags)
+
+
+def _open_outside(
+    supervisor: Supervisor, call: Notification, outside: OutsideError, flags: int
+) -> int:
+    """Open a native file that the kernel does not find by the path: a directory or plain file.
+
+    Others may depend on who opens them, as files of ``/proc`` do.
+    """
+    node = outside.node()
+    if outside.path.startswith(b"/proc/") or not (
+        stat.S_ISDIR(node.mode) or stat.S_ISREG(node.mode) or (node.target and flags & _O_PATH)
+    ):
+        raise outside
+    if flags & os.O_CREAT and flags & os.O_EXCL:
+        raise os_error(errno.EEXIST)
+    if flags & _O_PATH and not node.is_directory:
+        if flags & arch.O_DIRECTORY:
+            raise os_error(errno.ENOTDIR)
+        _install(supervisor, call, Descriptor(node, flags & _STATUS_FLAGS), flags)
+        return ANSWERED
+    if not flags & _O_PATH:
+        wanted = _ACCESS[flags & os.O_ACCMODE] | (MAY_WRITE if flags & os.O_TRUNC else 0)
+        check(node, supervisor.tasks.get(call.pid).credentials, wanted)
+    # The kernel lets nobody hand over a descriptor that was opened with O_PATH.
+    file = os.open(outside.path, flags & ~(os.O_CREAT | _O_PATH) | os.O_CLOEXEC | arch.O_NOFOLLOW)
+    return _give_native(supervisor, call, file, flags)
+
+
+def _give_native(supervisor: Supervisor, call: Notification, file: int, flags: int) -> int:
+    """Give the program a descriptor of ours, and close ours."""
+    try:
+        cloexec = bool(flags & os.O_CLOEXEC)
+        number = supervisor.listener.add_descriptor(call.id, file, cloexec=cloexec)
+    finally:
+        os.close(file)
+    return ANSWERED if number is None else number
 
 
 def _open_directory(supervisor: Supervisor, call: Notification, node: Node, flags: int) -> int:
     if flags & os.O_CREAT or flags & os.O_ACCMODE != os.O_RDONLY:
         raise os_error(errno.EISDIR)
-    check(node, supervisor.tasks.get(call.pid).credentials, MAY_READ)
+    if not flags & _O_PATH:
+        check(node, supervisor.tasks.get(call.pid).credentials, MAY_READ)
+    # Not with O_PATH: the kernel lets nobody hand over such a descriptor.
     shadow = os.open(
-        supervisor.tree.shadow_of(node),
-        os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC | flags & _O_PATH,
+        supervisor.tree.shadows.of(node), os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
     )
-    try:
-        cloexec = bool(flags & os.O_CLOEXEC)
-        number = supervisor.listener.add_descriptor(call.id, shadow, cloexec=cloexec)
-    finally:
-        os.close(shadow)
-    return ANSWERED if number is None else number
+    return _give_native(supervisor, call, shadow, flags)
+
+
+def _open_attribute(supervisor: Supervisor, call: Notification, node: Node, flags: int) -> int:
+    # fs/kernfs/file.c, kernfs_fop_open: the mode counts for root, too.
+    access = _ACCESS[flags & os.O_ACCMODE]
+    if (access & MAY_READ and not (node.mode & 0o444 and node.show)) or (
+        access & MAY_WRITE and not (node.mode & 0o222 and node.store)
+    ):
+        raise os_error(errno.EACCES)
+    if flags & arch.O_DIRECT:
+        raise os_error(errno.EINVAL)
+    descriptor = Descriptor(node, flags & _STATUS_FLAGS)
+    descriptor.file = AttributeFile(descriptor)
+    _install(supervisor, call, descriptor, flags)
+    return ANSWERED
 
 
 def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: int) -> int:
-    if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
-        raise os_error(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
     status = flags & _STATUS_FLAGS
-    if flags & _O_PATH:
-        _install(supervisor, call, Descriptor(node, status), flags)
-        return ANSWERED
-    if call.arch == arch.AUDIT_ARCH:
-        # Where a position has 64 bits there are no other files (force_o_largefile).
-        flags |= arch.O_LARGEFILE
-        status |= arch.O_LARGEFILE
-    wanted = _ACCESS[flags & os.O_ACCMODE]
-    if flags & os.O_TRUNC:
-        wanted |= MAY_WRITE
-    check(node, supervisor.tasks.get(call.pid).credentials, wanted)
     if node.anonymous:
         raise os_error(errno.ENXIO)
     device = node.device
@@ -216,7 +274,7 @@ def install_file(supervisor: Supervisor, call: Notification, file: OpenFile, clo
     Raises:
         OSError: as :data:`recuse.kernel.ioctl.Install` says.
     """
-    descriptor = Descriptor(supervisor.tree.anonymous(file.device), file.flags)
+    descriptor = Descriptor(supervisor.tree.nodes.anonymous(file.device), file.flags)
     descriptor.file = file
     number = _give(supervisor, call, descriptor, cloexec=cloexec)
     if number is None:
@@ -274,12 +332,15 @@ def openat2(supervisor: Supervisor, call: Notification) -> int:
 
 
 def truncate(supervisor: Supervisor, call: Notification) -> int:
-    """``truncate(path, length)``: only regular files have a length."""
+    """``truncate(path, length)``: a device has no length."""
     path = supervisor.strings.read(call.pid, call.a0)
     found = supervisor.tree.find(call.pid, AT_FDCWD, path) if path else None
     if found is None:
         return PROCEED
-    raise os_error(errno.EISDIR if stat.S_ISDIR(found.node.mode) else errno.EINVAL)
+    if found.node.is_attribute:
+        check(found.node, supervisor.tasks.get(call.pid).credentials, MAY_WRITE)
+        return 0  # as open with O_TRUNC, it has no effect
+    raise os_error(errno.EISDIR if found.node.is_directory else errno.EINVAL)
 
 
 HANDLERS: Final[dict[str, Handler]] = {

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from recuse.sandbox.descriptors import Descriptor
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.sysfs import AttributeFile
 
 _MAX_RW_COUNT: Final = 0x7FFFF000
 _UIO_MAXIOV: Final = 1024
@@ -37,7 +38,9 @@ _RWF_SYNC: Final = 0x04
 _RWF_KNOWN: Final = 0x01 | _RWF_DSYNC | _RWF_SYNC | 0x10 | 0x20
 
 
-def _file(supervisor: Supervisor, call: Notification, wanted: int) -> OpenFile | ChannelFile | None:
+def _file(
+    supervisor: Supervisor, call: Notification, wanted: int
+) -> OpenFile | ChannelFile | AttributeFile | None:
     """The file of ours that argument 0 names; None if it is not a device.
 
     Raises EBADF for a descriptor that does not allow ``wanted``, O_RDONLY or O_WRONLY.
@@ -46,7 +49,7 @@ def _file(supervisor: Supervisor, call: Notification, wanted: int) -> OpenFile |
     return None if descriptor is None else _allowing(descriptor, wanted)
 
 
-def _allowing(descriptor: Descriptor, wanted: int) -> OpenFile | ChannelFile:
+def _allowing(descriptor: Descriptor, wanted: int) -> OpenFile | ChannelFile | AttributeFile:
     """The descriptor's file; EBADF if it does not allow ``wanted``."""
     if descriptor.file is None or descriptor.flags & os.O_ACCMODE not in (wanted, os.O_RDWR):
         raise os_error(errno.EBADF)
@@ -94,7 +97,7 @@ def _segments(pid: int, address: int, count: int, iovec: struct.Struct) -> list[
 def _transfer(  # noqa: PLR0917 - by position, on the way of every read
     supervisor: Supervisor,
     call: Notification,
-    file: OpenFile | ChannelFile,
+    file: OpenFile | ChannelFile | AttributeFile,
     wanted: int,
     segments: list[tuple[int, int]],
     position: int | None,
@@ -104,8 +107,8 @@ def _transfer(  # noqa: PLR0917 - by position, on the way of every read
         supervisor.run(call, file, operation(supervisor.caller(call), segments, position))
         return ANSWERED
     if wanted == os.O_RDONLY:
-        return file.read(supervisor, call, segments)
-    return file.write(call, segments)
+        return file.read(supervisor, call, segments, position)
+    return file.write(call, segments, position)
 
 
 def read(supervisor: Supervisor, call: Notification) -> int:
@@ -236,8 +239,6 @@ def lseek(supervisor: Supervisor, call: Notification) -> int:
         return PROCEED
     if descriptor.file is None:
         raise os_error(errno.EBADF)
-    if not isinstance(descriptor.file, OpenFile):
-        raise os_error(errno.ESPIPE)
     return descriptor.file.seek(signed64(call.a1), signed32(call.a2))
 
 

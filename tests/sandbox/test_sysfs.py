@@ -1,0 +1,280 @@
+"""What programs find of a device in /sys and /proc, and what it declares there."""
+
+import asyncio
+import errno
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from recuse import Device, File, Link, current_request
+from recuse.cli.spec import load, parse
+from recuse.sandbox import Sandbox
+
+CLIENTS = Path(__file__).parent / "clients"
+OWN = "/sys/devices/virtual/cuse/echo"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the record is of what root may do")
+def test_all_is_as_on_the_real_kernel():
+    # tests/vm/test_sysfs.py compares the same record with the real kernel.
+    with Sandbox(load(parse(f"{CLIENTS}/sysfs_server.py"))) as sandbox:
+        done = sandbox.run(
+            ["python3", CLIENTS / "sysfs.py"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+    assert done.stdout.splitlines() == (CLIENTS / "sysfs.txt").read_text().splitlines()
+
+
+def test_ls_and_cat(shell):
+    assert shell("ls /sys/class/cuse; ls /sys/class/cuse/echo/").split() == [
+        "echo", "abort", "dev", "power", "subsystem", "uevent", "waiting",
+    ]  # fmt: skip
+    number = shell("cat /sys/class/cuse/*/dev").strip()
+    assert shell(f"stat -c %Hr:%Lr /dev/echo; readlink /dev/char/{number}") == (
+        f"{number}\n../echo\n"
+    )
+    assert shell(f"echo hello > /dev/char/{number}; cat /dev/echo") == "hello\n"
+    listed = shell(f"ls -l /sys/class/cuse/ /sys/dev/char/{number}")
+    assert "echo -> ../../devices/virtual/cuse/echo" in listed
+    assert f"/sys/dev/char/{number} -> ../../devices/virtual/cuse/echo" in listed
+
+
+def test_whole_trees(shell):
+    output = shell(f"ls -R {OWN}")
+    assert output.startswith(f"{OWN}:\nabort\ndev\npower\n")
+    assert f"{OWN}/power:\nasync\n" in output
+    assert shell("find /sys/class/cuse -name echo -type l; find -L /sys/class/cuse/echo -name dev")
+    assert shell("find /sys/devices/virtual/cuse -name dev") == f"{OWN}/dev\n"
+    found = shell("grep -rs . /sys/devices/virtual/cuse | sort")
+    assert f"{OWN}/uevent:DEVNAME=echo\n" in found
+    assert f"{OWN}/power/runtime_status:unsupported\n" in found
+    assert shell("realpath /sys/class/cuse/echo /sys/class/cuse/echo/subsystem/echo/dev") == (
+        f"{OWN}\n{OWN}/dev\n"
+    )
+    assert shell("cp /sys/class/cuse/echo/uevent /dev/stdout | tail -1") == "DEVNAME=echo\n"
+
+
+def test_paths_lead_through_it_to_what_is_there_natively(shell, client):
+    assert shell(f"cat {OWN}/../../mem/null/dev /sys/class/cuse/echo/../../mem/zero/dev") == (
+        "1:3\n1:5\n"
+    )
+    script = """
+up = os.open('/sys/devices/virtual/cuse/..', os.O_RDONLY | os.O_DIRECTORY)
+print(os.path.samestat(os.fstat(up), os.stat('/sys/devices/virtual')), 'mem' in os.listdir(up))
+print(attempt(os.open, '/sys/class/cuse/../../class/nothing', os.O_RDONLY))
+print(attempt(os.open, '/sys/class/cuse/../../class/nothing', os.O_WRONLY | os.O_CREAT))
+print(attempt(os.chmod, '/dev/char/../null', 0o600), oct(os.stat('/dev/char/../null').st_mode))
+"""
+    assert client(script) == "True True\nENOENT\nENOENT\nENOENT 0o20666\n"
+
+
+def test_udevadm(shell, needs):
+    needs("udevadm", "udev")
+    number = shell("stat -c %Hr:%Lr /dev/echo").strip()
+    lines = shell("udevadm info -q all -n /dev/echo").splitlines()
+    assert {
+        "P: /devices/virtual/cuse/echo",
+        "U: cuse",
+        f"D: c {number}",
+        "E: DEVNAME=/dev/echo",
+        "E: SUBSYSTEM=cuse",
+    } <= set(lines)
+    assert shell("udevadm info -q path /sys/class/cuse/echo") == "/devices/virtual/cuse/echo\n"
+    assert shell("udevadm trigger --dry-run --verbose --subsystem-match=cuse") == f"{OWN}\n"
+
+
+def test_proc_devices(shell):
+    native = Path("/proc/devices").read_text()
+    shown = shell("cat /proc/devices")
+    (line,) = set(shown.splitlines()) - set(native.splitlines())
+    assert line.split() == [shell("stat -c %Hr /dev/echo").strip(), "echo"]
+    assert shown.replace(f"{line}\n", "") == native
+    assert shell("cd /proc; cat devices; cat /dev/../proc/./devices") == shown * 2
+    assert shell("ls -l /proc/devices").split()[:5] == ["-r--r--r--", "1", "root", "root", "0"]
+    assert "devices" in shell("ls /proc").split()
+
+
+def test_devices_come_and_go(make_echo, shells):
+    with Sandbox(make_echo()) as sandbox:
+        shell = shells(sandbox)
+        before = shell("ls /sys/class/cuse /sys/devices/virtual /sys/dev/char /dev/char")
+        assert "echo" in before
+        connection = sandbox._machine.table.by_name("echo").connection
+        connection.abort()
+        after = shell("ls -R /sys/class/cuse; ls /sys/devices/virtual; ls /dev/char /dev/echo 2>&1")
+        assert "echo" not in after.replace("/dev/echo", "")
+        assert "cuse" not in after.replace("/sys/class/cuse", "")
+        assert after.count("No such file") == 2
+
+
+def test_an_open_directory_of_a_device_that_has_gone(make_echo, start):
+    with Sandbox(make_echo()) as sandbox:
+        script = """
+fd = os.open('/sys/class/cuse/echo', os.O_RDONLY)
+uevent = os.open('uevent', os.O_RDWR, dir_fd=fd)
+print(len(os.listdir(fd)), flush=True)
+sys.stdin.readline()
+print(attempt(os.listdir, fd), attempt(os.open, 'dev', os.O_RDONLY, dir_fd=fd),
+      attempt(os.open, 'new', os.O_CREAT | os.O_WRONLY, dir_fd=fd),
+      attempt(os.mkdir, 'new', dir_fd=fd),
+      attempt(os.read, uevent, 10), attempt(os.write, uevent, b'add'))
+"""
+        with start(sandbox, "import sys\n" + script) as program:
+            assert program.stdout.readline() == b"6\n"
+            sandbox._machine.table.by_name("echo").connection.abort()
+            program.stdin.write(b"\n")
+            assert program.stdout.readline() == b"ENOENT ENOENT ENOENT ENOENT ENODEV ENODEV\n"
+
+
+# What a device declares
+
+
+class DeclaredFile(File):
+    def read(self, size, offset):
+        return b""
+
+
+class Declared(Device):
+    name = "input/recuse9"
+    subsystem = "class/recuse-input"
+    level = 3
+
+    def open(self, request):
+        return DeclaredFile()
+
+    def show_level(self):
+        return f"{self.level} {current_request().uid}\n"
+
+    async def show_later(self):
+        return b"later\n"
+
+    def show_nothing(self):
+        raise OSError(errno.ENODATA, "nothing")
+
+    sysfs: ClassVar = {
+        "name": "a name\n",
+        "device/id/bus": b"\0\xff",
+        "level": show_level,
+        "later": show_later,
+        "nothing": show_nothing,
+        "up": Link("device/id"),
+        "loop": Link("loop"),
+        "uevent": "MAJOR=0\n",
+        "/sys/class/recuse-other/x": "x\n",
+        "/proc/recuse": "in proc\n",
+    }
+
+
+@pytest.fixture
+def declared():
+    return Declared()
+
+
+@pytest.fixture
+def look(declared, shells):
+    with Sandbox(declared) as sandbox:
+        yield shells(sandbox)
+
+
+DIRECTORY = "/sys/class/recuse-input/recuse9"
+
+
+def test_declared_attributes(look, declared):
+    assert look(f"cat {DIRECTORY}/name {DIRECTORY}/later /sys/class/recuse-other/x") == (
+        "a name\nlater\nx\n"
+    )
+    assert look(f"od -An -tx1 {DIRECTORY}/device/id/bus; ls {DIRECTORY}/up") == " 00 ff\nbus\n"
+    assert look(f"cat {DIRECTORY}/level") == f"3 {os.geteuid()}\n"
+    declared.level = 4
+    assert look(f"cat {DIRECTORY}/level") == f"4 {os.geteuid()}\n"
+    assert "No data available" in look(f"cat {DIRECTORY}/nothing")
+    assert "Too many levels" in look(f"cat {DIRECTORY}/loop")
+    assert look(f"cat {DIRECTORY}/uevent; cat /proc/recuse; stat -c %s /proc/recuse") == (
+        "MAJOR=0\nin proc\n0\n"
+    )
+    assert look(f"ls -l {DIRECTORY}/name").split()[:5] == [
+        "-r--r--r--",
+        "1",
+        "root",
+        "root",
+        "4096",
+    ]
+
+
+def test_the_declared_class(look):
+    number = look("stat -c %Hr:%Lr /dev/input/recuse9").strip()
+    assert look(f"realpath /sys/dev/char/{number} /sys/dev/char/{number}/subsystem") == (
+        "/sys/devices/virtual/recuse-input/recuse9\n/sys/class/recuse-input\n"
+    )
+    assert look(f"cat {DIRECTORY}/dev '/sys/class/cuse/input!recuse9/dev'") == f"{number}\n" * 2
+    assert look(f"ls {DIRECTORY}/ | tr '\\n' ' '") == (
+        "dev device later level loop name nothing power subsystem uevent up "
+    )
+    assert look("echo x > '/sys/class/cuse/input!recuse9/abort'; ls /dev/input /proc/recuse") == (
+        "ls: cannot access '/dev/input': No such file or directory\n"
+        "ls: cannot access '/proc/recuse': No such file or directory\n[status 2]"
+    )
+
+
+def test_a_bus(make_echo, shells):
+    with Sandbox(make_echo(name="recuse9", subsystem="bus/recuse")) as sandbox:
+        look = shells(sandbox)
+        number = look("stat -c %Hr:%Lr /dev/recuse9").strip()
+        assert look(f"realpath /sys/dev/char/{number}/subsystem") == "/sys/bus/recuse\n"
+        assert look("cat /sys/bus/recuse/devices/recuse9/dev") == f"{number}\n"
+        assert look("ls -d /sys/bus/recuse/devices/*; ls -d /sys/devices/recuse*") == (
+            "/sys/bus/recuse/devices/recuse9\n/sys/devices/recuse9\n"
+        )
+
+
+def test_two_devices_of_one_class(make_echo, shells):
+    one, two = (
+        make_echo(name=name, subsystem="class/recuse", sysfs={"/sys/class/recuse/x": name})
+        for name in ("one", "two")
+    )
+    with Sandbox(one, two) as sandbox:
+        look = shells(sandbox)
+        assert look("ls /sys/class/recuse; cat /sys/class/recuse/x") == "one\ntwo\nx\none"
+        assert look("echo 1 > /sys/class/cuse/two/abort; ls /sys/class/recuse") == "one\nx\n"
+        assert look("echo 1 > /sys/class/cuse/one/abort; ls /sys/class/recuse 2>&1").endswith(
+            "No such file or directory\n[status 2]"
+        )
+
+
+def test_a_server_that_hangs_in_an_attribute(shells):
+    async def hang(_):
+        await asyncio.sleep(3600)
+
+    with Sandbox(Declared(sysfs={"slow": hang, "quick": "q\n"})) as sandbox:
+        look = shells(sandbox)
+        own = "'/sys/class/cuse/input!recuse9'"
+        assert look(
+            f"cat {DIRECTORY}/slow 2>&1 & "
+            f"while [ $(cat {own}/waiting) = 0 ]; do :; done; "
+            f"cat {DIRECTORY}/quick {own}/waiting; echo > {own}/abort; wait; ls {DIRECTORY}"
+        ) == (
+            f"q\n1\ncat: {DIRECTORY}/slow: Software caused connection abort\n"
+            f"ls: cannot access '{DIRECTORY}': No such file or directory\n[status 2]"
+        )
+
+
+def test_the_guide(shells):
+    guide = Path(__file__).parents[2] / "docs" / "sysfs.md"
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", guide.read_text(), re.DOTALL | re.MULTILINE)
+    names = {"__name__": "guide"}
+    exec(compile(snippet, guide.name, "exec"), names)
+    with Sandbox(names["Watchdog"]()) as sandbox:
+        look = shells(sandbox)
+        own = "/sys/class/watchdog/watchdog9"
+        assert look(f"cd /sys; cat {own}/identity {own}/timeleft class/misc/watchdog/dev") == (
+            "recuse watchdog\n60\n10:130\n"
+        )
+        assert look(f"cat {own}/of_node/driver_override") == "(null)\n"
+        assert look(f"readlink {own}") == "../../devices/virtual/watchdog/watchdog9\n"
