@@ -130,7 +130,7 @@ def test_what_the_channel_says_to_misuse(server):
     )
     assert output == (
         "EINVAL EINVAL\nENOENT\n4096 2 16 EAGAIN\nEINVAL\nEINVAL\nENODEV ESPIPE\nTrue\n"
-        "EINVAL\nENOTTY\n"
+        "ENOTTY\nENOTTY\n"
     )
 
 

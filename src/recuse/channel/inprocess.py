@@ -22,7 +22,7 @@ class InProcessChannel:
         self.session = session
         self._connection = cuse.connection
         self._connection.on_pending = self._pump
-        self._connection.at_end(session.close)
+        self._connection.at_end(self.close)
         while self._serve() >= 0:
             pass
 
@@ -32,7 +32,10 @@ class InProcessChannel:
         return self.cuse.device
 
     def close(self) -> None:
-        """End the connection: the device goes, its files are released, the session is closed."""
+        """End the connection: the device goes, its files are released, the session is closed.
+
+        Done by itself when the connection is aborted: a server ends when its reads fail.
+        """
         self.cuse.close()
         self.session.close()
 

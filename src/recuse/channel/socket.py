@@ -159,7 +159,7 @@ class _Link:
 
     def close(self) -> None:
         """End the device and give back what this holds."""
-        self.connection.abort()
+        self.cuse.close()
         self._packets.close()
 
     def _send(self) -> None:

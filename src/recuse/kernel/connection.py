@@ -10,9 +10,20 @@ What happens in each state, with the errno that its side gets:
 
     * or what the channel has set as error_when_aborted
 
-A write in either of the last two states is ENOENT since no request is left that it could answer.
-Requests that were unfinished when the connection was aborted finish with ECONNABORTED, those held
-when it was refused with ECONNREFUSED.
+A write in either of the last two states is ENOENT since no request is left that it could answer;
+POLL notifications go on being taken.  (ECONNABORTED for a read is for filesystems that have asked
+for it with FUSE_ABORT_ERROR.)  Requests that were unfinished when the connection was aborted finish
+with ECONNABORTED, those held when it was refused with ECONNREFUSED.
+
+Linux's CUSE counts as initialised from the start, as nothing but INIT can be sent before there is a
+device: that requests are held until then is what FUSE does.
+
+Requests in the background (`Request.background`) are limited as in fs/fuse/dev.c of Linux 6.1:
+`max_background` of them are sent at a time.  As soon as there are as many, those that do without
+`force` are held; those with it are counted and queued, however many there are.  (In 2005 all
+requests were counted together, ten at the most, and a RELEASE that there was no room for was a debt
+to be paid before the next request.)  CUSE itself sends only INIT in this way: its RELEASE is one
+that is waited for (fs/fuse/cuse.c, cuse_release).
 
 Thread-safe: one lock round the queue and the state.  Nobody waits for anything while holding it,
 and nobody is called with it held.
@@ -20,23 +31,22 @@ and nobody is called with it held.
 
 import errno
 import logging
-import os
 import threading
 from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
+from typing import NoReturn, Protocol
 
+from recuse.kernel.errors import os_error as os_error  # noqa: PLC0414  # for the others
+from recuse.kernel.notify import notified_poller
 from recuse.kernel.poll import PolledFiles
 from recuse.kernel.queue import RequestQueue
 from recuse.kernel.request import FINISHED, PENDING, PROCESSING, WAITING, Reply, Request
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
     FUSE_MIN_READ_BUFFER,
-    FUSE_NOTIFY_POLL,
     FUSE_SETXATTR,
     fuse_in_header,
     fuse_interrupt_in,
-    fuse_notify_poll_wakeup_out,
     fuse_out_header,
     fuse_write_in,
 )
@@ -55,6 +65,9 @@ _COPY_LIMIT = 4096
 """Payloads up to this many bytes are copied from the message, which is faster than a view."""
 
 _INTERRUPT_BIT = 1
+
+_LIMIT_MAX = (1 << 16) - 1
+"""fs/fuse/control.c, fuse_conn_limit_write, for an administrator."""
 
 
 class ConnectionState(Enum):
@@ -91,17 +104,12 @@ class Tap(Protocol):
         """Take note that it is gone."""
 
 
-def os_error(number: int) -> OSError:
-    """Return the OSError (of the right subclass) for a positive errno."""
-    return OSError(number, os.strerror(number))
-
-
 class Connection:
     """All requests of the programs that use one device, on their way to its server and back.
 
     init is the request that the server has to answer before any other is sent, accept is called
     with its reply (before the server's `write` of it returns) and has to call `initialised` or
-    `refuse`.  gone is called once when the connection ends, before anybody else learns of it.
+    `refuse`.
 
     on_pending, if set, is called outside the lock once for each message that has become readable,
     by the thread that submitted it.  Not for an INTERRUPT that the server sent back with EAGAIN:
@@ -109,16 +117,19 @@ class Connection:
     is aborted.
     """
 
-    def __init__(
-        self, init: Request, accept: Callable[[Reply], None], gone: Callable[[], None]
-    ) -> None:
+    def __init__(self, init: Request, accept: Callable[[Reply], None]) -> None:
         self.state = _INITIALISING
         self.on_pending: Callable[[], None] | None = None
         self.tap: Tap | None = None
         self.minor = 0
         """Of the protocol version that both sides speak, 7.minor."""
         self.no_interrupt = False
-        """The server has answered an INTERRUPT with ENOSYS: it gets no more of them."""
+        """The server has answered an INTERRUPT with ENOSYS: it gets no more of them.
+
+        But for the requests that there were by then.
+        """
+        self._interruptible = 0
+        """The number of the last of those."""
         self.error_when_aborted = errno.ENOTCONN
         """What calls on files that are still open fail with once the connection was aborted."""
         self.polled = PolledFiles()
@@ -127,16 +138,51 @@ class Connection:
         self._acquire = self._lock.acquire
         self._release = self._lock.release
         self._queue = RequestQueue()
-        self._gone = gone
         self._at_end: list[Callable[[], None]] = []
         self._min_read = FUSE_MIN_READ_BUFFER
         init.done = accept
-        self._queue.admit(init)
+        if init.background:
+            self._queue.queue(init)
+            self._queue.admitted = 0
+        else:
+            self._queue.admit(init)
 
     @property
     def waiting(self) -> int:
         """How many requests have not been answered (sysfs: class/cuse/NAME/waiting)."""
         return len(self._queue)
+
+    @property
+    def max_background(self) -> int:
+        """How many requests in the background are sent at a time: 0 to 65535, at first 12.
+
+        Setting it lets requests go on that are held for it.
+        """
+        return self._queue.max_background
+
+    @max_background.setter
+    def max_background(self, number: int) -> None:
+        # fs/fuse/control.c, fuse_conn_max_background_write.
+        _check_limit(number)
+        with self._lock:
+            self._queue.set_max_background(number)
+            self._admit_held()
+        self._notify_admitted()
+
+    @property
+    def congestion_threshold(self) -> int:
+        """From how many requests in the background on it is `congested`: 0 to 65535, at first 9."""
+        return self._queue.congestion_threshold
+
+    @congestion_threshold.setter
+    def congestion_threshold(self, number: int) -> None:
+        _check_limit(number)
+        self._queue.congestion_threshold = number
+
+    @property
+    def congested(self) -> bool:
+        """Whether so many requests are in the background that new ones had better wait."""
+        return self._queue.num_background >= self._queue.congestion_threshold
 
     @property
     def readable(self) -> bool:
@@ -159,16 +205,39 @@ class Connection:
             if self.state is not _INITIALISING:
                 return False
             self.minor = minor
-            self._min_read = max(
-                FUSE_MIN_READ_BUFFER, _IN_HEADER_SIZE + fuse_write_in.SIZE + max_write
-            )
+            self.expect_writes(max_write)
             self.state = _CONNECTED
-            held = list(self._queue.waiting)
-            for request in held:
-                self._queue.admit(request)
-        for _ in held:
-            self._notify_reader()
+            self._admit_held()
+        self._notify_admitted()
         return True
+
+    def expect_writes(self, max_write: int) -> None:
+        """Have the server's read buffer hold a WRITE of so many bytes, whatever becomes of INIT."""
+        self._min_read = max(FUSE_MIN_READ_BUFFER, _IN_HEADER_SIZE + fuse_write_in.SIZE + max_write)
+
+    def _admit_held(self) -> None:
+        """Let the requests on that are held, as far as they may; with the lock held."""
+        queue = self._queue
+        if self.state is _CONNECTED:
+            for request in list(queue.waiting):
+                if not request.background:
+                    queue.admit(request)
+                    queue.admitted += 1
+                elif request.force or not queue.blocked:
+                    queue.queue(request)
+
+    def _background_ended(self) -> None:
+        """Let others follow a request in the background that has finished; without the lock."""
+        with self._lock:
+            self._admit_held()
+        self._notify_admitted()
+
+    def _notify_admitted(self) -> None:
+        """Tell of the requests that the queue has admitted by itself; without the lock."""
+        with self._lock:
+            admitted, self._queue.admitted = self._queue.admitted, 0
+        for _ in range(admitted):
+            self._notify_reader()
 
     def refuse(self) -> None:
         """End the connection for lack of a usable answer to INIT."""
@@ -184,7 +253,10 @@ class Connection:
         self._acquire()
         try:
             state = self.state
-            if state is _CONNECTED:
+            if request.background and state is _CONNECTED:
+                self._queue.hold(request)
+                self._admit_held()
+            elif state is _CONNECTED:
                 self._queue.admit(request)
             elif state is _INITIALISING:
                 self._queue.hold(request)
@@ -194,7 +266,9 @@ class Connection:
             request.done = done
         finally:
             self._release()
-        if state is _CONNECTED:
+        if request.background and state is _CONNECTED:
+            self._notify_admitted()
+        elif state is _CONNECTED:
             on_pending = self.on_pending
             if on_pending is not None:
                 try:
@@ -228,15 +302,17 @@ class Connection:
         # fs/fuse/dev.c, request_wait_answer.
         with self._lock:
             state = request.state
-            if state is FINISHED:
-                return
+            if state is FINISHED or (request.background and state is not WAITING):
+                return  # nobody waits for it
             if fatal and (state is PENDING or state is WAITING) and not request.force:
                 self._queue.finish(request, Reply(-errno.EINTR))
             elif request.interrupted:
                 return
             else:
+                if self.no_interrupt and request.unique > self._interruptible:
+                    return
                 request.interrupted = True
-                if state is not PROCESSING or self.no_interrupt:
+                if state is not PROCESSING:
                     return
                 self._queue.interrupt(request)
         if request.reply is None:
@@ -279,7 +355,7 @@ class Connection:
                 if request.no_reply:
                     queue.finish(request, Reply(0))
                     unfit = [*(unfit or ()), request]
-                elif request.interrupted and not self.no_interrupt:
+                elif request.interrupted:
                     queue.interrupt(request)
                 message = (
                     _pack_in_header(
@@ -300,6 +376,8 @@ class Connection:
             if unfit is not None:
                 for request in unfit:
                     _tell(request)
+                    if request.background:
+                        self._background_ended()
         tap = self.tap
         if tap is not None:
             try:
@@ -314,7 +392,7 @@ class Connection:
         Raises OSError: EINVAL if it is malformed (shorter than its header, another length than
         the header says, an error that is none, an unknown notification); ENOENT if no request in
         processing has its number; EINVAL if its payload is too short or too long for the request,
-        which then finishes with EIO.
+        which then finishes with EIO; or what `recuse.kernel.notify` says.
         """
         # fs/fuse/dev.c, fuse_dev_do_write and fuse_copy_out_args.
         if type(message) is not bytes:
@@ -332,7 +410,7 @@ class Connection:
         if length != size:
             raise os_error(errno.EINVAL)
         if not unique:
-            self._notification(error, message)
+            self._notification(error, message, size)
             return
         if error > 0 or error <= -_ERROR_LIMIT:
             raise os_error(errno.EINVAL)
@@ -356,8 +434,42 @@ class Connection:
             self._release()
         if request.done is not None:
             _tell(request)
+        if request.background:
+            self._background_ended()
         if malformed:
             raise os_error(errno.EINVAL)
+
+    def write_torn(self, beginning: bytes, size: int) -> NoReturn:
+        """Take a message of ``size`` bytes of which no more than the beginning could be read.
+
+        Raises OSError: what `write` does if the beginning shows that the message is malformed or
+        for no request; EFAULT otherwise, and then the request that it is for finishes with EIO.
+        """
+        # fs/fuse/dev.c, fuse_dev_do_write, where the server's memory is read step by step.
+        if size < _OUT_HEADER_SIZE:
+            raise os_error(errno.EINVAL)
+        if len(beginning) < _OUT_HEADER_SIZE:
+            raise os_error(errno.EFAULT)
+        length, error, unique = _unpack_out_header(beginning)
+        if length != size:
+            raise os_error(errno.EINVAL)
+        if not unique:
+            self._notification(error, beginning, size)
+            raise os_error(errno.EFAULT)
+        if error > 0 or error <= -_ERROR_LIMIT:
+            raise os_error(errno.EINVAL)
+        size -= _OUT_HEADER_SIZE
+        with self._lock:
+            request = self._queue.processing.get(unique)
+            if request is None:
+                self._reply_to_interrupt(unique, error, size)
+                raise os_error(errno.EFAULT)
+            self._queue.finish(request, Reply(-errno.EIO))
+        _tell(request)
+        if request.background:
+            self._background_ended()
+        fits = not error and request.min_reply <= size <= request.max_reply
+        raise os_error(errno.EFAULT if fits else errno.EINVAL)
 
     def _reply_to_interrupt(self, unique: int, error: int, size: int) -> None:
         """Take a reply that may be one to an INTERRUPT; called with the lock held.
@@ -370,18 +482,18 @@ class Connection:
         if size:
             raise os_error(errno.EINVAL)
         if error == -errno.ENOSYS:
-            self.no_interrupt = True
+            if not self.no_interrupt:
+                self.no_interrupt = True
+                self._interruptible = self._queue.last_unique
         elif error == -errno.EAGAIN:
             if not request.interrupted:
                 raise os_error(errno.EINVAL)
             self._queue.interrupt(request)
 
-    def _notification(self, code: int, message: bytes) -> None:
-        """Take a notification: POLL, for a file that may be gone; others are unknown."""
-        size = _OUT_HEADER_SIZE + fuse_notify_poll_wakeup_out.SIZE
-        if code != FUSE_NOTIFY_POLL or len(message) != size:
-            raise os_error(errno.EINVAL)
-        self.polled.notify(fuse_notify_poll_wakeup_out.unpack(message, _OUT_HEADER_SIZE).kh)
+    def _notification(self, code: int, message: bytes, size: int) -> None:
+        """Take a notification: POLL, for a file that may be gone; all others fail."""
+        kh = notified_poller(code, message[_OUT_HEADER_SIZE:], size - _OUT_HEADER_SIZE)
+        self.polled.notify(kh)
 
     # The end
 
@@ -393,7 +505,7 @@ class Connection:
     def at_end(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called when the connection has ended; now, if it has.
 
-        By then no request is left and the device is gone, so it may take its time.
+        By then no request is left, so it may take its time.
         """
         with self._lock:
             if not self.ended:
@@ -412,8 +524,6 @@ class Connection:
             for request in ending:
                 self._queue.finish(request, Reply(-error))
             callbacks, self._at_end = self._at_end, []
-        # A program that sees its call fail finds no device any more.
-        self._gone()
         self.polled.end()
         for request in ending:
             _tell(request)
@@ -438,6 +548,12 @@ class Connection:
     def _channel_failed(self) -> None:
         log.exception("a channel failed, its connection is aborted")
         self.abort()
+
+
+def _check_limit(number: int) -> None:
+    """Raise OSError(EINVAL) for what cannot be a limit of fusectl's."""
+    if not 0 <= number <= _LIMIT_MAX:
+        raise os_error(errno.EINVAL)
 
 
 def _tell(request: Request) -> None:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from recuse.kernel.connection import Connection, os_error
-from recuse.kernel.devices import CharDevice, DeviceTable, check_name
+from recuse.kernel.devices import TRANSFER_MIN, CharDevice, DeviceTable, check_name
 from recuse.kernel.request import Reply, Request
 from recuse.kernel.sysfs import Declaration, is_path, is_subsystem
 from recuse.wire.cuse import (
@@ -51,14 +51,18 @@ class CuseChannel:
     """One open /dev/cuse: a connection whose first request is CUSE_INIT, and then a device.
 
     The device is in the table before `Connection.write` of a good INIT reply returns, and leaves
-    it when the connection ends.  After a bad one (see `error`) the connection is refused.
+    it when the channel is closed; opening it in between, after its connection has been aborted, is
+    ENOTCONN.  After a bad reply (see `error`) the connection is refused.
+
+    pid, uid and gid are those of who opens it, for the header of CUSE_INIT.
     """
 
-    def __init__(self, table: DeviceTable) -> None:
+    def __init__(self, table: DeviceTable, pid: int = 0, uid: int = 0, gid: int = 0) -> None:
         self.device: CharDevice | None = None
         self.error: OSError | None = None
         """Why there is no device: EPROTO for a version, EINVAL, EEXIST, EBUSY (see the log)."""
         self._table = table
+        self._closed = False
         offer = cuse_init_in(
             major=FUSE_KERNEL_VERSION,
             minor=FUSE_KERNEL_MINOR_VERSION,
@@ -75,13 +79,24 @@ class CuseChannel:
             offer.pack(),
             min_reply=cuse_init_out.SIZE,
             max_reply=cuse_init_out.SIZE + CUSE_INIT_INFO_MAX,
+            pid=pid,
+            uid=uid,
+            gid=gid,
+            background=True,
         )
-        self.connection = Connection(init, self._accept, self._gone)
+        self.connection = Connection(init, self._accept)
         if table.tap is not None:
             self.connection.tap = table.tap()
 
     def close(self) -> None:
-        """Do what closing the last descriptor of /dev/cuse does: no device, no requests."""
+        """Do what closing the last descriptor of /dev/cuse does: no device, no requests.
+
+        A program that sees its call fail finds no device any more.
+        """
+        # fs/fuse/cuse.c, cuse_channel_release.
+        self._closed = True
+        if self.device is not None:
+            self._table.remove(self.device)
         self.connection.abort()
 
     def _accept(self, reply: Reply) -> None:
@@ -105,6 +120,7 @@ class CuseChannel:
         if init.major != FUSE_KERNEL_VERSION or init.minor < MINOR_MIN:
             log.error("CUSE: the server speaks version %d.%d", init.major, init.minor)
             raise os_error(errno.EPROTO)
+        self.connection.expect_writes(max(init.max_write, TRANSFER_MIN))
         info = parse_info(
             bytes(reply.payload[cuse_init_out.SIZE :]),
             bool(init.flags & RECUSE_NODE_INFO),
@@ -127,12 +143,10 @@ class CuseChannel:
         )
         self.device = device
         minor = min(init.minor, FUSE_KERNEL_MINOR_VERSION)
-        if not self.connection.initialised(minor, device.max_write):
-            self._gone()
-
-    def _gone(self) -> None:
-        if self.device is not None:
-            self._table.remove(self.device)
+        self.connection.initialised(minor, device.max_write)
+        if self._closed:
+            # Meanwhile, by somebody who did not see the device yet.
+            self._table.remove(device)
 
 
 def parse_info(info: bytes, node_info: bool, sysfs: bool = False) -> DeviceInfo:

@@ -14,8 +14,8 @@ MINOR_MAX = (1 << 20) - 1
 DYNAMIC_MAJORS: tuple[int, ...] = (*range(254, 233, -1), *range(511, 383, -1))
 """In the order in which they are given away (fs/char_dev.c, find_dynamic_major)."""
 
-NAME_MAX = 64
-"""Most bytes of a device's name."""
+NAME_MAX = 255
+"""Most bytes of a device's name: that of a directory in /sys."""
 
 TRANSFER_MIN = 4096
 """max_read and max_write are at least this many bytes, whatever a server says."""
@@ -51,6 +51,8 @@ class CharDevice:
     """The server has answered OPEN with ENOSYS: it gets neither OPEN nor RELEASE."""
     no_poll: bool = False
     """The server has answered POLL with ENOSYS: its files are always ready."""
+    gone: bool = False
+    """It was there, and is not any more."""
     serial: int = field(default_factory=lambda: next(_serials))
     """Different for each device that there ever was, as an inode number."""
 
@@ -151,6 +153,7 @@ class DeviceTable:
                 return
             del self._by_name[device.name]
             del self._by_number[device.major, device.minor]
+            device.gone = True
         if device.connection.tap is not None:
             device.connection.tap.removed()
         if self._removed is not None:
@@ -175,7 +178,7 @@ class DeviceTable:
 
 
 def check_name(name: str) -> None:
-    """Raise OSError(EINVAL) unless a name can be one of a device: a relative path of 1 to 64 bytes.
+    """Raise OSError(EINVAL) unless a name can be a device's: a relative path of 1 to 255 bytes.
 
     Without empty components, ``.``, ``..`` and NUL.
     """

@@ -64,7 +64,7 @@ def open_file(device: CharDevice, flags: int, caller: Caller) -> Operation["Open
     Raises OSError: ENODEV if the device is gone, or what the server answers.
     """
     # fs/fuse/cuse.c, cuse_open, and file.c, fuse_file_open.
-    if device.connection.ended:
+    if device.gone:
         raise os_error(errno.ENODEV)
     flags &= ~_OPEN_ONLY
     fh = None

@@ -14,12 +14,14 @@ class State(IntEnum):
     NEW = 0
     """Not submitted yet."""
     WAITING = 1
-    """For admission: INIT has not been answered."""
-    PENDING = 2
+    """For admission: INIT has not been answered, or too much runs in the background."""
+    QUEUED = 2
+    """In the background, and it is not its turn yet."""
+    PENDING = 3
     """Admitted and numbered; the server has not read it."""
-    PROCESSING = 3
+    PROCESSING = 4
     """Read by the server, which owes a reply."""
-    FINISHED = 4
+    FINISHED = 5
     """`Request.reply` is there, and stays."""
 
 
@@ -27,6 +29,7 @@ class State(IntEnum):
 # of a transition.
 NEW = State.NEW
 WAITING = State.WAITING
+QUEUED = State.QUEUED
 PENDING = State.PENDING
 PROCESSING = State.PROCESSING
 FINISHED = State.FINISHED
@@ -65,12 +68,16 @@ class Request:
         Has to reach the server (RELEASE): an interrupt does not withdraw it.
     no_reply
         Finished when the server has read it (FORGET).
+    background
+        Nobody waits for it, and only so many of these are sent at a time (CUSE_INIT; a RELEASE
+        whose close(2) does not wait for it; with `force` it waits for its turn, but is counted).
 
     The other attributes belong to the connection that it was submitted to: state, unique (even,
     0 before it is pending), reply (None until it is finished), done, interrupted.
     """
 
     __slots__ = (
+        "background",
         "body",
         "done",
         "force",
@@ -100,6 +107,7 @@ class Request:
         nodeid: int = 0,
         force: bool = False,
         no_reply: bool = False,
+        background: bool = False,
     ) -> None:
         self.opcode = opcode
         self.body = body
@@ -111,6 +119,7 @@ class Request:
         self.nodeid = nodeid
         self.force = force
         self.no_reply = no_reply
+        self.background = background
         self.state = NEW
         self.unique = 0
         self.reply: Reply | None = None

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.caller import Caller
 from recuse.kernel.connection import os_error
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import DeviceTable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Segments = list[tuple[int, int]]
 
 _LARGEST_REPLY: Final = 1 << 25
+_PAGE: Final = 4096
 _UNIQUE = struct.Struct("=8xQ")
 _REPLY = struct.Struct("=IiQ")
 
@@ -37,11 +39,11 @@ _REPLY = struct.Struct("=IiQ")
 class ChannelFile:
     """One open ``/dev/cuse``, and the threads that wait in it for a request."""
 
-    def __init__(self, table: DeviceTable, descriptor: Descriptor) -> None:
+    def __init__(self, table: DeviceTable, descriptor: Descriptor, caller: Caller) -> None:
         """Make the connection; CUSE_INIT can be read at once."""
         self.flags = descriptor.flags
         self._descriptor = descriptor
-        self._cuse = CuseChannel(table)
+        self._cuse = CuseChannel(table, caller.pid, caller.uid, caller.gid)
         self._connection = self._cuse.connection
         self._lock = threading.Lock()
         self._lost: list[int] = []
@@ -87,10 +89,11 @@ class ChannelFile:
             self._end_lost()
 
     def _take(self, supervisor: Supervisor, call: Notification, segments: Segments) -> int:
-        message = self._connection.read(sum(length for _, length in segments))
-        if self._signalled and not self._connection.readable:
-            self._signalled = False
-            self._drain(supervisor, call)
+        try:
+            message = self._connection.read(sum(length for _, length in segments))
+        finally:
+            # A request may also have been there and not have fitted.
+            self._settle(supervisor, call)
         try:
             _scatter(call.pid, segments, message)
         except (OSError, UnreadableError):
@@ -117,8 +120,16 @@ class ChannelFile:
 
         supervisor.signals.watch(call, supervisor.listener, interrupt)
 
-    def _drain(self, supervisor: Supervisor, call: Notification) -> None:
-        """Make the descriptor unreadable: there is no request any more."""
+    def _settle(self, supervisor: Supervisor, call: Notification) -> None:
+        """Make the descriptor unreadable if there is no request any more; with the lock held.
+
+        That takes one of the programs' descriptors, that of a call. So where a request goes without
+        one, as its client is killed, the descriptor stays readable until the next call.
+        """
+        connection = self._connection
+        if not self._signalled or connection.readable or connection.ended:
+            return
+        self._signalled = False
         with contextlib.suppress(OSError):
             tgid = supervisor.tasks.get(call.pid).tgid
             with socket.socket(fileno=fetch_descriptor(tgid, call.a0 & 0xFFFFFFFF)) as end:
@@ -137,35 +148,69 @@ class ChannelFile:
                     supervisor.signals.forget(call)
                     self._readers.popleft()
                     continue
+                size, number = 0, 0
                 try:
                     size = self._take(supervisor, call, segments)
                 except BlockingIOError:
                     return
                 except OSError as error:
-                    supervisor.listener.fail(call.id, error.errno or errno.EIO)
-                else:
-                    supervisor.listener.answer(call.id, size)
+                    number = error.errno or errno.EIO
                 supervisor.signals.forget(call)
                 self._readers.popleft()
+                if number:
+                    supervisor.listener.fail(call.id, number)
+                else:
+                    supervisor.listener.answer(call.id, size)
             if not self._signalled and (self._connection.readable or self._connection.ended):
                 self._signalled = True
                 self._descriptor.signal()
 
-    def write(self, call: Notification, segments: Segments, position: int | None = None) -> int:
+    def write(
+        self,
+        supervisor: Supervisor,
+        call: Notification,
+        segments: Segments,
+        position: int | None = None,
+    ) -> int:
         """Take a reply from the caller.
 
         Raises:
             OSError: as :meth:`recuse.kernel.connection.Connection.write`; EFAULT.
         """
         size = sum(length for _, length in segments)
-        if size > _LARGEST_REPLY:
-            raise os_error(errno.EINVAL)
-        parts = [read_memory(call.pid, address, length) for address, length in segments]
-        message = b"".join(parts) if len(parts) != 1 else parts[0]
-        if len(message) < size:
-            raise os_error(errno.EFAULT)
-        self._connection.write(message)
+        # Of what is too large for any request, the beginning is enough to say so.
+        message = _gather(call.pid, segments, _LARGEST_REPLY if size <= _LARGEST_REPLY else _PAGE)
+        try:
+            if len(message) < size:
+                self._connection.write_torn(message, size)
+            self._connection.write(message)
+        finally:
+            if self._signalled:
+                # The request's INTERRUPT, which nobody has read, went with it.
+                with self._lock:
+                    self._settle(supervisor, call)
+        if message[8] & 1:
+            # A reply to an INTERRUPT, which may ask for it once more.
+            self._serve_readers()
         return size
+
+
+def _gather(pid: int, segments: Segments, limit: int) -> bytes:
+    """Read what is in the segments, up to the first byte that cannot be read or the limit."""
+    parts = []
+    for address, length in segments:
+        length = min(length, limit)
+        limit -= length
+        try:
+            part = read_memory(pid, address, length)
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            break
+        parts.append(part)
+        if len(part) < length or not limit:
+            break
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _scatter(pid: int, segments: Segments, message: bytes) -> None:

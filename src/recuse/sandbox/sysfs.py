@@ -90,7 +90,13 @@ class AttributeFile:
             self._position = at
         return at - start
 
-    def write(self, call: Notification, segments: Segments, position: int | None) -> int:
+    def write(
+        self,
+        supervisor: Supervisor,
+        call: Notification,
+        segments: Segments,
+        position: int | None,
+    ) -> int:
         """Write up to a page, at once; whatever the position is, it is the whole value.
 
         Raises:

@@ -23,7 +23,14 @@ from recuse.wire.cuse import (
     cuse_init_out,
 )
 from recuse.wire.declare import Structure
-from recuse.wire.fuse import FUSE_OPEN, FUSE_RELEASE, fuse_in_header, fuse_open_out, fuse_out_header
+from recuse.wire.fuse import (
+    FUSE_OPEN,
+    FUSE_READ,
+    FUSE_RELEASE,
+    fuse_in_header,
+    fuse_open_out,
+    fuse_out_header,
+)
 from recuse.wire.message import decode_request
 
 T = TypeVar("T")
@@ -131,6 +138,33 @@ def as_reply(answer: Structure | bytes | int | Reply) -> Reply:
     return Reply(0, answer if isinstance(answer, bytes) else answer.pack())
 
 
+class Done:
+    """Takes a request's reply, and notes each time that it got one."""
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = []
+
+    def __call__(self, reply: Reply) -> None:
+        self.replies.append(reply)
+
+    @property
+    def error(self) -> int:
+        (reply,) = self.replies
+        return reply.error
+
+    @property
+    def payload(self) -> bytes:
+        (reply,) = self.replies
+        return bytes(reply.payload)
+
+
+def submit(made: Connection, request: Request | None = None) -> Done:
+    """Send a request, a READ of up to 64 bytes by default."""
+    done = Done()
+    made.submit(request or Request(FUSE_READ, bytes(40), 0, 64), done)
+    return done
+
+
 class Server:
     """The server's end of a connection: reads all that is pending whenever there is something,
     keeps it, and answers what `handler` has an answer for.
@@ -176,7 +210,7 @@ def connection(max_write: int = PAGE) -> Connection:
     def accept(reply: Reply) -> None:
         assert made.initialised(45, max_write)
 
-    made = Connection(init, accept, gone=lambda: None)
+    made = Connection(init, accept)
     message = fuse_in_header.unpack(made.read(BIG))
     made.write(reply_bytes(message.unique))
     return made

@@ -229,7 +229,7 @@ def test_device_names(info: bytes, name: str, caplog: pytest.LogCaptureFixture) 
         (b"DEVNAME=thing\0=value\0", "empty key"),
         (b"DEVNAME=thing\0 = value\0", "empty key"),
         (b"DEVNAME=thing\0 \0", "empty key"),
-        (b"DEVNAME=" + b"a" * 65 + b"\0", "DEVNAME"),
+        (b"DEVNAME=" + b"a" * 256 + b"\0", "DEVNAME"),
         (b"DEVNAME=/dev/thing\0", "DEVNAME"),
     ],
 )
@@ -286,11 +286,30 @@ def test_numbers_that_are_none(entry: bytes, caplog: pytest.LogCaptureFixture) -
 
 def test_closing_the_channel_removes_the_device() -> None:
     table = DeviceTable()
-    made = device(table=table)
-    made.connection.abort()
+    channel = channel_after(init_reply(), table=table)
+    assert channel.device is not None
+    channel.close()
     assert len(table) == 0
-    outcome = start(made.connection, open_file(made, os.O_RDWR, caller()))
+    outcome = start(channel.connection, open_file(channel.device, os.O_RDWR, caller()))
     assert outcome.errno == errno.ENODEV
+
+
+def test_aborting_the_connection_leaves_the_device_for_the_server_to_close() -> None:
+    table = DeviceTable()
+    channel = channel_after(init_reply(), table=table)
+    assert channel.device is not None
+    channel.connection.abort()
+    assert list(table) == [channel.device]
+    for device_says_no_open in (False, True):
+        channel.device.no_open = device_says_no_open
+        opening = open_file(channel.device, os.O_RDWR, caller())
+        outcome = start(channel.connection, opening)
+        if device_says_no_open:
+            assert outcome.result.device is channel.device
+        else:
+            assert outcome.errno == errno.ENOTCONN
+    channel.close()
+    assert len(table) == 0
 
 
 def test_close_finishes_requests_in_every_state() -> None:
@@ -312,11 +331,11 @@ def test_close_finishes_requests_in_every_state() -> None:
 
 def test_the_device_is_gone_before_its_programs_know() -> None:
     table = DeviceTable()
-    opened = Opened(table=table)
+    channel = channel_after(init_reply(), table=table)
     seen: list[int] = []
     request = Request(1)
-    opened.connection.submit(request, lambda reply: seen.append(len(table)))
-    opened.connection.abort()
+    channel.connection.submit(request, lambda reply: seen.append(len(table)))
+    channel.close()
     assert seen == [0]
 
 
@@ -358,8 +377,8 @@ def test_closing_before_init_is_answered(caplog: pytest.LogCaptureFixture) -> No
 
 def test_a_new_server_may_take_the_name_of_one_that_is_gone() -> None:
     table = DeviceTable()
-    first = device(table=table)
-    first.connection.abort()
+    first = channel_after(init_reply(), table=table)
+    first.close()
     second = device(table=table)
     assert list(table) == [second]
     Server(second.connection, lambda message: fuse_open_out(fh=1))

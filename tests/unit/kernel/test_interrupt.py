@@ -47,7 +47,7 @@ def test_a_request_that_was_not_read_is_withdrawn_with_eintr() -> None:
 
 
 def test_a_held_request_is_withdrawn_with_eintr() -> None:
-    made = Connection(Request(4096), lambda reply: None, lambda: None)
+    made = Connection(Request(4096), lambda reply: None)
     request, replies = submitted(made, sent=False)
     made.interrupt(request)
     assert [reply.error for reply in replies] == [-errno.EINTR]
@@ -56,7 +56,7 @@ def test_a_held_request_is_withdrawn_with_eintr() -> None:
 
 @pytest.mark.parametrize("held", [False, True])
 def test_a_signal_that_does_not_kill_leaves_a_request_to_be_read(held: bool) -> None:
-    made = Connection(Request(4096), lambda reply: None, lambda: None)
+    made = Connection(Request(4096), lambda reply: None)
     made.read(BIG)
     if not held:
         made.initialised(31, 4096)
@@ -209,7 +209,6 @@ def test_enosys_is_remembered() -> None:
     made.interrupt(request)
     list(drain(made))
     made.write(reply_bytes(5, error=-errno.ENOSYS))
-    made.interrupt(request)
     other, replies = submitted(made, sent=False, force=True)
     made.interrupt(other)
     assert [fuse_in_header.unpack(message).opcode for message in drain(made)] == [FUSE_READ]
@@ -217,6 +216,22 @@ def test_enosys_is_remembered() -> None:
     third, replies = submitted(made, sent=False)
     made.interrupt(third)
     assert [reply.error for reply in replies] == [-errno.EINTR]
+
+
+def test_enosys_does_not_hold_for_requests_that_were_under_way() -> None:
+    made = connection()
+    first, _ = submitted(made, sent=True)
+    second, _ = submitted(made, sent=True)
+    made.interrupt(first)
+    list(drain(made))
+    made.write(reply_bytes(5, error=-errno.ENOSYS))
+    made.write(reply_bytes(5, error=-errno.ENOSYS))
+    third, _ = submitted(made, sent=True)
+    made.interrupt(third)
+    made.interrupt(second)
+    assert [interrupted(message) for message in drain(made)] == [second.unique]
+    with pytest.raises(OSError, match="Invalid argument"):
+        made.write(reply_bytes(third.unique + 1, error=-errno.EAGAIN))
 
 
 @pytest.mark.parametrize("error", [0, -errno.EINTR, -errno.EIO])

@@ -45,11 +45,19 @@ class Submitted:
 class ConnectionModel(RuleBasedStateMachine):
     """Connection and model side by side."""
 
-    @initialize()
-    def open(self) -> None:
-        self.gone = 0
-        self.init = Submitted(Request(INIT, bytes(16), 4, 8))
-        self.connection = Connection(self.init.request, self.init.replies.append, self.end)
+    @initialize(connected=st.booleans(), limit=st.sampled_from([12, 1, 2]))
+    def open(self, connected: bool, limit: int) -> None:
+        self.init = Submitted(Request(INIT, bytes(16), 4, 8, background=True))
+        self.connection = Connection(self.init.request, self.init.replies.append)
+        self.ends = 0
+        self.connection.at_end(self.end)
+        self.connection.on_pending = self.count_pending
+        self.told = 1
+        self.limit = 12
+        self.threshold = 9
+        self.counted = {self.init}
+        self.blocked = False
+        self.queued: list[Submitted] = []
         self.state = ConnectionState.INITIALISING
         self.no_interrupt = False
         self.waiting: list[Submitted] = []
@@ -59,20 +67,65 @@ class ConnectionModel(RuleBasedStateMachine):
         self.finished: dict[Submitted, tuple[int, bytes]] = {}
         self.interrupted: set[Submitted] = set()
         self.uniques: list[int] = []
+        self.limit_the_background(limit)
+        if connected:
+            self.read(BIG)
+            self.connection.write(reply_bytes(2, b"init"))
+            self.finish(self.init, 0, b"init")
+            self.accept(good=True)
 
     def end(self) -> None:
-        self.gone += 1
+        self.ends += 1
+
+    def count_pending(self) -> None:
+        self.told += 1
 
     @property
     def ended(self) -> bool:
         return self.state in (ConnectionState.REFUSED, ConnectionState.ABORTED)
 
     def finish(self, item: Submitted, error: int, payload: bytes = b"") -> None:
-        for place in (self.waiting, self.pending, self.processing, self.interrupts):
+        for place in (self.waiting, self.queued, self.pending, self.processing, self.interrupts):
             if item in place:
                 place.remove(item)
         assert item not in self.finished
         self.finished[item] = (error, payload)
+        if item in self.counted:
+            if len(self.counted) == self.limit:
+                self.blocked = False
+            self.counted.remove(item)
+            self.dequeue()
+
+    def enqueue(self, item: Submitted) -> None:
+        """Count a request in the background; its turn comes when it comes."""
+        self.counted.add(item)
+        self.queued.append(item)
+        if len(self.counted) == self.limit:
+            self.blocked = True
+        self.dequeue()
+
+    def dequeue(self) -> None:
+        while self.queued and len(self.counted) - len(self.queued) < self.limit:
+            self.pend(self.queued.pop(0))
+
+    def pend(self, item: Submitted) -> None:
+        self.pending.append(item)
+        self.pended += 1
+
+    pended = 1
+    """Requests that have become pending, INIT among them."""
+
+    def admit(self) -> None:
+        """Let those go on that wait for INIT, or for others in the background."""
+        if self.state is not ConnectionState.CONNECTED:
+            return
+        for item in list(self.waiting):
+            if not item.request.background:
+                self.waiting.remove(item)
+                self.pend(item)
+            elif item.request.force or not self.blocked:
+                self.waiting.remove(item)
+                self.enqueue(item)
 
     # Programs
 
@@ -83,24 +136,49 @@ class ConnectionModel(RuleBasedStateMachine):
         room=st.integers(0, 2),
         force=st.booleans(),
         no_reply=st.booleans(),
+        background=st.booleans(),
     )
     def submit(  # noqa: PLR0917
-        self, opcode: int, size: int, least: int, room: int, force: bool, no_reply: bool
+        self,
+        opcode: int,
+        size: int,
+        least: int,
+        room: int,
+        force: bool,
+        no_reply: bool,
+        background: bool,
     ) -> None:
-        request = Request(opcode, bytes(size), least, least + room, force=force, no_reply=no_reply)
+        request = Request(
+            opcode,
+            bytes(size),
+            least,
+            least + room,
+            force=force,
+            no_reply=no_reply,
+            background=background,
+        )
         item = Submitted(request)
         self.connection.submit(request, item.replies.append)
-        if self.state is ConnectionState.INITIALISING:
+        if self.state in (ConnectionState.INITIALISING, ConnectionState.CONNECTED):
             self.waiting.append(item)
-        elif self.state is ConnectionState.CONNECTED:
-            self.pending.append(item)
+            self.admit()
         elif self.state is ConnectionState.REFUSED:
             self.finish(item, -errno.ECONNREFUSED)
         else:
             self.finish(item, -errno.ENOTCONN)
 
     def everything(self) -> list[Submitted]:
-        return [*self.waiting, *self.pending, *self.processing, *self.finished]
+        return [*self.waiting, *self.queued, *self.pending, *self.processing, *self.finished]
+
+    @rule(number=st.integers(0, 5))
+    def limit_the_background(self, number: int) -> None:
+        self.connection.max_background = self.limit = number
+        self.blocked = len(self.counted) >= number
+        self.admit()
+
+    @rule(number=st.integers(0, 5))
+    def set_the_threshold(self, number: int) -> None:
+        self.connection.congestion_threshold = self.threshold = number
 
     @rule(data=st.data(), fatal=st.booleans())
     def interrupt(self, data: st.DataObject, fatal: bool) -> None:
@@ -110,17 +188,21 @@ class ConnectionModel(RuleBasedStateMachine):
         self.connection.interrupt(item.request, fatal=fatal)
         if item in self.finished:
             return
+        if item.request.background and item not in self.waiting:
+            return  # nobody waits for it
         if fatal and item not in self.processing and not item.request.force:
             self.finish(item, -errno.EINTR)
             return
         if item in self.interrupted:
+            return
+        if self.no_interrupt and item not in self.before_no_interrupt:
             return
         self.interrupted.add(item)
         if item in self.processing:
             self.queue_interrupt(item)
 
     def queue_interrupt(self, item: Submitted) -> None:
-        if not self.no_interrupt and item not in self.interrupts:
+        if item not in self.interrupts:
             self.interrupts.append(item)
 
     # The server: INIT
@@ -134,13 +216,11 @@ class ConnectionModel(RuleBasedStateMachine):
             assert self.connection.initialised(45, MAX_WRITE) == fresh
             if fresh:
                 self.state = ConnectionState.CONNECTED
-                self.pending += self.waiting
-                self.waiting = []
+                self.admit()
         elif self.state is ConnectionState.INITIALISING:
             self.connection.refuse()
             self.state = ConnectionState.REFUSED
-            for item in [*self.processing, *self.pending, *self.waiting]:
-                self.finish(item, -errno.ECONNREFUSED)
+            self.finish_all(-errno.ECONNREFUSED)
 
     # The server: read
 
@@ -162,12 +242,14 @@ class ConnectionModel(RuleBasedStateMachine):
             )
             assert fuse_interrupt_in.unpack(message, 40).unique == unique
             return
+        fresh = False
         while self.pending:
             item = self.pending[0]
             request = item.request
             if 40 + len(request.body) > size:
                 too_big = errno.E2BIG if request.opcode == FUSE_SETXATTR else errno.EIO
                 self.finish(item, -too_big)
+                fresh = True
                 continue
             message = self.connection.read(size)
             header = fuse_in_header.unpack(message)
@@ -177,13 +259,17 @@ class ConnectionModel(RuleBasedStateMachine):
             self.uniques.append(header.unique)
             if request.no_reply:
                 self.finish(item, 0)
+                self.admit()
             else:
                 self.pending.remove(item)
                 self.processing.append(item)
                 if item in self.interrupted:
                     self.queue_interrupt(item)
+                if fresh:
+                    self.admit()
             return
         assert error_of(self.connection.read, size) == errno.EAGAIN
+        self.admit()
 
     # The server: write
 
@@ -195,6 +281,7 @@ class ConnectionModel(RuleBasedStateMachine):
         payload = b"x" * min(request.min_reply + extra, request.max_reply)
         self.connection.write(reply_bytes(request.unique, payload))
         self.finish(item, 0, payload)
+        self.admit()
 
     @precondition(lambda self: self.processing)
     @rule(data=st.data(), error=st.sampled_from([-1, -errno.ENOSYS, -511]))
@@ -202,6 +289,7 @@ class ConnectionModel(RuleBasedStateMachine):
         item = data.draw(st.sampled_from(self.processing))
         self.connection.write(reply_bytes(item.request.unique, b"", error))
         self.finish(item, error)
+        self.admit()
 
     @precondition(lambda self: self.processing)
     @rule(data=st.data(), error=st.sampled_from([0, -1]), long=st.booleans())
@@ -217,6 +305,7 @@ class ConnectionModel(RuleBasedStateMachine):
         message = reply_bytes(request.unique, bytes(size), error)
         assert error_of(self.connection.write, message) == errno.EINVAL
         self.finish(item, -errno.EIO)
+        self.admit()
 
     @rule(
         data=st.data(),
@@ -256,8 +345,9 @@ class ConnectionModel(RuleBasedStateMachine):
             assert error_of(self.connection.write, message) == errno.EINVAL
             return
         self.connection.write(message)
-        if error == -errno.ENOSYS:
+        if error == -errno.ENOSYS and not self.no_interrupt:
             self.no_interrupt = True
+            self.before_no_interrupt = {one for one in self.everything() if one.request.unique}
         elif error == -errno.EAGAIN and item not in self.interrupts:
             self.interrupts.append(item)
 
@@ -268,8 +358,13 @@ class ConnectionModel(RuleBasedStateMachine):
     def abort(self) -> None:
         self.connection.abort()
         self.state = ConnectionState.ABORTED
-        for item in [*self.processing, *self.pending, *self.waiting]:
-            self.finish(item, -errno.ECONNABORTED)
+        self.finish_all(-errno.ECONNABORTED)
+
+    def finish_all(self, error: int) -> None:
+        for item in [*self.processing, *self.pending, *self.queued, *self.waiting]:
+            self.finish(item, error)
+        self.admit()
+        self.pended = self.told  # nobody is told any more
 
     # What always holds
 
@@ -280,11 +375,13 @@ class ConnectionModel(RuleBasedStateMachine):
         self.was_connected = self.was_connected or self.state is ConnectionState.CONNECTED
         queue = self.connection._queue
         assert list(queue.waiting) == [item.request for item in self.waiting]
+        assert list(queue.background) == [item.request for item in self.queued]
         assert list(queue.pending) == [item.request for item in self.pending]
         assert list(queue.processing.values()) == [item.request for item in self.processing]
         assert list(queue.interrupts) == [item.request for item in self.interrupts]
         for state, items in (
             (State.WAITING, self.waiting),
+            (State.QUEUED, self.queued),
             (State.PENDING, self.pending),
             (State.PROCESSING, self.processing),
             (State.FINISHED, self.finished),
@@ -293,7 +390,7 @@ class ConnectionModel(RuleBasedStateMachine):
 
     @invariant()
     def each_finished_request_has_one_reply_and_no_other_has_any(self) -> None:
-        for item in (*self.waiting, *self.pending, *self.processing):
+        for item in (*self.waiting, *self.queued, *self.pending, *self.processing):
             assert item.replies == []
         for item, expected in self.finished.items():
             (reply,) = item.replies
@@ -301,13 +398,31 @@ class ConnectionModel(RuleBasedStateMachine):
 
     @invariant()
     def the_connection_agrees(self) -> None:
-        unfinished = len(self.waiting) + len(self.pending) + len(self.processing)
+        unfinished = len(self.everything()) - len(self.finished)
         assert self.connection.waiting == unfinished
         assert self.connection.state is self.state
         assert self.connection.ended == self.ended
-        assert self.gone == self.ended
+        assert self.ends == self.ended
         if self.ended:
             assert unfinished == 0
+
+    @invariant()
+    def the_background_has_its_limit(self) -> None:
+        queue = self.connection._queue
+        active = [item for item in self.counted if item not in self.queued]
+        assert queue.num_background == len(self.counted)
+        assert queue.active_background == len(active)
+        assert queue.blocked == self.blocked
+        assert self.connection.congested == (len(self.counted) >= self.threshold)
+        if not self.ended:
+            held = [item for item in self.waiting if item.request.background]
+            if self.state is ConnectionState.CONNECTED and held:
+                assert self.blocked
+
+    @invariant()
+    def the_server_is_told_of_each_request(self) -> None:
+        interrupts = self.told - self.pended
+        assert self.ended or interrupts >= 0
 
     @invariant()
     def only_init_is_sent_before_it_is_answered(self) -> None:

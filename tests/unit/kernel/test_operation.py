@@ -162,7 +162,7 @@ class Blocked(Connection):
 
 
 def test_a_reply_between_submit_and_watch_is_not_lost() -> None:
-    made = Blocked(Request(4096, max_reply=16), lambda reply: None, lambda: None)
+    made = Blocked(Request(4096, max_reply=16), lambda reply: None)
     made._reply()
     made.initialised(45, 0)
     outcome = Outcome()

@@ -277,7 +277,7 @@ def connected() -> Connection:
     def accept(_reply: Reply) -> None:
         connection.initialised(45, 4096)
 
-    connection = Connection(Request(fuse.FUSE_INIT), accept, lambda: None)
+    connection = Connection(Request(fuse.FUSE_INIT), accept)
     connection.read(1 << 20)
     connection.write(fuse.fuse_out_header(len=16, unique=2).pack())
     return connection

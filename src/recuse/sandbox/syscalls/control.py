@@ -27,8 +27,6 @@ _FIONBIO: Final = 0x5421
 _FIOASYNC: Final = 0x5452
 _FIOQSIZE: Final = 0x5460
 
-_CLONE: Final = 0x8004E500
-
 _SETFL_MASK: Final = os.O_APPEND | os.O_NONBLOCK | arch.O_DIRECT | os.O_NOATIME
 
 
@@ -48,9 +46,8 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
         file.flags = file.flags | os.O_NONBLOCK if on else file.flags & ~os.O_NONBLOCK
         return 0
     if not isinstance(file, OpenFile):
-        # FUSE_DEV_IOC_CLONE wants a channel that has no connection yet, and one of /dev/cuse has
-        # (fs/fuse/dev.c, fuse_device_clone).
-        raise os_error(errno.EINVAL if command == _CLONE else errno.ENOTTY)
+        # Not even FUSE_DEV_IOC_CLONE (fs/fuse/cuse.c, cuse_init, since Linux 5.16).
+        raise os_error(errno.ENOTTY)
     if command in (_FIOASYNC, _FIOQSIZE):
         raise os_error(errno.ENOTTY)
     caller, of_32_bit = supervisor.caller(call), call.arch == compat.AUDIT_ARCH

@@ -178,12 +178,20 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
     if node.anonymous:
         raise os_error(errno.ENXIO)
     device = node.device
-    if device is None:
-        descriptor = Descriptor(node, status)
-        descriptor.file = ChannelFile(supervisor.table, descriptor)
-        _install(supervisor, call, descriptor, flags)
-        return ANSWERED
     caller = supervisor.caller(call)
+
+    def begin_channel() -> None:
+        try:
+            descriptor = Descriptor(node, status)
+            descriptor.file = ChannelFile(supervisor.table, descriptor, caller)
+            _install(supervisor, call, descriptor, flags)
+        except OSError as error:
+            supervisor.finish(call, 0, error)
+
+    if device is None:
+        # A server that follows one that has ended finds the device's name free.
+        supervisor.descriptors.after_releases(node, begin_channel)
+        return ANSWERED
 
     def begin() -> None:
         try:

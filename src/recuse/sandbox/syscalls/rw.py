@@ -108,7 +108,7 @@ def _transfer(  # noqa: PLR0917 - by position, on the way of every read
         return ANSWERED
     if wanted == os.O_RDONLY:
         return file.read(supervisor, call, segments, position)
-    return file.write(call, segments, position)
+    return file.write(supervisor, call, segments, position)
 
 
 def read(supervisor: Supervisor, call: Notification) -> int:
@@ -160,7 +160,9 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
         return PROCEED
     segments = _segments(call.pid, call.a1, call.a2, iovec)
     file = _allowing(descriptor, wanted)
-    if segments and flags & ~_RWF_KNOWN:
+    if not segments:
+        return 0
+    if flags & ~_RWF_KNOWN:
         raise os_error(errno.EOPNOTSUPP)
     if flags & (_RWF_DSYNC | _RWF_SYNC) and wanted == os.O_WRONLY and isinstance(file, OpenFile):
         # fs/fuse/file.c, fuse_write_flags.

@@ -1,0 +1,8 @@
+"""How this package says that something fails."""
+
+import os
+
+
+def os_error(number: int) -> OSError:
+    """Return the OSError (of the right subclass) for a positive errno."""
+    return OSError(number, os.strerror(number))
