@@ -86,7 +86,9 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_the_files_that_show_how_to_try_them() -> None:
-    assert [path.name for path in DOCSTRINGS] == ["echo.py", "eeprom.py", "memory.py"]
+    assert [path.name for path in DOCSTRINGS] == [
+        *["echo.py", "eeprom.py", "keyboard.py", "memory.py", "serial.py"]
+    ]
 
 
 @pytest.mark.parametrize("path", DOCSTRINGS, ids=lambda path: path.name)
