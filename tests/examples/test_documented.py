@@ -21,7 +21,6 @@ PROGRAMS = {
     "gcc": "gcc",
     "i2cdetect": "i2c-tools",
     "busybox": "busybox-static",
-    "picocom": "picocom",
     "/usr/share/doc/libfuse3-dev/examples/cuse_client.c": "libfuse3-dev",
 }
 
