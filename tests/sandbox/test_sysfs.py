@@ -5,6 +5,8 @@ import errno
 import os
 import re
 import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -263,6 +265,51 @@ def test_a_server_that_hangs_in_an_attribute(shells):
             f"q\n1\ncat: {DIRECTORY}/slow: Software caused connection abort\n"
             f"ls: cannot access '{DIRECTORY}': No such file or directory\n[status 2]"
         )
+
+
+class Stuck(Declared):
+    """Its plain methods return when the test is over."""
+
+    subsystem = "class/cuse"
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.going_on = threading.Event()
+
+    def open(self, request):
+        return StuckFile()
+
+    def wait(self):
+        assert self.going_on.wait(60)
+        return b"late"
+
+    sysfs: ClassVar = {"slow": wait}
+
+
+class StuckFile(DeclaredFile):
+    def read(self, size, offset):
+        return self.device.wait()[:size]
+
+
+@pytest.mark.parametrize("path", ["/dev/input/recuse9", "{own}/slow"])
+@pytest.mark.parametrize("blocked_before", [False, True])
+def test_abort_lets_go_of_who_waits_for_a_plain_method(shells, path, blocked_before):
+    device = Stuck()
+    own = "/sys/class/cuse/input!recuse9"
+    path = path.format(own=own)
+    wait = f"while [ $(cat {own}/waiting) = 0 ]; do :; done"
+    with Sandbox(device) as sandbox:
+        look = shells(sandbox)
+        if blocked_before:
+            # Long enough for the sandbox to take note of it.
+            device.going_on.wait = lambda _: time.sleep(0.1) or True
+            assert look(f"head -c1 {path}") == "l"
+            del device.going_on.wait
+        output = look(f"cat {path} & {wait}; echo 1 > {own}/abort; wait $!")
+        assert (
+            output.replace("'", "") == f"cat: {path}: Software caused connection abort\n[status 1]"
+        )
+        device.going_on.set()
 
 
 def test_the_guide(shells):

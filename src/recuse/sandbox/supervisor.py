@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Final, TypeVar
 
 from recuse.channel.workers import TICK, Workers
 from recuse.kernel.caller import Caller
+from recuse.kernel.connection import Connection, os_error
 from recuse.kernel.devices import CharDevice
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import Operation, run
@@ -47,6 +49,9 @@ class Supervisor:
             listener.receive, self._handle, stuck=self._stuck, name="recuse-calls"
         )
         self._blocking: dict[tuple[int, int], int] = {}
+        self._held: dict[int, tuple[Notification, Connection]] = {}
+        """By their ids: calls whose thread of ours may be held up by a device's method."""
+        self._told_of_end: set[Connection] = set()
 
     def start(self) -> None:
         """Serve until the last program under the filter has ended."""
@@ -119,6 +124,7 @@ class Supervisor:
         """
         connection = device.connection
         pid = call.pid
+        self._hold(call, connection)
 
         def interrupt(fatal: bool) -> None:
             for request in connection.requests_of(pid):
@@ -142,6 +148,28 @@ class Supervisor:
 
         self.signals.watch(call, self.listener, interrupt)
 
+        for device in self.table:
+            if device.connection.requests_of(call.pid) and blocks():
+                self._hold(call, device.connection)
+                if not blocks():  # it has been answered meanwhile
+                    self._held.pop(call.id, None)
+
+    def _hold(self, call: Notification, connection: Connection) -> None:
+        """Answer the call when the connection ends, if the device's method has not returned then.
+
+        As long as that method runs in our thread, the operation cannot go on to tell the caller.
+        """
+        self._held[call.id] = call, connection
+        if connection not in self._told_of_end:
+            self._told_of_end.add(connection)
+            connection.at_end(functools.partial(self._let_go, connection))
+
+    def _let_go(self, connection: Connection) -> None:
+        self._told_of_end.discard(connection)
+        for call, held_by in list(self._held.values()):
+            if held_by is connection:
+                self.finish(call, None, os_error(errno.ECONNABORTED))
+
     def _took(self, key: tuple[int, int], duration_s: float) -> None:
         if duration_s >= TICK:
             self._blocking[key] = _QUICK_CALLS
@@ -155,6 +183,8 @@ class Supervisor:
     def finish(self, call: Notification, result: int | None, error: OSError | None) -> None:
         """Answer a call with an operation's result or error."""
         wait = self.signals.forget(call) if self._waiting else None
+        if self._held:
+            self._held.pop(call.id, None)
         if error is None:
             self.listener.answer(call.id, result or 0)
         elif error.errno == errno.EINTR and wait is not None and wait.can_start_anew():
@@ -166,3 +196,5 @@ class Supervisor:
         """Let signals interrupt a call no more, which is about to be answered."""
         if self._waiting:
             self.signals.forget(call)
+        if self._held:
+            self._held.pop(call.id, None)
