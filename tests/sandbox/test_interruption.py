@@ -3,11 +3,16 @@
 import asyncio
 import errno
 import signal
+import subprocess
+import sys
 import threading
+from contextlib import closing
 
 import pytest
 
 from recuse import Device, File, current_request
+from recuse.channel.listen import DeviceServer
+from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox
 
 PATIENCE_S = 20
@@ -116,11 +121,21 @@ def waiter(request):
     waiter.answers.release(1000)
 
 
-@pytest.fixture
-def box(waiter, echo):
-    with Sandbox(waiter, echo) as sandbox:
+@pytest.fixture(params=["direct"])
+def box(request, waiter, echo, tmp_path):
+    """A sandbox with the device, whose server is in this process; "socket": at a socket."""
+    if request.param == "direct":
+        with Sandbox(waiter, echo) as sandbox:
+            yield sandbox
+            waiter.answers.release(1000)
+        return
+    path = str(tmp_path / "socket")
+    with closing(DeviceServer(waiter, path)), Sandbox(Remote(path), echo) as sandbox:
         yield sandbox
         waiter.answers.release(1000)
+
+
+either_way = pytest.mark.parametrize("box", ["direct", "socket"], indirect=True)
 
 
 # ctypes rather than os: Python's own functions call again after EINTR.
@@ -142,6 +157,7 @@ OPERATIONS = {
 }
 
 
+@either_way
 @pytest.mark.parametrize("restart", [False, True], ids=["", "SA_RESTART"])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_caught_signal(waiter, box, start, operation, restart):
@@ -283,6 +299,51 @@ thread.join()
         assert sorted(program.stdout.read().split()) == [b"EINTR", b"handled"]
 
 
+SERVER = """
+import os, struct
+channel = os.open("/dev/cuse", os.O_RDWR)
+def reply(unique, body=b"", error=0):
+    os.write(channel, struct.pack("=IiQ", 16 + len(body), error, unique) + body)
+while True:
+    message = os.read(channel, 1 << 17)
+    opcode, unique = struct.unpack_from("=4xIQ", message)
+    if opcode == 4096:
+        init = struct.pack("=8I40x", 7, 31, 0, 1, 65536, 65536, 0, 0)
+        reply(unique, init + b"DEVNAME=waiter\\0")
+        print("ready", flush=True)
+    elif opcode == 14:
+        reply(unique, struct.pack("=QIi", 7, 0, 0))
+    elif opcode == 36:
+        (interrupted,) = struct.unpack_from("=Q", message, 40)
+        print("interrupted", unique == interrupted + 1, flush=True)
+        reply(interrupted, error=-4)
+    elif opcode == 18:
+        reply(unique)
+        break
+    else:
+        print("waits", flush=True)
+"""
+
+
+@pytest.mark.parametrize("operation", ["read", "write", "ioctl"])
+def test_a_server_in_the_sandbox(start, operation):
+    argv = [sys.executable, "-I", "-S", "-c", SERVER]
+    script = f"""
+signal.signal(signal.SIGUSR1, lambda *_: print('handled'))
+print({OPERATIONS[operation]})
+"""
+    with (
+        Sandbox() as sandbox,
+        sandbox.popen(argv, stdout=subprocess.PIPE) as server,
+    ):
+        assert server.stdout.readline() == b"ready\n"
+        with start(sandbox, LIBC + script) as program:
+            assert server.stdout.readline() == b"waits\n"
+            program.send_signal(signal.SIGUSR1)
+            assert sorted(program.stdout.read().split()) == [b"EINTR", b"handled"]
+        assert server.stdout.read() == b"interrupted True\n"
+
+
 # ---- the caller's end
 
 
@@ -294,6 +355,7 @@ ENDS = {
 }
 
 
+@either_way
 @pytest.mark.parametrize("operation", ["open", "read", "write", "ioctl"])
 @pytest.mark.parametrize("end", [*ENDS, "exit", "exec"])
 def test_the_end_of_a_caller_interrupts(waiter, box, start, end, operation):

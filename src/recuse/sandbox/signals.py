@@ -92,13 +92,19 @@ class SignalWatch:
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def watch(self, call: Notification, listener: Listener, interrupt: Interrupt) -> None:
+    def watch(
+        self, call: Notification, listener: Listener, interrupt: Interrupt, *, late: bool = False
+    ) -> None:
         """Call ``interrupt`` if a signal is pending for the caller, or the caller is killed.
 
         Until :meth:`forget`, which comes before the call is answered, and again for each look that
-        finds a signal; but no more after ``interrupt(True)``. It replaces an earlier one.
+        finds a signal; but no more after ``interrupt(True)``. It replaces an earlier one; a
+        ``late`` one, from another thread than the one that serves the call, does not.
         """
-        self.waiting[call.id] = Waiting(call, listener, interrupt)
+        if late:
+            self.waiting.setdefault(call.id, Waiting(call, listener, interrupt))
+        else:
+            self.waiting[call.id] = Waiting(call, listener, interrupt)
         if self._parked:
             self._unpark.set()
         if self._thread is None:

@@ -146,7 +146,7 @@ class Supervisor:
                     for request in requests:
                         device.connection.interrupt(request, fatal=fatal)
 
-        self.signals.watch(call, self.listener, interrupt)
+        self.signals.watch(call, self.listener, interrupt, late=True)
 
         for device in self.table:
             if device.connection.requests_of(call.pid) and blocks():
