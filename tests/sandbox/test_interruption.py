@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -136,6 +136,22 @@ def box(request, waiter, echo, tmp_path):
 
 
 either_way = pytest.mark.parametrize("box", ["direct", "socket"], indirect=True)
+
+
+@pytest.fixture
+def start(start):
+    """As everywhere, but a test that fails does not wait for its programs."""
+
+    @contextmanager
+    def start_and_kill(*args, **options):
+        with start(*args, **options) as program:
+            try:
+                yield program
+            except BaseException:
+                program.kill()
+                raise
+
+    return start_and_kill
 
 
 # ctypes rather than os: Python's own functions call again after EINTR.
