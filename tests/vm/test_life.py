@@ -1,6 +1,7 @@
 """How a device on the real kernel comes, which names it may have, and how it goes."""
 
 import errno
+import fcntl
 import os
 import queue
 import re
@@ -250,3 +251,19 @@ def test_all_or_none(start: Start) -> None:
         "recuse: /dev/zero is there already: the device needs another name\n"
     )
     assert not os.path.exists("/dev/echo")
+
+
+def test_ioctls_that_make_files_fail_in_good_order(start: Start) -> None:
+    server = start("examples/gpiochip.py")
+    server.ready("/dev/gpiochip9")
+    info = bytearray(68)
+    with open("/dev/gpiochip9", "rb") as chip:
+        fcntl.ioctl(chip, 0x8044B401, info)  # GPIO_GET_CHIPINFO_IOCTL
+        for _ in range(2):
+            with pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
+                fcntl.ioctl(chip, 0xC16CB403, bytearray(364))  # GPIO_GET_LINEHANDLE_IOCTL
+    assert info.startswith(b"gpiochip9\0")
+    assert server.end() == 0
+    said = server.errors()
+    assert "/dev/gpiochip9: ioctls that make a new descriptor fail (EOPNOTSUPP)" in said
+    assert said.count("ChipFile.get_handle makes a file, which this kernel half does not take") == 1
