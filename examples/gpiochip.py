@@ -5,13 +5,11 @@ What one of a pair is set to, the other one sees.  Try it::
     $ recuse run -d examples/gpiochip.py -- bash
     $ gpiodetect
     gpiochip9 [recuse] (8 lines)
-    $ gpiomon --num-events=2 --format='%o %e' gpiochip9 1 &
     $ gpioset gpiochip9 0=1
-    $ gpioset gpiochip9 0=0
-    1 1
+    $ gpioget gpiochip9 1 3
     1 0
-    $ gpioget gpiochip9 1
-    0
+    $ gpiofind B1
+    gpiochip9 3
 
 Both versions of the interface are there.  What is refused, and with which error, is as in
 drivers/gpio/gpiolib-cdev.c, Linux 6.1; but nothing bounces here, so debouncing is only remembered.
@@ -331,7 +329,8 @@ class LinesFile(Events):
 
     async def release(self) -> None:
         for line in self.lines:
-            line.flags &= gpio.DIRECTION
+            # An output goes on driving its wire, but one that lets go of it is none any more.
+            line.flags = Flag.INPUT if line.driven() is None else Flag.OUTPUT
             line.debounce_us = 0
             line.consumer, line.user = b"", None
         self.chip.settle()

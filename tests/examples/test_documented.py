@@ -20,6 +20,7 @@ SECTIONS = re.split(r"^(?=## )", (ROOT / "docs" / "examples.md").read_text(), fl
 PROGRAMS = {
     "gcc": "gcc",
     "i2cdetect": "i2c-tools",
+    "gpiodetect": "gpiod",
     "busybox": "busybox-static",
     "/usr/share/doc/libfuse3-dev/examples/cuse_client.c": "libfuse3-dev",
 }

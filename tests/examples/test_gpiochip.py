@@ -218,6 +218,128 @@ GPIO("/dev/gpiochip9", 1, "out").close()
     ]
 
 
+def test_python_gpiod(python: Python) -> None:
+    code = """
+import gpiod
+from gpiod.line import Bias, Direction, Edge, Value
+print(gpiod.is_gpiochip_device("/dev/gpiochip9"), gpiod.is_gpiochip_device("/dev/null"))
+with gpiod.Chip("/dev/gpiochip9") as gpiochip:
+    print(gpiochip.get_info())
+    gpiochip.watch_line_info("A0")
+    out = gpiochip.request_lines({"A0": gpiod.LineSettings(Direction.OUTPUT)}, consumer="me")
+    print(gpiochip.get_line_info(0).consumer, gpiochip.get_line_info(0).direction)
+    settings = gpiod.LineSettings(edge_detection=Edge.BOTH, bias=Bias.PULL_DOWN)
+    with gpiod.request_lines("/dev/gpiochip9", {("A1", "B1"): settings}) as into:
+        print(into.wait_edge_events(0))
+        for value in (Value.ACTIVE, Value.INACTIVE):
+            out.set_value("A0", value)
+            print(into.get_values())
+        print(into.wait_edge_events(20))
+        for event in into.read_edge_events():
+            print(event.event_type, event.line_offset, event.global_seqno, event.line_seqno)
+        into.reconfigure_lines({"A1": gpiod.LineSettings(active_low=True)})
+        print(into.get_value("A1"))
+    out.release()
+    print([gpiochip.read_info_event().event_type for _ in range(2)])
+    try:
+        gpiochip.request_lines({8: None})
+    except OSError as error:
+        print(error)
+"""
+    assert python(code) == [
+        "True False",
+        '<ChipInfo name="gpiochip9" label="recuse" num_lines=8>',
+        "me Direction.OUTPUT",
+        "False",
+        "[<Value.ACTIVE: 1>, <Value.INACTIVE: 0>]",
+        "[<Value.INACTIVE: 0>, <Value.INACTIVE: 0>]",
+        "True",
+        "Type.RISING_EDGE 1 1 1",
+        "Type.FALLING_EDGE 1 2 2",
+        "Value.ACTIVE",
+        "[<Type.LINE_REQUESTED: 1>, <Type.LINE_RELEASED: 2>]",
+        "[Errno 22] Invalid argument",
+    ]
+
+
+# ---- libgpiod's programs
+
+
+@pytest.fixture
+def tools(needs: Needs, shell: Callable[..., bytes]) -> Callable[[str], list[str]]:
+    """`tools(script)`: the lines that a script of sh prints."""
+    needs("gpiodetect", "gpiod")
+    return lambda script: shell("gpiochip.py", script).decode().splitlines()
+
+
+def test_gpiodetect_gpioinfo_gpiofind(tools: Callable[[str], list[str]]) -> None:
+    assert tools("gpiodetect; gpiofind B1; gpioinfo") == [
+        "gpiochip9 [recuse] (8 lines)",
+        "gpiochip9 3",
+        "gpiochip9 - 8 lines:",
+        *[
+            f'\tline   {offset}:         "{"ABCD"[offset // 2]}{offset % 2}"       unused   input  '
+            "active-high "
+            for offset in range(8)
+        ],
+    ]
+
+
+def test_gpioset_and_gpioget(tools: Callable[[str], list[str]]) -> None:
+    script = """
+        gpioset gpiochip9 0=1 2=1
+        gpioget gpiochip9 1 3 5
+        gpioget --active-low gpiochip9 1
+        gpioset gpiochip9 0=0
+        gpioget gpiochip9 1
+        gpioget --bias=pull-up gpiochip9 5
+        gpioget gpiochip9 5
+        gpioset --drive=open-drain gpiochip9 6=1
+        gpioget gpiochip9 7
+    """
+    assert tools(script) == ["1 1 0", "0", "0", "1", "0", "0"]
+
+
+UNTIL = "until gpioinfo gpiochip9 | grep -q {}; do :; done"
+
+
+def test_a_line_in_use(tools: Callable[[str], list[str]]) -> None:
+    script = f"""
+        gpioset --mode=signal --drive=open-drain --active-low gpiochip9 6=1 &
+        {UNTIL.format("gpioset")}
+        gpioinfo | grep D0
+        gpioget gpiochip9 7
+        gpioget gpiochip9 6 || true
+        gpioget gpiochip9 8 || true
+        kill $!
+        wait
+        gpioinfo | grep D0
+    """
+    assert tools(script) == [
+        '\tline   6:         "D0"    "gpioset"  output   active-low [used open-drain]',
+        "0",
+        "gpioget: error reading GPIO values: Device or resource busy",
+        "gpioget: error reading GPIO values: Invalid argument",
+        '\tline   6:         "D0"       unused  output  active-high ',
+    ]
+
+
+def test_gpiomon(tools: Callable[[str], list[str]]) -> None:
+    script = f"""
+        gpiomon --num-events=3 --format='%o %e' gpiochip9 1 3 & {UNTIL.format("gpiomon")}
+        for value in 1 0; do gpioset gpiochip9 0=$value; done
+        gpioset gpiochip9 2=1
+        wait
+        gpiomon --num-events=1 --falling-edge --format=%e gpiochip9 3 & {UNTIL.format("gpiomon")}
+        gpioset --mode=time --usec=1 gpiochip9 2=0
+        wait
+        gpiomon --format=%e gpiochip9 1 & {UNTIL.format("gpiomon")}
+        kill $!
+        wait
+    """
+    assert tools(script) == ["1 1", "1 0", "3 1", "0"]
+
+
 # ---- lines
 
 
@@ -243,7 +365,7 @@ print(call(chip, gpio.V2_LINE_GET_VALUES, gpio.LineValues()))
         "('A0', '', 'INPUT') ('D1', '', 'INPUT') EINVAL",
         "('B0', 'me', 'USED|ACTIVE_LOW|OUTPUT|OPEN_DRAIN')",
         "0b1111 b'B0' b'me'",
-        "('B0', '', 'OUTPUT')",
+        "('B0', '', 'INPUT')",
         "1 3 500 b'?'",
         "EINVAL",
         "EINVAL",
