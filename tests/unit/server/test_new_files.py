@@ -37,6 +37,7 @@ MAKE_LATER = IOWR("N", 2, Made)
 MAKE_AND_WRITE = IOWR("N", 3, Made)
 MAKE_AND_READ = IOWR("N", 4, Made)
 MAKE_NOTHING = IOWR("N", 5, Made)
+MAKE_AND_WRITE_TOO_MUCH = IOWR("N", 6, Made)
 
 
 MADE = []
@@ -76,6 +77,12 @@ class Maker(File):
     def make_and_read(self, made, memory):
         made.text[1] = memory.read(made.address, 1)[0]
         return self.make(made)
+
+    @ioctl(MAKE_AND_WRITE_TOO_MUCH, Made, descriptor="fd")
+    def make_and_write_too_much(self, made, memory):
+        for number in range(300):
+            memory.write(0x10000 + 2 * number, b"x")
+        return New()
 
     @ioctl(MAKE_NOTHING, Made, descriptor="fd")
     def make_nothing(self, made):
@@ -202,6 +209,21 @@ def test_a_handler_that_returns_something_else_is_told(peer, told):
     body = fuse_ioctl_in(fh=fh, cmd=MAKE_NOTHING, arg=64, in_size=SIZE, out_size=SIZE)
     assert peer.fails(FUSE_IOCTL, body, bytes(SIZE)) == errno.EIO
     assert told.line() == "Maker.make_nothing returned 5, not a File: EIO for the program"
+
+
+def test_a_file_with_an_answer_that_cannot_be_is_released(peer, told):
+    fh = peer.open()
+    body = fuse_ioctl_in(
+        fh=fh,
+        flags=FUSE_IOCTL_UNRESTRICTED,
+        cmd=MAKE_AND_WRITE_TOO_MUCH,
+        arg=64,
+        in_size=SIZE,
+        out_size=SIZE,
+    )
+    assert peer.fails(FUSE_IOCTL, body, bytes(SIZE)) == errno.EIO
+    assert "uses 302 areas" in told.line()
+    assert [file.released for file in MADE] == [1]
 
 
 @pytest.mark.parametrize("command", [MAKE, MAKE_LATER])
