@@ -300,13 +300,15 @@ def test_gpioset_and_gpioget(tools: Callable[[str], list[str]]) -> None:
     assert tools(script) == ["1 1 0", "0", "0", "1", "0", "0"]
 
 
-UNTIL = "until gpioinfo gpiochip9 | grep -q {}; do :; done"
+def until(name: str, consumer: str) -> str:
+    """A command that waits until a line is a program's."""
+    return f"""until gpioinfo gpiochip9 | grep -q '"{name}" *"{consumer}"'; do :; done"""
 
 
 def test_a_line_in_use(tools: Callable[[str], list[str]]) -> None:
     script = f"""
         gpioset --mode=signal --drive=open-drain --active-low gpiochip9 6=1 &
-        {UNTIL.format("gpioset")}
+        {until("D0", "gpioset")}
         gpioinfo | grep D0
         gpioget gpiochip9 7
         gpioget gpiochip9 6 || true
@@ -326,14 +328,14 @@ def test_a_line_in_use(tools: Callable[[str], list[str]]) -> None:
 
 def test_gpiomon(tools: Callable[[str], list[str]]) -> None:
     script = f"""
-        gpiomon --num-events=3 --format='%o %e' gpiochip9 1 3 & {UNTIL.format("gpiomon")}
+        gpiomon --num-events=3 --format='%o %e' gpiochip9 1 3 & {until("B1", "gpiomon")}
         for value in 1 0; do gpioset gpiochip9 0=$value; done
         gpioset gpiochip9 2=1
         wait
-        gpiomon --num-events=1 --falling-edge --format=%e gpiochip9 3 & {UNTIL.format("gpiomon")}
+        gpiomon --num-events=1 --falling-edge --format=%e gpiochip9 3 & {until("B1", "gpiomon")}
         gpioset --mode=time --usec=1 gpiochip9 2=0
         wait
-        gpiomon --format=%e gpiochip9 1 & {UNTIL.format("gpiomon")}
+        gpiomon --format=%e gpiochip9 1 & {until("A1", "gpiomon")}
         kill $!
         wait
     """
