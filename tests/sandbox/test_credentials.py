@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from recuse import File, current_request
 from recuse.sandbox import Sandbox
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
@@ -17,6 +18,8 @@ def look(path='/dev/echo'):
         found.append(result if isinstance(result, str) else 'ok')
         if not isinstance(result, str): os.close(result)
     print(*found)
+def only(capabilities):
+    libc.capset(struct.pack('Ii', 0x20080522, 0), struct.pack('6I', *[capabilities] * 3, 0, 0, 0))
 def become(uid, gid=None, groups=()):
     os.setgroups(groups)
     os.setresgid(*[uid if gid is None else gid] * 3); os.setresuid(uid, uid, uid)
@@ -48,6 +51,10 @@ def become(uid, gid=None, groups=()):
             "libc.capset(struct.pack('Ii', 0x20080522, 0), bytes(24))",
             "EACCES EACCES EACCES",
         ),
+        # CAP_DAC_READ_SEARCH is enough to read, CAP_DAC_OVERRIDE for all.
+        (0o200, "only(1 << 2)", "ok EACCES EACCES"),
+        (0o000, "only(1 << 1)", "ok ok ok"),
+        (0o000, "only(1 << 3)", "EACCES EACCES EACCES"),
         # Capabilities in a user namespace of one's own are none over what belongs to others.
         (0o600, "call('unshare', 0x10000000)", "EACCES EACCES EACCES"),
         (0o600, "become(1000); call('unshare', 0x10000000)", "EACCES EACCES EACCES"),
@@ -99,6 +106,91 @@ wait(pid)
         "0o20644 12 77",
         "ok EACCES EACCES",
         "EACCES",
+    ]
+
+
+def test_directories_that_exist_only_here(make_echo, clients):
+    script = f"""{TRY}
+path = '/dev/recuse-input/event9'
+fd = os.open('/dev/recuse-input', os.O_RDONLY)
+os.chmod('/dev/recuse-input', 0o700)
+def child(*who):
+    pid = os.fork()
+    if pid: return wait(pid)
+    who[0](*who[1:])
+    look(path)
+    print(attempt(os.stat, path) == 'EACCES', attempt(os.listdir, '/dev/recuse-input'),
+          attempt(os.stat, 'event9', dir_fd=fd) == 'EACCES', os.access(path, os.F_OK), flush=True)
+    os._exit(0)
+child(become, 1000)
+child(only, 1 << 2)
+child(lambda: None)
+os.chmod('/dev/recuse-input', 0o711)
+child(become, 1000)
+"""
+    with Sandbox(make_echo(name="recuse-input/event9")) as sandbox:
+        output = clients(sandbox)(script)
+    assert output.splitlines() == [
+        "EACCES EACCES EACCES",
+        "True EACCES True False",
+        "ok ok ok",
+        "False ['event9'] False True",
+        "ok ok ok",
+        "False ['event9'] False True",
+        "ok ok ok",
+        "False EACCES False True",
+    ]
+
+
+def test_requests_have_the_ids_of_the_thread(echo, client):
+    seen = []
+
+    def note(what):
+        request = current_request()
+        seen.append((what, request.uid, request.gid, request.pid))
+
+    class Noting(File):
+        def read(self, size, offset):
+            note("read")
+            return b""
+
+        def write(self, data, offset):
+            note("write")
+
+        def unknown_ioctl(self, command, argument, memory):
+            note("ioctl")
+            return 0
+
+    def open_noting(request):
+        note("open")
+        return Noting()
+
+    echo.open = open_noting
+    printed = client(
+        """
+def use(fd):
+    os.read(fd, 1); os.write(fd, b'x'); fcntl.ioctl(fd, 0x1234)
+    print(threading.get_native_id(), flush=True)
+fd = os.open('/dev/echo', os.O_RDWR)
+use(fd)
+def other():
+    # The bare calls, which are for this thread alone.
+    call(119, 5, 5, 5); call(117, 1000, 1000, 1000)
+    use(fd)
+thread = threading.Thread(target=other)
+thread.start(); thread.join()
+pid = os.fork()
+if pid == 0:
+    use(fd); os._exit(0)
+wait(pid)
+"""
+    )
+    main, thread, child = map(int, printed.split())
+    assert seen == [
+        ("open", 0, 0, main),
+        *((what, 0, 0, main) for what in ("read", "write", "ioctl")),
+        *((what, 1000, 5, thread) for what in ("read", "write", "ioctl")),
+        *((what, 0, 0, child) for what in ("read", "write", "ioctl")),
     ]
 
 

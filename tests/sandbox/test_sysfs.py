@@ -7,12 +7,15 @@ import re
 import subprocess
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from recuse import Device, File, Link, current_request
+from recuse.channel.listen import DeviceServer
+from recuse.channel.socket import Remote
 from recuse.cli.spec import load, parse
 from recuse.sandbox import Sandbox
 
@@ -265,6 +268,52 @@ def test_a_server_that_hangs_in_an_attribute(shells):
             f"q\n1\ncat: {DIRECTORY}/slow: Software caused connection abort\n"
             f"ls: cannot access '{DIRECTORY}': No such file or directory\n[status 2]"
         )
+
+
+def test_a_device_that_is_served_at_a_socket(declared, shells, clients, tmp_path):
+    with (
+        closing(DeviceServer(declared, str(tmp_path / "socket"))) as server,
+        Sandbox(Remote(server.path)) as one,
+        Sandbox(Remote(server.path)) as other,
+    ):
+        for sandbox in (one, other):
+            look = shells(sandbox)
+            assert look(f"cat {DIRECTORY}/name {DIRECTORY}/later; ls {DIRECTORY}/up") == (
+                "a name\nlater\nbus\n"
+            )
+            assert look(f"cat {DIRECTORY}/level") == f"3 {os.geteuid()}\n"
+        # It ends this sandbox's connection; then the device comes back, by a new one.
+        script = """
+own = '/sys/class/cuse/input!recuse9/'
+held = os.open(own + 'dev', os.O_RDONLY)
+open(own + 'abort', 'w').write('1')
+while isinstance(found := attempt(os.pread, held, 9, 0), bytes): pass
+while isinstance(attempt(os.stat, own + 'dev'), str): pass
+print(found, attempt(os.pread, held, 9, 0), stat.S_ISREG(os.fstat(held).st_mode))
+"""
+        assert clients(other)(script) == "ENODEV ENODEV True\n"
+        for sandbox in (one, other):
+            assert shells(sandbox)(f"cat {DIRECTORY}/name") == "a name\n"
+
+
+def test_directories_opened_as_places_only(client):
+    script = """
+fd = os.open('/sys/class/cuse', os.O_PATH | os.O_DIRECTORY)
+print(stat.S_ISDIR(os.fstat(fd).st_mode), os.readlink('echo', dir_fd=fd))
+echo = os.open('echo', os.O_PATH | os.O_NOFOLLOW, dir_fd=fd)
+print(stat.S_ISLNK(os.fstat(echo).st_mode), os.readlink('', dir_fd=echo), attempt(os.read, echo, 1))
+print(os.path.realpath('/proc/self/fd/%d/echo' % fd), os.readlink('/proc/self/fd/%d' % fd))
+up = os.open('..', os.O_PATH, dir_fd=fd)
+print(os.path.samestat(os.fstat(up), os.stat('/sys/class')), 'cuse' in os.listdir('/sys/class'))
+print(attempt(os.open, '/sys/class/cuse', os.O_TMPFILE | os.O_RDWR))
+"""
+    assert client(script).splitlines() == [
+        "True ../../devices/virtual/cuse/echo",
+        "True ../../devices/virtual/cuse/echo EBADF",
+        "/sys/devices/virtual/cuse/echo /sys/class/cuse",
+        "True True",
+        "EISDIR",
+    ]
 
 
 class Stuck(Declared):

@@ -167,3 +167,20 @@ with Sandbox(Fifo()) as sandbox:
     print(done.returncode != 0, b'0' in done.stdout.split())
 """)
     assert output == "True False\n"
+
+
+def test_sysfs_is_the_users(nobody):
+    output = nobody("""
+device = Fifo()
+with Sandbox(device) as sandbox:
+    sandbox.run(['sh', '-c', 'cd /sys/class/; cat cuse/echo/waiting; stat -c %a:%u:%g cuse/echo/*;'
+        'cat cuse/echo/uevent | tail -1; echo x > cuse/echo/abort; cat cuse/echo/dev 2>&1'])
+""")
+    modes = ["200", "444", "755", "777", "644", "400"]
+    user = f"{os.geteuid()}:{os.getegid()}" if os.geteuid() else "65534:65534"
+    assert output.splitlines() == [
+        "0",
+        *(f"{mode}:{user}" for mode in modes),
+        "DEVNAME=echo",
+        "cat: cuse/echo/dev: No such file or directory",
+    ]

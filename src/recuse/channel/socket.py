@@ -128,6 +128,8 @@ class _Link:
         # The device may be back, so a program had better open it again than think of a network.
         self.connection.error_when_aborted = errno.ENODEV
         self._packets = packets
+        # Aborted in this sandbox, by a write to sysfs: then a new one is to be had.
+        self.connection.at_end(self.shutdown)
         # Messages go out in the order in which they are read.
         self._sending = threading.RLock()
         self._warned = False

@@ -104,6 +104,8 @@ class Tree:
         self.shadows = Shadows()
         self.many_roots = False
         """Whether some process may have a root or mounts of its own. Makes each lookup slower."""
+        self.private_directories = False
+        """Whether a directory of ours was made one that not everybody may search. So does this."""
 
     def find(self, tid: int, base: int, path: bytes, *, follow: bool = True) -> Found | None:
         """Find what a path leads to.
@@ -124,7 +126,7 @@ class Tree:
                 what is missing in a directory of ours, EACCES if that may not be searched, ELOOP.
         """
         if not self.many_roots:
-            node = self._by_path.get(path)
+            node = None if self.private_directories else self._by_path.get(path)
             if node is not None and not (follow and node.target):
                 return Found(node)
             if not self.nodes.hides_links and self._elsewhere(tid, base, path, follow):

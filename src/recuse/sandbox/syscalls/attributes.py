@@ -247,6 +247,8 @@ def _change_mode(supervisor: Supervisor, call: Notification, found: Found | None
     node = found.node
     check_owner(node, supervisor.tasks.get(call.pid).credentials)
     node.mode = stat.S_IFMT(node.mode) | mode & 0o7777
+    if node.is_directory and mode & 0o111 != 0o111:
+        supervisor.tree.private_directories = True
     node.changed_ns = time.time_ns()
     return 0
 
