@@ -187,6 +187,7 @@ _COMMANDS = {
     0x5403: "TCSETSW",
     0x5404: "TCSETSF",
     0x5409: "TCSBRK",
+    0x540A: "TCXONC",
     0x540B: "TCFLSH",
     0x540F: "TIOCGPGRP",
     0x5410: "TIOCSPGRP",
@@ -194,9 +195,18 @@ _COMMANDS = {
     0x5413: "TIOCGWINSZ",
     0x5414: "TIOCSWINSZ",
     0x5415: "TIOCMGET",
+    0x5416: "TIOCMBIS",
+    0x5417: "TIOCMBIC",
     0x5418: "TIOCMSET",
     0x541B: "FIONREAD",
     0x5421: "FIONBIO",
+    0x5425: "TCSBRKP",
+    0x5427: "TIOCSBRK",
+    0x5428: "TIOCCBRK",
+    0x802C542A: "TCGETS2",
+    0x402C542B: "TCSETS2",
+    0x402C542C: "TCSETSW2",
+    0x402C542D: "TCSETSF2",
     0x5450: "FIONCLEX",
     0x5451: "FIOCLEX",
     0x0701: "I2C_RETRIES",
@@ -227,7 +237,10 @@ _COMMANDS = {
     0x40045010: "SNDCTL_DSP_SETTRIGGER",
     0x80044501: "EVIOCGVERSION",
     0x80084502: "EVIOCGID",
+    0x80084503: "EVIOCGREP",
+    0x80044584: "EVIOCGEFFECTS",
     0x40044590: "EVIOCGRAB",
+    0x400445A0: "EVIOCSCLOCKID",
 }
 
 # Commands whose size is the caller's buffer's: direction, type, number.
@@ -238,8 +251,12 @@ _SIZED = {
     (ioctl.IOC_READ, ord("E"), 0x09): "EVIOCGPROP",
     (ioctl.IOC_READ, ord("E"), 0x18): "EVIOCGKEY",
     (ioctl.IOC_READ, ord("E"), 0x19): "EVIOCGLED",
+    (ioctl.IOC_READ, ord("E"), 0x1A): "EVIOCGSND",
     (ioctl.IOC_READ, ord("E"), 0x1B): "EVIOCGSW",
 }
+
+_EVIOCGBIT = 0x20
+"""The first of 32 numbers, one for each type of input events."""
 
 _DIRECTIONS = {
     ioctl.IOC_NONE: "_IO",
@@ -259,6 +276,8 @@ def command(value: int) -> str:
     sized = _SIZED.get((direction, magic, count))
     if sized is not None:
         return f"{sized}({size})"
+    if (direction, magic) == (ioctl.IOC_READ, ord("E")) and count & 0xE0 == _EVIOCGBIT:
+        return f"EVIOCGBIT({count - _EVIOCGBIT:#x}, {size})"
     kind = f"'{chr(magic)}'" if chr(magic).isalnum() and magic < 128 else hex(magic)
     if direction == ioctl.IOC_NONE:
         return f"_IO({kind}, {count:#x})" if not size else f"_IOC(0, {kind}, {count:#x}, {size})"
