@@ -59,8 +59,8 @@ _NUMBER = struct.Struct("=i")
 
 _ERRNO_MAX = 4095
 
-_RESTART = frozenset({512, 513, 514, 516})
-"""ERESTARTSYS and its like: would have the system call made again, and no program may see them."""
+_NOT_KNOWN = frozenset({errno.ENOSYS, 515})
+"""ENOSYS (fuse_do_ioctl) and ENOIOCTLCMD (vfs_ioctl), which are ENOTTY for programs."""
 
 Area = tuple[int, int]
 
@@ -208,13 +208,11 @@ def _areas(
 def _result(result: int) -> int:
     """Return what the system call returns, or raise what it fails with.
 
-    Negative numbers that are no errno are returned: the program sees them as they are.
+    Negative numbers that are no errno are returned: the program sees them as they are.  So it does
+    ERESTARTSYS and its like, unless a signal comes: then the kernel makes the call again.
     """
     if -_ERRNO_MAX <= result < 0:
-        number = -result
-        if number == errno.ENOSYS:
-            number = errno.ENOTTY
-        raise os_error(errno.EINTR if number in _RESTART else number)
+        raise os_error(errno.ENOTTY if -result in _NOT_KNOWN else -result)
     return result
 
 

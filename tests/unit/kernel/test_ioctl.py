@@ -163,11 +163,9 @@ def test_results_that_are_no_error(result: int) -> None:
         (-errno.ENOTTY, errno.ENOTTY),
         (-errno.ENOSYS, errno.ENOTTY),
         (-4095, 4095),
-        (-512, errno.EINTR),
-        (-513, errno.EINTR),
-        (-514, errno.EINTR),
-        (-516, errno.EINTR),
-        (-515, 515),
+        (-512, 512),
+        (-516, 516),
+        (-515, errno.ENOTTY),
     ],
 )
 def test_results_that_are_errors(result: int, number: int) -> None:
