@@ -19,13 +19,24 @@ if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
-# Commands that the kernel answers for every file before it asks the driver.
-_FIGETBSZ: Final = 0x02
-_FIONCLEX: Final = 0x5450
-_FIOCLEX: Final = 0x5451
+# Commands that the kernel answers for every file before it asks the driver (linux/fs.h).
 _FIONBIO: Final = 0x5421
 _FIOASYNC: Final = 0x5452
-_FIOQSIZE: Final = 0x5460
+_NOT_FOR_DEVICES: Final = frozenset(
+    {
+        0x5451,  # FIOCLEX
+        0x5450,  # FIONCLEX
+        0x5460,  # FIOQSIZE
+        0x02,  # FIGETBSZ
+        0xC0045877,  # FIFREEZE
+        0xC0045878,  # FITHAW
+        0xC020660B,  # FS_IOC_FIEMAP
+        0x40049409,  # FICLONE
+        0x4020940D,  # FICLONERANGE
+        0xC0189436,  # FIDEDUPERANGE
+    }
+)
+"""They say of a socket what they say of a device: close-on-exec, or that it is no regular file."""
 
 _SETFL_MASK: Final = os.O_APPEND | os.O_NONBLOCK | arch.O_DIRECT | os.O_NOATIME
 
@@ -39,17 +50,20 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
     if file is None:
         raise os_error(errno.EBADF)
     command = call.a1 & 0xFFFFFFFF
-    if command in (_FIOCLEX, _FIONCLEX, _FIGETBSZ):
-        return PROCEED  # not about the device
+    if command in _NOT_FOR_DEVICES:
+        return PROCEED
     if command == _FIONBIO:
-        on = any(read_memory(call.pid, call.a2, 4))
+        on = any(_read_int(call))
         file.flags = file.flags | os.O_NONBLOCK if on else file.flags & ~os.O_NONBLOCK
         return 0
     if not isinstance(file, OpenFile):
         # Not even FUSE_DEV_IOC_CLONE (fs/fuse/cuse.c, cuse_init, since Linux 5.16).
         raise os_error(errno.ENOTTY)
-    if command in (_FIOASYNC, _FIOQSIZE):
-        raise os_error(errno.ENOTTY)
+    if command == _FIOASYNC:
+        # There is no SIGIO, so that it cannot be on (fs/ioctl.c, ioctl_fioasync).
+        if any(_read_int(call)):
+            raise os_error(errno.ENOTTY)
+        return 0
     caller, of_32_bit = supervisor.caller(call), call.arch == compat.AUDIT_ARCH
     if file.device.new_files:
         install = partial(install_file, supervisor, call)
@@ -66,6 +80,13 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
         operation = file.ioctl(caller, command, call.a2, of_32_bit)
     supervisor.run(call, file, operation)
     return ANSWERED
+
+
+def _read_int(call: Notification) -> bytes:
+    data = read_memory(call.pid, call.a2, 4)
+    if len(data) < 4:
+        raise os_error(errno.EFAULT)
+    return data
 
 
 def fcntl(supervisor: Supervisor, call: Notification) -> int:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from recuse.sandbox.supervisor import Supervisor
 
 
+_AT_REMOVEDIR: Final = 0x200
+
+
 def _node(supervisor: Supervisor, call: Notification, base: int, address: int) -> Node | None:
     """The node of that very name, links not followed."""
     path = supervisor.strings.read(call.pid, address)
@@ -35,9 +38,17 @@ def _make(supervisor: Supervisor, call: Notification, base: int, address: int) -
     return PROCEED
 
 
-def _remove(supervisor: Supervisor, call: Notification, base: int, address: int) -> int:
-    if _node(supervisor, call, base, address) is not None:
-        raise os_error(errno.EPERM)
+def _remove(
+    supervisor: Supervisor,
+    call: Notification,
+    base: int,
+    address: int,
+    *,
+    directory: bool = False,
+) -> int:
+    node = _node(supervisor, call, base, address)
+    if node is not None:
+        raise os_error(errno.ENOTDIR if directory and not node.is_directory else errno.EPERM)
     return PROCEED
 
 
@@ -99,13 +110,19 @@ def _replace(supervisor: Supervisor, call: Notification, base: int, address: int
 
 
 def unlink(supervisor: Supervisor, call: Notification) -> int:
-    """``unlink(path)`` and ``rmdir(path)``."""
+    """``unlink(path)``."""
     return _remove(supervisor, call, AT_FDCWD, call.a0)
+
+
+def rmdir(supervisor: Supervisor, call: Notification) -> int:
+    """``rmdir(path)``."""
+    return _remove(supervisor, call, AT_FDCWD, call.a0, directory=True)
 
 
 def unlinkat(supervisor: Supervisor, call: Notification) -> int:
     """``unlinkat(dirfd, path, flags)``."""
-    return _remove(supervisor, call, signed32(call.a0), call.a1)
+    base, directory = signed32(call.a0), bool(call.a2 & _AT_REMOVEDIR)
+    return _remove(supervisor, call, base, call.a1, directory=directory)
 
 
 def chdir(supervisor: Supervisor, call: Notification) -> int:
@@ -130,7 +147,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     "renameat": renameat,
     "renameat2": renameat,
     "unlink": unlink,
-    "rmdir": unlink,
+    "rmdir": rmdir,
     "unlinkat": unlinkat,
     "chdir": chdir,
 }
