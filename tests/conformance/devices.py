@@ -59,4 +59,5 @@ def devices() -> list[ConformanceDevice]:
         ConformanceDevice(name="recuse-opened-alike"),
         Polled(name="recuse-polled"),
         Unpolled(name="recuse-unpolled"),
+        Unpolled(name="recuse-unpolled-2"),
     ]

@@ -3,6 +3,7 @@
 What a case of the client says to the server, one line each:
 
     next OP ACTION          do that with the next OP (READ, IOCTL...) that no earlier line is for
+    forget OP               forget all that was to be done with it
     on-interrupt ACTION     do that with a request for which an INTERRUPT comes
     answer OP ACTION        do that with the oldest OP that is held
     await OP NUMBER         wait until that many OPs have come since the case began
@@ -18,6 +19,8 @@ Actions:
     data SIZE               that many bytes, however many are asked for
     count SIZE              that many bytes written
     ioctl RESULT FLAGS IN OUT HEX      fuse_ioctl_out and what follows it
+    retry IN OUT AREA...    the same for FUSE_IOCTL_RETRY; the last area, ADDRESS:LENGTH, is
+                            repeated until there are IN and OUT of them
     echo                    for an ioctl: what came in
     poll EVENTS             ready for these
     open FLAGS              what the device answers, with these open_flags
@@ -32,6 +35,7 @@ import itertools
 import struct
 import threading
 import time
+import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,11 +43,13 @@ from typing import Any
 
 from recuse import Device
 from recuse.server.session import Session
-from recuse.wire.cuse import CUSE_INIT
+from recuse.wire.cuse import CUSE_INIT, CUSE_UNRESTRICTED_IOCTL, cuse_init_in
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
+    FUSE_IOCTL_RETRY,
     FUSE_NOTIFY_POLL,
     fuse_in_header,
+    fuse_ioctl_iovec,
     fuse_ioctl_out,
     fuse_notify_poll_wakeup_out,
     fuse_open_out,
@@ -70,6 +76,8 @@ class Held:
     message: bytes
     send: Send
     session: RecordingSession
+    line: int = 0
+    """Where the record has it."""
 
 
 class Recorder:
@@ -92,7 +100,8 @@ class Recorder:
             self._counts: Counter[str] = Counter()
             self._threads: dict[int, str] = {}
             self._files: dict[tuple[Session, int], str] = {}
-            self._owners: dict[tuple[Session, int], str] = {}
+            self._owners: dict[tuple[Session, int], tuple[str, str]] = {}
+            self._owner_count = 0
             self._pollers: dict[int, tuple[str, Send]] = {}
             self._open = 0
 
@@ -121,6 +130,9 @@ class Recorder:
         """Give a thread a name."""
         with self._changed:
             self._threads[thread] = name
+            # An earlier child may have ended, and its descriptor table's address be another's now.
+            for key in [key for key, (_, who) in self._owners.items() if who.startswith("child")]:
+                del self._owners[key]
 
     def tell(self, command: str) -> str:
         """Do what a case says; return "", "?" for not yet, or what is wrong with it."""
@@ -130,6 +142,9 @@ class Recorder:
             case "next":
                 with self._changed:
                     self._next[what].append(action)
+            case "forget":
+                with self._changed:
+                    self._next[what].clear()
             case "on-interrupt":
                 with self._changed:
                     self._on_interrupt = rest
@@ -161,7 +176,8 @@ class Recorder:
         header = fuse_out_header(fuse_out_header.SIZE + len(body), FUSE_NOTIFY_POLL, 0)
         with self._changed:
             self.lines.append(f"    the server notifies {name}")
-        self._send(send, header.pack() + body)
+            line = len(self.lines) - 1
+        self._send(send, header.pack() + body, line)
 
     def request(self, session: RecordingSession, message: bytes, send: Send) -> None:
         """Take note of a request, and answer it."""
@@ -169,7 +185,9 @@ class Recorder:
         name = OPERATIONS[header.opcode].name.removeprefix("FUSE_")
         held = Held(name, message, send, session)
         if header.opcode == CUSE_INIT:
-            session.answer(message, send)
+            # No server of Linux's has what recuse's kernel half offers beyond that.
+            offer = cuse_init_in(body.major, body.minor, 0, CUSE_UNRESTRICTED_IOCTL)
+            session.answer(message[: fuse_in_header.SIZE] + offer.pack(), send)
             return
         target: Held | None = None
         with self._changed:
@@ -177,6 +195,7 @@ class Recorder:
                 target = self._interrupted(session, header, body)
                 action = self._on_interrupt if target is not None else "ignore"
             else:
+                held.line = len(self.lines)
                 self.lines.append(self._described(session, name, header, body, payload, send))
                 waiting = self._next[name]
                 action = waiting.popleft() if waiting else session.usual(name)
@@ -237,7 +256,7 @@ class Recorder:
             if field.name == "fh":
                 words.append(self._files.get((session, value), "a file never opened"))
             elif field.name == "lock_owner":
-                words.append(f"lock_owner={self._owner(session, value)}")
+                words.append(f"lock_owner={self._owner(session, value, who)}")
             elif field.name == "kh":
                 if value not in self._pollers:
                     self._pollers[value] = (f"kh{len(self._pollers) + 1}", send)
@@ -253,10 +272,13 @@ class Recorder:
             words.append(digest(bytes(payload)))
         return " ".join(words)
 
-    def _owner(self, session: Session, value: int) -> str:
+    def _owner(self, session: Session, value: int, who: str) -> str:
         if not value:
             return "0"
-        return self._owners.setdefault((session, value), f"owner{len(self._owners) + 1}")
+        if (session, value) not in self._owners:
+            self._owner_count += 1
+            self._owners[session, value] = f"owner{self._owner_count}", who
+        return self._owners[session, value][0]
 
     def opened(self, session: Session, handle: int) -> None:
         """A file has a number now."""
@@ -290,6 +312,8 @@ class Recorder:
                 *numbers, data = [*rest.split(), ""][:5]
                 payload = fuse_ioctl_out(*(int(number, 0) for number in numbers)).pack()
                 payload += bytes.fromhex(data)
+            case "retry":
+                payload = _retry(rest)
             case "echo":
                 payload = fuse_ioctl_out().pack() + bytes(decode_request(held.message)[2])
             case "poll":
@@ -309,22 +333,22 @@ class Recorder:
             self.opened(held.session, opened.fh)
             opened.open_flags |= open_flags
             data = data[: fuse_out_header.SIZE] + opened.pack()
-        if not self._send(held.send, data):
+        if not self._send(held.send, data, held.line):
             if held.name == "OPEN" and good:
                 self.released()
             elif not -512 < header.error <= 0:
                 # The request is still there.
-                self._send(held.send, struct.pack("=IiQ", 16, -errno.EIO, header.unique))
+                self._send(held.send, struct.pack("=IiQ", 16, -errno.EIO, header.unique), 0)
         if held.name == "RELEASE":
             self.released()
 
-    def _send(self, send: Send, data: bytes) -> bool:
+    def _send(self, send: Send, data: bytes, line: int) -> bool:
         try:
             send(data)
         except OSError as error:
             name = errno.errorcode[error.errno or 0]
             with self._changed:
-                self.lines.append(f"    what the server wrote was refused: {name}")
+                self.lines[line] += f"; what the server wrote was refused: {name}"
             return False
         return True
 
@@ -351,6 +375,15 @@ class RecordingSession(Session):
         return actions.get(name, "pass")
 
 
+def _retry(text: str) -> bytes:
+    """An answer that asks for areas of the caller's memory."""
+    inputs, outputs, *words = text.split()
+    areas = [tuple(int(number, 0) for number in word.split(":")) for word in words]
+    areas += areas[-1:] * (int(inputs) + int(outputs) - len(areas))
+    out = fuse_ioctl_out(flags=FUSE_IOCTL_RETRY, in_iovs=int(inputs), out_iovs=int(outputs))
+    return out.pack() + b"".join(fuse_ioctl_iovec(*area).pack() for area in areas)
+
+
 def _sorted_releases(lines: list[str]) -> list[str]:
     """Files that are let go at once are released in any order."""
     groups = itertools.groupby(lines, lambda line: line.startswith("    RELEASE "))
@@ -362,7 +395,4 @@ def digest(data: bytes) -> str:
     """Data as the client shows it, too."""
     if len(data) <= 32:
         return f"data={data.hex()}"
-    value = 2166136261
-    for byte in data:
-        value = (value ^ byte) * 16777619 & 0xFFFFFFFF
-    return f"data={len(data)} bytes, {value:08x}"
+    return f"data={len(data)} bytes, {zlib.crc32(data):08x}"

@@ -103,10 +103,16 @@ void show(const char *what, const void *data, long size)
 		say("%s: %s", what, size > 0 ? hex : "nothing");
 		return;
 	}
-	uint32_t hash = 2166136261u;
+	static uint32_t table[256];
+	for (uint32_t i = 0; i < 256; i++) {
+		table[i] = i;
+		for (int bit = 0; bit < 8; bit++)
+			table[i] = table[i] >> 1 ^ (table[i] & 1 ? 0xedb88320 : 0);
+	}
+	uint32_t sum = ~0u;
 	for (long i = 0; i < size; i++)
-		hash = (hash ^ bytes[i]) * 16777619u;
-	say("%s: %ld bytes, %08x", what, size, hash);
+		sum = sum >> 8 ^ table[(sum ^ bytes[i]) & 255];
+	say("%s: %ld bytes, %08x", what, size, ~sum);
 }
 
 void fill(void *data, long size)

@@ -302,7 +302,7 @@ CASE(epoll_that_is_woken)
 CASE(epoll_of_a_device_without_poll)
 {
 	struct epoll_event event = {.events = EPOLLIN | EPOLLOUT, .data.u64 = 7};
-	fd = TRY(open("/dev/recuse-unpolled", O_RDWR));
+	fd = TRY(open("/dev/recuse-unpolled-2", O_RDWR));
 	int set = TRY(epoll_create1(0));
 	TRY(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event));
 	events(set, 0);

@@ -394,7 +394,6 @@ CASE(lock_owners)
 	both();
 	TRY(unshare(CLONE_FILES));
 	both();
-	bury("child 2", child("child 2", both));
 	int other = open(PLAIN, O_RDWR);
 	TRY(read(other, BUF, 1));
 	fd = open(SMALL, O_RDWR);
