@@ -2,7 +2,9 @@
 
 import ctypes
 import errno
+import importlib.util
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,6 +18,7 @@ from recuse import IO, IOR, IOWR, Device, File, OpenRequest, ioctl
 from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 from recuse.sandbox import Program, Sandbox
+from tests.conftest import Needs
 
 PATIENCE_S = 20
 
@@ -56,7 +59,11 @@ class Made(File):
 
     def write(self, data: bytes, offset: int) -> int:
         self.data = data
+        self.wake_pollers()
         return len(data)
+
+    def poll(self, events: int) -> int:
+        return select.POLLPRI if self.data == b"urgent" else 0
 
     @ioctl(GET_NUMBER, c_uint32)
     def get_number(self) -> int:
@@ -71,6 +78,9 @@ class Made(File):
 
 class MakerFile(File):
     device: "Maker"
+
+    def poll(self, events: int) -> int:
+        return select.POLLOUT
 
     @ioctl(MAKE, Request, descriptor="fd")
     def make(self, request: Request) -> Made:
@@ -276,6 +286,32 @@ os.execv(sys.executable, [sys.executable, "-ISc", code, *map(str, fds)])
     maker.wait_released(2)
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("recuse.sandbox.syscalls.poll") is None,
+    reason="the sandbox has no poll yet",
+)
+def test_each_file_is_polled_by_itself(client: Client) -> None:
+    output = client(
+        SCRIPT
+        + """
+import select
+a, b = make(1), make(2)
+poll, epoll = select.poll(), select.epoll()
+for fd in chip, a, b:
+    poll.register(fd, select.POLLPRI | select.POLLOUT)
+    epoll.register(fd, select.EPOLLPRI)
+print(poll.poll(0) == [(chip, select.POLLOUT)], epoll.poll(0))
+for fd in a, b:
+    threading.Timer(0.05, os.write, [fd, b"urgent"]).start()
+    poll.unregister(chip) if fd == a else None
+    print(poll.poll(20000) == [(fd, select.POLLPRI)], epoll.poll(20) == [(fd, select.EPOLLPRI)])
+    os.write(fd, b"calm")
+    print(poll.poll(0), epoll.poll(0))
+"""
+    )
+    assert output.splitlines() == ["True []", "True True", "[] []", "True True", "[] []"]
+
+
 def test_what_was_closed_is_released_before_the_next_ioctl(client: Client) -> None:
     script = """
 for _ in range(300):
@@ -329,3 +365,17 @@ def test_a_program_that_is_killed_meanwhile(
         program.wait(PATIENCE_S)
         maker.go_on.set()
         maker.wait_released(1)
+
+
+@pytest.mark.parametrize("flags", [["-m32", "-static"], []], ids=["i386", "x86-64"])
+def test_a_compiled_program(
+    compiled: Callable[..., str], sandbox: Sandbox, flags: list[str], needs: Needs
+) -> None:
+    needs("gcc", "gcc")
+    if flags:
+        needs("/usr/include/asm", "gcc-multilib")
+    done = sandbox.run(
+        [compiled("new_file", *flags)], capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "101 number 101 600 2\n"
