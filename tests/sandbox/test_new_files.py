@@ -63,7 +63,7 @@ class Made(File):
         return len(data)
 
     def poll(self, events: int) -> int:
-        return select.POLLPRI if self.data == b"urgent" else 0
+        return select.POLLIN if self.data == b"ready" else 0
 
     @ioctl(GET_NUMBER, c_uint32)
     def get_number(self) -> int:
@@ -298,13 +298,13 @@ import select
 a, b = make(1), make(2)
 poll, epoll = select.poll(), select.epoll()
 for fd in chip, a, b:
-    poll.register(fd, select.POLLPRI | select.POLLOUT)
-    epoll.register(fd, select.EPOLLPRI)
+    poll.register(fd, select.POLLIN | select.POLLOUT)
+    epoll.register(fd, select.EPOLLIN)
 print(poll.poll(0) == [(chip, select.POLLOUT)], epoll.poll(0))
 for fd in a, b:
-    threading.Timer(0.05, os.write, [fd, b"urgent"]).start()
+    threading.Timer(0.05, os.write, [fd, b"ready"]).start()
     poll.unregister(chip) if fd == a else None
-    print(poll.poll(20000) == [(fd, select.POLLPRI)], epoll.poll(20) == [(fd, select.EPOLLPRI)])
+    print(poll.poll(20000) == [(fd, select.POLLIN)], epoll.poll(20) == [(fd, select.EPOLLIN)])
     os.write(fd, b"calm")
     print(poll.poll(0), epoll.poll(0))
 """
