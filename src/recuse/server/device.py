@@ -149,7 +149,7 @@ def device_makes_files(device: Device) -> bool:
     """Whether ioctls of the device seem to make files, which not all kernel halves take.
 
     What a device opens is known only when it is opened: this goes by what else there is in the
-    modules of its class and of those that it is derived from.
+    modules of its class and of those that it is derived from, when it is asked.
     """
     return any(cls.__module__ in FILE_MAKERS for cls in type(device).__mro__)
 

@@ -4,12 +4,13 @@ import errno
 import itertools
 import logging
 import os
+import select
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from recuse.server.device import Device, check_device, device_info
+from recuse.server.device import Device, check_device, device_info, device_makes_files
 from recuse.server.dispatch import (
     IOCTL_DATA,
     WRITE_DATA,
@@ -73,6 +74,9 @@ log = logging.getLogger("recuse.server")
 LEAST_MINOR = 11
 """The first minor version with CUSE."""
 
+_ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+"""What files without a poll method are ready for (linux/poll.h, DEFAULT_POLLMASK)."""
+
 _HEADER_SIZE = fuse_in_header.SIZE
 _NO_REPLY = frozenset({FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_REPLY})
 
@@ -101,6 +105,7 @@ class Session:
         self._new_files = False
         """Whether the kernel half takes files that ioctls make."""
         self._told_of_new_files = False
+        self._has_kinds_of_files = device_makes_files(device)
         self._rounds = Rounds(self.drop)
         self._lock = threading.Lock()
         self._closed = False
@@ -294,6 +299,10 @@ class Session:
         file = self._files.get(handle)
         if file is None:
             exchange.fail(errno.EBADF)
+            return
+        if self._has_kinds_of_files and type(file).poll is File.poll:
+            # ENOSYS would be for all files of the device, and others may be of a kind with poll.
+            exchange.reply(poll_answer(_ALWAYS_READY, None))
             return
         if flags & FUSE_POLL_SCHEDULE_NOTIFY and file._pollers is not None:
             # Before the file is asked: what changes after its answer must be told.

@@ -3,13 +3,14 @@
 import ctypes
 import errno
 import os
+import select
 from ctypes import c_int32, c_uint8, c_uint32, c_uint64
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recuse import IOR, IOW, IOWR, File, ioctl
+from recuse import IOR, IOW, IOWR, Device, File, ioctl
 from recuse.server.rounds import IoctlCall, Rounds
 from recuse.wire.cuse import (
     CUSE_UNRESTRICTED_IOCTL,
@@ -21,9 +22,12 @@ from recuse.wire.fuse import (
     FUSE_IOCTL,
     FUSE_IOCTL_RETRY,
     FUSE_IOCTL_UNRESTRICTED,
+    FUSE_POLL,
     fuse_ioctl_in,
     fuse_ioctl_iovec,
     fuse_ioctl_out,
+    fuse_poll_in,
+    fuse_poll_out,
 )
 
 
@@ -161,6 +165,39 @@ def test_a_handler_makes_a_file(peer, command):
     assert file.released == 1
     peer.release(fh)
     assert file.released == 1
+
+
+class Polled(File):
+    def poll(self, events):
+        return events & select.POLLIN
+
+
+class PolledMaker(File):
+    @ioctl(MAKE, Made, descriptor="fd")
+    def make(self, made):
+        return Polled()
+
+
+def test_files_of_one_kind_need_a_poll_method_and_others_none(serve):
+    class Probe(Device):
+        name = "probe"
+
+        def open(self, request):
+            return PolledMaker()
+
+    peer = serve(Probe())
+    peer.init(flags=RECUSE_NEW_FILES)
+    fh = peer.open()
+
+    def poll(fh):
+        answer = peer.call(FUSE_POLL, fuse_poll_in(fh=fh, events=select.POLLIN))
+        return fuse_poll_out.unpack(answer).revents
+
+    always = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+    assert poll(fh) == always
+    _, payload = round_of(peer, fh, MAKE, data=bytes(SIZE), out_size=SIZE, flags=0)
+    assert poll(recuse_ioctl_file.unpack(payload).fh) == select.POLLIN
+    assert poll(fh) == always
 
 
 def test_a_restricted_device_makes_files(peer):
