@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -265,3 +266,112 @@ echo gone
     )  # fmt: skip
     assert done.stdout == "0\nworldHEllo\nHEl\ngone\n", done.stderr
     assert "transferred 11 bytes (0 -> 11)" in done.stderr
+
+
+# A server on the bare protocol, with no library whose habits the channel could be tied to.
+
+BARE_CLIENTS = 12
+
+BARE = """
+exec 2>&1
+"$SERVER" bare "$@" > "$OUT" & server=$!
+while ! grep -q ready "$OUT"; do :; done
+test -c /dev/bare || echo no device
+"""
+"""Starts it, in a shell whose arguments are the server's options."""
+
+
+@pytest.fixture
+def bare(machine, needs, compiled, tmp_path):
+    """``bare(script, *options)``: what a shell prints that has started the server before."""
+    needs("gcc", "gcc")
+    environment = {
+        **os.environ,
+        "SERVER": compiled("bare_server"),
+        "CLIENT": compiled("bare_client"),
+        "OUT": str(tmp_path / "out"),
+    }
+    (tmp_path / "out").touch()
+
+    def run(script: str, *options: str) -> str:
+        done = machine.run(
+            ["sh", "-c", BARE + script, "sh", *options],
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE_S,
+            env=environment,
+        )
+        # The shell says, or not, how its job has ended.
+        return done.stdout.replace("Killed\n", "")
+
+    return run
+
+
+@pytest.mark.parametrize("vector", ["plain", "vector"])
+@pytest.mark.parametrize("wait", ["block", "poll"])
+@pytest.mark.parametrize("threads", ["1", "4"])
+def test_a_server_on_the_bare_protocol(bare, wait, vector, threads):
+    script = f"""
+echo hello > /dev/bare
+cat /dev/bare
+dd if=/dev/bare bs=2 count=2 status=none; echo
+dd if=/dev/zero of=/dev/bare bs=100000 count=3 status=none
+wc -c < /dev/bare
+for number in $(seq {BARE_CLIENTS}); do
+    "$CLIENT" /dev/bare check 20 & clients="$clients $!"
+done
+for client in $clients; do wait $client || echo a client has failed; done
+"$CLIENT" /dev/bare 1
+kill $server
+wait $server
+echo status $?
+while test -c /dev/bare; do :; done
+"$CLIENT" /dev/bare 1
+"""
+    # What is written in pieces of 65536 bytes is kept piece by piece.
+    assert bare(script, wait, vector, threads) == (
+        f"hello\nhell\n{100000 - 65536}\nfiles 1\nstatus 0\nopen: No such file or directory\n"
+    )
+
+
+@pytest.mark.parametrize("threads", ["1", "4"])
+@pytest.mark.parametrize(("how", "status"), [("exits", 3), ("is killed", 137), ("SIGTERM", 0)])
+def test_a_server_that_ends_in_the_middle_of_requests(bare, how, status, threads):
+    end = {"exits": '"$CLIENT" /dev/bare 3', "is killed": '"$CLIENT" /dev/bare 4'}.get(
+        how, "kill $server"
+    )
+    script = f"""
+for number in $(seq {BARE_CLIENTS}); do
+    "$CLIENT" /dev/bare 2 & clients="$clients $!"
+done
+while ! "$CLIENT" /dev/bare 1 | grep -qx 'files {BARE_CLIENTS + 1}'; do :; done
+{end}
+wait $server
+echo status $?
+for client in $clients; do wait $client; done
+test -e /dev/bare || echo gone
+"""
+    lines = bare(script, threads).splitlines()
+    # Of each client one line: it had opened the device, and maybe not gone on to its ioctl.
+    ended = [line for line in lines if line in ("ECONNABORTED 0", "ENOTCONN 0")]
+    assert len(ended) == BARE_CLIENTS + (how != "SIGTERM")
+    assert sorted(set(lines) - set(ended)) == ["gone", f"status {status}"]
+
+
+def test_two_servers_on_the_bare_protocol_and_one_that_follows(bare):
+    script = """
+"$SERVER" bare > "$OUT.second"; echo status $?
+cat "$OUT.second"
+: > "$OUT.other"
+"$SERVER" other > "$OUT.other" & other=$!
+while ! grep -q ready "$OUT.other"; do :; done
+echo one > /dev/bare; echo two > /dev/other; cat /dev/bare /dev/other
+kill -KILL $server
+wait $server
+"$SERVER" bare > "$OUT" & server=$!
+while ! grep -q ready "$OUT"; do :; done
+cat /dev/bare; echo three > /dev/bare; cat /dev/bare /dev/other
+kill $server $other
+wait
+"""
+    assert bare(script) == "status 0\nready\none\ntwo\nthree\ntwo\n"
