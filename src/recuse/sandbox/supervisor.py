@@ -159,6 +159,8 @@ class Supervisor:
 
         As long as that method runs in our thread, the operation cannot go on to tell the caller.
         """
+        if connection.ended:
+            return  # the operation says what to call it: it may be ENODEV or ENOTCONN
         self._held[call.id] = call, connection
         if connection not in self._told_of_end:
             self._told_of_end.add(connection)
