@@ -80,6 +80,29 @@ print(attempt(os.chmod, '/dev/char/../null', 0o600), oct(os.stat('/dev/char/../n
     assert client(script) == "True True\nENOENT\nENOENT\nENOENT 0o20666\n"
 
 
+def test_paths_that_must_not_leave_their_directory(client):
+    script = """
+devices = os.open('/sys/devices', os.O_RDONLY)
+BENEATH, IN_ROOT = 8, 16
+def look(path, resolve):
+    fd = call(437, devices, path, struct.pack('QQQ', 0, 0, resolve), 24)
+    return fd if isinstance(fd, str) else os.read(fd, 100)[-5:]
+own = b'virtual/cuse/echo/'
+for path in (own + b'uevent', own + b'../echo/uevent', own + b'subsystem/echo/uevent',
+             own + b'../../../../devices/' + own + b'uevent', b'/' + own + b'uevent'):
+    print(look(path, BENEATH), look(path, IN_ROOT))
+print(look(own + b'../../../../../' + own + b'uevent', IN_ROOT), look(own, BENEATH | IN_ROOT))
+"""
+    assert client(script).splitlines() == [
+        "b'echo\\n' b'echo\\n'",
+        "b'echo\\n' b'echo\\n'",
+        "EXDEV ENOENT",
+        "EXDEV ENOENT",
+        "EXDEV b'echo\\n'",
+        "b'echo\\n' EINVAL",
+    ]
+
+
 def test_udevadm(shell, needs):
     needs("udevadm", "udev")
     number = shell("stat -c %Hr:%Lr /dev/echo").strip()

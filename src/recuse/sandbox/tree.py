@@ -32,6 +32,9 @@ AT_FDCWD = -100
 _MAX_LINKS = 40
 
 _RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+"""openat2(2)."""
 _OPEN_HOW = struct.Struct("=QQQ")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -44,6 +47,17 @@ def _names(path: bytes) -> list[bytes]:
         names.append(b".")
     names.reverse()
     return names
+
+
+def _top(root: bytes, scope: int) -> bytes:
+    """Where an absolute path or link begins, and where ".." leads from the root.
+
+    Raises:
+        OSError: EXDEV if that is out of scope (fs/namei.c, nd_jump_root and follow_dotdot).
+    """
+    if scope & RESOLVE_BENEATH:
+        raise os_error(errno.EXDEV)
+    return root
 
 
 def _open_path(directory: int, path: bytes, resolve: int) -> int:
@@ -107,7 +121,9 @@ class Tree:
         self.private_directories = False
         """Whether a directory of ours was made one that not everybody may search. So does this."""
 
-    def find(self, tid: int, base: int, path: bytes, *, follow: bool = True) -> Found | None:
+    def find(
+        self, tid: int, base: int, path: bytes, *, follow: bool = True, scope: int = 0
+    ) -> Found | None:
         """Find what a path leads to.
 
         Args:
@@ -115,6 +131,8 @@ class Tree:
             base: the directory's descriptor for a relative path, or :data:`AT_FDCWD`.
             path: not empty.
             follow: whether a symbolic link in the last place is followed.
+            scope: :data:`RESOLVE_BENEATH` or :data:`RESOLVE_IN_ROOT` if the path must not leave
+                the directory that it starts from (openat2).
 
         Returns:
             None if it is nothing of ours: the kernel then gives the answer.
@@ -123,15 +141,16 @@ class Tree:
             AbsentError: if only the last name is missing, in a directory of ours.
             OutsideError: if it leads through ours to what is there natively.
             OSError: ENOTDIR if the path goes on after a file of ours, ENOENT if it goes on after
-                what is missing in a directory of ours, EACCES if that may not be searched, ELOOP.
+                what is missing in a directory of ours, EACCES if that may not be searched, ELOOP,
+                EXDEV if it leaves its scope.
         """
-        if not self.many_roots:
+        if not self.many_roots and not scope:
             node = None if self.private_directories else self._by_path.get(path)
             if node is not None and not (follow and node.target):
                 return Found(node)
             if not self.nodes.hides_links and self._elsewhere(tid, base, path, follow):
                 return None
-        return self._walk(tid, base, path, follow)
+        return self._walk(tid, base, path, follow, scope)
 
     def _elsewhere(self, tid: int, base: int, path: bytes, follow: bool) -> bool:
         """Whether the path, seen natively, cannot lead to one of our nodes.
@@ -196,7 +215,7 @@ class Tree:
             if directory >= 0:
                 os.close(directory)
 
-    def _walk(self, tid: int, base: int, path: bytes, follow: bool) -> Found | None:
+    def _walk(self, tid: int, base: int, path: bytes, follow: bool, scope: int) -> Found | None:
         mount = b""
         if self.many_roots:
             mount = b"/proc/%d/root" % tid
@@ -205,9 +224,12 @@ class Tree:
                     return None  # a chroot has no devices but those that its own /dev has
             except OSError:
                 return None
-        here = b"/" if path.startswith(b"/") else self._directory(tid, base)
+        here = b"/" if path.startswith(b"/") and not scope else self._directory(tid, base)
         if here is None:
             return None
+        root = here if scope else b"/"
+        if path.startswith(b"/"):
+            here = _top(root, scope)
         names = _names(path)
         links, magic, through_ours = 0, False, False
         node = self._by_path.get(here)
@@ -221,7 +243,7 @@ class Tree:
             if name == b".":
                 continue
             if name == b"..":
-                here = here.rpartition(b"/")[0] or b"/"
+                here = _top(root, scope) if here == root else here.rpartition(b"/")[0] or b"/"
                 node = self._by_path.get(here)
                 continue
             there = (b"" if here == b"/" else here) + b"/" + name
@@ -232,7 +254,7 @@ class Tree:
                     links += 1
                     if links > _MAX_LINKS:
                         raise os_error(errno.ELOOP)
-                    here = b"/" if node.target.startswith(b"/") else here
+                    here = _top(root, scope) if node.target.startswith(b"/") else here
                     names += _names(node.target)
                     node = self._by_path.get(here)
                     continue
@@ -262,11 +284,13 @@ class Tree:
             links += 1
             if links > _MAX_LINKS:
                 return None
+            if at_descriptor is not None and scope:
+                raise os_error(errno.EXDEV)
             if at_descriptor is not None:
                 node, here, magic = at_descriptor, at_descriptor.path, True
                 continue
             if target.startswith(b"/"):
-                here = b"/"
+                here = _top(root, scope)
             names += _names(target)
             node = self._by_path.get(here)
         if node is None and through_ours:

@@ -58,6 +58,12 @@ def test_a_major_with_any_device_is_not_given_away() -> None:
     assert register(table, "dynamic").major == 253
 
 
+def test_majors_that_others_have_are_not_given_away() -> None:
+    table = DeviceTable(taken=(254, 252, 3))
+    assert [register(table, name).major for name in ("one", "two")] == [253, 251]
+    assert register(table, "fixed", 254, 77).major == 254
+
+
 def test_taken_numbers_and_names() -> None:
     table = DeviceTable()
     register(table, "thing", 14, 3)

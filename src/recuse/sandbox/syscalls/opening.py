@@ -19,7 +19,13 @@ from recuse.sandbox.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.sysfs import AttributeFile
 from recuse.sandbox.tasks import is_alone
-from recuse.sandbox.tree import AT_FDCWD, AbsentError, OutsideError
+from recuse.sandbox.tree import (
+    AT_FDCWD,
+    RESOLVE_BENEATH,
+    RESOLVE_IN_ROOT,
+    AbsentError,
+    OutsideError,
+)
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -34,9 +40,8 @@ _PATH_FLAGS: Final = arch.O_DIRECTORY | arch.O_NOFOLLOW | _O_PATH | os.O_CLOEXEC
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_NO_SYMLINKS: Final = 0x04
 _RESOLVE_CACHED: Final = 0x20
-_RESOLVE_BENEATH: Final = 0x08
-_RESOLVE_IN_ROOT: Final = 0x10
 _RESOLVE_KNOWN: Final = 0x3F
+_SCOPES: Final = RESOLVE_BENEATH | RESOLVE_IN_ROOT
 _OPEN_HOW = struct.Struct("=QQQ")
 
 _ACCESS: Final = {
@@ -65,7 +70,8 @@ def _open(
     exclusive = flags & os.O_CREAT and flags & os.O_EXCL
     follow = not (flags & arch.O_NOFOLLOW or exclusive)
     try:
-        found = supervisor.tree.find(call.pid, base, path, follow=follow)
+        scope = resolve & _SCOPES
+        found = supervisor.tree.find(call.pid, base, path, follow=follow, scope=scope)
     except AbsentError:
         if flags & os.O_CREAT:
             raise os_error(errno.EACCES) from None
@@ -316,7 +322,7 @@ def openat2(supervisor: Supervisor, call: Notification) -> int:
     """``openat2(dirfd, path, how, size)``.
 
     What the kernel refuses without looking at the path (copy_struct_from_user, build_open_flags)
-    is left to it. So is a path that must stay below its directory: it does not lead to ``/dev``.
+    is left to it.
     """
     size = call.a3
     if not _OPEN_HOW.size <= size <= PAGE:
@@ -332,7 +338,7 @@ def openat2(supervisor: Supervisor, call: Notification) -> int:
         or (mode and not creates)
         or (flags & _O_PATH and flags & ~_PATH_FLAGS)
         or resolve & ~_RESOLVE_KNOWN
-        or resolve & (_RESOLVE_BENEATH | _RESOLVE_IN_ROOT)
+        or resolve & _SCOPES == _SCOPES
         or (resolve & _RESOLVE_CACHED and flags & os.O_TRUNC | creates)
     ):
         return PROCEED
