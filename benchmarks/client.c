@@ -3,7 +3,8 @@
  *
  *     client [-t SECONDS] [-n OPERATIONS] PATH WORK...
  *
- * WORK is read:SIZE, write:SIZE, ioctl:16 or openclose. For each the client warms up, checks what
+ * WORK is read:SIZE, write:SIZE, ioctl:16 or openclose; read:SIZEx8 is done by eight threads at
+ * once, each with a buffer of its own. For each the client warms up, checks what
  * came back, and prints one line: the work, the operations done and the nanoseconds they took.
  * -t sets for how long each work is timed (default 0.25 s; the warm-up takes a fifth of it more);
  * -n times exactly so many operations instead.
@@ -16,6 +17,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,6 +29,7 @@
 
 #define FILL 'R'
 #define IOCTL_SIZE 16
+#define MAX_THREADS 64
 /* EVIOCGKEY(16) of linux/input.h: any 16-byte _IOR would do, and umockdev knows this one. */
 #define IOCTL_COMMAND _IOC(_IOC_READ, 'E', 0x18, IOCTL_SIZE)
 
@@ -36,8 +39,18 @@ struct work {
     enum kind kind;
     const char *path;
     size_t size;
+    unsigned threads;
     int fd;
     unsigned char *buffer;
+};
+
+/* What one of several threads does. */
+struct share {
+    struct work work;
+    pthread_t thread;
+    pthread_barrier_t *ready;
+    uint64_t duration, batch, exactly;
+    uint64_t count;
 };
 
 static void fail(const char *format, ...)
@@ -50,6 +63,16 @@ static void fail(const char *format, ...)
     fputc('\n', stderr);
     va_end(arguments);
     exit(1);
+}
+
+static unsigned char *buffer_of(size_t size)
+{
+    void *buffer;
+
+    /* Page-aligned: kernel FUSE would need a page more, and a second request, for 1 MiB that is not. */
+    if (posix_memalign(&buffer, 4096, size ? size : 1))
+        fail("no memory");
+    return buffer;
 }
 
 static uint64_t now(void)
@@ -111,22 +134,71 @@ static uint64_t operate_for(const struct work *work, uint64_t duration, uint64_t
     return count;
 }
 
+static void *operate_share(void *argument)
+{
+    struct share *share = argument;
+    uint64_t elapsed;
+
+    pthread_barrier_wait(share->ready);
+    if (share->exactly)
+        operate(&share->work, share->count = share->exactly);
+    else
+        share->count = operate_for(&share->work, share->duration, share->batch, &elapsed);
+    return NULL;
+}
+
+/* As operate_for, or `exactly` operations, by all of the work's threads together. */
+static uint64_t operate_together(const struct work *work, uint64_t duration, uint64_t batch,
+                                 uint64_t exactly, uint64_t *elapsed)
+{
+    struct share shares[MAX_THREADS];
+    pthread_barrier_t ready;
+    uint64_t start, count = 0;
+
+    pthread_barrier_init(&ready, NULL, work->threads + 1);
+    for (unsigned i = 0; i < work->threads; i++) {
+        struct share *share = &shares[i];
+
+        *share = (struct share){.work = *work, .ready = &ready, .duration = duration,
+                                .batch = batch, .exactly = exactly / work->threads};
+        share->work.buffer = buffer_of(work->size);
+        if (pthread_create(&share->thread, NULL, operate_share, share))
+            fail("no thread");
+    }
+    pthread_barrier_wait(&ready);
+    start = now();
+    for (unsigned i = 0; i < work->threads; i++) {
+        pthread_join(shares[i].thread, NULL);
+        free(shares[i].work.buffer);
+        count += shares[i].count;
+    }
+    *elapsed = now() - start;
+    pthread_barrier_destroy(&ready);
+    return count;
+}
+
 static void measure(const char *name, const struct work *work, uint64_t duration, uint64_t exactly)
 {
     uint64_t elapsed, count, batch;
 
     check(work);
     count = operate_for(work, duration / 5, 1, &elapsed);
-    if (exactly) {
+    /* About 2 ms a batch, so that reading the clock costs nothing that could be seen. */
+    batch = 2000000 * count / elapsed;
+    if (!batch)
+        batch = 1;
+    if (work->threads > 1) {
+        /* Slower together, each of them. */
+        batch = batch / work->threads ? batch / work->threads : 1;
+        count = operate_together(work, duration, batch, exactly, &elapsed);
+    } else if (exactly) {
         uint64_t start = now();
 
         operate(work, exactly);
         elapsed = now() - start;
         count = exactly;
     } else {
-        /* About 2 ms a batch, so that reading the clock costs nothing that could be seen. */
-        batch = 2000000 * count / elapsed;
-        count = operate_for(work, duration, batch ? batch : 1, &elapsed);
+        count = operate_for(work, duration, batch, &elapsed);
     }
     printf("%s %llu %llu\n", name, (unsigned long long)count, (unsigned long long)elapsed);
     fflush(stdout);
@@ -134,10 +206,11 @@ static void measure(const char *name, const struct work *work, uint64_t duration
 
 static struct work parse(const char *text, const char *path)
 {
-    struct work work = {.path = path, .fd = -1};
+    struct work work = {.path = path, .threads = 1, .fd = -1};
     size_t size = 0;
 
-    if (sscanf(text, "read:%zu", &size) == 1)
+    if (sscanf(text, "read:%zux%u", &size, &work.threads) >= 1 && work.threads >= 1 &&
+        work.threads <= MAX_THREADS)
         work.kind = READ;
     else if (sscanf(text, "write:%zu", &size) == 1)
         work.kind = WRITE;
@@ -148,9 +221,7 @@ static struct work parse(const char *text, const char *path)
     else
         fail("unknown work: %s", text);
     work.size = size;
-    /* Page-aligned: kernel FUSE would need a page more, and a second request, for 1 MiB that is not. */
-    if (posix_memalign((void **)&work.buffer, 4096, size ? size : 1))
-        fail("no memory");
+    work.buffer = buffer_of(size);
     return work;
 }
 

@@ -13,7 +13,15 @@ from pathlib import Path
 
 from benchmarks.processes import UnavailableError, server
 from benchmarks.tools import HERE, SHARED_MEMORY, Tools
-from benchmarks.works import IOCTL_16, OPEN_CLOSE, READ_1M, READS, WRITE_16, Work
+from benchmarks.works import (
+    IOCTL_16,
+    OPEN_CLOSE,
+    READ_1M,
+    READ_16_BY_8,
+    READS,
+    WRITE_16,
+    Work,
+)
 
 RECUSE_PLAIN = "recuse plain"
 RECUSE_ASYNC = "recuse async"
@@ -28,7 +36,7 @@ TMPFS_SANDBOX = "tmpfs sandboxed"
 FILE = "file"
 FILE_SANDBOX = "file sandboxed"
 
-DEVICE_WORKS = (*READS, WRITE_16, IOCTL_16)
+DEVICE_WORKS = (*READS, READ_16_BY_8, WRITE_16, IOCTL_16)
 LARGEST = 1 << 20
 
 UMOCKDEV_DEVICE = """\

@@ -32,7 +32,7 @@ class Tools:
 
     @cache  # noqa: B019 - one Tools a run
     def client(self) -> str:
-        return self._compile("client")
+        return self._compile("client", ("-pthread",))
 
     @cache  # noqa: B019
     def libfuse_server(self) -> str:

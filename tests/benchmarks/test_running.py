@@ -60,12 +60,21 @@ def test_client_counts_as_told(tools: Tools, file: Path) -> None:
     assert text.split()[:2] == ["read:16", "123"]
 
 
+def test_client_shares_a_work_out_to_threads(tools: Tools, file: Path) -> None:
+    text = output([tools.client(), "-t", "0.01", "-n", "800", str(file), "read:16x8"], 60)
+    assert text.split()[:2] == ["read:16x8", "800"]
+    text = output([tools.client(), "-t", "0.01", str(file), "read:16x8"], 60)
+    assert 0 < parse(text)["read:16x8"] < 1e9
+
+
 @pytest.mark.parametrize(
     ("content", "work", "message"),
     [
         (b"R" * 15 + b"X", "read:16", "wrong data at byte 15"),
         (b"R" * 15, "read:16", "15 bytes instead of 16"),
         (b"R" * 16, "ioctl:16", "Inappropriate ioctl for device"),
+        (b"R" * 16, "read:16x0", "unknown work: read:16x0"),
+        (b"R" * 15 + b"X", "read:16x2", "wrong data at byte 15"),
         (b"R" * 16, "sing:16", "unknown work: sing:16"),
         (None, "read:16", "No such file or directory"),
     ],

@@ -319,3 +319,34 @@ def test_job_control_in_the_sandbox_while_a_device_is_read(waiting):
     waiting.expect("inside:")
     waiting.type("echo status $?.\n")
     waiting.expect("status 130.")
+
+
+DEAF = """
+import threading
+from recuse import Device, File
+
+class DeafFile(File):
+    def read(self, size, offset):
+        threading.Event().wait()
+
+class Deaf(Device):
+    name = "deaf"
+    def open(self, request):
+        return DeafFile()
+"""
+
+
+def test_the_keys_that_end_a_program_do_so_whatever_its_device_does(bash, tmp_path):
+    (tmp_path / "echo.py").write_text(DEAF)
+    bash.type("ulimit -c 0; R sh -c 'echo star''ted; exec cat /dev/deaf'\n")
+    bash.expect("started")
+    bash.type("\x03")
+    bash.type("echo status $?.\n")
+    bash.expect("status 130.")
+    # One that catches Ctrl-C waits on, as for a driver.
+    script = 'print("star" "ted", flush=True); open("/dev/deaf").read()'
+    bash.type(f"R {sys.executable} -S -c '{script}'\n")
+    bash.expect("started")
+    bash.type("\x03\x1c")
+    bash.type("echo status $?.\n")
+    bash.expect("status 131.")
