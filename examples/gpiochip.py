@@ -86,11 +86,14 @@ class GpioChip(Device):
 
     def request(self, offsets: Iterable[int]) -> list[Line]:
         """Return lines that nobody has."""
-        lines = [self.line(offset) for offset in offsets]
+        lines: list[Line] = []
+        for offset in offsets:
+            line = self.line(offset)
+            if line.user is not None or line in lines:
+                raise OSError(errno.EBUSY, "in use")
+            lines.append(line)
         if not lines:
             raise invalid("no lines")
-        if any(line.user is not None for line in lines) or len(set(lines)) < len(lines):
-            raise OSError(errno.EBUSY, "in use")
         return lines
 
     def settle(self) -> None:
@@ -224,6 +227,7 @@ class ChipFile(Events):
         setup = configuration(request.config, request.num_lines)
         lines = self.device.request(request.offsets[: request.num_lines])
         most = min(request.event_buffer_size or 16 * len(lines), 16 * gpio.LINES_MAX)
+        most = 1 << (most - 1).bit_length()
         file = RequestFile(self.device, lines, gpio.LineEvent, most)
         return file.take(request.consumer, setup)
 
@@ -273,7 +277,7 @@ def configuration(config: gpio.LineConfig, count: int) -> list[Setup]:
         setup = Setup(check_flags(flags.flags if flags else config.flags))
         setup.value = values.values >> index & 1 if values else 0
         setup.debounce_us = debounce.debounce_period_us if debounce else 0
-        if setup.debounce_us and not setup.flags & Flag.INPUT:
+        if debounce and not setup.flags & Flag.INPUT:
             raise invalid("debouncing is for inputs")
         found.append(setup)
     return found
@@ -297,13 +301,11 @@ class LinesFile(Events):
         for line in self.lines:
             line.user = self
             line.consumer = consumer[: gpio.NAME_SIZE - 1] or b"?"
-        self.set_up(setup)
-        for line in self.lines:
-            self.chip.changed(line, gpio.REQUESTED)
+        self.set_up(dict(zip(self.lines, setup, strict=False)), gpio.REQUESTED)
         return self
 
-    def set_up(self, setup: Sequence[Setup]) -> None:
-        for line, wanted in zip(self.lines, setup, strict=False):
+    def set_up(self, setup: Mapping[Line, Setup], what: int) -> None:
+        for line, wanted in setup.items():
             # Without a direction the line keeps the one that it has.
             as_it_is = Flag(0) if wanted.flags & gpio.DIRECTION else line.flags & gpio.DIRECTION
             line.flags = wanted.flags & ~gpio.EDGES | as_it_is
@@ -312,8 +314,9 @@ class LinesFile(Events):
                 line.set(wanted.value)
         self.chip.settle()
         # What setting up does to the levels is no event.
-        for line, wanted in zip(self.lines, setup, strict=False):
+        for line, wanted in setup.items():
             line.flags |= wanted.flags & gpio.EDGES
+            self.chip.changed(line, what)
 
     def set_values(self, values: Mapping[Line, int]) -> None:
         if not all(line.flags & Flag.OUTPUT for line in values):
@@ -360,9 +363,10 @@ class HandleFile(LinesFile):
     @ioctl(gpio.HANDLE_SET_CONFIG, gpio.HandleConfig)
     async def set_config(self, config: gpio.HandleConfig) -> None:
         flags = check_flags(from_bits(config.flags, gpio.REQUEST_BITS))
-        self.set_up([Setup(flags, value) for value in config.default_values])
-        for line in self.lines:
-            self.chip.changed(line, gpio.RECONFIGURED)
+        if not flags & gpio.DIRECTION:
+            raise invalid("without a direction")
+        values = zip(self.lines, config.default_values, strict=False)
+        self.set_up({line: Setup(flags, value) for line, value in values}, gpio.RECONFIGURED)
 
 
 class EventFile(LinesFile):
@@ -405,14 +409,17 @@ class RequestFile(LinesFile):
 
     @ioctl(gpio.V2_LINE_SET_CONFIG, gpio.LineConfig)
     async def set_config(self, config: gpio.LineConfig) -> None:
-        self.set_up(configuration(config, len(self.lines)))
-        for line in self.lines:
-            self.chip.changed(line, gpio.RECONFIGURED)
+        setup = zip(self.lines, configuration(config, len(self.lines)), strict=True)
+        # Lines without a direction are left as they are.
+        chosen = {line: wanted for line, wanted in setup if wanted.flags & gpio.DIRECTION}
+        self.set_up(chosen, gpio.RECONFIGURED)
 
 
 def line_info(line: Line) -> gpio.LineInfo:
     info = gpio.LineInfo(line.name, line.consumer, line.offset)
     info.flags = line.flags | (Flag.USED if line.user is not None else 0)
+    if isinstance(line.user, EventFile):
+        info.flags &= ~gpio.EDGES  # version 1 does not tell version 2
     if line.debounce_us:
         info.num_attrs = 1
         info.attrs[0].id = gpio.ATTR_DEBOUNCE
