@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from . import records
-from .places import Place, cases, compile_client, in_sandbox, on_kernel
+from .places import Place, cases, in_sandbox, on_kernel
 
 
 def record(place: Place, names: list[str]) -> dict[str, list[str]]:
@@ -37,30 +37,31 @@ def main() -> int:
     wanted = {argument for argument in arguments if not argument.startswith("-")}
     failed = 0
     differing = records.read(records.SANDBOX)
-    with tempfile.TemporaryDirectory() as directory:
-        client = compile_client(Path(directory))
-        with (in_sandbox if sandboxed else on_kernel)(client) as place:
-            for group, names in cases().items():
-                chosen = [n for n in names if not wanted or wanted & {group, n}]
-                began = time.monotonic()
-                found = record(place, chosen)
-                failed += len(chosen) - len(found)
-                if chosen:
-                    print(f"# {group}: {len(found)} in {time.monotonic() - began:.1f} s")
-                kept = records.read(group)
-                if sandboxed:
-                    for case, lines in found.items():
-                        if lines == kept.get(case):
-                            differing.pop(case, None)
-                        if lines != kept.get(case):
-                            diff = difflib.unified_diff(kept.get(case, []), lines, n=2, lineterm="")
-                            print("", f"[{case}]", *list(diff)[2:], sep="\n")
-                            if case in differing:
-                                differing[case] = lines
-                elif found:
-                    kept |= found
-                    ordered = {name: kept[name] for name in names if name in kept}
-                    records.write(group, f"What Linux {os.uname().release} does", ordered, {})
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        (in_sandbox if sandboxed else on_kernel)(Path(directory)) as place,
+    ):
+        for group, names in cases().items():
+            chosen = [n for n in names if not wanted or wanted & {group, n}]
+            began = time.monotonic()
+            found = record(place, chosen)
+            failed += len(chosen) - len(found)
+            if chosen:
+                print(f"# {group}: {len(found)} in {time.monotonic() - began:.1f} s")
+            kept = records.read(group)
+            if sandboxed:
+                for case, lines in found.items():
+                    if lines == kept.get(case):
+                        differing.pop(case, None)
+                    if lines != kept.get(case):
+                        diff = difflib.unified_diff(kept.get(case, []), lines, n=2, lineterm="")
+                        print("", f"[{case}]", *list(diff)[2:], sep="\n")
+                        if case in differing:
+                            differing[case] = lines
+            elif found:
+                kept |= found
+                ordered = {name: kept[name] for name in names if name in kept}
+                records.write(group, f"What Linux {os.uname().release} does", ordered, {})
     if sandboxed:
         head = "What the sandbox does where it differs from Linux, and why"
         records.write(records.SANDBOX, head, differing, records.reasons())

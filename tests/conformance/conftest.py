@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from .places import InSandbox, compile_client, in_sandbox
+from .places import InSandbox, in_sandbox
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InSandbox]:
     """A sandbox with the suite's devices."""
-    with in_sandbox(compile_client(tmp_path_factory.mktemp("client"))) as place:
+    with in_sandbox(tmp_path_factory.mktemp("client")) as place:
         yield place

@@ -24,6 +24,11 @@ from .recording import PATIENCE_S, Recorder, RecordingSession
 
 CLIENT = Path(__file__).parent / "client"
 
+COMPAT = "compat"
+"""The group of cases that are made as 32-bit programs."""
+
+DRIVER = "driver"
+
 CASE_S = 30
 """How long a case may take; only a failure takes as long."""
 
@@ -37,14 +42,18 @@ def cases() -> dict[str, list[str]]:
     }
 
 
-def compile_client(directory: Path) -> Path:
-    """Make the client program."""
-    program = directory / "client"
-    sources = sorted(map(str, CLIENT.glob("*.c")))
+def compile_client(directory: Path, bits: int) -> Path:
+    """Make the client program, with the cases of COMPAT if it is a 32-bit one, else the others."""
+    program = directory / f"client{bits}"
+    sources = sorted(
+        str(source)
+        for source in CLIENT.glob("*.c")
+        if source.stem == DRIVER or (source.stem == COMPAT) == (bits == 32)
+    )
     # What they pass to system calls is wrong on purpose.
     wrong = ["-Wno-nonnull", "-Wno-stringop-overflow"]
     flags = ["-O1", "-Wall", "-Wextra", "-Werror", *wrong, "-pthread"]
-    subprocess.run(["gcc", *flags, "-o", program, *sources], check=True)
+    subprocess.run(["gcc", f"-m{bits}", *flags, "-o", program, *sources], check=True)
     return program
 
 
@@ -53,8 +62,16 @@ class Place:
 
     pause_s = 0.0
 
-    def __init__(self, client: Path) -> None:
-        self._client = client
+    def __init__(self, directory: Path) -> None:
+        """Prepare.
+
+        Args:
+            directory: where to put the client programs, when they are needed.
+        """
+        self._directory = directory
+        self._groups = {case: group for group, names in cases().items() for case in names}
+        self._clients: dict[int, Path] = {}
+        self._bits = 0
         self.recorder = Recorder(self.pause_s)
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
@@ -69,8 +86,14 @@ class Place:
     def run(self, case: str) -> list[str]:
         """Return the record of one case."""
         self.recorder.begin()
+        bits = 32 if self._groups[case] == COMPAT else 64
+        if bits != self._bits:
+            self.stop()
+            self._bits = bits
         if self._process is None:
-            self._process = self.start([str(self._client)])
+            if bits not in self._clients:
+                self._clients[bits] = compile_client(self._directory, bits)
+            self._process = self.start([str(self._clients[bits])])
         try:
             self._write(case)
             status = self._follow(time.monotonic() + CASE_S)
@@ -156,8 +179,8 @@ class InSandbox(Place):
 
     pause_s = 0.05
 
-    def __init__(self, client: Path) -> None:
-        super().__init__(client)
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
         self.sandbox = Sandbox(*(Joined(device, self.recorder) for device in devices()))
 
     def start(self, argv: list[str]) -> subprocess.Popen[bytes]:
@@ -188,9 +211,9 @@ class OnKernel(Place):
 
 
 @contextlib.contextmanager
-def in_sandbox(client: Path) -> Iterator[InSandbox]:
+def in_sandbox(directory: Path) -> Iterator[InSandbox]:
     """A sandbox with the devices."""
-    place = InSandbox(client)
+    place = InSandbox(directory)
     with place.sandbox:
         try:
             yield place
@@ -199,9 +222,9 @@ def in_sandbox(client: Path) -> Iterator[InSandbox]:
 
 
 @contextlib.contextmanager
-def on_kernel(client: Path) -> Iterator[OnKernel]:
+def on_kernel(directory: Path) -> Iterator[OnKernel]:
     """This machine's kernel with the devices."""
-    place = OnKernel(client)
+    place = OnKernel(directory)
     with contextlib.ExitStack() as stack:
         for device in devices():
             served = DevCuse(device)

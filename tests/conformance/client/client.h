@@ -45,12 +45,17 @@
 
 /* Memory at addresses that are the same in every run: some requests have them. */
 #define PAGE 4096L
+#ifdef __x86_64__
 #define BUF ((char *)0x100000000)
+#define NOWHERE ((char *)0x200000000)
+#define KERNEL ((char *)0xffff800000000000)
+#else
+#define BUF ((char *)0x40000000)
+#define NOWHERE ((char *)0x60000000)
+#endif
 #define BUF_SIZE (2 * 1024 * 1024L)
 #define END (BUF + BUF_SIZE)           /* a page that nobody may touch */
 #define CONSTANT (END + PAGE)          /* a page that may be read only; then nothing again */
-#define NOWHERE ((char *)0x200000000)
-#define KERNEL ((char *)0xffff800000000000)
 
 /* Define a case: CASE(name) { ... } */
 #define CASE(name) \

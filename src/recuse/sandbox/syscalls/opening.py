@@ -314,7 +314,8 @@ def openat(supervisor: Supervisor, call: Notification) -> int:
 
 def creat(supervisor: Supervisor, call: Notification) -> int:
     """``creat(path, mode)``."""
-    flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+    # The same call for 32-bit programs.
+    flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | arch.O_LARGEFILE
     return _open(supervisor, call, AT_FDCWD, call.a0, flags)
 
 
