@@ -135,6 +135,15 @@ def test_every_kind_of_stat(run):
     assert lines[4] == "old stat: 0 20666"
 
 
+def test_what_surrounds_the_device(run):
+    assert run("statfs", "sysfs") == [
+        "statfs: 0 0 0 0",
+        "sysfs: echo 10",
+        "sysfs: 31",
+        "sysfs: 4096",
+    ]
+
+
 def test_owners_of_16_and_of_32_bits(run):
     got = run("chown", "stat")
     assert got[:4] == ["chown: 0"] * 4

@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/statfs.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
 #include <sys/uio.h>
@@ -99,6 +100,22 @@ static void act(const char *what)
         /* struct stat of the oldest calls that a 32-bit kernel still has: mode at 8. */
         long result = syscall(SYS_stat, path, text);
         printf("%s: %ld %o\n", what, result, *(unsigned short *) (text + 8));
+    } else if (!strcmp(what, "statfs")) {
+        struct statfs node, top;
+        int results[] = {statfs(path, &node), fstatfs(device, &node), statfs("/dev", &top)};
+        printf("%s: %d %d %d %d\n", what, results[0], results[1], results[2],
+               memcmp(&node, &top, sizeof node));
+    } else if (!strcmp(what, "sysfs")) {
+        DIR *directory = opendir("/sys/class/cuse");
+        struct dirent *entry;
+        char link[64] = "";
+        while ((entry = readdir(directory)))
+            if (entry->d_name[0] != '.')
+                printf("%s: %s %d\n", what, entry->d_name, entry->d_type);
+        closedir(directory);
+        say(what, readlink("/sys/class/cuse/echo", link, sizeof link));
+        int uevent = open("/sys/class/cuse/echo/uevent", O_RDONLY);
+        say(what, lseek(uevent, 0, SEEK_END));
     } else if (!strcmp(what, "chown")) {
         say(what, syscall(SYS_chown, path, 12, 0xFFFF));
         say(what, syscall(SYS_lchown, path, 0xFFFF, 34));

@@ -139,6 +139,8 @@ SYSCALLS: Final[dict[str, int]] = {
     "setgroups": 81,
     "setgroups32": 206,
     "capset": 185,
+    "statfs64": 268,
+    "fstatfs64": 269,
 }
 """Every system call that recuse traps, by name."""
 

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.connection import os_error
 from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.memory import read_memory, write_memory
-from recuse.sandbox.syscalls import attributes, control, listing, names, opening, processes, rw
+from recuse.sandbox.syscalls import (
+    attributes,
+    control,
+    filesystems,
+    listing,
+    names,
+    opening,
+    processes,
+    rw,
+)
 from recuse.sandbox.syscalls.attributes import AT_SYMLINK_NOFOLLOW
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.tree import AT_FDCWD
@@ -273,6 +282,8 @@ _OWN: Final[dict[str, Handler]] = {
     "futimesat": futimesat,
     "utimensat": utimensat,
     "socketcall": socketcall,
+    "statfs64": filesystems.statfs64,
+    "fstatfs64": filesystems.fstatfs64,
 }
 
 HANDLERS: Final[dict[str, Handler]] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import struct
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.connection import os_error
@@ -20,33 +21,60 @@ if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
-_SIZE: Final = 120
-"""Of a ``struct statfs`` (asm-generic/statfs.h)."""
+_STATFS: Final = struct.Struct("=qqQQQQQiiqqq32x")
+"""asm-generic/statfs.h"""
+_STATFS64_32: Final = struct.Struct("=IIQQQQQiiIII16x")
+"""The ``struct compat_statfs64`` of 32-bit programs (asm/compat.h)."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _fill(supervisor: Supervisor, call: Notification, found: Found | None) -> int:
+def _fill(
+    supervisor: Supervisor,
+    call: Notification,
+    found: Found | None,
+    address: int,
+    layout: struct.Struct = _STATFS,
+) -> int:
     if found is None or found.link:
         return PROCEED
     top = b"/" + found.node.path.split(b"/", 2)[1]
-    buffer = ctypes.create_string_buffer(_SIZE)
+    buffer = ctypes.create_string_buffer(_STATFS.size)
     if _libc.syscall(arch.SYSCALLS["statfs"], top, buffer) < 0:
         raise os_error(ctypes.get_errno())
     alive = supervisor.listener.alive(call.id)
-    if alive and write_memory(call.pid, call.a1, buffer.raw) < _SIZE:
+    data = buffer.raw
+    if layout is not _STATFS:
+        data = layout.pack(*_STATFS.unpack(data))
+    if alive and write_memory(call.pid, address, data) < len(data):
         raise os_error(errno.EFAULT)
     return 0
 
 
 def statfs(supervisor: Supervisor, call: Notification) -> int:
     """``statfs(path, buf)``."""
-    return _fill(supervisor, call, looked_at(supervisor, call, AT_FDCWD, call.a0, 0))
+    return _fill(supervisor, call, looked_at(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
 
 
 def fstatfs(supervisor: Supervisor, call: Notification) -> int:
     """``fstatfs(fd, buf)``."""
-    return _fill(supervisor, call, held(supervisor, call, signed32(call.a0)))
+    return _fill(supervisor, call, held(supervisor, call, signed32(call.a0)), call.a1)
+
+
+def statfs64(supervisor: Supervisor, call: Notification) -> int:
+    """``statfs64(path, size, buf)`` of a 32-bit program."""
+    if call.a1 != _STATFS64_32.size:
+        return PROCEED  # EINVAL
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
+    return _fill(supervisor, call, found, call.a2, _STATFS64_32)
+
+
+def fstatfs64(supervisor: Supervisor, call: Notification) -> int:
+    """``fstatfs64(fd, size, buf)`` of a 32-bit program."""
+    if call.a1 != _STATFS64_32.size:
+        return PROCEED
+    found = held(supervisor, call, signed32(call.a0))
+    return _fill(supervisor, call, found, call.a2, _STATFS64_32)
 
 
 HANDLERS: Final[dict[str, Handler]] = {"statfs": statfs, "fstatfs": fstatfs}
