@@ -306,7 +306,7 @@ class Connection:
                 return  # nobody waits for it
             if fatal and (state is PENDING or state is WAITING) and not request.force:
                 self._queue.finish(request, Reply(-errno.EINTR))
-            elif request.interrupted:
+            elif request.interrupted and request not in self._queue.interrupts:
                 return
             else:
                 if self.no_interrupt and request.unique > self._interruptible:

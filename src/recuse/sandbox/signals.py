@@ -17,12 +17,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
+from recuse.channel.workers import Workers
 from recuse.sandbox.listener import Listener, Notification
 
 _log = logging.getLogger("recuse.sandbox")
@@ -91,6 +94,9 @@ class SignalWatch:
         self._unpark = threading.Event()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        # An interrupt may have to go on with an operation, and come to a method that blocks.
+        self._due: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._interrupters = Workers(self._due.get, _call, name="recuse-interrupts")
 
     def watch(
         self, call: Notification, listener: Listener, interrupt: Interrupt, *, late: bool = False
@@ -121,6 +127,7 @@ class SignalWatch:
                     target=self._work, name="recuse-signals", daemon=True
                 )
                 self._thread.start()
+                self._interrupters.start()
 
     def close(self) -> None:
         """Stop looking."""
@@ -128,6 +135,8 @@ class SignalWatch:
         self._unpark.set()
         if self._thread is not None:
             self._thread.join()
+            self._due.put(None)
+            self._interrupters.join()
 
     def _work(self) -> None:
         pause, idle = TICK, 0
@@ -170,15 +179,19 @@ class SignalWatch:
                 one.looks += 1
                 if one.looks > 2 or signals.for_thread:
                     one.found = [*one.found[-1:], signals]
-                    one.interrupt(False)
+                    self._due.put(partial(one.interrupt, False))
 
     def _end(self, one: Waiting) -> bool:
         """The caller is gone, unless its call was forgotten meanwhile, and then answered."""
         left = self.waiting.pop(one.call.id, None)
         if left is None:
             return False
-        left.interrupt(True)
+        self._due.put(partial(left.interrupt, True))
         return True
+
+
+def _call(due: Callable[[], None]) -> None:
+    due()
 
 
 class Signals(NamedTuple):

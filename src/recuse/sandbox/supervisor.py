@@ -127,8 +127,11 @@ class Supervisor:
         self._hold(call, connection)
 
         def interrupt(fatal: bool) -> None:
-            for request in connection.requests_of(pid):
-                connection.interrupt(request, fatal=fatal)
+            requests = connection.requests_of(pid)
+            # If it has been answered meanwhile, they may be of the thread's next call.
+            if fatal or self.listener.alive(call.id):
+                for request in requests:
+                    connection.interrupt(request, fatal=fatal)
 
         self.signals.watch(call, self.listener, interrupt)
         run(connection, operation, done)

@@ -88,6 +88,20 @@ def test_a_request_has_one_interrupt() -> None:
     assert counts == [1, 0, 0]
 
 
+def test_an_interrupt_that_waits_with_its_request_is_told_of_at_the_next_signal() -> None:
+    made = connection()
+    request, _ = submitted(made, sent=False)
+    made.interrupt(request, fatal=False)
+    made.read(BIG)
+    calls: list[None] = []
+    made.on_pending = lambda: calls.append(None)
+    made.interrupt(request, fatal=False)
+    assert len(calls) == 1
+    assert len(list(drain(made))) == 1
+    made.interrupt(request, fatal=False)
+    assert len(calls) == 1
+
+
 def test_the_requests_of_a_caller() -> None:
     made = connection()
     requests = [Request(FUSE_READ, b"", 0, 16, pid=pid) for pid in (7, 8, 7, 7)]

@@ -1,0 +1,111 @@
+"""Looking for signals that are pending for a thread that waits."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import closing, contextmanager
+
+import pytest
+
+from recuse.sandbox.listener import Notification
+from recuse.sandbox.signals import SignalWatch, pending_signals
+
+WAIT_S = 20
+
+
+class Gone:
+    """A listener whose calls have all been withdrawn."""
+
+    def alive(self, call_id):
+        return False
+
+
+def call(number):
+    return Notification(number, threading.get_native_id(), *[0] * 10)
+
+
+def test_an_interrupt_that_blocks_keeps_no_other_from_being_told():
+    go_on, told = threading.Event(), threading.Event()
+
+    def block(fatal):
+        assert fatal
+        go_on.wait(WAIT_S)
+
+    with closing(SignalWatch()) as watch:
+        watch.watch(call(1), Gone(), block)
+        watch.watch(call(2), Gone(), lambda fatal: told.set())
+        assert told.wait(WAIT_S)
+        watch.watch(call(3), Gone(), lambda fatal: go_on.set())
+        assert go_on.wait(WAIT_S)
+        assert watch.waiting == {}
+
+
+def test_what_is_forgotten_is_not_told():
+    told = threading.Event()
+    with closing(SignalWatch()) as watch:
+        watch.watch(call(1), Gone(), lambda fatal: pytest.fail("told"))
+        assert watch.forget(call(1)).call.id == 1
+        assert watch.forget(call(1)) is None
+        watch.watch(call(2), Gone(), lambda fatal: told.set())
+        assert told.wait(WAIT_S)
+
+
+def test_a_late_watch_does_not_replace_one():
+    told = threading.Event()
+    with closing(SignalWatch()) as watch:
+        watch.watch(call(1), Gone(), lambda fatal: told.set())
+        watch.watch(call(1), Gone(), lambda fatal: pytest.fail("told"), late=True)
+        assert told.wait(WAIT_S)
+
+
+SCRIPT = """
+import os, signal, sys
+{prepare}
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def stopped(prepare):
+    """A process that takes no signals, since it is stopped."""
+    argv = [sys.executable, "-I", "-S", "-c", SCRIPT.format(prepare=prepare)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            yield process
+        finally:
+            process.kill()
+
+
+CASES = [
+    ("", [], None),
+    ("signal.signal(signal.SIGUSR1, signal.SIG_IGN)", ["SIGUSR1", "SIGCHLD", "SIGURG"], None),
+    ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])", ["SIGUSR1"], None),
+    ("signal.signal(signal.SIGUSR1, lambda *_: None)", ["SIGUSR1"], (True, False)),
+    ("", ["SIGTSTP"], (False, False)),
+    ("", ["SIGQUIT"], (False, True)),
+    ("signal.signal(signal.SIGQUIT, lambda *_: None)", ["SIGQUIT"], (True, False)),
+]
+
+
+@pytest.mark.parametrize(("prepare", "numbers", "expected"), CASES)
+def test_what_is_pending(prepare, numbers, expected):
+    with stopped(prepare) as process:
+        for number in numbers:
+            process.send_signal(signal.Signals[number])
+        found = pending_signals(process.pid)
+        if expected is None:
+            assert found is None
+        else:
+            assert (found.caught, found.deadly) == expected
+            assert found.for_thread
+            assert found.sure
+
+
+def test_a_thread_that_is_gone_has_no_signals():
+    assert pending_signals(2**22 + 1) is None
