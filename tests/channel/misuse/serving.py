@@ -157,8 +157,11 @@ def section_order() -> None:
     """Answers out of order, and to requests that nobody has read."""
     channel, path = device()
     fd = opened(channel, path)
-    clients = [Client(client_read, fd, size) for size in (1, 2)]
-    requests = [channel.next(), channel.next()]
+    clients = []
+    requests = []
+    for size in (1, 2):
+        clients.append(Client(client_read, fd, size))
+        requests.append(channel.next())
     sizes = [struct.unpack_from("=I", request.body, 16)[0] for request in requests]
     say("the second has", f"+{requests[1].unique - requests[0].unique}")
     for request, size in reversed(list(zip(requests, sizes, strict=True))):
