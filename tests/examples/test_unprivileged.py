@@ -104,3 +104,11 @@ def test_libfuses_cuse_client(as_nobody: Run, needs: Needs, directory: Path) -> 
     )
     assert "abc" in output
     assert output.endswith("8\n")
+
+
+def test_libgpiods_programs(as_nobody: Run, needs: Needs) -> None:
+    needs("gpioset", "gpiod")
+    output = as_nobody(
+        "examples/gpiochip.py", "gpiodetect && gpioset gpiochip9 0=1 && gpioget gpiochip9 1 3"
+    )
+    assert output == "gpiochip9 [recuse] (8 lines)\n1 0\n"

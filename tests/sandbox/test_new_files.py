@@ -199,6 +199,28 @@ def test_a_device_that_is_served_at_a_socket(
         maker.wait_released(2)
 
 
+def test_a_server_that_ends_leaves_files_that_fail(
+    start: Callable[..., Program], maker: Maker, tmp_path: Path
+) -> None:
+    server = DeviceServer(maker, str(tmp_path / "socket"))
+    with Sandbox(Remote(server.path)) as sandbox:
+        script = """
+fds = make(1), make(2), chip
+print("made", flush=True)
+sys.stdin.readline()
+print([attempt(os.read, fd, 9) for fd in fds], [attempt(make, 3, chip=fd) for fd in fds])
+"""
+        with start(sandbox, SCRIPT + script) as program:
+            assert program.stdout is not None
+            assert program.stdin is not None
+            assert program.stdout.readline() == b"made\n"
+            server.close()
+            maker.wait_released(2)
+            program.stdin.write(b"\n")
+            assert program.stdout.read() == f"{['ENODEV'] * 3} {['ENODEV'] * 3}\n".encode()
+            assert program.wait(PATIENCE_S) == 0
+
+
 def test_a_new_file_looks_like_an_anonymous_one(client: Client) -> None:
     output = client(
         SCRIPT
