@@ -57,6 +57,9 @@ def compile_client(directory: Path, bits: int) -> Path:
     return program
 
 
+_TICK_S = 0.05
+
+
 class Place:
     """Runs cases, by one process of the client's for all of them."""
 
@@ -190,7 +193,11 @@ class InSandbox(Place):
         # A close returns before its RELEASE is sent.
         machine = self.sandbox._machine
         assert machine is not None
-        machine.descriptors.settle(0.01)
+        deadline = time.monotonic() + PATIENCE_S
+        while (began := time.monotonic()) < deadline:
+            machine.descriptors.settle(_TICK_S)
+            if time.monotonic() - began < _TICK_S or self.recorder.holds_any:
+                return
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         self.sandbox.kill()

@@ -121,6 +121,12 @@ class Recorder:
             if not self._changed.wait_for(lambda: not self._open, PATIENCE_S):
                 self.lines.append("!! not all files were released")
 
+    @property
+    def holds_any(self) -> bool:
+        """Whether a request is held, so that a file may be closed and not released."""
+        with self._changed:
+            return bool(self._held)
+
     def note(self, line: str) -> None:
         """Add a line of the client's."""
         with self._changed:

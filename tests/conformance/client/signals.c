@@ -248,7 +248,7 @@ CASE(stop_and_continue)
 	pid_t pid = child("child", one_read);
 	server("await READ 1");
 	kill(pid, SIGSTOP);
-	server("pause");
+	server("await INTERRUPT 1");
 	kill(pid, SIGCONT);
 	server("pause");
 	server("answer READ data 3");
@@ -263,7 +263,7 @@ CASE(stop_that_the_server_answers_with_eintr)
 	pid_t pid = child("child", one_read);
 	server("await READ 1");
 	kill(pid, SIGSTOP);
-	server("pause");
+	server("await INTERRUPT 1");
 	kill(pid, SIGCONT);
 	bury("child", pid);
 }
