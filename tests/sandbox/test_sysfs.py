@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 import os
 import re
 import subprocess
@@ -236,6 +237,21 @@ def test_declared_attributes(look, declared):
     ]
 
 
+def test_one_content_is_read_to_its_end(clients):
+    made = itertools.count(1)
+    with Sandbox(Declared(sysfs={"count": lambda _: f"{next(made)}" * 6})) as sandbox:
+        script = f"""
+fd = os.open('{DIRECTORY}/count', os.O_RDONLY)
+print(os.read(fd, 2), os.read(fd, 2), os.pread(fd, 2, 4), os.read(fd, 9), os.read(fd, 9))
+print(os.pread(fd, 9, 0), os.pread(fd, 9, 3), os.lseek(fd, 0, 0), os.read(fd, 9))
+"""
+        # From the beginning, or from where nobody has stopped reading, it is made anew.
+        assert clients(sandbox)(script).splitlines() == [
+            "b'11' b'11' b'11' b'22' b''",
+            "b'333333' b'444' 0 b'555555'",
+        ]
+
+
 def test_the_declared_class(look):
     number = look("stat -c %Hr:%Lr /dev/input/recuse9").strip()
     assert look(f"realpath /sys/dev/char/{number} /sys/dev/char/{number}/subsystem") == (
@@ -270,7 +286,10 @@ def test_two_devices_of_one_class(make_echo, shells):
     with Sandbox(one, two) as sandbox:
         look = shells(sandbox)
         assert look("ls /sys/class/recuse; cat /sys/class/recuse/x") == "one\ntwo\nx\none"
+        links = "stat -c %h /sys/devices/virtual/recuse /sys/devices/virtual/cuse"
+        assert look(links) == "4\n4\n"
         assert look("echo 1 > /sys/class/cuse/two/abort; ls /sys/class/recuse") == "one\nx\n"
+        assert look(links) == "3\n3\n"
         assert look("echo 1 > /sys/class/cuse/one/abort; ls /sys/class/recuse 2>&1").endswith(
             "No such file or directory\n[status 2]"
         )
