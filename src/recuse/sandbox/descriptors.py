@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import logging
 import os
 import select
@@ -31,10 +32,13 @@ from typing import TYPE_CHECKING
 
 from recuse.channel.workers import Workers
 from recuse.kernel.connection import os_error
+from recuse.kernel.devices import CharDevice
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
 from recuse.sandbox.arch import arch
+from recuse.sandbox.native import READY, NativeEnd
 from recuse.sandbox.nodes import Node
+from recuse.sandbox.readiness import Readiness, Waker, watched_by
 
 if TYPE_CHECKING:
     from recuse.sandbox.channels import ChannelFile
@@ -43,15 +47,24 @@ if TYPE_CHECKING:
 _log = logging.getLogger("recuse.sandbox")
 _libc = ctypes.CDLL(None, use_errno=True)
 
-
-READY = b"\0"
-"""What lies in the programs' end while it is readable; no program sees it."""
+_SWEEP_S = 0.5
+"""How long the last close of a file may go unnoticed whose device has gone while it was polled."""
 
 
 class Descriptor:
     """One open file description in the programs, from open until its last reference is gone."""
 
-    __slots__ = ("_ours", "_theirs", "end", "file", "flags", "link", "node", "sole")
+    __slots__ = (
+        "_ours",
+        "_theirs",
+        "end",
+        "file",
+        "flags",
+        "link",
+        "node",
+        "readiness",
+        "sole",
+    )
 
     def __init__(self, node: Node, flags: int) -> None:
         """Make the pair.
@@ -68,6 +81,8 @@ class Descriptor:
         self.file: OpenFile | ChannelFile | AttributeFile | None = None
         self.flags = flags
         self.sole: tuple[int, int] | None = None
+        self.readiness: Readiness | None = None
+        """Once a program has asked for it."""
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
@@ -77,6 +92,7 @@ class Descriptor:
             raise os_error(errno.ENFILE) from None
         # A byte to read and room to write: a device without a poll method is always ready.
         ours.send(READY)
+        theirs.send(READY)  # for `NativeEnd.sever`
         self._ours = ours
         self.end = ours.fileno()
         self._theirs = theirs.detach()
@@ -86,6 +102,13 @@ class Descriptor:
     def theirs(self) -> int:
         """The programs' end, until :meth:`hand_over`."""
         return self._theirs
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether its readiness is not always the one that it natively has."""
+        if isinstance(self.file, OpenFile):
+            return not self.file.device.no_poll
+        return self.file is None
 
     def signal(self) -> None:
         """Make the programs' end readable once more."""
@@ -113,6 +136,22 @@ class Descriptor:
         self.end = -1
         self._ours.close()
 
+    def fetch(self, tgid: int, number: int) -> int:
+        """Return a copy of the programs' end, which a process has by that number or another one.
+
+        Raises:
+            OSError: EBADF if it has not; as :func:`fetch_descriptor`.
+        """
+        copy = fetch_descriptor(tgid, number)
+        if self.link == f"socket:[{os.fstat(copy).st_ino}]":
+            return copy
+        os.close(copy)
+        for name in os.listdir(f"/proc/{tgid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{tgid}/fd/{name}") == self.link:
+                    return fetch_descriptor(tgid, int(name))
+        raise os_error(errno.EBADF)
+
 
 class Descriptors:
     """All descriptors of a sandbox, and the threads that notice their end."""
@@ -127,7 +166,14 @@ class Descriptors:
         self._releasing: Counter[Node] = Counter()
         self._settled = threading.Condition(self._lock)
         self._after_releases: list[tuple[Node, Callable[[], None]]] = []
+        self._open: Counter[CharDevice | None] = Counter()
+        self.waker = Waker()
         self._epoll = select.epoll()
+        self._held = select.epoll()
+        """Has the programs' ends in it, and nobody waits for it: the kernel takes out an end whose
+        last reference is closed."""
+        self._severed: list[Descriptor] = []
+        self._closing = threading.Event()
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self._epoll.register(self._stop_read, select.EPOLLIN)
         self._workers = Workers(self._wait_for_hang_up, self.drop, name="recuse-release")
@@ -166,7 +212,64 @@ class Descriptors:
                 raise os_error(errno.ENODEV)
             self._by_link[descriptor.link] = descriptor
             self._by_end[descriptor.end] = descriptor
+            self._count(descriptor, 1)
             self._epoll.register(descriptor.end, 0)  # hang-ups are always told
+            self._held.register(descriptor.theirs, 0)
+
+    def _count(self, descriptor: Descriptor, step: int) -> None:
+        file = descriptor.file
+        if file is None or isinstance(file, OpenFile):
+            device = None if file is None else file.device
+            self._open[device] += step
+            if not self._open[device]:
+                del self._open[device]
+
+    @property
+    def polled(self) -> bool:
+        """Whether there is any whose readiness is not always the one that it natively has."""
+        return any(device is None or not device.no_poll for device in list(self._open))
+
+    def readiness(self, descriptor: Descriptor, file: OpenFile) -> Readiness:
+        """The readiness of a file that has this descriptor, made now if it was not asked for."""
+        if descriptor.readiness is None:
+            with self._lock:
+                if descriptor.readiness is None:
+                    end = NativeEnd(descriptor._ours, functools.partial(self._sever, descriptor))
+                    descriptor.readiness = Readiness(file, descriptor.link, end, self.waker)
+            self.waker.start()
+        return descriptor.readiness
+
+    def _sever(self, descriptor: Descriptor) -> None:
+        """Close our end, whose hang-up does not tell of the last close any more."""
+        with self._lock:
+            if self._by_link.get(descriptor.link) is not descriptor:
+                return
+            self._forget_sole(descriptor)
+            del self._by_end[descriptor.end]
+            self._epoll.unregister(descriptor.end)
+            descriptor.close()
+            self._severed.append(descriptor)
+            if len(self._severed) == 1:
+                threading.Thread(
+                    target=self._sweep_often, name="recuse-severed", daemon=True
+                ).start()
+
+    def _sweep_often(self) -> None:
+        while self._severed and not self._closing.wait(_SWEEP_S):
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Find out which severed ones have no reference any more: they have left our epoll."""
+        if not self._severed:
+            return
+        with self._lock:
+            if self._held.closed:
+                return
+            held = {f"socket:[{one.inode}]" for one in watched_by(os.getpid(), self._held.fileno())}
+            gone = [descriptor for descriptor in self._severed if descriptor.link not in held]
+            self._severed = [one for one in self._severed if one.link in held]
+        for descriptor in gone:
+            self.drop(descriptor)
 
     def installed(self, descriptor: Descriptor, sole: tuple[int, int] | None) -> None:
         """The programs have it now; ``sole`` is the (process, number) that alone does."""
@@ -210,11 +313,15 @@ class Descriptors:
         with self._lock:
             if self._by_link.pop(descriptor.link, None) is None:
                 return  # another thread saw it first
-            del self._by_end[descriptor.end]
+            if descriptor.end >= 0:
+                del self._by_end[descriptor.end]
+                with contextlib.suppress(OSError):
+                    self._epoll.unregister(descriptor.end)
             self._forget_sole(descriptor)
-            with contextlib.suppress(OSError):
-                self._epoll.unregister(descriptor.end)
             descriptor.close()
+            self._count(descriptor, -1)
+            if descriptor.readiness is not None:
+                self.waker.watched.discard(descriptor.readiness)
             if descriptor.file is None:
                 return
             node = descriptor.node
@@ -256,6 +363,7 @@ class Descriptors:
     def settle(self, timeout_s: float) -> None:
         """Wait until what programs have let go is released, so far as that takes no longer."""
         deadline = time.monotonic() + timeout_s
+        self._sweep()
         with self._settled:
             while self._releasing or self._epoll.poll(0):
                 if not self._settled.wait(deadline - time.monotonic()):
@@ -273,14 +381,17 @@ class Descriptors:
 
     def close(self) -> None:
         """Stop watching; release what is still open."""
+        self.waker.close()
+        self._closing.set()
         os.write(self._stop_write, b"\0")
         self._workers.join()
         with self._lock:
-            left = list(self._by_end.values())
+            left = list(self._by_link.values())
         for descriptor in left:
             self.drop(descriptor)
         with self._lock:
             self._epoll.close()
+            self._held.close()
         os.close(self._stop_read)
         os.close(self._stop_write)
 

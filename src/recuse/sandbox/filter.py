@@ -22,6 +22,7 @@ from recuse.sandbox.arch import arch, compat
 TRAPPED: Final = (
     # Files by descriptor; the hot ones first, since the filter compares in this order.
     "read", "write", "pread64", "pwrite64", "ioctl", "openat", "lseek", "fstat",
+    "poll", "ppoll", "epoll_wait", "epoll_pwait", "select", "pselect6", "epoll_ctl", "epoll_pwait2",
     "readv", "writev", "preadv", "pwritev", "preadv2", "pwritev2",
     "sendfile", "splice", "tee", "copy_file_range",
     "getdents64", "getdents", "fchmod", "fchown", "fgetxattr", "flistxattr",

@@ -21,7 +21,7 @@ from recuse.sandbox.machine import Machine
 from recuse.sandbox.memory import CallerMemory, UnreadableError
 from recuse.sandbox.signals import ERESTARTSYS
 from recuse.sandbox.syscalls import compat_handlers, handlers
-from recuse.sandbox.syscalls.call import ANSWERED, PROCEED
+from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
 
 _log = logging.getLogger("recuse.sandbox")
 
@@ -66,10 +66,12 @@ class Supervisor:
         self.listener.close()
         self.tasks.forget_ended()
 
-    def _handle(self, call: Notification) -> None:
+    def _handle(self, call: Notification, handler: Handler | None = None) -> None:
         try:
-            known = self._handlers if call.arch == arch.AUDIT_ARCH else self._compat_handlers
-            result = known[call.number](self, call)
+            if handler is None:
+                known = self._handlers if call.arch == arch.AUDIT_ARCH else self._compat_handlers
+                handler = known[call.number]
+            result = handler(self, call)
         except OSError as error:
             self.listener.fail(call.id, error.errno or errno.EIO)
         except UnreadableError:
@@ -83,6 +85,11 @@ class Supervisor:
                 self.listener.proceed(call.id)
             elif result != ANSWERED:
                 self.listener.answer(call.id, result)
+
+    def conclude(self, call: Notification, handler: Handler) -> None:
+        """Go on with a call whose handler has returned ANSWERED before it was."""
+        self.forget(call)
+        self._handle(call, handler)
 
     def caller(self, call: Notification) -> Caller:
         """Who makes the call, for the kernel half.

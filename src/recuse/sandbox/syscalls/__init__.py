@@ -8,16 +8,29 @@ from recuse.sandbox.syscalls import (
     attributes,
     compat,
     control,
+    epoll,
     filesystems,
     listing,
     names,
     opening,
+    poll,
     processes,
     rw,
 )
 from recuse.sandbox.syscalls.call import Handler
 
-_FAMILIES = (rw, control, opening, attributes, names, listing, filesystems, processes)
+_FAMILIES = (
+    rw,
+    control,
+    opening,
+    attributes,
+    names,
+    listing,
+    filesystems,
+    processes,
+    poll,
+    epoll,
+)
 
 
 def handlers() -> dict[int, Handler]:

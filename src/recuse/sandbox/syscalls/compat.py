@@ -18,10 +18,12 @@ from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.syscalls import (
     attributes,
     control,
+    epoll,
     filesystems,
     listing,
     names,
     opening,
+    poll,
     processes,
     rw,
 )
@@ -41,11 +43,14 @@ _NATIVE: Final[dict[str, Handler]] = {
     **names.HANDLERS,
     **listing.HANDLERS,
     **processes.HANDLERS,
+    **poll.HANDLERS,
+    **epoll.HANDLERS,
 }
 
 _LOFF = struct.Struct("=q")
 _TIMES32 = struct.Struct("=iiii")
 _SECONDS32 = struct.Struct("=ii")
+_OLD_SELECT = struct.Struct("=5I")
 
 # linux/net.h: the calls of socketcall(2) that make a socket, and those that may pass descriptors.
 _SYS_SOCKET: Final = 1
@@ -236,7 +241,40 @@ def socketcall(supervisor: Supervisor, call: Notification) -> int:
     return processes.socket_call(supervisor, inner)
 
 
+def ppoll(supervisor: Supervisor, call: Notification) -> int:
+    """``ppoll(fds, nfds, timeout, mask, size)`` with times of 32 bits."""
+    return poll.ppoll(supervisor, call, _SECONDS32)
+
+
+def newselect(supervisor: Supervisor, call: Notification) -> int:
+    """``_newselect(nfds, in, out, exceptions, timeout)``."""
+    return poll.select(supervisor, call, _SECONDS32, word=4)
+
+
+def select(supervisor: Supervisor, call: Notification) -> int:
+    """``select(args)``: the arguments are a structure."""
+    if not supervisor.descriptors.polled:
+        return PROCEED
+    array = read_memory(call.pid, call.a0, _OLD_SELECT.size)
+    if len(array) < _OLD_SELECT.size:
+        return PROCEED
+    a0, a1, a2, a3, a4 = _OLD_SELECT.unpack(array)
+    inner = call._replace(a0=a0, a1=a1, a2=a2, a3=a3, a4=a4)
+    return poll.select(supervisor, inner, _SECONDS32, word=4, registers=call)
+
+
+def pselect6(supervisor: Supervisor, call: Notification) -> int:
+    """``pselect6(nfds, in, out, exceptions, timeout, mask)`` with times of 32 bits."""
+    return poll.pselect6(supervisor, call, _SECONDS32, word=4)
+
+
+def pselect6_time64(supervisor: Supervisor, call: Notification) -> int:
+    """``pselect6(nfds, in, out, exceptions, timeout, mask)``."""
+    return poll.pselect6(supervisor, call, word=4)
+
+
 _RENAMED: Final = {
+    "ppoll_time64": "ppoll",
     "sendfile64": "sendfile",
     "truncate64": "truncate",
     "chown32": "chown",
@@ -281,6 +319,11 @@ _OWN: Final[dict[str, Handler]] = {
     "utimes": utimes,
     "futimesat": futimesat,
     "utimensat": utimensat,
+    "ppoll": ppoll,
+    "_newselect": newselect,
+    "select": select,
+    "pselect6": pselect6,
+    "pselect6_time64": pselect6_time64,
     "socketcall": socketcall,
     "statfs64": filesystems.statfs64,
     "fstatfs64": filesystems.fstatfs64,

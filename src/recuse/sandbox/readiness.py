@@ -1,0 +1,350 @@
+"""Who sleeps in poll, select or epoll until a device is ready, and how they are woken.
+
+A program's call is trapped and the device asked. If it is not ready, its descriptor is made to look
+so (:mod:`recuse.sandbox.native`), and then the kernel runs the call: it sleeps and wakes, with
+signals and timeouts, as it always does. When the device says that something has changed, it is
+asked again, on behalf of those that sleep, and its descriptor made to look as it says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+import queue
+import re
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from recuse.channel.workers import Workers
+from recuse.kernel.files import OpenFile
+from recuse.kernel.operation import run
+from recuse.sandbox.native import (
+    EPOLLET,
+    POLLERR,
+    POLLPRI,
+    READABLE,
+    READING,
+    WRITABLE,
+    WRITING,
+    NativeEnd,
+)
+
+if TYPE_CHECKING:
+    from recuse.kernel.caller import Caller
+
+# fs/eventpoll.c, ep_show_fdinfo.
+_TARGET = re.compile(rb"^tfd: +(\d+) events: +([0-9a-f]+) .* ino:([0-9a-f]+) ", re.MULTILINE)
+
+
+class Sleeper(NamedTuple):
+    """A thread that the kernel may have put to sleep in a call."""
+
+    caller: Caller
+    arguments: str
+    """The call's first two, as ``/proc/TID/syscall`` shows them."""
+    events: int = 0
+    """That it waits for, of the file that it polls."""
+    epoll: int = -1
+    """The descriptor of the epoll that it waits for, and its process."""
+    tgid: int = 0
+
+    def sleeps(self) -> bool:
+        """Whether the thread may still be in its call, or about to be."""
+        try:
+            with open(f"/proc/{self.caller.pid}/syscall", "rb", 0) as file:
+                state = file.read(256).decode()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        except OSError:
+            return True
+        return self.arguments in state or state.startswith("running")
+
+
+Key: TypeAlias = tuple[int, int]
+"""An epoll: the process and the number by which it was given the file."""
+
+
+class Watch:
+    """An epoll that watches a file."""
+
+    __slots__ = ("events", "listed")
+
+    def __init__(self, events: int) -> None:
+        self.events = events
+        self.listed = True
+        """Whether the file is on the epoll's ready list: then a wait asks the device first."""
+
+
+class Readiness:
+    """The readiness of one open file's descriptor, once programs have asked for it."""
+
+    def __init__(self, file: OpenFile, link: str, end: NativeEnd, waker: Waker) -> None:
+        """Take care of the end, whose inode is that of ``link``; it is readable and writable."""
+        self.file = file
+        self.changes = 0
+        """How often the device has said that something changed: remember it before you ask."""
+        self._inode = link[len("socket:[") : -1]
+        self._end = end
+        self._waker = waker
+        self._lock = threading.Lock()
+        self._sleepers: dict[int, Sleeper] = {}
+        self._watches: dict[Key, Watch] = {}
+        self._queued = False
+        file.wake_pollers = self._changed
+
+    @property
+    def polled(self) -> bool:
+        """Whether somebody waits, so far as is known."""
+        return bool(self._sleepers or self._watches)
+
+    def awake(self, tid: int) -> None:
+        """A thread makes another call, so it does not sleep in one before."""
+        if tid in self._sleepers:
+            with self._lock:
+                self._sleepers.pop(tid, None)
+
+    def listed(self, key: Key | None = None, events: int = 0) -> bool:
+        """Whether a wait for an epoll, or for any that watches this file, asks the device first."""
+        if key is None:
+            return any(
+                watch.listed or self._shows(watch.events) for watch in list(self._watches.values())
+            )
+        watch = self._watches.get(key)
+        return watch is None or watch.listed or self._shows(events)
+
+    def _shows(self, events: int) -> bool:
+        end = self._end
+        return not events & EPOLLET and bool(
+            (end.readable and events & READABLE) or (end.writable and events & WRITABLE)
+        )
+
+    def watch(self, key: Key, events: int) -> None:
+        """An epoll is about to watch it, perhaps with other events than before."""
+        with self._lock:
+            self._watches[key] = Watch(events)
+            self._waker.watched.add(self)
+
+    def unwatch(self, key: Key) -> None:
+        """An epoll watches it no more; one that is closed is not told of."""
+        with self._lock:
+            if self._watches.pop(key, None) is not None and not self._watches:
+                self._waker.watched.discard(self)
+
+    @property
+    def hungry(self) -> bool:
+        """Whether news of room to write are used up that an edge-triggered epoll may need."""
+        return self._end.spares < 2 and any(
+            watch.events & EPOLLET and watch.events & WRITABLE
+            for watch in list(self._watches.values())
+        )
+
+    def feed(self, fetch: Callable[[], int]) -> None:
+        """Make room for more of them; OSError as ``fetch``, which is that of :meth:`show`."""
+        with self._lock:
+            self._end.lower(fetch, drain=False, fill=False, spare=True)
+
+    def unlist(self, key: Key) -> None:
+        """Take it off an epoll's ready list."""
+        watch = self._watches.get(key)
+        if watch is not None:
+            watch.listed = False
+
+    def show(self, bits: int, events: int, seen: int, fetch: Callable[[], int]) -> None:
+        """Make the end show those of ``events`` that are in ``bits``, and the others not.
+
+        Args:
+            bits: the device's answer.
+            events: the events that matter.
+            seen: :attr:`changes` before the device was asked.
+            fetch: returns a copy of the programs' end.
+
+        Raises:
+            OSError: as ``fetch`` does.
+        """
+        with self._lock:
+            self._show(bits, events, seen, fetch)
+
+    def sleep(self, bits: int, sleeper: Sleeper, seen: int, fetch: Callable[[], int]) -> None:
+        """As :meth:`show`, for a call that will sleep until one of its events comes."""
+        with self._lock:
+            self._sleepers[sleeper.caller.pid] = sleeper
+            self._show(bits, sleeper.events, seen, fetch)
+
+    def _show(self, bits: int, events: int, seen: int, fetch: Callable[[], int]) -> None:
+        end = self._end
+        self._raise(bits, events)
+        drain = bool(events & READABLE and not bits & READING and end.readable)
+        fill = bool(events & WRITABLE and not bits & WRITING and end.writable)
+        spare = bool(events & EPOLLET and events & WRITABLE and end.spares < 2)
+        if drain or fill or spare:
+            end.lower(fetch, drain=drain, fill=fill, spare=spare)
+        if self.changes != seen:
+            # Something has changed since the device was asked: who sleeps must not miss it.
+            self._wake()
+
+    def _raise(self, bits: int, events: int) -> None:
+        end = self._end
+        if bits & POLLPRI and events & POLLPRI:
+            end.make_urgent()
+        if bits & READING and not end.readable:
+            end.make_readable()
+        if bits & WRITING and not end.writable:
+            end.make_writable()
+
+    def _changed(self) -> None:
+        """The device has something new; called in the middle of whatever it does."""
+        with self._lock:
+            self.changes += 1
+            self._wake()
+
+    def _wake(self) -> None:
+        if self.polled and not self._queued:
+            self._queued = True
+            self._waker.put(self)
+
+    def refresh(self) -> None:
+        """Ask the device again for those that sleep, and wake whom its answer concerns.
+
+        Nobody asks for epolls that nobody waits for: they are told that there may be something.
+        """
+        with self._lock:
+            self._queued = False
+            # Before the look at who sleeps: who is about to looks at this after saying so.
+            for watch in self._watches.values():
+                watch.listed = True
+        watchers = self._waker.sleepers_of(self._inode) if self._watches else []
+        with self._lock:
+            for tid in [tid for tid, who in self._sleepers.items() if not who.sleeps()]:
+                del self._sleepers[tid]
+            sleepers = [*watchers, *self._sleepers.values()]
+            if not sleepers:
+                self._hint()
+        if sleepers:
+            self._ask(sleepers, watchers)
+        elif self.file.device.connection.ended:
+            self._told(POLLERR, [])
+
+    def _hint(self) -> None:
+        """Make the epolls take the file into their ready lists, where it is looked at later."""
+        end = self._end
+        for watch in self._watches.values():
+            if watch.events & EPOLLET:
+                end.make_readable()
+                end.touch_writable()
+        if self._watches:
+            self._raise(READING | WRITING, 0)
+
+    def _ask(self, sleepers: list[Sleeper], watchers: list[Sleeper]) -> None:
+        events = functools.reduce(operator.or_, (who.events for who in sleepers))
+
+        def done(bits: int | None, error: OSError | None) -> None:
+            self._told(POLLERR if bits is None or error is not None else bits, watchers)
+
+        operation = self.file.poll(sleepers[-1].caller, events, True)
+        run(self.file.device.connection, operation, done)
+
+    def _told(self, bits: int, watchers: list[Sleeper]) -> None:
+        """Wake those that wait for what the device has answered."""
+        with self._lock:
+            if self.file.device.connection.ended and not self.file.device.no_poll:
+                self._end.sever()
+                return
+            end = self._end
+            readable, writable = end.readable, end.writable
+            events = functools.reduce(
+                operator.or_, (who.events for who in (*watchers, *self._sleepers.values())), 0
+            )
+            for who in watchers:
+                if who.events & EPOLLET or not bits & who.events:
+                    self.unlist((who.tgid, who.epoll))
+            self._raise(bits, events)
+            for who in watchers:
+                if who.events & EPOLLET:
+                    if bits & who.events & READING and readable:
+                        end.make_readable()
+                    elif bits & who.events & WRITING and writable:
+                        end.touch_writable()
+            for tid in [tid for tid, who in self._sleepers.items() if who.events & bits]:
+                del self._sleepers[tid]
+
+
+class Waker:
+    """The threads that ask devices again which have said that something changed.
+
+    They do so when they are in the middle of something, perhaps with a lock held that their answer
+    needs: so not there.
+    """
+
+    def __init__(self) -> None:
+        self.watched: set[Readiness] = set()
+        """What epolls watch."""
+        self.sleepers: dict[int, Sleeper] = {}
+        """The threads that may sleep in a wait for an epoll."""
+        self._queue: queue.SimpleQueue[Readiness | None] = queue.SimpleQueue()
+        self._workers: Workers[Readiness] | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start working, if that has not been done."""
+        with self._lock:
+            if self._workers is None:
+                self._workers = Workers(self._queue.get, Readiness.refresh, name="recuse-poll")
+                self._workers.start()
+
+    @property
+    def listed(self) -> bool:
+        """Whether there is an epoll that has a device on its ready list, or one to be fed."""
+        return any(one.listed() or one.hungry for one in list(self.watched))
+
+    def put(self, readiness: Readiness) -> None:
+        """Have it refreshed."""
+        self._queue.put(readiness)
+
+    def sleepers_of(self, inode: str) -> list[Sleeper]:
+        """The threads that wait for an epoll that watches an inode, with the events."""
+        found = []
+        for tid, who in list(self.sleepers.items()):
+            if not who.sleeps():
+                self.sleepers.pop(tid, None)
+                continue
+            with contextlib.suppress(OSError):
+                for entry in watched_by(tid, who.epoll):
+                    if entry.inode == inode and entry.enabled:
+                        found.append(who._replace(events=entry.events))
+        return found
+
+    def close(self) -> None:
+        """Stop."""
+        with self._lock:
+            if self._workers is not None:
+                self._queue.put(None)
+                self._workers.join()
+
+
+class Entry(NamedTuple):
+    """A file that an epoll watches."""
+
+    number: int
+    """Of the descriptor by which it was added."""
+    events: int
+    inode: str
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it is not a one-shot that has been shot."""
+        return bool(self.events & 0xFFFF)
+
+
+def watched_by(tid: int, epoll: int) -> list[Entry]:
+    """What an epoll of a thread's watches, ``epoll`` being its descriptor.
+
+    Raises:
+        OSError: if it has no such descriptor.
+    """
+    with open(f"/proc/{tid}/fdinfo/{epoll}", "rb") as file:
+        return [
+            Entry(int(number), int(events, 16), str(int(inode, 16)))
+            for number, events, inode in _TARGET.findall(file.read())
+        ]

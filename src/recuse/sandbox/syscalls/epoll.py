@@ -1,0 +1,122 @@
+"""epoll_ctl and the waits for an epoll (fs/eventpoll.c; Linux 6.1).
+
+The kernel keeps the epolls themselves. A device is asked when it is added or changed, and before a
+wait if it is on the epoll's ready list (:class:`recuse.sandbox.readiness.Watch`); then its
+descriptor shows what it says, and the kernel runs the call.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.connection import os_error
+from recuse.kernel.files import OpenFile
+from recuse.sandbox.memory import read_memory
+from recuse.sandbox.native import EPOLLET, POLLERR, POLLHUP
+from recuse.sandbox.readiness import Sleeper, watched_by
+from recuse.sandbox.syscalls.asking import Asked, Asking
+from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+_EPOLL_CTL_ADD: Final = 1
+_EPOLL_CTL_DEL: Final = 2
+_EPOLL_CTL_MOD: Final = 3
+_EPOLLONESHOT: Final = 1 << 30
+_EVENT = struct.Struct("=I8x")
+
+
+def epoll_ctl(supervisor: Supervisor, call: Notification) -> int:
+    """``epoll_ctl(epoll, operation, fd, event)``."""
+    operation = signed32(call.a1)
+    if not supervisor.descriptors.polled or not _EPOLL_CTL_ADD <= operation <= _EPOLL_CTL_MOD:
+        return PROCEED
+    number = call.a2 & 0xFFFFFFFF
+    descriptor = supervisor.descriptors.find(call.pid, number)
+    if descriptor is None or not descriptor.is_asked:
+        return PROCEED
+    file = descriptor.file
+    if not isinstance(file, OpenFile):  # O_PATH
+        raise os_error(errno.EBADF)
+    key = (supervisor.tasks.get(call.pid).tgid, call.a0 & 0xFFFFFFFF)
+    readiness = supervisor.descriptors.readiness(descriptor, file)
+    if operation == _EPOLL_CTL_DEL:
+        readiness.unwatch(key)
+        return PROCEED
+    event = read_memory(call.pid, call.a3, _EVENT.size)
+    if len(event) < _EVENT.size:
+        return PROCEED
+    events = _EVENT.unpack(event)[0] | POLLERR | POLLHUP
+    readiness.watch(key, events)
+    one = Asked(0, number, events, descriptor)
+
+    def then() -> int:
+        if not one.bits & events:
+            readiness.unlist(key)
+        one.show(supervisor, call)
+        return PROCEED
+
+    return Asking(supervisor, call, [one], 0, then).go_on()
+
+
+def epoll_wait(supervisor: Supervisor, call: Notification) -> int:
+    """``epoll_wait(epoll, events, count, timeout)``, epoll_pwait and epoll_pwait2."""
+    waker = supervisor.descriptors.waker
+    if not waker.watched:
+        return PROCEED
+    number = call.a0 & 0xFFFFFFFF
+    key = (supervisor.tasks.get(call.pid).tgid, number)
+    arguments = f" {call.a0:#x} {call.a1:#x} "
+    sleeper = Sleeper(supervisor.caller(call), arguments, epoll=number, tgid=key[0])
+    waker.sleepers.pop(call.pid, None)
+    asked = _listed(supervisor, call, key) if waker.listed else []
+    if not asked:
+        waker.sleepers[call.pid] = sleeper
+        # Again, as what has changed in between was not told to a sleeper.
+        asked = _listed(supervisor, call, key) if waker.listed else []
+        if not asked:
+            return PROCEED
+        waker.sleepers.pop(call.pid, None)
+
+    def then() -> int:
+        waker.sleepers[call.pid] = sleeper
+        for one in asked:
+            if one.readiness is not None and (
+                one.events & (EPOLLET | _EPOLLONESHOT) or not one.bits & one.events
+            ):
+                one.readiness.unlist(key)
+            one.show(supervisor, call)
+        return PROCEED
+
+    return Asking(supervisor, call, asked, 0, then).go_on()
+
+
+def _listed(supervisor: Supervisor, call: Notification, key: tuple[int, int]) -> list[Asked]:
+    """The devices to be asked before a wait for an epoll."""
+    found = []
+    try:
+        entries = watched_by(call.pid, key[1])
+    except OSError:
+        return []
+    for index, entry in enumerate(entries):
+        descriptor = supervisor.descriptors.by_link(f"socket:[{entry.inode}]")
+        if descriptor is None or descriptor.readiness is None or not entry.enabled:
+            continue
+        one = Asked(index, entry.number, entry.events, descriptor)
+        if descriptor.is_asked and descriptor.readiness.listed(key, entry.events):
+            found.append(one)
+        elif descriptor.readiness.hungry:
+            descriptor.readiness.feed(one.fetcher(supervisor, call))
+    return found
+
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "epoll_ctl": epoll_ctl,
+    "epoll_wait": epoll_wait,
+    "epoll_pwait": epoll_wait,
+    "epoll_pwait2": epoll_wait,
+}

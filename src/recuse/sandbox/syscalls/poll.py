@@ -1,0 +1,336 @@
+"""poll, select and their kin (fs/select.c; Linux 6.1).
+
+Each device among the files is asked (FUSE_POLL). If one is ready, the answer is given here, unless
+there are other files too, which are the kernel's business: then, and if none is ready, the devices'
+descriptors are made to show what the devices say, and the kernel runs the call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select as host
+import struct
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from recuse.kernel.connection import os_error
+from recuse.sandbox.descriptors import fetch_descriptor
+from recuse.sandbox.memory import read_memory, write_memory
+from recuse.sandbox.native import POLLERR, POLLHUP, POLLNVAL, READABLE, READING, WRITABLE, WRITING
+from recuse.sandbox.readiness import Sleeper
+from recuse.sandbox.syscalls.asking import Asked, Asking
+from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+_ALWAYS: Final = POLLERR | POLLHUP
+"""Events that nobody needs to ask for."""
+
+_MOST_FILES: Final = 1 << 20
+_POLLFD = struct.Struct("=ihH")
+_REVENTS = struct.Struct("=6xH")
+
+# fs/select.c: what a file must be ready for to be in a set.
+_POLLRDBAND: Final = host.POLLRDBAND
+_POLLEX_SET: Final = host.POLLPRI | POLLNVAL
+_POLLIN_SET: Final = READABLE | _POLLRDBAND | POLLHUP | POLLERR | POLLNVAL
+_POLLOUT_SET: Final = WRITABLE | POLLERR | POLLNVAL
+_SETS: Final = (_POLLIN_SET, _POLLOUT_SET, _POLLEX_SET)
+
+TIMESPEC: Final = struct.Struct("=qq")
+TIMEVAL: Final = struct.Struct("=qq")
+_NANO: Final = 1_000_000_000
+_MICRO: Final = 1_000_000
+
+
+class Files(Protocol):
+    """The files of a call, as its arguments name them."""
+
+    entries: list[tuple[int, int]]
+    """Of each its descriptor, and the events that matter."""
+
+    def answer(self, pid: int, bits: list[int]) -> int:
+        """Write the result for files that are ready for ``bits``, and return the call's.
+
+        Raises:
+            OSError: EFAULT; EBADF.
+        """
+
+
+class PollFiles:
+    """``struct pollfd[]``."""
+
+    def __init__(self, pid: int, address: int, count: int) -> None:
+        """Read it. OSError: EFAULT."""
+        array = read_memory(pid, address, count * _POLLFD.size)
+        if len(array) < count * _POLLFD.size:
+            raise os_error(errno.EFAULT)
+        self._address = address
+        self._array = array
+        self.entries = [
+            (number, events & 0xFFFF | _ALWAYS) for number, events, _ in _POLLFD.iter_unpack(array)
+        ]
+
+    def answer(self, pid: int, bits: list[int]) -> int:
+        """See :meth:`Files.answer`."""
+        array = bytearray(self._array)
+        ready = 0
+        for index in range(len(self.entries)):
+            struct.pack_into("=H", array, index * _POLLFD.size + 6, bits[index])
+            ready += bool(bits[index])
+        if write_memory(pid, self._address, bytes(array)) < len(array):
+            raise os_error(errno.EFAULT)
+        return ready
+
+
+class SelectFiles:
+    """Three ``fd_set``, any of which may be missing."""
+
+    def __init__(self, pid: int, addresses: tuple[int, ...], count: int, word: int) -> None:
+        """Read them; they are of words of ``word`` bytes. OSError: EFAULT."""
+        self._addresses = addresses
+        self._size = -(-count // (8 * word)) * word
+        limit = (1 << count) - 1
+        self._sets = []
+        for address in addresses:
+            content = read_memory(pid, address, self._size) if address and count else b""
+            if address and len(content) < self._size:
+                raise os_error(errno.EFAULT)
+            self._sets.append(int.from_bytes(content, "little") & limit)
+        wanted = self._sets[0] | self._sets[1] | self._sets[2]
+        self.entries = [
+            (number, self._events(number)) for number in range(count) if wanted >> number & 1
+        ]
+
+    def _events(self, number: int) -> int:
+        events = _POLLEX_SET
+        for numbers, events_of_set in zip(self._sets, _SETS, strict=True):
+            if numbers >> number & 1:
+                events |= events_of_set
+        return events
+
+    def answer(self, pid: int, bits: list[int]) -> int:
+        """See :meth:`Files.answer`."""
+        ready = 0
+        results = []
+        for numbers, events_of_set in zip(self._sets, _SETS, strict=True):
+            result = 0
+            for (number, _), found in zip(self.entries, bits, strict=True):
+                if found & events_of_set and numbers >> number & 1:
+                    result |= 1 << number
+                    ready += 1
+            results.append(result)
+        for address, result in zip(self._addresses, results, strict=True):
+            if address and self._size:
+                content = result.to_bytes(self._size, "little")
+                if write_memory(pid, address, content) < self._size:
+                    raise os_error(errno.EFAULT)
+        return ready
+
+
+class _Polling:
+    """One poll or select that has devices among its files."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        call: Notification,
+        files: Files,
+        asked: list[Asked],
+        clock: _Clock,
+    ) -> None:
+        self._supervisor = supervisor
+        self._call = call
+        self._files = files
+        self._asked = asked
+        self._clock = clock
+        ours = {one.index for one in asked}
+        self._others = [
+            (index, number, events)
+            for index, (number, events) in enumerate(files.entries)
+            if index not in ours and number >= 0
+        ]
+        self._asking = Asking(supervisor, call, asked, self._waits(), self._decide)
+
+    def begin(self) -> int:
+        return self._asking.go_on()
+
+    def _waits(self) -> int:
+        """The index from which on no file is waited for: one is ready, or the timeout is 0."""
+        if not self._clock.waits:
+            return 0
+        first = [other for other in self._others if other[0] < self._asked[-1].index]
+        return min((index for index, _ in self._poll(first)), default=_MOST_FILES)
+
+    def _decide(self) -> int:
+        ready = any(one.bits & one.events for one in self._asked)
+        if (ready or not self._clock.waits) and not (self._others and self._expressible()):
+            return self._answer()
+        supervisor, call = self._supervisor, self._call
+        for one in self._asked:
+            if ready or not self._clock.waits:
+                one.show(supervisor, call)
+            elif one.readiness is not None:
+                arguments = f" {call.a0:#x} {call.a1:#x} "
+                sleeper = Sleeper(self._asking.caller, arguments, one.events)
+                one.readiness.sleep(one.bits, sleeper, one.seen, one.fetcher(supervisor, call))
+        return PROCEED
+
+    def _expressible(self) -> bool:
+        """Whether the devices' descriptors can show just what they are ready for."""
+        for one in self._asked:
+            shown = READABLE if one.bits & READING else 0
+            shown |= WRITABLE if one.bits & WRITING else 0
+            if (shown ^ one.bits) & one.events:
+                return False
+        return True
+
+    def _answer(self) -> int:
+        supervisor, call = self._supervisor, self._call
+        bits = [0] * len(self._files.entries)
+        for index, found in self._poll(self._others):
+            bits[index] = found
+        for one in self._asked:
+            bits[one.index] = one.bits & one.events
+        if not supervisor.listener.alive(call.id):
+            return ANSWERED
+        result = self._files.answer(call.pid, bits)
+        self._clock.tell_rest(call.pid)
+        return result
+
+    def _poll(self, others: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+        """What ordinary files are ready for now: pairs of index and bits."""
+        if not others:
+            return []
+        return _poll_others(self._supervisor.tasks.get(self._call.pid).tgid, others)
+
+
+def _poll_others(tgid: int, others: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    poll = host.poll()
+    found = []
+    copies = {}
+    try:
+        for index, number, events in others:
+            try:
+                copy = fetch_descriptor(tgid, number)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                found.append((index, POLLNVAL))
+                continue
+            copies[copy] = index
+            poll.register(copy, events)
+        return found + [(copies[copy], bits) for copy, bits in poll.poll(0)]
+    finally:
+        for copy in copies:
+            os.close(copy)
+
+
+class _Clock:
+    """A call's timeout."""
+
+    def __init__(self, pid: int, address: int, form: struct.Struct, unit: int) -> None:
+        """Read it, if there is one. OSError: EFAULT."""
+        self._began = time.monotonic_ns()
+        self._address = address
+        self._form = form
+        self._unit = unit
+        self._ns = -1
+        if address:
+            seconds, parts = form.unpack(read_memory(pid, address, form.size).ljust(form.size))
+            wrong = seconds < 0 or not 0 <= parts < _NANO
+            self._ns = -2 if wrong else seconds * _NANO + parts * (_NANO // unit)
+
+    @property
+    def valid(self) -> bool:
+        return self._ns >= -1
+
+    @property
+    def waits(self) -> bool:
+        return self._ns != 0
+
+    def tell_rest(self, pid: int) -> None:
+        """Leave there how much of the timeout is left, as Linux does (poll_select_finish)."""
+        if self._ns > 0:
+            left = max(self._ns - (time.monotonic_ns() - self._began), 0)
+            seconds, ns = divmod(left, _NANO)
+            write_memory(pid, self._address, self._form.pack(seconds, ns // (_NANO // self._unit)))
+
+
+class _Milliseconds(_Clock):
+    """poll's timeout, which is an argument."""
+
+    def __init__(self, timeout: int) -> None:
+        super().__init__(0, 0, TIMESPEC, _NANO)
+        self._ns = max(signed32(timeout), -1)
+
+    def tell_rest(self, pid: int) -> None:
+        pass
+
+
+def _begin(supervisor: Supervisor, call: Notification, files: Files, clock: _Clock) -> int:
+    find = supervisor.descriptors.find
+    asked = []
+    for index, (number, events) in enumerate(files.entries):
+        descriptor = find(call.pid, number) if number >= 0 else None
+        if descriptor is not None and descriptor.is_asked:
+            asked.append(Asked(index, number, events, descriptor))
+    if not asked or not clock.valid:
+        return PROCEED
+    return _Polling(supervisor, call, files, asked, clock).begin()
+
+
+def poll(supervisor: Supervisor, call: Notification) -> int:
+    """``poll(fds, nfds, timeout)``."""
+    count = call.a1 & 0xFFFFFFFF
+    if not supervisor.descriptors.polled or not 0 < count <= _MOST_FILES:
+        return PROCEED
+    files = PollFiles(call.pid, call.a0, count)
+    return _begin(supervisor, call, files, _Milliseconds(call.a2))
+
+
+def ppoll(supervisor: Supervisor, call: Notification, form: struct.Struct = TIMESPEC) -> int:
+    """``ppoll(fds, nfds, timeout, mask, size)``."""
+    count = call.a1 & 0xFFFFFFFF
+    if not supervisor.descriptors.polled or not 0 < count <= _MOST_FILES:
+        return PROCEED
+    files = PollFiles(call.pid, call.a0, count)
+    return _begin(supervisor, call, files, _Clock(call.pid, call.a2, form, _NANO))
+
+
+def select(  # noqa: PLR0917 - as pselect6 and 32-bit programs have it
+    supervisor: Supervisor,
+    call: Notification,
+    form: struct.Struct = TIMEVAL,
+    unit: int = _MICRO,
+    word: int = 8,
+    registers: Notification | None = None,
+) -> int:
+    """``select(nfds, in, out, exceptions, timeout)``, and pselect6 with other times.
+
+    ``registers`` is the call as it was made, if its arguments are not in registers.
+    """
+    count = signed32(call.a0)
+    if not supervisor.descriptors.polled or not 0 < count <= _MOST_FILES:
+        return PROCEED
+    files = SelectFiles(call.pid, (call.a1, call.a2, call.a3), count, word)
+    clock = _Clock(call.pid, call.a4, form, unit)
+    return _begin(supervisor, registers or call, files, clock)
+
+
+def pselect6(
+    supervisor: Supervisor, call: Notification, form: struct.Struct = TIMESPEC, word: int = 8
+) -> int:
+    """``pselect6(nfds, in, out, exceptions, timeout, mask)``."""
+    return select(supervisor, call, form, _NANO, word)
+
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "poll": poll,
+    "ppoll": ppoll,
+    "select": select,
+    "pselect6": pselect6,
+}

@@ -1,0 +1,109 @@
+"""A device to be polled, for the tests of poll, select and epoll."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from recuse import Device, File, OpenRequest, current_request
+
+PATIENCE_S = 20
+
+
+class BoxFile(File):
+    device: Box
+
+    def write(self, data: bytes, offset: int) -> int:
+        box = self.device
+        with box.changed:
+            if not box.room:
+                raise BlockingIOError(errno.EAGAIN, "full")
+            box.room -= 1
+            box.changed.notify_all()
+        if not data.startswith(b"nothing"):
+            box.put(data)
+        return len(data)
+
+    def read(self, size: int, offset: int) -> bytes:
+        with self.device.changed:
+            data, self.device.data = self.device.data, b""
+            if not data and self.nonblocking:
+                raise BlockingIOError(errno.EAGAIN, "empty")
+            return data
+
+    def poll(self, events: int) -> int:
+        box = self.device
+        with box.changed:
+            box.asked.append((current_request().pid, events))
+            box.changed.notify_all()
+            if box.extra < 0:
+                raise OSError(-box.extra, "as the test wants it")
+            ready = select.POLLIN if box.data else 0
+            return ready | (select.POLLOUT if box.room else 0) | box.extra
+
+    def release(self) -> None:
+        with self.device.changed:
+            self.device.files.remove(self)
+            self.device.changed.notify_all()
+
+
+class Box(Device):
+    """What is written, or put into it, can be read; there is room for so many writes."""
+
+    name = "box"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.changed = threading.Condition()
+        self.data = b""
+        self.room = 1000
+        self.extra = 0
+        """More events, or a negative errno."""
+        self.asked: list[tuple[int, int]] = []
+        """The thread and the events of each poll."""
+        self.files: list[BoxFile] = []
+
+    def open(self, request: OpenRequest) -> File:
+        with self.changed:
+            self.files.append(BoxFile())
+            return self.files[-1]
+
+    def put(self, data: bytes = b"", *, room: int = 0, extra: int = 0) -> None:
+        """Change something, and say so, under the lock that `poll` takes."""
+        with self.changed:
+            self.data += data
+            self.room += room
+            self.extra |= extra
+            for file in self.files:
+                file.wake_pollers()
+
+    def wait_asked(self, times: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.asked) >= times, PATIENCE_S)
+
+    def wait_released(self) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: not self.files, PATIENCE_S)
+
+
+def wait_asleep(tid: int, *numbers: int) -> None:
+    """Wait until a thread sleeps in one of these system calls, natively."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        call = Path(f"/proc/{tid}/syscall").read_text().split()[0]
+        place = Path(f"/proc/{tid}/wchan").read_text()
+        if call in map(str, numbers) and "seccomp" not in place and place != "0":
+            return
+        assert time.monotonic() < deadline, (call, place)
+        os.sched_yield()
+
+
+# Their system calls, on x86-64.
+POLL = (7, 271)
+SELECT = (23, 270)
+EPOLL = (232, 281, 441)
