@@ -15,17 +15,10 @@ Needs = Callable[..., Path]
 CASES = [(group, case) for group, names in cases().items() for case in names]
 
 
-PENDING = {
-    "poll": "the sandbox has no poll yet",
-}
-
-
 @pytest.mark.parametrize(("group", "case"), CASES, ids=[case for _, case in CASES])
 def test_as_recorded(place: Place, needs: Needs, group: str, case: str) -> None:
     if group == COMPAT:
         needs("/usr/include/asm", package="gcc-multilib")
-    if group in PENDING:
-        pytest.skip(PENDING[group])
     kernel = records.read(group)[case]
     sandbox = records.read(records.SANDBOX).get(case)
     assert sandbox != kernel, "records/sandbox.txt has a difference that is none"

@@ -45,12 +45,22 @@ _SEND_BUFFER: Final = 16384
 _SPARES: Final = 8
 _FILL: Final = 16000
 _MOST: Final = 1 << 16
+_SENT: Final = 64
 
 
 class NativeEnd:
     """The programs' end of a socket pair, as it is made to look from ours.  Not thread-safe."""
 
-    __slots__ = ("_buffered", "_sever", "_socket", "readable", "severed", "spares", "writable")
+    __slots__ = (
+        "_buffered",
+        "_sent",
+        "_sever",
+        "_socket",
+        "readable",
+        "severed",
+        "spares",
+        "writable",
+    )
 
     def __init__(self, ours: socket.socket, sever: Callable[[], None]) -> None:
         """Use a pair that is readable and writable, with one byte on its way to us.
@@ -61,14 +71,21 @@ class NativeEnd:
         self._sever = sever
         self.severed = False
         self.readable = True
+        self._sent = 1
         self.writable = True
         self.spares = 1
         """Small messages on their way to us: each taken is news to who waits to write."""
         self._buffered = False
 
+    @property
+    def full(self) -> bool:
+        """Whether there is not much room left for :meth:`make_readable`."""
+        return self._sent > _SENT
+
     def make_readable(self) -> None:
         """Show POLLIN; again, to be noticed once more."""
         self.readable = True
+        self._sent += 1
         with contextlib.suppress(OSError):
             self._socket.send(READY, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
@@ -113,6 +130,7 @@ class NativeEnd:
         with theirs, contextlib.suppress(BlockingIOError):
             if drain:
                 self.readable = False
+                self._sent = 0
                 with contextlib.suppress(OSError):  # there is none
                     theirs.recv(1, socket.MSG_OOB | socket.MSG_DONTWAIT)
                 with contextlib.suppress(BlockingIOError):

@@ -14,8 +14,9 @@ import operator
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from recuse.channel.workers import Workers
 from recuse.kernel.files import OpenFile
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 _TARGET = re.compile(rb"^tfd: +(\d+) events: +([0-9a-f]+) .* ino:([0-9a-f]+) ", re.MULTILINE)
 
 
+_LOOKS: Final = 10
+_LOOK_S: Final = 0.0001
+
+
 class Sleeper(NamedTuple):
     """A thread that the kernel may have put to sleep in a call."""
 
@@ -52,14 +57,19 @@ class Sleeper(NamedTuple):
 
     def sleeps(self) -> bool:
         """Whether the thread may still be in its call, or about to be."""
-        try:
-            with open(f"/proc/{self.caller.pid}/syscall", "rb", 0) as file:
-                state = file.read(256).decode()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        except OSError:
-            return True
-        return self.arguments in state or state.startswith("running")
+        for _ in range(_LOOKS):
+            try:
+                with open(f"/proc/{self.caller.pid}/syscall", "rb", 0) as file:
+                    state = file.read(256).decode()
+            except (FileNotFoundError, ProcessLookupError):
+                return False
+            except OSError:
+                return True
+            if not state.startswith("running"):
+                return self.arguments in state
+            # On its way into the call or out of it: soon it is clear which of them.
+            time.sleep(_LOOK_S)
+        return True
 
 
 Key: TypeAlias = tuple[int, int]
@@ -91,6 +101,7 @@ class Readiness:
         self._lock = threading.Lock()
         self._sleepers: dict[int, Sleeper] = {}
         self._watches: dict[Key, Watch] = {}
+        self._woken: dict[int, Sleeper] = {}
         self._queued = False
         file.wake_pollers = self._changed
 
@@ -134,16 +145,20 @@ class Readiness:
 
     @property
     def hungry(self) -> bool:
-        """Whether news of room to write are used up that an edge-triggered epoll may need."""
-        return self._end.spares < 2 and any(
-            watch.events & EPOLLET and watch.events & WRITABLE
+        """Whether the means are used up to make an edge-triggered epoll notice something."""
+        end = self._end
+        return (end.spares < 2 or end.full) and any(
+            watch.events & EPOLLET and (end.full or watch.events & WRITABLE)
             for watch in list(self._watches.values())
         )
 
     def feed(self, fetch: Callable[[], int]) -> None:
-        """Make room for more of them; OSError as ``fetch``, which is that of :meth:`show`."""
+        """Get more of them; OSError as ``fetch``, which is that of :meth:`show`."""
         with self._lock:
-            self._end.lower(fetch, drain=False, fill=False, spare=True)
+            full = self._end.full
+            self._end.lower(fetch, drain=full, fill=False, spare=True)
+            if full:
+                self._end.make_readable()
 
     def unlist(self, key: Key) -> None:
         """Take it off an epoll's ready list."""
@@ -180,6 +195,8 @@ class Readiness:
         spare = bool(events & EPOLLET and events & WRITABLE and end.spares < 2)
         if drain or fill or spare:
             end.lower(fetch, drain=drain, fill=fill, spare=spare)
+        if events & EPOLLET:
+            self._touch(bits & events)
         if self.changes != seen:
             # Something has changed since the device was asked: who sleeps must not miss it.
             self._wake()
@@ -195,11 +212,15 @@ class Readiness:
 
     def _changed(self) -> None:
         """The device has something new; called in the middle of whatever it does."""
-        with self._lock:
+        with self._waker.lock, self._lock:
             self.changes += 1
             self._wake()
 
     def _wake(self) -> None:
+        for watch in self._watches.values():
+            watch.listed = True
+        if self._watches:
+            self._woken.update(self._waker.sleepers)
         if self.polled and not self._queued:
             self._queued = True
             self._waker.put(self)
@@ -211,10 +232,8 @@ class Readiness:
         """
         with self._lock:
             self._queued = False
-            # Before the look at who sleeps: who is about to looks at this after saying so.
-            for watch in self._watches.values():
-                watch.listed = True
-        watchers = self._waker.sleepers_of(self._inode) if self._watches else []
+            woken, self._woken = self._woken, {}
+        watchers = self._waker.of_epolls(woken, self._inode)
         with self._lock:
             for tid in [tid for tid, who in self._sleepers.items() if not who.sleeps()]:
                 del self._sleepers[tid]
@@ -228,13 +247,20 @@ class Readiness:
 
     def _hint(self) -> None:
         """Make the epolls take the file into their ready lists, where it is looked at later."""
-        end = self._end
-        for watch in self._watches.values():
+        listed = [watch for watch in self._watches.values() if watch.listed]
+        for watch in listed:
             if watch.events & EPOLLET:
-                end.make_readable()
-                end.touch_writable()
-        if self._watches:
+                self._end.make_readable()
+                self._end.touch_writable()
+        if listed:
             self._raise(READING | WRITING, 0)
+
+    def _touch(self, bits: int) -> None:
+        """Make edge-triggered epolls notice what the end shows already."""
+        if bits & READING:
+            self._end.make_readable()
+        elif bits & WRITING:
+            self._end.touch_writable()
 
     def _ask(self, sleepers: list[Sleeper], watchers: list[Sleeper]) -> None:
         events = functools.reduce(operator.or_, (who.events for who in sleepers))
@@ -251,8 +277,7 @@ class Readiness:
             if self.file.device.connection.ended and not self.file.device.no_poll:
                 self._end.sever()
                 return
-            end = self._end
-            readable, writable = end.readable, end.writable
+            shown = (READING if self._end.readable else 0) | (WRITING if self._end.writable else 0)
             events = functools.reduce(
                 operator.or_, (who.events for who in (*watchers, *self._sleepers.values())), 0
             )
@@ -262,10 +287,7 @@ class Readiness:
             self._raise(bits, events)
             for who in watchers:
                 if who.events & EPOLLET:
-                    if bits & who.events & READING and readable:
-                        end.make_readable()
-                    elif bits & who.events & WRITING and writable:
-                        end.touch_writable()
+                    self._touch(bits & who.events & shown)
             for tid in [tid for tid, who in self._sleepers.items() if who.events & bits]:
                 del self._sleepers[tid]
 
@@ -281,7 +303,13 @@ class Waker:
         self.watched: set[Readiness] = set()
         """What epolls watch."""
         self.sleepers: dict[int, Sleeper] = {}
-        """The threads that may sleep in a wait for an epoll."""
+        """The threads that may sleep in a wait for an epoll.
+
+        A thread gets in here only while no device is on its epoll's ready list, and a device gets
+        onto that list together with a look in here, both under :attr:`lock`: so either of the two
+        asks the device, and not both.
+        """
+        self.lock = threading.Lock()
         self._queue: queue.SimpleQueue[Readiness | None] = queue.SimpleQueue()
         self._workers: Workers[Readiness] | None = None
         self._lock = threading.Lock()
@@ -302,15 +330,19 @@ class Waker:
         """Have it refreshed."""
         self._queue.put(readiness)
 
-    def sleepers_of(self, inode: str) -> list[Sleeper]:
-        """The threads that wait for an epoll that watches an inode, with the events."""
+    def of_epolls(self, sleepers: dict[int, Sleeper], inode: str) -> list[Sleeper]:
+        """Those that sleep in a wait for an epoll that watches an inode, with the events."""
         found = []
-        for tid, who in list(self.sleepers.items()):
-            if not who.sleeps():
-                self.sleepers.pop(tid, None)
-                continue
+        for tid, who in sleepers.items():
+            sleeps = who.sleeps()
+            with self.lock:
+                if self.sleepers.get(tid) is not who:
+                    continue  # it has made another call since, which has asked
+                if not sleeps:
+                    del self.sleepers[tid]
+                    continue
             with contextlib.suppress(OSError):
-                for entry in watched_by(tid, who.epoll):
+                for entry in watched_by(who.caller.pid, who.epoll):
                     if entry.inode == inode and entry.enabled:
                         found.append(who._replace(events=entry.events))
         return found

@@ -72,18 +72,21 @@ def epoll_wait(supervisor: Supervisor, call: Notification) -> int:
     key = (supervisor.tasks.get(call.pid).tgid, number)
     arguments = f" {call.a0:#x} {call.a1:#x} "
     sleeper = Sleeper(supervisor.caller(call), arguments, epoll=number, tgid=key[0])
-    waker.sleepers.pop(call.pid, None)
-    asked = _listed(supervisor, call, key) if waker.listed else []
+    with waker.lock:
+        listed = waker.listed
+        if listed:
+            waker.sleepers.pop(call.pid, None)
+        else:
+            waker.sleepers[call.pid] = sleeper
+    asked = _listed(supervisor, call, key) if listed else []
     if not asked:
-        waker.sleepers[call.pid] = sleeper
-        # Again, as what has changed in between was not told to a sleeper.
-        asked = _listed(supervisor, call, key) if waker.listed else []
-        if not asked:
-            return PROCEED
-        waker.sleepers.pop(call.pid, None)
+        with waker.lock:
+            waker.sleepers[call.pid] = sleeper
+        return PROCEED
 
     def then() -> int:
-        waker.sleepers[call.pid] = sleeper
+        with waker.lock:
+            waker.sleepers[call.pid] = sleeper
         for one in asked:
             if one.readiness is not None and (
                 one.events & (EPOLLET | _EPOLLONESHOT) or not one.bits & one.events
