@@ -236,3 +236,49 @@ def test_the_server_hangs(serve, start, shells, clients, moment):
             server.kill()
             other.wait(PATIENCE_S)
         assert clients(sandbox)("print(attempt(os.stat, '/dev/bad'))") == "ENOENT\n"
+
+
+HERE = r"""
+import os, signal, sys, threading
+from recuse import Device, File
+from recuse.sandbox import Sandbox
+
+class BadFile(File):
+    def read(self, size, offset):
+        if sys.argv[1] == "at once":
+            os.kill(os.getpid(), signal.SIGKILL)
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        threading.Event().wait()
+
+class Bad(Device):
+    name = "bad"
+    def open(self, request):
+        return BadFile()
+
+client = '''
+import errno, mmap, os, sys
+fd = os.open("/dev/bad", os.O_RDWR)
+with open(sys.argv[1], "r+b") as file:
+    told = mmap.mmap(file.fileno(), 6)  # write fails as well then
+try:
+    os.read(fd, 1)
+except OSError as error:
+    told[:] = errno.errorcode[error.errno].encode()
+'''
+with Sandbox(Bad()) as sandbox:
+    sandbox.run([sys.executable, "-I", "-S", "-c", client, sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize("when", ["at once", "while it blocks"])
+def test_the_process_of_the_sandbox_itself_dies(when, tmp_path):
+    told = tmp_path / "told"
+    told.write_bytes(b"none..")
+    done = subprocess.run(
+        [sys.executable, "-c", HERE, when, told],
+        stdout=subprocess.PIPE,  # ends when the program has ended too
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert told.read_bytes() == b"ENOSYS"
