@@ -243,7 +243,8 @@ with gpiod.Chip("/dev/gpiochip9") as gpiochip:
         print(into.wait_edge_events(20))
         for event in into.read_edge_events():
             print(event.event_type, event.line_offset, event.global_seqno, event.line_seqno)
-        into.reconfigure_lines({"A1": gpiod.LineSettings(active_low=True)})
+        inverted = gpiod.LineSettings(Direction.INPUT, active_low=True)
+        into.reconfigure_lines({"A1": inverted})
         print(into.get_value("A1"))
     try:
         gpiochip.request_lines({"A0": None})

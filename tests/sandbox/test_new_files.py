@@ -208,6 +208,8 @@ def test_a_server_that_ends_leaves_files_that_fail(
 fds = make(1), make(2), chip
 print("made", flush=True)
 sys.stdin.readline()
+while os.path.exists("/dev/maker"):
+    pass
 print([attempt(os.read, fd, 9) for fd in fds], [attempt(make, 3, chip=fd) for fd in fds])
 """
         with start(sandbox, SCRIPT + script) as program:
