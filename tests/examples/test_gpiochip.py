@@ -4,7 +4,6 @@ python-periphery, and by plain ioctls for what these do not do.
 
 import ctypes
 import importlib
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,10 +17,6 @@ from tests.conftest import Needs
 from tests.examples.conftest import in_sandbox
 
 ROOT = Path(__file__).parents[2]
-needs_poll = pytest.mark.skipif(
-    importlib.util.find_spec("recuse.sandbox.syscalls.poll") is None,
-    reason="the sandbox has no poll yet",
-)
 OUTPUT = {"capture_output": True, "text": True}
 Python = Callable[[str], list[str]]
 
@@ -223,7 +218,6 @@ GPIO("/dev/gpiochip9", 1, "out").close()
     ]
 
 
-@needs_poll
 def test_python_gpiod(python: Python) -> None:
     code = """
 import gpiod
@@ -333,7 +327,6 @@ def test_a_line_in_use(tools: Callable[[str], list[str]]) -> None:
     ]
 
 
-@needs_poll
 def test_gpiomon(tools: Callable[[str], list[str]]) -> None:
     script = f"""
         gpiomon --num-events=3 --format='%o %e' gpiochip9 1 3 & {until("B1", "gpiomon")}

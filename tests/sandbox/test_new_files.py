@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import importlib.util
 import os
 import select
 import threading
@@ -310,10 +309,6 @@ os.execv(sys.executable, [sys.executable, "-ISc", code, *map(str, fds)])
     maker.wait_released(2)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("recuse.sandbox.syscalls.poll") is None,
-    reason="the sandbox has no poll yet",
-)
 def test_each_file_is_polled_by_itself(client: Client) -> None:
     output = client(
         SCRIPT
