@@ -22,6 +22,7 @@ PROGRAMS = {
     "i2cdetect": "i2c-tools",
     "gpiodetect": "gpiod",
     "busybox": "busybox-static",
+    "picocom": "picocom",
     "/usr/share/doc/libfuse3-dev/examples/cuse_client.c": "libfuse3-dev",
 }
 

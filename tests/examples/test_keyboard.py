@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from typing import IO, Any
 
 import pytest
@@ -14,10 +13,6 @@ from recuse.cli.spec import load, parse
 from tests.conftest import Needs
 
 from .conftest import ROOT, TIMEOUT_S
-
-needs_poll = pytest.mark.skipif(
-    find_spec("recuse.sandbox.syscalls.poll") is None, reason="the sandbox has no poll yet"
-)
 
 SPEC = str(ROOT / "examples" / "keyboard.py")
 DEVICE = "/dev/input/event9"
@@ -157,7 +152,6 @@ except OSError as error:
     ]
 
 
-@needs_poll
 def test_a_reader_that_waits(python: Callable[[str], list[str]]) -> None:
     """In read(2), and in select(2): nothing is there before the other one types."""
     script = """

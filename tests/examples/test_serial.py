@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -14,10 +13,6 @@ from tests.conftest import Needs
 from .conftest import ROOT, TIMEOUT_S, Run
 
 Shell = Callable[..., bytes]
-
-needs_poll = pytest.mark.skipif(
-    find_spec("recuse.sandbox.syscalls.poll") is None, reason="the sandbox has no poll yet"
-)
 
 SPEC = str(ROOT / "examples" / "serial.py")
 
@@ -77,14 +72,12 @@ def test_the_loopback_plug(shell: Shell) -> None:
     assert shell("serial.py", "echo hello >/dev/ttyR0; head -n 1 /dev/ttyR0") == b"hello\n"
 
 
-@needs_poll
 def test_picocom(run: Run, needs: Needs) -> None:
     needs("picocom", "picocom")
     done = run("serial.py", "picocom", "-q", "-x", "200", "/dev/ttyR0", stdin=b"through the plug\n")
     assert (done.stderr, done.stdout.strip()) == (b"", b"through the plug")
 
 
-@needs_poll
 def test_picocom_sets_the_speed(needs: Needs) -> None:
     """And its end sets the old one again."""
     needs("picocom", "picocom")
@@ -99,7 +92,6 @@ def test_picocom_sets_the_speed(needs: Needs) -> None:
     assert found.endswith("answer\n9600\n")
 
 
-@needs_poll
 def test_pyserial(python: Callable[[Sequence[str], str], str]) -> None:
     script = """
 with serial.Serial("/dev/ttyR0", 230400, timeout=60, exclusive=True) as port:
@@ -137,7 +129,6 @@ with serial.Serial("/dev/ttyR0", 230400, timeout=60, exclusive=True) as port:
     ]
 
 
-@needs_poll
 def test_pyserial_with_a_cable(python: Callable[[Sequence[str], str], str]) -> None:
     """More than the buffers hold; and what one end says on its lines, the other sees."""
     script = """
