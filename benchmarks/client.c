@@ -3,7 +3,7 @@
  *
  *     client [-t SECONDS] [-n OPERATIONS] PATH WORK...
  *
- * WORK is read:SIZE, write:SIZE, ioctl:16 or openclose; read:SIZEx8 is done by eight threads at
+ * WORK is read:SIZE, write:SIZE, ioctl:16, openclose or wake; read:SIZEx8 is done by eight threads at
  * once, each with a buffer of its own. For each the client warms up, checks what
  * came back, and prints one line: the work, the operations done and the nanoseconds they took.
  * -t sets for how long each work is timed (default 0.25 s; the warm-up takes a fifth of it more);
@@ -12,11 +12,15 @@
  * A read must answer all it was asked for and nothing but 'R', so must the ioctl; anything else
  * ends the client with status 1 and a line on stderr, as a failed call does.
  *
+ * wake asks the device to wake the client up soon, sleeps in poll, and then asks it when that was:
+ * the time is that between the device's wake-up and the client's return from poll.
+ *
  * SPDX-License-Identifier: MIT
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -33,7 +37,11 @@
 /* EVIOCGKEY(16) of linux/input.h: any 16-byte _IOR would do, and umockdev knows this one. */
 #define IOCTL_COMMAND _IOC(_IOC_READ, 'E', 0x18, IOCTL_SIZE)
 
-enum kind { READ, WRITE, IOCTL, OPENCLOSE };
+/* Have the device wake up who polls; and when it did, in nanoseconds of CLOCK_MONOTONIC. */
+#define WAKE_SOON _IOC(_IOC_NONE, 'E', 0x70, 0)
+#define WOKEN_AT _IOC(_IOC_READ, 'E', 0x71, 8)
+
+enum kind { READ, WRITE, IOCTL, OPENCLOSE, WAKE };
 
 struct work {
     enum kind kind;
@@ -103,6 +111,8 @@ static void operate(const struct work *work, uint64_t count)
             fd = open(work->path, O_RDONLY | O_CLOEXEC);
             got = fd < 0 || close(fd) < 0 ? -1 : (ssize_t)work->size;
             break;
+        case WAKE: /* see operate_wake */
+            return;
         }
         if (got < 0)
             fail("%s: %s", work->path, strerror(errno));
@@ -177,10 +187,38 @@ static uint64_t operate_together(const struct work *work, uint64_t duration, uin
     return count;
 }
 
+/* Wakes up for at least `duration` nanoseconds, or `exactly` times; `elapsed` is what that took. */
+static uint64_t operate_wake(const struct work *work, uint64_t duration, uint64_t exactly,
+                             uint64_t *elapsed)
+{
+    uint64_t start = now(), count = 0, woken, awake;
+
+    *elapsed = 0;
+    while (exactly ? count < exactly : !count || now() - start < duration) {
+        struct pollfd entry = {.fd = work->fd, .events = POLLIN};
+
+        if (ioctl(work->fd, WAKE_SOON, 0) < 0 || poll(&entry, 1, 10000) != 1)
+            fail("%s: not woken up: %s", work->path, strerror(errno));
+        awake = now();
+        if (ioctl(work->fd, WOKEN_AT, &woken) < 0 || woken > awake)
+            fail("%s: woken up in the future", work->path);
+        *elapsed += awake - woken;
+        count++;
+    }
+    return count;
+}
+
 static void measure(const char *name, const struct work *work, uint64_t duration, uint64_t exactly)
 {
     uint64_t elapsed, count, batch;
 
+    if (work->kind == WAKE) {
+        operate_wake(work, duration / 5, 0, &elapsed);
+        count = operate_wake(work, duration, exactly, &elapsed);
+        printf("%s %llu %llu\n", name, (unsigned long long)count, (unsigned long long)elapsed);
+        fflush(stdout);
+        return;
+    }
     check(work);
     count = operate_for(work, duration / 5, 1, &elapsed);
     /* About 2 ms a batch, so that reading the clock costs nothing that could be seen. */
@@ -218,6 +256,8 @@ static struct work parse(const char *text, const char *path)
         work.kind = IOCTL;
     else if (strcmp(text, "openclose") == 0)
         work.kind = OPENCLOSE;
+    else if (strcmp(text, "wake") == 0)
+        work.kind = WAKE;
     else
         fail("unknown work: %s", text);
     work.size = size;

@@ -7,9 +7,15 @@ comes.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import functools
+import queue
+import select
+import threading
+import time
 
-from recuse import Device, File, ioctl
+from recuse import IO, IOR, Device, File, ioctl
 
 LARGEST = 1 << 20
 # One object for each size that is asked for, so that slicing is not what gets measured.
@@ -23,8 +29,22 @@ class Keys(ctypes.Structure):
 
 KEYS = Keys.from_buffer_copy(ANSWERS[16])
 
+# As in client.c: have it wake up who polls, and when it did.
+WAKE_SOON = IO("E", 0x70)
+WOKEN_AT = IOR("E", 0x71, ctypes.c_uint64)
+# Time for the client to fall asleep, in seconds.
+SOON_S = 0.001
 
-class PlainFile(File):
+
+class WakingFile(File):
+    woken_ns = 0
+
+    def wake(self) -> None:
+        self.woken_ns = time.monotonic_ns()
+        self.wake_pollers()
+
+
+class PlainFile(WakingFile):
     def read(self, size: int, offset: int) -> bytes:
         return ANSWERS.get(size) or b"R" * size
 
@@ -35,8 +55,35 @@ class PlainFile(File):
     def get_keys(self, argument: Keys) -> Keys:
         return KEYS
 
+    def poll(self, events: int) -> int:
+        return select.POLLIN if self.woken_ns else 0
 
-class AsyncFile(File):
+    @ioctl(WAKE_SOON)
+    def wake_soon(self) -> None:
+        self.woken_ns = 0
+        alarm().put(self)
+
+    @ioctl(WOKEN_AT, ctypes.c_uint64)
+    def woken_at(self) -> int:
+        return self.woken_ns
+
+
+@functools.cache
+def alarm() -> queue.SimpleQueue[WakingFile]:
+    """A thread that wakes up those who poll the files that it is given."""
+    files: queue.SimpleQueue[WakingFile] = queue.SimpleQueue()
+
+    def run() -> None:
+        while True:
+            file = files.get()
+            time.sleep(SOON_S)
+            file.wake()
+
+    threading.Thread(target=run, daemon=True).start()
+    return files
+
+
+class AsyncFile(WakingFile):
     async def read(self, size: int, offset: int) -> bytes:
         return ANSWERS.get(size) or b"R" * size
 
@@ -46,6 +93,18 @@ class AsyncFile(File):
     @ioctl(IOCTL_COMMAND, Keys)
     async def get_keys(self, argument: Keys) -> Keys:
         return KEYS
+
+    async def poll(self, events: int) -> int:
+        return select.POLLIN if self.woken_ns else 0
+
+    @ioctl(WAKE_SOON)
+    async def wake_soon(self) -> None:
+        self.woken_ns = 0
+        asyncio.get_running_loop().call_later(SOON_S, self.wake)
+
+    @ioctl(WOKEN_AT, ctypes.c_uint64)
+    async def woken_at(self) -> int:
+        return self.woken_ns
 
 
 class Plain(Device):

@@ -19,6 +19,7 @@ from benchmarks.works import (
     READ_1M,
     READ_16_BY_8,
     READS,
+    WAKE_UP,
     WRITE_16,
     Work,
 )
@@ -144,8 +145,8 @@ def peers(tools: Tools) -> tuple[Peer, ...]:
     rw = (*READS, WRITE_16)
     shared, here = SHARED_MEMORY, tools.directory
     return (
-        Peer(RECUSE_PLAIN, DEVICE_WORKS, lambda: _recuse(tools, "Plain")),
-        Peer(RECUSE_ASYNC, DEVICE_WORKS, lambda: _recuse(tools, "Async")),
+        Peer(RECUSE_PLAIN, (*DEVICE_WORKS, WAKE_UP), lambda: _recuse(tools, "Plain")),
+        Peer(RECUSE_ASYNC, (*DEVICE_WORKS, WAKE_UP), lambda: _recuse(tools, "Async")),
         Peer(RECUSE_DEFAULT, (READ_1M, IOCTL_16), lambda: _recuse(tools, "Default")),
         Peer(LIBFUSE_MULTI, DEVICE_WORKS, lambda: _libfuse(tools)),
         Peer(LIBFUSE_SINGLE, DEVICE_WORKS, lambda: _libfuse(tools, "-s")),

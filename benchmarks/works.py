@@ -21,6 +21,7 @@ READ_16_BY_8 = Work("read 16 B, 8 threads", "read:16x8")
 WRITE_16 = Work("write 16 B", "write:16")
 IOCTL_16 = Work("ioctl 16 B", "ioctl:16")
 OPEN_CLOSE = Work("open+close", "openclose")
+WAKE_UP = Work("poll wake-up", "wake")
 
 READS = (READ_16, READ_4K, READ_128K, READ_1M)
-ALL = (*READS, READ_16_BY_8, WRITE_16, IOCTL_16, OPEN_CLOSE)
+ALL = (*READS, READ_16_BY_8, WRITE_16, IOCTL_16, OPEN_CLOSE, WAKE_UP)

@@ -472,3 +472,23 @@ def test_socat_copies_both_ways(sandbox, box, needs):
         assert program.stdout.read(99) == b"from the device"
         program.kill()
         program.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("flags", [[], ["-m32"]], ids=["64", "32"])
+def test_each_call_by_its_number(sandbox, compiled, needs, flags):
+    if flags:
+        needs("/usr/include/asm", package="gcc-multilib")
+    program = compiled("poll", "-static", *flags)
+    done = sandbox.run([program], capture_output=True, text=True, timeout=PATIENCE_S)
+    # Beyond the sets' words nothing is written; device 4 is writable, not readable.
+    polls = ["ppoll", "ppoll_time64"] if flags else ["ppoll"]
+    selects = ["_newselect", "pselect6", "pselect6_time64"] if flags else ["select", "pselect6"]
+    assert lines(done.stdout) == [
+        "poll: 1 4",
+        *(line for name in polls for line in (f"{name}: 1 4", "1")),
+        *(line for name in selects for line in (f"{name}: 1 71000", "1")),
+        *(["select: 1 10"] if flags else []),
+        "epoll_ctl: 0 0",
+        "epoll_wait: 1 4",
+        "1234567890",
+    ]
