@@ -139,13 +139,13 @@ class NativeEnd:
             if (fill or spare) and not self._buffered:
                 theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
                 self._buffered = True
+            while spare and self.writable and self.spares < _SPARES:
+                theirs.send(READY, socket.MSG_DONTWAIT)
+                self.spares += 1
             if fill:
                 self.writable = False
                 theirs.send(bytes(_FILL), socket.MSG_DONTWAIT)
                 theirs.send(READY, socket.MSG_DONTWAIT)
-            while spare and self.spares < _SPARES:
-                theirs.send(READY, socket.MSG_DONTWAIT)
-                self.spares += 1
 
     def sever(self) -> None:
         """Show POLLERR, and with it POLLHUP and POLLIN, for good: close our end."""

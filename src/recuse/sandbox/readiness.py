@@ -147,7 +147,7 @@ class Readiness:
     def hungry(self) -> bool:
         """Whether the means are used up to make an edge-triggered epoll notice something."""
         end = self._end
-        return (end.spares < 2 or end.full) and any(
+        return (end.full or (end.spares < 2 and end.writable)) and any(
             watch.events & EPOLLET and (end.full or watch.events & WRITABLE)
             for watch in list(self._watches.values())
         )

@@ -58,7 +58,8 @@ class Ends(RuleBasedStateMachine):
 
     @rule(drain=st.booleans(), fill=st.booleans(), spare=st.booleans())
     def lower(self, drain, fill, spare):
-        fill = fill and self.end.writable
+        writable = self.end.writable
+        fill = fill and writable
         self.end.lower(self.fetch, drain=drain, fill=fill, spare=spare)
         if self.end.severed:
             return
@@ -67,7 +68,7 @@ class Ends(RuleBasedStateMachine):
             assert not self.end.full
         if fill:
             self.shown &= ~OUT
-        if spare:
+        if spare and writable:
             assert self.end.spares > 1
         self.news = None
 
