@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from recuse.kernel.connection import Connection, Tap, os_error
+from recuse.kernel.locks import FileLocks
 from recuse.kernel.sysfs import Declaration
 
 MAJOR_MAX = 511
@@ -47,6 +48,8 @@ class CharDevice:
     max_write: int = TRANSFER_MIN
     sysfs: Declaration = field(default_factory=Declaration)
     """What it has in /sys besides CUSE's own."""
+    locks: FileLocks = field(default_factory=FileLocks)
+    """Which of its open files are locked (flock)."""
     no_open: bool = False
     """The server has answered OPEN with ENOSYS: it gets neither OPEN nor RELEASE."""
     no_poll: bool = False

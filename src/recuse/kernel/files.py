@@ -342,6 +342,7 @@ class OpenFile:
         still run on the file, the last of which then sends it.
         """
         self._released = True
+        self.device.locks.unlock(self)  # before RELEASE (fs/file_table.c, __fput)
         if self._takes_release():
             yield from self._send_release()
 

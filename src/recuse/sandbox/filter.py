@@ -31,7 +31,7 @@ TRAPPED: Final = (
     "access", "faccessat", "faccessat2", "readlink", "readlinkat",
     "chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat",
     "utime", "utimes", "futimesat", "utimensat",
-    "getxattr", "lgetxattr", "listxattr", "llistxattr", "chdir",
+    "getxattr", "lgetxattr", "listxattr", "llistxattr", "chdir", "flock",
     "mkdir", "mkdirat", "mknod", "mknodat", "symlink", "symlinkat", "link", "linkat",
     "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir",
     # Nothing to emulate: these make a second reference to an open file or a second user of a

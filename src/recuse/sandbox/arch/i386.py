@@ -100,6 +100,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "unlink": 10,
     "unlinkat": 301,
     "rmdir": 40,
+    "flock": 143,
     "dup": 41,
     "dup2": 63,
     "dup3": 330,

@@ -48,6 +48,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "vfork": 58,
     "execve": 59,
     "fcntl": 72,
+    "flock": 73,
     "truncate": 76,
     "getdents": 78,
     "chdir": 80,
