@@ -161,6 +161,9 @@ FCNTL: Final = (55, 221)
 
 IO_URING_SETUP: Final = 425
 
+ARGUMENTS: Final = (5, 11, 12, 13, 14, 4)
+"""Where the arguments of a call are among x86-64's registers: ebx, ecx, edx, esi, edi, ebp."""
+
 _STAT = struct.Struct("=IIHHHHIIIIIIIIIIxxxxxxxx")
 _STAT64 = struct.Struct("=QxxxxIIIIIQxxxxqIQIIIIIIQ")
 _LOW: Final = 0xFFFFFFFF

@@ -15,11 +15,13 @@ SYSCALLS: Final[dict[str, int]] = {
     "read": 0,
     "write": 1,
     "open": 2,
+    "close": 3,
     "stat": 4,
     "fstat": 5,
     "lstat": 6,
     "poll": 7,
     "lseek": 8,
+    "mmap": 9,
     "ioctl": 16,
     "pread64": 17,
     "pwrite64": 18,
@@ -145,6 +147,20 @@ O_NOFOLLOW: Final = 0o400000
 O_DIRECT: Final = 0o40000
 O_LARGEFILE: Final = 0o100000
 """These four differ between architectures (asm/fcntl.h)."""
+
+REGISTERS: Final = struct.Struct("=27Q")
+"""``struct user_regs_struct`` (sys/user.h), as ptrace(2) tells and takes it."""
+
+ORIGINAL: Final = 15
+RESULT: Final = 10
+INSTRUCTION: Final = 16
+"""Where orig_rax (the call's number), rax and rip are among the registers."""
+
+INSTRUCTION_SIZE: Final = 2
+"""Bytes of ``syscall``, and of ``int $0x80``."""
+
+ARGUMENTS: Final = (14, 13, 12, 7, 9, 8)
+"""Where the arguments of a call are: rdi, rsi, rdx, r10, r8, r9."""
 
 _STAT = struct.Struct("=QQQIIIIQqqqqQqQqQ24x")
 
