@@ -6,9 +6,11 @@ For tests and tools: run programs in a `Sandbox` with such devices.
 
 from typing import TYPE_CHECKING, Any
 
+from recuse.server.areas import Area
 from recuse.server.device import Device
 from recuse.server.file import File
 from recuse.server.ioctl import ioctl
+from recuse.server.mappings import Mapping, MmapRequest
 from recuse.server.memory import Memory
 from recuse.server.request import OpenRequest, Request, current_request
 from recuse.server.session import Session
@@ -23,10 +25,13 @@ __all__ = [
     "IOR",
     "IOW",
     "IOWR",
+    "Area",
     "Device",
     "File",
     "Link",
+    "Mapping",
     "Memory",
+    "MmapRequest",
     "OpenRequest",
     "Request",
     "Sandbox",

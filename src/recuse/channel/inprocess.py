@@ -66,7 +66,7 @@ def connect(table: DeviceTable, device: Device) -> InProcessChannel:
     Raises ValueError or TypeError if it is not well described (`Device`), OSError if the kernel
     half refuses it: EEXIST for its name, EBUSY for its number.
     """
-    cuse = CuseChannel(table)
+    cuse = CuseChannel(table, descriptors=True)
     channel = InProcessChannel(cuse, Session(device))
     if channel.device is None:
         channel.close()

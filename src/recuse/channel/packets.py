@@ -4,6 +4,9 @@ A message is one packet. One of more than `PART` bytes is several: all but the l
 bytes, and the length in the message's header tells how many there are. The kernel limits packets
 (two times net.core.wmem_max for an ordinary user), and a WRITE can have more than that.
 
+Before a message that brings a file descriptor with it (SCM_RIGHTS) comes a packet of one byte that
+says so: who receives descriptors has to be prepared, which costs time with each packet.
+
 There is nothing else on the socket. Whoever sends what is no message loses the connection.
 """
 
@@ -19,6 +22,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Final
 
+from recuse.wire.descriptor import BytesWithDescriptor, OwnedDescriptor
 from recuse.wire.fuse import fuse_in_header, fuse_out_header
 
 PART: Final = 160 << 10
@@ -31,6 +35,8 @@ BACKLOG_MAX: Final = 8 << 20
 """Once so many bytes wait for the other end to take them, nothing more is received from it."""
 
 _COST: Final = 512  # of memory for each packet that waits, besides its bytes
+
+_DESCRIPTOR_FOLLOWS: Final = b"\0"
 
 _BUFFER_SIZE: Final = 4 << 20
 _LEAST: Final = min(fuse_in_header.SIZE, fuse_out_header.SIZE)
@@ -82,7 +88,7 @@ class Packets:
         self._sock = _roomy(sock)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._backlog: deque[memoryview] = deque()
+        self._backlog: deque[memoryview | BytesWithDescriptor] = deque()
         self._backlog_bytes = 0
         self._writer: threading.Thread | None = None
         self._ended = False
@@ -97,7 +103,7 @@ class Packets:
         with self._lock:
             if self._ended:
                 raise OSError(errno.ENODEV, "the connection has ended")
-            if len(message) <= PART and not self._backlog:
+            if len(message) <= PART and not self._backlog and type(message) is bytes:
                 try:
                     self._sock.send(message, _SEND_FLAGS)
                     return
@@ -106,10 +112,8 @@ class Packets:
                 except OSError as error:
                     self._end()
                     raise OSError(errno.ENODEV, "the connection has ended") from error
-            view = memoryview(message)
-            for at in range(0, len(message), PART):
-                self._backlog.append(view[at : at + PART])
-                self._backlog_bytes += len(self._backlog[-1]) + _COST
+            self._backlog += _parts(message)
+            self._backlog_bytes += len(message) + _COST * -(-len(message) // PART)
             if self._writer is None:
                 writer = threading.Thread(target=self._write, name="recuse-packets", daemon=True)
                 writer.start()
@@ -132,6 +136,8 @@ class Packets:
             length = int.from_bytes(message[:_LENGTH_SIZE], sys.byteorder)
             if length == size >= _LEAST:
                 return message
+            if message == _DESCRIPTOR_FOLLOWS:
+                return self._receive_descriptor()
             if size != PART or not PART < length <= MESSAGE_MAX:
                 self._malformed(f"{size} bytes that are no message")
                 return None
@@ -163,6 +169,19 @@ class Packets:
                 self._malformed(f"a packet of {size} bytes")
                 return None
             return bytes(self._buffer[:size]) if size else None
+
+    def _receive_descriptor(self) -> bytes | None:
+        """Receive a message with its descriptor; without, if there is no room for one here."""
+        try:
+            message, numbers, _, _ = socket.recv_fds(self._sock, PART, 1, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            return None
+        descriptors = [OwnedDescriptor(number) for number in numbers]
+        length = int.from_bytes(message[:_LENGTH_SIZE], sys.byteorder)
+        if length != len(message) or length < _LEAST:
+            self._malformed(f"{len(message)} bytes that are no message, with a descriptor")
+            return None
+        return BytesWithDescriptor(message, descriptors[0]) if descriptors else message
 
     def _malformed(self, what: str) -> None:
         _log.warning("the other end of a socket sent %s: the connection is ended", what)
@@ -205,7 +224,12 @@ class Packets:
                     return
                 part = self._backlog[0]
             try:
-                self._sock.send(part, socket.MSG_NOSIGNAL)
+                if isinstance(part, BytesWithDescriptor):
+                    self._sock.send(_DESCRIPTOR_FOLLOWS, socket.MSG_NOSIGNAL)
+                    number = part.descriptor.fileno()
+                    socket.send_fds(self._sock, [part], [number], socket.MSG_NOSIGNAL)
+                else:
+                    self._sock.send(part, socket.MSG_NOSIGNAL)
             except OSError:
                 self.shutdown()
                 return
@@ -215,4 +239,13 @@ class Packets:
                 # Only now: whoever sends meanwhile gets in line behind it.
                 self._backlog.popleft()
                 self._backlog_bytes -= len(part) + _COST
+                del part  # and its descriptor with it
                 self._changed.notify_all()
+
+
+def _parts(message: bytes) -> list[memoryview | BytesWithDescriptor]:
+    """Return the packets of a message."""
+    if isinstance(message, BytesWithDescriptor):
+        return [message]
+    view = memoryview(message)
+    return [view[at : at + PART] for at in range(0, len(message), PART)]

@@ -123,7 +123,7 @@ class _Link:
     """One connection to a server, and the device's channel of the kernel half."""
 
     def __init__(self, packets: Packets, table: DeviceTable) -> None:
-        self.cuse = CuseChannel(table)
+        self.cuse = CuseChannel(table, descriptors=True)
         self.connection: Connection = self.cuse.connection
         # The device may be back, so a program had better open it again than think of a network.
         self.connection.error_when_aborted = errno.ENODEV

@@ -42,7 +42,7 @@ class Tapped:
         tap = self.tap
         if tap is not None:
             try:
-                tap.reply(message)
+                tap.reply(bytes(message))  # without a descriptor, which a tap might keep
             except Exception:
                 self._failed()
         self._send(message)

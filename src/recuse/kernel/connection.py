@@ -41,6 +41,7 @@ from recuse.kernel.notify import notified_poller
 from recuse.kernel.poll import PolledFiles
 from recuse.kernel.queue import RequestQueue
 from recuse.kernel.request import FINISHED, PENDING, PROCESSING, WAITING, Reply, Request
+from recuse.wire.descriptor import BytesWithDescriptor
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
     FUSE_MIN_READ_BUFFER,
@@ -389,18 +390,21 @@ class Connection:
     def write(self, message: bytes | bytearray | memoryview) -> None:
         """Take one reply, or one notification, from the server.
 
+        A descriptor that comes with a reply goes with its payload to who waits for it.
+
         Raises OSError: EINVAL if it is malformed (shorter than its header, another length than
         the header says, an error that is none, an unknown notification); ENOENT if no request in
         processing has its number; EINVAL if its payload is too short or too long for the request,
         which then finishes with EIO; or what `recuse.kernel.notify` says.
         """
         # fs/fuse/dev.c, fuse_dev_do_write and fuse_copy_out_args.
-        if type(message) is not bytes:
+        if type(message) is not bytes and type(message) is not BytesWithDescriptor:
             message = bytes(message)
         tap = self.tap
         if tap is not None:
             try:
-                tap.reply(message)
+                # Without a descriptor, which a tap might keep.
+                tap.reply(bytes(message))
             except Exception:
                 self._tap_failed()
         size = len(message)

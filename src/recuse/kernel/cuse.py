@@ -14,6 +14,7 @@ from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_INIT_INFO_MAX,
     CUSE_UNRESTRICTED_IOCTL,
+    RECUSE_MAPPING,
     RECUSE_NEW_FILES,
     RECUSE_NODE_INFO,
     RECUSE_SEEKABLE,
@@ -57,22 +58,31 @@ class CuseChannel:
     pid, uid and gid are those of who opens it, for the header of CUSE_INIT.
     """
 
-    def __init__(self, table: DeviceTable, pid: int = 0, uid: int = 0, gid: int = 0) -> None:
+    def __init__(
+        self,
+        table: DeviceTable,
+        pid: int = 0,
+        uid: int = 0,
+        gid: int = 0,
+        *,
+        descriptors: bool = False,
+    ) -> None:
+        """Make it; with ``descriptors`` its server's answers can bring file descriptors along."""
         self.device: CharDevice | None = None
         self.error: OSError | None = None
         """Why there is no device: EPROTO for a version, EINVAL, EEXIST, EBUSY (see the log)."""
         self._table = table
         self._closed = False
+        self._offered = (
+            CUSE_UNRESTRICTED_IOCTL
+            | RECUSE_SEEKABLE
+            | RECUSE_NODE_INFO
+            | RECUSE_NEW_FILES
+            | RECUSE_SYSFS
+            | (RECUSE_MAPPING if descriptors else 0)
+        )
         offer = cuse_init_in(
-            major=FUSE_KERNEL_VERSION,
-            minor=FUSE_KERNEL_MINOR_VERSION,
-            flags=(
-                CUSE_UNRESTRICTED_IOCTL
-                | RECUSE_SEEKABLE
-                | RECUSE_NODE_INFO
-                | RECUSE_NEW_FILES
-                | RECUSE_SYSFS
-            ),
+            major=FUSE_KERNEL_VERSION, minor=FUSE_KERNEL_MINOR_VERSION, flags=self._offered
         )
         init = Request(
             CUSE_INIT,
@@ -137,6 +147,7 @@ class CuseChannel:
             seekable=bool(init.flags & RECUSE_SEEKABLE),
             unrestricted=bool(init.flags & CUSE_UNRESTRICTED_IOCTL),
             new_files=bool(init.flags & RECUSE_NEW_FILES),
+            mapping=bool(init.flags & self._offered & RECUSE_MAPPING),
             max_read=init.max_read,
             max_write=init.max_write,
             sysfs=Declaration(info.subsystem, tuple(info.attributes), info.links),

@@ -31,7 +31,8 @@ class CharDevice:
     mode is permission bits; max_read and max_write are the most bytes of one READ or WRITE;
     unrestricted devices may ask for the caller's memory by address in an ioctl; seekable ones get
     the file position with READ and WRITE; those with new_files may answer an ioctl with an open
-    file.  uid and gid are None where the server leaves the node's owner to whoever makes the node.
+    file, those with mapping can be mapped into memory.  uid and gid are None where the server
+    leaves the node's owner to whoever makes the node.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CharDevice:
     seekable: bool = False
     unrestricted: bool = False
     new_files: bool = False
+    mapping: bool = False
     max_read: int = TRANSFER_MIN
     max_write: int = TRANSFER_MIN
     sysfs: Declaration = field(default_factory=Declaration)
@@ -96,6 +98,7 @@ class DeviceTable:
         seekable: bool = False,
         unrestricted: bool = False,
         new_files: bool = False,
+        mapping: bool = False,
         max_read: int = TRANSFER_MIN,
         max_write: int = TRANSFER_MIN,
         sysfs: Declaration | None = None,
@@ -126,6 +129,7 @@ class DeviceTable:
                 seekable=seekable,
                 unrestricted=unrestricted,
                 new_files=new_files,
+                mapping=mapping,
                 max_read=max(max_read, TRANSFER_MIN),
                 max_write=max(max_write, TRANSFER_MIN),
                 sysfs=sysfs or Declaration(),

@@ -1,8 +1,8 @@
 """Open files of a device, and what system calls on them do: fs/fuse/cuse.c and file.c.
 
 An operation counts as running on its file from its first step to its last.  RELEASE is sent once,
-when the file has been released and no operation runs on it: by `OpenFile.release`, or by the last
-operation before it returns, like the last fput in Linux.
+when the file has been released, no operation runs on it and no mapping of it is left: by
+`OpenFile.release`, or by the last operation before it returns, like the last fput in Linux.
 """
 
 import errno
@@ -15,6 +15,7 @@ from recuse.kernel.caller import Caller, Memory
 from recuse.kernel.connection import os_error
 from recuse.kernel.devices import TRANSFER_MIN, CharDevice
 from recuse.kernel.ioctl import Install, do_ioctl
+from recuse.kernel.mmap import Mapper, Mapping, MmapCall, check, do_mmap, do_munmap
 from recuse.kernel.operation import Operation
 from recuse.kernel.poll import do_poll
 from recuse.kernel.request import MAX_PAGES, PAGE_SIZE, Request
@@ -132,7 +133,7 @@ class OpenFile:
         # is released; `release` first says so and then looks whether an operation runs: one of the
         # two sees the other.
         self._running: list[None] = []
-        """One entry for each operation that runs."""
+        """One entry for each operation that runs, and for each mapping."""
         self._released = False
         self._owed: list[None] = [None]
         """One entry, which whoever sends RELEASE takes."""
@@ -335,11 +336,40 @@ class OpenFile:
             if self._released and self._takes_release():
                 yield from self._send_release()
 
+    def mmap(self, caller: Caller, mapper: Mapper, call: MmapCall) -> Operation[Mapping]:
+        """Map the file's memory into the caller's; the file is not released before `munmap`.
+
+        Raises OSError as `recuse.kernel.mmap.check` and `recuse.kernel.mmap.do_mmap`.
+        """
+        self._running.append(None)
+        mapped = False
+        try:
+            if self._released:
+                raise os_error(errno.EBADF)
+            check(call, self.flags & os.O_ACCMODE, self.device.mapping)
+            mapping = yield from do_mmap(self._fh or 0, caller, mapper, call)
+            mapped = True
+            return mapping
+        finally:
+            if not mapped:
+                self._running.pop()
+                if self._released and self._takes_release():
+                    yield from self._send_release()
+
+    def munmap(self, mapping: Mapping) -> Operation[None]:
+        """Let a mapping go: the last part of it is gone.  Once for each that `mmap` has made."""
+        try:
+            yield from do_munmap(self._fh or 0, mapping)
+        finally:
+            self._running.pop()
+            if self._released and self._takes_release():
+                yield from self._send_release()
+
     def release(self) -> Operation[None]:
         """Let the file go: the last descriptor of it was closed.  Again, do nothing.
 
         Ends when the server has answered RELEASE, whatever that answer is; at once if operations
-        still run on the file, the last of which then sends it.
+        still run on the file, the last of which then sends it, or if it is mapped.
         """
         self._released = True
         self.device.locks.unlock(self)  # before RELEASE (fs/file_table.c, __fput)

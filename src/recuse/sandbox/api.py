@@ -124,6 +124,7 @@ class Sandbox:
         for launch, supervisor in ended:
             _finish(launch, supervisor)
         if ended and self._machine is not None:
+            self._machine.areas.settle()
             self._machine.descriptors.settle(_SETTLE_S)
 
     def run(

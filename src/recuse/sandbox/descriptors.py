@@ -326,9 +326,15 @@ class Descriptors:
                 return
             node = descriptor.node
             self._releasing[node] += 1
-        _release(descriptor.file, lambda: self._released(node))
+        _release(descriptor.file, lambda: self.released(node))
 
-    def _released(self, node: Node) -> None:
+    def releasing(self, node: Node) -> None:
+        """A file of the node is let go, or a mapping of one: opening waits until `released`."""
+        with self._lock:
+            self._releasing[node] += 1
+
+    def released(self, node: Node) -> None:
+        """That has come to its end."""
         with self._lock:
             self._releasing[node] -= 1
             if self._releasing[node]:

@@ -1,10 +1,11 @@
 """The seccomp filter: which system calls of a program come to the supervisor.
 
 The filter is fixed once it is installed and sees only a call's number and its arguments as
-numbers. So it decides by the call's number alone, but for ``fcntl``, whose commands it knows. It
-does *not* look at descriptor numbers: a device has the ordinary, lowest number that the program
-would get from the kernel, and dup2, SCM_RIGHTS or a shell may put it anywhere. Which descriptor is
-a device is told by :mod:`recuse.sandbox.descriptors` at each call.
+numbers. So it decides by the call's number alone, but for ``fcntl``, whose commands it knows, and
+``mmap``, of which it lets pass what maps no file, and what the C library's loader maps. It does
+*not* look at descriptor numbers: a device has the ordinary, lowest number that the program would
+get from the kernel, and dup2, SCM_RIGHTS or a shell may put it anywhere. Which descriptor is a
+device is told by :mod:`recuse.sandbox.descriptors` at each call.
 
 System calls that are never trapped cost nothing: since Linux 5.11 they are allowed by a bitmap
 before any filter runs.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from recuse.sandbox.arch import arch, compat
 
@@ -24,7 +25,7 @@ TRAPPED: Final = (
     "read", "write", "pread64", "pwrite64", "ioctl", "openat", "lseek", "fstat",
     "poll", "ppoll", "epoll_wait", "epoll_pwait", "select", "pselect6", "epoll_ctl", "epoll_pwait2",
     "readv", "writev", "preadv", "pwritev", "preadv2", "pwritev2",
-    "sendfile", "splice", "tee", "copy_file_range",
+    "sendfile", "splice", "tee", "copy_file_range", "mremap",
     "getdents64", "getdents", "fchmod", "fchown", "fgetxattr", "flistxattr",
     # Files by path.
     "newfstatat", "statx", "open", "stat", "lstat", "creat", "openat2", "truncate",
@@ -45,7 +46,13 @@ TRAPPED: Final = (
     "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid",
     "setfsuid", "setfsgid", "setgroups", "capset", "statfs", "fstatfs",
 )  # fmt: skip
-"""The calls that always come to the supervisor; ``fcntl`` comes for some commands."""
+"""The calls that always come to the supervisor; ``fcntl`` comes for some commands, ``mmap`` for
+files."""
+
+MAP_ANONYMOUS: Final = 0x20
+MAP_DENYWRITE: Final = 0x800
+"""The kernel ignores this one. The C library's loader sets it when it maps libraries, and recuse
+when it has a program map memory: nobody else does."""
 
 F_DUPFD: Final = 0
 F_GETFL: Final = 3
@@ -94,26 +101,32 @@ def build_filter() -> bytes:
     program.load(_NUMBER)
     program.jump(_JUMP_SET, arch.FOREIGN_CALL_BIT, then="nosys")
     trapped = [arch.SYSCALLS[name] for name in TRAPPED if name in arch.SYSCALLS]
-    _decide(program, "", trapped, (arch.SYSCALLS["fcntl"],), arch.SYSCALLS["io_uring_setup"])
+    fcntl, mmap = arch.SYSCALLS["fcntl"], arch.SYSCALLS["mmap"]
+    special = _Special((fcntl,), mmap, arch.SYSCALLS["io_uring_setup"])
+    _decide(program, "", trapped, special)
     program.label("compat calls")
     program.load(_NUMBER)
     trapped = list(compat.SYSCALLS.values())
-    _decide(program, "compat ", trapped, compat.FCNTL, compat.IO_URING_SETUP)
+    special = _Special(compat.FCNTL, compat.MMAP2, compat.IO_URING_SETUP)
+    _decide(program, "compat ", trapped, special)
     return program.assemble()
 
 
-def _decide(
-    program: _Assembler,
-    prefix: str,
-    trapped: Sequence[int],
-    fcntl: Sequence[int],
-    io_uring_setup: int,
-) -> None:
+class _Special(NamedTuple):
+    """The numbers of calls that are decided by more than that."""
+
+    fcntl: Sequence[int]
+    mmap: int
+    io_uring_setup: int
+
+
+def _decide(program: _Assembler, prefix: str, trapped: Sequence[int], special: _Special) -> None:
     """Add what gives a verdict on the call whose number is loaded; labels get ``prefix``."""
     for number in trapped:
         program.jump(_JUMP_EQUAL, number, then=prefix + "notify")
-    program.jump(_JUMP_EQUAL, io_uring_setup, then=prefix + "nosys")
-    for number in fcntl:
+    program.jump(_JUMP_EQUAL, special.mmap, then=prefix + "mmap")
+    program.jump(_JUMP_EQUAL, special.io_uring_setup, then=prefix + "nosys")
+    for number in special.fcntl:
         program.jump(_JUMP_EQUAL, number, then=prefix + "fcntl")
     program.give(prefix + "allow", _RETURN_ALLOW)
     program.label(prefix + "fcntl")
@@ -121,6 +134,13 @@ def _decide(
     for command in TRAPPED_FCNTL:
         program.jump(_JUMP_EQUAL, command, then=prefix + "notify")
     program.give(prefix + "other command", _RETURN_ALLOW)
+    program.label(prefix + "mmap")
+    program.load(_ARGUMENTS + 3 * 8)
+    program.jump(_JUMP_SET, MAP_ANONYMOUS | MAP_DENYWRITE, then=prefix + "no file")
+    program.load(_ARGUMENTS + 4 * 8)
+    program.jump(_JUMP_EQUAL, 0xFFFFFFFF, then=prefix + "no file")
+    program.go(prefix + "notify")
+    program.give(prefix + "no file", _RETURN_ALLOW)
     program.give(prefix + "notify", _RETURN_NOTIFY)
     program.give(prefix + "nosys", _RETURN_ERRNO | errno.ENOSYS)
 

@@ -4,16 +4,19 @@ Some results can only be made by the thread itself: a mapping in its address spa
 in a trapped call, the supervisor attaches to it as a debugger does (ptrace(2)), answers the call,
 and stops it before it sees the answer. Then it is sent back to its system call instruction with
 other registers, once for each call that it shall make, and at last let go with its registers as
-they were and the result that it is to see. Signals wait meanwhile.
+they were and the result that it is to see. Signals wait meanwhile, but for SIGKILL.
 
-A thread that has a debugger already (strace, gdb) cannot have a second one: EPERM.
+A thread that has a debugger already (strace, gdb) cannot have a second one: EPERM. And ptrace knows
+its tracers as threads: all that is done to one program's thread is done in one thread here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
+import signal
 from types import TracebackType
 from typing import Final
 
@@ -34,6 +37,7 @@ _O_TRACESYSGOOD: Final = 1
 _O_EXITKILL: Final = 0x100000
 
 _WALL: Final = 0x40000000
+_SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
 _ALL_SIGNALS: Final = (1 << 64) - 1
 _MAX_ERRNO: Final = 4095
 _NO_CALL: Final = (1 << 64) - 1
@@ -51,67 +55,77 @@ class GoneError(Exception):
 class Injection:
     """A thread that makes calls for us, from ``with`` to the end of its block.
 
-    Each of its methods raises GoneError if the thread has been killed meanwhile.
+    Its own call is answered at the end of the block, with `result`. Each of the methods raises
+    GoneError if the thread has been killed meanwhile.
     """
 
     def __init__(self, listener: Listener, call: Notification) -> None:
-        """Prepare.
-
-        Args:
-            call: what the thread waits in. It is answered here, so nobody else may.
-        """
+        """Prepare, for what the thread waits in."""
         self._listener = listener
         self._call = call
         self._tid = call.pid
         self._machine = arch if call.arch == arch.AUDIT_ARCH else compat
         self._registers = ctypes.create_string_buffer(arch.REGISTERS.size)
         self._mask = ctypes.create_string_buffer(8)
-        self.result = 0
+        self._stopped = False
+        self._gone = False
+        self.result = -errno.EIO
         """What the thread's own call returns in the end; a negative errno makes it fail."""
 
     def __enter__(self) -> Injection:
-        """Stop the thread.
+        """Attach to the thread.
 
         Raises:
-            OSError: EPERM if it has a debugger, or may not be looked into. The call still waits.
+            OSError: EPERM if it has a debugger, or may not be looked into. The call still waits,
+                and is the caller's to answer.
+            GoneError: the same, but for the answer.
         """
-        try:
-            _ptrace(_SEIZE, self._tid, 0, _O_TRACESYSGOOD | _O_EXITKILL)
-        except ProcessLookupError:
-            raise GoneError from None
-        try:
-            self._do(_INTERRUPT)
-            self._listener.answer(self._call.id, 0)
-            self._wait()
-            self._do(_GETREGS, 0, ctypes.addressof(self._registers))
-            self._do(_GETSIGMASK, 8, ctypes.addressof(self._mask))
-            everything = ctypes.c_uint64(_ALL_SIGNALS)
-            self._do(_SETSIGMASK, 8, ctypes.addressof(everything))
-        except BaseException:
-            self._detach()
-            raise
+        self._do(_SEIZE, 0, _O_TRACESYSGOOD | _O_EXITKILL)
         return self
+
+    def give(self, descriptor: int) -> int:
+        """Install a copy of a descriptor in the thread's process; return its number.
+
+        Exec closes it. Only before the first `call`.
+
+        Raises:
+            OSError: EMFILE if the process has no room for it.
+        """
+        number = self._listener.add_descriptor(self._call.id, descriptor, cloexec=True)
+        if number is None:
+            raise GoneError
+        return number
 
     def call(self, name: str, *args: int) -> int:
         """Have the thread make a system call and return its result.
 
         Args:
-            name: as in the machine's table of calls.
+            name: one of the machine's ``INJECTED``.
             args: up to six, not negative.
 
         Raises:
             OSError: what the call failed with.
         """
+        self._stop()
         registers = list(arch.REGISTERS.unpack(self._registers.raw))
         registers[arch.INSTRUCTION] -= arch.INSTRUCTION_SIZE
         registers[arch.ORIGINAL] = _NO_CALL
-        registers[arch.RESULT] = self._machine.SYSCALLS[name]
+        registers[arch.RESULT] = self._machine.INJECTED[name]
         for index, value in zip(self._machine.ARGUMENTS, args, strict=False):
             registers[index] = value
         self._set(registers)
-        for _ in range(2):  # stops before the call and after it
-            self._do(_SYSCALL)
-            self._wait()
+        stops = 0
+        deliver = 0
+        while stops < 2:  # before the call and after it
+            self._do(_SYSCALL, 0, deliver)
+            status = self._wait()
+            number = os.WSTOPSIG(status)
+            deliver = 0
+            if number == _SYSCALL_STOP:
+                stops += 1
+            elif status >> 16 == 0:
+                # SIGSTOP, which nobody can block. It has its effect when the thread is let go.
+                deliver = number
         state = ctypes.create_string_buffer(arch.REGISTERS.size)
         self._do(_GETREGS, 0, ctypes.addressof(state))
         result: int = arch.REGISTERS.unpack(state.raw)[arch.RESULT]
@@ -124,6 +138,16 @@ class Injection:
             raise os_error(limit - result)
         return result
 
+    def alive(self) -> bool:
+        """Whether the thread is still there; look now and then while you wait for something else.
+
+        One that was killed does not end before its tracer has seen that.
+        """
+        if not self._gone:
+            with contextlib.suppress(GoneError):
+                self._wait(os.WNOHANG)
+        return not self._gone
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -131,39 +155,53 @@ class Injection:
         traceback: TracebackType | None,
     ) -> None:
         """Let the thread go, with the result that it is to see."""
-        try:
+        with contextlib.suppress(GoneError):
+            self._stop()
             registers = list(arch.REGISTERS.unpack(self._registers.raw))
             registers[arch.ORIGINAL] = _NO_CALL
             registers[arch.RESULT] = self.result & (1 << 64) - 1
             self._set(registers)
             self._do(_SETSIGMASK, 8, ctypes.addressof(self._mask))
-        except GoneError:
-            pass
-        finally:
-            self._detach()
+            self._do(_DETACH)
+
+    def _stop(self) -> None:
+        """Stop the thread on its way out of its call."""
+        if self._stopped:
+            return
+        self._do(_INTERRUPT)
+        self._listener.answer(self._call.id, 0)
+        self._wait()
+        self._do(_GETREGS, 0, ctypes.addressof(self._registers))
+        self._do(_GETSIGMASK, 8, ctypes.addressof(self._mask))
+        everything = ctypes.c_uint64(_ALL_SIGNALS)
+        self._do(_SETSIGMASK, 8, ctypes.addressof(everything))
+        self._stopped = True
 
     def _set(self, registers: list[int]) -> None:
         data = ctypes.create_string_buffer(arch.REGISTERS.pack(*registers), arch.REGISTERS.size)
         self._do(_SETREGS, 0, ctypes.addressof(data))
 
     def _do(self, request: int, address: int = 0, data: int = 0) -> None:
+        if self._gone:
+            raise GoneError
         try:
             _ptrace(request, self._tid, address, data)
         except ProcessLookupError:
+            if request != _SEIZE:
+                # It does not stand where it stood, so it was killed: see it end.
+                self._wait()
             raise GoneError from None
 
-    def _wait(self) -> None:
-        """Wait for the thread's next stop."""
+    def _wait(self, options: int = 0) -> int:
+        """Wait for the thread's next stop, and return its status."""
         try:
-            _, status = os.waitpid(self._tid, _WALL)
+            found, status = os.waitpid(self._tid, _WALL | options)
         except ChildProcessError:
-            raise GoneError from None
-        if not os.WIFSTOPPED(status):
+            found, status = self._tid, 0
+        if found and not os.WIFSTOPPED(status):
+            self._gone = True
             raise GoneError
-
-    def _detach(self) -> None:
-        with contextlib.suppress(OSError):
-            _ptrace(_DETACH, self._tid, 0, 0)
+        return status
 
 
 def _ptrace(request: int, tid: int, address: int, data: int) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 from recuse.channel.inprocess import connect
 from recuse.kernel.connection import Tap
 from recuse.kernel.devices import DeviceTable
+from recuse.sandbox.areas import Areas
 from recuse.sandbox.descriptors import Descriptors
 from recuse.sandbox.memory import StringReader
 from recuse.sandbox.nodes import majors_in_use
@@ -37,6 +38,7 @@ class Machine:
     def __init__(self, tap: Callable[[], Tap] | None = None) -> None:
         self.tasks = Tasks()
         self.descriptors = Descriptors()
+        self.areas = Areas(self.descriptors)
         self.tree = Tree(self.tasks, self.descriptors)
         self.table = DeviceTable(self.tree.nodes.add, self.tree.nodes.remove, majors_in_use())
         self.tree.nodes.add_machine(self.table)
@@ -58,6 +60,7 @@ class Machine:
 
     def close(self) -> None:
         """Release all files and end all devices."""
+        self.areas.close()
         self.descriptors.close()
         for channel in self._channels:
             channel.close()

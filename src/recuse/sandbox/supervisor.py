@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -15,6 +16,7 @@ from recuse.kernel.connection import Connection, os_error
 from recuse.kernel.devices import CharDevice
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import Operation, run
+from recuse.kernel.request import Reply
 from recuse.sandbox.arch import arch
 from recuse.sandbox.listener import Listener, Notification
 from recuse.sandbox.machine import Machine
@@ -38,6 +40,7 @@ class Supervisor:
         self.listener = listener
         self.tasks = machine.tasks
         self.descriptors = machine.descriptors
+        self.areas = machine.areas
         self.tree = machine.tree
         self.table = machine.table
         self.strings = machine.strings
@@ -142,6 +145,45 @@ class Supervisor:
 
         self.signals.watch(call, self.listener, interrupt)
         run(connection, operation, done)
+
+    def run_here(
+        self,
+        call: Notification,
+        device: CharDevice,
+        operation: Operation[T],
+        look: Callable[[], object],
+    ) -> T:
+        """Run an operation in this thread from its beginning to its end; return what it returns.
+
+        Signals interrupt it until :meth:`forget`, which has to come before the call is answered.
+        While it waits for the server, ``look`` is called now and then.
+        """
+        connection = device.connection
+        pid = call.pid
+
+        def interrupt(fatal: bool) -> None:
+            for request in connection.requests_of(pid):
+                connection.interrupt(request, fatal=fatal)
+
+        self.signals.watch(call, self.listener, interrupt)
+        leading = True
+        reply: Reply | None = None
+        while True:
+            try:
+                request = operation.send(reply)  # type: ignore[arg-type]  # None starts it
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            connection.submit(request)
+            if request.reply is None:
+                replied = threading.Event()
+                if connection.watch(request, lambda _, replied=replied: replied.set()):  # type: ignore[misc]
+                    if leading:
+                        leading = False
+                        self._workers.pass_lead()
+                    while not replied.wait(TICK):
+                        look()
+            reply = request.reply
 
     def _stuck(self, call: Notification, blocks: Callable[[], bool]) -> None:
         descriptor = self.descriptors.find(call.pid, call.a0)

@@ -5,6 +5,8 @@
     ioctl    the decorator that declares ioctl handlers, and the tables made of it
     memory   Memory: the calling program's memory, by address, during one ioctl
     request  Request: who asks; current_request()
+    areas    Area: memory that programs map
+    mappings what programs have mapped: Mapping, MmapRequest
     session  Session: takes requests as bytes, calls methods, gives answers as bytes
 
 What Session is made of:

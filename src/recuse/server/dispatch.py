@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 from recuse.server.errors import Misuse, brief
+from recuse.wire.cuse import recuse_mmap_in
 from recuse.wire.declare import Structure
 from recuse.wire.fuse import (
     fuse_in_header,
@@ -50,6 +51,7 @@ pick_ioctl = picker(
     fuse_ioctl_in, "fh", "flags", "cmd", "arg", "in_size", "out_size", header="pid"
 ).unpack_from
 pick_poll = picker(fuse_poll_in, "fh", "kh", "flags", "events").unpack_from
+pick_mmap = picker(recuse_mmap_in, "fh").unpack_from
 pick_interrupt = picker(fuse_interrupt_in, "unique").unpack_from
 
 WRITE_DATA = fuse_in_header.SIZE + fuse_write_in.SIZE

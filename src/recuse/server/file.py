@@ -12,7 +12,9 @@ from recuse.server.pollers import Pollers
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from recuse.server.areas import Area
     from recuse.server.device import Device
+    from recuse.server.mappings import Mapping, MmapRequest
 
 
 FILE_MAKERS: set[str] = set()
@@ -121,11 +123,38 @@ class File:
         if self._pollers is not None:
             self._pollers.wake()
 
+    def mmap(self, request: "MmapRequest") -> "Area | Awaitable[Area]":
+        """Return the memory that a program is to map: a new area, or one that it shares.
+
+        A new one has ``request.size`` bytes, as a rule: ``Area(request.size)``.  What the program
+        sees of it begins at ``request.offset``.  The kernel half has checked the arguments and the
+        file's access mode.
+
+        For each area that this returns `unmapped` is called once, whatever becomes of the mapping.
+
+        Raises OSError; a File without this method answers ENODEV, as Linux does.
+        """
+        raise OSError(errno.ENOSYS, "no mmap")
+
+    def mapped(self, mapping: "Mapping") -> "Awaitable[None] | None":
+        """Be told that a mapping is made, before the program knows of it.
+
+        The area may be filled here, and resized.  Raises OSError to make mmap(2) fail after all.
+        """
+
+    def unmapped(self, mapping: "Mapping") -> "Awaitable[None] | None":
+        """Be told that nothing is left of a mapping; or that it came to nothing.
+
+        The last part of it was unmapped, in the program and in all children that inherited it, or
+        these have ended.  What is raised here is logged and changes nothing.
+        """
+
     def release(self) -> "Awaitable[None] | None":
         """Be told that the last copy of the file is closed, or that the device goes away.
 
-        Called exactly once for each open that succeeded.  close(2) has succeeded already: what is
-        raised here is logged and changes nothing.
+        And that nothing of it is mapped any more.  Called exactly once for each open that
+        succeeded.  close(2) has succeeded already: what is raised here is logged and changes
+        nothing.
         """
 
 

@@ -31,8 +31,11 @@ class Request:
 
     @property
     def operation(self) -> str:
-        """What is asked for: "open", "read", "write", "ioctl", "poll" or "release"."""
-        return OPERATIONS[self._exchange.opcode].name.removeprefix("FUSE_").lower()
+        """What is asked for: "open", "read", "write", "ioctl", "poll" or "release".
+
+        Or "mmap", "mmap_commit" (in `File.mapped`) or "munmap".
+        """
+        return OPERATIONS[self._exchange.opcode].name.partition("_")[2].lower()
 
     @property
     def unique(self) -> int:

@@ -11,6 +11,7 @@ from recuse.server.exchange import Exchange, discard
 from recuse.server.memory import MoreMemory
 from recuse.server.request import CURRENT
 from recuse.server.rounds import IoctlCall
+from recuse.wire.cuse import RECUSE_MUNMAP
 from recuse.wire.fuse import FUSE_OPEN, FUSE_RELEASE
 
 if TYPE_CHECKING:
@@ -38,9 +39,18 @@ Step = tuple[Callable[..., Any], Awaitable[Any]]
 class Runner:
     """The handlers that run for one session."""
 
-    def __init__(self, undelivered: Callable[[Exchange, bytes], None]) -> None:
-        """Make it; ``undelivered`` is called for successes that the other end does not take."""
+    def __init__(
+        self,
+        undelivered: Callable[[Exchange, bytes], None],
+        failed: Callable[[Exchange], None],
+    ) -> None:
+        """Make it.
+
+        ``undelivered`` is called for successes that the other end does not take, ``failed`` for
+        requests that were answered with an error.
+        """
         self._undelivered = undelivered
+        self._after_failure = failed
         self._running: dict[int, Exchange] = {}
         self._lock = threading.Lock()
         self._tasks: Tasks | None = None
@@ -91,23 +101,23 @@ class Runner:
             self._tasks.interrupt(exchange)
         return True
 
-    def quietly(self, method: Callable[[], Any]) -> Any:
+    def quietly(self, method: Callable[..., Any], *arguments: Any) -> Any:
         """Call a method whose result nobody waits for; return an awaitable, if it did."""
         try:
-            returned = method()
+            returned = method(*arguments)
         except BaseException as error:
             self._log(method, error)
             return None
         return returned if hasattr(returned, "__await__") else None
 
-    def quietly_later(self, method: Callable[[], Any]) -> None:
+    def quietly_later(self, method: Callable[..., Any], *arguments: Any) -> None:
         """Call a method whose end nobody waits for, even if it is ``async def``."""
 
         def done(_: Any, error: BaseException | None) -> None:
             if error is not None:
                 self._log(method, error)
 
-        awaitable = self.quietly(method)
+        awaitable = self.quietly(method, *arguments)
         if awaitable is not None and not self._start(awaitable, done, None):
             log.error("%s did not run: the session has ended", label(method))
 
@@ -199,7 +209,7 @@ class Runner:
         """Answer for a method that raised ``error``."""
         if isinstance(error, OSError) and is_errno(error.errno):
             number = error.errno
-            if exchange.opcode == FUSE_RELEASE:
+            if exchange.opcode in (FUSE_RELEASE, RECUSE_MUNMAP):
                 self._log(method, error)
             if exchange.opcode == FUSE_OPEN and number == errno.ENOSYS:
                 # It would mean that this device is never to hear of OPEN again.
@@ -211,6 +221,7 @@ class Runner:
             number = errno.EIO
             self._log(method, error)
         exchange.fail(number)
+        self._after_failure(exchange)
 
     def _log(self, method: object, error: BaseException) -> None:
         """Tell the author of a failure: a mistake in one line, others with the traceback."""

@@ -17,6 +17,7 @@ from recuse.server.dispatch import (
     pick_head,
     pick_interrupt,
     pick_ioctl,
+    pick_mmap,
     pick_open,
     pick_poll,
     pick_read,
@@ -30,6 +31,7 @@ from recuse.server.dispatch import (
 from recuse.server.errors import Misuse, brief
 from recuse.server.exchange import Exchange, Send
 from recuse.server.file import File
+from recuse.server.mappings import Mappings
 from recuse.server.pollers import Pollers
 from recuse.server.request import OpenRequest
 from recuse.server.rounds import IoctlCall, Rounds, ioctl_answer
@@ -39,6 +41,10 @@ from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_UNRESTRICTED_IOCTL,
     RECUSE_IOCTL_FILE,
+    RECUSE_MAPPING,
+    RECUSE_MMAP,
+    RECUSE_MMAP_COMMIT,
+    RECUSE_MUNMAP,
     RECUSE_NEW_FILES,
     RECUSE_NODE_INFO,
     RECUSE_SEEKABLE,
@@ -99,7 +105,8 @@ class Session:
         self.device = device
         self.minor = FUSE_KERNEL_MINOR_VERSION
         """Minor version of the protocol, 11 to 45: the smaller one of both halves'."""
-        self._runner = Runner(self._undelivered)
+        self._runner = Runner(self._undelivered, self._failed)
+        self._mappings = Mappings(self._runner)
         self._files: dict[int, File] = {}
         self._handles = itertools.count(1)
         self._new_files = False
@@ -121,6 +128,9 @@ class Session:
             FUSE_RELEASE: self._release,
             FUSE_INTERRUPT: self._interrupt,
             RECUSE_SHOW: self._show,
+            RECUSE_MMAP: self._mmap,
+            RECUSE_MMAP_COMMIT: self._mappings.commit,
+            RECUSE_MUNMAP: self._mappings.munmap,
         }
 
     def handle(self, message: bytes, reply: Send) -> None:
@@ -160,10 +170,10 @@ class Session:
         """End the session: the connection is gone, or about to be.
 
         Cancels ``async def`` methods that run, whose requests are answered with ECONNABORTED, and
-        waits for them; releases the files that are still open; calls `Device.close`, unless the
-        device is shared.  What is ``async def`` and takes more than 5 seconds is not waited for.
-        Plain methods that run go on in their threads.  Called in the thread of the event loop, it
-        returns at once and does all that soon after.
+        waits for them; ends the mappings and releases the files that are left; calls
+        `Device.close`, unless the device is shared.  What is ``async def`` and takes more than 5
+        seconds is not waited for.  Plain methods that run go on in their threads.  Called in the
+        thread of the event loop, it returns at once and does all that soon after.
         """
         with self._lock:
             if self._closed:
@@ -173,6 +183,10 @@ class Session:
 
     def _ending(self) -> Iterator[Step]:
         self._released = True
+        for owner, mapping in self._mappings.end():
+            awaitable = self._runner.quietly(owner.unmapped, mapping)
+            if awaitable is not None:
+                yield owner.unmapped, awaitable
         for handle in list(self._files):
             file = self._files.pop(handle, None)
             if file is not None:
@@ -231,13 +245,21 @@ class Session:
         return handle
 
     def _undelivered(self, exchange: Exchange, payload: bytes) -> None:
-        """Undo the making of a file that the kernel half did not hear of: it sends no RELEASE."""
+        """Undo the making of a file that the kernel half did not hear of: it sends no RELEASE.
+
+        And that of a mapping.
+        """
         if exchange.opcode == FUSE_OPEN:
             self.drop(fuse_open_out.unpack(payload).fh)
         elif exchange.opcode == FUSE_IOCTL:
             out = fuse_ioctl_out.unpack(payload)
             if out.flags & RECUSE_IOCTL_FILE:
                 self.drop(recuse_ioctl_file.unpack(payload, fuse_ioctl_out.SIZE).fh)
+        else:
+            self._mappings.undelivered(exchange)
+
+    def _failed(self, exchange: Exchange) -> None:
+        self._mappings.failed(exchange)
 
     def drop(self, handle: int) -> None:
         """See `recuse.server.rounds.Files`."""
@@ -326,6 +348,14 @@ class Session:
         self._rounds.forget(handle)
         self._runner.run(exchange, file.release, release_answer, None)
 
+    def _mmap(self, exchange: Exchange) -> None:
+        (handle,) = pick_mmap(exchange.message)
+        file = self._files.get(handle)
+        if file is None:
+            exchange.fail(errno.EBADF)
+            return
+        self._mappings.mmap(exchange, file)
+
     def _show(self, exchange: Exchange) -> None:
         path = os.fsdecode(exchange.message[_HEADER_SIZE:].rstrip(b"\0"))
         value = self.device.sysfs.get(path)
@@ -345,7 +375,7 @@ class Session:
 
 
 def _init_answer(device: Device, minor: int, offered: int) -> bytes:
-    flags = RECUSE_NODE_INFO | RECUSE_NEW_FILES | RECUSE_SYSFS
+    flags = RECUSE_NODE_INFO | RECUSE_NEW_FILES | RECUSE_SYSFS | RECUSE_MAPPING
     if device.unrestricted:
         flags |= CUSE_UNRESTRICTED_IOCTL
     if device.seekable:

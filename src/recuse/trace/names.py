@@ -62,9 +62,26 @@ _CUSE = {
     value: name
     for name, value in vars(cuse).items()
     if name.startswith(("CUSE_UNRESTRICTED_", "RECUSE_"))
-    and not name.startswith("RECUSE_IOCTL_")
+    and not name.startswith(("RECUSE_IOCTL_", "RECUSE_MMAP_"))
     and value.bit_count() == 1
 }
+
+# asm-generic/mman-common.h and mman.h, x86.
+_PROTECTION = {1: "PROT_READ", 2: "PROT_WRITE", 4: "PROT_EXEC"}
+_MAP = {
+    0x3: "MAP_SHARED_VALIDATE",
+    0x1: "MAP_SHARED",
+    0x2: "MAP_PRIVATE",
+    0x10: "MAP_FIXED",
+    0x40: "MAP_32BIT",
+    0x2000: "MAP_LOCKED",
+    0x4000: "MAP_NORESERVE",
+    0x8000: "MAP_POPULATE",
+    0x10000: "MAP_NONBLOCK",
+    0x20000: "MAP_STACK",
+    0x100000: "MAP_FIXED_NOREPLACE",
+}
+_MAPPED = ("recuse_mmap_in", "recuse_mmap_commit_in")
 
 _FLAGS: dict[str, dict[int, str]] = {
     "fuse_open_in.open_flags": _prefixed("FUSE_OPEN_"),
@@ -78,6 +95,12 @@ _FLAGS: dict[str, dict[int, str]] = {
     "fuse_poll_in.flags": _prefixed("FUSE_POLL_"),
     "fuse_poll_in.events": _POLL,
     "fuse_poll_out.revents": _POLL,
+    "recuse_mmap_out.flags": {
+        cuse.RECUSE_MMAP_DONT_COPY: "RECUSE_MMAP_DONT_COPY",
+        cuse.RECUSE_MMAP_DONT_EXPAND: "RECUSE_MMAP_DONT_EXPAND",
+    },
+    **{f"{name}.prot": _PROTECTION for name in _MAPPED},
+    **{f"{name}.flags": _MAP for name in _MAPPED},
     "cuse_init_in.flags": _CUSE,
     "cuse_init_out.flags": _CUSE,
 }
@@ -86,7 +109,7 @@ _OPENED = {f"fuse_{name}_in.flags" for name in ("open", "create", "read", "write
 """Fields with the flags of open(2)."""
 _OPENED.add("recuse_ioctl_file.flags")
 
-_HEXADECIMAL = {"lock_owner", "arg", "kh", "base", "flags", "flags2", "cmd"}
+_HEXADECIMAL = {"addr", "lock_owner", "arg", "kh", "base", "flags", "flags2", "cmd"}
 
 _UNNAMED = {"padding", "unused", "spare", "dummy"}
 

@@ -3,7 +3,7 @@
 The same header and licence as `recuse.wire.fuse`.
 """
 
-from recuse.wire.declare import Structure, structure, u32, u32x10, u64
+from recuse.wire.declare import Structure, s32, structure, u32, u32x10, u64
 
 CUSE_INIT = 4096
 CUSE_INIT_BSWAP_RESERVED = 1048576
@@ -25,9 +25,23 @@ RECUSE_NEW_FILES = 1 << 18
 RECUSE_SYSFS = 1 << 19
 """SUBSYSTEM, ATTRIBUTE and LINK among the info strings say what the device has in /sys besides
 CUSE's own, and the server answers RECUSE_SHOW."""
+RECUSE_MAPPING = 1 << 20
+"""The server answers RECUSE_MMAP.  Offered where answers can bring a file descriptor with them."""
 
 RECUSE_IOCTL_FILE = 1 << 16
 """In fuse_ioctl_out.flags: a recuse_ioctl_file comes between that structure and the output."""
+
+RECUSE_MMAP = 4352
+"""A program wants to map the device: which memory?  A descriptor comes with the answer."""
+RECUSE_MMAP_COMMIT = 4353
+"""What became of a RECUSE_MMAP that the server accepted; a refusal makes mmap fail."""
+RECUSE_MUNMAP = 4354
+"""The last part of a mapping, and of its copies in child processes, is gone."""
+
+RECUSE_MMAP_DONT_COPY = 1 << 0
+"""Children do not inherit the mapping."""
+RECUSE_MMAP_DONT_EXPAND = 1 << 1
+"""mremap cannot make it longer."""
 
 RECUSE_SHOW = 4356
 """Asks what is in a declared attribute: its path with a NUL; the answer is a page at the most."""
@@ -73,3 +87,58 @@ class recuse_ioctl_file(Structure):
     fh: u64 = 0
     flags: u32 = 0
     offset: u32 = 0
+
+
+@structure
+class recuse_mmap_in(Structure):
+    """Request of RECUSE_MMAP: the arguments of mmap(2); len is a multiple of the page size."""
+
+    fh: u64 = 0
+    addr: u64 = 0
+    len: u64 = 0
+    prot: s32 = 0
+    flags: s32 = 0
+    offset: u64 = 0
+
+
+@structure
+class recuse_mmap_out(Structure):
+    """Answer to RECUSE_MMAP, which the memory's descriptor comes with.
+
+    area is the server's own number for that memory, from 1 on; flags are RECUSE_MMAP_DONT_COPY and
+    RECUSE_MMAP_DONT_EXPAND.
+    """
+
+    area: s32 = 0
+    flags: u32 = 0
+
+
+@structure
+class recuse_mmap_commit_in(Structure):
+    """Request of RECUSE_MMAP_COMMIT; its answer has no payload.
+
+    area is that of the answer to the RECUSE_MMAP with the number mmap_unique, or a negative errno
+    if the mapping failed; addr is where it is.
+    """
+
+    fh: u64 = 0
+    mmap_unique: u64 = 0
+    addr: u64 = 0
+    len: u64 = 0
+    prot: s32 = 0
+    flags: s32 = 0
+    area: s32 = 0
+    padding: u32 = 0
+    offset: u64 = 0
+
+
+@structure
+class recuse_munmap_in(Structure):
+    """Request of RECUSE_MUNMAP; its answer has no payload."""
+
+    fh: u64 = 0
+    mmap_unique: u64 = 0
+    addr: u64 = 0
+    len: u64 = 0
+    area: s32 = 0
+    padding: u32 = 0

@@ -153,8 +153,24 @@ SYSCALLS: Final[dict[str, int]] = {
     "capset": 185,
     "statfs64": 268,
     "fstatfs64": 269,
+    "mmap": 90,
+    "mremap": 163,
 }
 """Every system call that recuse traps, by name."""
+
+MMAP2: Final = 192
+"""``mmap2``, which is trapped for files only."""
+
+INJECTED: Final[dict[str, int]] = {
+    "close": 6,
+    "mmap": MMAP2,
+    "munmap": 91,
+    "madvise": 219,
+    "mlock": 150,
+}
+"""The calls that `recuse.sandbox.inject` makes; mmap's offset is in units of MMAP_UNIT bytes."""
+
+MMAP_UNIT: Final = 4096
 
 FCNTL: Final = (55, 221)
 """``fcntl`` and ``fcntl64``, of which some commands are trapped."""

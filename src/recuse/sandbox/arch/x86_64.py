@@ -15,7 +15,6 @@ SYSCALLS: Final[dict[str, int]] = {
     "read": 0,
     "write": 1,
     "open": 2,
-    "close": 3,
     "stat": 4,
     "fstat": 5,
     "lstat": 6,
@@ -29,6 +28,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "writev": 20,
     "access": 21,
     "select": 23,
+    "mremap": 25,
     "dup": 32,
     "dup2": 33,
     "sendfile": 40,
@@ -147,6 +147,17 @@ O_NOFOLLOW: Final = 0o400000
 O_DIRECT: Final = 0o40000
 O_LARGEFILE: Final = 0o100000
 """These four differ between architectures (asm/fcntl.h)."""
+
+INJECTED: Final[dict[str, int]] = {
+    "close": 3,
+    "mmap": 9,
+    "munmap": 11,
+    "madvise": 28,
+    "mlock": 149,
+}
+"""The calls that `recuse.sandbox.inject` makes; mmap's offset is in units of MMAP_UNIT bytes."""
+
+MMAP_UNIT: Final = 1
 
 REGISTERS: Final = struct.Struct("=27Q")
 """``struct user_regs_struct`` (sys/user.h), as ptrace(2) tells and takes it."""

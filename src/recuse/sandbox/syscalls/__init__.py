@@ -12,6 +12,7 @@ from recuse.sandbox.syscalls import (
     filesystems,
     listing,
     locks,
+    mmap,
     names,
     opening,
     poll,
@@ -32,6 +33,7 @@ _FAMILIES = (
     processes,
     poll,
     epoll,
+    mmap,
 )
 
 
@@ -48,6 +50,6 @@ def handlers() -> dict[int, Handler]:
 def compat_handlers() -> dict[int, Handler]:
     """The handlers of 32-bit programs' calls by number."""
     numbers = compat_arch.SYSCALLS
-    return {numbers[name]: handler for name, handler in compat.HANDLERS.items()} | dict.fromkeys(
-        compat_arch.FCNTL, control.fcntl
-    )
+    by_name = {numbers[name]: handler for name, handler in compat.HANDLERS.items()}
+    special = {compat_arch.MMAP2: compat.mmap2, **dict.fromkeys(compat_arch.FCNTL, control.fcntl)}
+    return by_name | special

@@ -22,6 +22,7 @@ from recuse.sandbox.syscalls import (
     filesystems,
     listing,
     locks,
+    mmap,
     names,
     opening,
     poll,
@@ -47,10 +48,12 @@ _NATIVE: Final[dict[str, Handler]] = {
     **processes.HANDLERS,
     **poll.HANDLERS,
     **epoll.HANDLERS,
+    **mmap.HANDLERS,
 }
 
 _LOFF = struct.Struct("=q")
 _TIMES32 = struct.Struct("=iiii")
+_MMAP_ARGUMENTS = struct.Struct("=6I")
 _SECONDS32 = struct.Struct("=ii")
 _OLD_SELECT = struct.Struct("=5I")
 
@@ -275,6 +278,21 @@ def pselect6_time64(supervisor: Supervisor, call: Notification) -> int:
     return poll.pselect6(supervisor, call, word=4)
 
 
+def mmap2(supervisor: Supervisor, call: Notification) -> int:
+    """``mmap2(addr, length, prot, flags, fd, pages)``."""
+    return mmap.mmap(supervisor, call._replace(a5=call.a5 * compat.MMAP_UNIT))
+
+
+def old_mmap(supervisor: Supervisor, call: Notification) -> int:
+    """``mmap(args)``: what C libraries used before mmap2; all six arguments are in memory."""
+    arguments = read_memory(call.pid, call.a0, _MMAP_ARGUMENTS.size)
+    if len(arguments) < _MMAP_ARGUMENTS.size:
+        return PROCEED
+    address, length, protection, flags, descriptor, offset = _MMAP_ARGUMENTS.unpack(arguments)
+    inner = call._replace(a0=address, a1=length, a2=protection, a3=flags, a4=descriptor, a5=offset)
+    return mmap.mmap(supervisor, inner)
+
+
 _RENAMED: Final = {
     "ppoll_time64": "ppoll",
     "sendfile64": "sendfile",
@@ -329,6 +347,7 @@ _OWN: Final[dict[str, Handler]] = {
     "socketcall": socketcall,
     "statfs64": filesystems.statfs64,
     "fstatfs64": filesystems.fstatfs64,
+    "mmap": old_mmap,
 }
 
 HANDLERS: Final[dict[str, Handler]] = {

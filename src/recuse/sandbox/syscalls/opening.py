@@ -220,6 +220,7 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
         opening = open_file(device, flags & ~os.O_CLOEXEC, caller)
         supervisor.drive(call, device, opening, opened)
 
+    supervisor.areas.settle()
     supervisor.descriptors.after_releases(node, begin)
     return ANSWERED
 

@@ -1,0 +1,185 @@
+"""mmap and mremap (mm/mmap.c, mm/mremap.c; Linux 6.1)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.connection import os_error
+from recuse.kernel.files import OpenFile
+from recuse.kernel.mmap import (
+    MAP_ANONYMOUS,
+    MAP_LOCKED,
+    MAP_POPULATE,
+    MAP_PRIVATE,
+    PROT_WRITE,
+    Mapping,
+    MmapCall,
+)
+from recuse.sandbox.arch import arch, compat
+from recuse.sandbox.filter import MAP_DENYWRITE
+from recuse.sandbox.inject import GoneError, Injection
+from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
+from recuse.wire.cuse import RECUSE_MMAP_DONT_COPY, RECUSE_MMAP_DONT_EXPAND
+from recuse.wire.descriptor import OwnedDescriptor
+
+if TYPE_CHECKING:
+    from recuse.sandbox.areas import Hold
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.nodes import Node
+    from recuse.sandbox.supervisor import Supervisor
+
+_PAGE: Final = 4096
+_LOW: Final = 0xFFFFFFFF
+_MAP_TYPE: Final = 0xF
+_MADV_DONTFORK: Final = 10
+_MADV_POPULATE_READ: Final = 22
+_MADV_POPULATE_WRITE: Final = 23
+
+
+class _ThreadMapper:
+    """Has a thread that waits in mmap map memory of a device.
+
+    From the moment in which that begins, the thread is ours, and answered at the end of the block.
+    """
+
+    def __init__(self, supervisor: Supervisor, call: Notification, access: int) -> None:
+        self._supervisor = supervisor
+        self._call = call
+        self._access = access
+        self._stack = contextlib.ExitStack()
+        self._hold: Hold | None = None
+        self._thread: Injection | None = None
+        self._wanted = MmapCall(0, 0, 0, 0, 0)
+        self._flags = 0
+        self._address = 0
+
+    def __enter__(self) -> _ThreadMapper:
+        return self
+
+    def map(self, memory: OwnedDescriptor, call: MmapCall, flags: int) -> int:
+        """See `recuse.kernel.mmap.Mapper`."""
+        supervisor = self._supervisor
+        self._wanted, self._flags = call, flags
+        self._hold = supervisor.areas.hold(memory, self._access)
+        supervisor.forget(self._call)
+        try:
+            return self._map(call, flags, self._hold.descriptor.fileno())
+        except GoneError:
+            raise os_error(errno.EINTR) from None
+
+    def _map(self, wanted: MmapCall, flags: int, descriptor: int) -> int:
+        thread = self._stack.enter_context(Injection(self._supervisor.listener, self._call))
+        self._thread = thread
+        number = thread.give(descriptor)
+        given = wanted.flags | MAP_DENYWRITE
+        if given & _MAP_TYPE == MAP_PRIVATE:
+            # What is copied before the server has filled the memory would stay as it is.
+            given &= ~(MAP_POPULATE | MAP_LOCKED)
+        unit = compat.MMAP_UNIT if self._call.arch == compat.AUDIT_ARCH else arch.MMAP_UNIT
+        offset = wanted.offset // unit
+        try:
+            self._address = thread.call(
+                "mmap",
+                wanted.address,
+                wanted.length,
+                wanted.protection & _LOW,
+                given & _LOW,
+                number,
+                offset,
+            )
+        finally:
+            thread.call("close", number)
+        if flags & RECUSE_MMAP_DONT_COPY:
+            thread.call("madvise", self._address, wanted.pages, _MADV_DONTFORK)
+        return self._address
+
+    def unmap(self) -> None:
+        """See `recuse.kernel.mmap.Mapper`."""
+        if self._thread is not None:
+            with contextlib.suppress(GoneError, OSError):
+                self._thread.call("munmap", self._address, self._wanted.pages)
+
+    def look(self) -> None:
+        """See to it that the thread can end if it is killed while it is ours."""
+        if self._thread is not None:
+            self._thread.alive()
+
+    def succeed(self, file: OpenFile, node: Node, mapping: Mapping) -> None:
+        """Let the thread go with its mapping."""
+        thread, hold = self._thread, self._hold
+        assert thread is not None
+        assert hold is not None
+        self._hold = None
+        dont_expand = bool(self._flags & RECUSE_MMAP_DONT_EXPAND)
+        self._supervisor.areas.keep(hold, file, node, mapping, dont_expand=dont_expand)
+        wanted = self._wanted
+        if wanted.flags & _MAP_TYPE == MAP_PRIVATE:
+            writes = wanted.protection & PROT_WRITE
+            how = _MADV_POPULATE_WRITE if writes else _MADV_POPULATE_READ
+            with contextlib.suppress(GoneError, OSError):
+                if wanted.flags & MAP_LOCKED:
+                    thread.call("mlock", self._address, wanted.pages)
+                elif wanted.flags & MAP_POPULATE:
+                    thread.call("madvise", self._address, wanted.pages, how)
+        thread.result = self._address
+
+    def fail(self, error: OSError) -> None:
+        """Let the thread go with an error."""
+        if self._thread is None:
+            self._supervisor.finish(self._call, None, error)
+        else:
+            self._thread.result = -(error.errno or errno.EIO)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._supervisor.forget(self._call)
+        self._stack.close()
+        if self._hold is not None:
+            self._supervisor.areas.abandon(self._hold)
+
+
+def mmap(supervisor: Supervisor, call: Notification) -> int:
+    """``mmap(addr, length, prot, flags, fd, offset)``."""
+    flags = call.a3 & 0xFFFFFFFF
+    if flags & MAP_ANONYMOUS:
+        return PROCEED
+    descriptor = supervisor.descriptors.find(call.pid, call.a4)
+    if descriptor is None:
+        return PROCEED
+    file = descriptor.file
+    if file is None:
+        raise os_error(errno.EBADF)
+    if not isinstance(file, OpenFile):
+        raise os_error(errno.ENODEV)
+    wanted = MmapCall(call.a0, call.a1, signed32(call.a2), signed32(flags), call.a5)
+    with _ThreadMapper(supervisor, call, file.flags & os.O_ACCMODE) as mapper:
+        operation = file.mmap(supervisor.caller(call), mapper, wanted)
+        try:
+            mapping = supervisor.run_here(call, file.device, operation, mapper.look)
+        except OSError as error:
+            mapper.fail(error)
+        else:
+            mapper.succeed(file, descriptor.node, mapping)
+    return ANSWERED
+
+
+def mremap(supervisor: Supervisor, call: Notification) -> int:
+    """``mremap(old, old_length, length, flags, new)``: not all mappings may grow."""
+    old, new = (-(-length // _PAGE) for length in (call.a1, call.a2))
+    if new > old and not supervisor.areas.may_grow(call.pid, call.a0):
+        raise os_error(errno.EFAULT)
+    return PROCEED
+
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "mmap": mmap,
+    "mremap": mremap,
+}
