@@ -16,6 +16,7 @@ import errno
 import logging
 import os
 import socket
+import struct
 import sys
 import threading
 from collections import deque
@@ -37,6 +38,7 @@ BACKLOG_MAX: Final = 8 << 20
 _COST: Final = 512  # of memory for each packet that waits, besides its bytes
 
 _DESCRIPTOR_FOLLOWS: Final = b"\0"
+_DESCRIPTOR: Final = struct.Struct("=i")
 
 _BUFFER_SIZE: Final = 4 << 20
 _LEAST: Final = min(fuse_in_header.SIZE, fuse_out_header.SIZE)
@@ -173,10 +175,17 @@ class Packets:
     def _receive_descriptor(self) -> bytes | None:
         """Receive a message with its descriptor; without, if there is no room for one here."""
         try:
-            message, numbers, _, _ = socket.recv_fds(self._sock, PART, 1, socket.MSG_CMSG_CLOEXEC)
+            # Not recv_fds and send_fds, which forget their flags.
+            message, ancillary, _, _ = self._sock.recvmsg(
+                PART, socket.CMSG_SPACE(_DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC
+            )
         except OSError:
             return None
-        descriptors = [OwnedDescriptor(number) for number in numbers]
+        descriptors = [
+            OwnedDescriptor(number)
+            for _, _, data in ancillary
+            for (number,) in _DESCRIPTOR.iter_unpack(data)
+        ]
         length = int.from_bytes(message[:_LENGTH_SIZE], sys.byteorder)
         if length != len(message) or length < _LEAST:
             self._malformed(f"{len(message)} bytes that are no message, with a descriptor")
@@ -226,8 +235,9 @@ class Packets:
             try:
                 if isinstance(part, BytesWithDescriptor):
                     self._sock.send(_DESCRIPTOR_FOLLOWS, socket.MSG_NOSIGNAL)
-                    number = part.descriptor.fileno()
-                    socket.send_fds(self._sock, [part], [number], socket.MSG_NOSIGNAL)
+                    number = _DESCRIPTOR.pack(part.descriptor.fileno())
+                    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, number)
+                    self._sock.sendmsg([part], [rights], socket.MSG_NOSIGNAL)
                 else:
                     self._sock.send(part, socket.MSG_NOSIGNAL)
             except OSError:

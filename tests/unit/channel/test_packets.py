@@ -1,6 +1,7 @@
 """Messages over a socket, whole, in order, without waiting; and what is no message."""
 
 import array
+import contextlib
 import errno
 import logging
 import os
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from recuse.channel import packets as module
 from recuse.channel.packets import BACKLOG_MAX, MESSAGE_MAX, PART, Packets, is_trusted, peer_uid
+from recuse.wire.descriptor import BytesWithDescriptor, OwnedDescriptor
 
 from .support import WAIT_S, ends, message
 
@@ -320,3 +322,66 @@ def test_peers():
     assert is_trusted(0)
     assert is_trusted(os.geteuid())
     assert not is_trusted(os.geteuid() + 1)
+
+
+def memfd(content):
+    descriptor = OwnedDescriptor(os.memfd_create("test"))
+    os.write(descriptor.fileno(), content)
+    return descriptor
+
+
+def test_a_message_brings_its_descriptor(pair):
+    left, right = pair
+    left.send(message(2, bytes(20)))
+    left.send(BytesWithDescriptor(message(2, bytes(30)), memfd(b"content")))
+    left.send(message(2, bytes(PART + 5)))
+    left.send(message(2, bytes(40)))
+    assert type(right.receive()) is bytes
+    received = right.receive()
+    assert received == message(2, bytes(30))
+    number = received.descriptor.fileno()
+    assert os.pread(number, 10, 0) == b"content"
+    assert not os.get_inheritable(number)
+    assert [len(right.receive()), len(right.receive())] == [PART + 5 + 40, 40 + 40]
+
+
+def test_a_descriptor_is_closed_when_it_is_sent_and_taken(pair):
+    left, right = pair
+    memory = memfd(b"content")
+    watched = memory.fileno()
+    left.send(BytesWithDescriptor(message(2, bytes(30)), memory))
+    del memory
+    received = right.receive()
+    # One after the other: the writer lets go after it has sent.
+    left.send(message(2, bytes(PART + 5)))
+    right.receive()
+    inode = os.fstat(received.descriptor.fileno()).st_ino
+    del received
+    assert watched not in descriptors_of(inode)
+    assert not descriptors_of(inode)
+
+
+def descriptors_of(inode):
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.fstat(int(name)).st_ino == inode:
+                found.add(int(name))
+    return found
+
+
+@pytest.mark.parametrize("content", [b"x" * 40, (17).to_bytes(4, "little") + bytes(12), b""])
+def test_what_comes_with_a_descriptor_has_to_be_a_message(content, caplog):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, contextlib.closing(Packets(ours)) as receiver:
+        theirs.send(b"\0")
+        socket.send_fds(theirs, [content], [0])
+        assert receiver.receive() is None
+        assert receiver.receive() is None
+
+
+def test_a_message_whose_descriptor_was_left_out_comes_without(pair):
+    left, right = pair
+    left._sock.send(b"\0")
+    left._sock.send(message(2, bytes(30)))
+    assert type(right.receive()) is bytes

@@ -44,6 +44,8 @@ def test_numbers_are_those_of_the_kernel_s_headers(needs):
         name: int(number) for name, number in re.findall(r"#define __NR_(\w+) (\d+)", header)
     }
     ours = compat.SYSCALLS | {"io_uring_setup": compat.IO_URING_SETUP}
+    ours |= {name: number for name, number in compat.INJECTED.items() if name != "mmap"}
+    ours["mmap2"] = compat.MMAP2
     ours |= dict(zip(("fcntl", "fcntl64"), compat.FCNTL, strict=True))
     # The headers may be older than a call.
     known = {name: numbers.get(name, number) for name, number in ours.items()}
@@ -52,7 +54,11 @@ def test_numbers_are_those_of_the_kernel_s_headers(needs):
 
 
 def test_every_trapped_call_has_a_handler():
-    assert set(compat_handlers()) == {*compat.SYSCALLS.values(), *compat.FCNTL}
+    assert set(compat_handlers()) == {
+        *compat.SYSCALLS.values(),
+        *compat.FCNTL,
+        compat.MMAP2,
+    }
 
 
 def test_structures_are_what_a_32_bit_compiler_makes_of_them(needs, tmp_path: Path):

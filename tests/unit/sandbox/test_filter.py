@@ -39,9 +39,9 @@ def test_calls_that_may_be_about_devices_are_trapped(name: str) -> None:
     assert verdict(arch.SYSCALLS[name]) == NOTIFY
 
 
-@pytest.mark.parametrize("name", ["close", "mmap", "futex", "exit_group", "brk", "wait4"])
+@pytest.mark.parametrize("name", ["close", "munmap", "futex", "exit_group", "brk", "wait4"])
 def test_calls_that_never_are_run_untrapped(name: str) -> None:
-    numbers = {"close": 3, "mmap": 9, "futex": 202, "exit_group": 231, "brk": 12, "wait4": 61}
+    numbers = {"close": 3, "munmap": 11, "futex": 202, "exit_group": 231, "brk": 12, "wait4": 61}
     assert verdict(numbers[name]) == ALLOW
 
 
@@ -51,6 +51,25 @@ def test_fcntl_is_trapped_for_some_commands() -> None:
     assert trapped == set(TRAPPED_FCNTL)
     # Only the low word of a command counts, as it does in the kernel.
     assert verdict(fcntl, 5, 1 << 32) == NOTIFY
+
+
+@pytest.mark.parametrize(
+    ("number", "machine"),
+    [(arch.SYSCALLS["mmap"], arch.AUDIT_ARCH), (compat.MMAP2, compat.AUDIT_ARCH)],
+)
+def test_mmap_is_trapped_for_files_that_no_loader_maps(number: int, machine: int) -> None:
+    def mmap(flags: int, descriptor: int) -> int:
+        return verdict(number, 0, 4096, 3, flags, descriptor, 0, machine=machine)
+
+    assert mmap(0x1, 5) == NOTIFY
+    assert mmap(0x2, 0) == NOTIFY
+    assert mmap(0x8012, 5) == NOTIFY
+    # No file, as MAP_ANONYMOUS or -1 says, an int in a register of 64 bits.
+    assert mmap(0x22, 5) == ALLOW
+    assert mmap(0x1, 0xFFFFFFFF) == ALLOW
+    assert mmap(0x1, 0xFFFFFFFFFFFFFFFF) == ALLOW
+    # MAP_DENYWRITE.
+    assert mmap(0x802, 5) == ALLOW
 
 
 def test_io_uring_does_not_exist() -> None:
@@ -68,7 +87,8 @@ def test_calls_of_32_bit_programs_that_may_be_about_devices_are_trapped(name: st
 
 @given(st.integers(0, 0x7FFFFFFF))
 def test_other_calls_of_32_bit_programs_run_untrapped(number: int) -> None:
-    assume(number not in {*compat.SYSCALLS.values(), *compat.FCNTL, compat.IO_URING_SETUP})
+    special = {*compat.FCNTL, compat.MMAP2, compat.IO_URING_SETUP}
+    assume(number not in {*compat.SYSCALLS.values(), *special})
     assert verdict(number, machine=compat.AUDIT_ARCH) == ALLOW
 
 

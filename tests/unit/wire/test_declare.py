@@ -99,6 +99,19 @@ def test_layout_is_that_of_the_protocol() -> None:
         16,
         (Field("fh", "u64", 0), Field("flags", "u32", 8), Field("offset", "u32", 12)),
     )
+    mapped = {name: ours.pop(name) for name in list(ours) if "recuse_m" in name}
+    assert {
+        name: f"{size}: " + ", ".join(f"{offset}:{kind} {field}" for field, kind, offset in fields)
+        for name, (size, fields) in mapped.items()
+    } == {
+        "recuse_mmap_in": "40: 0:u64 fh, 8:u64 addr, 16:u64 len, 24:s32 prot, 28:s32 flags, "
+        "32:u64 offset",
+        "recuse_mmap_out": "8: 0:s32 area, 4:u32 flags",
+        "recuse_mmap_commit_in": "56: 0:u64 fh, 8:u64 mmap_unique, 16:u64 addr, 24:u64 len, "
+        "32:s32 prot, 36:s32 flags, 40:s32 area, 44:u32 padding, 48:u64 offset",
+        "recuse_munmap_in": "40: 0:u64 fh, 8:u64 mmap_unique, 16:u64 addr, 24:u64 len, "
+        "32:s32 area, 36:u32 padding",
+    }
     assert ours.pop("create_out") == (
         144,
         (Field("entry", "fuse_entry_out", 0), Field("open", "fuse_open_out", 128)),

@@ -130,7 +130,8 @@ def test_every_structure_is_laid_out_as_in_c(header: str, ask: Ask) -> None:
                     expected[f"{key}:size"] = size_of(field.type)
     assert ask(expressions) == expected
     assert len(expected) > 400
-    assert missing - NEWER_STRUCTURES - NEWER_FIELDS == {"create_out", "recuse_ioctl_file"}
+    unknown = missing - NEWER_STRUCTURES - NEWER_FIELDS
+    assert {name for name in unknown if not name.startswith("recuse_")} == {"create_out"}
 
 
 def test_every_constant_is_that_of_the_header(header: str, ask: Ask) -> None:

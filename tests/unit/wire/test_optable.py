@@ -60,6 +60,9 @@ DESCRIBED = """
 52 FUSE_STATX fuse_statx_in -> fuse_statx_out
 53 FUSE_COPY_FILE_RANGE_64 fuse_copy_file_range_in -> fuse_copy_file_range_out
 4096 CUSE_INIT cuse_init_in * -> cuse_init_out *
+4352 RECUSE_MMAP recuse_mmap_in -> recuse_mmap_out
+4353 RECUSE_MMAP_COMMIT recuse_mmap_commit_in ->
+4354 RECUSE_MUNMAP recuse_munmap_in ->
 4356 RECUSE_SHOW s -> *
 1048576 CUSE_INIT_BSWAP_RESERVED * -> *
 436207616 FUSE_INIT_BSWAP_RESERVED * -> *
