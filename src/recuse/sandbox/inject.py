@@ -17,6 +17,7 @@ import ctypes
 import errno
 import os
 import signal
+import threading
 from types import TracebackType
 from typing import Final
 
@@ -67,6 +68,8 @@ class Injection:
         self._machine = arch if call.arch == arch.AUDIT_ARCH else compat
         self._registers = ctypes.create_string_buffer(arch.REGISTERS.size)
         self._mask = ctypes.create_string_buffer(8)
+        self._busy = threading.Lock()
+        """Held while its tracer waits for it."""
         self._stopped = False
         self._gone = False
         self.result = -errno.EIO
@@ -106,6 +109,18 @@ class Injection:
         Raises:
             OSError: what the call failed with.
         """
+        with self._busy:
+            result = self._make(name, args)
+        if self._machine is compat:
+            result &= 0xFFFFFFFF
+            limit = 1 << 32
+        else:
+            limit = 1 << 64
+        if result >= limit - _MAX_ERRNO:
+            raise os_error(limit - result)
+        return result
+
+    def _make(self, name: str, args: tuple[int, ...]) -> int:
         self._stop()
         registers = list(arch.REGISTERS.unpack(self._registers.raw))
         registers[arch.INSTRUCTION] -= arch.INSTRUCTION_SIZE
@@ -129,24 +144,18 @@ class Injection:
         state = ctypes.create_string_buffer(arch.REGISTERS.size)
         self._do(_GETREGS, 0, ctypes.addressof(state))
         result: int = arch.REGISTERS.unpack(state.raw)[arch.RESULT]
-        if self._machine is compat:
-            result &= 0xFFFFFFFF
-            limit = 1 << 32
-        else:
-            limit = 1 << 64
-        if result >= limit - _MAX_ERRNO:
-            raise os_error(limit - result)
         return result
 
-    def alive(self) -> bool:
-        """Whether the thread is still there; look now and then while you wait for something else.
+    def look(self) -> None:
+        """See whether the thread was killed; from any thread of this process, now and then.
 
-        One that was killed does not end before its tracer has seen that.
+        While its tracer does something else, a thread that was killed cannot end without this.
         """
-        if not self._gone:
+        if self._busy.acquire(blocking=False):
             with contextlib.suppress(GoneError):
-                self._wait(os.WNOHANG)
-        return not self._gone
+                if not self._gone:
+                    self._wait(os.WNOHANG)
+            self._busy.release()
 
     def __exit__(
         self,
@@ -155,7 +164,7 @@ class Injection:
         traceback: TracebackType | None,
     ) -> None:
         """Let the thread go, with the result that it is to see."""
-        with contextlib.suppress(GoneError):
+        with self._busy, contextlib.suppress(GoneError):
             self._stop()
             registers = list(arch.REGISTERS.unpack(self._registers.raw))
             registers[arch.ORIGINAL] = _NO_CALL
@@ -163,6 +172,7 @@ class Injection:
             self._set(registers)
             self._do(_SETSIGMASK, 8, ctypes.addressof(self._mask))
             self._do(_DETACH)
+            self._gone = True
 
     def _stop(self) -> None:
         """Stop the thread on its way out of its call."""

@@ -54,12 +54,20 @@ Interrupt = Callable[[bool], None]
 class Waiting:
     """A call that waits."""
 
-    __slots__ = ("call", "found", "interrupt", "listener", "looks")
+    __slots__ = ("attend", "call", "found", "interrupt", "listener", "looks")
 
-    def __init__(self, call: Notification, listener: Listener, interrupt: Interrupt) -> None:
+    def __init__(
+        self,
+        call: Notification,
+        listener: Listener,
+        interrupt: Interrupt,
+        attend: Callable[[], None] | None = None,
+    ) -> None:
         self.call = call
         self.listener = listener
         self.interrupt = interrupt
+        self.attend = attend
+        """Is called at each look, which then does nothing else."""
         self.looks = 0
         """In a row, that found a signal; one more than that from the second look on."""
         self.found: list[Signals] = []
@@ -110,7 +118,17 @@ class SignalWatch:
         if late:
             self.waiting.setdefault(call.id, Waiting(call, listener, interrupt))
         else:
-            self.waiting[call.id] = Waiting(call, listener, interrupt)
+            self._add(Waiting(call, listener, interrupt))
+
+    def attend(self, call: Notification, listener: Listener, look: Callable[[], None]) -> None:
+        """Call ``look`` now and then until :meth:`forget`, for a caller that signals cannot reach.
+
+        Such as one that makes calls for us. It replaces what `watch` was told.
+        """
+        self._add(Waiting(call, listener, lambda _: None, look))
+
+    def _add(self, waiting: Waiting) -> None:
+        self.waiting[waiting.call.id] = waiting
         if self._parked:
             self._unpark.set()
         if self._thread is None:
@@ -165,6 +183,9 @@ class SignalWatch:
         for one in waiting:
             if not one.looks:
                 one.looks = 1  # most calls are answered soon
+                continue
+            if one.attend is not None:
+                one.attend()
                 continue
             signals = pending_signals(one.call.pid, stopping)
             if not one.listener.alive(one.call.id):

@@ -146,17 +146,10 @@ class Supervisor:
         self.signals.watch(call, self.listener, interrupt)
         run(connection, operation, done)
 
-    def run_here(
-        self,
-        call: Notification,
-        device: CharDevice,
-        operation: Operation[T],
-        look: Callable[[], object],
-    ) -> T:
+    def run_here(self, call: Notification, device: CharDevice, operation: Operation[T]) -> T:
         """Run an operation in this thread from its beginning to its end; return what it returns.
 
         Signals interrupt it until :meth:`forget`, which has to come before the call is answered.
-        While it waits for the server, ``look`` is called now and then.
         """
         connection = device.connection
         pid = call.pid
@@ -181,8 +174,7 @@ class Supervisor:
                     if leading:
                         leading = False
                         self._workers.pass_lead()
-                    while not replied.wait(TICK):
-                        look()
+                    replied.wait()
             reply = request.reply
 
     def _stuck(self, call: Notification, blocks: Callable[[], bool]) -> None:

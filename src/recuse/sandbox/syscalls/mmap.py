@@ -72,8 +72,11 @@ class _ThreadMapper:
             raise os_error(errno.EINTR) from None
 
     def _map(self, wanted: MmapCall, flags: int, descriptor: int) -> int:
-        thread = self._stack.enter_context(Injection(self._supervisor.listener, self._call))
+        supervisor = self._supervisor
+        thread = self._stack.enter_context(Injection(supervisor.listener, self._call))
         self._thread = thread
+        # While the server is told what it did, it may be killed.
+        supervisor.signals.attend(self._call, supervisor.listener, thread.look)
         number = thread.give(descriptor)
         given = wanted.flags | MAP_DENYWRITE
         if given & _MAP_TYPE == MAP_PRIVATE:
@@ -102,11 +105,6 @@ class _ThreadMapper:
         if self._thread is not None:
             with contextlib.suppress(GoneError, OSError):
                 self._thread.call("munmap", self._address, self._wanted.pages)
-
-    def look(self) -> None:
-        """See to it that the thread can end if it is killed while it is ours."""
-        if self._thread is not None:
-            self._thread.alive()
 
     def succeed(self, file: OpenFile, node: Node, mapping: Mapping) -> None:
         """Let the thread go with its mapping."""
@@ -163,7 +161,7 @@ def mmap(supervisor: Supervisor, call: Notification) -> int:
     with _ThreadMapper(supervisor, call, file.flags & os.O_ACCMODE) as mapper:
         operation = file.mmap(supervisor.caller(call), mapper, wanted)
         try:
-            mapping = supervisor.run_here(call, file.device, operation, mapper.look)
+            mapping = supervisor.run_here(call, file.device, operation)
         except OSError as error:
             mapper.fail(error)
         else:
