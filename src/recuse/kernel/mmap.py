@@ -99,8 +99,8 @@ def check(call: MmapCall, access: int, possible: bool) -> None:
     ``access`` is the access mode that the file is open with; ``possible`` is whether its driver has
     mmap at all.
 
-    Raises OSError: EINVAL, ENOMEM, EOVERFLOW, EACCES, EOPNOTSUPP; EPERM for PROT_EXEC, as on a /dev
-    that is mounted noexec; ENODEV.
+    Raises OSError: EINVAL, ENOMEM, EOVERFLOW, EACCES, EOPNOTSUPP; ENODEV; EPERM for PROT_EXEC, as on
+    a /dev that is mounted noexec.
     """
     # arch/x86/kernel/sys_x86_64.c and mm/mmap.c, ksys_mmap_pgoff and do_mmap, Linux 6.1.
     fixed = call.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)
@@ -118,10 +118,10 @@ def check(call: MmapCall, access: int, possible: bool) -> None:
     writes = kind != MAP_PRIVATE and call.protection & PROT_WRITE
     if access not in (os.O_RDONLY, os.O_RDWR) or (writes and access != os.O_RDWR):
         raise os_error(errno.EACCES)
-    if call.protection & PROT_EXEC:
-        raise os_error(errno.EPERM)
     if not possible:
         raise os_error(errno.ENODEV)
+    if call.protection & PROT_EXEC:
+        raise os_error(errno.EPERM)
     if call.flags & MAP_GROWSDOWN:
         raise os_error(errno.EINVAL)
 
