@@ -99,8 +99,8 @@ def check(call: MmapCall, access: int, possible: bool) -> None:
     ``access`` is the access mode that the file is open with; ``possible`` is whether its driver has
     mmap at all.
 
-    Raises OSError: EINVAL, ENOMEM, EOVERFLOW, EACCES, EOPNOTSUPP; ENODEV; EPERM for PROT_EXEC, as on
-    a /dev that is mounted noexec.
+    Raises OSError: EINVAL, ENOMEM, EOVERFLOW, EACCES, EOPNOTSUPP, ENODEV; EPERM for PROT_EXEC, as
+    on a /dev that is mounted noexec.
     """
     # arch/x86/kernel/sys_x86_64.c and mm/mmap.c, ksys_mmap_pgoff and do_mmap, Linux 6.1.
     fixed = call.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)
