@@ -1,0 +1,120 @@
+"""Memory that a device and programs share: one area for each user.
+
+Once a millisecond the device sets a byte of each area that is 0, one after the other, to 1. What a
+program sets back to 0, as `fmmap_client.py` does, is found and set again. Reading the device shows
+a picture of all areas: each column is a part, of ones, of zeros or of both (?), and ^ is where the
+device is. In one terminal::
+
+    recuse run -d examples/fmmap.py -- sh -c '
+        python3 examples/fmmap_client.py /dev/fmmap 0 4 3000
+        cat /dev/fmmap'
+
+The example of the same name that came with the proposal of direct mmap for FUSE (2009) does that.
+"""
+
+from collections.abc import Iterator
+from threading import Event, Lock, Thread
+
+import recuse
+from recuse import Area, Mapping, MmapRequest, OpenRequest
+
+COLUMNS = 80
+DELAY_S = 0.001
+
+
+class UserArea:
+    """What one user's programs map."""
+
+    def __init__(self, size: int) -> None:
+        self.area = Area(size, dont_copy=True)
+        self.cursor = 0
+
+    def set_one(self) -> None:
+        """Set the first zero from the cursor on."""
+        memory = bytes(self.area.buffer)
+        found = memory.find(0, self.cursor)
+        if found < 0:
+            found = memory.find(0)
+        if found >= 0:
+            self.area[found] = 1
+            self.cursor = (found + 1) % len(memory)
+
+    def picture(self, columns: int) -> Iterator[str]:
+        """Yield a character for each of so many parts."""
+        memory = bytes(self.area.buffer)
+        step = max(len(memory) // columns, 1)
+        for column in range(columns):
+            start = column * step
+            part = memory[start : start + step] if column < columns - 1 else memory[start:]
+            zeros = part.count(0)
+            if start <= self.cursor < start + len(part):
+                yield "^"
+            elif 0 < zeros < len(part):
+                yield "?"
+            else:
+                yield "0" if zeros else "1"
+
+
+class Fmmap(recuse.Device):
+    """The device: areas by user id, and the thread that sets bytes."""
+
+    name = "fmmap"
+
+    def __init__(self, *, name: str = "fmmap") -> None:
+        super().__init__(name=name)
+        self.users: dict[int | None, UserArea] = {}
+        self.lock = Lock()
+        self.closed = Event()
+        self.thread = Thread(target=self.work, name=name, daemon=True)
+        self.thread.start()
+
+    def open(self, request: OpenRequest) -> recuse.File:
+        return FmmapFile(request.uid)
+
+    def work(self) -> None:
+        """Set a byte of each area, now and then."""
+        while not self.closed.wait(DELAY_S):
+            with self.lock:
+                for user in self.users.values():
+                    user.set_one()
+
+    def close(self) -> None:
+        self.closed.set()
+        self.thread.join()
+
+
+class FmmapFile(recuse.File):
+    """An open file of it: a user's."""
+
+    device: Fmmap
+
+    def __init__(self, uid: int | None) -> None:
+        self.uid = uid
+        self.shown = False
+
+    def mmap(self, request: MmapRequest) -> Area:
+        """Share the user's area; the first mapping makes it."""
+        device = self.device
+        with device.lock:
+            if self.uid not in device.users:
+                device.users[self.uid] = UserArea(request.size)
+            return device.users[self.uid].area
+
+    def mapped(self, mapping: Mapping) -> None:
+        """Have the area reach to the mapping's end."""
+        with self.device.lock:
+            if mapping.offset + mapping.length > mapping.area.size:
+                mapping.area.resize(mapping.offset + mapping.length)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Return the picture: all of it at once, and then the end of the file."""
+        if self.shown:
+            self.shown = False
+            return b""
+        self.shown = True
+        with self.device.lock:
+            lines = []
+            for uid, user in self.device.users.items():
+                head = f"{uid:6}: {user.area.size:6} "
+                lines.append(head + "".join(user.picture(COLUMNS - len(head))) + "\n")
+        return "".join(lines).encode()[:size]
