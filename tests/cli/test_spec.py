@@ -213,6 +213,7 @@ def test_a_constructor_need_not_take_what_every_device_has(directory: Path) -> N
         "echo.py: mode=x: mode is a number, such as 4096, 0x1000 or 0o660"
     )
     assert error_of("echo.py,name=../x").startswith("echo.py: ")
+    assert error_of("echo.py,sysfs=x").startswith("echo.py: Echo has no argument sysfs; ")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_a_constructor_need_not_take_what_every_device_has(directory: Path) -> N
             "speed=1",
             "kinds.py: Kinds has no argument speed; "
             "it takes size, rate, loud, text, path, limit, most, other, name, mode, uid, gid, "
-            "major, minor, max_read, max_write, seekable, unrestricted",
+            "major, minor, max_read, max_write, seekable, unrestricted, subsystem",
         ),
     ],
 )

@@ -273,10 +273,12 @@ def _convert_arguments(
 
 
 def _keywords(parameters: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
+    """Those that can be given by name, but for `Device.sysfs`, which no text says."""
     return {
         name: parameter
         for name, parameter in parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name != "sysfs"
     }
 
 
