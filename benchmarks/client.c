@@ -3,7 +3,7 @@
  *
  *     client [-t SECONDS] [-n OPERATIONS] PATH WORK...
  *
- * WORK is read:SIZE, write:SIZE, ioctl:16, openclose or wake; read:SIZEx8 is done by eight threads at
+ * WORK is read:SIZE, write:SIZE, ioctl:16, openclose, wake, map:SIZE or copy:SIZE; read:SIZEx8 is done by eight threads at
  * once, each with a buffer of its own. For each the client warms up, checks what
  * came back, and prints one line: the work, the operations done and the nanoseconds they took.
  * -t sets for how long each work is timed (default 0.25 s; the warm-up takes a fifth of it more);
@@ -14,6 +14,8 @@
  *
  * wake asks the device to wake the client up soon, sleeps in poll, and then asks it when that was:
  * the time is that between the device's wake-up and the client's return from poll.
+ *
+ * map is mmap and munmap of so many bytes, none of which is touched; copy is memcpy out of a mapping.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -28,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -41,7 +44,7 @@
 #define WAKE_SOON _IOC(_IOC_NONE, 'E', 0x70, 0)
 #define WOKEN_AT _IOC(_IOC_READ, 'E', 0x71, 8)
 
-enum kind { READ, WRITE, IOCTL, OPENCLOSE, WAKE };
+enum kind { READ, WRITE, IOCTL, OPENCLOSE, WAKE, MAP, COPY };
 
 struct work {
     enum kind kind;
@@ -49,7 +52,7 @@ struct work {
     size_t size;
     unsigned threads;
     int fd;
-    unsigned char *buffer;
+    unsigned char *buffer, *mapping;
 };
 
 /* What one of several threads does. */
@@ -91,6 +94,15 @@ static uint64_t now(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+static void *map(const struct work *work)
+{
+    void *mapping = mmap(NULL, work->size, PROT_READ | PROT_WRITE, MAP_SHARED, work->fd, 0);
+
+    if (mapping == MAP_FAILED)
+        fail("%s: %s", work->path, strerror(errno));
+    return mapping;
+}
+
 static void operate(const struct work *work, uint64_t count)
 {
     ssize_t got = 0;
@@ -111,6 +123,15 @@ static void operate(const struct work *work, uint64_t count)
             fd = open(work->path, O_RDONLY | O_CLOEXEC);
             got = fd < 0 || close(fd) < 0 ? -1 : (ssize_t)work->size;
             break;
+        case MAP:
+            got = munmap(map(work), work->size) < 0 ? -1 : (ssize_t)work->size;
+            break;
+        case COPY:
+            memcpy(work->buffer, work->mapping, work->size);
+            /* Lest the compiler leave out copies that nobody looks at. */
+            __asm__ volatile("" : : "r"(work->buffer) : "memory");
+            got = (ssize_t)work->size;
+            break;
         case WAKE: /* see operate_wake */
             return;
         }
@@ -123,7 +144,7 @@ static void operate(const struct work *work, uint64_t count)
 
 static void check(const struct work *work)
 {
-    memset(work->buffer, work->kind == WRITE ? FILL : 0, work->size);
+    memset(work->buffer, work->kind == WRITE || work->kind == MAP ? FILL : 0, work->size);
     operate(work, 1);
     for (size_t i = 0; i < work->size; i++)
         if (work->buffer[i] != FILL)
@@ -254,6 +275,10 @@ static struct work parse(const char *text, const char *path)
         work.kind = WRITE;
     else if (sscanf(text, "ioctl:%zu", &size) == 1 && size == IOCTL_SIZE)
         work.kind = IOCTL;
+    else if (sscanf(text, "map:%zu", &size) == 1)
+        work.kind = MAP;
+    else if (sscanf(text, "copy:%zu", &size) == 1)
+        work.kind = COPY;
     else if (strcmp(text, "openclose") == 0)
         work.kind = OPENCLOSE;
     else if (strcmp(text, "wake") == 0)
@@ -291,7 +316,11 @@ int main(int argc, char **argv)
             if (work.fd < 0)
                 fail("%s: %s", path, strerror(errno));
         }
+        if (work.kind == COPY)
+            memset(work.mapping = map(&work), FILL, work.size);
         measure(argv[optind], &work, (uint64_t)(seconds * 1e9), exactly);
+        if (work.mapping)
+            munmap(work.mapping, work.size);
         if (work.fd >= 0)
             close(work.fd);
         free(work.buffer);

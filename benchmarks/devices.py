@@ -15,7 +15,7 @@ import select
 import threading
 import time
 
-from recuse import IO, IOR, Device, File, ioctl
+from recuse import IO, IOR, Area, Device, File, MmapRequest, ioctl
 
 LARGEST = 1 << 20
 # One object for each size that is asked for, so that slicing is not what gets measured.
@@ -37,7 +37,11 @@ SOON_S = 0.001
 
 
 class WakingFile(File):
+    device: Mappable
     woken_ns = 0
+
+    def mmap(self, request: MmapRequest) -> Area:
+        return self.device.area
 
     def wake(self) -> None:
         self.woken_ns = time.monotonic_ns()
@@ -107,7 +111,13 @@ class AsyncFile(WakingFile):
         return self.woken_ns
 
 
-class Plain(Device):
+class Mappable(Device):
+    @functools.cached_property
+    def area(self) -> Area:
+        return Area(LARGEST)
+
+
+class Plain(Mappable):
     name = "bench"
     max_read = LARGEST
     unrestricted = False
@@ -116,7 +126,7 @@ class Plain(Device):
         return PlainFile()
 
 
-class Async(Device):
+class Async(Mappable):
     name = "bench"
     max_read = LARGEST
     unrestricted = False
@@ -125,7 +135,7 @@ class Async(Device):
         return AsyncFile()
 
 
-class Default(Device):
+class Default(Mappable):
     name = "bench"
 
     def open(self, request: object) -> File:

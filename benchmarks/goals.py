@@ -66,6 +66,10 @@ def _ratios(results: Results) -> Iterator[Goal]:
             8.0,
             "x outside",
         )
+    for placement in PLACEMENTS:
+        copy = works.COPY_1M.name
+        figure = results.ratio(placement, plain, copy, peers.MEMORY)
+        yield Goal(f"{copy}, {placement}", figure, 1.05, "x plain memory")
 
 
 def evaluate(results: Results, startup: Startup | None, memory: Memory | None) -> list[Goal]:

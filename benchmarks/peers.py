@@ -14,7 +14,9 @@ from pathlib import Path
 from benchmarks.processes import UnavailableError, server
 from benchmarks.tools import HERE, SHARED_MEMORY, Tools
 from benchmarks.works import (
+    COPY_1M,
     IOCTL_16,
+    MAP_1M,
     OPEN_CLOSE,
     READ_1M,
     READ_16_BY_8,
@@ -34,6 +36,7 @@ MFUSEPY = "mfusepy"
 UMOCKDEV = "umockdev"
 TMPFS = "tmpfs"
 TMPFS_SANDBOX = "tmpfs sandboxed"
+MEMORY = "memory"
 FILE = "file"
 FILE_SANDBOX = "file sandboxed"
 
@@ -130,6 +133,12 @@ def _recuse(tools: Tools, device: str) -> Iterator[Target]:
 
 
 @contextmanager
+def _zero() -> Iterator[Target]:
+    """What it maps, shared, is memory and nothing else (drivers/char/mem.c)."""
+    yield Target("/dev/zero")
+
+
+@contextmanager
 def _file(tools: Tools, directory: Path, sandboxed: bool) -> Iterator[Target]:
     if not os.access(directory, os.W_OK):
         raise UnavailableError(f"cannot write in {directory}")
@@ -143,10 +152,11 @@ def _file(tools: Tools, directory: Path, sandboxed: bool) -> Iterator[Target]:
 def peers(tools: Tools) -> tuple[Peer, ...]:
     """All of them, in the order of the table."""
     rw = (*READS, WRITE_16)
+    maps = (MAP_1M, COPY_1M)
     shared, here = SHARED_MEMORY, tools.directory
     return (
-        Peer(RECUSE_PLAIN, (*DEVICE_WORKS, WAKE_UP), lambda: _recuse(tools, "Plain")),
-        Peer(RECUSE_ASYNC, (*DEVICE_WORKS, WAKE_UP), lambda: _recuse(tools, "Async")),
+        Peer(RECUSE_PLAIN, (*DEVICE_WORKS, WAKE_UP, *maps), lambda: _recuse(tools, "Plain")),
+        Peer(RECUSE_ASYNC, (*DEVICE_WORKS, WAKE_UP, *maps), lambda: _recuse(tools, "Async")),
         Peer(RECUSE_DEFAULT, (READ_1M, IOCTL_16), lambda: _recuse(tools, "Default")),
         Peer(LIBFUSE_MULTI, DEVICE_WORKS, lambda: _libfuse(tools)),
         Peer(LIBFUSE_SINGLE, DEVICE_WORKS, lambda: _libfuse(tools, "-s")),
@@ -155,6 +165,7 @@ def peers(tools: Tools) -> tuple[Peer, ...]:
         Peer(UMOCKDEV, (IOCTL_16,), lambda: _umockdev(tools)),
         Peer(TMPFS, rw, lambda: _file(tools, shared, False)),
         Peer(TMPFS_SANDBOX, rw, lambda: _file(tools, shared, True)),
+        Peer(MEMORY, maps, _zero),
         Peer(FILE, (OPEN_CLOSE,), lambda: _file(tools, here, False)),
         Peer(FILE_SANDBOX, (OPEN_CLOSE,), lambda: _file(tools, here, True)),
     )
