@@ -22,6 +22,7 @@ from recuse import Area, Device, File, Mapping, MmapRequest, OpenRequest
 from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox
+from recuse.sandbox.areas import Areas
 
 PATIENCE_S = 20
 PAGE = 4096
@@ -259,6 +260,45 @@ def test_what_the_device_refuses(device: Shared, client: str) -> None:
         device.refuse_commit = errno.ENOMEM
         output = run(sandbox, client, f"map 0 1 {RW} {SHARED} 0\ncycles 0 5 1\nlook 0")
     assert output == "map ENOMEM\ncycles 0\nlook\n"
+
+
+def test_what_is_refused_leaves_nothing_mapped(device: Shared, clients: Callable[..., Run]) -> None:
+    device.refuse_commit = errno.EDQUOT
+    script = """
+fd = os.open("/dev/area", os.O_RDWR)
+print(attempt(mmap.mmap, fd, 8192))
+print(open("/proc/self/maps").read().count("memfd"), len(os.listdir("/proc/self/fd")))
+os.close(fd)
+print(len(os.listdir("/proc/self/fd")))
+"""
+    with Sandbox(device) as sandbox:
+        error, after, closed = clients(sandbox)(script).splitlines()
+        assert error == "EDQUOT"
+        assert after == f"0 {int(closed) + 1}"
+        assert not sandbox._machine.areas._by_inode  # type: ignore[union-attr]
+
+
+def test_who_opens_it_next_finds_it_released(
+    device: Shared, clients: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a mapping is noticed later than munmap returns, but before the next open.
+
+    Here, at the next open only.
+    """
+    ended = threading.Event()
+    monkeypatch.setattr(Areas, "_wait_for_end", lambda self: ended.wait(2 * PATIENCE_S) and None)
+    script = """
+for _ in range(100):
+    fd = os.open("/dev/area", os.O_RDWR)
+    memory = mmap.mmap(fd, 4096)
+    os.close(fd)
+    memory.close()
+"""
+    with Sandbox(device) as sandbox:
+        assert clients(sandbox)(script) == ""
+        ended.set()
+    life = ["mmap", "mapped", "unmapped", "release"]
+    assert [what for what, _ in device.log] == life * 100
 
 
 def test_a_device_without_memory(echo: Device, client: str) -> None:

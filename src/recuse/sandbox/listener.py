@@ -83,6 +83,8 @@ class Listener:
             buffer = bytearray(_NOTIFICATION.size)
             try:
                 fcntl.ioctl(self._descriptor, _RECV, buffer, True)
+            except ValueError:
+                return None  # its number is -1: another thread has found the end
             except OSError as error:
                 if error.errno == errno.ENOENT:
                     # Either the call was withdrawn before it was received, or nobody is left.
@@ -97,8 +99,11 @@ class Listener:
             return Notification._make(_NOTIFICATION.unpack(buffer))
 
     def _hung_up(self) -> bool:
+        descriptor = self._descriptor
+        if descriptor < 0:
+            return True
         poll = select.poll()
-        poll.register(self._descriptor, 0)
+        poll.register(descriptor, 0)
         return any(events & select.POLLHUP for _, events in poll.poll(0))
 
     def alive(self, call_id: int) -> bool:
