@@ -14,6 +14,7 @@ from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_INIT_INFO_MAX,
     CUSE_UNRESTRICTED_IOCTL,
+    RECUSE_FILE_FLAGS,
     RECUSE_MAPPING,
     RECUSE_NEW_FILES,
     RECUSE_NODE_INFO,
@@ -79,6 +80,7 @@ class CuseChannel:
             | RECUSE_NODE_INFO
             | RECUSE_NEW_FILES
             | RECUSE_SYSFS
+            | RECUSE_FILE_FLAGS
             | (RECUSE_MAPPING if descriptors else 0)
         )
         offer = cuse_init_in(
@@ -147,6 +149,7 @@ class CuseChannel:
             seekable=bool(init.flags & RECUSE_SEEKABLE),
             unrestricted=bool(init.flags & CUSE_UNRESTRICTED_IOCTL),
             new_files=bool(init.flags & RECUSE_NEW_FILES),
+            file_flags=bool(init.flags & RECUSE_FILE_FLAGS),
             mapping=bool(init.flags & self._offered & RECUSE_MAPPING),
             max_read=init.max_read,
             max_write=init.max_write,

@@ -31,7 +31,8 @@ class CharDevice:
     mode is permission bits; max_read and max_write are the most bytes of one READ or WRITE;
     unrestricted devices may ask for the caller's memory by address in an ioctl; seekable ones get
     the file position with READ and WRITE; those with new_files may answer an ioctl with an open
-    file, those with mapping can be mapped into memory.  uid and gid are None where the server
+    file, those with mapping can be mapped into memory, those with file_flags hear of O_NONBLOCK
+    with ioctls.  uid and gid are None where the server
     leaves the node's owner to whoever makes the node.
     """
 
@@ -46,6 +47,7 @@ class CharDevice:
     unrestricted: bool = False
     new_files: bool = False
     mapping: bool = False
+    file_flags: bool = False
     max_read: int = TRANSFER_MIN
     max_write: int = TRANSFER_MIN
     sysfs: Declaration = field(default_factory=Declaration)
@@ -99,6 +101,7 @@ class DeviceTable:
         unrestricted: bool = False,
         new_files: bool = False,
         mapping: bool = False,
+        file_flags: bool = False,
         max_read: int = TRANSFER_MIN,
         max_write: int = TRANSFER_MIN,
         sysfs: Declaration | None = None,
@@ -130,6 +133,7 @@ class DeviceTable:
                 unrestricted=unrestricted,
                 new_files=new_files,
                 mapping=mapping,
+                file_flags=file_flags,
                 max_read=max(max_read, TRANSFER_MIN),
                 max_write=max(max_write, TRANSFER_MIN),
                 sysfs=sysfs or Declaration(),

@@ -306,6 +306,7 @@ class OpenFile:
                     command,
                     argument,
                     compat=compat,
+                    nonblocking=bool(self.flags & os.O_NONBLOCK),
                     install=install,
                 )
             )

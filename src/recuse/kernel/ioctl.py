@@ -21,7 +21,7 @@ from recuse.kernel.devices import CharDevice
 from recuse.kernel.operation import Operation
 from recuse.kernel.request import MAX_PAGES, PAGE_SIZE, Request
 from recuse.wire import ioctl
-from recuse.wire.cuse import RECUSE_IOCTL_FILE, recuse_ioctl_file
+from recuse.wire.cuse import RECUSE_IOCTL_FILE, RECUSE_IOCTL_NONBLOCK, recuse_ioctl_file
 from recuse.wire.fuse import (
     FUSE_IOCTL,
     FUSE_IOCTL_32BIT,
@@ -73,11 +73,13 @@ def do_ioctl(
     argument: int,
     *,
     compat: bool,
+    nonblocking: bool = False,
     install: Install | None = None,
 ) -> Operation[int]:
     """Do one ioctl and return its result.
 
     ``command`` is 32 bits, ``argument`` 64.  ``compat``: the caller is a 32-bit program.
+    ``nonblocking``: the file has O_NONBLOCK, which the server hears if it wants to.
 
     Raises OSError: a negative result of the server's; ENOTTY instead of ENOSYS; EFAULT for areas
     that cannot be read or written; ENOMEM for more than FUSE_IOCTL_MAX_IOV areas or MAX_BYTES in
@@ -88,6 +90,8 @@ def do_ioctl(
     flags = FUSE_IOCTL_UNRESTRICTED if unrestricted else 0
     if compat:
         flags |= FUSE_IOCTL_COMPAT | FUSE_IOCTL_32BIT
+    if nonblocking and device.file_flags:
+        flags |= RECUSE_IOCTL_NONBLOCK
     spare = recuse_ioctl_file.SIZE if device.new_files else 0
     sources: Sequence[Area] = ()
     targets: Sequence[Area] = ()

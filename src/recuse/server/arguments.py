@@ -14,6 +14,10 @@ RESULT_MAX = (1 << 31) - 1
 """A bigger result of ioctl(2) would be negative for the program."""
 
 
+ERRNO_MAX = 511
+"""The highest errno that a program may see."""
+
+
 class Argument:
     """A plain number, which is no business of the protocol's."""
 
@@ -101,6 +105,8 @@ class CompoundPointer(Pointer):
             if not self.stores:
                 raise Misuse(f"returned {brief(returned)}, but the program does not read it")
             return 0, bytes(returned)
+        if self.stores and isinstance(returned, int) and -ERRNO_MAX <= returned < 0:
+            return int(returned), bytes(given)
         return checked_result(returned), bytes(given) if self.stores else b""
 
 

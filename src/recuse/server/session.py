@@ -40,7 +40,9 @@ from recuse.server.sysfs import Link, encoded, show_answer
 from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_UNRESTRICTED_IOCTL,
+    RECUSE_FILE_FLAGS,
     RECUSE_IOCTL_FILE,
+    RECUSE_IOCTL_NONBLOCK,
     RECUSE_MAPPING,
     RECUSE_MMAP,
     RECUSE_MMAP_COMMIT,
@@ -112,6 +114,8 @@ class Session:
         self._new_files = False
         """Whether the kernel half takes files that ioctls make."""
         self._told_of_new_files = False
+        self._file_flags = False
+        """Whether ioctls tell of the file's O_NONBLOCK."""
         self._has_kinds_of_files = device_makes_files(device)
         self._rounds = Rounds(self.drop)
         self._lock = threading.Lock()
@@ -211,6 +215,7 @@ class Session:
             return
         self.minor = min(FUSE_KERNEL_MINOR_VERSION, request.minor)
         self._new_files = bool(request.flags & RECUSE_NEW_FILES)
+        self._file_flags = bool(request.flags & RECUSE_FILE_FLAGS)
         exchange.reply(_init_answer(self.device, self.minor, request.flags))
 
     def _open(self, exchange: Exchange) -> None:
@@ -301,6 +306,10 @@ class Session:
         if file is None:
             exchange.fail(errno.EBADF)
             return
+        if self._file_flags:
+            nonblocking = os.O_NONBLOCK if flags & RECUSE_IOCTL_NONBLOCK else 0
+            if file.flags & os.O_NONBLOCK != nonblocking:
+                file.flags ^= os.O_NONBLOCK
         call = IoctlCall(file, command, argument, data, out_size, self)
         if not self._new_files and call.makes_file:
             exchange.fail(errno.EOPNOTSUPP)
@@ -375,7 +384,7 @@ class Session:
 
 
 def _init_answer(device: Device, minor: int, offered: int) -> bytes:
-    flags = RECUSE_NODE_INFO | RECUSE_NEW_FILES | RECUSE_SYSFS | RECUSE_MAPPING
+    flags = RECUSE_NODE_INFO | RECUSE_NEW_FILES | RECUSE_SYSFS | RECUSE_MAPPING | RECUSE_FILE_FLAGS
     if device.unrestricted:
         flags |= CUSE_UNRESTRICTED_IOCTL
     if device.seekable:

@@ -90,7 +90,7 @@ _FLAGS: dict[str, dict[int, str]] = {
     "fuse_read_in.read_flags": _prefixed("FUSE_READ_"),
     "fuse_write_in.write_flags": _prefixed("FUSE_WRITE_"),
     "fuse_fsync_in.fsync_flags": _prefixed("FUSE_FSYNC_"),
-    "fuse_ioctl_in.flags": _IOCTL,
+    "fuse_ioctl_in.flags": _IOCTL | {cuse.RECUSE_IOCTL_NONBLOCK: "RECUSE_IOCTL_NONBLOCK"},
     "fuse_ioctl_out.flags": _IOCTL | {cuse.RECUSE_IOCTL_FILE: "RECUSE_IOCTL_FILE"},
     "fuse_poll_in.flags": _prefixed("FUSE_POLL_"),
     "fuse_poll_in.events": _POLL,

@@ -28,6 +28,12 @@ CUSE's own, and the server answers RECUSE_SHOW."""
 RECUSE_MAPPING = 1 << 20
 """The server answers RECUSE_MMAP.  Offered where answers can bring a file descriptor with them."""
 
+RECUSE_FILE_FLAGS = 1 << 21
+"""IOCTL carries what fcntl has made of the file's O_NONBLOCK (RECUSE_IOCTL_NONBLOCK)."""
+
+RECUSE_IOCTL_NONBLOCK = 1 << 17
+"""In fuse_ioctl_in.flags: the file has O_NONBLOCK now."""
+
 RECUSE_IOCTL_FILE = 1 << 16
 """In fuse_ioctl_out.flags: a recuse_ioctl_file comes between that structure and the output."""
 

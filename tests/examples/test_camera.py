@@ -1,0 +1,494 @@
+"""The camera: with v4l-utils' programs, ffmpeg, linuxpy and OpenCV, and by plain ioctls.
+
+Frames are compared with what the example's painter paints for the numbers that they carry, so it
+does not matter which ones a program gets.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from recuse import Sandbox
+from recuse.cli.spec import load, parse
+from tests.conftest import Needs
+from tests.examples.conftest import in_sandbox
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from pictures import Bytes, Look, Painter, read_number, to_jpeg  # noqa: E402
+
+FAST = "camera.py,fps=500,width=320,height=240"
+SMALL = Look(320, 240)
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+PRELUDE = f"""
+import ctypes, errno, fcntl, mmap, os, select, sys
+sys.path.insert(0, {str(ROOT / "examples")!r})
+import pictures
+from linuxpy.video import raw
+
+IOC, B, MMAP = raw.IOC, raw.BufType.VIDEO_CAPTURE, raw.Memory.MMAP
+
+def opened(flags=os.O_RDWR):
+    return os.open("/dev/video9", flags)
+
+def call(command, data, fd=None):
+    "The structure that an ioctl makes of another one, or the error's name."
+    try:
+        fcntl.ioctl(camera if fd is None else fd, command & 0xFFFFFFFF, data)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return data
+
+def request(count, fd=None, memory=MMAP):
+    done = call(IOC.REQBUFS, raw.v4l2_requestbuffers(count, B, memory), fd)
+    return done if isinstance(done, str) else done.count
+
+def buffer(command, index=0, fd=None):
+    return call(command, raw.v4l2_buffer(index, B, memory=MMAP), fd)
+
+def stream(on, fd=None):
+    done = call(IOC.STREAMON if on else IOC.STREAMOFF, ctypes.c_int(B), fd)
+    return done if isinstance(done, str) else "done"
+
+camera = opened()
+"""
+
+
+@pytest.fixture
+def python() -> Callable[..., list[str]]:
+    """`python(code)`: the lines that a program prints, after PRELUDE."""
+
+    def python(code: str, spec: str = FAST) -> list[str]:
+        argv = [sys.executable, "-c", PRELUDE + code]
+        outcome: Any = in_sandbox(
+            str(ROOT / "examples" / spec), argv, capture_output=True, text=True
+        )
+        assert (outcome.returncode, outcome.stderr) == (0, "")
+        return str(outcome.stdout).splitlines()
+
+    return python
+
+
+@pytest.fixture
+def ctl(run: Run, needs: Needs) -> Callable[..., list[str]]:
+    """`ctl(*options)`: the lines that v4l2-ctl prints, without white space at their ends."""
+    needs("v4l2-ctl", "v4l-utils")
+
+    def ctl(*options: str, spec: str = FAST) -> list[str]:
+        outcome = run(spec, "v4l2-ctl", "-d", "/dev/video9", *options)
+        assert outcome.returncode == 0, outcome
+        return [line.strip() for line in outcome.stdout.decode().splitlines()]
+
+    return ctl
+
+
+def check(frames: Sequence[Bytes], look: Look) -> list[int]:
+    """Check that frames are those of their numbers, one later than the other; return those."""
+    numbers = [read_number(frame[:, 0::2]) for frame in frames]
+    assert numbers == sorted(set(numbers))
+    painter = Painter()
+    for number, frame in zip(numbers, frames, strict=True):
+        expected = np.empty((look.height, look.width * 2), np.uint8)
+        painter.paint(expected, number, look)
+        assert (frame == expected).all(), number
+    return numbers
+
+
+def frames_of(data: bytes, look: Look) -> Sequence[Bytes]:
+    shape = -1, look.height, look.width * 2
+    return list(np.frombuffer(data, np.uint8).reshape(shape))
+
+
+# ---- v4l-utils
+
+
+def test_v4l2_ctl_shows_all(ctl: Callable[..., list[str]]) -> None:
+    lines = ctl("--all", spec="camera.py")
+    for line in (
+        "Card type        : recuse camera 9",
+        "Bus info         : platform:recuse-9",
+        "Video input : 0 (Camera: ok)",
+        "Width/Height      : 640/480",
+        "Pixel Format      : 'YUYV' (YUYV 4:2:2)",
+        "Size Image        : 614400",
+        "Frames per second: 30.000 (30/1)",
+        "brightness 0x00980900 (int)    : min=0 max=255 step=1 default=128 value=128 flags=slider",
+        "horizontal_flip 0x00980914 (bool)   : default=0 value=0",
+        "compression_quality 0x009d0903 (int)    : "
+        "min=1 max=100 step=1 default=90 value=90 flags=slider",
+        "test_pattern 0x009f0903 (menu)   : min=0 max=2 default=0 value=0 (Colour bars)",
+        "2: Chessboard",
+    ):
+        assert line in lines
+
+
+def test_v4l2_ctl_finds_it(ctl: Callable[..., list[str]]) -> None:
+    assert ctl("--list-devices", spec="camera.py")[:2] == [
+        "recuse camera 9 (platform:recuse-9):",
+        "/dev/video9",
+    ]
+
+
+def test_v4l2_ctl_lists_formats(ctl: Callable[..., list[str]]) -> None:
+    intervals = [
+        f"Interval: Discrete {seconds}s ({fps}.000 fps)"
+        for seconds, fps in (("0.033", 30), ("0.067", 15), ("0.100", 10), ("0.200", 5))
+    ]
+    sizes = [
+        line
+        for size in ("320x240", "640x480", "1280x720", "1920x1080")
+        for line in (f"Size: Discrete {size}", *intervals)
+    ]
+    assert ctl("--list-formats-ext", spec="camera.py") == [
+        "ioctl: VIDIOC_ENUM_FMT",
+        "Type: Video Capture",
+        "",
+        "[0]: 'YUYV' (YUYV 4:2:2)",
+        *sizes,
+        "[1]: 'MJPG' (Motion-JPEG, compressed)",
+        *sizes,
+    ]
+
+
+def test_v4l2_ctl_streams(ctl: Callable[..., list[str]], tmp_path: Path) -> None:
+    file = tmp_path / "frames"
+    ctl("--stream-mmap", "--stream-count=60", f"--stream-to={file}")
+    assert len(check(frames_of(file.read_bytes(), SMALL), SMALL)) == 60
+
+
+@pytest.mark.parametrize(
+    ("controls", "look"),
+    [
+        ("brightness=160,contrast=64", Look(320, 240, brightness=160, contrast=64)),
+        ("saturation=0,horizontal_flip=1", Look(320, 240, saturation=0, hflip=True)),
+        ("test_pattern=1,brightness=999", Look(320, 240, pattern=1, brightness=255)),
+        ("test_pattern=2,vertical_flip=1", Look(320, 240, pattern=2, vflip=True)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_controls_change_the_picture(
+    ctl: Callable[..., list[str]], tmp_path: Path, controls: str, look: Look
+) -> None:
+    file = tmp_path / "frames"
+    ctl(f"--set-ctrl={controls}", "--stream-mmap", "--stream-count=2", f"--stream-to={file}")
+    frames = frames_of(file.read_bytes(), SMALL)
+    check(frames, look)
+    plain = np.empty_like(frames[0])
+    Painter().paint(plain, read_number(frames[0][:, 0::2]), SMALL)
+    assert (frames[0] != plain).any()
+
+
+def test_v4l2_compliance(run: Run, needs: Needs) -> None:
+    """It found nothing to complain about; -s streams in all ways that there are."""
+    needs("v4l2-compliance", "v4l-utils")
+    outcome = run(FAST, "v4l2-compliance", "-d", "/dev/video9", "-s10")
+    output = outcome.stdout.decode()
+    assert "Failed: 0, Warnings: 0" in output.splitlines()[-1], output
+    assert outcome.returncode == 0
+    for test in ("VIDIOC_G/S/TRY_EXT_CTRLS", "VIDIOC_(UN)SUBSCRIBE_EVENT/DQEVENT", "read/write",
+                 "MMAP (no poll)", "MMAP (select)", "MMAP (epoll)"):  # fmt: skip
+        assert f"test {test}: OK\n" in output.replace("\r", "\n")
+
+
+# ---- other programs
+
+
+def test_ffmpeg_captures(run: Run, needs: Needs) -> None:
+    needs("ffmpeg", "ffmpeg")
+    outcome = run(
+        "camera.py,fps=200",
+        *["ffmpeg", "-v", "error", "-f", "v4l2", "-i", "/dev/video9", "-frames:v", "10"],
+        *["-vsync", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuyv422", "-"],
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    look = Look(640, 480)
+    assert len(check(frames_of(outcome.stdout, look), look)) == 10
+
+
+def test_ffmpeg_captures_jpeg(run: Run, needs: Needs, tmp_path: Path) -> None:
+    needs("ffmpeg", "ffmpeg")
+    outcome = run(
+        "camera.py,fps=200",
+        *["ffmpeg", "-v", "error", "-f", "v4l2", "-input_format", "mjpeg", "-i", "/dev/video9"],
+        *["-frames:v", "3", "-c", "copy", "-f", "image2", str(tmp_path / "%d.jpeg")],
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    numbers = []
+    for file in sorted(tmp_path.iterdir()):
+        data = file.read_bytes()
+        numbers.append(read_number(simplejpeg.decode_jpeg(data, "GRAY")[:, :, 0]))
+        frame = np.empty((480, 1280), np.uint8)
+        Painter().paint(frame, numbers[-1], Look(640, 480, jpeg=True))
+        assert data == to_jpeg(frame, 90)
+    assert len(numbers) == 3
+    assert numbers == sorted(set(numbers))
+
+
+def test_linuxpy_captures(python: Callable[..., list[str]]) -> None:
+    code = """
+from linuxpy.video.device import Device, VideoCapture
+import numpy as np
+with Device.from_id(9) as device:
+    print(device.info.card, [str(f.description) for f in device.info.formats])
+    device.controls.brightness.value = 100
+    print(device.controls.brightness.value)
+    capture = VideoCapture(device)
+    capture.set_format(320, 240, "YUYV")
+    painter, last = pictures.Painter(), -1
+    with capture:
+        for index, frame in zip(range(5), capture):
+            data = np.frombuffer(bytes(frame), np.uint8).reshape(240, 640)
+            number = pictures.read_number(data[:, ::2])
+            expected = np.empty_like(data)
+            painter.paint(expected, number, pictures.Look(320, 240, brightness=100))
+            print((data == expected).all(), number == frame.frame_nb, number > last)
+            last = number
+"""
+    assert python(code) == [
+        "recuse camera 9 ['YUYV 4:2:2', 'Motion-JPEG']",
+        "100",
+        *["True True True"] * 5,
+    ]
+
+
+@pytest.mark.parametrize("fourcc", ["YUYV", "MJPG"])
+def test_opencv_captures(python: Callable[..., list[str]], fourcc: str) -> None:
+    pytest.importorskip("cv2")
+    code = f"""
+import cv2
+import numpy as np
+os.close(camera)
+capture = cv2.VideoCapture("/dev/video9", cv2.CAP_V4L2)
+capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*{fourcc!r}))
+print(capture.set(cv2.CAP_PROP_FRAME_WIDTH, 320), capture.set(cv2.CAP_PROP_FRAME_HEIGHT, 240))
+last = -1
+for _ in range(5):
+    ok, frame = capture.read()
+    number = pictures.read_number(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY))
+    look = pictures.Look(320, 240)
+    moved = np.roll(pictures.bars(320, 240), -number * pictures.STEP, axis=1)[:, :, ::-1]
+    # Not at the number, and not at the bars' edges, which are not sharp.
+    away = frame[100:].astype(int) - moved[100:]
+    print(ok, number > last, np.median(abs(away)) <= 4, (abs(away) > 40).mean() < 0.02)
+    last = number
+"""
+    assert python(code) == ["True True", *["True True True True"] * 5]
+
+
+def test_reading(run: Run) -> None:
+    size = 320 * 240 * 2
+    outcome = run(FAST, "dd", "if=/dev/video9", f"bs={size}", "count=3", "status=none")
+    assert len(check(frames_of(outcome.stdout, SMALL), SMALL)) == 3
+
+
+def test_a_frame_is_read_in_pieces(python: Callable[..., list[str]]) -> None:
+    code = """
+pieces = [os.read(camera, 100_000) for _ in range(4)]
+print([len(piece) for piece in pieces])
+other = opened()
+print(request(1, other), request(1))
+os.close(camera)
+print(request(1, other))
+"""
+    assert python(code) == ["[100000, 53600, 100000, 53600]", "EBUSY EBUSY", "1"]
+
+
+def test_pictures_of_ones_own() -> None:
+    """Also: mirrored by a control, as the test pictures are."""
+
+    def draw(number: int, width: int, height: int) -> Bytes:
+        rgb = np.zeros((height, width, 3), np.uint8)
+        rgb[:, : width // 2] = 255
+        return rgb
+
+    import camera  # noqa: PLC0415
+    from linuxpy.video import raw  # noqa: PLC0415
+
+    device = camera.Camera(fps=200, width=320, height=240, draw=draw)
+    program = ["head", "-c", "153600", "/dev/video9"]
+    with Sandbox(device) as sandbox:
+        plain = sandbox.run(program, capture_output=True, check=True, timeout=60).stdout
+        device.controls.all[raw.ControlID.HFLIP].value = 1
+        flipped = sandbox.run(program, capture_output=True, check=True, timeout=60).stdout
+        assert raw.ControlID.TEST_PATTERN not in device.controls.all
+    for data, left, right in ((plain, 235, 16), (flipped, 16, 235)):
+        luma = frames_of(data, SMALL)[0][:, 0::2]
+        assert (luma[:, :160] == left).all()
+        assert (luma[:, 160:] == right).all()
+
+
+# ---- by ioctls
+
+
+def test_buffers(python: Callable[..., list[str]]) -> None:
+    code = """
+print(buffer(IOC.QUERYBUF), stream(True), buffer(IOC.DQBUF), stream(False))
+print(request(2), request(2, memory=raw.Memory.USERPTR))
+offsets = [buffer(IOC.QUERYBUF, index).m.offset for index in range(2)]
+print(offsets, buffer(IOC.QUERYBUF, 2))
+size = 320 * 240 * 2
+maps = [mmap.mmap(camera, size, offset=offset) for offset in offsets]
+print(bool(buffer(IOC.QUERYBUF, 1).flags & raw.BufferFlag.MAPPED))
+for length, offset, flags in ((size, 4096, 1), (size + 4096, 0, 1), (size, 0, 2)):
+    try:
+        mmap.mmap(camera, length, offset=offset, flags=flags)
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+print(call(IOC.EXPBUF, raw.v4l2_exportbuffer(B)), call(IOC.S_FMT, raw.v4l2_format(B)))
+other = opened(os.O_RDWR | os.O_NONBLOCK)
+print(request(1, other), stream(True, other), buffer(IOC.DQBUF, 0, other))
+poller = select.poll()
+poller.register(camera)
+print(poller.poll(0) == [(camera, select.POLLERR)])
+print(buffer(IOC.QBUF).flags & raw.BufferFlag.QUEUED, buffer(IOC.QBUF))
+print(stream(True), request(1))
+done = buffer(IOC.DQBUF)
+number = pictures.read_number(__import__("numpy").frombuffer(maps[0], "uint8")
+                              [:size].reshape(240, 640)[:, ::2])
+print(done.index, done.bytesused, done.sequence == number, done.field == raw.Field.NONE)
+os.set_blocking(camera, False)
+print(buffer(IOC.DQBUF))
+buffer(IOC.QBUF, 1)
+print(poller.poll(20_000) == [(camera, select.POLLIN | select.POLLRDNORM)] or poller.poll(0))
+print(buffer(IOC.DQBUF).index, stream(False), stream(False), request(0), request(1, other))
+print(maps[0][0] == 16, request(1))
+os.close(other)
+print(request(1))
+"""
+    size = 320 * 240 * 2
+    room = -(-size // 4096) * 4096
+    assert python(code) == [
+        "EINVAL EINVAL EINVAL done",
+        "2 EINVAL",
+        f"[0, {room}] EINVAL",
+        "True",
+        *["EINVAL"] * 3,
+        "ENOTTY EBUSY",
+        "EBUSY EBUSY EBUSY",
+        "True",
+        "2 EINVAL",
+        "done EBUSY",
+        f"0 {size} True True",
+        "EAGAIN",
+        "True",
+        "1 done done 0 1",
+        "True EBUSY",
+        "1",
+    ]
+
+
+def test_dequeueing_ends_with_the_stream(python: Callable[..., list[str]]) -> None:
+    """A program that waits for a frame, with no buffer queued, hears of the stream's end."""
+    code = """
+import threading
+request(1)
+stream(True)
+found = []
+waiting = threading.Thread(target=lambda: found.append(buffer(IOC.DQBUF)))
+waiting.start()
+while "ioctl" not in open(f"/proc/self/task/{waiting.native_id}/wchan").read() and not found:
+    break
+stream(False)
+waiting.join(20)
+print(found)
+"""
+    assert python(code) == ["['EINVAL']"]
+
+
+def test_extended_controls_tell_which_one_is_wrong(python: Callable[..., list[str]]) -> None:
+    code = """
+ids = raw.ControlID
+def several(command, *pairs, which=0):
+    items = (raw.v4l2_ext_control * len(pairs))()
+    for item, (item.id, item.value) in zip(items, pairs):
+        pass
+    asked = raw.v4l2_ext_controls(count=len(pairs), error_idx=99)
+    asked.which = which
+    asked.controls = ctypes.cast(items, type(asked.controls))
+    done = call(command, asked)
+    return done if isinstance(done, str) else "", asked.error_idx, [i.value for i in items]
+
+print(several(IOC.S_EXT_CTRLS, (ids.BRIGHTNESS, 300), (ids.HFLIP, 7)))
+print(several(IOC.G_EXT_CTRLS, (ids.BRIGHTNESS, 0), (ids.HFLIP, 0)))
+print(several(IOC.G_EXT_CTRLS, (ids.BRIGHTNESS, 0), which=raw.ControlWhichValue.DEF_VAL))
+print(several(IOC.G_EXT_CTRLS, (ids.BRIGHTNESS, 0), (ids.GAIN, 0)))
+print(several(IOC.TRY_EXT_CTRLS, (ids.BRIGHTNESS, 0), (ids.TEST_PATTERN, 3)))
+print(several(IOC.S_EXT_CTRLS, (ids.BRIGHTNESS, 0), (ids.TEST_PATTERN, 3)))
+print(several(IOC.TRY_EXT_CTRLS, (ids.BRIGHTNESS, 0), which=0x9f0000))
+print(several(IOC.G_EXT_CTRLS, (ids.BRIGHTNESS, 0)))
+print(several(IOC.TRY_EXT_CTRLS, which=0x9f0000), several(IOC.TRY_EXT_CTRLS, which=0x9a0000))
+"""
+    assert python(code) == [
+        "('', 2, [255, 1])",
+        "('', 2, [255, 1])",
+        "('', 1, [128])",
+        "('EINVAL', 2, [0, 0])",
+        "('ERANGE', 1, [0, 3])",
+        "('ERANGE', 2, [0, 3])",
+        "('EINVAL', 0, [0])",
+        "('', 1, [255])",
+        "('', 0, []) ('EINVAL', 0, [])",
+    ]
+
+
+def test_events_and_priority(python: Callable[..., list[str]]) -> None:
+    code = """
+ids = raw.ControlID
+other = opened()
+poller = select.poll()
+poller.register(camera, select.POLLPRI)
+wanted = raw.v4l2_event_subscription(raw.EventType.CTRL, ids.CONTRAST)
+print(call(IOC.SUBSCRIBE_EVENT, raw.v4l2_event_subscription(raw.EventType.CTRL, 5)))
+call(IOC.SUBSCRIBE_EVENT, wanted)
+print(poller.poll(0))
+for fd, value in ((camera, 1), (other, 2), (other, 2), (other, 3)):
+    call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, value), fd)
+print(poller.poll(0) == [(camera, select.POLLPRI)])
+event = call(IOC.DQEVENT, raw.v4l2_event())
+print(event.id == ids.CONTRAST, event.u.ctrl.value, event.u.ctrl.changes, event.pending)
+os.set_blocking(camera, False)
+print(call(IOC.DQEVENT, raw.v4l2_event()))
+call(IOC.UNSUBSCRIBE_EVENT, wanted)
+call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 4), other)
+print(call(IOC.DQEVENT, raw.v4l2_event()))
+
+print(call(IOC.S_PRIORITY, ctypes.c_uint32(3), other).value)
+print(call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 5)), request(1), request(1, other))
+print(call(IOC.S_PRIORITY, ctypes.c_uint32(9), other))
+os.close(other)
+print(call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 5)).value)
+"""
+    assert python(code) == [
+        "EINVAL",
+        "[]",
+        "True",
+        "True 3 1 0",
+        "ENOENT",
+        "ENOENT",
+        "3",
+        "EBUSY EBUSY 1",
+        "EINVAL",
+        "5",
+    ]
+
+
+def test_two_cameras(needs: Needs, tmp_path: Path) -> None:
+    needs("v4l2-ctl", "v4l-utils")
+    specs = [str(ROOT / "examples" / FAST), str(ROOT / "examples" / f"{FAST},number=10")]
+    script = "".join(
+        f"v4l2-ctl -d {number} --stream-mmap --stream-count=5 --stream-to={tmp_path}/{number} & "
+        for number in (9, 10)
+    )
+    with Sandbox(*(load(parse(spec)) for spec in specs)) as sandbox:
+        sandbox.run(["sh", "-c", f"{script} wait"], capture_output=True, check=True, timeout=60)
+    for number in (9, 10):
+        frames = frames_of((tmp_path / str(number)).read_bytes(), SMALL)
+        assert len(check(frames, SMALL)) == 5
