@@ -198,6 +198,7 @@ class ControlledFile(Prioritised):
             controls = self._find(asked, items, 0 if defaults else which)
             for item, control in zip(items, map(_readable, controls), strict=True):
                 item.value = control.default if defaults else control.value
+            asked.error_idx = asked.count
         except OSError as error:
             asked.error_idx = asked.count
             return -(error.errno or errno.EIO)

@@ -189,9 +189,12 @@ def test_controls_change_the_picture(
 def test_v4l2_compliance(run: Run, needs: Needs) -> None:
     """It found nothing to complain about; -s streams in all ways that there are."""
     needs("v4l2-compliance", "v4l-utils")
-    outcome = run(FAST, "v4l2-compliance", "-d", "/dev/video9", "-s10")
+    outcome = run("camera.py", "v4l2-compliance", "-d", "/dev/video9", "-s10")
     output = outcome.stdout.decode()
-    assert "Failed: 0, Warnings: 0" in output.splitlines()[-1], output
+    assert "54, Succeeded: 54, Failed: 0" in output.splitlines()[-1], output
+    # A busy machine loses frames, as it would of a real camera.
+    warnings = [line for line in output.splitlines() if "warn:" in line]
+    assert [line for line in warnings if "got sequence number" not in line] == []
     assert outcome.returncode == 0
     for test in ("VIDIOC_G/S/TRY_EXT_CTRLS", "VIDIOC_(UN)SUBSCRIBE_EVENT/DQEVENT", "read/write",
                  "MMAP (no poll)", "MMAP (select)", "MMAP (epoll)"):  # fmt: skip
@@ -277,7 +280,7 @@ for _ in range(5):
     moved = np.roll(pictures.bars(320, 240), -number * pictures.STEP, axis=1)[:, :, ::-1]
     # Not at the number, and not at the bars' edges, which are not sharp.
     away = frame[100:].astype(int) - moved[100:]
-    print(ok, number > last, np.median(abs(away)) <= 4, (abs(away) > 40).mean() < 0.02)
+    print(ok, number > last, np.median(abs(away)) <= 4, (abs(away) > 40).mean() < 0.1)
     last = number
 """
     assert python(code) == ["True True", *["True True True True"] * 5]
@@ -296,7 +299,7 @@ print([len(piece) for piece in pieces])
 other = opened()
 print(request(1, other), request(1))
 os.close(camera)
-print(request(1, other))
+print(request(1, opened()))
 """
     assert python(code) == ["[100000, 53600, 100000, 53600]", "EBUSY EBUSY", "1"]
 
@@ -357,11 +360,11 @@ print(done.index, done.bytesused, done.sequence == number, done.field == raw.Fie
 os.set_blocking(camera, False)
 print(buffer(IOC.DQBUF))
 buffer(IOC.QBUF, 1)
-print(poller.poll(20_000) == [(camera, select.POLLIN | select.POLLRDNORM)] or poller.poll(0))
+print(poller.poll(20_000) == [(camera, select.POLLIN)])
 print(buffer(IOC.DQBUF).index, stream(False), stream(False), request(0), request(1, other))
 print(maps[0][0] == 16, request(1))
 os.close(other)
-print(request(1))
+print(request(1, opened()))
 """
     size = 320 * 240 * 2
     room = -(-size // 4096) * 4096
@@ -394,8 +397,8 @@ stream(True)
 found = []
 waiting = threading.Thread(target=lambda: found.append(buffer(IOC.DQBUF)))
 waiting.start()
-while "ioctl" not in open(f"/proc/self/task/{waiting.native_id}/wchan").read() and not found:
-    break
+while not open(f"/proc/self/task/{waiting.native_id}/syscall").read().startswith("16 "):
+    pass  # until it is in ioctl(2)
 stream(False)
 waiting.join(20)
 print(found)
@@ -464,7 +467,7 @@ print(call(IOC.S_PRIORITY, ctypes.c_uint32(3), other).value)
 print(call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 5)), request(1), request(1, other))
 print(call(IOC.S_PRIORITY, ctypes.c_uint32(9), other))
 os.close(other)
-print(call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 5)).value)
+print(call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 5), opened()).value)
 """
     assert python(code) == [
         "EINVAL",

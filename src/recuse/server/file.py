@@ -45,6 +45,7 @@ class File:
     """The file's flags as open(2) and fcntl(2) F_SETFL made them, as far as known.
 
     CUSE tells them with OPEN, READ and WRITE: after F_SETFL they are new from the next of these.
+    recuse's own kernel half tells of O_NONBLOCK with IOCTL, too.
 
     A File that an ioctl handler returns says itself what they are: the access mode (os.O_RDONLY,
     which this 0 is, os.O_RDWR...), and os.O_CLOEXEC for a descriptor that is closed by execve(2).

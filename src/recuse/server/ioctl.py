@@ -105,8 +105,11 @@ def ioctl(
     EOPNOTSUPP, and the handler is not called.
 
     A handler returns the result of ioctl(2), 0 to 2**31 - 1, or None for 0.  It raises OSError to
-    fail; then the program's memory stays as it was.  If it names a parameter ``memory``, it is
-    given the program's memory (`Memory`), through which it follows pointers.
+    fail; then the program's memory stays as it was.  One of a structure that the program reads may
+    return a negative errno, -1 to -511, to fail and have the structure written.
+
+    A handler that names a parameter ``memory`` is given the program's memory (`Memory`), through
+    which it follows pointers.
 
     Raises ValueError if the command is not 32 bits, its number contradicts type or direction, or
     the structure has no such field of 32 bits; TypeError if the type is none of the above.

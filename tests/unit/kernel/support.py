@@ -18,6 +18,7 @@ from recuse.kernel.operation import Operation, run
 from recuse.kernel.request import Reply, Request
 from recuse.wire.cuse import (
     CUSE_UNRESTRICTED_IOCTL,
+    RECUSE_FILE_FLAGS,
     RECUSE_MAPPING,
     RECUSE_NEW_FILES,
     RECUSE_SEEKABLE,
@@ -246,12 +247,14 @@ def device(
     seekable: bool = False,
     new_files: bool = False,
     mapping: bool = False,
+    file_flags: bool = False,
     **options: Any,
 ) -> CharDevice:
     """A device that is there, with nobody reading its channel."""
     channel = CuseChannel(DeviceTable() if table is None else table, descriptors=mapping)
     flags = unrestricted * CUSE_UNRESTRICTED_IOCTL | seekable * RECUSE_SEEKABLE
     flags |= new_files * RECUSE_NEW_FILES | mapping * RECUSE_MAPPING
+    flags |= file_flags * RECUSE_FILE_FLAGS
     answer_init(channel, init_reply(flags=flags, **options))
     assert channel.device is not None
     return channel.device

@@ -17,6 +17,7 @@ from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_INIT_INFO_MAX,
     CUSE_UNRESTRICTED_IOCTL,
+    RECUSE_FILE_FLAGS,
     RECUSE_NEW_FILES,
     RECUSE_NODE_INFO,
     RECUSE_SEEKABLE,
@@ -56,7 +57,7 @@ def test_opening_the_channel_sends_init() -> None:
     message = Message(raw)
     assert message.header == fuse_in_header(len=56, opcode=CUSE_INIT, unique=2)
     flags = CUSE_UNRESTRICTED_IOCTL | RECUSE_SEEKABLE | RECUSE_NODE_INFO
-    flags |= RECUSE_NEW_FILES | RECUSE_SYSFS
+    flags |= RECUSE_NEW_FILES | RECUSE_SYSFS | RECUSE_FILE_FLAGS
     assert message.body == cuse_init_in(major=7, minor=45, flags=flags)
     assert channel.device is None
 

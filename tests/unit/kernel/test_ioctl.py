@@ -10,6 +10,7 @@ import pytest
 
 from recuse.kernel.ioctl import MAX_ROUNDS
 from recuse.wire import ioctl
+from recuse.wire.cuse import RECUSE_IOCTL_NONBLOCK
 from recuse.wire.fuse import (
     FUSE_IOCTL,
     FUSE_IOCTL_32BIT,
@@ -347,6 +348,23 @@ def test_abort_between_rounds() -> None:
 
     opened.handler = handler
     assert failed(opened) == errno.ECONNABORTED
+
+
+# O_NONBLOCK
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_servers_that_want_to_hear_of_o_nonblock(wanted: bool) -> None:
+    opened = Opened(lambda message: done(), file_flags=wanted)
+    for flags in (os.O_RDWR, os.O_RDWR | os.O_NONBLOCK, os.O_RDWR):
+        opened.file.flags = flags
+        opened.ioctl(5, 6)
+    told = RECUSE_IOCTL_NONBLOCK if wanted else 0
+    assert [message.body.flags for message in opened.asked] == [
+        FUSE_IOCTL_UNRESTRICTED,
+        FUSE_IOCTL_UNRESTRICTED | told,
+        FUSE_IOCTL_UNRESTRICTED,
+    ]
 
 
 # 32-bit callers

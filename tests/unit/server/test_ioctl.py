@@ -2,11 +2,13 @@
 
 import ctypes
 import errno
+import os
 from ctypes import c_bool, c_char, c_double, c_int, c_int16, c_size_t, c_uint8, c_uint32, c_uint64
 
 import pytest
 
 from recuse import IO, IOR, IOW, IOWR, File, Memory, ioctl
+from recuse.wire.cuse import CUSE_UNRESTRICTED_IOCTL, RECUSE_FILE_FLAGS, RECUSE_IOCTL_NONBLOCK
 from recuse.wire.fuse import FUSE_IOCTL, fuse_ioctl_in
 
 
@@ -332,6 +334,40 @@ def test_an_error_leaves_the_memory_alone(serve, program):
     assert caller.memory == before
 
 
+def test_an_error_that_comes_with_the_structure(both):
+    class Probe(File):
+        @ioctl(IOWR("E", 1, Pair), Pair)
+        def now(self, pair):
+            pair.b = 1
+            return -errno.ERANGE
+
+        @ioctl(IOR("E", 2, Pair), Pair)
+        async def later(self, pair):
+            pair.b = 1
+            return -511
+
+    do = both(Probe)
+    assert do(IOWR("E", 1, Pair), bytes(Pair(5, 6))) == (-errno.ERANGE, bytes(Pair(5, 1)))
+    assert do(IOR("E", 2, Pair)) == (-511, bytes(Pair(0, 1)))
+
+
+@pytest.mark.parametrize("offered", [False, True])
+def test_o_nonblock_comes_with_ioctls(serve, offered):
+    seen = []
+
+    class Probe(File):
+        @ioctl(IO("E", 1))
+        def probe(self):
+            seen.append(self.nonblocking)
+
+    peer = serve(Probe)
+    peer.init(flags=CUSE_UNRESTRICTED_IOCTL | offered * RECUSE_FILE_FLAGS)
+    fh = peer.open(flags=os.O_RDWR)
+    for flags in (0, RECUSE_IOCTL_NONBLOCK, 0):
+        peer.call(FUSE_IOCTL, fuse_ioctl_in(fh=fh, flags=flags, cmd=IO("E", 1)))
+    assert seen == [False, offered, False]
+
+
 @pytest.mark.parametrize(
     ("command", "returned", "line"),
     [
@@ -344,6 +380,7 @@ def test_an_error_leaves_the_memory_alone(serve, program):
         (1, 256, "returned 256, not a value of c_ubyte"),
         (1, -1, "returned -1, not a value of c_ubyte"),
         (2, b"12345678", "returned b'12345678', not a result"),
+        (2, -512, "returned -512, not a result from 0 to 2147483647"),
         (3, None, "returned None, not bytes"),
         (3, 5, "returned 5, not bytes"),
         (3, "text", "returned 'text', not bytes"),
