@@ -72,6 +72,21 @@ dd if=/dev/memory bs=1 skip=1000 count=6 status=none | od -c
 wc -c </dev/memory
 END
 
+echo
+echo 'A camera, which shares memory with the programs that use it:'
+mkdir -p build
+if command -v v4l2-ctl >/dev/null; then
+show examples/camera.py <<'END'
+v4l2-ctl -d 9 --set-ctrl brightness=120 --get-ctrl brightness,test_pattern
+v4l2-ctl -d 9 --set-fmt-video pixelformat=MJPG --stream-mmap --stream-skip 9 --stream-count 1 --stream-to build/camera.jpeg
+END
+else
+show examples/camera.py <<'END'
+$(BIN)/python -c 'from linuxpy.video.device import Device, VideoCapture as V; d = Device.from_id(9); d.open(); v = V(d); v.set_format(640, 480, "MJPG"); v.open(); open("build/camera.jpeg", "wb").write(bytes(next(iter(v))))'
+END
+fi
+echo 'The picture that it took is in build/camera.jpeg.'
+
 command -v i2cdetect >/dev/null || exit 0
 echo
 echo 'An I2C bus with a memory chip at 0x50 and a thermometer at 0x48, all of it ioctl calls:'

@@ -21,6 +21,8 @@ PROGRAMS = {
     "gcc": "gcc",
     "i2cdetect": "i2c-tools",
     "gpiodetect": "gpiod",
+    "v4l2-ctl": "v4l-utils",
+    "ffmpeg": "ffmpeg",
     "busybox": "busybox-static",
     "picocom": "picocom",
     "/usr/share/doc/libfuse3-dev/examples/cuse_client.c": "libfuse3-dev",
@@ -89,7 +91,7 @@ def directory(tmp_path: Path) -> Path:
 
 def test_the_files_that_show_how_to_try_them() -> None:
     assert [path.name for path in DOCSTRINGS] == [
-        *["echo.py", "eeprom.py", "gpiochip.py", "keyboard.py", "memory.py", "serial.py"]
+        *["camera.py", "echo.py", "eeprom.py", "gpiochip.py", "keyboard.py", "memory.py", "serial.py"]
     ]
 
 
