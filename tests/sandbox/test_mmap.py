@@ -586,3 +586,24 @@ def test_programs_of_32_bits(device: Shared, needs: Any, compiled: Callable[...,
     assert device.mappings[0].offset == 2 * PAGE
     assert device.area is not None
     assert device.area[3 * PAGE] == 5
+
+
+def test_a_program_with_a_debugger(device: Shared, clients: Callable[..., Run]) -> None:
+    """Nobody else can make it map memory: EPERM, for the server a mapping that failed."""
+    script = """
+child = os.fork()
+if not child:
+    libc.ptrace(0, 0, 0, 0)  # PTRACE_TRACEME
+    fd = os.open("/dev/area", os.O_RDWR)
+    print(attempt(mmap.mmap, fd, 4096), len(os.listdir("/proc/self/fd")), flush=True)
+    os.close(fd)
+    print(len(os.listdir("/proc/self/fd")), flush=True)
+    os._exit(0)
+print(wait(child))
+"""
+    with Sandbox(device) as sandbox:
+        refused, left, status = clients(sandbox)(script).splitlines()
+        assert refused == f"EPERM {int(left) + 1}"
+        assert status == "0"
+    assert [what for what, _ in device.log] == ["mmap", "unmapped", "release"]
+    device.log.clear()
