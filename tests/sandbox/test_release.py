@@ -1,10 +1,12 @@
 """RELEASE: once, after the last copy is gone, and before whatever the program does next."""
 
 import subprocess
+import sys
 import threading
 
 import pytest
 
+from recuse import Area, Device, File
 from recuse.sandbox import Sandbox
 
 ENDS = {
@@ -205,6 +207,35 @@ def test_a_release_that_takes_long_stops_nobody_else(make_echo, shells):
             go_on.set()
         program.wait()
         slow.wait_released(1)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_the_device_ends_after_releases_that_take_long(mapped):
+    """Also when nobody has let go before the last program's end, and the sandbox's."""
+    done = []
+
+    class Slow(File):
+        def mmap(self, request):
+            return Area(request.size)
+
+        def release(self):
+            threading.Event().wait(0.3)
+            done.append("released")
+
+    class SlowDevice(Device):
+        name = "slow"
+
+        def open(self, request):
+            return Slow()
+
+        def close(self):
+            done.append("closed")
+
+    script = "import mmap; f = open('/dev/slow', 'r+b', 0); "
+    script += "m = mmap.mmap(f.fileno(), 4096)" if mapped else ""
+    with Sandbox(SlowDevice()) as sandbox:
+        assert sandbox.popen([sys.executable, "-c", script]).wait(20) == 0
+    assert done == ["released", "closed"]
 
 
 def test_a_release_that_fails_is_a_release(sandbox, echo, client, caplog):

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("recuse.sandbox")
 _libc = ctypes.CDLL(None, use_errno=True)
 
+_LAST_RELEASES_S = 5.0
+"""How long the end of the sandbox waits for releases that have begun."""
+
 _SWEEP_S = 0.5
 """How long the last close of a file may go unnoticed whose device has gone while it was polled."""
 
@@ -386,7 +389,7 @@ class Descriptors:
                     return descriptor
 
     def close(self) -> None:
-        """Stop watching; release what is still open."""
+        """Stop watching; release what is still open, and wait for releases, up to 5 seconds."""
         self.waker.close()
         self._closing.set()
         os.write(self._stop_write, b"\0")
@@ -395,7 +398,9 @@ class Descriptors:
             left = list(self._by_link.values())
         for descriptor in left:
             self.drop(descriptor)
-        with self._lock:
+        with self._settled:
+            # The threads that call for them leave one that takes its time behind.
+            self._settled.wait_for(lambda: not self._releasing, _LAST_RELEASES_S)
             self._epoll.close()
             self._held.close()
         os.close(self._stop_read)
