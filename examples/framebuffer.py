@@ -26,6 +26,7 @@ import sys
 import zlib
 from ctypes import Structure, c_char, c_uint16, c_uint32, c_uint64
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from recuse import Area, Device, File, Memory, MmapRequest, OpenRequest, current_request, ioctl
@@ -126,8 +127,11 @@ class Framebuffer(Device):
             raise ValueError(f"depth={depth}: it is 32 or 16")
         if min(width, height) < 8 or pages < 1:
             raise ValueError(f"{pages} pages of {width} x {height}: 1 of 8 x 8 is the smallest")
+        if png is not None and not png.parent.is_dir():
+            raise ValueError(f"{png.parent}: no such directory")
         super().__init__(name=f"fb{number}", seekable=True)
         self.png = png
+        self.saving = Lock()
         self.variable = Variable(width, height, width, height * pages, bits_per_pixel=depth)
         self.variable.width = self.variable.height = 0xFFFFFFFF  # of no size in millimetres
         for name, place in COLOURS[depth].items():
@@ -190,7 +194,9 @@ class Framebuffer(Device):
 
     def save(self) -> None:
         """Write the picture to the file that the user named; who looks at it finds a whole one."""
-        if self.png is not None:
+        if self.png is None:
+            return
+        with self.saving:
             new = self.png.with_name(f"{self.png.name}.new")
             new.write_bytes(self.picture())
             new.replace(self.png)

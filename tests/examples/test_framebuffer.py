@@ -4,6 +4,8 @@ import ctypes
 import importlib
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +19,8 @@ from tests.examples.conftest import TIMEOUT_S, Run
 ROOT = Path(__file__).parents[2]
 FBSET = "PATH=$PATH:/usr/sbin:/sbin fbset -fb /dev/fb9"
 PIXELS = {32: "bgra", 16: "rgb565le"}
+
+Make = Callable[..., Any]
 
 PRELUDE = f"""
 import ctypes, errno, fcntl, mmap, os, sys
@@ -53,6 +57,20 @@ def put(command=FBIOPUT_VSCREENINFO, **fields):
 def framebuffer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "examples")
     return importlib.import_module("framebuffer")
+
+
+@pytest.fixture
+def make(framebuffer: ModuleType) -> Iterator[Make]:
+    """`make(width=8, ...)`: a Framebuffer, whose memory ends with the test."""
+    devices = []
+
+    def make(**arguments: Any) -> Any:
+        devices.append(framebuffer.Framebuffer(**arguments))
+        return devices[-1]
+
+    yield make
+    for device in devices:
+        device.area.close()
 
 
 def run(device: Any, *argv: str, **options: Any) -> bytes:
@@ -163,9 +181,9 @@ Frame buffer device information:
     )
 
 
-def test_fbset_sets_what_is_so(framebuffer: ModuleType, needs: Needs) -> None:
+def test_fbset_sets_what_is_so(make: Make, needs: Needs) -> None:
     needs("fbset", "fbset")
-    device = framebuffer.Framebuffer(width=320, height=200, pages=2)
+    device = make(width=320, height=200, pages=2)
     geometries = {
         "320 200 320 400 32": 0,
         "320 200 320 200 32": 0,
@@ -181,8 +199,8 @@ def test_fbset_sets_what_is_so(framebuffer: ModuleType, needs: Needs) -> None:
     assert run(device, "sh", "-c", script).decode() == expected
 
 
-def test_setting_variables(framebuffer: ModuleType) -> None:
-    device = framebuffer.Framebuffer(width=32, height=16, pages=3)
+def test_setting_variables(make: Make) -> None:
+    device = make(width=32, height=16, pages=3)
     code = """
 print(put(), put(yres_virtual=16), get().yres_virtual)
 print(put(red=Bitfield(0, 8)), put(grayscale=1), put(bits_per_pixel=24), put(xres=31))
@@ -204,8 +222,8 @@ print(ioctl(FBIOPUT_VSCREENINFO, wanted), wanted.red.offset, wanted.yres_virtual
     ]
 
 
-def test_other_ioctls(framebuffer: ModuleType) -> None:
-    device = framebuffer.Framebuffer()
+def test_other_ioctls(framebuffer: ModuleType, make: Make) -> None:
+    device = make()
     code = """
 cmap = bytearray(40)
 print(ioctl(FBIOGETCMAP, cmap), ioctl(FBIOPUTCMAP, cmap), ioctl(0x46ff), ioctl(0x460f, cmap))
@@ -215,8 +233,8 @@ print(ioctl(FBIOBLANK, 0), ioctl(FBIOBLANK, 1), ioctl(FBIOBLANK, 77))
     assert device.blank == framebuffer.FB_BLANK_POWERDOWN
 
 
-def test_panning(framebuffer: ModuleType, needs: Needs) -> None:
-    device = framebuffer.Framebuffer(width=8, height=8, pages=2)
+def test_panning(make: Make, needs: Needs) -> None:
+    device = make(width=8, height=8, pages=2)
     code = """
 print(put(FBIOPAN_DISPLAY, yoffset=9), put(FBIOPAN_DISPLAY, xoffset=1), get().yoffset)
 print(put(FBIOPAN_DISPLAY, yoffset=1, vmode=FB_VMODE_YWRAP), put(FBIOPAN_DISPLAY, yoffset=8))
@@ -229,15 +247,15 @@ print(get().yoffset, open("/sys/class/graphics/fb9/pan").read(), end="")
     assert converted(needs, ["-i", "-"], "rgb24", device.picture()) == b"\x10\x20\x30" * 64
 
 
-def test_panning_without_another_page(framebuffer: ModuleType) -> None:
+def test_panning_without_another_page(make: Make) -> None:
     code = "print(put(FBIOPAN_DISPLAY), put(FBIOPAN_DISPLAY, yoffset=1))"
-    assert python(framebuffer.Framebuffer(), code) == ["0 EINVAL"]
+    assert python(make(), code) == ["0 EINVAL"]
 
 
-def test_sysfs(framebuffer: ModuleType) -> None:
+def test_sysfs(make: Make) -> None:
     names = "name bits_per_pixel virtual_size stride pan mode modes rotate state"
     script = f"cd -P /; for name in {names}; do cat /sys/class/graphics/fb9/$name; done"
-    printed = run(framebuffer.Framebuffer(width=32, height=16, pages=3), "sh", "-c", script)
+    printed = run(make(width=32, height=16, pages=3), "sh", "-c", script)
     assert printed.decode().split() == [
         *["recuse", "32", "32,48", "128", "0,0", "U:32x16p-0", "U:32x16p-0", "0", "0"]
     ]
@@ -246,8 +264,8 @@ def test_sysfs(framebuffer: ModuleType) -> None:
 # ---- memory
 
 
-def test_reading_and_writing(framebuffer: ModuleType) -> None:
-    device = framebuffer.Framebuffer(width=8, height=8)
+def test_reading_and_writing(make: Make) -> None:
+    device = make(width=8, height=8)
     code = """
 print(os.write(fb, b"abcd"), os.lseek(fb, 0, os.SEEK_CUR), os.pread(fb, 6, 0))
 print(os.pwrite(fb, b"wxyz", 254), os.pread(fb, 99, 252))
@@ -266,8 +284,8 @@ print(os.write(fb, bytes(range(256)) * 1000), attempt(os.write, fb, b"a"))
     assert bytes(device.area.buffer) == bytes(range(256))
 
 
-def test_dd_until_the_screen_is_full(framebuffer: ModuleType) -> None:
-    device = framebuffer.Framebuffer()
+def test_dd_until_the_screen_is_full(make: Make) -> None:
+    device = make()
     with Sandbox(device) as sandbox:
         argv = ["dd", "if=/dev/zero", "of=/dev/fb9", "bs=100000"]
         device.area[0] = device.area[-1] = 1
@@ -277,9 +295,9 @@ def test_dd_until_the_screen_is_full(framebuffer: ModuleType) -> None:
     assert not any(device.area.buffer)
 
 
-def test_mapping(framebuffer: ModuleType) -> None:
+def test_mapping(make: Make) -> None:
     """A page and a half: the rest of the second one can be mapped, too."""
-    device = framebuffer.Framebuffer(width=32, height=48)
+    device = make(width=32, height=48)
     code = """
 whole = mmap.mmap(fb, 6144)
 second = mmap.mmap(fb, 4096, offset=4096, prot=mmap.PROT_READ)
@@ -309,9 +327,9 @@ print(ctypes.c_long(moved).value, errno.errorcode[ctypes.get_errno()])
 
 @pytest.mark.parametrize("depth", [32, 16])
 def test_ffmpeg_draws_and_all_see_the_same(
-    framebuffer: ModuleType, needs: Needs, depth: int
+    framebuffer: ModuleType, make: Make, needs: Needs, depth: int
 ) -> None:
-    device = framebuffer.Framebuffer(width=96, height=64, depth=depth)
+    device = make(width=96, height=64, depth=depth)
     card, pixels = card_of(96, 64), PIXELS[depth]
     draw = ffmpeg(needs, *card, "-frames:v", "1", "-pix_fmt", pixels, "-f", "fbdev", "/dev/fb9")
     assert run(device, *draw) == b""
@@ -333,10 +351,8 @@ def test_ffmpeg_draws_and_all_see_the_same(
 
 
 @pytest.mark.parametrize("depth", [32, 16])
-def test_ffmpeg_draws_on_the_page_that_is_shown(
-    framebuffer: ModuleType, needs: Needs, depth: int
-) -> None:
-    device = framebuffer.Framebuffer(width=96, height=64, depth=depth, pages=2)
+def test_ffmpeg_draws_on_the_page_that_is_shown(make: Make, needs: Needs, depth: int) -> None:
+    device = make(width=96, height=64, depth=depth, pages=2)
     device.variable.yoffset = 64
     card, pixels = card_of(96, 64), PIXELS[depth]
     draw = ffmpeg(needs, *card, "-frames:v", "1", "-pix_fmt", pixels, "-f", "fbdev", "/dev/fb9")
@@ -376,15 +392,31 @@ int main(void) {
 
 @pytest.mark.parametrize("bits", [64, 32])
 def test_a_program_that_maps_it_and_draws(
-    framebuffer: ModuleType, needs: Needs, tmp_path: Path, bits: int
+    make: Make, needs: Needs, tmp_path: Path, bits: int
 ) -> None:
     if bits == 32:
         needs("/usr/include/asm", "gcc-multilib")
     program = compiled(needs, tmp_path, DRAW, f"-m{bits}", "-static")
-    device = framebuffer.Framebuffer(width=200, height=100)
+    device = make(width=200, height=100)
     assert run(device, program) == b"recuse 80000 800 2 42\n"
     expected = bytes(part for y in range(100) for x in range(200) for part in (x, y, x ^ y))
     assert converted(needs, ["-i", "-"], "rgb24", device.picture()) == expected
+
+
+def test_a_large_picture_is_in_a_file(run: Run, needs: Needs, tmp_path: Path) -> None:
+    """Also when the program that has drawn it is the last one, and making it takes a while."""
+    device = f"framebuffer.py,width=1280,height=1024,depth=16,png={tmp_path / 'screen.png'}"
+    assert run(device, "dd", "of=/dev/fb9", stdin=b"\x1f\0" * 4096).returncode == 0
+    assert converted(needs, ["-i", str(tmp_path / "screen.png")], "rgb24")[:3] == b"\0\0\xff"
+
+
+def test_pictures_saved_by_many_threads(make: Make, tmp_path: Path) -> None:
+    """Programs that close it at once, that is."""
+    device = make(width=8, height=8, png=tmp_path / "screen.png")
+    with ThreadPoolExecutor(8) as threads:
+        for saved in [threads.submit(device.save) for _ in range(200)]:
+            saved.result(TIMEOUT_S)
+    assert (tmp_path / "screen.png").read_bytes() == device.picture()
 
 
 def test_the_picture_is_in_a_file_when_it_is_drawn(run: Run, needs: Needs, tmp_path: Path) -> None:
@@ -408,6 +440,11 @@ def test_the_picture_is_in_a_file_when_it_is_drawn(run: Run, needs: Needs, tmp_p
 def test_what_cannot_be(framebuffer: ModuleType, arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"depth=24|smallest"):
         framebuffer.Framebuffer(**arguments)
+
+
+def test_a_picture_for_which_there_is_no_place(framebuffer: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="missing: no such directory"):
+        framebuffer.Framebuffer(png=tmp_path / "missing" / "screen.png")
 
 
 def test_the_viewer_says_how_to_use_it() -> None:
