@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 FBIOGET_VSCREENINFO, FBIOPUT_VSCREENINFO, FBIOGET_FSCREENINFO = 0x4600, 0x4601, 0x4602
 FBIOGETCMAP, FBIOPUTCMAP, FBIOPAN_DISPLAY, FBIOBLANK = 0x4604, 0x4605, 0x4606, 0x4611
 FB_VISUAL_TRUECOLOR = 2
+FB_MAJOR = 29  # linux/major.h
 FB_ACTIVATE_NOW, FB_ACTIVATE_MASK, FB_ACTIVATE_KD_TEXT = 0, 15, 512
 FB_VMODE_YWRAP = 256
 FB_BLANK_POWERDOWN = 4
@@ -129,7 +130,7 @@ class Framebuffer(Device):
             raise ValueError(f"{pages} pages of {width} x {height}: 1 of 8 x 8 is the smallest")
         if png is not None and not png.parent.is_dir():
             raise ValueError(f"{png.parent}: no such directory")
-        super().__init__(name=f"fb{number}", seekable=True)
+        super().__init__(name=f"fb{number}", major=FB_MAJOR, minor=number, seekable=True)
         self.png = png
         self.saving = Lock()
         self.variable = Variable(width, height, width, height * pages, bits_per_pixel=depth)

@@ -21,6 +21,8 @@ PROGRAMS = {
     "gcc": "gcc",
     "i2cdetect": "i2c-tools",
     "gpiodetect": "gpiod",
+    "fbset": "fbset",
+    "fbcat": "fbcat",
     "v4l2-ctl": "v4l-utils",
     "ffmpeg": "ffmpeg",
     "busybox": "busybox-static",
@@ -91,8 +93,16 @@ def directory(tmp_path: Path) -> Path:
 
 def test_the_files_that_show_how_to_try_them() -> None:
     assert [path.name for path in DOCSTRINGS] == [
-        *["camera.py"],
-        *["echo.py", "eeprom.py", "gpiochip.py", "keyboard.py", "memory.py", "serial.py"],
+        *[
+            "camera.py",
+            "echo.py",
+            "eeprom.py",
+            "framebuffer.py",
+            "gpiochip.py",
+            "keyboard.py",
+            "memory.py",
+            "serial.py",
+        ],
     ]
 
 

@@ -254,10 +254,12 @@ def test_panning_without_another_page(make: Make) -> None:
 
 def test_sysfs(make: Make) -> None:
     names = "name bits_per_pixel virtual_size stride pan mode modes rotate state"
-    script = f"cd -P /; for name in {names}; do cat /sys/class/graphics/fb9/$name; done"
+    script = (
+        f"for name in {names}; do cat /sys/class/graphics/fb9/$name; done; stat -c %t:%T /dev/fb9"
+    )
     printed = run(make(width=32, height=16, pages=3), "sh", "-c", script)
     assert printed.decode().split() == [
-        *["recuse", "32", "32,48", "128", "0,0", "U:32x16p-0", "U:32x16p-0", "0", "0"]
+        *["recuse", "32", "32,48", "128", "0,0", "U:32x16p-0", "U:32x16p-0", "0", "0", "1d:9"]
     ]
 
 
