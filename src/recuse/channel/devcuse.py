@@ -8,6 +8,7 @@ wait in poll(2), which an eventfd ends.
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import queue
@@ -51,10 +52,10 @@ class KernelError(Exception):
 
 
 class Channel:
-    """An open /dev/cuse, for several threads: the descriptor is not closed while one uses it."""
+    """An open /dev/cuse or /dev/fuse, for several threads: it is not closed while one uses it."""
 
     def __init__(self, path: str = DEV_CUSE) -> None:
-        """Open it, which makes the kernel send CUSE_INIT.
+        """Open it, which makes the kernel send CUSE_INIT on /dev/cuse.
 
         Raises OSError.
         """
@@ -107,6 +108,15 @@ class Channel:
         number = self._begin()
         try:
             os.write(number, message)
+        finally:
+            self._end()
+
+    def ioctl(self, command: int, argument: bytearray) -> int:
+        """Give the descriptor an ioctl with a structure; return its result. Raises OSError."""
+        number = self._begin()
+        try:
+            result: int = fcntl.ioctl(number, command, argument)
+            return result
         finally:
             self._end()
 

@@ -132,11 +132,22 @@ def summary(file: BinaryIO) -> int:
     "--listen", metavar="PATH", help="Where the socket shall be, instead of the usual place."
 )
 @click.option("--kernel", is_flag=True, help="Serve on Linux's own /dev/cuse, for all programs.")
+@click.option(
+    "--mount",
+    metavar="DIR",
+    help="Serve as files on a FUSE mount at DIR, which programs can map (root).",
+)
 @_trace_option
 @_trace_format_option
 @click.argument("specs", metavar="SPEC...", nargs=-1, required=True)
 def serve(
-    specs: tuple[str, ...], listen: str | None, kernel: bool, trace: str | None, trace_format: str
+    specs: tuple[str, ...],
+    *,
+    listen: str | None,
+    kernel: bool,
+    mount: str | None,
+    trace: str | None,
+    trace_format: str,
 ) -> int:
     """Serve devices to `recuse run -d unix:PATH` in other processes, until Ctrl-C or SIGTERM.
 
@@ -145,7 +156,7 @@ def serve(
     """
     from recuse.cli.serve import serve_devices
 
-    return serve_devices(specs, listen, kernel, trace, trace_format)
+    return serve_devices(specs, listen, kernel, trace, trace_format, mount=mount)
 
 
 @cli.command(short_help="Say what this machine allows.")

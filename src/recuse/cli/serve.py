@@ -24,14 +24,18 @@ def serve_devices(
     kernel: bool,
     trace: str | None = None,
     layout: str = "text",
+    *,
+    mount: str | None = None,
 ) -> int:
     """Serve the devices of `specs` until a signal ends it; returns the exit status.
 
-    `trace` and `layout` are what --trace and --trace-format say.
+    `trace` and `layout` are what --trace and --trace-format say, `mount` what --mount does.
 
     Raises:
         Failure: with what to tell the user.
     """
+    if mount is not None and (kernel or listen is not None):
+        raise click.UsageError("--mount goes without --kernel and --listen")
     if listen is not None and (kernel or len(specs) > 1):
         raise click.UsageError("--listen is for one device" + (", without --kernel" * kernel))
     configure_logging()
@@ -48,6 +52,8 @@ def serve_devices(
         tap = None if recorder is None else recorder.connection
         if kernel:
             _serve_kernel(local, signals, tap)
+        elif mount is not None:
+            _serve_mount(local, mount, signals, tap)
         else:
             _serve_sockets(local, listen, signals, tap)
     return 0
@@ -83,6 +89,21 @@ def _serve_kernel(
 
     try:
         serve_kernel(devices, click.echo, signals=signals, tap=tap)
+    except KernelError as error:
+        raise Failure(str(error)) from error
+
+
+def _serve_mount(
+    devices: Sequence[Device],
+    directory: str,
+    signals: EndingSignals,
+    tap: Callable[[], ServerTap] | None,
+) -> None:
+    from recuse.channel.devcuse import KernelError
+    from recuse.channel.devfuse import serve_mount
+
+    try:
+        serve_mount(devices, directory, click.echo, signals=signals, tap=tap)
     except KernelError as error:
         raise Failure(str(error)) from error
 
