@@ -55,6 +55,7 @@ from recuse.wire.fuse import (
     fuse_open_out,
     fuse_out_header,
     fuse_poll_out,
+    fuse_read_in,
     fuse_release_in,
 )
 
@@ -310,8 +311,10 @@ class MountedDevice:
             return unique, backing.area
 
     def _read_or_write(self, message: bytes) -> None:
-        if not self.device.seekable and self._backing is not None:
-            # Without FOPEN_STREAM the kernel counts.
+        if not self.device.seekable and (
+            # Without FOPEN_STREAM the kernel counts, and with O_APPEND.
+            self._backing is not None or fuse_read_in.unpack(message, _IN).flags & os.O_APPEND
+        ):
             message = message[: _OFFSET.start] + bytes(8) + message[_OFFSET.stop :]
         self._session.handle(message, self._send)
 

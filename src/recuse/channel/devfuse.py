@@ -102,7 +102,7 @@ class DevFuse:
         self._size = HEADROOM + max(self._max_write, MOST_DATA)
         self._ended = ended
         self._channel: Channel | None = None
-        self._mount = -1
+        self._mount: tuple[bytes, ...] = ()
         self._tap = tap
         self._tapped: Tapped | None = None
         self._send: Callable[[bytes], object] = lambda _: None
@@ -126,7 +126,7 @@ class DevFuse:
             self._send = self._tapped.send
         try:
             _mount(self.path, channel.number, self._max_read)
-            self._mount = _mount_id(self.path)
+            self._mount = _mount_of(self.path)
             self._shake_hands(channel)
         except OSError as error:
             raise KernelError(_why_not_mounted(self.path, error)) from error
@@ -143,7 +143,7 @@ class DevFuse:
 
         What programs have mapped they keep.  Their calls that wait, and later ones, fail.
         """
-        if self._mount >= 0:
+        if self._mount:
             self._unmount()
         if self._channel is not None:
             self._channel.close()
@@ -173,12 +173,12 @@ class DevFuse:
     def _unmount(self) -> None:
         """Unmount it, unless somebody else has."""
         try:
-            if _mount_id(self.path) == self._mount:
+            if _mount_of(self.path) == self._mount:
                 # Lazily: programs may have files open, or be in the directory.
                 _call(_libc.umount2(os.fsencode(self.path), _MNT_DETACH))
         except OSError as error:
             log.error("%s: %s; to unmount it: umount %s", self.path, error.strerror, self.path)
-        self._mount = -1
+        self._mount = ()
 
     def _shake_hands(self, channel: Channel) -> None:
         """Answer INIT. Raises OSError."""
@@ -332,15 +332,23 @@ def _call(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _mount_id(path: str) -> int:
-    """Return the kernel's number of the mount that a path is on, without asking its server."""
-    number = os.open(path, os.O_PATH | os.O_CLOEXEC)
+def _mount_of(path: str) -> tuple[bytes, ...]:
+    """Return what tells the mount that a path is on from others, without asking its server.
+
+    Its number, which may become another's, its device's, which also may, and its type.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        with open(f"/proc/self/fdinfo/{number}", encoding="ascii") as info:
-            fields = dict(line.split(":", 1) for line in info)
-        return int(fields["mnt_id"])
+        with open(f"/proc/self/fdinfo/{descriptor}", "rb") as info:
+            number = dict(line.split(b":", 1) for line in info)[b"mnt_id"].strip()
     finally:
-        os.close(number)
+        os.close(descriptor)
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        for line in mounts:
+            fields = line.split()
+            if fields[0] == number:
+                return number, fields[2], fields[fields.index(b"-") + 1]
+    return ()
 
 
 def _check_directory(path: str) -> None:
