@@ -59,6 +59,7 @@ class Fmmap(recuse.Device):
     """The device: areas by user id, and the thread that sets bytes."""
 
     name = "fmmap"
+    map_length = 16 * 4096
 
     def __init__(self, *, name: str = "fmmap") -> None:
         super().__init__(name=name)

@@ -42,6 +42,7 @@ from recuse.wire.filesystem import (
 )
 from recuse.wire.fuse import (
     FOPEN_DIRECT_IO,
+    FOPEN_NOFLUSH,
     FOPEN_PASSTHROUGH,
     FOPEN_STREAM,
     FUSE_KERNEL_VERSION,
@@ -60,9 +61,6 @@ from recuse.wire.fuse import (
 )
 
 log = logging.getLogger("recuse.channel")
-
-LENGTH = mmap.PAGESIZE
-"""What a file is asked to map, in bytes; programs can map all of the area, whatever its size."""
 
 _IN = fuse_in_header.SIZE
 _OUT = fuse_out_header.SIZE
@@ -97,6 +95,7 @@ class MountedDevice:
         """Prepare; raises ValueError or TypeError if it is not well described (see `Device`)."""
         self.device = device
         self._session = Session(device)
+        self._length = -(-device.map_length // mmap.PAGESIZE) * mmap.PAGESIZE
         self._lock = threading.Lock()
         self._backing: _Backing | None = None
         self._channel: Channel | None = None
@@ -166,7 +165,7 @@ class MountedDevice:
             return
         access = fuse_open_in.unpack(message, _IN).flags & os.O_ACCMODE
         call = recuse_mmap_in(
-            fh=handle, len=LENGTH, prot=_PROTECTION.get(access, 0), flags=mmap.MAP_SHARED
+            fh=handle, len=self._length, prot=_PROTECTION.get(access, 0), flags=mmap.MAP_SHARED
         )
         self._session.handle(
             _request(message, RECUSE_MMAP, call), partial(self._mapped, message, call)
@@ -251,7 +250,8 @@ class MountedDevice:
         self._send(fuse_out_header(len=_OUT, error=-errno.EBUSY, unique=header.unique).pack())
 
     def _answer_open(self, message: bytes, handle: int, backing: int | None) -> None:
-        out = fuse_open_out(fh=handle, open_flags=FOPEN_DIRECT_IO)
+        # No FLUSH at close(2), which fails when the server has gone.
+        out = fuse_open_out(fh=handle, open_flags=FOPEN_DIRECT_IO | FOPEN_NOFLUSH)
         if backing is not None:
             # Positions as a regular file: not together with FOPEN_STREAM (FOPEN_PASSTHROUGH_MASK).
             out.open_flags |= FOPEN_PASSTHROUGH
@@ -282,7 +282,7 @@ class MountedDevice:
         if not area:
             self._session.handle(release, send)
             return
-        call = recuse_munmap_in(fh=handle, mmap_unique=unique, len=LENGTH, area=area)
+        call = recuse_munmap_in(fh=handle, mmap_unique=unique, len=self._length, area=area)
         self._session.handle(
             _request(release, RECUSE_MUNMAP, call), lambda _: self._session.handle(release, send)
         )

@@ -91,6 +91,12 @@ class Device:
     so on) may be replaced.  Linux's CUSE has none of it.
     """
 
+    map_length: int = 4096
+    """What `File.mmap` is asked for on a FUSE mount, in bytes: a positive number, at most 2**40.
+
+    Linux does not tell what programs map there (`recuse serve --mount`).  It is rounded to pages.
+    """
+
     def __init__(
         self,
         *,
@@ -106,6 +112,7 @@ class Device:
         unrestricted: bool | None = None,
         subsystem: str | None = None,
         sysfs: Mapping[str, Value] | None = None,
+        map_length: int | None = None,
     ) -> None:
         """Make a device; each argument overrides the class attribute of its name.
 
@@ -124,6 +131,7 @@ class Device:
             ("unrestricted", unrestricted),
             ("subsystem", subsystem),
             ("sysfs", sysfs),
+            ("map_length", map_length),
         ):
             if value is not None:
                 setattr(self, attribute, value)
@@ -162,6 +170,7 @@ _RANGES = {
     "max_write": (_LEAST_TRANSFER_BYTES, _MOST_TRANSFER_BYTES),
     "uid": (0, (1 << 32) - 2),
     "gid": (0, (1 << 32) - 2),
+    "map_length": (1, 1 << 40),
 }
 
 
