@@ -1,0 +1,62 @@
+"""Mounts for the tests of devices on a FUSE mount."""
+
+import contextlib
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from recuse.channel.devcuse import KernelError
+from recuse.channel.devfuse import DevFuse
+
+from .mounted import WAIT_S
+
+
+@pytest.fixture
+def directory():
+    # Not in pytest's, which others may not enter.
+    with tempfile.TemporaryDirectory(prefix="recuse-") as parent:
+        os.chmod(parent, 0o755)
+        made = Path(parent, "mount")
+        made.mkdir()
+        yield made
+
+
+@pytest.fixture
+def mount(needs, directory):
+    """Serve devices at `directory` until the end of the test."""
+    needs("/dev/fuse")
+    if os.geteuid():
+        pytest.skip("only root may mount")
+    with contextlib.ExitStack() as stack:
+
+        def serve(*devices):
+            made = DevFuse(devices, str(directory))
+            stack.callback(made.close)
+            try:
+                made.start()
+            except KernelError as error:
+                pytest.skip(str(error))
+            return made
+
+        yield serve
+    for thread in threading.enumerate():
+        if thread.name.startswith("recuse mount"):
+            thread.join(WAIT_S)  # they refer to devices, and these to areas
+    assert not os.path.ismount(directory)
+    assert list(directory.iterdir()) == []
+
+
+@pytest.fixture
+def mapping(mount):
+    """The same, for devices that are to be mapped."""
+
+    def serve(*devices):
+        made = mount(*devices)
+        if not made.maps:
+            pytest.skip("this kernel has no FUSE passthrough")
+        return made
+
+    return serve

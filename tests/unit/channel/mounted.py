@@ -1,0 +1,158 @@
+"""What the tests of FUSE mounts share: devices, and programs, which are other processes.
+
+This one serves, and must not wait for itself.
+"""
+
+import ctypes
+import os
+import queue
+import subprocess
+import sys
+import threading
+
+from recuse import IOR, Area, Device, File, current_request, ioctl
+
+WAIT_S = 20
+
+
+class Board(Device):
+    """A text that all its files share, by read, write and mmap."""
+
+    name = "board"
+
+    def __init__(self, **attributes):
+        super().__init__(**attributes)
+        self.area = Area(65536)
+        self.happened = queue.SimpleQueue()
+
+    def open(self, request):
+        return BoardFile()
+
+    def take(self, count):
+        return [self.happened.get(timeout=WAIT_S) for _ in range(count)]
+
+
+class BoardFile(File):
+    finished = False
+
+    def read(self, size, offset):
+        self.device.happened.put(("read", size, offset))
+        if self.finished:
+            return b""
+        self.finished = True
+        return bytes(self.device.area[:5])[:size]
+
+    def write(self, data, offset):
+        self.device.happened.put(("write", data, offset))
+        self.device.area[: len(data)] = data
+
+    def mmap(self, request):
+        self.device.happened.put(("mmap", request.size, request.protection))
+        return self.device.area
+
+    def mapped(self, mapping):
+        assert mapping.area is self.device.area
+        self.device.happened.put(("mapped", current_request().operation))
+
+    def unmapped(self, mapping):
+        assert mapping.area is self.device.area
+        self.device.happened.put(("unmapped", current_request().operation))
+
+    def release(self):
+        self.device.happened.put("release")
+
+    @ioctl(IOR("b", 1, ctypes.c_int), ctypes.c_int)
+    def answer(self):
+        return 42
+
+
+class Plain(Device):
+    """Has no areas, and no poll."""
+
+    name = "plain"
+
+    def __init__(self, **attributes):
+        super().__init__(**attributes)
+        self.happened = queue.SimpleQueue()
+        self.go_on = threading.Event()
+
+    def open(self, request):
+        self.happened.put(("open", request.flags & os.O_TRUNC))
+        return PlainFile()
+
+
+class PlainFile(File):
+    def read(self, size, offset):
+        self.device.happened.put("read")
+        assert self.device.go_on.wait(WAIT_S)
+        return b""
+
+    def write(self, data, offset):
+        self.device.happened.put(("write", len(data), offset))
+
+
+PRELUDE = """
+import errno, fcntl, mmap, os, select, signal, sys
+def fails(number, function, *arguments):
+    try:
+        function(*arguments)
+    except OSError as error:
+        assert error.errno == number, error
+    else:
+        raise AssertionError("did not fail")
+def say(what):
+    print(what, flush=True)
+"""
+
+
+class Program:
+    """A Python program in `directory`; it says something, and waits to be told to go on."""
+
+    def __init__(self, directory, code, **options):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + code],
+            cwd=directory,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            **options,
+        )
+        self._alarm = threading.Timer(WAIT_S, self.process.kill)
+        self._alarm.start()
+
+    def line(self):
+        return self.process.stdout.readline().decode().rstrip("\n")
+
+    def go_on(self):
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def end(self):
+        with self.process:
+            output, _ = self.process.communicate()
+            self._alarm.cancel()
+        return output.decode()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.end()
+
+
+def run(directory, code, **options):
+    with Program(directory, code, **options) as program:
+        output = program.end()
+        assert program.process.returncode == 0
+    return output
+
+
+def shell(directory, command, **options):
+    return subprocess.run(
+        ["sh", "-c", command],
+        cwd=directory,
+        capture_output=True,
+        timeout=WAIT_S,
+        check=False,
+        **options,
+    )

@@ -1,0 +1,371 @@
+"""Programs that map devices on a FUSE mount of the real kernel, and where that cannot be had."""
+
+import errno
+import os
+import queue
+
+import pytest
+
+from recuse import Area, Device, File
+from recuse.channel import devfuse
+from recuse.channel.devcuse import Channel, KernelError
+from recuse.channel.devfuse import DevFuse
+from recuse.wire.filesystem import FUSE_DEV_IOC_BACKING_OPEN
+from recuse.wire.fuse import (
+    FUSE_INIT,
+    FUSE_INIT_EXT,
+    FUSE_PASSTHROUGH,
+    fuse_in_header,
+    fuse_init_in,
+)
+
+from .mounted import WAIT_S, Board, Program, run
+
+IN = fuse_in_header.SIZE
+
+
+def test_a_program_and_the_device_share_memory(mapping, directory):
+    board = Board()
+    mapping(board)
+    board.area[:5] = b"hello"
+    code = """
+file = os.open("board", os.O_RDWR)
+assert os.fstat(file).st_size == 65536
+memory = mmap.mmap(file, 65536)
+assert memory[:5] == os.read(file, 5) == b"hello"
+memory[:5] = b"there"
+memory[65535] = 7
+say("written")
+sys.stdin.readline()
+assert memory[:5] == b"again"
+os.write(file, b"finis")
+assert memory[:5] == b"finis"
+os.close(file)
+"""
+    with Program(directory, code) as program:
+        assert program.line() == "written"
+        assert bytes(board.area[:5]) == b"there"
+        assert board.area[65535] == 7
+        board.area[:5] = b"again"
+        program.go_on()
+        program.end()
+        assert program.process.returncode == 0
+    assert board.take(6) == [
+        ("mmap", 4096, 3),
+        ("mapped", "mmap_commit"),
+        ("read", 5, 0),
+        ("write", b"finis", 0),
+        ("unmapped", "munmap"),
+        "release",
+    ]
+
+
+def test_programs_share_memory(mapping, directory):
+    mapping(Board())
+    writer = """
+memory = mmap.mmap(os.open("board", os.O_RDWR), 4096)
+memory[:4] = b"word"
+say("written")
+sys.stdin.readline()
+say(memory[:4].decode())
+"""
+    reader = """
+file = os.open("board", os.O_RDONLY)
+fails(errno.EACCES, mmap.mmap, file, 4096)
+memory = mmap.mmap(file, 8192, prot=mmap.PROT_READ, offset=0)
+assert memory[:4] == b"word"
+private = mmap.mmap(os.open("board", os.O_RDONLY), 4096, access=mmap.ACCESS_COPY)
+private[:4] = b"mine"
+assert memory[:4] == b"word"
+other = mmap.mmap(os.open("board", os.O_RDWR), 4096)
+other[:4] = b"then"
+fails(errno.EACCES, mmap.mmap, os.open("board", os.O_WRONLY), 4096)
+"""
+    with Program(directory, writer) as program:
+        assert program.line() == "written"
+        run(directory, reader)
+        program.go_on()
+        assert program.end() == "then\n"
+
+
+def test_a_mapping_outlives_its_file_and_the_mount(mapping, directory):
+    board = Board()
+    served = mapping(board)
+    code = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+file = os.open("board", os.O_RDWR)
+address = libc.mmap(None, 4096, 3, mmap.MAP_SHARED, file, 0)
+assert address != ctypes.c_void_p(-1).value
+os.close(file)
+file = os.open(".", os.O_RDONLY)
+say("closed")
+sys.stdin.readline()
+fails(errno.ENOTCONN, os.fstat, file)
+ctypes.memmove(address, b"after", 5)
+"""
+    with Program(directory, code) as program:
+        assert program.line() == "closed"
+        # close(2) does not wait for it.
+        assert board.take(4)[-1] == "release"
+        served.close()
+        assert not os.path.ismount(directory)
+        program.go_on()
+        program.end()
+        assert program.process.returncode == 0
+    assert bytes(board.area[:5]) == b"after"
+
+
+def test_the_device_resizes_what_is_mapped(mapping, directory):
+    board = Board()
+    mapping(board)
+    code = """
+file = os.open("board", os.O_RDWR)
+say("open")
+sys.stdin.readline()
+assert os.fstat(file).st_size == 1 << 20
+memory = mmap.mmap(file, 1 << 20)
+memory[-1] = 1
+"""
+    with Program(directory, code) as program:
+        assert program.line() == "open"
+        board.area.resize(1 << 20)
+        program.go_on()
+        program.end()
+        assert program.process.returncode == 0
+    assert board.area[-1] == 1
+
+
+class Pads(Device):
+    """Each file has an area of its own, or none."""
+
+    name = "pads"
+    refuses = False
+
+    def open(self, request):
+        return PadFile()
+
+
+class PadFile(File):
+    def mmap(self, request):
+        if self.device.refuses:
+            raise OSError(errno.EACCES, "not now")
+        return Area(request.size)
+
+    def mapped(self, mapping):
+        mapping.area[:3] = b"new"
+
+
+def test_an_area_for_each_file_is_for_one_at_a_time(mapping, directory, caplog):
+    mapping(Pads())
+    code = """
+file = os.open("pads", os.O_RDWR)
+memory = mmap.mmap(file, 4096)
+assert memory[:3] == b"new"
+memory[:3] = b"old"
+for flags in (os.O_RDWR, os.O_RDONLY, os.O_WRONLY):
+    fails(errno.EBUSY, os.open, "pads", flags)
+memory.close()
+os.close(file)
+memory = mmap.mmap(os.open("pads", os.O_RDWR), 4096)
+assert memory[:3] == b"new"
+"""
+    for _ in range(3):
+        run(directory, code)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "pads: the kernel has one area for all files that are open: a file that has another one "
+        "cannot be opened meanwhile (EBUSY)"
+    ]
+
+
+def test_a_file_without_an_area(mapping, directory, caplog):
+    pads = Pads()
+    mapping(pads)
+    code = """
+file = os.open("pads", os.O_RDWR)
+if mode != "no":
+    mmap.mmap(file, 4096)
+else:
+    # Python itself asks for the size first.
+    import ctypes
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mmap(0, 4096, 3, mmap.MAP_SHARED, file, 0) == -1
+    assert ctypes.get_errno() == errno.ENODEV
+say("open")
+sys.stdin.readline()
+"""
+    pads.refuses = True
+    with Program(directory, 'mode = "no"' + code) as first:
+        assert first.line() == "open"
+        pads.refuses = False
+        # The other way round it is no harm.
+        with Program(directory, 'mode = "yes"' + code) as second:
+            assert second.line() == "open"
+            pads.refuses = True
+            run(directory, 'fails(errno.EBUSY, os.open, "pads", os.O_RDWR)')
+            for program in (first, second):
+                program.go_on()
+                program.end()
+                assert program.process.returncode == 0
+    assert "a file that has none cannot be opened meanwhile" in caplog.text
+
+
+def test_a_device_that_refuses_the_mapping(mapping, directory):
+    class Refusing(PadFile):
+        def mapped(self, mapping):
+            raise OSError(errno.EACCES, "no")
+
+        def unmapped(self, mapping):
+            happened.put("unmapped")
+
+        def release(self):
+            happened.put("release")
+
+    happened = queue.SimpleQueue()
+    pads = Pads()
+    pads.open = lambda _: Refusing()
+    mapping(pads)
+    run(directory, 'os.open("pads", os.O_RDWR)')
+    assert [happened.get(timeout=WAIT_S) for _ in range(2)] == ["unmapped", "release"]
+
+
+def test_async_methods(mapping, directory):
+    class Async(File):
+        async def mmap(self, request):
+            return area
+
+        async def mapped(self, mapping):
+            area[0] = 1
+
+        async def unmapped(self, mapping):
+            happened.put("unmapped")
+
+        async def release(self):
+            happened.put("release")
+
+    class Slow(Device):
+        name = "async"
+
+        async def open(self, request):
+            return Async()
+
+    area = Area(4096)
+    happened = queue.SimpleQueue()
+    mapping(Slow())
+    run(directory, 'assert mmap.mmap(os.open("async", os.O_RDWR), 4096)[0] == 1')
+    assert [happened.get(timeout=WAIT_S) for _ in range(2)] == ["unmapped", "release"]
+
+
+def test_a_thousand_opens_leak_nothing(mapping, directory):
+    pads = Pads()
+    mapping(pads)
+    before = len(os.listdir("/proc/self/fd"))
+    run(
+        directory,
+        """
+for _ in range(1000):
+    while True:
+        try:
+            file = os.open("pads", os.O_RDWR)
+            break
+        except OSError as error:  # the last RELEASE is on its way
+            assert error.errno == errno.EBUSY
+    memory = mmap.mmap(file, 4096)
+    memory.close()
+    os.close(file)
+os.close(os.open("pads", os.O_RDONLY))
+""",
+    )
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+# What cannot be had.
+
+
+class Channels:
+    """Makes channels that change what they read, and refuse ioctls."""
+
+    def __init__(self, monkeypatch, minor=None, without=0, refuse=None):
+        class Changed(Channel):
+            def read(self, size):
+                message = super().read(size)
+                if message is not None and fuse_in_header.unpack(message).opcode == FUSE_INIT:
+                    offer = fuse_init_in.unpack(message, IN)
+                    offer.minor = minor or offer.minor
+                    offer.flags &= ~without & 0xFFFFFFFF
+                    offer.flags2 &= ~(without >> 32)
+                    message = message[:IN] + offer.pack()
+                return message
+
+            def ioctl(self, command, argument):
+                if refuse is not None and command == FUSE_DEV_IOC_BACKING_OPEN:
+                    raise OSError(refuse, os.strerror(refuse))
+                return super().ioctl(command, argument)
+
+        monkeypatch.setattr(devfuse, "Channel", Changed)
+
+
+@pytest.mark.parametrize("flag", [FUSE_PASSTHROUGH, FUSE_INIT_EXT])
+def test_a_kernel_without_passthrough(mount, directory, monkeypatch, flag):
+    Channels(monkeypatch, minor=38, without=flag)
+    served = mount(Board())
+    assert not served.maps
+    [limit] = served.limits()
+    assert "cannot map these files (ENODEV): this kernel has no FUSE passthrough" in limit
+    run(
+        directory,
+        """
+import ctypes
+file = os.open("board", os.O_RDWR)
+os.write(file, b"hello")
+assert os.read(file, 5) == b"hello"
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.mmap(0, 4096, 3, mmap.MAP_SHARED, file, 0) == -1
+assert ctypes.get_errno() == errno.ENODEV
+""",
+    )
+
+
+def test_a_kernel_that_does_not_take_the_memory(mapping, directory, monkeypatch, caplog):
+    Channels(monkeypatch, refuse=errno.EPERM)
+    board = Board()
+    mapping(board)
+    for _ in range(2):
+        run(directory, 'assert os.read(os.open("board", os.O_RDWR), 1)')
+    assert board.take(5) == [
+        ("mmap", 4096, 3),
+        ("unmapped", "mmap_commit"),
+        ("read", 1, 0),
+        "release",
+        ("mmap", 4096, 3),
+    ]
+    [record] = caplog.records
+    assert record.getMessage().startswith("board: the kernel does not take the device's memory")
+
+
+def test_a_kernel_that_is_too_old(mount, directory, monkeypatch):
+    Channels(monkeypatch, minor=30)
+    made = DevFuse([Board()], str(directory))
+    try:
+        with pytest.raises(KernelError, match=r"it speaks 7\.30, this is for 7\.31 and later"):
+            made.start()
+    finally:
+        made.close()
+    assert not os.path.ismount(directory)
+
+
+def test_directories_that_will_not_do(needs, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for name, message in (
+        ("full", "not empty; a mount would hide what is there"),
+        ("full/file", "not a directory"),
+        ("none", "No such file or directory"),
+    ):
+        made = DevFuse([Board()], str(tmp_path / name))
+        with pytest.raises(KernelError, match=message):
+            made.start()
+        made.close()
