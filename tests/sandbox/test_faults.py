@@ -21,7 +21,9 @@ SERVER = r"""
 import os, signal, socket, struct, sys
 
 path, fault, moment = sys.argv[1:]
-OPCODES = {"open": 14, "read": 15, "write": 16, "release": 18, "ioctl": 39, "ioctl again": 39}
+OPCODES = {
+    "open": 14, "read": 15, "write": 16, "release": 18, "ioctl": 39, "ioctl again": 39, "poll": 40
+}
 if path:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
@@ -87,6 +89,8 @@ while True:
             answer = struct.pack("=iIIIQQ", 0, 4, 1, 0, argument, 8)
         else:
             answer = struct.pack("=iIII", 42, 0, 0, 0)
+    elif opcode == 40:
+        answer = struct.pack("=II", 1, 0)
     second = opcode == 39 and round == 0
     if fault and OPCODES[moment] == opcode and second == (moment == "ioctl again"):
         go_wrong(unique, answer)
@@ -97,7 +101,7 @@ while True:
 
 # A Python device of which a method goes wrong; arguments as above.
 DEVICE = r"""
-import os, signal, sys, threading
+import os, select, signal, sys, threading
 from recuse import Device, File
 from recuse.channel.listen import DeviceServer
 
@@ -124,6 +128,9 @@ class BadFile(File):
         memory.read(argument, 8)
         at("ioctl again")
         return 42
+    def poll(self, events):
+        at("poll")
+        return select.POLLIN & events
     def release(self):
         at("release")
 
@@ -139,12 +146,16 @@ signal.pause()
 """
 
 CLIENT = """
-import functools
+import functools, select
 print = functools.partial(print, flush=True)
 moment = args[0]
 def open_it():
     number = attempt(os.open, '/dev/bad', os.O_RDWR)
     return 'opened' if isinstance(number, int) else number
+def poll():
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return [{select.POLLIN: 'IN', select.POLLERR: 'ERR'}.get(e, e) for _, e in poller.poll(20000)]
 if moment == 'open':
     print(open_it())
 else:
@@ -153,6 +164,7 @@ else:
         'read': lambda: attempt(os.read, fd, 4),
         'write': lambda: attempt(os.write, fd, b'1234'),
         'ioctl': lambda: call('ioctl', fd, 1, b'12345678'),
+        'poll': poll,
         'release': lambda: attempt(os.close, os.dup(fd)) or attempt(os.close, fd),
     }[moment.split()[0]]())
     if moment != 'release':
@@ -163,8 +175,15 @@ echo = os.open('/dev/echo', os.O_RDWR)
 print(os.write(echo, b'hello'), os.read(echo, 9))
 """
 
-MOMENTS = ["open", "read", "write", "ioctl", "ioctl again", "release"]
-RESULTS = {"read": "b'data'", "write": "4", "ioctl": "42", "release": "None", "open": "opened"}
+MOMENTS = ["open", "read", "write", "ioctl", "ioctl again", "poll", "release"]
+RESULTS = {
+    "read": "b'data'",
+    "write": "4",
+    "ioctl": "42",
+    "poll": "['IN']",
+    "release": "None",
+    "open": "opened",
+}
 
 
 @pytest.fixture(params=["dev-cuse", "socket", "device"])
@@ -202,7 +221,7 @@ def serve(request, echo, tmp_path):
 def test_the_server_goes(serve, clients, fault, moment):
     with serve(fault, moment) as (sandbox, _):
         lines = clients(sandbox)(CLIENT, moment).splitlines()
-    assert lines[0] == ("None" if moment == "release" else "ECONNABORTED")
+    assert lines[0] == {"release": "None", "poll": "['ERR']"}.get(moment, "ECONNABORTED")
     assert lines[-1] == "5 b'hello'"
     assert lines[-2] in {"ENOENT", "ENODEV"}
     if len(lines) > 3:
@@ -217,7 +236,8 @@ def test_the_server_stays(serve, clients, fault, moment):
     with serve(fault, moment) as (sandbox, _):
         lines = clients(sandbox)(CLIENT, moment).splitlines()
     good = RESULTS[moment.split()[0]]
-    assert lines[0] == (good if fault == "answers twice" or moment == "release" else "EIO")
+    failed = "['ERR']" if moment == "poll" else "EIO"
+    assert lines[0] == (good if fault == "answers twice" or moment == "release" else failed)
     if moment not in {"open", "release"}:
         assert lines[1] == "b'data' 1 42"
     assert lines[-2:] == ["opened", "5 b'hello'"]
