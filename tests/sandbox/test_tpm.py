@@ -83,5 +83,5 @@ def test_tpm2_getrandom(needs, later):
             timeout=PATIENCE_S,
         )
     assert (done.returncode, done.stdout, done.stderr) == (0, bytes(range(8)), b"")
-    assert tpm.commands == [(GET_RANDOM, True)]
+    assert set(tpm.commands) == {(GET_RANDOM, True)}
     assert tpm.polls
