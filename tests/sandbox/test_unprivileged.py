@@ -184,3 +184,22 @@ with Sandbox(device) as sandbox:
         "DEVNAME=echo",
         "cat: cuse/echo/dev: No such file or directory",
     ]
+
+
+def test_a_program_maps_a_device(nobody):
+    output = nobody("""
+from recuse import Area
+class AreaFile(File):
+    def mmap(self, request):
+        return self.device.area
+    def unmapped(self, mapping):
+        print('unmapped', bytes(mapping.area[:3]), flush=True)
+class Mapped(Device):
+    name = 'area'
+    area = Area(4096)
+    def open(self, request):
+        return AreaFile()
+with Sandbox(Mapped()) as sandbox:
+    python(sandbox, 'import mmap; m = mmap.mmap(os.open("/dev/area", 2), 4096); m[:3] = b"abc"')
+""")
+    assert output == "unmapped b'abc'\n"
