@@ -115,20 +115,22 @@ class SignalWatch:
         finds a signal; but no more after ``interrupt(True)``. It replaces an earlier one; a
         ``late`` one, from another thread than the one that serves the call, does not.
         """
+        waiting = Waiting(call, listener, interrupt)
         if late:
-            self.waiting.setdefault(call.id, Waiting(call, listener, interrupt))
+            self.waiting.setdefault(call.id, waiting)
         else:
-            self._add(Waiting(call, listener, interrupt))
+            self.waiting[call.id] = waiting
+        self._wake()
 
     def attend(self, call: Notification, listener: Listener, look: Callable[[], None]) -> None:
         """Call ``look`` now and then until :meth:`forget`, for a caller that signals cannot reach.
 
         Such as one that makes calls for us. It replaces what `watch` was told.
         """
-        self._add(Waiting(call, listener, lambda _: None, look))
+        self.waiting[call.id] = Waiting(call, listener, lambda _: None, look)
+        self._wake()
 
-    def _add(self, waiting: Waiting) -> None:
-        self.waiting[waiting.call.id] = waiting
+    def _wake(self) -> None:
         if self._parked:
             self._unpark.set()
         if self._thread is None:

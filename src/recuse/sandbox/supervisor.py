@@ -203,6 +203,8 @@ class Supervisor:
 
         As long as that method runs in our thread, the operation cannot go on to tell the caller.
         """
+        if not self.listener.alive(call.id):
+            return  # an mmap that its thread has done already
         if connection.ended:
             return  # the operation says what to call it: it may be ENODEV or ENOTCONN
         self._held[call.id] = call, connection

@@ -52,6 +52,31 @@ def test_what_is_forgotten_is_not_told():
         assert told.wait(WAIT_S)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_any_watch_wakes_who_looks(late):
+    told = threading.Event()
+    with closing(SignalWatch()) as watch:
+        watch.watch(call(1), Gone(), lambda fatal: told.set(), late=late)
+        assert told.wait(WAIT_S)
+        told.clear()
+        parked = threading.Event()
+        wait = watch._unpark.wait
+        watch._unpark.wait = lambda: (parked.set(), wait())
+        assert parked.wait(WAIT_S)  # for want of anything to look at
+        watch.watch(call(2), Gone(), lambda fatal: told.set(), late=late)
+        assert told.wait(WAIT_S)
+
+
+def test_who_is_attended_is_looked_at_until_forgotten():
+    looks = threading.Semaphore(0)
+    with closing(SignalWatch()) as watch:
+        watch.attend(call(1), Gone(), looks.release)
+        watch.watch(call(1), Gone(), lambda fatal: pytest.fail("told"), late=True)
+        for _ in range(3):
+            assert looks.acquire(timeout=WAIT_S)
+        assert watch.forget(call(1)) is not None
+
+
 def test_a_late_watch_does_not_replace_one():
     told = threading.Event()
     with closing(SignalWatch()) as watch:
