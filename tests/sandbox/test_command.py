@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ PATIENCE_S = 20
 
 ECHO = """
 import os
+import select
 from recuse import Device, File
 
 class EchoFile(File):
@@ -249,6 +251,35 @@ def test_nothing_is_left(recuse, tmp_path):
     assert recuse("ls", "/dev/recuse-test").stdout == "echo\n"
     assert recuse("sh", "-c", "ls /dev/recuse-test; kill -9 $$").stdout == "echo\n"
     assert shadows() - before == set()
+
+
+@pytest.mark.parametrize("then", ["cat", ":"])
+def test_nothing_is_left_of_one_that_is_killed(argv, then):
+    before = shadows()
+    script = f"ls /sys/class/cuse >&2; echo ready; read go; {then}"
+    with subprocess.Popen(
+        [*argv, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+        stderr=subprocess.DEVNULL,
+    ) as program:  # fmt: skip
+        assert program.stdout.readline() == b"ready\n"
+        assert shadows() - before
+        children = [os.pidfd_open(pid) for pid in descendants(program.pid)]
+        program.kill()
+        program.wait()
+        program.stdout.read()
+        for child in children:
+            assert select.select([child], [], [], PATIENCE_S)[0]
+            os.close(child)
+    assert shadows() - before == set()
+
+
+def test_another_namespaces_proc(argv, needs):
+    unshare = [needs("unshare", "util-linux"), "-rpf"]
+    done = subprocess.run(
+        [*unshare, *argv, "true"], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert done.returncode == 125
+    assert done.stderr.startswith("recuse: /proc is not that of this pid namespace")
 
 
 def test_recuse_in_recuse(recuse, argv):

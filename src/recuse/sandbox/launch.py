@@ -69,21 +69,29 @@ class Program(subprocess.Popen[Any]):
 class Launch:
     """A program that is about to be executed: its listener is there, and must be served now."""
 
-    def __init__(self, argv: Command, *, open_files: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, argv: Command, shadows: bytes, *, open_files: int | None = None, **options: Any
+    ) -> None:
         """Start the sandbox's first process and, stopped before its exec, the program's.
 
         Args:
             argv: the program, looked up along PATH, and its arguments.
+            shadows: the path of the directory to be removed if this process is killed.
             open_files: the program's soft RLIMIT_NOFILE; None for that of this process.
             options: those of :class:`subprocess.Popen`, but for ``shell``, ``preexec_fn`` and
                 ``executable``.
 
         Raises:
-            SandboxError: if the kernel has no user notification, or does not allow it.
+            SandboxError: if the kernel has no user notification, or does not allow it; if /proc is
+                not that of this process's pid namespace.
             TypeError, ValueError: for options that make no sense here, or no program.
         """
         if not SUPPORTED:
             raise SandboxError(f"recuse run knows x86-64 only, and this is {MACHINE}")
+        if _own_name_in_proc() != str(os.getpid()):
+            raise SandboxError(
+                "/proc is not that of this pid namespace: mount one (with unshare: --mount-proc)"
+            )
         for option in ("shell", "executable", "preexec_fn", "args"):
             if options.pop(option, None):
                 raise TypeError(f"a program in a sandbox cannot be started with {option}=")
@@ -107,7 +115,9 @@ class Launch:
                 raise
         try:
             self.program.args = argv
-            self._control.send(b"%d %d %b" % (arch.SYSCALLS["seccomp"], open_files, build_filter()))
+            seccomp = arch.SYSCALLS["seccomp"]
+            place = shadows.hex().encode()
+            self._control.send(b"%d %d %b %b" % (seccomp, open_files, place, build_filter()))
             self.listener = self._receive_listener()
         except BaseException:
             self.abandon()
@@ -167,6 +177,13 @@ def _above_standard(end: socket.socket) -> socket.socket:
         return end
     with end:
         return socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3))
+
+
+def _own_name_in_proc() -> str:
+    try:
+        return os.readlink("/proc/self")
+    except OSError:
+        return ""
 
 
 def _explain(packet: bytes) -> str:

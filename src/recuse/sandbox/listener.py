@@ -93,8 +93,8 @@ class Listener:
                     continue
                 if error.errno == errno.EINTR:
                     continue
-                if error.errno == errno.EBADF:
-                    return None
+                if error.errno in (errno.EBADF, errno.ENOTTY):
+                    return None  # or the number is something else's by now
                 raise
             return Notification._make(_NOTIFICATION.unpack(buffer))
 
@@ -116,21 +116,21 @@ class Listener:
 
     def answer(self, call_id: int, value: int) -> bool:
         """Give the call its result."""
-        return self._send(_RESPONSE.pack(call_id, value, 0, 0))
+        return self._send(call_id, _RESPONSE.pack(call_id, value, 0, 0))
 
     def fail(self, call_id: int, error: int) -> bool:
         """Fail the call with a positive errno."""
-        return self._send(_RESPONSE.pack(call_id, 0, -error, 0))
+        return self._send(call_id, _RESPONSE.pack(call_id, 0, -error, 0))
 
     def proceed(self, call_id: int) -> bool:
         """Let the call run as if it had never been trapped."""
-        return self._send(_RESPONSE.pack(call_id, 0, 0, _CONTINUE))
+        return self._send(call_id, _RESPONSE.pack(call_id, 0, 0, _CONTINUE))
 
-    def _send(self, response: bytes) -> bool:
+    def _send(self, call_id: int, response: bytes) -> bool:
         try:
             fcntl.ioctl(self._descriptor, _SEND, response)
         except (OSError, ValueError) as error:
-            if _is_gone(error):
+            if self._is_gone(call_id, error):
                 return False
             raise
         return True
@@ -142,30 +142,31 @@ class Listener:
             The number, or None if the caller is gone.
 
         Raises:
-            OSError: EMFILE when the caller's table is full.
+            OSError: EMFILE when the caller's table is full; EBADF if ``descriptor`` is none.
         """
         flags = os.O_CLOEXEC if cloexec else 0
         addition = bytearray(_ADDITION.pack(call_id, 0, descriptor, 0, flags))
         try:
             return int(fcntl.ioctl(self._descriptor, _ADDFD, addition, True))
         except (OSError, ValueError) as error:
-            if _is_gone(error):
+            if self._is_gone(call_id, error):
                 return None
             raise
+
+    def _is_gone(self, call_id: int, error: OSError | ValueError) -> bool:
+        """Whether an ioctl failed because nobody waits any more.
+
+        A device may answer long after the last program has ended and the listener was closed: its
+        number is -1 then (ValueError), or for a moment that of something else. But EBADF may also
+        be that of the descriptor to be added, for a program that waits.
+        """
+        if isinstance(error, ValueError):
+            return True
+        gone = error.errno in (errno.ENOENT, errno.ESRCH, errno.EBADF, errno.ENOTTY)
+        return gone and not self.alive(call_id)
 
     def close(self) -> None:
         """Let go of the listener: calls that wait, and all later ones, fail with ENOSYS."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
-
-
-def _is_gone(error: OSError | ValueError) -> bool:
-    """Whether an ioctl failed because nobody waits any more.
-
-    A device may answer long after the last program has ended and the listener was closed: its
-    number is -1 then (ValueError), or for a moment that of something else.
-    """
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOENT, errno.EBADF, errno.ENOTTY)
-    return True

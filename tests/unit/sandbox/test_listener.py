@@ -1,10 +1,47 @@
-"""The listener when nobody is left."""
+"""What the listener's ioctls fail with, and the listener when nobody is left."""
 
-from __future__ import annotations
-
+import errno
+import fcntl
 import os
 
+import pytest
+
 from recuse.sandbox.listener import Listener
+
+VALID = 0x40082102
+
+
+@pytest.fixture
+def listener(monkeypatch):
+    """``listener(error, alive)``: one whose ioctls fail like this, and whose call waits or not."""
+
+    def make(error: int, alive: bool) -> Listener:
+        def ioctl(descriptor, command, *args):
+            if command == VALID and alive:
+                return 0
+            raise OSError(errno.ENOENT if command == VALID else error, "")
+
+        monkeypatch.setattr(fcntl, "ioctl", ioctl)
+        return Listener(100)
+
+    return make
+
+
+@pytest.mark.parametrize("error", [errno.ENOENT, errno.ESRCH, errno.EBADF, errno.ENOTTY])
+def test_a_caller_that_is_gone_is_no_error(listener, error):
+    assert listener(error, alive=False).add_descriptor(1, 5, cloexec=False) is None
+    assert listener(error, alive=False).answer(1, 0) is False
+
+
+def test_a_bad_descriptor_is_an_error_for_a_caller_that_waits(listener):
+    with pytest.raises(OSError, match="9"):
+        listener(errno.EBADF, alive=True).add_descriptor(1, -1 & 0xFFFFFFFF, cloexec=False)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_full_table_is_an_error(listener, alive):
+    with pytest.raises(OSError, match=str(int(errno.EMFILE))):
+        listener(errno.EMFILE, alive).add_descriptor(1, 5, cloexec=False)
 
 
 def test_a_thread_that_comes_after_the_end_finds_it() -> None:
