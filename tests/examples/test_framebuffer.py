@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from recuse import Sandbox
+from recuse.channel.listen import DeviceServer
+from recuse.channel.socket import Remote
 from tests.conftest import Needs
 from tests.examples.conftest import TIMEOUT_S, Run
 
@@ -248,8 +251,12 @@ print(get().yoffset, open("/sys/class/graphics/fb9/pan").read(), end="")
 
 
 def test_panning_without_another_page(make: Make) -> None:
-    code = "print(put(FBIOPAN_DISPLAY), put(FBIOPAN_DISPLAY, yoffset=1))"
-    assert python(make(), code) == ["0 EINVAL"]
+    code = """
+fixed = Fixed()
+print(put(FBIOPAN_DISPLAY), put(FBIOPAN_DISPLAY, yoffset=1))
+print(ioctl(FBIOGET_FSCREENINFO, fixed), fixed.ypanstep)
+"""
+    assert python(make(), code) == ["0 EINVAL", "0 0"]
 
 
 def test_sysfs(make: Make) -> None:
@@ -403,6 +410,17 @@ def test_a_program_that_maps_it_and_draws(
     assert run(device, program) == b"recuse 80000 800 2 42\n"
     expected = bytes(part for y in range(100) for x in range(200) for part in (x, y, x ^ y))
     assert converted(needs, ["-i", "-"], "rgb24", device.picture()) == expected
+
+
+def test_drawing_in_one_sandbox_and_looking_in_another(
+    make: Make, needs: Needs, tmp_path: Path
+) -> None:
+    device, path = make(width=96, height=64), str(tmp_path / "socket")
+    card, output = card_of(96, 64), ["-f", "fbdev", "/dev/fb9"]
+    with closing(DeviceServer(device, path)):
+        run(Remote(path), *ffmpeg(needs, *card, "-frames:v", "1", "-pix_fmt", "bgra", *output))
+        rgb = run(Remote(path), str(needs("fbcat", "fbcat")), "/dev/fb9")
+    assert rgb == b"P6 96 64 255\n" + converted(needs, card, "rgb24")
 
 
 def test_a_large_picture_is_in_a_file(run: Run, needs: Needs, tmp_path: Path) -> None:

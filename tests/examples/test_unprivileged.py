@@ -112,3 +112,11 @@ def test_libgpiods_programs(as_nobody: Run, needs: Needs) -> None:
         "examples/gpiochip.py", "gpiodetect && gpioset gpiochip9 0=1 && gpioget gpiochip9 1 3"
     )
     assert output == "gpiochip9 [recuse] (8 lines)\n1 0\n"
+
+
+def test_drawing(as_nobody: Run, needs: Needs) -> None:
+    needs("fbcat", "fbcat")
+    output = as_nobody(
+        "examples/framebuffer.py,width=8,height=8", "printf ABCD >/dev/fb9; fbcat /dev/fb9 | cat -v"
+    )
+    assert output == "P6 8 8 255\nCBA" + 63 * "^@^@^@"
