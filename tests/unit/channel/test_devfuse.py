@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from recuse import IOR, Device, File
+from recuse.channel import devfuse
+from recuse.channel.devcuse import Channel
 from recuse.channel.devfuse import DevFuse
+from recuse.wire.fuse import FUSE_INTERRUPT, fuse_in_header
 
 from .mounted import WAIT_S, Board, Plain, Program, run, shell
 
@@ -35,9 +38,9 @@ def test_a_device_is_a_file_below_directories(mount, directory):
 
 
 def test_many_names_are_all_listed(mount, directory):
-    mount(*(Plain(name=f"{number}{'x' * 60}") for number in range(300)))
+    mount(*(Plain(name=f"{number}{'x' * 60}") for number in range(700)))
     made = shell(directory, "ls | wc -l")
-    assert made.stdout.strip() == b"300"
+    assert made.stdout.strip() == b"700"
 
 
 def test_names_cannot_be_changed(mount, directory):
@@ -207,7 +210,7 @@ assert events == select.POLLIN
         assert program.process.returncode == 0
 
 
-def test_a_signal_interrupts(mount, directory):
+def test_a_signal_interrupts(mount, directory, monkeypatch):
     class Slow(Device):
         name = "slow"
 
@@ -217,9 +220,25 @@ def test_a_signal_interrupts(mount, directory):
     class SlowFile(File):
         async def read(self, size, offset):
             reading.set()
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                loops.append(asyncio.get_running_loop())
+                interrupted.set()
+                await go_on.wait()
+                raise
 
-    reading = threading.Event()
+    class Counting(Channel):
+        def read(self, size):
+            message = super().read(size)
+            if message is not None:
+                requests.append(fuse_in_header.unpack(message).opcode)
+            return message
+
+    monkeypatch.setattr(devfuse, "Channel", Counting)
+    reading, interrupted = threading.Event(), threading.Event()
+    go_on = asyncio.Event()
+    loops, requests = [], []
     mount(Plain(), Slow())
     code = """
 signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))
@@ -228,6 +247,12 @@ os.read(os.open("slow", os.O_RDWR), 1)
     with Program(directory, code) as program:
         assert reading.wait(WAIT_S)
         program.process.send_signal(signal.SIGUSR1)
+        assert interrupted.wait(WAIT_S)
+        # That was all: it is not asked for again while others are served.
+        for _ in range(3):
+            assert shell(directory, "ls").stdout == b"plain\nslow\n"
+        assert requests.count(FUSE_INTERRUPT) == 1
+        loops[0].call_soon_threadsafe(go_on.set)
         program.end()
         assert program.process.returncode == 7
 

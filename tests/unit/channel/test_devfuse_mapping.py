@@ -10,7 +10,7 @@ from recuse import Area, Device, File
 from recuse.channel import devfuse
 from recuse.channel.devcuse import Channel, KernelError
 from recuse.channel.devfuse import DevFuse
-from recuse.wire.filesystem import FUSE_DEV_IOC_BACKING_OPEN
+from recuse.wire.filesystem import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from recuse.wire.fuse import (
     FUSE_INIT,
     FUSE_INIT_EXT,
@@ -282,6 +282,19 @@ os.close(os.open("pads", os.O_RDONLY))
     assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
+def test_backing_files_are_given_back(mapping, directory, monkeypatch):
+    channels = Channels(monkeypatch)
+    board = Board()
+    mapping(board)
+    for _ in range(3):
+        run(directory, 'files = [os.open("board", os.O_RDWR) for _ in range(2)]')
+        assert board.take(8).count("release") == 2
+    commands = [command for command, _ in channels.ioctls]
+    assert commands == [FUSE_DEV_IOC_BACKING_OPEN, FUSE_DEV_IOC_BACKING_CLOSE] * 3
+    assert all(result > 0 for _, result in channels.ioctls[::2])
+    assert all(result == 0 for _, result in channels.ioctls[1::2])
+
+
 # What cannot be had.
 
 
@@ -289,6 +302,8 @@ class Channels:
     """Makes channels that change what they read, and refuse ioctls."""
 
     def __init__(self, monkeypatch, minor=None, without=0, refuse=None):
+        ioctls = self.ioctls = []
+
         class Changed(Channel):
             def read(self, size):
                 message = super().read(size)
@@ -303,7 +318,8 @@ class Channels:
             def ioctl(self, command, argument):
                 if refuse is not None and command == FUSE_DEV_IOC_BACKING_OPEN:
                     raise OSError(refuse, os.strerror(refuse))
-                return super().ioctl(command, argument)
+                ioctls.append((command, result := super().ioctl(command, argument)))
+                return result
 
         monkeypatch.setattr(devfuse, "Channel", Changed)
 

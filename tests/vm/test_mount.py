@@ -1,0 +1,37 @@
+"""Devices on a FUSE mount of a kernel that has no passthrough (Linux before 6.9)."""
+
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from recuse.channel.devfuse import DevFuse
+from recuse.cli.spec import load, parse
+
+from .conftest import ROOT, WAIT_S
+
+MAP = """
+import ctypes, errno, mmap, os, sys
+file = os.open(sys.argv[1], os.O_RDWR)
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.mmap(0, 4096, 3, mmap.MAP_SHARED, file, 0) == -1
+assert ctypes.get_errno() == errno.ENODEV
+"""
+
+
+def test_it_is_mounted_and_cannot_be_mapped(tmp_path: Path) -> None:
+    fmmap = load(parse(str(ROOT / "examples" / "fmmap.py")))
+    echo = load(parse(str(ROOT / "examples" / "echo.py")))
+    with closing(DevFuse([fmmap, echo], str(tmp_path))) as served:
+        served.start()
+        if served.maps:
+            pytest.skip("this kernel has FUSE passthrough")
+        assert any("cannot map these files (ENODEV)" in limit for limit in served.limits())
+        script = f"printf hello > {tmp_path}/echo && cat {tmp_path}/echo"
+        done = subprocess.run(["sh", "-c", script], capture_output=True, check=True, timeout=WAIT_S)
+        assert done.stdout == b"hello"
+        program = [sys.executable, "-c", MAP, f"{tmp_path}/fmmap"]
+        subprocess.run(program, check=True, timeout=WAIT_S)
+    assert list(tmp_path.iterdir()) == []
