@@ -339,3 +339,33 @@ setTimeout(() => console.log("later"), 5);
         env={**os.environ, "UV_USE_IO_URING": "0"},
     )
     assert sorted(done.stdout.split()) == [b"data", b"later"], done.stderr
+
+
+def test_who_is_gone_is_forgotten(client, sandbox):
+    """Of thousands that wait, each once, and end."""
+    script = """
+epoll.register(fd, IN)
+poll = select.poll()
+poll.register(fd, IN)
+for _ in range(300):
+    if not (child := os.fork()):
+        epoll.poll(0)
+        poll.poll(1)
+        os._exit(0)
+    os.waitpid(child, 0)
+print(epoll.poll(0))
+sys.stdin.close()
+"""
+    waker = sandbox._machine.descriptors.waker
+    most = 0
+
+    class Sleepers(dict):
+        def __setitem__(self, tid, who):
+            nonlocal most
+            super().__setitem__(tid, who)
+            polling = [len(one._sleepers) for one in waker.watched]
+            most = max(most, len(self), *polling)
+
+    waker.sleepers = Sleepers()
+    assert client(PRELUDE + script) == "[]\n"
+    assert 0 < most < 200

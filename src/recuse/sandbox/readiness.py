@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
+import os
 import queue
 import re
 import threading
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 # fs/eventpoll.c, ep_show_fdinfo.
 _TARGET = re.compile(rb"^tfd: +(\d+) events: +([0-9a-f]+) .* ino:([0-9a-f]+) ", re.MULTILINE)
 
+
+_MANY: Final = 64
+"""Sleepers, among whom those are looked for that are gone."""
 
 _LOOKS: Final = 10
 _LOOK_S: Final = 0.0001
@@ -72,6 +76,18 @@ class Sleeper(NamedTuple):
         return True
 
 
+def _forget_gone(sleepers: dict[int, Sleeper], limit: int) -> int:
+    """If these are too many, forget whose threads have ended; returns how many are too many then.
+
+    Nobody tells of them: a device may never again say that something has changed.
+    """
+    if len(sleepers) < limit:
+        return limit
+    for tid in [tid for tid in sleepers if not os.path.exists(f"/proc/{tid}")]:
+        del sleepers[tid]
+    return max(_MANY, 2 * len(sleepers))
+
+
 Key: TypeAlias = tuple[int, int]
 """An epoll: the process and the number by which it was given the file."""
 
@@ -100,6 +116,7 @@ class Readiness:
         self._waker = waker
         self._lock = threading.Lock()
         self._sleepers: dict[int, Sleeper] = {}
+        self._too_many = _MANY
         self._watches: dict[Key, Watch] = {}
         self._woken: dict[int, Sleeper] = {}
         self._queued = False
@@ -184,6 +201,7 @@ class Readiness:
     def sleep(self, bits: int, sleeper: Sleeper, seen: int, fetch: Callable[[], int]) -> None:
         """As :meth:`show`, for a call that will sleep until one of its events comes."""
         with self._lock:
+            self._too_many = _forget_gone(self._sleepers, self._too_many)
             self._sleepers[sleeper.caller.pid] = sleeper
             self._show(bits, sleeper.events, seen, fetch)
 
@@ -310,6 +328,7 @@ class Waker:
         asks the device, and not both.
         """
         self.lock = threading.Lock()
+        self._too_many = _MANY
         self._queue: queue.SimpleQueue[Readiness | None] = queue.SimpleQueue()
         self._workers: Workers[Readiness] | None = None
         self._lock = threading.Lock()
@@ -325,6 +344,11 @@ class Waker:
     def listed(self) -> bool:
         """Whether there is an epoll that has a device on its ready list, or one to be fed."""
         return any(one.listed() or one.hungry for one in list(self.watched))
+
+    def asleep(self, who: Sleeper) -> None:
+        """Somebody may go to sleep; with the lock held."""
+        self._too_many = _forget_gone(self.sleepers, self._too_many)
+        self.sleepers[who.caller.pid] = who
 
     def put(self, readiness: Readiness) -> None:
         """Have it refreshed."""

@@ -77,16 +77,16 @@ def epoll_wait(supervisor: Supervisor, call: Notification) -> int:
         if listed:
             waker.sleepers.pop(call.pid, None)
         else:
-            waker.sleepers[call.pid] = sleeper
+            waker.asleep(sleeper)
     asked = _listed(supervisor, call, key) if listed else []
     if not asked:
         with waker.lock:
-            waker.sleepers[call.pid] = sleeper
+            waker.asleep(sleeper)
         return PROCEED
 
     def then() -> int:
         with waker.lock:
-            waker.sleepers[call.pid] = sleeper
+            waker.asleep(sleeper)
         for one in asked:
             if one.readiness is not None and (
                 one.events & (EPOLLET | _EPOLLONESHOT) or not one.bits & one.events
