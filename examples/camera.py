@@ -18,6 +18,7 @@ locks.  Only the pictures are painted in other ones.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from fractions import Fraction
 
@@ -29,6 +30,8 @@ from v4l2controls import Control, Controls, heading, menu, switch
 from v4l2queue import READ_BUFFERS, Queue, QueueFile
 
 from recuse import Device, OpenRequest
+
+log = logging.getLogger("recuse.camera")
 
 SIZES = ((320, 240), (640, 480), (1280, 720), (1920, 1080))
 FORMATS = {
@@ -100,8 +103,13 @@ class Camera(Device):
         return file
 
     async def fill(self, memory: memoryview, number: int) -> int:
-        """Put a frame into memory, and return how many bytes it has, 0 if there is no room."""
-        return await asyncio.to_thread(self._paint, memory, number, self._look())
+        """Put a frame into memory, and return how many bytes it has, 0 if it came to nothing."""
+        try:
+            return await asyncio.to_thread(self._paint, memory, number, self._look())
+        except Exception:
+            # Programs get a frame that is marked as bad, rather than none for ever.
+            log.exception("no frame %d", number)
+            return 0
 
     def _look(self) -> Look:
         ids = raw.ControlID

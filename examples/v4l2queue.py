@@ -146,7 +146,8 @@ class Queue:
 
     def start(self) -> None:
         """Let frames come."""
-        self._stop.clear()
+        # New ones, as the loop is another one when the device is served again.
+        self._stop, self._changed = asyncio.Event(), asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
@@ -332,6 +333,8 @@ class QueueFile(ControlledFile):
             buffer = await self.queue.dequeue(nonblocking=self.nonblocking)
             self._rest = memoryview(bytes(buffer.memory[: buffer.used]))
             self.queue.queue(buffer)
+            if buffer.failed:
+                raise OSError(errno.EIO, "no picture")
         part, self._rest = self._rest[:size], self._rest[size:]
         return part
 

@@ -328,6 +328,38 @@ def test_pictures_of_ones_own() -> None:
         assert (luma[:, 160:] == right).all()
 
 
+def test_pictures_that_fail(caplog: pytest.LogCaptureFixture) -> None:
+    """The program hears of it, and the camera goes on; also when it is served once more."""
+    import camera  # noqa: PLC0415
+
+    def draw(number: int, width: int, height: int) -> Bytes:
+        return np.zeros((height, width, 3 if number else 0), np.uint8)
+
+    device = camera.Camera(fps=200, width=320, height=240, draw=draw)
+    code = """
+print(stream(True) if request(2) and buffer(IOC.QBUF, 0) and buffer(IOC.QBUF, 1) else "")
+for _ in range(2):
+    done = buffer(IOC.DQBUF)
+    print(done.sequence > 0, done.bytesused, bool(done.flags & raw.BufferFlag.ERROR))
+stream(False)
+request(0)
+try:
+    os.read(camera, 100)
+except OSError as error:
+    print(errno.errorcode[error.errno])
+print(len(os.read(camera, 100)))
+"""
+    for _ in range(2):
+        with Sandbox(device) as sandbox:
+            program = [sys.executable, "-c", PRELUDE + code]
+            outcome = sandbox.run(program, capture_output=True, text=True, timeout=60)
+        assert outcome.stderr == ""
+        found = ["done", "False 0 True", "True 153600 False", "EIO", "100"]
+        assert outcome.stdout.splitlines() == found
+    assert caplog.text.count("no frame 0") == 4
+    caplog.clear()  # the tracebacks know the frames' memory
+
+
 # ---- by ioctls
 
 
@@ -481,6 +513,23 @@ print(call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 5), opened()).value)
         "EINVAL",
         "5",
     ]
+
+
+def test_a_program_that_is_killed_gives_the_buffers_back(python: Callable[..., list[str]]) -> None:
+    code = """
+import signal, subprocess
+if not (child := os.fork()):
+    os.close(camera)
+    camera = opened()
+    request(4)
+    kept = mmap.mmap(camera, 320 * 240 * 2)
+    buffer(IOC.QBUF)
+    stream(True)
+    buffer(IOC.DQBUF)
+    os.kill(os.getpid(), signal.SIGKILL)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), request(2, opened()))
+"""
+    assert python(code) == ["-9 2"]
 
 
 def test_two_cameras(needs: Needs, tmp_path: Path) -> None:
