@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import extras, goals, report
+from benchmarks.camera import camera
 from benchmarks.peers import peers
 from benchmarks.processes import UnavailableError, note
 from benchmarks.runner import run
@@ -76,13 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             memory = None if options.quick else extras.memory(tools)
         except UnavailableError as error:
             outcome.miss("start-up and memory", error)
+        pictures = None
+        try:
+            pictures = camera(tools, 60 if options.quick else 300)
+        except UnavailableError as error:
+            outcome.miss("camera", error)
     judged = goals.evaluate(outcome.results, startup, memory)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    found = report.document(settings, outcome, startup, memory, judged)
+    found = report.document(settings, outcome, startup, memory, judged, camera=pictures)
     options.json.write_text(json.dumps(found, indent=2) + "\n")
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(report.table(outcome.results))
-    print(report.extras_text(outcome, startup, memory), end="\n\n")
+    print(report.extras_text(outcome, startup, memory, pictures), end="\n\n")
     for name, reason in outcome.missing.items():
         print(f"left out      {name}: {reason}")
     for goal in judged:

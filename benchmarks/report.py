@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import works
+from benchmarks.camera import FPS, Camera
 from benchmarks.extras import Memory, Startup
 from benchmarks.goals import Goal
 from benchmarks.peers import LIBFUSE_MULTI, LIBFUSE_SINGLE
@@ -102,6 +103,8 @@ def document(
     startup: Startup | None,
     memory: Memory | None,
     goals: Sequence[Goal],
+    *,
+    camera: Camera | None = None,
 ) -> dict[str, Any]:
     """All that was found, for JSON: times in nanoseconds, start-up in seconds, memory in bytes."""
     return {
@@ -109,13 +112,16 @@ def document(
         "results": list(_entries(outcome.results)),
         "startup_s": dataclasses.asdict(startup) if startup else None,
         "memory_bytes": dataclasses.asdict(memory) if memory else None,
+        "camera": dataclasses.asdict(camera) if camera else None,
         "missing": outcome.missing,
         "others_cpus": outcome.others,
         "goals": [{**dataclasses.asdict(goal), "met": goal.met} for goal in goals],
     }
 
 
-def extras_text(outcome: Run, startup: Startup | None, memory: Memory | None) -> str:
+def extras_text(
+    outcome: Run, startup: Startup | None, memory: Memory | None, camera: Camera | None = None
+) -> str:
     """The lines below the table."""
     lines = [f"CPUs that other work kept busy meanwhile: {outcome.others:.2f}"]
     if outcome.others > QUIET_CPUS:
@@ -133,5 +139,10 @@ def extras_text(outcome: Run, startup: Startup | None, memory: Memory | None) ->
         lines.append(
             f"memory over {memory.operations} operations: {early} MiB early, {late} MiB late, "
             f"{highest} MiB at most"
+        )
+    if camera:
+        lines.append(
+            f"camera, 1920x1080 YUYV: {camera.reported_fps:.2f} of {FPS} frames a second by "
+            f"v4l2-ctl's report, {camera.cpus:.3f} CPUs busy; {camera.most_fps:.0f} at the most"
         )
     return "\n".join(lines)

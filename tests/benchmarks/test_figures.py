@@ -6,6 +6,7 @@ import os
 import pytest
 
 from benchmarks import goals, report
+from benchmarks.camera import Camera, reported
 from benchmarks.extras import Memory, Startup, flatness
 from benchmarks.goals import Goal
 from benchmarks.peers import (
@@ -17,6 +18,7 @@ from benchmarks.peers import (
     RECUSE_PLAIN,
     UMOCKDEV,
 )
+from benchmarks.processes import UnavailableError
 from benchmarks.runner import Run, busy_seconds, parse
 from benchmarks.samples import FREE, PINNED, Key, Results, Summary, summarise
 from benchmarks.works import COPY_1M, IOCTL_16, OPEN_CLOSE, READ_1M, READ_16
@@ -205,3 +207,15 @@ def test_document_holds_samples_ratios_and_what_is_missing() -> None:
         "ratio_libfuse_single": 0.25,
     }
     assert [goal["met"] for goal in document["goals"]] == [None] * 12
+
+
+def test_camera() -> None:
+    text = "<<<<<<< 29.99 fps, dropped buffers: 1\n<<<<<< 30.00 fps\n<<<<<< 31.00 fps\n<"
+    assert reported(text) == 30.0
+    with pytest.raises(UnavailableError, match="no frame rate"):
+        reported("<<<<<")
+    found = Camera(reported_fps=30.0, cpus=0.0517, most_fps=1048.2)
+    assert report.extras_text(Run(), None, None, found).splitlines()[1:] == [
+        "camera, 1920x1080 YUYV: 30.00 of 30 frames a second by v4l2-ctl's report, "
+        "0.052 CPUs busy; 1048 at the most"
+    ]

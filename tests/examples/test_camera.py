@@ -544,3 +544,27 @@ def test_two_cameras(needs: Needs, tmp_path: Path) -> None:
     for number in (9, 10):
         frames = frames_of((tmp_path / str(number)).read_bytes(), SMALL)
         assert len(check(frames, SMALL)) == 5
+
+
+def test_in_a_process_of_its_own(needs: Needs, tmp_path: Path) -> None:
+    """`recuse serve`: buffers are shared between three processes."""
+    needs("v4l2-ctl", "v4l-utils")
+    socket, frames = tmp_path / "camera", tmp_path / "frames"
+    recuse = [sys.executable, "-m", "recuse.cli.main"]
+    spec = str(ROOT / "examples" / FAST)
+    with subprocess.Popen(
+        [*recuse, "serve", "--listen", str(socket), spec], stdout=subprocess.PIPE
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == f"video9: {socket}\n".encode()
+            program = ["v4l2-ctl", "-d", "9", "--stream-mmap", "--stream-count=10"]
+            subprocess.run(
+                [*recuse, "run", "-d", f"unix:{socket}", "--", *program, f"--stream-to={frames}"],
+                check=True,
+                capture_output=True,
+                timeout=60,
+            )
+        finally:
+            server.terminate()
+    assert len(check(frames_of(frames.read_bytes(), SMALL), SMALL)) == 10
