@@ -174,6 +174,25 @@ def test_an_urgent_event_wakes(sandbox, box, start):
         assert program.wait(PATIENCE_S) == 0
 
 
+def test_what_was_urgent_is_so_no_more(sandbox, box, start):
+    script = """
+print(poll(-1, (fd, PRI)), flush=True)
+os.read(0, 1)
+print(poll(1, (fd, PRI)), select.select([], [], [fd], 0.001), poll(1, (fd, IN)))
+"""
+    with start(sandbox, PRELUDE + script) as program:
+        box.wait_asked(1)
+        wait_asleep(program_pid(box), *POLL)
+        box.put(extra=PRI)
+        assert program.stdout.readline() == b"[(3, 2)]\n"
+        with box.changed:
+            box.extra = 0
+        program.stdin.write(b"x")
+        program.stdin.flush()
+        assert program.stdout.read().decode() == "[] ([], [], []) []\n"
+        assert program.wait(PATIENCE_S) == 0
+
+
 def test_other_files_wake_too(sandbox, box, start):
     script = PRELUDE + "print(poll(-1, (0, IN), (fd, IN)), select.select([0, fd], [], [], 5)[0])"
     with start(sandbox, script) as program:

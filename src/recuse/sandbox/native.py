@@ -59,6 +59,7 @@ class NativeEnd:
         "readable",
         "severed",
         "spares",
+        "urgent",
         "writable",
     )
 
@@ -72,6 +73,7 @@ class NativeEnd:
         self.severed = False
         self.readable = True
         self._sent = 1
+        self.urgent = False
         self.writable = True
         self.spares = 1
         """Small messages on their way to us: each taken is news to who waits to write."""
@@ -91,7 +93,7 @@ class NativeEnd:
 
     def make_urgent(self) -> None:
         """Show POLLPRI, and POLLIN with it, which cannot be helped."""
-        self.readable = True
+        self.readable = self.urgent = True
         with contextlib.suppress(OSError):
             try:
                 self._socket.send(READY, socket.MSG_OOB | socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
@@ -129,7 +131,7 @@ class NativeEnd:
             raise
         with theirs, contextlib.suppress(BlockingIOError):
             if drain:
-                self.readable = False
+                self.readable = self.urgent = False
                 self._sent = 0
                 with contextlib.suppress(OSError):  # there is none
                     theirs.recv(1, socket.MSG_OOB | socket.MSG_DONTWAIT)

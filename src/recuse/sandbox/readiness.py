@@ -209,10 +209,14 @@ class Readiness:
         end = self._end
         self._raise(bits, events)
         drain = bool(events & READABLE and not bits & READING and end.readable)
+        calm = bool(events & POLLPRI and not bits & POLLPRI and end.urgent)
         fill = bool(events & WRITABLE and not bits & WRITING and end.writable)
         spare = bool(events & EPOLLET and events & WRITABLE and end.spares < 2)
-        if drain or fill or spare:
-            end.lower(fetch, drain=drain, fill=fill, spare=spare)
+        if drain or calm or fill or spare:
+            end.lower(fetch, drain=drain or calm, fill=fill, spare=spare)
+            if calm and not drain:
+                # What is urgent goes only with the rest; and what else there is was not asked.
+                end.make_readable()
         if events & EPOLLET:
             self._touch(bits & events)
         if self.changes != seen:

@@ -86,6 +86,7 @@ class Ends(RuleBasedStateMachine):
         if self.end.severed:
             found &= ~PRI
         assert found == self.shown
+        assert self.end.urgent >= bool(self.shown & PRI)
 
     @invariant()
     def news_are_told(self):
