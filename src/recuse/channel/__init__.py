@@ -4,4 +4,8 @@ inprocess   the server half runs in the process, and in the threads, of the kern
 socket      the server half runs in another process: the kernel half's side of the socket
 listen      the server half's side of the socket
 packets     the messages on it
+devcuse     the kernel half is Linux: CUSE
+devfuse     the kernel half is Linux: a FUSE mount, with files that can be mapped
+directory   the names there
+backing     a device there, and the memory behind its file
 """

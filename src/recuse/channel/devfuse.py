@@ -55,7 +55,7 @@ LEAST_MINOR = 31
 _PAGE = 4096
 _IN = fuse_in_header.SIZE
 _OUT = fuse_out_header.SIZE
-_MS_NOSUID, _MS_NODEV = 2, 4
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MNT_DETACH = 2
 _SILENT = frozenset({FUSE_FORGET, FUSE_BATCH_FORGET})
 _CHANGES = frozenset(
@@ -322,7 +322,7 @@ def _mount(path: str, channel: int, max_read: int) -> None:
         f"fd={channel},rootmode={DIRECTORY_MODE:o},user_id={os.getuid()},group_id={os.getgid()},"
         f"max_read={max_read},allow_other,default_permissions"
     )
-    flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV)
+    flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     _call(_libc.mount(b"recuse", os.fsencode(path), b"fuse.recuse", flags, options.encode()))
 
 

@@ -57,6 +57,7 @@ def test_bad_names(name, why):
         ("minor", 0, 0xFFFFF),
         ("max_read", 4096, 1 << 20),
         ("max_write", 4096, 1 << 20),
+        ("map_length", 1, 1 << 40),
     ],
 )
 def test_ranges(attribute, least, most):
