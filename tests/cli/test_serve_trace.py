@@ -172,7 +172,8 @@ def test_where_a_trace_goes(
 ) -> None:
     calls = []
 
-    def serve_devices(*found: object) -> int:
+    def serve_devices(*found: object, mount: str | None) -> int:
+        assert mount is None
         calls.append(found)
         return 0
 

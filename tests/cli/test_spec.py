@@ -227,7 +227,7 @@ def test_a_constructor_need_not_take_what_every_device_has(directory: Path) -> N
             "speed=1",
             "kinds.py: Kinds has no argument speed; "
             "it takes size, rate, loud, text, path, limit, most, other, name, mode, uid, gid, "
-            "major, minor, max_read, max_write, seekable, unrestricted, subsystem",
+            "major, minor, max_read, max_write, seekable, unrestricted, subsystem, map_length",
         ),
     ],
 )

@@ -6,7 +6,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -68,9 +67,13 @@ def recuse(argv):
     return recuse
 
 
-def shadows():
-    """Directories that sandboxes of anybody have made."""
-    return set(Path(tempfile.gettempdir()).glob("recuse-*"))
+@pytest.fixture
+def shadows(tmp_path, monkeypatch):
+    """``shadows()``: the directories that sandboxes of this test have made."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
+    return lambda: set(directory.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -245,24 +248,22 @@ def test_the_supervisor_is_killed(argv, use):
             os.close(child)
 
 
-def test_nothing_is_left(recuse, tmp_path):
-    before = shadows()
+def test_nothing_is_left(recuse, shadows, tmp_path):
     (tmp_path / "echo.py").write_text(ECHO.replace('"echo"', '"recuse-test/echo"'))
     assert recuse("ls", "/dev/recuse-test").stdout == "echo\n"
     assert recuse("sh", "-c", "ls /dev/recuse-test; kill -9 $$").stdout == "echo\n"
-    assert shadows() - before == set()
+    assert shadows() == set()
 
 
 @pytest.mark.parametrize("then", ["cat", ":"])
-def test_nothing_is_left_of_one_that_is_killed(argv, then):
-    before = shadows()
+def test_nothing_is_left_of_one_that_is_killed(argv, shadows, then):
     script = f"ls /sys/class/cuse >&2; echo ready; read go; {then}"
     with subprocess.Popen(
         [*argv, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
         stderr=subprocess.DEVNULL,
     ) as program:  # fmt: skip
         assert program.stdout.readline() == b"ready\n"
-        assert shadows() - before
+        assert shadows()
         children = [os.pidfd_open(pid) for pid in descendants(program.pid)]
         program.kill()
         program.wait()
@@ -270,7 +271,7 @@ def test_nothing_is_left_of_one_that_is_killed(argv, then):
         for child in children:
             assert select.select([child], [], [], PATIENCE_S)[0]
             os.close(child)
-    assert shadows() - before == set()
+    assert shadows() == set()
 
 
 def test_another_namespaces_proc(argv, needs):

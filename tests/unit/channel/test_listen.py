@@ -149,6 +149,7 @@ def test_a_sandbox_that_has_left_is_forgotten(join, server, monkeypatch):
 
 
 def test_the_end_of_the_server(device, path):
+    before = set(threading.enumerate())  # of earlier tests: a method that never returns, perhaps
     server = DeviceServer(device, path)
     channels = [Remote(path).connect(Table()) for _ in range(3)]
     for channel in channels:
@@ -161,7 +162,7 @@ def test_the_end_of_the_server(device, path):
     for channel in channels:
         channel._table.wait()
         channel.close()
-    threads = [one for one in threading.enumerate() if one.name.startswith("recuse")]
+    threads = set(threading.enumerate()) - before
     for thread in threads:
         thread.join(5)  # its end is decided, but may not have come yet
     assert not [thread for thread in threads if thread.is_alive()]
