@@ -288,3 +288,10 @@ print(os.write(own, b'own'), stat.S_ISCHR(os.fstat(fd).st_mode)); os.close(fd); 
         assert clients(second)(receiver, path) == "3 False\n"
         assert program.stdout.read() == b"4\n"
     assert (one.writes, two.writes) == ([b"mine"], [b"own"])
+
+
+def test_a_shell_with_many_children_can_fork(shell):
+    # dash handles SIGCHLD without SA_RESTART: a fork that were trapped would fail with EINTR.
+    loop = "for i in 1 2 3 4 5 6 7 8; do true & done; wait"
+    script = "; ".join([loop] * 10)
+    assert shell(script, program="dash") == ""

@@ -6,10 +6,8 @@ SCM_RIGHTS, exit, kill. Two questions remain, and this module answers them.
 
 *Which device is descriptor N of that thread?* The kernel's own answer is the link
 ``/proc/TID/fd/N``, which for a socket is its inode number, unique while it lives. Reading it takes
-about 3 us. For the common case there is a shorter way: a file that was opened by a process of one
-thread is known by (process, number), until anything happens that could make a second reference to
-it or a second user of the descriptor table (the calls that do are trapped and end this), and as
-long as the first reference exists (the socket has not hung up).
+about 3 us. What was found is remembered, and next time kcmp(2) says in half of that whether it is
+still so. Nothing that a program does to its descriptors needs to be seen for that.
 
 *When has the last reference gone?* The supervisor's end hangs up. That is when RELEASE is sent.
 """
@@ -19,11 +17,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import logging
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -47,6 +47,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger("recuse.sandbox")
 _libc = ctypes.CDLL(None, use_errno=True)
 
+_KCMP = arch.SYSCALLS["kcmp"]
+_KCMP_VM = 1
+_KCMP_EPOLL_TFD = 7
+_SLOT = struct.Struct("=III")
+_kcmp = ctypes.CDLL(None).syscall
+_kcmp.argtypes = (ctypes.c_long,) * 5 + (ctypes.c_char_p,)
+_kcmp.restype = ctypes.c_long
+
+_MOST_SEEN = 4096
+
 _LAST_RELEASES_S = 5.0
 """How long the end of the sandbox waits for releases that have begun."""
 
@@ -66,7 +76,7 @@ class Descriptor:
         "link",
         "node",
         "readiness",
-        "sole",
+        "slot",
     )
 
     def __init__(self, node: Node, flags: int) -> None:
@@ -83,7 +93,8 @@ class Descriptor:
         self.node = node
         self.file: OpenFile | ChannelFile | AttributeFile | None = None
         self.flags = flags
-        self.sole: tuple[int, int] | None = None
+        self.slot: ctypes.Array[ctypes.c_char] | None = None
+        """``struct kcmp_epoll_slot``: where the kernel finds it, to compare others with it."""
         self.readiness: Readiness | None = None
         """Once a program has asked for it."""
         try:
@@ -164,8 +175,12 @@ class Descriptors:
         self._lock = threading.Lock()
         self._by_link: dict[str, Descriptor] = {}
         self._by_end: dict[int, Descriptor] = {}
-        self._soles: dict[tuple[int, int], Descriptor] = {}
-        self._tables_known = True
+        self._seen: dict[tuple[int, int], Descriptor] = {}
+        """By thread and number, what was found there last."""
+        self._slots: set[int] = set()
+        self._pid = os.getpid()
+        # Not everywhere: containers may forbid it.
+        self._can_compare = not _kcmp(_KCMP, self._pid, self._pid, _KCMP_VM, 0, None)
         self._releasing: Counter[Node] = Counter()
         self._settled = threading.Condition(self._lock)
         self._after_releases: list[tuple[Node, Callable[[], None]]] = []
@@ -190,14 +205,23 @@ class Descriptors:
         if not self._by_link:
             return None
         number &= 0xFFFFFFFF  # the kernel takes descriptors as 32-bit
-        sole = self._soles.get((tid, number))
-        if sole is not None and not sole.hung_up():
-            return sole
+        seen = self._seen.get((tid, number))
+        if (
+            seen is not None
+            and (slot := seen.slot) is not None
+            and not _kcmp(_KCMP, tid, self._pid, _KCMP_EPOLL_TFD, number, slot)
+        ):
+            return seen
         try:
             link = os.readlink(f"/proc/{tid}/fd/{number}")
         except OSError:
             return None
-        return self._by_link.get(link)
+        found = self._by_link.get(link)
+        if found is not None and found.slot is not None:
+            if len(self._seen) >= _MOST_SEEN:
+                self._seen.clear()
+            self._seen[tid, number] = found
+        return found
 
     def by_link(self, link: str) -> Descriptor | None:
         """The device whose ``/proc/PID/fd`` link reads ``link``."""
@@ -217,7 +241,29 @@ class Descriptors:
             self._by_end[descriptor.end] = descriptor
             self._count(descriptor, 1)
             self._epoll.register(descriptor.end, 0)  # hang-ups are always told
-            self._held.register(descriptor.theirs, 0)
+            self._hold(descriptor)
+
+    def _hold(self, descriptor: Descriptor) -> None:
+        """Register the programs' end, by a number that no other has while it is there."""
+        number = descriptor.theirs
+        while number in self._slots:
+            number += 1
+        copy = descriptor.theirs
+        with contextlib.suppress(OSError):  # there may be no higher number
+            copy = fcntl.fcntl(descriptor.theirs, fcntl.F_DUPFD_CLOEXEC, number)
+        if self._can_compare and copy not in self._slots:
+            self._slots.add(copy)
+            slot = _SLOT.pack(self._held.fileno(), copy, 0)
+            descriptor.slot = ctypes.create_string_buffer(slot, len(slot))
+        self._held.register(copy, 0)
+        if copy != descriptor.theirs:
+            os.close(copy)
+
+    def _unhold(self, descriptor: Descriptor) -> None:
+        """Its last reference is gone; the number may be another's."""
+        slot, descriptor.slot = descriptor.slot, None
+        if slot is not None:
+            self._slots.discard(_SLOT.unpack(slot.raw)[1])
 
     def _count(self, descriptor: Descriptor, step: int) -> None:
         file = descriptor.file
@@ -247,7 +293,6 @@ class Descriptors:
         with self._lock:
             if self._by_link.get(descriptor.link) is not descriptor:
                 return
-            self._forget_sole(descriptor)
             del self._by_end[descriptor.end]
             self._epoll.unregister(descriptor.end)
             descriptor.close()
@@ -274,43 +319,6 @@ class Descriptors:
         for descriptor in gone:
             self.drop(descriptor)
 
-    def installed(self, descriptor: Descriptor, sole: tuple[int, int] | None) -> None:
-        """The programs have it now; ``sole`` is the (process, number) that alone does."""
-        with self._lock:
-            if sole is not None and self._tables_known:
-                descriptor.sole = sole
-                self._soles[sole] = descriptor
-        descriptor.hand_over()
-
-    def shared(self, tgid: int, number: int | None = None) -> None:
-        """The process's descriptor, or each of them, may get a second reference or user."""
-        if not self._soles:
-            return
-        with self._lock:
-            if number is not None:
-                descriptors = [self._soles.get((tgid, number & 0xFFFFFFFF))]
-            else:
-                descriptors = [d for (owner, _), d in self._soles.items() if owner == tgid]
-            for descriptor in descriptors:
-                if descriptor is not None:
-                    self._forget_sole(descriptor)
-
-    def all_shared(self, *, for_good: bool = False) -> None:
-        """Descriptors of any process may get second references or users.
-
-        Args:
-            for_good: and nothing is known any more of who uses which table.
-        """
-        with self._lock:
-            self._tables_known = self._tables_known and not for_good
-            for descriptor in list(self._soles.values()):
-                self._forget_sole(descriptor)
-
-    def _forget_sole(self, descriptor: Descriptor) -> None:
-        if descriptor.sole is not None and self._soles.get(descriptor.sole) is descriptor:
-            del self._soles[descriptor.sole]
-        descriptor.sole = None
-
     def drop(self, descriptor: Descriptor) -> None:
         """Its last reference is gone, or it was never installed: close it and release the file."""
         with self._lock:
@@ -320,8 +328,8 @@ class Descriptors:
                 del self._by_end[descriptor.end]
                 with contextlib.suppress(OSError):
                     self._epoll.unregister(descriptor.end)
-            self._forget_sole(descriptor)
             descriptor.close()
+            self._unhold(descriptor)
             self._count(descriptor, -1)
             if descriptor.readiness is not None:
                 self.waker.watched.discard(descriptor.readiness)

@@ -35,30 +35,30 @@ TRAPPED: Final = (
     "getxattr", "lgetxattr", "listxattr", "llistxattr", "chdir", "flock",
     "mkdir", "mkdirat", "mknod", "mknodat", "symlink", "symlinkat", "link", "linkat",
     "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir",
-    # Nothing to emulate: these make a second reference to an open file or a second user of a
-    # descriptor table, or change what the supervisor remembers of a process, and must be seen
+    # Nothing to emulate: these change what the supervisor remembers of a process, and must be seen
     # before they happen.
-    "dup", "dup2", "dup3", "sendmsg", "sendmmsg", "pidfd_getfd", "fork", "vfork", "clone", "clone3",
     "execve", "execveat", "unshare", "setns", "chroot", "pivot_root",
     # A device's descriptor is natively a socket, and must not be one.
-    "sendto", "recvfrom", "recvmsg", "recvmmsg", "shutdown", "getsockopt", "setsockopt",
+    "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg", "shutdown",
+    "getsockopt", "setsockopt",
     "getsockname", "getpeername", "bind", "connect", "listen", "accept", "accept4",
     "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid",
     "setfsuid", "setfsgid", "setgroups", "capset", "statfs", "fstatfs",
 )  # fmt: skip
 """The calls that always come to the supervisor; ``fcntl`` comes for some commands, ``mmap`` for
-files."""
+files, ``clone`` for new namespaces."""
 
 MAP_ANONYMOUS: Final = 0x20
 MAP_DENYWRITE: Final = 0x800
 """The kernel ignores this one. The C library's loader sets it when it maps libraries, and recuse
 when it has a program map memory: nobody else does."""
 
-F_DUPFD: Final = 0
+CLONE_NEWNS: Final = 0x20000
+CLONE_NEWUSER: Final = 0x10000000
+
 F_GETFL: Final = 3
 F_SETFL: Final = 4
-F_DUPFD_CLOEXEC: Final = 1030
-TRAPPED_FCNTL: Final = (F_DUPFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC)
+TRAPPED_FCNTL: Final = (F_GETFL, F_SETFL)
 
 # linux/seccomp.h
 _RETURN_ALLOW: Final = 0x7FFF0000
@@ -102,12 +102,12 @@ def build_filter() -> bytes:
     program.jump(_JUMP_SET, arch.FOREIGN_CALL_BIT, then="nosys")
     trapped = [arch.SYSCALLS[name] for name in TRAPPED if name in arch.SYSCALLS]
     fcntl, mmap = arch.SYSCALLS["fcntl"], arch.SYSCALLS["mmap"]
-    special = _Special((fcntl,), mmap, arch.SYSCALLS["io_uring_setup"])
+    special = _Special((fcntl,), mmap, arch.SYSCALLS["clone"], arch.SYSCALLS["io_uring_setup"])
     _decide(program, "", trapped, special)
     program.label("compat calls")
     program.load(_NUMBER)
     trapped = list(compat.SYSCALLS.values())
-    special = _Special(compat.FCNTL, compat.MMAP2, compat.IO_URING_SETUP)
+    special = _Special(compat.FCNTL, compat.MMAP2, compat.CLONE, compat.IO_URING_SETUP)
     _decide(program, "compat ", trapped, special)
     return program.assemble()
 
@@ -117,6 +117,7 @@ class _Special(NamedTuple):
 
     fcntl: Sequence[int]
     mmap: int
+    clone: int
     io_uring_setup: int
 
 
@@ -125,6 +126,7 @@ def _decide(program: _Assembler, prefix: str, trapped: Sequence[int], special: _
     for number in trapped:
         program.jump(_JUMP_EQUAL, number, then=prefix + "notify")
     program.jump(_JUMP_EQUAL, special.mmap, then=prefix + "mmap")
+    program.jump(_JUMP_EQUAL, special.clone, then=prefix + "clone")
     program.jump(_JUMP_EQUAL, special.io_uring_setup, then=prefix + "nosys")
     for number in special.fcntl:
         program.jump(_JUMP_EQUAL, number, then=prefix + "fcntl")
@@ -141,6 +143,10 @@ def _decide(program: _Assembler, prefix: str, trapped: Sequence[int], special: _
     program.jump(_JUMP_EQUAL, 0xFFFFFFFF, then=prefix + "no file")
     program.go(prefix + "notify")
     program.give(prefix + "no file", _RETURN_ALLOW)
+    program.label(prefix + "clone")
+    program.load(_ARGUMENTS)
+    program.jump(_JUMP_SET, CLONE_NEWNS | CLONE_NEWUSER, then=prefix + "notify")
+    program.give(prefix + "no namespace", _RETURN_ALLOW)
     program.give(prefix + "notify", _RETURN_NOTIFY)
     program.give(prefix + "nosys", _RETURN_ERRNO | errno.ENOSYS)
 

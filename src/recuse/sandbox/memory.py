@@ -185,8 +185,8 @@ class StringReader:
     Almost every trapped call of an ordinary program is an open or stat, and reading its path by
     ``/proc/PID/mem`` takes half the time of ``process_vm_readv``. The descriptors for that are kept
     by thread id for the threads seen lately. One is right as long as the thread has the memory
-    image that it had: an exec must be told to :meth:`forget` beforehand, the making of a process,
-    which may get the id of one that has ended, to :meth:`forget_others`.
+    image that it had: an exec must be told to :meth:`forget` beforehand, and now and then all is
+    to be forgotten of :meth:`forget_others`, which may have ended and their ids come again.
     """
 
     _MOST = 64
@@ -261,7 +261,7 @@ class StringReader:
             self._close(tid)
 
     def forget_others(self, tid: int) -> None:
-        """The thread is about to make a process."""
+        """Ids of threads that have ended may come again."""
         with self._lock:
             for other in [other for other in self._descriptors if other != tid]:
                 self._close(other)

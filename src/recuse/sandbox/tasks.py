@@ -2,8 +2,9 @@
 
 A record is made when a thread first does something with a device, and kept, because reading
 ``/proc`` costs more than serving a read. What can make a record wrong is trapped and forgets it
-first: exec (memory map), the set*id calls (credentials), and the making of a process, which may
-get the id of a thread or process that has ended. Ended processes are known by their pidfds.
+first: exec (memory map) and the set*id calls (credentials). An id may come again when its thread or
+process has ended: ended processes are known by their pidfds, and with each of them all that is
+known of threads is made anew.
 """
 
 from __future__ import annotations
@@ -134,10 +135,10 @@ def _in_our_user_namespace(tid: int) -> bool:
         return False
 
 
-def is_alone(tid: int) -> bool:
-    """Whether the thread is its process's only one, now."""
+def in_our_mounts(tid: int) -> bool:
+    """Whether a thread has the supervisor's mount namespace, so far as can be told."""
     try:
-        return os.listdir(f"/proc/{tid}/task") == [str(tid)]
+        return os.stat(f"/proc/{tid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino
     except OSError:
         return False
 
@@ -157,6 +158,8 @@ class Tasks:
         Raises:
             OSError: ESRCH if there is no such thread.
         """
+        if self._ended.poll(0):
+            self.forget_ended()
         task = self._tasks.get(tid)
         if task is None:
             with self._lock:
@@ -183,7 +186,7 @@ class Tasks:
             self._drop(task.tgid if task else tid)
 
     def forget_ended(self) -> None:
-        """A process is about to be made: ids of ended threads and processes may come again."""
+        """Forget what has ended: its ids may come again."""
         if not self._tasks:
             return
         with self._lock:

@@ -58,6 +58,7 @@ def test_every_trapped_call_has_a_handler():
         *compat.SYSCALLS.values(),
         *compat.FCNTL,
         compat.MMAP2,
+        compat.CLONE,
     }
 
 

@@ -101,17 +101,9 @@ SYSCALLS: Final[dict[str, int]] = {
     "unlinkat": 301,
     "rmdir": 40,
     "flock": 143,
-    "dup": 41,
-    "dup2": 63,
-    "dup3": 330,
     "socketcall": 102,
     "sendmsg": 370,
     "sendmmsg": 345,
-    "pidfd_getfd": 438,
-    "fork": 2,
-    "vfork": 190,
-    "clone": 120,
-    "clone3": 435,
     "execve": 11,
     "execveat": 358,
     "unshare": 310,
@@ -174,6 +166,9 @@ MMAP_UNIT: Final = 4096
 
 FCNTL: Final = (55, 221)
 """``fcntl`` and ``fcntl64``, of which some commands are trapped."""
+
+CLONE: Final = 120
+"""Trapped if it makes certain namespaces."""
 
 IO_URING_SETUP: Final = 425
 

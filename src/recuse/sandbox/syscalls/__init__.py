@@ -51,5 +51,9 @@ def compat_handlers() -> dict[int, Handler]:
     """The handlers of 32-bit programs' calls by number."""
     numbers = compat_arch.SYSCALLS
     by_name = {numbers[name]: handler for name, handler in compat.HANDLERS.items()}
-    special = {compat_arch.MMAP2: compat.mmap2, **dict.fromkeys(compat_arch.FCNTL, control.fcntl)}
+    special = {
+        compat_arch.MMAP2: compat.mmap2,
+        compat_arch.CLONE: processes.clone,
+        **dict.fromkeys(compat_arch.FCNTL, control.fcntl),
+    }
     return by_name | special

@@ -57,11 +57,9 @@ _MMAP_ARGUMENTS = struct.Struct("=6I")
 _SECONDS32 = struct.Struct("=ii")
 _OLD_SELECT = struct.Struct("=5I")
 
-# linux/net.h: the calls of socketcall(2) that make a socket, and those that may pass descriptors.
+# linux/net.h: the calls of socketcall(2) that make a socket.
 _SYS_SOCKET: Final = 1
 _SYS_SOCKETPAIR: Final = 8
-_SYS_SENDMSG: Final = 16
-_SYS_SENDMMSG: Final = 20
 
 
 def _as(name: str) -> Handler:
@@ -241,8 +239,6 @@ def socketcall(supervisor: Supervisor, call: Notification) -> int:
         return PROCEED
     word = read_memory(call.pid, call.a1, 4)
     inner = call._replace(a0=int.from_bytes(word, "little"))
-    if which in (_SYS_SENDMSG, _SYS_SENDMMSG):
-        return processes.pass_descriptors(supervisor, inner)
     return processes.socket_call(supervisor, inner)
 
 

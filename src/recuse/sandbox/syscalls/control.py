@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.connection import os_error
 from recuse.kernel.files import OpenFile
 from recuse.sandbox.arch import arch, compat
-from recuse.sandbox.filter import F_DUPFD, F_DUPFD_CLOEXEC, F_GETFL, F_SETFL
+from recuse.sandbox.filter import F_GETFL, F_SETFL
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.opening import install_file
@@ -92,8 +92,6 @@ def _read_int(call: Notification) -> bytes:
 def fcntl(supervisor: Supervisor, call: Notification) -> int:
     """``fcntl(fd, command, argument)``, for the commands that the filter traps."""
     command = signed32(call.a1)
-    if command in (F_DUPFD, F_DUPFD_CLOEXEC):
-        return duplicate(supervisor, call)
     descriptor = supervisor.descriptors.find(call.pid, call.a0)
     if descriptor is None:
         return PROCEED
@@ -110,17 +108,7 @@ def fcntl(supervisor: Supervisor, call: Notification) -> int:
     return PROCEED
 
 
-def duplicate(supervisor: Supervisor, call: Notification) -> int:
-    """``dup``, ``dup2``, ``dup3``: the kernel does it; the file has two references then."""
-    if len(supervisor.descriptors):
-        supervisor.descriptors.shared(supervisor.tasks.get(call.pid).tgid, call.a0)
-    return PROCEED
-
-
 HANDLERS: Final[dict[str, Handler]] = {
     "ioctl": ioctl,
     "fcntl": fcntl,
-    "dup": duplicate,
-    "dup2": duplicate,
-    "dup3": duplicate,
 }

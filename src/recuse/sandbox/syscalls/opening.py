@@ -18,7 +18,6 @@ from recuse.sandbox.nodes import Node
 from recuse.sandbox.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.sysfs import AttributeFile
-from recuse.sandbox.tasks import is_alone
 from recuse.sandbox.tree import (
     AT_FDCWD,
     RESOLVE_BENEATH,
@@ -268,7 +267,6 @@ def _give(
     Raises:
         OSError: EMFILE; the file is released then, as when the caller is gone.
     """
-    alone = is_alone(call.pid)  # while the call waits, nothing can change that
     supervisor.descriptors.add(descriptor)
     try:
         number = supervisor.listener.add_descriptor(call.id, descriptor.theirs, cloexec=cloexec)
@@ -279,7 +277,7 @@ def _give(
         supervisor.descriptors.drop(descriptor)
         return None
     # Before the program goes on: it may close the file at once, and must find it released then.
-    supervisor.descriptors.installed(descriptor, (call.pid, number) if alone else None)
+    descriptor.hand_over()
     return number
 
 

@@ -3,70 +3,20 @@
 from __future__ import annotations
 
 import errno
-import struct
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.connection import os_error
-from recuse.sandbox.memory import UnreadableError, read_memory
 from recuse.sandbox.syscalls.call import PROCEED, Handler
+from recuse.sandbox.tasks import in_our_mounts
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
-# linux/sched.h
-_CLONE_FILES: Final = 0x400
-_CLONE_THREAD: Final = 0x10000
-_CLONE_NEWNS: Final = 0x20000
-_CLONE_NEWUSER: Final = 0x10000000
-
-
-def _spawn(supervisor: Supervisor, call: Notification, flags: int) -> int:
-    if flags & (_CLONE_NEWNS | _CLONE_NEWUSER):
-        supervisor.tree.many_roots = True
-    supervisor.tasks.forget_ended()
-    supervisor.strings.forget_others(call.pid)
-    if flags & _CLONE_FILES and not flags & _CLONE_THREAD:
-        supervisor.descriptors.all_shared(for_good=True)
-    else:
-        _shared(supervisor, call.pid)
-    return PROCEED
-
-
-def _shared(supervisor: Supervisor, tid: int) -> None:
-    if len(supervisor.descriptors):
-        supervisor.descriptors.shared(supervisor.tasks.get(tid).tgid)
-
-
-def fork(supervisor: Supervisor, call: Notification) -> int:
-    """``fork()`` and ``vfork()``."""
-    return _spawn(supervisor, call, 0)
-
 
 def clone(supervisor: Supervisor, call: Notification) -> int:
-    """``clone(flags, ...)``: a thread, a process, or something between the two."""
-    return _spawn(supervisor, call, call.a0)
-
-
-def clone3(supervisor: Supervisor, call: Notification) -> int:
-    """``clone3(args, size)``: the flags are the first word of the structure."""
-    try:
-        (flags,) = struct.unpack("=Q", read_memory(call.pid, call.a0, 8))
-    except UnreadableError:
-        flags = _CLONE_FILES | _CLONE_NEWNS  # whatever may be: the most that it can mean
-    return _spawn(supervisor, call, flags)
-
-
-def pass_descriptors(supervisor: Supervisor, call: Notification) -> int:
-    """``sendmsg`` and ``sendmmsg`` may carry descriptors to another process."""
-    _shared(supervisor, call.pid)
-    return socket_call(supervisor, call)
-
-
-def fetch_descriptor(supervisor: Supervisor, call: Notification) -> int:
-    """``pidfd_getfd`` takes a descriptor out of any process."""
-    del call
-    supervisor.descriptors.all_shared()
+    """``clone(flags, ...)`` of a process with namespaces of its own, mounts or users among them."""
+    supervisor.tree.many_roots = True
     return PROCEED
 
 
@@ -79,8 +29,12 @@ def socket_call(supervisor: Supervisor, call: Notification) -> int:
 
 def execute(supervisor: Supervisor, call: Notification) -> int:
     """``execve`` and ``execveat``: a new memory image, and perhaps a new thread id."""
+    if not supervisor.tree.many_roots and not in_our_mounts(call.pid):
+        supervisor.tree.many_roots = True  # clone3 made it, whose flags no filter sees
+    supervisor.tasks.forget_ended()
     supervisor.tasks.forget_process(call.pid)
     supervisor.strings.forget(call.pid)
+    supervisor.strings.forget_others(call.pid)
     return PROCEED
 
 
@@ -97,13 +51,7 @@ def change_root(supervisor: Supervisor, call: Notification) -> int:
 
 
 HANDLERS: Final[dict[str, Handler]] = {
-    "fork": fork,
-    "vfork": fork,
     "clone": clone,
-    "clone3": clone3,
-    "sendmsg": pass_descriptors,
-    "sendmmsg": pass_descriptors,
-    "pidfd_getfd": fetch_descriptor,
     "execve": execute,
     "execveat": execute,
     **dict.fromkeys(
@@ -124,6 +72,8 @@ HANDLERS: Final[dict[str, Handler]] = {
     **dict.fromkeys(
         (
             "sendto",
+            "sendmsg",
+            "sendmmsg",
             "recvfrom",
             "recvmsg",
             "recvmmsg",
