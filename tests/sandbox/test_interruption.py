@@ -143,12 +143,12 @@ def start(start):
     """As everywhere, but a test that fails does not wait for its programs."""
 
     @contextmanager
-    def start_and_kill(*args, **options):
-        with start(*args, **options) as program:
+    def start_and_kill(sandbox, *args, **options):
+        with start(sandbox, *args, **options) as program:
             try:
                 yield program
             except BaseException:
-                program.kill()
+                sandbox.kill()
                 raise
 
     return start_and_kill
@@ -427,6 +427,7 @@ def child():
     print(read(), buffer.value)
 pid = os.fork()
 if pid == 0:
+    os.setpgid(0, 0)  # in a group without a parent outside (an orphaned one) SIGTSTP does nothing
     if args[1] == 'thread':
         thread = threading.Thread(target=child)
         thread.start()
