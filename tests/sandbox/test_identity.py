@@ -258,3 +258,24 @@ def test_ordinary_files_are_served_while_a_device_is_open(sandbox):
     done = sandbox.run(["sh", "-c", script], input=b"in\n", capture_output=True)
     assert (done.stdout, done.stderr) == (b"in\nout\ndev\n", b"err\n")
     assert isinstance(done, subprocess.CompletedProcess)
+
+
+def test_numbers_that_the_supervisor_uses_again(sandbox, client, echo):
+    # While files come and go in every order, so do the numbers by which their ends are compared.
+    script = """
+import random
+random.seed(1)
+held = {}
+for turn in range(400):
+    if held and random.random() < 0.5:
+        os.close(held.popitem()[0] if turn % 2 else held.pop(next(iter(held))) or 0)
+        continue
+    path = random.choice(['/dev/echo', '/sys/class/cuse/echo/dev'])
+    number = os.open(path, os.O_RDWR if path == '/dev/echo' else os.O_RDONLY)
+    held[number] = number
+    assert stat.S_ISCHR(os.fstat(number).st_mode) is (path == '/dev/echo'), (turn, path)
+    if path == '/dev/echo': assert os.write(number, b'x') == 1
+    else: assert os.read(number, 9) == b'%d:0\\n' % os.major(os.stat('/dev/echo').st_rdev), turn
+print('right')
+"""
+    assert client(script) == "right\n"

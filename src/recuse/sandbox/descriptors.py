@@ -73,6 +73,7 @@ class Descriptor:
         "end",
         "file",
         "flags",
+        "held",
         "link",
         "node",
         "readiness",
@@ -93,6 +94,8 @@ class Descriptor:
         self.node = node
         self.file: OpenFile | ChannelFile | AttributeFile | None = None
         self.flags = flags
+        self.held = -1
+        """By which number the programs' end was registered with `Descriptors`' own epoll."""
         self.slot: ctypes.Array[ctypes.c_char] | None = None
         """``struct kcmp_epoll_slot``: where the kernel finds it, to compare others with it."""
         self.readiness: Readiness | None = None
@@ -177,7 +180,7 @@ class Descriptors:
         self._by_end: dict[int, Descriptor] = {}
         self._seen: dict[tuple[int, int], Descriptor] = {}
         """By thread and number, what was found there last."""
-        self._slots: set[int] = set()
+        self._slots: dict[int, Descriptor] = {}
         self._pid = os.getpid()
         # Not everywhere: containers may forbid it.
         self._can_compare = not _kcmp(_KCMP, self._pid, self._pid, _KCMP_VM, 0, None)
@@ -246,24 +249,27 @@ class Descriptors:
     def _hold(self, descriptor: Descriptor) -> None:
         """Register the programs' end, by a number that no other has while it is there."""
         number = descriptor.theirs
-        while number in self._slots:
-            number += 1
-        copy = descriptor.theirs
-        with contextlib.suppress(OSError):  # there may be no higher number
-            copy = fcntl.fcntl(descriptor.theirs, fcntl.F_DUPFD_CLOEXEC, number)
-        if self._can_compare and copy not in self._slots:
-            self._slots.add(copy)
-            slot = _SLOT.pack(self._held.fileno(), copy, 0)
-            descriptor.slot = ctypes.create_string_buffer(slot, len(slot))
-        self._held.register(copy, 0)
-        if copy != descriptor.theirs:
-            os.close(copy)
+        with contextlib.ExitStack() as copies:
+            while number in self._slots:
+                try:
+                    number = fcntl.fcntl(descriptor.theirs, fcntl.F_DUPFD_CLOEXEC, number + 1)
+                except OSError:  # there are no higher ones: two by one number cannot be compared
+                    self._slots[number].slot = None
+                    break
+                copies.callback(os.close, number)
+            else:
+                if self._can_compare:
+                    slot = _SLOT.pack(self._held.fileno(), number, 0)
+                    descriptor.slot = ctypes.create_string_buffer(slot, len(slot))
+                self._slots[number] = descriptor
+                descriptor.held = number
+            self._held.register(number, 0)
 
     def _unhold(self, descriptor: Descriptor) -> None:
         """Its last reference is gone; the number may be another's."""
-        slot, descriptor.slot = descriptor.slot, None
-        if slot is not None:
-            self._slots.discard(_SLOT.unpack(slot.raw)[1])
+        descriptor.slot = None
+        if self._slots.get(descriptor.held) is descriptor:
+            del self._slots[descriptor.held]
 
     def _count(self, descriptor: Descriptor, step: int) -> None:
         file = descriptor.file

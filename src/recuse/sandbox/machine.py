@@ -67,5 +67,5 @@ class Machine:
         self._channels.clear()
         self.signals.close()
         self.tree.close()
-        self.strings.close()
+        self.strings.forget_all()
         self.tasks.close()

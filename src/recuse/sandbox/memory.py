@@ -266,8 +266,8 @@ class StringReader:
             for other in [other for other in self._descriptors if other != tid]:
                 self._close(other)
 
-    def close(self) -> None:
-        """Close all descriptors."""
+    def forget_all(self) -> None:
+        """A sandbox's programs have ended: close all descriptors."""
         with self._lock:
             for tid in list(self._descriptors):
                 self._close(tid)

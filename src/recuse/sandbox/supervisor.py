@@ -68,6 +68,7 @@ class Supervisor:
         """Let go of the listener. Programs that still run get ENOSYS from all trapped calls."""
         self.listener.close()
         self.tasks.forget_ended()
+        self.strings.forget_all()
 
     def _handle(self, call: Notification, handler: Handler | None = None) -> None:
         try:

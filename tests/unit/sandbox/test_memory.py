@@ -137,7 +137,7 @@ def test_strings_are_read_across_pages(text: bytes, offset: int) -> None:
         else:
             fails(errno.ENAMETOOLONG, reader.read, PID, address)
     finally:
-        reader.close()
+        reader.forget_all()
 
 
 def test_a_string_that_runs_into_nothing() -> None:
@@ -153,7 +153,7 @@ def test_a_string_that_runs_into_nothing() -> None:
         fails(errno.EFAULT, reader.read, PID, address + PAGE - 100)
         fails(errno.EFAULT, reader.read, PID, 0)
     finally:
-        reader.close()
+        reader.forget_all()
         libc.munmap(ctypes.c_size_t(address), PAGE)
 
 
@@ -171,7 +171,7 @@ def test_a_reader_keeps_few_descriptors_and_closes_them() -> None:
     assert len(os.listdir("/proc/self/fd")) - before == StringReader._MOST
     reader.forget_others(children[-1])
     assert len(os.listdir("/proc/self/fd")) - before == 1
-    reader.close()
+    reader.forget_all()
     assert len(os.listdir("/proc/self/fd")) == before
     for pid in children:
         os.kill(pid, 9)
