@@ -1,0 +1,39 @@
+"""Which file a number is, while files and numbers come and go."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+from contextlib import closing
+
+import pytest
+
+from recuse.sandbox.descriptors import Descriptor, Descriptors
+from recuse.sandbox.nodes import Node
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_number_is_the_file_that_it_is_now(seed: int) -> None:
+    # This process is the program too. Ends are compared by numbers that are used again.
+    chance = random.Random(seed)
+    node = Node(b"/dev/x", 1, 0o20600, 0, 0, 0)
+    held: dict[int, Descriptor] = {}
+    with closing(Descriptors()) as descriptors:
+        for _ in range(300):
+            if len(held) > chance.randrange(12):
+                number = chance.choice(list(held))
+                os.close(number)
+                descriptors.drop(held.pop(number))
+            else:
+                descriptor = Descriptor(node, 0)
+                descriptors.add(descriptor)
+                # Out of the way: a program's numbers are not the supervisor's.
+                held[fcntl.fcntl(descriptor.theirs, fcntl.F_DUPFD_CLOEXEC, 500)] = descriptor
+                descriptor.hand_over()
+            slots = [one.slot.raw for one in held.values() if one.slot is not None]
+            assert len(set(slots)) in (0, len(held))  # none where kcmp is forbidden
+            for number, descriptor in held.items():
+                assert descriptors.find(os.getpid(), number) is descriptor
+        for number in held:
+            os.close(number)
