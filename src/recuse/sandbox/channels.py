@@ -22,7 +22,6 @@ from recuse.kernel.devices import DeviceTable
 from recuse.sandbox.descriptors import Descriptor, fetch_descriptor
 from recuse.sandbox.listener import Notification
 from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
-from recuse.sandbox.signals import ERESTARTSYS
 from recuse.sandbox.syscalls.call import ANSWERED
 
 if TYPE_CHECKING:
@@ -113,9 +112,7 @@ class ChannelFile:
                 for reader in self._readers:
                     if reader[1] is call:
                         self._readers.remove(reader)
-                        wait = supervisor.signals.forget(call)
-                        sure = wait is not None and wait.sure
-                        supervisor.listener.fail(call.id, ERESTARTSYS if sure else errno.EINTR)
+                        supervisor.restart(call)
                         return
 
         supervisor.signals.watch(call, supervisor.listener, interrupt)

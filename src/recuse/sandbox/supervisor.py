@@ -241,6 +241,12 @@ class Supervisor:
         else:
             self.listener.fail(call.id, error.errno or errno.EIO)
 
+    def restart(self, call: Notification) -> None:
+        """Answer a call that a signal has interrupted: the kernel does as SA_RESTART says."""
+        wait = self.signals.forget(call)
+        sure = wait is not None and wait.sure
+        self.listener.fail(call.id, ERESTARTSYS if sure else errno.EINTR)
+
     def forget(self, call: Notification) -> None:
         """Let signals interrupt a call no more, which is about to be answered."""
         if self._waiting:

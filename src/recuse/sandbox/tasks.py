@@ -74,7 +74,7 @@ def read_task(tid: int) -> Task:
     gids = [int(gid) for gid in lines[b"Gid"].split()]
     groups = frozenset(int(group) for group in lines[b"Groups"].split())
     effective, permitted = int(lines[b"CapEff"], 16), int(lines[b"CapPrm"], 16)
-    if effective | permitted and not _in_our_user_namespace(tid):
+    if effective | permitted and not in_our_namespace(tid, "user"):
         # Root of a user namespace of its own has no power over the files of this one.
         effective = permitted = 0
     tgid = int(lines[b"Tgid"])
@@ -128,17 +128,10 @@ def _credentials(uid: int, gid: int, groups: frozenset[int], capabilities: int) 
     )
 
 
-def _in_our_user_namespace(tid: int) -> bool:
+def in_our_namespace(tid: int, kind: str) -> bool:
+    """Whether a thread has the supervisor's namespace of a kind ("mnt"), so far as can be told."""
     try:
-        return os.stat(f"/proc/{tid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino
-    except OSError:
-        return False
-
-
-def in_our_mounts(tid: int) -> bool:
-    """Whether a thread has the supervisor's mount namespace, so far as can be told."""
-    try:
-        return os.stat(f"/proc/{tid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino
+        return os.stat(f"/proc/{tid}/ns/{kind}").st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino
     except OSError:
         return False
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.connection import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.locks import FileLocks
-from recuse.sandbox.signals import ERESTARTSYS
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
 
 if TYPE_CHECKING:
@@ -62,9 +61,7 @@ def _again(supervisor: Supervisor, call: Notification, locks: FileLocks, file: O
 
     def interrupt(_: bool) -> None:
         if locks.cancel(granted):
-            wait = supervisor.signals.forget(call)
-            sure = wait is not None and wait.sure
-            supervisor.listener.fail(call.id, ERESTARTSYS if sure else errno.EINTR)
+            supervisor.restart(call)
 
     supervisor.signals.watch(call, supervisor.listener, interrupt)
     if locks.lock(file, exclusive=exclusive, granted=granted) and not granted():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.connection import os_error
 from recuse.sandbox.syscalls.call import PROCEED, Handler
-from recuse.sandbox.tasks import in_our_mounts
+from recuse.sandbox.tasks import in_our_namespace
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -29,7 +29,7 @@ def socket_call(supervisor: Supervisor, call: Notification) -> int:
 
 def execute(supervisor: Supervisor, call: Notification) -> int:
     """``execve`` and ``execveat``: a new memory image, and perhaps a new thread id."""
-    if not supervisor.tree.many_roots and not in_our_mounts(call.pid):
+    if not supervisor.tree.many_roots and not in_our_namespace(call.pid, "mnt"):
         supervisor.tree.many_roots = True  # clone3 made it, whose flags no filter sees
     supervisor.tasks.forget_ended()
     supervisor.tasks.forget_process(call.pid)
