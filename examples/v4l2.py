@@ -1,10 +1,13 @@
 """Declaring the handlers of a Video4Linux device; numbers and structures are linuxpy's."""
 
 import errno
+import functools
 from collections.abc import Callable
+from ctypes import Structure, sizeof
 from typing import Any, TypeVar
 
 from linuxpy.video import raw
+from v4l2compat import copy, layouts
 
 from recuse import File, ioctl
 
@@ -14,10 +17,39 @@ VIDEO_MAJOR = 81
 
 
 def handles(command: raw.IOC, type_: Any) -> Callable[[Handler], Handler]:
-    """Decorate the handler of one of the commands; ``type_`` is what its argument points to."""
+    """Decorate the handler of one of the commands; ``type_`` is what its argument points to.
+
+    The same command of a 32-bit program is the handler's too, if its structure is another one.
+    """
     # linuxpy's numbers are those of a C int, so some are negative.
-    decorator: Callable[[Handler], Handler] = ioctl(int(command.value) & 0xFFFFFFFF, type_)
-    return decorator
+    number = int(command.value) & 0xFFFFFFFF
+    narrow = list(layouts(type_)) if issubclass(type_, Structure) else []
+
+    def decorate(handler: Any) -> Any:
+        answer = ioctl(number, type_)(_converting(handler, type_) if narrow else handler)
+        for other in narrow:
+            resized = number & ~(0x3FFF << 16) | sizeof(other) << 16
+            answer = ioctl(resized, other)(answer)
+        return answer
+
+    return decorate
+
+
+def _converting(handler: Any, type_: Any) -> Any:
+    """Return a handler that also takes, and returns, other layouts of a structure."""
+
+    @functools.wraps(handler)
+    async def answer(self: Any, asked: Any, **memory: Any) -> Any:
+        if isinstance(asked, type_):
+            return await handler(self, asked, **memory)
+        native = type_()
+        copy(asked, native)
+        result = await handler(self, native, **memory)
+        told = isinstance(result, type_)
+        copy(result if told else native, asked)
+        return 0 if told else result
+
+    return answer
 
 
 def invalid(message: str) -> OSError:

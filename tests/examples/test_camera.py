@@ -1,12 +1,8 @@
-"""The camera: with v4l-utils' programs, ffmpeg, linuxpy and OpenCV, and by plain ioctls.
-
-Frames are compared with what the example's painter paints for the numbers that they carry, so it
-does not matter which ones a program gets.
-"""
+"""The camera: with v4l-utils' programs, ffmpeg, linuxpy and OpenCV, and by plain ioctls."""
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +14,19 @@ from recuse import Sandbox
 from recuse.cli.spec import load, parse
 from tests.conftest import Needs
 from tests.examples.conftest import in_sandbox
+from tests.examples.frames import (
+    FAST,
+    ROOT,
+    SMALL,
+    Bytes,
+    Look,
+    Painter,
+    check,
+    frames_of,
+    read_number,
+    to_jpeg,
+)
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "examples"))
-
-from pictures import Bytes, Look, Painter, read_number, to_jpeg  # noqa: E402
-
-FAST = "camera.py,fps=500,width=320,height=240"
-SMALL = Look(320, 240)
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 PRELUDE = f"""
@@ -88,23 +89,6 @@ def ctl(run: Run, needs: Needs) -> Callable[..., list[str]]:
         return [line.strip() for line in outcome.stdout.decode().splitlines()]
 
     return ctl
-
-
-def check(frames: Sequence[Bytes], look: Look) -> list[int]:
-    """Check that frames are those of their numbers, one later than the other; return those."""
-    numbers = [read_number(frame[:, 0::2]) for frame in frames]
-    assert numbers == sorted(set(numbers))
-    painter = Painter()
-    for number, frame in zip(numbers, frames, strict=True):
-        expected = np.empty((look.height, look.width * 2), np.uint8)
-        painter.paint(expected, number, look)
-        assert (frame == expected).all(), number
-    return numbers
-
-
-def frames_of(data: bytes, look: Look) -> Sequence[Bytes]:
-    shape = -1, look.height, look.width * 2
-    return list(np.frombuffer(data, np.uint8).reshape(shape))
 
 
 # ---- v4l-utils
