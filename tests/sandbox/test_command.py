@@ -68,12 +68,12 @@ def recuse(argv):
 
 
 @pytest.fixture
-def shadows(tmp_path, monkeypatch):
-    """``shadows()``: the directories that sandboxes of this test have made."""
+def temporary(tmp_path, monkeypatch):
+    """``temporary()``: the names of what sandboxes of this test have in their TMPDIR."""
     directory = tmp_path / "temporary"
     directory.mkdir()
     monkeypatch.setenv("TMPDIR", str(directory))
-    return lambda: set(directory.iterdir())
+    return lambda: os.listdir(directory)
 
 
 @pytest.mark.parametrize(
@@ -248,30 +248,30 @@ def test_the_supervisor_is_killed(argv, use):
             os.close(child)
 
 
-def test_nothing_is_left(recuse, shadows, tmp_path):
+def test_nothing_is_left(recuse, temporary, tmp_path):
     (tmp_path / "echo.py").write_text(ECHO.replace('"echo"', '"recuse-test/echo"'))
     assert recuse("ls", "/dev/recuse-test").stdout == "echo\n"
     assert recuse("sh", "-c", "ls /dev/recuse-test; kill -9 $$").stdout == "echo\n"
-    assert shadows() == set()
+    assert temporary() == []
 
 
-@pytest.mark.parametrize("then", ["cat", ":"])
-def test_nothing_is_left_of_one_that_is_killed(argv, shadows, then):
-    script = f"ls /sys/class/cuse >&2; echo ready; read go; {then}"
+@pytest.mark.parametrize("whom", [os.kill, os.killpg], ids=["recuse", "its process group"])
+def test_nothing_is_left_of_one_that_is_killed(argv, temporary, whom):
+    script = "exec 5</sys/class/cuse; ls /sys/class/cuse/. >&2; echo ready; read go; cat"
     with subprocess.Popen(
         [*argv, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, process_group=0,
     ) as program:  # fmt: skip
         assert program.stdout.readline() == b"ready\n"
-        assert shadows()
         children = [os.pidfd_open(pid) for pid in descendants(program.pid)]
-        program.kill()
+        assert temporary() == []  # so whoever is killed leaves nothing, whenever that is
+        whom(program.pid, signal.SIGKILL)
         program.wait()
         program.stdout.read()
         for child in children:
             assert select.select([child], [], [], PATIENCE_S)[0]
             os.close(child)
-    assert shadows() == set()
+    assert temporary() == []
 
 
 def test_another_namespaces_proc(argv, needs):

@@ -102,7 +102,7 @@ class Sandbox:
         if self._machine is None:
             raise RuntimeError("a Sandbox runs programs only inside its with statement")
         self._forget_ended()
-        launch = Launch(argv, self._machine.tree.shadows.root, **options)
+        launch = Launch(argv, **options)
         supervisor = Supervisor(self._machine, launch.listener)
         supervisor.start()
         try:

@@ -7,10 +7,10 @@ ends by the same signal if the program did.
 Arguments: the control socket's descriptor number; the rest is the program and its arguments.
 
 On the control socket it is told the number of the seccomp system call, the program's soft limit of
-open files, the path of the sandbox's shadows in hexadecimal, and the filter. It sends, each as one
-packet: ``L PID`` with the listener's descriptor; when told ``go``, ``X`` when the program has been
-executed or ``E ERRNO`` when that failed. When the supervisor goes away, its shadows are removed,
-and what is left of the programs is killed after a grace period: they cannot open a file any more.
+open files, and the filter. It sends, each as one packet: ``L PID`` with the listener's descriptor;
+when told ``go``, ``X`` when the program has been executed or ``E ERRNO`` when that failed. When the
+supervisor goes away, what is left of the programs is killed after a grace period: they cannot open
+a file any more.
 """
 
 from __future__ import annotations
@@ -223,32 +223,12 @@ def kill_all() -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def remove(shadows: bytes) -> None:
-    """Remove a directory of empty directories, so far as possible."""
-    with contextlib.suppress(OSError):
-        for name in os.listdir(shadows):
-            with contextlib.suppress(OSError):
-                os.rmdir(shadows + b"/" + name)
-        os.rmdir(shadows)
-
-
-def supervisor_is_gone(control: socket.socket) -> bool:
-    """Whether it went without saying anything."""
-    try:
-        return not control.recv(16, socket.MSG_DONTWAIT | socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
-def watch_supervisor(control: socket.socket, shadows: bytes) -> None:
+def watch_supervisor(control: socket.socket) -> None:
     """Kill the programs when the supervisor says so, or some time after it has gone away."""
     command = b""
     with contextlib.suppress(OSError):
         command = control.recv(16)
     if command != b"kill":
-        remove(shadows)
         time.sleep(GRACE_S)
     while True:
         kill_all()
@@ -289,8 +269,7 @@ def main(arguments: list[str]) -> None:
     os.close(placeholder)
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
-    number, soft_limit, place, program = control.recv(65536).split(b" ", 3)
-    shadows = bytes.fromhex(place.decode())
+    number, soft_limit, program = control.recv(65536).split(b" ", 2)
     hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft_limit), hard_limit))
     argv = [os.fsencode(argument) for argument in arguments[1:]]
@@ -302,11 +281,8 @@ def main(arguments: list[str]) -> None:
     pid = start(control, make_installer(int(number), program), argv)
     if pid is None:
         os._exit(125)
-    threading.Thread(target=watch_supervisor, args=(control, shadows), daemon=True).start()
-    status = wait_for_all(pid)
-    if supervisor_is_gone(control):
-        remove(shadows)
-    end_like(status)
+    threading.Thread(target=watch_supervisor, args=(control,), daemon=True).start()
+    end_like(wait_for_all(pid))
 
 
 if __name__ == "__main__":

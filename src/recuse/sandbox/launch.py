@@ -69,14 +69,11 @@ class Program(subprocess.Popen[Any]):
 class Launch:
     """A program that is about to be executed: its listener is there, and must be served now."""
 
-    def __init__(
-        self, argv: Command, shadows: bytes, *, open_files: int | None = None, **options: Any
-    ) -> None:
+    def __init__(self, argv: Command, *, open_files: int | None = None, **options: Any) -> None:
         """Start the sandbox's first process and, stopped before its exec, the program's.
 
         Args:
             argv: the program, looked up along PATH, and its arguments.
-            shadows: the path of the directory to be removed if this process is killed.
             open_files: the program's soft RLIMIT_NOFILE; None for that of this process.
             options: those of :class:`subprocess.Popen`, but for ``shell``, ``preexec_fn`` and
                 ``executable``.
@@ -116,8 +113,7 @@ class Launch:
         try:
             self.program.args = argv
             seccomp = arch.SYSCALLS["seccomp"]
-            place = shadows.hex().encode()
-            self._control.send(b"%d %d %b %b" % (seccomp, open_files, place, build_filter()))
+            self._control.send(b"%d %d %b" % (seccomp, open_files, build_filter()))
             self.listener = self._receive_listener()
         except BaseException:
             self.abandon()

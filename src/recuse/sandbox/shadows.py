@@ -4,19 +4,24 @@ What a program holds when it has opened one of ours is a descriptor of its shado
 ``/proc/PID/fd/N`` tells which it is. All that programs ask of it is answered from the sandbox's
 nodes; there is nothing in it, so no name is found natively but "." and "..".
 
-They are removed with the sandbox; should its process be killed, by the programs' first process
-(:mod:`recuse.sandbox.init`), which is told of :attr:`Shadows.root` before it is there.
+A shadow is removed as soon as it is made, and only held open: so whoever is killed leaves nothing
+behind. For the kernel it goes on being a directory, in which nothing can be made. It is as deep
+below the removed directory of all shadows as the one it stands for is below the root: so ".." leads
+natively to nothing that is there, either.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-import shutil
 import tempfile
 import threading
 
+from recuse.sandbox.arch import arch
 from recuse.sandbox.nodes import Node
+
+_OPEN = os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Shadows:
@@ -24,39 +29,54 @@ class Shadows:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        directory = os.fsencode(os.path.realpath(tempfile.gettempdir()))
-        self.root = directory + b"/recuse-" + secrets.token_hex(8).encode()
+        self._root = b""
+        self._held: dict[bytes, int] = {}
+        """By the paths of nodes: descriptors of their shadows."""
+        self._paths: dict[bytes, bytes] = {}
+        """By what a link to a shadow says: the paths of nodes."""
         self.used = False
         """Whether there are any."""
-        self._paths: dict[bytes, bytes] = {}
 
-    def of(self, node: Node) -> bytes:
-        """The path of a directory's shadow."""
+    def open(self, node: Node) -> int:
+        """Return a new descriptor of a directory's shadow.
+
+        Raises:
+            OSError: as mkdir and open.
+        """
         with self._lock:
-            if not self.used:
-                _make_directory(self.root)
+            held = self._held.get(node.path)
+            if held is None:
+                held = self._held[node.path] = self._make(node.path)
+                self._paths[os.readlink(b"/proc/self/fd/%d" % held)] = node.path
                 self.used = True
-            shadow = self.root + b"/%d" % node.inode
-            if shadow not in self._paths:
-                _make_directory(shadow)
-                self._paths[shadow] = node.path
-        return shadow
+            return os.open(b"/proc/self/fd/%d" % held, _OPEN)
+
+    def _make(self, path: bytes) -> int:
+        if not self._root:
+            directory = os.fsencode(os.path.realpath(tempfile.gettempdir()))
+            self._root = directory + b"/recuse-" + secrets.token_hex(8).encode()
+        made: list[bytes] = []
+        try:
+            place = self._root
+            for name in path.split(b"/"):
+                place = os.path.join(place, name)
+                os.mkdir(place, 0o700)
+                made.append(place)
+                os.chmod(place, 0o755)  # all may search it, whatever the umask
+            return os.open(place, _OPEN)
+        finally:
+            for place in reversed(made):
+                with contextlib.suppress(OSError):
+                    os.rmdir(place)
 
     def path_of(self, link: bytes) -> bytes | None:
         """The path that a descriptor's or process's link stands for; None if it is no shadow's."""
-        if not self.used or not link.startswith(self.root):
-            return None
-        return self._paths.get(link)
+        return self._paths.get(link) if self.used else None
 
     def close(self) -> None:
-        """Remove them."""
+        """Close them."""
         with self._lock:
-            if self.used:
-                shutil.rmtree(self.root, ignore_errors=True)
-                self.used = False
-
-
-def _make_directory(path: bytes) -> None:
-    """Make one that all may search, whatever the umask; OSError as mkdir."""
-    os.mkdir(path, 0o700)
-    os.chmod(path, 0o755)
+            held, self._held = self._held, {}
+            self.used = False
+        for descriptor in held.values():
+            os.close(descriptor)

@@ -369,5 +369,5 @@ class Tree:
         return node
 
     def close(self) -> None:
-        """Remove what stands for open directories."""
+        """Let go of what stands for open directories."""
         self.shadows.close()

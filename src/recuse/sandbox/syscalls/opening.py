@@ -157,10 +157,7 @@ def _open_directory(supervisor: Supervisor, call: Notification, node: Node, flag
     if not flags & _O_PATH:
         check(node, supervisor.tasks.get(call.pid).credentials, MAY_READ)
     # Not with O_PATH: the kernel lets nobody hand over such a descriptor.
-    shadow = os.open(
-        supervisor.tree.shadows.of(node), os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
-    )
-    return _give_native(supervisor, call, shadow, flags)
+    return _give_native(supervisor, call, supervisor.tree.shadows.open(node), flags)
 
 
 def _open_attribute(supervisor: Supervisor, call: Notification, node: Node, flags: int) -> int:
