@@ -1,6 +1,7 @@
 """Listings of directories: with what is there natively, then the devices."""
 
 import os
+import tempfile
 
 import pytest
 
@@ -261,3 +262,22 @@ print(attempt(os.chdir, '/dev/recuse-input'), attempt(os.chdir, '/dev/recuse-inp
 print(attempt(os.chdir, '/dev/recuse-input/nothing'), os.chdir('/dev'), os.getcwd())
 """
     assert run(script) == "EACCES ENOTDIR\nENOENT None /dev\n"
+
+
+def test_ways_out_of_a_directory_that_exists_only_here(run, tmp_path, monkeypatch):
+    """Natively it is another one, whose parents have other names in them."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "recuse-there"))
+    (tmp_path / "recuse-there").mkdir()
+    script = """
+fd = os.open('/dev/recuse-input', os.O_RDONLY | os.O_DIRECTORY)
+for up in ('..', '../..', '../../..', '../../../..', 'x/..'):
+    for name in ('recuse-there', 'recuse-there/recuse-x'):
+        path = f'{up}/{name}'
+        print(attempt(os.open, path, os.O_CREAT | os.O_RDWR, dir_fd=fd),
+              attempt(os.mkdir, path, dir_fd=fd), attempt(os.stat, path, dir_fd=fd),
+              attempt(os.symlink, 'x', path, dir_fd=fd))
+"""
+    output = run(script)
+    assert set(output.split()) == {"ENOENT"}, output
+    assert os.listdir(tmp_path) == ["recuse-there"]
+    assert os.listdir(tmp_path / "recuse-there") == []

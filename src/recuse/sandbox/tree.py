@@ -266,9 +266,14 @@ class Tree:
             try:
                 native = os.lstat(mount + there)
             except OSError:
+                if through_ours:
+                    raise  # from a directory's shadow, the kernel would get somewhere else
                 return None
             if not stat.S_ISLNK(native.st_mode):
                 if names and not self._searchable(tid, native):
+                    if through_ours:
+                        is_directory = stat.S_ISDIR(native.st_mode)
+                        raise os_error(errno.EACCES if is_directory else errno.ENOTDIR)
                     return None
                 here = there
                 continue
@@ -283,6 +288,8 @@ class Tree:
                 return Found(at_descriptor, link=True) if at_descriptor else None
             links += 1
             if links > _MAX_LINKS:
+                if through_ours:
+                    raise os_error(errno.ELOOP)
                 return None
             if at_descriptor is not None and scope:
                 raise os_error(errno.EXDEV)
