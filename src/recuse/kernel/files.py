@@ -15,7 +15,15 @@ from recuse.kernel.caller import Caller, Memory
 from recuse.kernel.connection import os_error
 from recuse.kernel.devices import TRANSFER_MIN, CharDevice
 from recuse.kernel.ioctl import Install, do_ioctl
-from recuse.kernel.mmap import Mapper, Mapping, MmapCall, check, do_mmap, do_munmap
+from recuse.kernel.mmap import (
+    Mapper,
+    Mapping,
+    MmapCall,
+    check,
+    do_copy,
+    do_mmap,
+    do_munmap,
+)
 from recuse.kernel.operation import Operation
 from recuse.kernel.poll import do_poll
 from recuse.kernel.request import MAX_PAGES, PAGE_SIZE, Request
@@ -340,15 +348,29 @@ class OpenFile:
     def mmap(self, caller: Caller, mapper: Mapper, call: MmapCall) -> Operation[Mapping]:
         """Map the file's memory into the caller's; the file is not released before `munmap`.
 
-        Raises OSError as `recuse.kernel.mmap.check` and `recuse.kernel.mmap.do_mmap`.
+        A private mapping of a seekable file whose server has no memory for it is of what is read
+        of the file now.
+
+        Raises OSError as `recuse.kernel.mmap.check`, `recuse.kernel.mmap.do_mmap` and
+        `recuse.kernel.mmap.do_copy`; ENODEV if the server has no memory.
         """
         self._running.append(None)
         mapped = False
         try:
             if self._released:
                 raise os_error(errno.EBADF)
-            check(call, self.flags & os.O_ACCMODE, self.device.mapping)
-            mapping = yield from do_mmap(self._fh or 0, caller, mapper, call)
+            device = self.device
+            # What a stream gives away would be missing for who reads it.
+            copies = device.seekable and call.private
+            check(call, self.flags & os.O_ACCMODE, device.mapping or copies)
+            fh = self._fh or 0
+            mapping = None
+            if device.mapping:
+                mapping = yield from do_mmap(fh, caller, mapper, call)
+            if mapping is None:
+                if not copies:
+                    raise os_error(errno.ENODEV)
+                mapping = yield from do_copy(fh, self.flags, device.max_read, caller, mapper, call)
             mapped = True
             return mapping
         finally:

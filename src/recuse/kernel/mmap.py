@@ -9,6 +9,9 @@ Three requests, which the first one's number ties together. MMAP asks for memory
 became of that, for each MMAP that the server accepted: until it is answered the program does not go
 on, so the server may resize and fill the memory then, or refuse. MUNMAP comes once for each COMMIT
 that was accepted, when the last part of the last copy of the mapping is gone.
+
+A file whose server has no memory to share cannot be shared, but be copied: MAP_PRIVATE of it gets
+what READ tells of it at that moment, if the file has positions (`do_copy`).
 """
 
 import errno
@@ -28,7 +31,9 @@ from recuse.wire.cuse import (
     recuse_mmap_out,
     recuse_munmap_in,
 )
+from recuse.wire.declare import Buffer
 from recuse.wire.descriptor import BytesWithDescriptor, OwnedDescriptor
+from recuse.wire.fuse import FUSE_READ, FUSE_READ_LOCKOWNER, fuse_read_in
 
 # asm-generic/mman-common.h and mman.h; x86 has the same.
 PROT_WRITE = 0x2
@@ -66,6 +71,25 @@ class MmapCall(NamedTuple):
         """The length in bytes, up to a whole page."""
         return -(-self.length // PAGE_SIZE) * PAGE_SIZE
 
+    @property
+    def private(self) -> bool:
+        """Whether nobody else sees what the caller writes there."""
+        return self.flags & _MAP_TYPE == MAP_PRIVATE
+
+
+class Copy(Protocol):
+    """Memory that what is read of a file is put into, to be mapped."""
+
+    @property
+    def memory(self) -> OwnedDescriptor:
+        """What is to be mapped: a file that has the bytes where the copied one has them."""
+
+    def append(self, data: Buffer) -> None:
+        """Add some bytes.
+
+        Raises OSError: ENOMEM if there is no room for them, EINTR if the caller is gone.
+        """
+
 
 class Mapper(Protocol):
     """Maps memory into the caller's, while the caller waits."""
@@ -83,9 +107,15 @@ class Mapper(Protocol):
     def unmap(self) -> None:
         """Undo that, as far as there is a caller left."""
 
+    def copy(self, offset: int) -> Copy:
+        """Make memory for the bytes of a file from ``offset`` on.
+
+        Raises OSError: ENOMEM, ENFILE.
+        """
+
 
 class Mapping(NamedTuple):
-    """A mapping that was committed, as its MUNMAP will name it."""
+    """A mapping that was committed, as its MUNMAP will name it; or a copy, with area 0."""
 
     unique: int
     address: int
@@ -97,7 +127,7 @@ def check(call: MmapCall, access: int, possible: bool) -> None:
     """Refuse what Linux refuses before it asks a driver.
 
     ``access`` is the access mode that the file is open with; ``possible`` is whether its driver has
-    mmap at all.
+    mmap at all, for this kind of mapping.
 
     Raises OSError: EINVAL, ENOMEM, EOVERFLOW, EACCES, EOPNOTSUPP, ENODEV; EPERM for PROT_EXEC, as
     on a /dev that is mounted noexec.
@@ -115,7 +145,7 @@ def check(call: MmapCall, access: int, possible: bool) -> None:
         raise os_error(errno.EINVAL)
     if kind == MAP_SHARED_VALIDATE and call.flags & ~_LEGACY:
         raise os_error(errno.EOPNOTSUPP)
-    writes = kind != MAP_PRIVATE and call.protection & PROT_WRITE
+    writes = not call.private and call.protection & PROT_WRITE
     if access not in (os.O_RDONLY, os.O_RDWR) or (writes and access != os.O_RDWR):
         raise os_error(errno.EACCES)
     if not possible:
@@ -126,11 +156,11 @@ def check(call: MmapCall, access: int, possible: bool) -> None:
         raise os_error(errno.EINVAL)
 
 
-def do_mmap(fh: int, caller: Caller, mapper: Mapper, call: MmapCall) -> Operation[Mapping]:
-    """Do one mmap whose arguments were checked.
+def do_mmap(fh: int, caller: Caller, mapper: Mapper, call: MmapCall) -> Operation[Mapping | None]:
+    """Do one mmap whose arguments were checked; return None if the server does not know MMAP.
 
-    Raises OSError: what the server answers to MMAP or COMMIT (ENODEV if it does not know MMAP),
-    EINVAL if it answers without a descriptor of memory, or what the mapping fails with.
+    Raises OSError: what the server answers to MMAP or COMMIT, EINVAL if it answers without a
+    descriptor of memory, or what the mapping fails with.
     """
     asked = recuse_mmap_in(fh, call.address, call.pages, call.protection, call.flags, call.offset)
     request = Request(
@@ -143,8 +173,10 @@ def do_mmap(fh: int, caller: Caller, mapper: Mapper, call: MmapCall) -> Operatio
         caller.gid,
     )
     reply = yield request
+    if reply.error == -errno.ENOSYS:
+        return None
     if reply.error:
-        raise os_error(errno.ENODEV if reply.error == -errno.ENOSYS else -reply.error)
+        raise os_error(-reply.error)
     out = recuse_mmap_out.unpack(reply.payload)
     failure: Exception | None = None
     address = 0
@@ -175,7 +207,49 @@ def do_mmap(fh: int, caller: Caller, mapper: Mapper, call: MmapCall) -> Operatio
     return Mapping(request.unique, address, asked.len, out.area)
 
 
+def do_copy(  # noqa: PLR0917 - a file's properties
+    fh: int, flags: int, max_read: int, caller: Caller, mapper: Mapper, call: MmapCall
+) -> Operation[Mapping]:
+    """Map what a file has now, whose server has no memory to share; arguments as checked.
+
+    ``flags`` are the file's, ``max_read`` is the most bytes of one READ.  An answer that is short
+    is the last: what the mapping has beyond is no memory (SIGBUS), but for the rest of a page.
+
+    Raises OSError: what the server answers to a READ, whatever was read before; ENOMEM; EINTR; or
+    what the mapping fails with.
+    """
+    # fs/fuse/file.c, fuse_file_mmap, Linux 6.1: generic_file_mmap after invalidate_inode_pages2.
+    # There, pages are read when they are touched, and one that cannot be is SIGBUS.
+    copy = mapper.copy(call.offset)
+    try:
+        done = 0
+        while done < call.pages:
+            wanted = min(max_read, call.pages - done)
+            ask = fuse_read_in(
+                fh, call.offset + done, wanted, FUSE_READ_LOCKOWNER, caller.owner, flags
+            )
+            reply = yield Request(
+                FUSE_READ, ask.pack(), 0, wanted, caller.pid, caller.uid, caller.gid
+            )
+            if reply.error:
+                raise os_error(-reply.error)
+            copy.append(reply.payload)
+            done += len(reply.payload)
+            if len(reply.payload) < wanted:
+                break
+    except BaseException:
+        copy.memory.close()
+        raise
+    address = mapper.map(copy.memory, call, 0)
+    return Mapping(0, address, call.pages, 0)
+
+
 def do_munmap(fh: int, mapping: Mapping) -> Operation[None]:
-    """Tell the server that a mapping is gone; whatever it answers changes nothing."""
+    """Tell the server that a mapping is gone; whatever it answers changes nothing.
+
+    Of a copy it has never heard.
+    """
+    if not mapping.area:
+        return
     body = recuse_munmap_in(fh, mapping.unique, mapping.address, mapping.length, mapping.area)
     yield Request(RECUSE_MUNMAP, body.pack(), force=True)

@@ -33,6 +33,7 @@ from recuse.kernel.connection import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.mmap import Mapping
 from recuse.kernel.operation import run
+from recuse.sandbox.copies import Copies
 from recuse.sandbox.nodes import Node
 from recuse.wire.descriptor import OwnedDescriptor
 
@@ -116,6 +117,7 @@ class Areas:
             descriptors: is told which nodes' files are being released.
         """
         self._descriptors = descriptors
+        self.copies = Copies(self._reclaim)
         self._lock = threading.Lock()
         self._by_inode: dict[tuple[int, int], _Area] = {}
         self._by_watch: dict[int, _Area] = {}
@@ -222,12 +224,20 @@ class Areas:
         """See that what programs have unmapped so far is told to its server, or being told."""
         if self._by_inode:
             with self._lock:
-                self._collect(self._events())
+                # Those for whom the event was too early, too: their locks are gone by now.
+                self._collect(self._events() | self._doubtful)
                 if self._doubtful:
                     os.write(self._wake_write, b"\0")
             while self._gone:
                 with contextlib.suppress(IndexError):
                     self._unmapped(self._gone.popleft())
+
+    def _reclaim(self) -> None:
+        """Close the memory of what programs have unmapped so far, if nobody else has."""
+        with self._lock:
+            if self._by_inode and not self._closed:
+                self._collect(self._events() | self._doubtful)
+                os.write(self._wake_write, b"\0")  # to tell the servers
 
     def _wait_for_end(self) -> Mapped | None:
         assert self._epoll is not None

@@ -133,7 +133,9 @@ class File:
 
         For each area that this returns `unmapped` is called once, whatever becomes of the mapping.
 
-        Raises OSError; a File without this method answers ENODEV, as Linux does.
+        Raises OSError; a File without this method answers ENOSYS.  That is ENODEV for the program,
+        as in Linux, but for a private mapping of a `seekable` device: that is made of what `read`
+        returns.
         """
         raise OSError(errno.ENOSYS, "no mmap")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -23,9 +24,10 @@ from recuse.wire.cuse import (
     recuse_mmap_out,
 )
 from recuse.wire.descriptor import BytesWithDescriptor, OwnedDescriptor
-from recuse.wire.fuse import FUSE_OPEN, FUSE_RELEASE
+from recuse.wire.fuse import FUSE_OPEN, FUSE_READ, FUSE_READ_LOCKOWNER, FUSE_RELEASE
 from tests.unit.kernel.support import (
     BIG,
+    OWNER,
     Message,
     Opened,
     Outcome,
@@ -39,11 +41,28 @@ ADDRESS = 0x7F00_0000_0000
 RW, SHARED, PRIVATE = 3, 1, 2
 
 
+class Copy:
+    """Takes up to ``room`` bytes."""
+
+    def __init__(self, offset: int, room: int) -> None:
+        self.memory = OwnedDescriptor(os.open("/dev/null", os.O_RDWR))
+        self.offset = offset
+        self.room = room
+        self.data = b""
+
+    def append(self, data: bytes | memoryview) -> None:
+        if len(self.data) + len(data) > self.room:
+            raise OSError(errno.ENOMEM, "no more")
+        self.data += bytes(data)
+
+
 class Mapper:
     """Maps nothing, or fails; says what it was asked."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, room: int = 1 << 20) -> None:
         self.error = error
+        self.room = room
+        self.copies: list[Copy] = []
         self.mapped: list[tuple[MmapCall, int]] = []
         self.kept: list[OwnedDescriptor] = []
         self.undone = 0
@@ -59,12 +78,17 @@ class Mapper:
     def unmap(self) -> None:
         self.undone += 1
 
+    def copy(self, offset: int) -> Copy:
+        self.copies.append(Copy(offset, self.room))
+        return self.copies[-1]
+
 
 class Mappable(Opened):
     """A file whose server answers MMAP with memory."""
 
     def __init__(self, *, area: int = 5, descriptor: bool = True, **options: object) -> None:
         self.area = area
+        self.content: Callable[[int, int], bytes | int] = lambda size, offset: b""
         self.descriptor = descriptor
         self.refuse_mmap = self.refuse_commit = 0
         super().__init__(self._serve, **{"mapping": True} | options)  # type: ignore[arg-type]
@@ -72,6 +96,8 @@ class Mappable(Opened):
     def _serve(self, message: Message) -> bytes | int | None:
         if message.opcode == RECUSE_MMAP_COMMIT:
             return -self.refuse_commit if self.refuse_commit else b""
+        if message.opcode == FUSE_READ:
+            return self.content(message.body.size, message.body.offset)
         if message.opcode != RECUSE_MMAP:
             return b""
         if self.refuse_mmap:
@@ -281,3 +307,121 @@ def test_each_message_comes_exactly_once(data: st.DataObject, maps: list[dict[st
         released = index == len(ends) - 1 and aborted >= len(ends)
         assert file.opcodes.count(FUSE_RELEASE) == released
     assert all(first < second for first, second in pairwise(sorted(set(commits))))
+
+
+# Without memory of its own: MAP_PRIVATE gets what is read.
+
+CONTENT = bytes(range(256)) * 100
+
+
+def content(size: int, offset: int) -> bytes:
+    return CONTENT[offset : offset + size]
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_private_copy_of_what_is_read(taken: bool) -> None:
+    """Of a server that has not taken the flag, and of one that does not know MMAP for this file."""
+    file = Mappable(mapping=taken, seekable=True, max_read=4096)
+    file.refuse_mmap = errno.ENOSYS
+    file.content = content
+    file.file.position = 77
+    mapper = Mapper()
+    mapping = file.mmap(mapper, length=9000, flags=PRIVATE, offset=8192).result
+    reads = file.asked[taken:]
+    assert [message.opcode for message in reads] == [FUSE_READ] * 3
+    assert [(read.body.offset, read.body.size) for read in reads] == [
+        (8192, 4096), (12288, 4096), (16384, 4096),
+    ]  # fmt: skip
+    read = reads[0]
+    assert (read.body.fh, read.body.read_flags, read.body.lock_owner, read.body.flags) == (
+        7, FUSE_READ_LOCKOWNER, OWNER, os.O_RDWR,
+    )  # fmt: skip
+    assert (read.header.pid, read.header.uid, read.header.gid) == (11, 22, 33)
+    (copy,) = mapper.copies
+    assert (copy.offset, copy.data) == (8192, CONTENT[8192 : 8192 + 12288])
+    assert mapper.mapped == [(MmapCall(0, 9000, RW, PRIVATE, 8192), 0)]
+    assert (mapper.kept, file.file.position) == ([copy.memory], 77)
+    # The file is kept by its mapping, of which the server hears nothing.
+    start(file.connection, file.file.release())
+    assert FUSE_RELEASE not in file.opcodes
+    start(file.connection, file.file.munmap(mapping))
+    assert file.opcodes[-2:] == [FUSE_READ, FUSE_RELEASE]
+
+
+def test_a_copy_ends_where_the_file_ends() -> None:
+    file = Mappable(mapping=False, seekable=True, max_read=4096)
+    file.content = lambda size, offset: CONTENT[offset : min(offset + size, 5000)]
+    mapper = Mapper()
+    file.mmap(mapper, length=1 << 40, flags=PRIVATE)
+    assert mapper.copies[0].data == CONTENT[:5000]
+    assert len(file.asked) == 2
+    file.mmap(mapper, flags=PRIVATE, offset=8192)
+    assert mapper.copies[1].data == b""
+    assert len(mapper.mapped) == 2
+
+
+def test_what_is_read_is_one_readable_piece_in_size() -> None:
+    file = Mappable(mapping=False, seekable=True, max_read=100000)
+    file.content = lambda size, offset: bytes(size)
+    mapper = Mapper()
+    file.mmap(mapper, length=1 << 17, flags=PRIVATE)
+    assert [message.body.size for message in file.asked] == [100000, (1 << 17) - 100000]
+
+
+def test_no_copy_of_a_stream_and_none_that_is_shared() -> None:
+    for taken in (False, True):
+        file = Mappable(mapping=taken)
+        file.refuse_mmap = errno.ENOSYS
+        assert file.mmap(flags=PRIVATE).errno == errno.ENODEV
+        file = Mappable(mapping=taken, seekable=True)
+        file.refuse_mmap = errno.ENOSYS
+        assert file.mmap(flags=SHARED).errno == errno.ENODEV
+        assert file.mmap(flags=3).errno == errno.ENODEV
+        assert FUSE_READ not in file.opcodes
+
+
+def test_no_copy_where_the_server_refuses_on_purpose() -> None:
+    file = Mappable(seekable=True)
+    file.refuse_mmap = errno.ENODEV
+    assert file.mmap(flags=PRIVATE).errno == errno.ENODEV
+    assert FUSE_READ not in file.opcodes
+
+
+def test_no_copy_that_the_file_does_not_allow() -> None:
+    file = Mappable(mapping=False, seekable=True, flags=os.O_WRONLY)
+    assert file.mmap(flags=PRIVATE).errno == errno.EACCES
+    file = Mappable(mapping=False, seekable=True, flags=os.O_RDONLY)
+    assert file.mmap(flags=PRIVATE, protection=4).errno == errno.EPERM
+    assert not file.asked
+    assert file.mmap(flags=PRIVATE).result
+
+
+@pytest.mark.parametrize("first", [0, 4096])
+def test_what_cannot_be_read_is_not_mapped(first: int) -> None:
+    """Also if some of it was read: a part would be a file that ends there."""
+    file = Mappable(mapping=False, seekable=True, max_read=4096)
+    file.content = lambda size, offset: bytes(size) if offset < first else -errno.EINTR
+    mapper = Mapper()
+    assert file.mmap(mapper, flags=PRIVATE).errno == errno.EINTR
+    assert not mapper.mapped
+    assert mapper.copies[0].memory.fileno() == -1
+    start(file.connection, file.file.release())
+    assert file.opcodes[-1] == FUSE_RELEASE
+
+
+def test_no_more_is_read_than_there_is_room_for() -> None:
+    file = Mappable(mapping=False, seekable=True, max_read=4096)
+    file.content = lambda size, offset: bytes(size)
+    mapper = Mapper(room=20000)
+    assert file.mmap(mapper, length=1 << 40, flags=PRIVATE).errno == errno.ENOMEM
+    assert len(file.asked) == 5
+    assert mapper.copies[0].memory.fileno() == -1
+
+
+def test_a_copy_that_cannot_be_mapped() -> None:
+    file = Mappable(mapping=False, seekable=True)
+    mapper = Mapper(OSError(errno.EPERM, "no"))
+    assert file.mmap(mapper, flags=PRIVATE).errno == errno.EPERM
+    assert [message.opcode for message in file.asked] == [FUSE_READ]
+    start(file.connection, file.file.release())
+    assert file.opcodes[-1] == FUSE_RELEASE

@@ -14,12 +14,12 @@ from recuse.kernel.mmap import (
     MAP_ANONYMOUS,
     MAP_LOCKED,
     MAP_POPULATE,
-    MAP_PRIVATE,
     PROT_WRITE,
     Mapping,
     MmapCall,
 )
 from recuse.sandbox.arch import arch, compat
+from recuse.sandbox.copies import Copy
 from recuse.sandbox.filter import MAP_DENYWRITE
 from recuse.sandbox.inject import GoneError, Injection
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 4096
 _LOW: Final = 0xFFFFFFFF
-_MAP_TYPE: Final = 0xF
 _MADV_DONTFORK: Final = 10
 _MADV_POPULATE_READ: Final = 22
 _MADV_POPULATE_WRITE: Final = 23
@@ -79,7 +78,7 @@ class _ThreadMapper:
         supervisor.signals.attend(self._call, supervisor.listener, thread.look)
         number = thread.give(descriptor)
         given = wanted.flags | MAP_DENYWRITE
-        if given & _MAP_TYPE == MAP_PRIVATE:
+        if wanted.private:
             # What is copied before the server has filled the memory would stay as it is.
             given &= ~(MAP_POPULATE | MAP_LOCKED)
         unit = compat.MMAP_UNIT if self._call.arch == compat.AUDIT_ARCH else arch.MMAP_UNIT
@@ -106,6 +105,11 @@ class _ThreadMapper:
             with contextlib.suppress(GoneError, OSError):
                 self._thread.call("munmap", self._address, self._wanted.pages)
 
+    def copy(self, offset: int) -> Copy:
+        """See `recuse.kernel.mmap.Mapper`."""
+        supervisor, call = self._supervisor, self._call
+        return supervisor.areas.copies.begin(offset, lambda: supervisor.listener.alive(call.id))
+
     def succeed(self, file: OpenFile, node: Node, mapping: Mapping) -> None:
         """Let the thread go with its mapping."""
         thread, hold = self._thread, self._hold
@@ -115,7 +119,7 @@ class _ThreadMapper:
         dont_expand = bool(self._flags & RECUSE_MMAP_DONT_EXPAND)
         self._supervisor.areas.keep(hold, file, node, mapping, dont_expand=dont_expand)
         wanted = self._wanted
-        if wanted.flags & _MAP_TYPE == MAP_PRIVATE:
+        if wanted.private:
             writes = wanted.protection & PROT_WRITE
             how = _MADV_POPULATE_WRITE if writes else _MADV_POPULATE_READ
             with contextlib.suppress(GoneError, OSError):

@@ -1,0 +1,136 @@
+"""Copies of what files have, for private mappings of devices without memory to share.
+
+A copy is a memfd, which lasts as long as its mapping does. It is made when mmap is called, and is
+memory that no limit of the program's counts; so there is one for all copies of a sandbox together.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from recuse.kernel.connection import os_error
+from recuse.wire.declare import Buffer
+from recuse.wire.descriptor import OwnedDescriptor
+
+COPIES_MAX: Final = 256 << 20
+"""Most bytes that the copies of one sandbox have together."""
+
+
+class Copies:
+    """Counts the bytes of all copies that there are."""
+
+    def __init__(self, reclaim: Callable[[], None]) -> None:
+        """Begin with none.
+
+        Args:
+            reclaim: sees that copies are closed which nobody has mapped any more.
+        """
+        self._reclaim = reclaim
+        self._lock = threading.Lock()
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """How many bytes the copies have that there are now."""
+        return self._size
+
+    def take(self, size: int) -> None:
+        """Let a copy grow by so many bytes.
+
+        Raises:
+            OSError: ENOMEM if it must not.
+        """
+        if not self._grow(size):
+            self._reclaim()
+            if not self._grow(size):
+                raise os_error(errno.ENOMEM)
+
+    def _grow(self, size: int) -> bool:
+        with self._lock:
+            if self._size + size > COPIES_MAX:
+                return False
+            self._size += size
+            return True
+
+    def give_back(self, size: int) -> None:
+        """So many bytes are not there any more."""
+        with self._lock:
+            self._size -= size
+
+    def begin(self, offset: int, wanted: Callable[[], bool]) -> Copy:
+        """Make an empty copy of what is at ``offset`` of a file and after it.
+
+        Args:
+            offset: in bytes; the copy has its bytes at the same place.
+            wanted: whether there still is somebody who waits for it.
+
+        Raises:
+            OSError: ENFILE if the supervisor has no descriptors left.
+        """
+        try:
+            memory = _Memory(os.memfd_create("recuse"), self)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            # The machine's table is full, as it were, not the program's.
+            raise os_error(errno.ENFILE) from None
+        return Copy(memory, offset, wanted)
+
+
+class _Memory(OwnedDescriptor):
+    """A memfd whose bytes are counted until it is closed."""
+
+    __slots__ = ("copies", "size")
+
+    def __init__(self, number: int, copies: Copies) -> None:
+        super().__init__(number)
+        self.copies = copies
+        self.size = 0
+
+    def close(self) -> None:
+        """Close it; again, do nothing."""
+        super().close()
+        size, self.size = self.size, 0
+        self.copies.give_back(size)
+
+    __del__ = close
+
+
+class Copy:
+    """One copy, while it is made; see `recuse.kernel.mmap.Copy`."""
+
+    __slots__ = ("_end", "_memory", "_wanted")
+
+    def __init__(self, memory: _Memory, offset: int, wanted: Callable[[], bool]) -> None:
+        self._memory = memory
+        self._end = offset
+        self._wanted = wanted
+
+    @property
+    def memory(self) -> OwnedDescriptor:
+        """What is to be mapped: the one that owns it."""
+        return self._memory
+
+    def append(self, data: Buffer) -> None:
+        """Add some bytes.
+
+        Raises:
+            OSError: ENOMEM if there is no room for them, EINTR if nobody waits for them any more.
+        """
+        if not self._wanted():
+            raise os_error(errno.EINTR)
+        left = memoryview(data)
+        memory = self._memory
+        memory.copies.take(left.nbytes)
+        memory.size += left.nbytes
+        while left:
+            try:
+                written = os.pwrite(memory.fileno(), left, self._end)
+            except OSError:
+                raise os_error(errno.ENOMEM) from None
+            self._end += written
+            left = left[written:]
