@@ -51,6 +51,8 @@ MAX_TRANSFER = 0x7FFFF000
 
 _MAX_POSITION = (1 << 63) - 1
 
+_O_NONBLOCK = os.O_NONBLOCK
+
 _OPEN_ONLY = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC
 """Flags that are for the opening only, and no business of a device (fuse_send_open)."""
 
@@ -314,7 +316,7 @@ class OpenFile:
                     command,
                     argument,
                     compat=compat,
-                    nonblocking=bool(self.flags & os.O_NONBLOCK),
+                    nonblocking=bool(self.flags & _O_NONBLOCK),
                     install=install,
                 )
             )

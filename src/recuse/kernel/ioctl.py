@@ -64,6 +64,10 @@ _NOT_KNOWN = frozenset({errno.ENOSYS, 515})
 
 Area = tuple[int, int]
 
+_pack_ioctl_in = fuse_ioctl_in.CODEC.pack
+_unpack_ioctl_out = fuse_ioctl_out.CODEC.unpack_from
+_OUT_SIZE = fuse_ioctl_out.SIZE
+
 
 def do_ioctl(
     device: CharDevice,
@@ -103,38 +107,38 @@ def do_ioctl(
         if direction & ioctl.IOC_READ:
             targets = (area,)
     for _ in range(MAX_ROUNDS):
-        data = _load(caller.memory, sources)
-        out_size = sum(length for _, length in targets)
-        body = fuse_ioctl_in(fh, flags, command, argument, len(data), out_size).pack() + data
+        data = _load(caller.memory, sources) if sources else b""
+        out_size = _total(targets)
         reply = yield Request(
             FUSE_IOCTL,
-            body,
-            fuse_ioctl_out.SIZE,
+            _pack_ioctl_in(fh, flags, command, argument, len(data), out_size) + data,
+            _OUT_SIZE,
             # The areas of a RETRY need room even if there is to be no output.
-            fuse_ioctl_out.SIZE + max(out_size, PAGE_SIZE) + spare,
+            _OUT_SIZE + max(out_size, PAGE_SIZE) + spare,
             caller.pid,
             caller.uid,
             caller.gid,
         )
         if reply.error:
             raise os_error(errno.ENOTTY if reply.error == -errno.ENOSYS else -reply.error)
-        out = fuse_ioctl_out.unpack(reply.payload)
-        payload = reply.payload[fuse_ioctl_out.SIZE :]
-        if out.flags & FUSE_IOCTL_RETRY:
+        result, said, in_areas, out_areas = _unpack_ioctl_out(reply.payload)
+        payload = reply.payload[_OUT_SIZE:]
+        if said & FUSE_IOCTL_RETRY:
             if not unrestricted:
                 raise os_error(errno.EIO)
-            sources, targets = _areas(out, payload, compat)
+            sources, targets = _areas(in_areas, out_areas, payload, compat)
             continue
-        if out.flags & RECUSE_IOCTL_FILE and device.new_files:
+        if said & RECUSE_IOCTL_FILE and device.new_files:
             return (
                 yield from _answer_with_file(
-                    device, caller, targets, out.result, payload, install=install
+                    device, caller, targets, result, payload, install=install
                 )
             )
         if len(payload) > out_size:
             raise os_error(errno.EIO)
-        _store(caller.memory, targets, payload)
-        return _result(out.result)
+        if payload:
+            _store(caller.memory, targets, payload)
+        return _result(result)
     raise os_error(errno.EIO)
 
 
@@ -159,8 +163,7 @@ def _answer_with_file(
     output = bytearray(payload[recuse_ioctl_file.SIZE :])
     file = OpenFile(device, made.fh, made.flags & ~os.O_CLOEXEC, device.connection.polled.next_kh())
     try:
-        room = sum(length for _, length in targets)
-        if len(output) > room or made.offset + _NUMBER.size > len(output):
+        if len(output) > _total(targets) or made.offset + _NUMBER.size > len(output):
             raise os_error(errno.EIO)
         result = _result(result)
         # A descriptor cannot be taken back, so what can fail comes before.  Another thread may
@@ -190,11 +193,17 @@ def _fits(memory: Memory, areas: Sequence[Area], size: int) -> bool:
     return True
 
 
+def _total(areas: Sequence[Area]) -> int:
+    """Return the number of bytes in areas."""
+    # Mostly it is one area, for which this is three times as quick as the sum.
+    return areas[0][1] if len(areas) == 1 else sum(length for _, length in areas)
+
+
 def _areas(
-    out: fuse_ioctl_out, payload: bytes | memoryview, compat: bool
+    in_areas: int, out_areas: int, payload: bytes | memoryview, compat: bool
 ) -> tuple[list[Area], list[Area]]:
-    """Return the input and the output areas that a RETRY asks for."""
-    count = out.in_iovs + out.out_iovs
+    """Return the input and the output areas that a RETRY asks for, of which there are so many."""
+    count = in_areas + out_areas
     if count > FUSE_IOCTL_MAX_IOV:
         raise os_error(errno.ENOMEM)
     if len(payload) != count * fuse_ioctl_iovec.SIZE:
@@ -202,9 +211,9 @@ def _areas(
     areas: list[Area] = list(fuse_ioctl_iovec.CODEC.iter_unpack(payload))
     if compat and any(base >> 32 or length >> 32 for base, length in areas):
         raise os_error(errno.EIO)
-    sources, targets = areas[: out.in_iovs], areas[out.in_iovs :]
+    sources, targets = areas[:in_areas], areas[in_areas:]
     for part in (sources, targets):
-        if sum(length for _, length in part) > MAX_BYTES:
+        if _total(part) > MAX_BYTES:
             raise os_error(errno.ENOMEM)
     return sources, targets
 
@@ -222,7 +231,7 @@ def _result(result: int) -> int:
 
 def _load(memory: Memory, areas: Sequence[Area]) -> bytes:
     """Return what is in all the areas, or raise EFAULT if a byte cannot be read."""
-    parts = []
+    parts: list[bytes] = []
     for address, length in areas:
         if not length:
             continue
@@ -230,7 +239,7 @@ def _load(memory: Memory, areas: Sequence[Area]) -> bytes:
         if len(part) < length:
             raise os_error(errno.EFAULT)
         parts.append(part)
-    return b"".join(parts)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _store(memory: Memory, areas: Sequence[Area], data: bytes | memoryview) -> None:

@@ -12,7 +12,8 @@ import fcntl
 import os
 import select
 import struct
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple, cast
 
 _RECV: Final = 0xC0502100
 _SEND: Final = 0xC0182101
@@ -47,6 +48,10 @@ class Notification(NamedTuple):
     a3: int
     a4: int
     a5: int
+
+
+# What Notification._make does, which would call it, check the length and call it back.
+_make = cast("Callable[[type[Notification], tuple[int, ...]], Notification]", tuple.__new__)
 
 
 class Listener:
@@ -96,7 +101,7 @@ class Listener:
                 if error.errno in (errno.EBADF, errno.ENOTTY):
                     return None  # or the number is something else's by now
                 raise
-            return Notification._make(_NOTIFICATION.unpack(buffer))
+            return _make(Notification, _NOTIFICATION.unpack(buffer))
 
     def _hung_up(self) -> bool:
         descriptor = self._descriptor

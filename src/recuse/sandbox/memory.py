@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import threading
+from time import monotonic
 from typing import Final
 
 from recuse.kernel.connection import os_error
@@ -21,6 +22,15 @@ from recuse.wire.declare import Buffer
 
 PAGE: Final = 4096
 PATH_MAX: Final = 4096
+_ADDRESS_LIMIT: Final = arch.ADDRESS_LIMIT
+
+
+SAME_PID_S: Final = 0.001
+"""For how long, in seconds, a thread's id that was just seen needs no second look.
+
+Ids are given in turn: one comes again after all others have been used, tens of thousands of forks
+later. If it has ended since, the kernel says so.
+"""
 
 
 class UnreadableError(Exception):
@@ -64,11 +74,9 @@ _transfers: list[_Transfer] = []  # those that no thread is using
 
 def _clip(address: int, size: int) -> int:
     """How much of an area lies in user space; EFAULT if nothing does."""
-    if address + size <= arch.ADDRESS_LIMIT:
-        return size
-    if address >= arch.ADDRESS_LIMIT:
+    if address >= _ADDRESS_LIMIT:
         raise os_error(errno.EFAULT)
-    return arch.ADDRESS_LIMIT - address
+    return min(size, _ADDRESS_LIMIT - address)
 
 
 def read_memory(pid: int, address: int, size: int) -> bytes:
@@ -83,21 +91,32 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
     """
     if size == 0:
         return b""
-    size = _clip(address, size)
+    if address + size > _ADDRESS_LIMIT:
+        size = _clip(address, size)
+    if size > PAGE:
+        return _read_large(pid, address, size)
     try:
         transfer = _transfers.pop()
     except IndexError:
         transfer = _Transfer()
-    remote, target = transfer.remote, transfer.target
-    buffer = transfer.buffer if size <= PAGE else ctypes.create_string_buffer(size)
-    target.base, target.length = ctypes.addressof(buffer), size
+    remote = transfer.remote
+    transfer.target.length = size
     remote.base, remote.length = address, size
     count = _readv(pid, transfer.target_ref, 1, transfer.remote_ref, 1, 0)
     if count <= 0:
         raise _error()
-    data = ctypes.string_at(buffer, count)
+    data: bytes = transfer.buffer[:count]  # type: ignore[assignment]  # of characters: bytes
     _transfers.append(transfer)
     return data
+
+
+def _read_large(pid: int, address: int, size: int) -> bytes:
+    buffer = ctypes.create_string_buffer(size)
+    target, remote = _Area(ctypes.addressof(buffer), size), _Area(address, size)
+    count = _readv(pid, ctypes.byref(target), 1, ctypes.byref(remote), 1, 0)
+    if count <= 0:
+        raise _error()
+    return ctypes.string_at(buffer, count)
 
 
 def write_memory(pid: int, address: int, data: Buffer) -> int:
@@ -111,11 +130,13 @@ def write_memory(pid: int, address: int, data: Buffer) -> int:
     """
     if not data:
         return 0
+    size = len(data)
     if type(data) is not bytes:
-        if len(data) > PAGE:
+        if size > PAGE:
             return _write_in_place(pid, address, data)
         data = bytes(data)
-    size = _clip(address, len(data))
+    if address + size > _ADDRESS_LIMIT:
+        size = _clip(address, size)
     try:
         transfer = _transfers.pop()
     except IndexError:
@@ -329,15 +350,16 @@ class CallerMemory:
     """A caller's memory (:class:`recuse.kernel.caller.Memory`) while one trapped call waits.
 
     A write checks first that the call is still there: an answer may come long after the caller was
-    killed, when its pid may belong to somebody else.
+    killed, when its pid may belong to somebody else. Not before :data:`SAME_PID_S` have passed.
     """
 
-    __slots__ = ("_call_id", "_listener", "_map", "_pid")
+    __slots__ = ("_call_id", "_listener", "_map", "_pid", "_same_until")
 
     def __init__(self, listener: Listener, call_id: int, pid: int, writable: WritableMap) -> None:
         self._listener = listener
         self._call_id = call_id
         self._pid = pid
+        self._same_until = monotonic() + SAME_PID_S
         self._map = writable
 
     def read(self, address: int, size: int) -> bytes:
@@ -350,7 +372,7 @@ class CallerMemory:
     def write(self, address: int, data: Buffer) -> int:
         """See :func:`write_memory`; EFAULT also when the caller is gone or may not be changed."""
         try:
-            if self._listener.alive(self._call_id):
+            if monotonic() < self._same_until or self._listener.alive(self._call_id):
                 return write_memory(self._pid, address, data)
         except UnreadableError:
             pass

@@ -15,9 +15,10 @@ import select
 import threading
 from dataclasses import dataclass
 from hashlib import blake2b
+from time import monotonic
 
 from recuse.kernel.connection import os_error
-from recuse.sandbox.memory import WritableMap
+from recuse.sandbox.memory import SAME_PID_S, WritableMap
 
 
 @dataclass(slots=True)
@@ -144,6 +145,7 @@ class Tasks:
         self._tasks: dict[int, Task] = {}
         self._pidfds: dict[int, int] = {}
         self._ended = select.epoll()
+        self._same_until = 0.0
 
     def get(self, tid: int) -> Task:
         """The thread's record, made now if there is none.
@@ -151,8 +153,11 @@ class Tasks:
         Raises:
             OSError: ESRCH if there is no such thread.
         """
-        if self._ended.poll(0):
-            self.forget_ended()
+        now = monotonic()
+        if now > self._same_until:
+            self._same_until = now + SAME_PID_S
+            if self._ended.poll(0):
+                self.forget_ended()
         task = self._tasks.get(tid)
         if task is None:
             with self._lock:

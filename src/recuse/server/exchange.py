@@ -40,9 +40,8 @@ class Exchange:
 
     def reply(self, payload: bytes) -> bool:
         """Answer with success; return whether the other end took it."""
-        return self._answer(
-            _pack_out_header(_OUT_HEADER_SIZE + len(payload), 0, self.unique) + payload
-        )
+        header = _pack_out_header(_OUT_HEADER_SIZE + len(payload), 0, self.unique)
+        return self._answer(header + payload)
 
     @property
     def send(self) -> Send:

@@ -67,7 +67,8 @@ class Round:
 
 def total(areas: list[Area]) -> int:
     """Return the number of bytes in areas."""
-    return sum(size for _, size in areas)
+    # Mostly it is one area, for which this is three times as quick as the sum.
+    return areas[0][1] if len(areas) == 1 else sum(size for _, size in areas)
 
 
 class Files(Protocol):
@@ -270,7 +271,7 @@ class IoctlCall:
             self._memory = Memory(self._inputs, self.data, room)
         return self._memory
 
-    def answer(self, returned: Any) -> bytes:
+    def answer(self, returned: Any, _: None) -> bytes:
         """Return the answer's payload, for what the handler returned.
 
         Raises Misuse if it returned what it must not.
@@ -356,11 +357,6 @@ class IoctlCall:
         )
         self._rounds.keep(self._key, asked)
         return _retry(inputs, outputs)
-
-
-def ioctl_answer(returned: Any, call: IoctlCall) -> bytes:
-    """Return the payload for what an ioctl handler returned."""
-    return call.answer(returned)
 
 
 def _retry(inputs: list[Area], outputs: list[Area]) -> bytes:

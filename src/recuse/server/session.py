@@ -34,7 +34,7 @@ from recuse.server.file import File
 from recuse.server.mappings import Mappings
 from recuse.server.pollers import Pollers
 from recuse.server.request import OpenRequest
-from recuse.server.rounds import IoctlCall, Rounds, ioctl_answer
+from recuse.server.rounds import IoctlCall, Rounds
 from recuse.server.runner import Runner, Step
 from recuse.server.sysfs import Link, encoded, show_answer
 from recuse.wire.cuse import (
@@ -85,6 +85,7 @@ LEAST_MINOR = 11
 _ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 """What files without a poll method are ready for (linux/poll.h, DEFAULT_POLLMASK)."""
 
+_O_NONBLOCK = os.O_NONBLOCK
 _HEADER_SIZE = fuse_in_header.SIZE
 _NO_REPLY = frozenset({FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_REPLY})
 
@@ -307,9 +308,9 @@ class Session:
             exchange.fail(errno.EBADF)
             return
         if self._file_flags:
-            nonblocking = os.O_NONBLOCK if flags & RECUSE_IOCTL_NONBLOCK else 0
-            if file.flags & os.O_NONBLOCK != nonblocking:
-                file.flags ^= os.O_NONBLOCK
+            nonblocking = _O_NONBLOCK if flags & RECUSE_IOCTL_NONBLOCK else 0
+            if file.flags & _O_NONBLOCK != nonblocking:
+                file.flags ^= _O_NONBLOCK
         call = IoctlCall(file, command, argument, data, out_size, self)
         if not self._new_files and call.makes_file:
             exchange.fail(errno.EOPNOTSUPP)
@@ -323,7 +324,7 @@ class Session:
                 return
         else:
             call.restrict()
-        self._runner.run(exchange, call.begin, ioctl_answer, call)
+        self._runner.run(exchange, call.begin, call.answer, None)
 
     def _poll(self, exchange: Exchange) -> None:
         handle, kh, flags, events = pick_poll(exchange.message)

@@ -382,7 +382,7 @@ def test_the_offset_is_that_of_the_field_in_the_output(before, after, gap, addre
         call = IoctlCall(Writer(), IOR("N", 1, Three), address, data, out_size, files)
         answer = rounds.begin(call, (1, 2))
         if answer is None:
-            answer = call.answer(call.begin())
+            answer = call.answer(call.begin(), None)
         out = fuse_ioctl_out.unpack(answer)
         if out.flags != FUSE_IOCTL_RETRY:
             break

@@ -64,21 +64,17 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
         if any(_read_int(call)):
             raise os_error(errno.ENOTTY)
         return 0
-    caller, of_32_bit = supervisor.caller(call), call.arch == compat.AUDIT_ARCH
-    if file.device.new_files:
-        install = partial(install_file, supervisor, call)
-        operation = file.ioctl(caller, command, call.a2, of_32_bit, install)
-        made = supervisor.tree.nodes.anonymous_or_none(file.device)
-        if made is not None:
-            # What an earlier one has made and the program has closed is released first: it may be
-            # in the way of this one.
-            answer = partial(supervisor.finish, call)
-            go_on = partial(supervisor.drive, call, file.device, operation, answer)
-            supervisor.descriptors.after_releases(made, go_on)
-            return ANSWERED
+    install = partial(install_file, supervisor, call) if file.device.new_files else None
+    of_32_bit = call.arch == compat.AUDIT_ARCH
+    operation = file.ioctl(supervisor.caller(call), command, call.a2, of_32_bit, install)
+    if install is not None and (made := supervisor.tree.nodes.anonymous_or_none(file.device)):
+        # What an earlier one has made and the program has closed is released first: it may be in
+        # the way of this one.
+        answer = partial(supervisor.finish, call)
+        go_on = partial(supervisor.drive, call, file.device, operation, answer)
+        supervisor.descriptors.after_releases(made, go_on)
     else:
-        operation = file.ioctl(caller, command, call.a2, of_32_bit)
-    supervisor.run(call, file, operation)
+        supervisor.run(call, file, operation)
     return ANSWERED
 
 

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from recuse.sandbox.supervisor import Supervisor
     from recuse.sandbox.sysfs import AttributeFile
 
+_O_ACCMODE: Final = os.O_ACCMODE
+_O_RDONLY: Final = os.O_RDONLY
+_O_WRONLY: Final = os.O_WRONLY
+_O_RDWR: Final = os.O_RDWR
+
 _MAX_RW_COUNT: Final = 0x7FFFF000
 _UIO_MAXIOV: Final = 1024
 _IOVEC = struct.Struct("=QQ")
@@ -38,33 +43,13 @@ _RWF_SYNC: Final = 0x04
 _RWF_KNOWN: Final = 0x01 | _RWF_DSYNC | _RWF_SYNC | 0x10 | 0x20
 
 
-def _file(
-    supervisor: Supervisor, call: Notification, wanted: int
-) -> OpenFile | ChannelFile | AttributeFile | None:
-    """The file of ours that argument 0 names; None if it is not a device.
-
-    Raises EBADF for a descriptor that does not allow ``wanted``, O_RDONLY or O_WRONLY.
-    """
-    descriptor = supervisor.descriptors.find(call.pid, call.a0)
-    return None if descriptor is None else _allowing(descriptor, wanted)
-
-
 def _allowing(descriptor: Descriptor, wanted: int) -> OpenFile | ChannelFile | AttributeFile:
     """The descriptor's file; EBADF if it does not allow ``wanted``."""
-    if descriptor.file is None or descriptor.flags & os.O_ACCMODE not in (wanted, os.O_RDWR):
+    file = descriptor.file
+    access = descriptor.flags & _O_ACCMODE
+    if file is None or access not in (wanted, _O_RDWR):
         raise os_error(errno.EBADF)
-    return descriptor.file
-
-
-def _one_segment(address: int, count: int) -> list[tuple[int, int]]:
-    """The segment of a plain read or write, as vfs_read checks it.
-
-    Raises:
-        OSError: EFAULT where it reaches beyond user space.
-    """
-    if address + count > arch.ADDRESS_LIMIT:
-        raise os_error(errno.EFAULT)
-    return [(address, min(count, _MAX_RW_COUNT))]
+    return file
 
 
 def _segments(pid: int, address: int, count: int, iovec: struct.Struct) -> list[tuple[int, int]]:
@@ -103,28 +88,35 @@ def _transfer(  # noqa: PLR0917 - by position, on the way of every read
     position: int | None,
 ) -> int:
     if isinstance(file, OpenFile):
-        operation = file.read if wanted == os.O_RDONLY else file.write
+        operation = file.read if wanted == _O_RDONLY else file.write
         supervisor.run(call, file, operation(supervisor.caller(call), segments, position))
         return ANSWERED
-    if wanted == os.O_RDONLY:
+    if wanted == _O_RDONLY:
         return file.read(supervisor, call, segments, position)
     return file.write(supervisor, call, segments, position)
 
 
+def _plain(supervisor: Supervisor, call: Notification, wanted: int, position: int | None) -> int:
+    """Do read or write (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2, as vfs_read does."""
+    descriptor = supervisor.descriptors.find(call.pid, call.a0)
+    if descriptor is None:
+        return PROCEED
+    file = _allowing(descriptor, wanted)
+    address, count = call.a1, call.a2
+    if address + count > arch.ADDRESS_LIMIT:
+        raise os_error(errno.EFAULT)
+    segments = [(address, count if count < _MAX_RW_COUNT else _MAX_RW_COUNT)]
+    return _transfer(supervisor, call, file, wanted, segments, position)
+
+
 def read(supervisor: Supervisor, call: Notification) -> int:
     """``read(fd, buf, count)``."""
-    file = _file(supervisor, call, os.O_RDONLY)
-    if file is None:
-        return PROCEED
-    return _transfer(supervisor, call, file, os.O_RDONLY, _one_segment(call.a1, call.a2), None)
+    return _plain(supervisor, call, _O_RDONLY, None)
 
 
 def write(supervisor: Supervisor, call: Notification) -> int:
     """``write(fd, buf, count)``."""
-    file = _file(supervisor, call, os.O_WRONLY)
-    if file is None:
-        return PROCEED
-    return _transfer(supervisor, call, file, os.O_WRONLY, _one_segment(call.a1, call.a2), None)
+    return _plain(supervisor, call, _O_WRONLY, None)
 
 
 # A negative position is refused by the kernel before it looks at the descriptor.
@@ -132,16 +124,12 @@ def write(supervisor: Supervisor, call: Notification) -> int:
 
 def pread64(supervisor: Supervisor, call: Notification) -> int:
     """``pread64(fd, buf, count, offset)``."""
-    if signed64(call.a3) < 0 or (file := _file(supervisor, call, os.O_RDONLY)) is None:
-        return PROCEED
-    return _transfer(supervisor, call, file, os.O_RDONLY, _one_segment(call.a1, call.a2), call.a3)
+    return PROCEED if signed64(call.a3) < 0 else _plain(supervisor, call, _O_RDONLY, call.a3)
 
 
 def pwrite64(supervisor: Supervisor, call: Notification) -> int:
     """``pwrite64(fd, buf, count, offset)``."""
-    if signed64(call.a3) < 0 or (file := _file(supervisor, call, os.O_WRONLY)) is None:
-        return PROCEED
-    return _transfer(supervisor, call, file, os.O_WRONLY, _one_segment(call.a1, call.a2), call.a3)
+    return PROCEED if signed64(call.a3) < 0 else _plain(supervisor, call, _O_WRONLY, call.a3)
 
 
 def vectored(  # noqa: PLR0917 - by position, on the way of every readv
@@ -164,7 +152,7 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
         return 0
     if flags & ~_RWF_KNOWN:
         raise os_error(errno.EOPNOTSUPP)
-    if flags & (_RWF_DSYNC | _RWF_SYNC) and wanted == os.O_WRONLY and isinstance(file, OpenFile):
+    if flags & (_RWF_DSYNC | _RWF_SYNC) and wanted == _O_WRONLY and isinstance(file, OpenFile):
         # fs/fuse/file.c, fuse_write_flags.
         synced = os.O_SYNC if flags & _RWF_SYNC else os.O_DSYNC
         caller = supervisor.caller(call)
@@ -175,12 +163,12 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
 
 def readv(supervisor: Supervisor, call: Notification) -> int:
     """``readv(fd, iov, count)``."""
-    return vectored(supervisor, call, os.O_RDONLY, None)
+    return vectored(supervisor, call, _O_RDONLY, None)
 
 
 def writev(supervisor: Supervisor, call: Notification) -> int:
     """``writev(fd, iov, count)``."""
-    return vectored(supervisor, call, os.O_WRONLY, None)
+    return vectored(supervisor, call, _O_WRONLY, None)
 
 
 # On 64-bit machines the low word of the position is all of it.
@@ -188,12 +176,12 @@ def writev(supervisor: Supervisor, call: Notification) -> int:
 
 def preadv(supervisor: Supervisor, call: Notification) -> int:
     """``preadv(fd, iov, count, low, high)``."""
-    return vectored(supervisor, call, os.O_RDONLY, call.a3)
+    return vectored(supervisor, call, _O_RDONLY, call.a3)
 
 
 def pwritev(supervisor: Supervisor, call: Notification) -> int:
     """``pwritev(fd, iov, count, low, high)``."""
-    return vectored(supervisor, call, os.O_WRONLY, call.a3)
+    return vectored(supervisor, call, _O_WRONLY, call.a3)
 
 
 def at(position: int) -> int | None:
@@ -203,12 +191,12 @@ def at(position: int) -> int | None:
 
 def preadv2(supervisor: Supervisor, call: Notification) -> int:
     """``preadv2(fd, iov, count, low, high, flags)``."""
-    return vectored(supervisor, call, os.O_RDONLY, at(call.a3), signed32(call.a5))
+    return vectored(supervisor, call, _O_RDONLY, at(call.a3), signed32(call.a5))
 
 
 def pwritev2(supervisor: Supervisor, call: Notification) -> int:
     """``pwritev2(fd, iov, count, low, high, flags)``."""
-    return vectored(supervisor, call, os.O_WRONLY, at(call.a3), signed32(call.a5))
+    return vectored(supervisor, call, _O_WRONLY, at(call.a3), signed32(call.a5))
 
 
 def _either(supervisor: Supervisor, call: Notification, second: int) -> int:
