@@ -489,16 +489,18 @@ def _areas(segments: Sequence[Segment], skip: int, limit: int) -> Sequence[Segme
 
 def _load(memory: Memory, areas: Sequence[Segment]) -> bytes:
     """Return what is in the areas, up to the first byte that cannot be read."""
-    parts = []
-    for address, length in areas:
-        try:
+    parts: list[bytes] = []
+    try:
+        if len(areas) == 1:
+            return memory.read(*areas[0])
+        for address, length in areas:
             part = memory.read(address, length)
-        except OSError:
-            break
-        parts.append(part)
-        if len(part) < length:
-            break
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.append(part)
+            if len(part) < length:
+                break
+    except OSError:
+        pass
+    return b"".join(parts)
 
 
 def _store(memory: Memory, areas: Sequence[Segment], data: bytes | memoryview) -> int:

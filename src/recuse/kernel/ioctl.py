@@ -239,7 +239,7 @@ def _load(memory: Memory, areas: Sequence[Area]) -> bytes:
         if len(part) < length:
             raise os_error(errno.EFAULT)
         parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
 
 
 def _store(memory: Memory, areas: Sequence[Area], data: bytes | memoryview) -> None:

@@ -29,6 +29,8 @@ _log = logging.getLogger("recuse.sandbox")
 
 T = TypeVar("T")
 
+_NATIVE: Final = arch.AUDIT_ARCH
+
 _QUICK_CALLS: Final = 16
 """After how many quick calls in a row an operation that blocked once counts as quick again."""
 
@@ -73,7 +75,7 @@ class Supervisor:
     def _handle(self, call: Notification, handler: Handler | None = None) -> None:
         try:
             if handler is None:
-                known = self._handlers if call.arch == arch.AUDIT_ARCH else self._compat_handlers
+                known = self._handlers if call.arch == _NATIVE else self._compat_handlers
                 handler = known[call.number]
             result = handler(self, call)
         except OSError as error:
@@ -108,10 +110,7 @@ class Supervisor:
 
     def run(self, call: Notification, file: OpenFile, operation: Operation[int]) -> None:
         """Run a file's operation; its result answers the call, now or later."""
-
-        def done(result: int | None, error: OSError | None) -> None:
-            self.finish(call, result, error)
-
+        done = functools.partial(self.finish, call)
         if self._blocking and (key := (file.device.serial, call.number)) in self._blocking:
             # It blocked lately, so it may again: let others be served meanwhile.
             self._workers.pass_lead()
