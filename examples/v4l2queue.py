@@ -34,6 +34,11 @@ def whole_pages(size: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
+def make_area(size: int) -> Area:
+    """Return new memory for buffers."""
+    return Area(size, name="recuse camera")
+
+
 class State(Enum):
     """Where a buffer is."""
 
@@ -85,6 +90,9 @@ class Queue:
         """The owner reads frames by read(2), and knows nothing of buffers."""
         self.area: Area | None = None
         self.buffers: list[Buffer] = []
+        self.common: Area | None = None
+        """What open files have for ever, on a FUSE mount, whatever is asked for later."""
+        self.files_with_common = 0
         self._queued: deque[Buffer] = deque()
         self.done: deque[Buffer] = deque()
         self.used = False
@@ -100,14 +108,15 @@ class Queue:
     def add(self, owner: "QueueFile", count: int, size: int, *, reading: bool = False) -> None:
         """Make buffers, 1 or more, for a file that has the others already, if there are any."""
         room = whole_pages(size)
-        begin = self.area.size if self.area is not None else 0
+        # One area has them all, and each begins at a page.
+        begin = sum(whole_pages(len(buffer.memory)) for buffer in self.buffers)
+        end = begin + room * count
         if self.area is None:
             self.owner, self.reading = owner, reading
-            self.area = Area(room * count, name="recuse camera")
-        else:
-            self.area.resize(begin + room * count)
-        # One area has them all, and each begins at a page.
-        for offset in range(begin, self.area.size, room):
+            self.area = self.common or make_area(end)
+        if self.area.size < end:
+            self.area.resize(end)
+        for offset in range(begin, end, room):
             memory = self.area[offset : offset + size]
             self.buffers.append(Buffer(len(self.buffers), offset, memory))
 
@@ -296,6 +305,11 @@ class QueueFile(ControlledFile):
 
     async def mmap(self, request: MmapRequest) -> Area:
         queue = self.queue
+        if request.at_open:
+            if queue.common is None:
+                queue.common = make_area(mmap.PAGESIZE)
+            queue.files_with_common += 1
+            return queue.common
         for buffer in queue.buffers:
             # The length is one of whole pages, as the next offset is.
             room = whole_pages(len(buffer.memory))
@@ -311,7 +325,13 @@ class QueueFile(ControlledFile):
         return queue.area
 
     async def unmapped(self, mapping: Mapping) -> None:
-        for buffer in self.queue.buffers if mapping.area is self.queue.area else ():
+        queue = self.queue
+        if mapping.area is queue.common:
+            queue.files_with_common -= 1
+            if not queue.files_with_common:
+                queue.common = None
+            return
+        for buffer in queue.buffers if mapping.area is queue.area else ():
             buffer.mapped -= buffer.offset == mapping.offset
 
     # Reading, and waiting

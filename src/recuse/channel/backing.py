@@ -94,7 +94,7 @@ class MountedDevice:
     def __init__(self, device: Device) -> None:
         """Prepare; raises ValueError or TypeError if it is not well described (see `Device`)."""
         self.device = device
-        self._session = Session(device)
+        self._session = Session(device, maps_at_open=True)
         self._length = -(-device.map_length // mmap.PAGESIZE) * mmap.PAGESIZE
         self._lock = threading.Lock()
         self._backing: _Backing | None = None

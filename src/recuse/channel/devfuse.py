@@ -16,7 +16,7 @@ from recuse.channel.directory import DIRECTORY_MODE, Directory
 from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
-from recuse.server.device import Device, device_makes_files
+from recuse.server.device import Device, device_makes_files, device_uses_memory
 from recuse.wire.fuse import (
     FUSE_ATOMIC_O_TRUNC,
     FUSE_BATCH_FORGET,
@@ -168,6 +168,11 @@ class DevFuse:
                 yield (
                     f"{node}: ioctls that make a new descriptor fail (EOPNOTSUPP): "
                     "Linux's FUSE has no such thing"
+                )
+            if device.unrestricted and device_uses_memory(device):
+                yield (
+                    f"{node}: ioctls that use other memory than their number tells of fail (EIO): "
+                    "Linux's FUSE lets none through"
                 )
 
     def _unmount(self) -> None:

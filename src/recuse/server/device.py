@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Awaitable, Mapping
 
-from recuse.server.file import FILE_MAKERS, File
+from recuse.server.file import FILE_MAKERS, MEMORY_USERS, File
 from recuse.server.request import OpenRequest
 from recuse.server.sysfs import Value, info_strings, wrong_subsystem, wrong_sysfs
 from recuse.wire.cuse import CUSE_INIT_INFO_MAX, RECUSE_NODE_INFO, RECUSE_SYSFS
@@ -160,6 +160,14 @@ def device_makes_files(device: Device) -> bool:
     modules of its class and of those that it is derived from, when it is asked.
     """
     return any(cls.__module__ in FILE_MAKERS for cls in type(device).__mro__)
+
+
+def device_uses_memory(device: Device) -> bool:
+    """Whether ioctls of the device seem to use memory of which their numbers do not tell.
+
+    This goes by the same as `device_makes_files`.
+    """
+    return any(cls.__module__ in MEMORY_USERS for cls in type(device).__mro__)
 
 
 _RANGES = {

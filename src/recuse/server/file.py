@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FILE_MAKERS: set[str] = set()
 """The modules that have a File whose ioctls make new files."""
+MEMORY_USERS: set[str] = set()
+"""Those that have one whose ioctls use memory of which their numbers do not tell."""
 
 
 class File:
@@ -61,6 +63,8 @@ class File:
         cls._ioctl_table = table = IoctlTable(cls)
         if table.makes_files:
             FILE_MAKERS.add(cls.__module__)
+        if table.uses_memory:
+            MEMORY_USERS.add(cls.__module__)
 
     @property
     def nonblocking(self) -> bool:

@@ -200,6 +200,14 @@ class IoctlTable:
         """Whether one of them answers with a new file."""
         return any(handler.argument.descriptor is not None for handler in self._exact.values())
 
+    @property
+    def uses_memory(self) -> bool:
+        """Whether one of them uses memory of the program of which its number does not tell."""
+        return any(handler.takes_memory for handler in self._any_size.values()) or any(
+            handler.takes_memory or handler.argument.size(command) > command_size(command)
+            for command, handler in self._exact.items()
+        )
+
     def _add(self, cls: type, name: str, declaration: Declaration) -> None:
         table = self._any_size if declaration.any_size else self._exact
         other = table.get(declaration.command)

@@ -34,7 +34,15 @@ _PROT_WRITE = 0x2
 class MmapRequest(Request):
     """The request that `File.mmap` answers: the arguments of mmap(2)."""
 
-    __slots__ = ()
+    __slots__ = ("at_open",)
+
+    def __init__(self, exchange: Exchange, at_open: bool) -> None:
+        super().__init__(exchange)
+        self.at_open = at_open
+        """Whether it is asked when the file is opened, for all that programs will map of it.
+
+        So it is on a FUSE mount (`recuse serve --mount`), where Linux does not tell what that is.
+        """
 
     @property
     def address(self) -> int:
@@ -104,15 +112,18 @@ class Mapping:
 class Mappings:
     """Those of one session, by the number of the MMAP that each was made for."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, at_open: bool) -> None:
+        """Make it empty; ``at_open`` is what each `MmapRequest` is to tell."""
         self._runner = runner
+        self._at_open = at_open
         self._mappings: dict[int, tuple[File, Mapping]] = {}
 
     # Each of these answers the exchange, or has it answered.
 
     def mmap(self, exchange: Exchange, file: File) -> None:
         """Serve RECUSE_MMAP."""
-        self._runner.run(exchange, file.mmap, self._answer, (exchange, file), MmapRequest(exchange))
+        request = MmapRequest(exchange, self._at_open)
+        self._runner.run(exchange, file.mmap, self._answer, (exchange, file), request)
 
     def _answer(self, returned: Any, context: tuple[Exchange, File]) -> bytes:
         exchange, file = context

@@ -25,7 +25,9 @@ Area = tuple[int, int]
 """Address and size in bytes, the size more than 0."""
 
 _ADDRESS_END = 1 << 64
-_RESTRICTED = ", of which the command's number does not tell, and the device is restricted"
+_RESTRICTED = (
+    ", of which the command's number does not tell, and the device is restricted or on a FUSE mount"
+)
 
 
 class MoreMemory(BaseException):

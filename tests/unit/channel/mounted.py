@@ -47,6 +47,7 @@ class BoardFile(File):
         self.device.area[: len(data)] = data
 
     def mmap(self, request):
+        assert request.at_open
         self.device.happened.put(("mmap", request.size, request.protection))
         return self.device.area
 

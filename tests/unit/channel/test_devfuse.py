@@ -12,13 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from recuse import IOR, Device, File
+from recuse import IO, IOR, Device, File, ioctl
 from recuse.channel import devfuse
 from recuse.channel.devcuse import Channel
 from recuse.channel.devfuse import DevFuse
+from recuse.server.file import MEMORY_USERS
 from recuse.wire.fuse import FUSE_INTERRUPT, fuse_in_header
 
 from .mounted import WAIT_S, Board, Plain, Program, run, shell
+
+
+class Pair(ctypes.Structure):
+    _fields_ = (("count", ctypes.c_uint32), ("place", ctypes.c_uint32))
+
 
 # Names.
 
@@ -166,6 +172,34 @@ assert int.from_bytes(room, sys.byteorder) == 42
 fails(errno.ENOTTY, fcntl.ioctl, file, {IOR("b", 2, ctypes.c_int)}, room)
 """
     run(directory, code)
+
+
+@pytest.mark.parametrize(
+    ("handler", "told"),
+    [
+        (ioctl(IOR("t", 1, Pair), Pair)(lambda self, pair: None), False),
+        (ioctl(IO("t", 2))(lambda self: 0), False),
+        (ioctl(0x705, Pair, direction="r")(lambda self, pair: None), True),
+        (ioctl(IOR("t", 1, Pair), Pair)(lambda self, pair, memory: None), True),
+        (ioctl(IOR("t", 1, 0), bytes)(lambda self, memory: b""), True),
+    ],
+    ids=["told", "number", "untold", "memory", "bytes"],
+)
+def test_ioctls_that_use_other_memory_are_among_the_limits(directory, handler, told):
+    MEMORY_USERS.discard(__name__)  # by another test's files
+    type("Files", (File,), {"__module__": __name__, "handler": handler})
+
+    class Asked(Plain):
+        pass
+
+    lines = [line for line in DevFuse([Asked()], str(directory)).limits() if "(EIO)" in line]
+    assert bool(lines) == told
+    if told:
+        assert lines[0].startswith(f"{directory}/plain: ioctls that use other memory than")
+    assert not any("(EIO)" in x for x in DevFuse([Plain()], str(directory)).limits())
+    assert not any(
+        "(EIO)" in x for x in DevFuse([Asked(unrestricted=False)], str(directory)).limits()
+    )
 
 
 def test_poll(mount, directory):

@@ -45,7 +45,7 @@ class Mapped(File):
     def mmap(self, request: MmapRequest) -> Area:
         self.log.append(
             (request.operation, request.length, request.offset, request.size, request.protection,
-             request.flags, request.private, request.address)
+             request.flags, request.private, request.address, request.at_open)
         )  # fmt: skip
         return Area(request.size, dont_expand=True)
 
@@ -117,7 +117,7 @@ def test_a_mapping_from_its_beginning_to_its_end(peer: Peer) -> None:
     assert out.flags == RECUSE_MMAP_DONT_EXPAND
     assert peer.call(RECUSE_MMAP_COMMIT, commit(fh, unique, out.area)) == b""
     log = files[0].log
-    asked = ("mmap", 8192, 4096, 12288, READ_WRITE, mmap.MAP_SHARED, False, 0x1000)
+    asked = ("mmap", 8192, 4096, 12288, READ_WRITE, mmap.MAP_SHARED, False, 0x1000, False)
     assert log[0] == asked
     mapping = log[1]
     assert (mapping.address, mapping.length, mapping.offset) == (0x7000, 8192, 4096)
