@@ -18,6 +18,7 @@ locks.  Only the pictures are painted in other ones.
 """
 
 import asyncio
+import errno
 import logging
 from collections.abc import Iterable
 from fractions import Fraction
@@ -76,18 +77,26 @@ class Camera(Device):
         fps: int = 30,
         width: int = 640,
         height: int = 480,
+        *,
         draw: Draw | None = None,
+        streaming: bool = True,
     ) -> None:
         """Make /dev/videoNUMBER with ``fps`` frames a second, or what is left if they are late.
 
         ``width`` and ``height`` are what it begins with.  ``draw`` makes pictures of your own: it
         is given a frame's number, width and height, and returns an array (height, width, 3) of
-        bytes, red, green and blue.
+        bytes, red, green and blue.  Without ``streaming`` it says that it has no buffers to be
+        mapped: programs read(2) frames, as Linux's own CUSE allows no more.
+
+        Raises ValueError if there is less than one frame a second.
         """
+        if fps < 1:
+            raise ValueError(f"{fps} frames a second")
         super().__init__(name=f"video{number}", major=VIDEO_MAJOR, minor=number)
         self.card = f"recuse camera {number}"
         self.sysfs = {"name": f"{self.card}\n", "index": "0\n", "dev_debug": "0\n"}
         self.bus_info = f"platform:recuse-{number}"
+        self.file = CameraFile if streaming else ReadOnlyFile
         self.fastest = Fraction(1, fps)
         self.interval = self.fastest
         """Seconds between two frames."""
@@ -98,7 +107,7 @@ class Camera(Device):
         self._painter = Painter(draw)
 
     async def open(self, request: OpenRequest) -> "CameraFile":
-        file = CameraFile(self)
+        file = self.file(self)
         self.opened.add(file)
         return file
 
@@ -159,6 +168,7 @@ class CameraFile(QueueFile):
     """An open of the camera."""
 
     device: Camera
+    capabilities = CAPABILITIES
 
     def __init__(self, camera: Camera) -> None:
         super().__init__()
@@ -179,8 +189,8 @@ class CameraFile(QueueFile):
     async def querycap(self, told: raw.v4l2_capability) -> None:
         told.driver, told.card = b"recuse", self.camera.card.encode()
         told.bus_info, told.version = self.camera.bus_info.encode(), VERSION
-        told.device_caps = int(CAPABILITIES)
-        told.capabilities = int(CAPABILITIES | raw.Capability.DEVICE_CAPS)
+        told.device_caps = int(self.capabilities)
+        told.capabilities = int(self.capabilities | raw.Capability.DEVICE_CAPS)
 
     @handles(raw.IOC.ENUMINPUT, raw.v4l2_input)
     async def enuminput(self, asked: raw.v4l2_input) -> raw.v4l2_input:
@@ -274,6 +284,18 @@ class CameraFile(QueueFile):
             nearest = min((fastest * by for by in SLOWER), key=lambda one: abs(one - interval))
         self.camera.interval = nearest
         return await self.g_parm(asked)
+
+
+class ReadOnlyFile(CameraFile):
+    """An open of a camera that has no buffers."""
+
+    capabilities = CAPABILITIES & ~raw.Capability.STREAMING
+
+    async def none(self, _: object) -> None:
+        """Answer as if there was no such command."""
+        raise OSError(errno.ENOTTY, "no streaming")
+
+    reqbufs = create_bufs = querybuf = qbuf = dqbuf = streamon = streamoff = none  # type: ignore[assignment]
 
 
 def _told(pix: raw.v4l2_pix_format) -> raw.v4l2_format:

@@ -185,6 +185,44 @@ def test_v4l2_compliance(run: Run, needs: Needs) -> None:
         assert f"test {test}: OK\n" in output.replace("\r", "\n")
 
 
+def test_v4l2_ctl_sets_controls(ctl: Callable[..., list[str]]) -> None:
+    asked = "--get-ctrl=brightness,test_pattern"
+    assert ctl("--set-ctrl=brightness=99,test_pattern=2", asked) == [
+        "brightness: 99",
+        "test_pattern: 2 (Chessboard)",
+    ]
+
+
+# ---- without buffers, which Linux's own CUSE cannot have: tests/vm runs these there
+
+
+def test_v4l2_compliance_without_buffers(run: Run, needs: Needs) -> None:
+    needs("v4l2-compliance", "v4l-utils")
+    outcome = run("camera.py,streaming=no", "v4l2-compliance", "-d", "/dev/video9", "-s10")
+    output = outcome.stdout.decode()
+    assert "54, Succeeded: 54, Failed: 0" in output.splitlines()[-1], output
+    output = output.replace("\r", "\n")
+    assert "test read/write: OK\n" in output
+    assert "test MMAP (select): OK (Not Supported)\n" in output
+
+
+def test_ffmpeg_says_why_it_cannot_stream(run: Run, needs: Needs) -> None:
+    """And reads the same frames when it is told to."""
+    needs("ffmpeg", "ffmpeg")
+    spec, ffmpeg = "camera.py,streaming=no,width=320,height=240", ["ffmpeg", "-v", "error"]
+    outcome = run(spec, *ffmpeg, "-f", "v4l2", "-i", "/dev/video9", "-f", "null", "-")
+    assert outcome.returncode != 0
+    assert b"does not support the streaming I/O method" in outcome.stderr
+    form = ["-f", "rawvideo", "-pixel_format", "yuyv422"]
+    outcome = run(
+        spec,
+        *[*ffmpeg, *form, "-video_size", "320x240", "-i", "/dev/video9"],
+        *["-frames:v", "3", "-vsync", "passthrough", "-f", "rawvideo", "-"],
+    )
+    assert outcome.returncode == 0
+    assert len(check(frames_of(outcome.stdout, SMALL), SMALL)) == 3
+
+
 # ---- other programs
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from recuse.channel.devfuse import DevFuse
 from recuse.cli.spec import load, parse
+from tests.conftest import Needs
+from tests.examples.frames import FAST, SMALL, check, frames_of
 
 from .conftest import ROOT, WAIT_S
 
@@ -35,3 +37,19 @@ def test_it_is_mounted_and_cannot_be_mapped(tmp_path: Path) -> None:
         program = [sys.executable, "-c", MAP, f"{tmp_path}/fmmap"]
         subprocess.run(program, check=True, timeout=WAIT_S)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_camera_is_read_and_cannot_be_mapped(tmp_path: Path, needs: Needs) -> None:
+    needs("ffmpeg", "ffmpeg")
+    camera, file = load(parse(str(ROOT / "examples" / FAST))), f"{tmp_path}/video9"
+    with closing(DevFuse([camera], str(tmp_path))) as served:
+        served.start()
+        if served.maps:
+            pytest.skip("this kernel has FUSE passthrough")
+        argv = ["head", "-c", str(320 * 240 * 2), file]
+        data = subprocess.run(argv, capture_output=True, check=True, timeout=WAIT_S).stdout
+        assert len(check(frames_of(data, SMALL), SMALL)) == 1
+        argv = ["ffmpeg", "-v", "error", "-f", "v4l2", "-i", file, "-f", "null", "-"]
+        done = subprocess.run(argv, capture_output=True, check=False, timeout=WAIT_S)
+        assert done.returncode != 0
+        assert b"mmap: No such device" in done.stderr
