@@ -1,5 +1,6 @@
 """The examples with their real programs, as an ordinary user without any capability."""
 
+import base64
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Needs
+from tests.examples.frames import FAST, Look, check, frames_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = "/usr/share/doc/libfuse3-dev/examples"
@@ -30,10 +32,35 @@ def directory() -> Iterator[Path]:
         directory = Path(name)
         for package in packages:
             shutil.copytree(package, directory / package.name)
-        directory.chmod(0o755)
-        for path in directory.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
+        for_everybody(directory)
         yield directory
+
+
+def for_everybody(directory: Path) -> None:
+    directory.chmod(0o755)
+    for path in directory.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+@pytest.fixture
+def directory_with_pictures(directory: Path) -> Path:
+    """The same directory, with what the camera needs."""
+    import linuxpy  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+    import simplejpeg  # noqa: PLC0415
+
+    for package in (linuxpy, np, simplejpeg):
+        made = Path(package.__file__ or "").parent
+        # The libraries that a wheel brings are beside it.
+        for source in (made, made.with_name(f"{made.name}.libs")):
+            if source.exists() and not (directory / source.name).exists():
+                shutil.copytree(
+                    source,
+                    directory / source.name,
+                    ignore=shutil.ignore_patterns("tests", "*.pyc"),
+                )
+                for_everybody(directory / source.name)
+    return directory
 
 
 @pytest.fixture
@@ -112,6 +139,25 @@ def test_libgpiods_programs(as_nobody: Run, needs: Needs) -> None:
         "examples/gpiochip.py", "gpiodetect && gpioset gpiochip9 0=1 && gpioget gpiochip9 1 3"
     )
     assert output == "gpiochip9 [recuse] (8 lines)\n1 0\n"
+
+
+def test_a_camera(as_nobody: Run, needs: Needs, directory_with_pictures: Path) -> None:
+    """Programs map its frames; that takes another process's memory."""
+    needs("v4l2-ctl", "v4l-utils")
+    python = sys.executable if os.geteuid() else str(needs("/usr/bin/python3", "python3"))
+    command = [python, "-c", "import numpy, simplejpeg"]
+    environment = {"PYTHONPATH": str(directory_with_pictures)}
+    if subprocess.run(command, env=environment, check=False, stderr=subprocess.PIPE).returncode:
+        pytest.skip(f"{python} is another Python than numpy here is for")
+    output = as_nobody(
+        "examples/" + FAST,
+        "v4l2-ctl -d 9 --set-ctrl brightness=100 --get-ctrl brightness; { v4l2-ctl -d 9 "
+        "--stream-mmap --stream-count=3 --stream-to=/dev/fd/3 >/dev/null 2>&1; } 3>&1 | base64",
+    )
+    title, _, data = output.partition("\n")
+    assert title == "brightness: 100"
+    look = Look(320, 240, brightness=100)
+    assert len(check(frames_of(base64.b64decode(data), look), look)) == 3
 
 
 def test_drawing(as_nobody: Run, needs: Needs) -> None:
