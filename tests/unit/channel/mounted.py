@@ -57,7 +57,11 @@ class BoardFile(File):
 
     def unmapped(self, mapping):
         assert mapping.area is self.device.area
-        self.device.happened.put(("unmapped", current_request().operation))
+        try:
+            operation = current_request().operation
+        except LookupError:  # no request: the mount ended before the kernel had told of the close
+            operation = "end"
+        self.device.happened.put(("unmapped", operation))
 
     def release(self):
         self.device.happened.put("release")
