@@ -30,17 +30,14 @@ and nobody is called with it held.
 """
 
 import errno
-import logging
-import threading
 from collections.abc import Callable
-from enum import Enum
 from typing import NoReturn, Protocol
 
 from recuse.kernel.errors import os_error as os_error  # noqa: PLC0414  # for the others
 from recuse.kernel.notify import notified_poller
-from recuse.kernel.poll import PolledFiles
-from recuse.kernel.queue import RequestQueue
-from recuse.kernel.request import FINISHED, PENDING, PROCESSING, WAITING, Reply, Request
+from recuse.kernel.programs import ConnectionState as ConnectionState  # noqa: PLC0414
+from recuse.kernel.programs import ProgramsSide, log, tell
+from recuse.kernel.request import Reply, Request
 from recuse.wire.descriptor import BytesWithDescriptor
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
@@ -51,8 +48,6 @@ from recuse.wire.fuse import (
     fuse_out_header,
     fuse_write_in,
 )
-
-log = logging.getLogger("recuse.kernel")
 
 _pack_in_header = fuse_in_header.CODEC.pack
 _unpack_out_header = fuse_out_header.CODEC.unpack_from
@@ -66,24 +61,6 @@ _COPY_LIMIT = 4096
 """Payloads up to this many bytes are copied from the message, which is faster than a view."""
 
 _INTERRUPT_BIT = 1
-
-_LIMIT_MAX = (1 << 16) - 1
-"""fs/fuse/control.c, fuse_conn_limit_write, for an administrator."""
-
-
-class ConnectionState(Enum):
-    """See the table at the top."""
-
-    INITIALISING = "initialising"
-    CONNECTED = "connected"
-    REFUSED = "refused"
-    ABORTED = "aborted"
-
-
-_INITIALISING = ConnectionState.INITIALISING
-_CONNECTED = ConnectionState.CONNECTED
-_REFUSED = ConnectionState.REFUSED
-_ABORTED = ConnectionState.ABORTED
 
 
 class Tap(Protocol):
@@ -105,7 +82,7 @@ class Tap(Protocol):
         """Take note that it is gone."""
 
 
-class Connection:
+class Connection(ProgramsSide):
     """All requests of the programs that use one device, on their way to its server and back.
 
     init is the request that the server has to answer before any other is sent, accept is called
@@ -119,209 +96,28 @@ class Connection:
     """
 
     def __init__(self, init: Request, accept: Callable[[Reply], None]) -> None:
-        self.state = _INITIALISING
-        self.on_pending: Callable[[], None] | None = None
+        super().__init__(init, accept)
         self.tap: Tap | None = None
-        self.minor = 0
-        """Of the protocol version that both sides speak, 7.minor."""
-        self.no_interrupt = False
-        """The server has answered an INTERRUPT with ENOSYS: it gets no more of them.
-
-        But for the requests that there were by then.
-        """
-        self._interruptible = 0
-        """The number of the last of those."""
-        self.error_when_aborted = errno.ENOTCONN
-        """What calls on files that are still open fail with once the connection was aborted."""
-        self.polled = PolledFiles()
-        self._lock = threading.Lock()
-        # For the three methods that each request passes: "with" takes twice as long.
-        self._acquire = self._lock.acquire
-        self._release = self._lock.release
-        self._queue = RequestQueue()
-        self._at_end: list[Callable[[], None]] = []
         self._min_read = FUSE_MIN_READ_BUFFER
-        init.done = accept
-        if init.background:
-            self._queue.queue(init)
-            self._queue.admitted = 0
-        else:
-            self._queue.admit(init)
-
-    @property
-    def waiting(self) -> int:
-        """How many requests have not been answered (sysfs: class/cuse/NAME/waiting)."""
-        return len(self._queue)
-
-    @property
-    def max_background(self) -> int:
-        """How many requests in the background are sent at a time: 0 to 65535, at first 12.
-
-        Setting it lets requests go on that are held for it.
-        """
-        return self._queue.max_background
-
-    @max_background.setter
-    def max_background(self, number: int) -> None:
-        # fs/fuse/control.c, fuse_conn_max_background_write.
-        _check_limit(number)
-        with self._lock:
-            self._queue.set_max_background(number)
-            self._admit_held()
-        self._notify_admitted()
-
-    @property
-    def congestion_threshold(self) -> int:
-        """From how many requests in the background on it is `congested`: 0 to 65535, at first 9."""
-        return self._queue.congestion_threshold
-
-    @congestion_threshold.setter
-    def congestion_threshold(self, number: int) -> None:
-        _check_limit(number)
-        self._queue.congestion_threshold = number
-
-    @property
-    def congested(self) -> bool:
-        """Whether so many requests are in the background that new ones had better wait."""
-        return self._queue.num_background >= self._queue.congestion_threshold
 
     @property
     def readable(self) -> bool:
         """Whether there is something that `read` would return now."""
         return bool(self._queue.pending or self._queue.interrupts)
 
-    @property
-    def ended(self) -> bool:
-        """Whether it was refused or aborted."""
-        return self.state is _ABORTED or self.state is _REFUSED
-
-    # INIT
+    def expect_writes(self, max_write: int) -> None:
+        """Have the server's read buffer hold a WRITE of so many bytes, whatever becomes of INIT."""
+        self._min_read = max(FUSE_MIN_READ_BUFFER, _IN_HEADER_SIZE + fuse_write_in.SIZE + max_write)
 
     def initialised(self, minor: int, max_write: int) -> bool:
         """Let requests through: INIT was answered.  False if the connection has ended meanwhile.
 
         max_write is in bytes: from now on the server's read buffer has to hold a WRITE of them.
         """
-        with self._lock:
-            if self.state is not _INITIALISING:
-                return False
-            self.minor = minor
-            self.expect_writes(max_write)
-            self.state = _CONNECTED
-            self._admit_held()
-        self._notify_admitted()
-        return True
-
-    def expect_writes(self, max_write: int) -> None:
-        """Have the server's read buffer hold a WRITE of so many bytes, whatever becomes of INIT."""
-        self._min_read = max(FUSE_MIN_READ_BUFFER, _IN_HEADER_SIZE + fuse_write_in.SIZE + max_write)
-
-    def _admit_held(self) -> None:
-        """Let the requests on that are held, as far as they may; with the lock held."""
-        queue = self._queue
-        if self.state is _CONNECTED:
-            for request in list(queue.waiting):
-                if not request.background:
-                    queue.admit(request)
-                    queue.admitted += 1
-                elif request.force or not queue.blocked:
-                    queue.queue(request)
-
-    def _background_ended(self) -> None:
-        """Let others follow a request in the background that has finished; without the lock."""
-        with self._lock:
-            self._admit_held()
-        self._notify_admitted()
-
-    def _notify_admitted(self) -> None:
-        """Tell of the requests that the queue has admitted by itself; without the lock."""
-        with self._lock:
-            admitted, self._queue.admitted = self._queue.admitted, 0
-        for _ in range(admitted):
-            self._notify_reader()
-
-    def refuse(self) -> None:
-        """End the connection for lack of a usable answer to INIT."""
-        self._end(_REFUSED, errno.ECONNREFUSED)
-
-    # The programs' side
-
-    def submit(self, request: Request, done: Callable[[Reply], None] | None = None) -> None:
-        """Send a request; ``done`` is called with its reply once, maybe before this returns.
-
-        Without ``done``, look at ``request.reply`` and then call `watch`.
-        """
-        self._acquire()
-        try:
-            state = self.state
-            if request.background and state is _CONNECTED:
-                self._queue.hold(request)
-                self._admit_held()
-            elif state is _CONNECTED:
-                self._queue.admit(request)
-            elif state is _INITIALISING:
-                self._queue.hold(request)
-            else:
-                error = errno.ECONNREFUSED if state is _REFUSED else self.error_when_aborted
-                self._queue.finish(request, Reply(-error))
-            request.done = done
-        finally:
-            self._release()
-        if request.background and state is _CONNECTED:
-            self._notify_admitted()
-        elif state is _CONNECTED:
-            on_pending = self.on_pending
-            if on_pending is not None:
-                try:
-                    on_pending()
-                except Exception:
-                    self._channel_failed()
-        elif state is not _INITIALISING:
-            _tell(request)
-
-    def watch(self, request: Request, done: Callable[[Reply], None]) -> bool:
-        """Have ``done`` called with the reply, and return True; False if it is finished already."""
-        with self._lock:
-            if request.state is FINISHED:
-                return False
-            request.done = done
-            return True
-
-    def requests_of(self, pid: int) -> list[Request]:
-        """Return the unfinished requests of a calling thread: usually one."""
-        with self._lock:
-            return [request for request in self._queue.unfinished() if request.pid == pid]
-
-    def interrupt(self, request: Request, *, fatal: bool = True) -> None:
-        """Tell the server of a signal for the caller, once.
-
-        An INTERRUPT is sent, if need be as soon as the server has read the request, which stays
-        until the server replies to it. Unless the signal is fatal, and so the caller has left the
-        system call: a request that the server has not read is then finished with EINTR; but not
-        one that has `force`.
-        """
-        # fs/fuse/dev.c, request_wait_answer.
-        with self._lock:
-            state = request.state
-            if state is FINISHED or (request.background and state is not WAITING):
-                return  # nobody waits for it
-            if fatal and (state is PENDING or state is WAITING) and not request.force:
-                self._queue.finish(request, Reply(-errno.EINTR))
-            elif request.interrupted and request not in self._queue.interrupts:
-                return
-            else:
-                if self.no_interrupt and request.unique > self._interruptible:
-                    return
-                request.interrupted = True
-                if state is not PROCESSING:
-                    return
-                self._queue.interrupt(request)
-        if request.reply is None:
-            self._notify_reader()
-        else:
-            _tell(request)
-
-    # The server's side
+        if self.state is not ConnectionState.INITIALISING:
+            return False
+        self.expect_writes(max_write)
+        return self._initialised(minor)
 
     def read(self, size: int) -> bytes:
         """Return the next message for the server, for a buffer of ``size`` bytes.
@@ -376,7 +172,7 @@ class Connection:
             self._release()
             if unfit is not None:
                 for request in unfit:
-                    _tell(request)
+                    tell(request)
                     if request.background:
                         self._background_ended()
         tap = self.tap
@@ -437,7 +233,7 @@ class Connection:
         finally:
             self._release()
         if request.done is not None:
-            _tell(request)
+            tell(request)
         if request.background:
             self._background_ended()
         if malformed:
@@ -469,7 +265,7 @@ class Connection:
                 self._reply_to_interrupt(unique, error, size)
                 raise os_error(errno.EFAULT)
             self._queue.finish(request, Reply(-errno.EIO))
-        _tell(request)
+        tell(request)
         if request.background:
             self._background_ended()
         fits = not error and request.min_reply <= size <= request.max_reply
@@ -499,77 +295,9 @@ class Connection:
         kh = notified_poller(code, message[_OUT_HEADER_SIZE:], size - _OUT_HEADER_SIZE)
         self.polled.notify(kh)
 
-    # The end
-
-    def abort(self) -> None:
-        """Finish all requests with ECONNABORTED and take no more; again, do nothing."""
-        # fs/fuse/dev.c, fuse_abort_conn.
-        self._end(_ABORTED, errno.ECONNABORTED)
-
-    def at_end(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called when the connection has ended; now, if it has.
-
-        By then no request is left, so it may take its time.
-        """
-        with self._lock:
-            if not self.ended:
-                self._at_end.append(callback)
-                return
-        callback()
-
-    def _end(self, state: ConnectionState, error: int) -> None:
-        with self._lock:
-            if self.ended:
-                # Refused and then closed: new requests learn of the latter.
-                self.state = _ABORTED if state is _ABORTED else self.state
-                return
-            self.state = state
-            ending = self._queue.unfinished()
-            for request in ending:
-                self._queue.finish(request, Reply(-error))
-            callbacks, self._at_end = self._at_end, []
-        self.polled.end()
-        for request in ending:
-            _tell(request)
-        for callback in callbacks:
-            try:
-                callback()
-            except Exception:
-                log.exception("a callback at the end of a connection failed")
-
-    def _notify_reader(self) -> None:
-        on_pending = self.on_pending
-        if on_pending is not None:
-            try:
-                on_pending()
-            except Exception:
-                self._channel_failed()
-
     def _tap_failed(self) -> None:
         self.tap = None
         log.exception("a connection's tap failed and was taken off")
-
-    def _channel_failed(self) -> None:
-        log.exception("a channel failed, its connection is aborted")
-        self.abort()
-
-
-def _check_limit(number: int) -> None:
-    """Raise OSError(EINVAL) for what cannot be a limit of fusectl's."""
-    if not 0 <= number <= _LIMIT_MAX:
-        raise os_error(errno.EINVAL)
-
-
-def _tell(request: Request) -> None:
-    """Give a finished request's reply to who waits for it."""
-    done = request.done
-    # An operation's callback refers to the request: without this they would keep each other.
-    request.done = None
-    if done is not None and request.reply is not None:
-        try:
-            done(request.reply)
-        except Exception:
-            log.exception("%r: its reply was not taken", request)
 
 
 def _interrupt_message(request: Request) -> bytes:
