@@ -9,9 +9,8 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
-from recuse.kernel.caller import Caller, Memory
+from recuse.kernel.caller import Caller
 from recuse.kernel.connection import os_error
 from recuse.kernel.devices import TRANSFER_MIN, CharDevice
 from recuse.kernel.ioctl import Install, do_ioctl
@@ -26,7 +25,8 @@ from recuse.kernel.mmap import (
 )
 from recuse.kernel.operation import Operation
 from recuse.kernel.poll import do_poll
-from recuse.kernel.request import MAX_PAGES, PAGE_SIZE, Request
+from recuse.kernel.request import Request
+from recuse.kernel.segments import Segment, length_of, load, part_of, store
 from recuse.wire.fuse import (
     FUSE_OPEN,
     FUSE_READ,
@@ -42,12 +42,6 @@ from recuse.wire.fuse import (
     fuse_write_in,
     fuse_write_out,
 )
-
-Segment: TypeAlias = tuple[int, int]
-"""Address and length in bytes of a part of a buffer in the caller's memory."""
-
-MAX_TRANSFER = 0x7FFFF000
-"""Most bytes that one read or write transfers (MAX_RW_COUNT)."""
 
 _MAX_POSITION = (1 << 63) - 1
 
@@ -169,7 +163,7 @@ class OpenFile:
         try:
             # Usually there is nothing to split: no device takes less.
             fits = len(segments) == 1 and segments[0][1] <= TRANSFER_MIN
-            total = segments[0][1] if fits else _total(segments)
+            total = segments[0][1] if fits else length_of(segments)
             position = self._start(self._readable, offset, total)
             memory = caller.memory
             limit = self.device.max_read
@@ -180,7 +174,7 @@ class OpenFile:
                     areas = segments
                     fits = False
                 else:
-                    areas = _areas(segments, transferred, min(limit, total - transferred))
+                    areas = part_of(segments, transferred, min(limit, total - transferred))
                 wanted = 0
                 for address, length in areas:
                     room = memory.writable(address, length)
@@ -205,7 +199,7 @@ class OpenFile:
                     error = -reply.error
                     break
                 count = len(reply.payload)
-                stored = _store(memory, areas, reply.payload) if count else 0
+                stored = store(memory, areas, reply.payload) if count else 0
                 transferred += stored
                 position += stored
                 if stored < count:
@@ -238,7 +232,7 @@ class OpenFile:
         try:
             # Usually there is nothing to split: no device takes less.
             fits = len(segments) == 1 and segments[0][1] <= TRANSFER_MIN
-            total = segments[0][1] if fits else _total(segments)
+            total = segments[0][1] if fits else length_of(segments)
             position = self._start(self._writable, offset, total)
             memory = caller.memory
             limit = self.device.max_write
@@ -249,8 +243,8 @@ class OpenFile:
                     areas = segments
                     fits = False
                 else:
-                    areas = _areas(segments, transferred, min(limit, total - transferred))
-                data = _load(memory, areas)
+                    areas = part_of(segments, transferred, min(limit, total - transferred))
+                data = load(memory, areas)
                 given = len(data)
                 if not given:
                     error = errno.EFAULT
@@ -457,66 +451,3 @@ class OpenFile:
 
 def _nobody() -> None:
     pass
-
-
-def _total(segments: Sequence[Segment]) -> int:
-    return min(sum(length for _, length in segments), MAX_TRANSFER)
-
-
-def _areas(segments: Sequence[Segment], skip: int, limit: int) -> Sequence[Segment]:
-    """Return the parts of segments for one request, which starts ``skip`` bytes into them.
-
-    They have at most ``limit`` bytes, in at most as many pages as Linux takes (MAX_PAGES;
-    fuse_get_user_pages), or as the device needs for ``limit`` bytes if it asked for more than
-    Linux would ever send it.
-    """
-    areas = []
-    pages = max(MAX_PAGES, limit // PAGE_SIZE)
-    for address, length in segments:
-        if skip >= length:
-            skip -= length
-            continue
-        address += skip
-        length = min(length - skip, limit, pages * PAGE_SIZE - address % PAGE_SIZE)
-        skip = 0
-        areas.append((address, length))
-        limit -= length
-        pages -= (address % PAGE_SIZE + length + PAGE_SIZE - 1) // PAGE_SIZE
-        if not limit or not pages:
-            break
-    return areas
-
-
-def _load(memory: Memory, areas: Sequence[Segment]) -> bytes:
-    """Return what is in the areas, up to the first byte that cannot be read."""
-    parts: list[bytes] = []
-    try:
-        if len(areas) == 1:
-            return memory.read(*areas[0])
-        for address, length in areas:
-            part = memory.read(address, length)
-            parts.append(part)
-            if len(part) < length:
-                break
-    except OSError:
-        pass
-    return b"".join(parts)
-
-
-def _store(memory: Memory, areas: Sequence[Segment], data: bytes | memoryview) -> int:
-    """Put data into the areas; return how many bytes could be stored."""
-    stored = 0
-    try:
-        if len(areas) == 1:
-            return memory.write(areas[0][0], data)
-        for address, length in areas:
-            part = data[stored : stored + length]
-            if not part:
-                break
-            count = memory.write(address, part)
-            stored += count
-            if count < len(part):
-                break
-    except OSError:
-        pass
-    return stored

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from recuse.kernel import files
+from recuse.kernel import segments
 from recuse.kernel.files import open_file
 from recuse.kernel.operation import run
 from recuse.wire.fuse import (
@@ -182,8 +182,8 @@ def test_a_request_spans_32_pages() -> None:
 
 
 def test_a_call_transfers_at_most_2_gib_less_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert files.MAX_TRANSFER == (1 << 31) - PAGE
-    monkeypatch.setattr(files, "MAX_TRANSFER", 10_000)
+    assert segments.MAX_TRANSFER == (1 << 31) - PAGE
+    monkeypatch.setattr(segments, "MAX_TRANSFER", 10_000)
     opened = Opened(memory=FakeMemory(128))
     opened.handler = lambda m: takes(m) if m.opcode == FUSE_WRITE else gives(m)
     assert opened.read((0, 11_000)) == 10_000
