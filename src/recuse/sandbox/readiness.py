@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from recuse.channel.workers import Workers
 from recuse.kernel.files import OpenFile
@@ -76,7 +76,7 @@ class Sleeper(NamedTuple):
         return True
 
 
-def _forget_gone(sleepers: dict[int, Sleeper], limit: int) -> int:
+def _forget_gone(sleepers: dict[int, Any], limit: int) -> int:
     """If these are too many, forget whose threads have ended; returns how many are too many then.
 
     Nobody tells of them: a device may never again say that something has changed.
@@ -116,7 +116,12 @@ class Readiness:
         self._waker = waker
         self._lock = threading.Lock()
         self._sleepers: dict[int, Sleeper] = {}
-        self._too_many = _MANY
+        self._passed: dict[int, Sleeps] = {}
+        """Threads that the kernel is to find something ready for in their calls, which was so when
+        the device was asked. Should another thread's call make the end look otherwise before, they
+        go to sleep all the same: those are in doubt."""
+        self._doubtful: dict[int, Sleeps] = {}
+        self._too_many = self._too_many_passed = _MANY
         self._watches: dict[Key, Watch] = {}
         self._woken: dict[int, Sleeper] = {}
         self._queued = False
@@ -129,9 +134,10 @@ class Readiness:
 
     def awake(self, tid: int) -> None:
         """A thread makes another call, so it does not sleep in one before."""
-        if tid in self._sleepers:
+        if tid in self._sleepers or tid in self._passed:
             with self._lock:
                 self._sleepers.pop(tid, None)
+                self._passed.pop(tid, None)
 
     def listed(self, key: Key | None = None, events: int = 0) -> bool:
         """Whether a wait for an epoll, or for any that watches this file, asks the device first."""
@@ -205,6 +211,28 @@ class Readiness:
             self._sleepers[sleeper.caller.pid] = sleeper
             self._show(bits, sleeper.events, seen, fetch)
 
+    def pass_on(
+        self, bits: int, sleeps: Sleeps, events: int, seen: int, fetch: Callable[[], int]
+    ) -> None:
+        """As :meth:`show`, for a call that the kernel will find something ready for.
+
+        ``sleeps`` is what it has to be registered with should it not.
+        """
+        with self._lock:
+            self._pass(sleeps)
+            self._show(bits, events, seen, fetch)
+
+    def _pass(self, sleeps: Sleeps) -> None:
+        self._too_many_passed = _forget_gone(self._passed, self._too_many_passed)
+        self._passed[sleeps[0][1].caller.pid] = sleeps
+
+    def _may_sleep(self, sleeper: Sleeper) -> None:
+        """Ask the device on behalf of a thread that may sleep unregistered."""
+        with self._lock:
+            # If there is another, it is in a later call.
+            self._sleepers.setdefault(sleeper.caller.pid, sleeper)
+            self._put()
+
     def _show(self, bits: int, events: int, seen: int, fetch: Callable[[], int]) -> None:
         end = self._end
         self._raise(bits, events)
@@ -213,6 +241,10 @@ class Readiness:
         fill = bool(events & WRITABLE and not bits & WRITING and end.writable)
         spare = bool(events & EPOLLET and events & WRITABLE and end.spares < 2)
         if drain or calm or fill or spare:
+            if self._passed and (drain or calm or fill):
+                self._doubtful.update(self._passed)
+                self._passed.clear()
+                self._put()
             end.lower(fetch, drain=drain or calm, fill=fill, spare=spare)
             if calm and not drain:
                 # What is urgent goes only with the rest; and what else there is was not asked.
@@ -243,7 +275,11 @@ class Readiness:
             watch.listed = True
         if self._watches:
             self._woken.update(self._waker.sleepers)
-        if self.polled and not self._queued:
+        if self.polled:
+            self._put()
+
+    def _put(self) -> None:
+        if not self._queued:
             self._queued = True
             self._waker.put(self)
 
@@ -255,6 +291,10 @@ class Readiness:
         with self._lock:
             self._queued = False
             woken, self._woken = self._woken, {}
+            doubtful, self._doubtful = self._doubtful, {}
+        for sleeps in doubtful.values():
+            for readiness, sleeper in sleeps:
+                readiness._may_sleep(sleeper)
         watchers = self._waker.of_epolls(woken, self._inode)
         with self._lock:
             for tid in [tid for tid, who in self._sleepers.items() if not who.sleeps()]:
@@ -311,7 +351,11 @@ class Readiness:
                 if who.events & EPOLLET:
                     self._touch(bits & who.events & shown)
             for tid in [tid for tid, who in self._sleepers.items() if who.events & bits]:
-                del self._sleepers[tid]
+                self._pass(((self, self._sleepers.pop(tid)),))
+
+
+Sleeps: TypeAlias = tuple[tuple[Readiness, Sleeper], ...]
+"""One thread, and all that its call waits for."""
 
 
 class Waker:

@@ -2,11 +2,14 @@
 
 Each device among the files is asked (FUSE_POLL). If one is ready, the answer is given here, unless
 there are other files too, which are the kernel's business: then, and if none is ready, the devices'
-descriptors are made to show what the devices say, and the kernel runs the call.
+descriptors are made to show what the devices say, and the kernel runs the call. (Other files that
+come before a device are looked at here, as Linux does not tell a device that anybody waits for it
+once it knows that nobody will.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select as host
@@ -51,17 +54,21 @@ class Files(Protocol):
 
     entries: list[tuple[int, int]]
     """Of each its descriptor, and the events that matter."""
+    strict: bool
+    """Whether a descriptor that is none makes the call fail with EBADF."""
 
     def answer(self, pid: int, bits: list[int]) -> int:
         """Write the result for files that are ready for ``bits``, and return the call's.
 
         Raises:
-            OSError: EFAULT; EBADF.
+            OSError: EFAULT.
         """
 
 
 class PollFiles:
     """``struct pollfd[]``."""
+
+    strict = False
 
     def __init__(self, pid: int, address: int, count: int) -> None:
         """Read it. OSError: EFAULT."""
@@ -88,6 +95,8 @@ class PollFiles:
 
 class SelectFiles:
     """Three ``fd_set``, any of which may be missing."""
+
+    strict = True
 
     def __init__(self, pid: int, addresses: tuple[int, ...], count: int, word: int) -> None:
         """Read them; they are of words of ``word`` bytes. OSError: EFAULT."""
@@ -147,6 +156,8 @@ class _Polling:
         self._files = files
         self._asked = asked
         self._clock = clock
+        self._found: dict[int, int] = {}
+        """By index, what was ready before the devices were asked; if so, this ends the call."""
         ours = {one.index for one in asked}
         self._others = [
             (index, number, events)
@@ -162,22 +173,57 @@ class _Polling:
         """The index from which on no file is waited for: one is ready, or the timeout is 0."""
         if not self._clock.waits:
             return 0
-        first = [other for other in self._others if other[0] < self._asked[-1].index]
-        return min((index for index, _ in self._poll(first)), default=_MOST_FILES)
+        last = self._asked[-1].index
+        found = dict(self._poll([other for other in self._others if other[0] < last]))
+        if not found or self._has_signalfd():
+            return _MOST_FILES
+        self._found = found
+        return min(found)
+
+    def _has_signalfd(self) -> bool:
+        """Whether there is a file among the others that tells only the caller if it is ready."""
+        for _, number, _ in self._others:
+            with contextlib.suppress(OSError):
+                link = os.readlink(f"/proc/{self._call.pid}/fd/{number}")
+                if link == "anon_inode:[signalfd]":
+                    return True
+        return False
 
     def _decide(self) -> int:
         ready = any(one.bits & one.events for one in self._asked)
-        if (ready or not self._clock.waits) and not (self._others and self._expressible()):
+        # Where a file before a device was ready, that device has not been told that anybody waits.
+        # Should that file not be ready any more, the kernel would have the caller sleep for ever.
+        if self._found or (
+            (ready or not self._clock.waits) and not (self._others and self._expressible())
+        ):
             return self._answer()
-        supervisor, call = self._supervisor, self._call
-        for one in self._asked:
-            if ready or not self._clock.waits:
-                one.show(supervisor, call)
-            elif one.readiness is not None:
-                arguments = f" {call.a0:#x} {call.a1:#x} "
-                sleeper = Sleeper(self._asking.caller, arguments, one.events)
-                one.readiness.sleep(one.bits, sleeper, one.seen, one.fetcher(supervisor, call))
+        if not self._clock.waits:
+            for one in self._asked:
+                one.show(self._supervisor, self._call)
+        else:
+            self._leave_to_kernel(ready)
         return PROCEED
+
+    def _leave_to_kernel(self, ready: bool) -> None:
+        """Have the devices' descriptors show what they are ready for, as the kernel will see it.
+
+        Even if one is ready, the kernel may not see that: another thread, whose call comes between,
+        may find it not ready any more, and have its descriptor show that.
+        """
+        supervisor, call = self._supervisor, self._call
+        arguments = f" {call.a0:#x} {call.a1:#x} "
+        waits = [
+            (one, one.readiness, Sleeper(self._asking.caller, arguments, one.events))
+            for one in self._asked
+            if one.readiness is not None
+        ]
+        sleeps = tuple((readiness, sleeper) for _, readiness, sleeper in waits) if ready else ()
+        for one, readiness, sleeper in waits:
+            fetch = one.fetcher(supervisor, call)
+            if ready:
+                readiness.pass_on(one.bits, sleeps, one.events, one.seen, fetch)
+            else:
+                readiness.sleep(one.bits, sleeper, one.seen, fetch)
 
     def _expressible(self) -> bool:
         """Whether the devices' descriptors can show just what they are ready for."""
@@ -191,7 +237,8 @@ class _Polling:
     def _answer(self) -> int:
         supervisor, call = self._supervisor, self._call
         bits = [0] * len(self._files.entries)
-        for index, found in self._poll(self._others):
+        rest = [other for other in self._others if other[0] not in self._found]
+        for index, found in (*self._found.items(), *self._poll(rest)):
             bits[index] = found
         for one in self._asked:
             bits[one.index] = one.bits & one.events
@@ -205,10 +252,13 @@ class _Polling:
         """What ordinary files are ready for now: pairs of index and bits."""
         if not others:
             return []
-        return _poll_others(self._supervisor.tasks.get(self._call.pid).tgid, others)
+        tgid = self._supervisor.tasks.get(self._call.pid).tgid
+        return _poll_others(tgid, others, strict=self._files.strict)
 
 
-def _poll_others(tgid: int, others: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+def _poll_others(
+    tgid: int, others: list[tuple[int, int, int]], *, strict: bool
+) -> list[tuple[int, int]]:
     poll = host.poll()
     found = []
     copies = {}
@@ -217,7 +267,7 @@ def _poll_others(tgid: int, others: list[tuple[int, int, int]]) -> list[tuple[in
             try:
                 copy = fetch_descriptor(tgid, number)
             except OSError as error:
-                if error.errno != errno.EBADF:
+                if error.errno != errno.EBADF or strict:
                     raise
                 found.append((index, POLLNVAL))
                 continue
