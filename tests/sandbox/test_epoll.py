@@ -5,6 +5,7 @@ import os
 import pytest
 
 from recuse.sandbox import Sandbox
+from recuse.sandbox.readiness import _LOST
 
 from .polled import EPOLL, PATIENCE_S, POLL, Box, wait_asleep
 
@@ -369,3 +370,40 @@ sys.stdin.close()
     waker.sleepers = Sleepers()
     assert client(PRELUDE + script) == "[]\n"
     assert 0 < most < 200
+
+
+def test_epolls_that_are_closed_are_forgotten(sandbox, box, start):
+    """But for those that live on in a child, or behind another number."""
+    script = """
+epoll.register(fd, IN)
+if os.fork() == 0:
+    wait()
+    os._exit(0)
+copy = select.epoll.fromfd(os.dup(epoll.fileno()))
+epoll.close()
+for number in range(10, 1010):
+    epoll = select.epoll()
+    os.dup2(epoll.fileno(), number)
+    epoll.close()
+    epoll = select.epoll.fromfd(number)
+    epoll.register(fd, IN | EDGE)
+    epoll.close()
+turn()
+epoll = copy
+wait()
+"""
+    waker = sandbox._machine.descriptors.waker
+    with start(sandbox, PRELUDE + script) as program:
+        box.wait_asked(1001)
+        (readiness,) = waker.watched
+        assert len(readiness._watches) <= 64
+        for key in set(readiness._watches) - {_LOST}:
+            readiness.unwatch(key)
+        (child,) = waker.sleepers
+        wait_asleep(child, *EPOLL)
+        box.put(b"x")
+        assert program.stdout.readline() == b"[(3, 1)]\n"
+        program.stdin.write(b"\n")
+        program.stdin.flush()
+        assert program.stdout.readline() == b"[(3, 1)]\n"
+        assert program.wait(PATIENCE_S) == 0

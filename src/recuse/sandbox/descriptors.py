@@ -38,7 +38,8 @@ from recuse.kernel.operation import run
 from recuse.sandbox.arch import arch
 from recuse.sandbox.native import READY, NativeEnd
 from recuse.sandbox.nodes import Node
-from recuse.sandbox.readiness import Readiness, Waker, watched_by
+from recuse.sandbox.readiness import Readiness
+from recuse.sandbox.waker import Waker, watched_by
 
 if TYPE_CHECKING:
     from recuse.sandbox.channels import ChannelFile

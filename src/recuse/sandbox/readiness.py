@@ -8,18 +8,12 @@ asked again, on behalf of those that sleep, and its descriptor made to look as i
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import operator
-import os
-import queue
-import re
 import threading
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
-from recuse.channel.workers import Workers
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
 from recuse.sandbox.native import (
@@ -32,64 +26,14 @@ from recuse.sandbox.native import (
     WRITING,
     NativeEnd,
 )
-
-if TYPE_CHECKING:
-    from recuse.kernel.caller import Caller
-
-# fs/eventpoll.c, ep_show_fdinfo.
-_TARGET = re.compile(rb"^tfd: +(\d+) events: +([0-9a-f]+) .* ino:([0-9a-f]+) ", re.MULTILINE)
-
-
-_MANY: Final = 64
-"""Sleepers, among whom those are looked for that are gone."""
-
-_LOOKS: Final = 10
-_LOOK_S: Final = 0.0001
-
-
-class Sleeper(NamedTuple):
-    """A thread that the kernel may have put to sleep in a call."""
-
-    caller: Caller
-    arguments: str
-    """The call's first two, as ``/proc/TID/syscall`` shows them."""
-    events: int = 0
-    """That it waits for, of the file that it polls."""
-    epoll: int = -1
-    """The descriptor of the epoll that it waits for, and its process."""
-    tgid: int = 0
-
-    def sleeps(self) -> bool:
-        """Whether the thread may still be in its call, or about to be."""
-        for _ in range(_LOOKS):
-            try:
-                with open(f"/proc/{self.caller.pid}/syscall", "rb", 0) as file:
-                    state = file.read(256).decode()
-            except (FileNotFoundError, ProcessLookupError):
-                return False
-            except OSError:
-                return True
-            if not state.startswith("running"):
-                return self.arguments in state
-            # On its way into the call or out of it: soon it is clear which of them.
-            time.sleep(_LOOK_S)
-        return True
-
-
-def _forget_gone(sleepers: dict[int, Any], limit: int) -> int:
-    """If these are too many, forget whose threads have ended; returns how many are too many then.
-
-    Nobody tells of them: a device may never again say that something has changed.
-    """
-    if len(sleepers) < limit:
-        return limit
-    for tid in [tid for tid in sleepers if not os.path.exists(f"/proc/{tid}")]:
-        del sleepers[tid]
-    return max(_MANY, 2 * len(sleepers))
-
+from recuse.sandbox.waker import MANY, Sleeper, Sleeps, Waker, forget_gone, watched_by
 
 Key: TypeAlias = tuple[int, int]
 """An epoll: the process and the number by which it was given the file."""
+
+_LOST: Final[Key] = (0, -1)
+"""Stands for all epolls that are not to be found there any more. They may be closed, or be
+elsewhere: in a child, behind another number."""
 
 
 class Watch:
@@ -121,8 +65,9 @@ class Readiness:
         the device was asked. Should another thread's call make the end look otherwise before, they
         go to sleep all the same: those are in doubt."""
         self._doubtful: dict[int, Sleeps] = {}
-        self._too_many = self._too_many_passed = _MANY
+        self._too_many = self._too_many_passed = MANY
         self._watches: dict[Key, Watch] = {}
+        self._too_many_watches = MANY
         self._woken: dict[int, Sleeper] = {}
         self._queued = False
         file.wake_pollers = self._changed
@@ -159,6 +104,26 @@ class Readiness:
         with self._lock:
             self._watches[key] = Watch(events)
             self._waker.watched.add(self)
+            too_many = len(self._watches) >= self._too_many_watches
+        if too_many:
+            self._lose_closed({key, _LOST})
+
+    def _lose_closed(self, kept: set[Key]) -> None:
+        """Make those one that are not to be found: nobody tells of the end of an epoll."""
+        others = [(key, watch) for key, watch in list(self._watches.items()) if key not in kept]
+        closed = [(key, watch) for key, watch in others if not self._is_watched_by(key)]
+        with self._lock:
+            for key, watch in closed:
+                if self._watches.get(key) is watch:
+                    self._watches.setdefault(_LOST, Watch(0)).events |= watch.events
+                    del self._watches[key]
+            self._too_many_watches = max(MANY, 2 * len(self._watches))
+
+    def _is_watched_by(self, key: Key) -> bool:
+        try:
+            return any(entry.inode == self._inode for entry in watched_by(*key))
+        except OSError:
+            return False
 
     def unwatch(self, key: Key) -> None:
         """An epoll watches it no more; one that is closed is not told of."""
@@ -207,7 +172,7 @@ class Readiness:
     def sleep(self, bits: int, sleeper: Sleeper, seen: int, fetch: Callable[[], int]) -> None:
         """As :meth:`show`, for a call that will sleep until one of its events comes."""
         with self._lock:
-            self._too_many = _forget_gone(self._sleepers, self._too_many)
+            self._too_many = forget_gone(self._sleepers, self._too_many)
             self._sleepers[sleeper.caller.pid] = sleeper
             self._show(bits, sleeper.events, seen, fetch)
 
@@ -223,7 +188,7 @@ class Readiness:
             self._show(bits, events, seen, fetch)
 
     def _pass(self, sleeps: Sleeps) -> None:
-        self._too_many_passed = _forget_gone(self._passed, self._too_many_passed)
+        self._too_many_passed = forget_gone(self._passed, self._too_many_passed)
         self._passed[sleeps[0][1].caller.pid] = sleeps
 
     def _may_sleep(self, sleeper: Sleeper) -> None:
@@ -352,103 +317,3 @@ class Readiness:
                     self._touch(bits & who.events & shown)
             for tid in [tid for tid, who in self._sleepers.items() if who.events & bits]:
                 self._pass(((self, self._sleepers.pop(tid)),))
-
-
-Sleeps: TypeAlias = tuple[tuple[Readiness, Sleeper], ...]
-"""One thread, and all that its call waits for."""
-
-
-class Waker:
-    """The threads that ask devices again which have said that something changed.
-
-    They do so when they are in the middle of something, perhaps with a lock held that their answer
-    needs: so not there.
-    """
-
-    def __init__(self) -> None:
-        self.watched: set[Readiness] = set()
-        """What epolls watch."""
-        self.sleepers: dict[int, Sleeper] = {}
-        """The threads that may sleep in a wait for an epoll.
-
-        A thread gets in here only while no device is on its epoll's ready list, and a device gets
-        onto that list together with a look in here, both under :attr:`lock`: so either of the two
-        asks the device, and not both.
-        """
-        self.lock = threading.Lock()
-        self._too_many = _MANY
-        self._queue: queue.SimpleQueue[Readiness | None] = queue.SimpleQueue()
-        self._workers: Workers[Readiness] | None = None
-        self._lock = threading.Lock()
-
-    def start(self) -> None:
-        """Start working, if that has not been done."""
-        with self._lock:
-            if self._workers is None:
-                self._workers = Workers(self._queue.get, Readiness.refresh, name="recuse-poll")
-                self._workers.start()
-
-    @property
-    def listed(self) -> bool:
-        """Whether there is an epoll that has a device on its ready list, or one to be fed."""
-        return any(one.listed() or one.hungry for one in list(self.watched))
-
-    def asleep(self, who: Sleeper) -> None:
-        """Somebody may go to sleep; with the lock held."""
-        self._too_many = _forget_gone(self.sleepers, self._too_many)
-        self.sleepers[who.caller.pid] = who
-
-    def put(self, readiness: Readiness) -> None:
-        """Have it refreshed."""
-        self._queue.put(readiness)
-
-    def of_epolls(self, sleepers: dict[int, Sleeper], inode: str) -> list[Sleeper]:
-        """Those that sleep in a wait for an epoll that watches an inode, with the events."""
-        found = []
-        for tid, who in sleepers.items():
-            sleeps = who.sleeps()
-            with self.lock:
-                if self.sleepers.get(tid) is not who:
-                    continue  # it has made another call since, which has asked
-                if not sleeps:
-                    del self.sleepers[tid]
-                    continue
-            with contextlib.suppress(OSError):
-                for entry in watched_by(who.caller.pid, who.epoll):
-                    if entry.inode == inode and entry.enabled:
-                        found.append(who._replace(events=entry.events))
-        return found
-
-    def close(self) -> None:
-        """Stop."""
-        with self._lock:
-            if self._workers is not None:
-                self._queue.put(None)
-                self._workers.join()
-
-
-class Entry(NamedTuple):
-    """A file that an epoll watches."""
-
-    number: int
-    """Of the descriptor by which it was added."""
-    events: int
-    inode: str
-
-    @property
-    def enabled(self) -> bool:
-        """Whether it is not a one-shot that has been shot."""
-        return bool(self.events & 0xFFFF)
-
-
-def watched_by(tid: int, epoll: int) -> list[Entry]:
-    """What an epoll of a thread's watches, ``epoll`` being its descriptor.
-
-    Raises:
-        OSError: if it has no such descriptor.
-    """
-    with open(f"/proc/{tid}/fdinfo/{epoll}", "rb") as file:
-        return [
-            Entry(int(number), int(events, 16), str(int(inode, 16)))
-            for number, events, inode in _TARGET.findall(file.read())
-        ]

@@ -15,9 +15,9 @@ from recuse.kernel.connection import os_error
 from recuse.kernel.files import OpenFile
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.native import EPOLLET, POLLERR, POLLHUP
-from recuse.sandbox.readiness import Sleeper, watched_by
 from recuse.sandbox.syscalls.asking import Asked, Asking
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.waker import Sleeper, watched_by
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification

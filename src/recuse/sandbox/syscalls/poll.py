@@ -21,9 +21,9 @@ from recuse.kernel.connection import os_error
 from recuse.sandbox.descriptors import fetch_descriptor
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.native import POLLERR, POLLHUP, POLLNVAL, READABLE, READING, WRITABLE, WRITING
-from recuse.sandbox.readiness import Sleeper
 from recuse.sandbox.syscalls.asking import Asked, Asking
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
+from recuse.sandbox.waker import Sleeper
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
