@@ -105,6 +105,8 @@ class Camera(Device):
         self.opened: set[Prioritised] = set()
         self.queue = Queue(self.fill, lambda: float(self.interval))
         self._painter = Painter(draw)
+        self._failed = ""
+        """What has gone wrong with the last frame."""
 
     async def open(self, request: OpenRequest) -> "CameraFile":
         file = self.file(self)
@@ -114,11 +116,15 @@ class Camera(Device):
     async def fill(self, memory: memoryview, number: int) -> int:
         """Put a frame into memory, and return how many bytes it has, 0 if it came to nothing."""
         try:
-            return await asyncio.to_thread(self._paint, memory, number, self._look())
-        except Exception:
+            size = await asyncio.to_thread(self._paint, memory, number, self._look())
+        except Exception as error:
             # Programs get a frame that is marked as bad, rather than none for ever.
-            log.exception("no frame %d", number)
+            if repr(error) != self._failed:
+                log.exception("no frame %d, nor others until this is mended", number)
+            self._failed = repr(error)
             return 0
+        self._failed = ""
+        return size
 
     def _look(self) -> Look:
         ids = raw.ControlID

@@ -134,6 +134,17 @@ def to_jpeg(frame: Bytes, quality: int) -> bytes:
     return bytes(data)
 
 
+def _check(drawn: object, shape: tuple[int, ...]) -> None:
+    """Raise TypeError unless it is a picture; whoever draws may get it wrong."""
+    if not isinstance(drawn, np.ndarray):
+        found = type(drawn).__name__
+    elif drawn.shape != shape or drawn.dtype != np.uint8:
+        found = f"{drawn.dtype} of {drawn.shape}"
+    else:
+        return
+    raise TypeError(f"a picture is uint8 of {shape} (height, width, colours), not {found}")
+
+
 class Painter:
     """Paints one frame after the other."""
 
@@ -143,9 +154,11 @@ class Painter:
         self._background: tuple[Look, Bytes] | None = None
 
     def paint(self, frame: Bytes, number: int, look: Look) -> None:
-        """Fill a frame."""
+        """Fill a frame; raises what `draw` raises, and TypeError if it has drawn no picture."""
         if self._draw is not None:
-            frame[:] = to_yuyv(self._draw(number, look.width, look.height), look)
+            drawn = self._draw(number, look.width, look.height)
+            _check(drawn, (look.height, look.width, 3))
+            frame[:] = to_yuyv(drawn, look)
             return
         if self._background is None or self._background[0] != look:
             rgb = list(PATTERNS.values())[look.pattern](look.width, look.height)

@@ -204,6 +204,28 @@ def test_any_argument_where_the_constructor_takes_any(directory: Path) -> None:
     assert device.given == {"one": "1", "two": "2"}
 
 
+def test_arguments_for_a_base_class_are_what_that_says(directory: Path) -> None:
+    """A constructor with ** passes them on."""
+    write(directory, "kinds.py", KINDS)
+    write(
+        directory,
+        "more.py",
+        """
+from kinds import Kinds
+
+class More(Kinds):
+    def __init__(self, more: float, **options):
+        super().__init__(**options)
+        self.more = more
+""",
+    )
+    device: Any = load(parse("more.py,more=2,size=0x10"))
+    assert (device.more, device.given["size"]) == (2.0, 16)
+    assert error_of("more.py,more=2,size=x") == (
+        "more.py: size=x: size is a number, such as 4096, 0x1000 or 0o660"
+    )
+
+
 def test_a_constructor_need_not_take_what_every_device_has(directory: Path) -> None:
     body = ECHO.replace("def open(", "def __init__(self, size=1): self.size = size\n    def open(")
     write(directory, "echo.py", body)

@@ -382,6 +382,33 @@ print(len(os.read(camera, 100)))
     caplog.clear()  # the tracebacks know the frames' memory
 
 
+@pytest.mark.parametrize(
+    ("drawn", "what"),
+    [
+        (None, "NoneType"),
+        (np.zeros((240, 320), np.uint8), "uint8 of (240, 320)"),
+        (np.zeros((320, 240, 3), np.uint8), "uint8 of (320, 240, 3)"),
+        (np.zeros((240, 320, 3)), "float64 of (240, 320, 3)"),
+    ],
+    ids=["none", "grey", "turned", "float"],
+)
+def test_what_is_no_picture(caplog: pytest.LogCaptureFixture, drawn: Any, what: str) -> None:
+    """That is said once."""
+    import camera  # noqa: PLC0415
+
+    def draw(number: int, width: int, height: int) -> Bytes:
+        bad: Bytes = drawn
+        return bad if number < 3 else np.zeros((height, width, 3), np.uint8)
+
+    device = camera.Camera(fps=500, width=320, height=240, draw=draw)
+    with Sandbox(device) as sandbox:
+        program = ["dd", "if=/dev/video9", "of=/dev/null", "conv=noerror", "count=4"]
+        sandbox.run(program, capture_output=True, check=False, timeout=60)
+    line = f"TypeError: a picture is uint8 of (240, 320, 3) (height, width, colours), not {what}"
+    assert caplog.text.count(line) == 1
+    caplog.clear()
+
+
 # ---- by ioctls
 
 
@@ -484,6 +511,29 @@ waiting.join(20)
 print(found)
 """
     assert python(code) == ["['EINVAL']"]
+
+
+def test_a_slow_program_loses_frames(python: Callable[..., list[str]]) -> None:
+    """Those that come while no buffer is free; their numbers are left out, 500 in a second."""
+    code = """
+import time
+import numpy as np
+request(2)
+memory = mmap.mmap(camera, 320 * 240 * 2)
+stream(True)
+buffer(IOC.QBUF)
+last = buffer(IOC.DQBUF)
+for _ in range(3):
+    begin = last.timestamp.secs + last.timestamp.usecs / 1e6
+    while time.monotonic() < begin + 0.05:
+        pass
+    buffer(IOC.QBUF)
+    done = buffer(IOC.DQBUF)
+    luma = np.frombuffer(memory, "uint8")[:320 * 240 * 2].reshape(240, 640)[:, ::2]
+    print(done.sequence - last.sequence >= 23, pictures.read_number(luma) == done.sequence)
+    last = done
+"""
+    assert python(code) == ["True True"] * 3
 
 
 def test_extended_controls_tell_which_one_is_wrong(python: Callable[..., list[str]]) -> None:

@@ -251,10 +251,8 @@ def _convert_arguments(
     for key, text in spec.arguments.items():
         if key in named:
             arguments[key] = _convert(spec, key, text, named[key].annotation, cls)
-        elif takes_any and key not in common:
-            arguments[key] = text
         elif takes_any:
-            arguments[key] = _convert(spec, key, text, common[key].annotation, Device)
+            arguments[key] = _convert_passed_on(spec, key, text, cls)
         elif key in common:
             attributes[key] = _convert(spec, key, text, common[key].annotation, Device)
         else:
@@ -270,6 +268,16 @@ def _convert_arguments(
     if lacking:
         raise SpecError(f"{spec.source}: {cls.__name__} needs {','.join(lacking)} after a comma")
     return arguments, attributes
+
+
+def _convert_passed_on(spec: Spec, key: str, text: str, cls: type[Device]) -> object:
+    """What a constructor passes on to that of a base class, as it seems: text if none knows it."""
+    for base in cls.__mro__[1:]:
+        if issubclass(base, Device) and "__init__" in vars(base):
+            named = _keywords(inspect.signature(base).parameters)
+            if key in named:
+                return _convert(spec, key, text, named[key].annotation, base)
+    return text
 
 
 def _keywords(parameters: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
