@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from recuse.sandbox.arch import arch
+from recuse.sandbox.arch.status import Status
 from tests.conftest import Needs
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -42,18 +43,19 @@ def test_a_packed_stat_is_what_the_kernel_gives(tmp_path: Path) -> None:
     path = os.fsencode(file)
     assert libc.syscall(arch.SYSCALLS["newfstatat"], -100, path, buffer, 0) == 0
     found = file.stat()
-    packed = arch.pack_stat(
-        device=found.st_dev,
-        inode=found.st_ino,
-        mode=found.st_mode,
-        links=found.st_nlink,
-        uid=found.st_uid,
-        gid=found.st_gid,
-        rdev=found.st_rdev,
-        size=found.st_size,
-        block_size=found.st_blksize,
-        times_ns=(found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns),
+    status = Status(
+        found.st_dev,
+        found.st_ino,
+        found.st_mode,
+        found.st_nlink,
+        found.st_uid,
+        found.st_gid,
+        found.st_rdev,
+        found.st_size,
+        found.st_blksize,
+        (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns),
     )
+    packed = arch.pack_stat(status)
     # The number of blocks, which a device has none of, is the only difference.
     blocks = slice(64, 72)
     kernels = bytearray(buffer.raw[: len(packed)])

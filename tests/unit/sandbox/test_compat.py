@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from recuse.sandbox.arch import compat
+from recuse.sandbox.arch.status import Status
 from recuse.sandbox.syscalls import compat_handlers
 
 NUMBERS = "/usr/include/{multiarch}/asm/unistd_32.h"
@@ -67,26 +68,16 @@ def test_structures_are_what_a_32_bit_compiler_makes_of_them(needs, tmp_path: Pa
     source, program = tmp_path / "stat.c", tmp_path / "stat"
     source.write_text(FIELDS)
     subprocess.run(["gcc", "-m32", "-static", "-o", program, source], check=True)
-    values = {
-        "device": 6,
-        "inode": 1 << 20,
-        "mode": 0o20640,
-        "links": 3,
-        "uid": 1000,
-        "gid": 1001,
-        "rdev": os.makedev(254, 300),
-        "size": 12345,
-        "block_size": 4096,
-        "times_ns": (1_000_000_002, 3_000_000_004, 5_000_000_006),
-    }
-    data = compat.pack_stat(**values) + compat.pack_stat64(**values)
+    times_ns = 1_000_000_002, 3_000_000_004, 5_000_000_006
+    rdev = os.makedev(254, 300)
+    status = Status(6, 1 << 20, 0o20640, 3, 1000, 1001, rdev, 12345, 4096, times_ns)
+    data = compat.pack_stat(status) + compat.pack_stat64(status)
     done = subprocess.run([program], input=data, capture_output=True, check=True)
-    line = f"6 {1 << 20} 20640 3 1000 1001 {os.makedev(254, 300)} 12345 4096 1.2 3.4 5.6"
+    line = f"6 {1 << 20} 20640 3 1000 1001 {rdev} 12345 4096 1.2 3.4 5.6"
     assert done.stdout.decode().splitlines() == [line, line]
 
 
 @pytest.mark.parametrize("uid", [65535, 65536, 0xFFFFFFFE])
 def test_ids_beyond_16_bits_do_not_break_the_small_structure(uid: int):
-    values = dict.fromkeys(("device", "inode", "mode", "links", "gid", "rdev", "size"), 0)
-    data = compat.pack_stat(uid=uid, block_size=0, times_ns=(0, 0, 0), **values)
-    assert len(data) == 64
+    status = Status(0, 0, 0, 0, uid, 0, 0, 0, 0, (0, 0, 0))
+    assert len(compat.pack_stat(status)) == 64

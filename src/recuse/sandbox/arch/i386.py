@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from recuse.sandbox.arch.status import Status
+
 AUDIT_ARCH: Final = 0x40000003
 """What seccomp_data.arch says for a 32-bit system call (linux/audit.h)."""
 
@@ -180,69 +182,43 @@ _STAT64 = struct.Struct("=QxxxxIIIIIQxxxxqIQIIIIIIQ")
 _LOW: Final = 0xFFFFFFFF
 
 
-def _stamps(times_ns: tuple[int, int, int]) -> list[int]:
-    return [part & _LOW for ns in times_ns for part in divmod(ns, 1_000_000_000)]
-
-
-def pack_stat(  # noqa: D417
-    *,
-    device: int,
-    inode: int,
-    mode: int,
-    links: int,
-    uid: int,
-    gid: int,
-    rdev: int,
-    size: int,
-    block_size: int,
-    times_ns: tuple[int, int, int],
-) -> bytes:
+def pack_stat(status: Status) -> bytes:
     """Encode a ``compat_stat`` (64 bytes; arch/x86/include/asm/compat.h), of ``stat`` and its like.
 
-    Args:
-        device, rdev: in the kernel's 32-bit encoding that :func:`os.makedev` gives.
-        times_ns: access, modification and change time in nanoseconds since the epoch.
+    What does not fit is cut off.
     """
     return _STAT.pack(
-        device & _LOW,
-        inode & _LOW,
-        mode,
-        links,
-        uid & 0xFFFF,
-        gid & 0xFFFF,
-        rdev & _LOW,
-        size,
-        block_size,
+        status.device & _LOW,
+        status.inode & _LOW,
+        status.mode,
+        status.links,
+        status.uid & 0xFFFF,
+        status.gid & 0xFFFF,
+        status.rdev & _LOW,
+        status.size,
+        status.block_size,
         0,
-        *_stamps(times_ns),
+        *_stamps(status),
     )
 
 
-def pack_stat64(
-    *,
-    device: int,
-    inode: int,
-    mode: int,
-    links: int,
-    uid: int,
-    gid: int,
-    rdev: int,
-    size: int,
-    block_size: int,
-    times_ns: tuple[int, int, int],
-) -> bytes:
-    """Encode an i386 ``struct stat64`` (96 bytes; arch/x86/include/asm/stat.h), as `pack_stat`."""
+def pack_stat64(status: Status) -> bytes:
+    """Encode an i386 ``struct stat64`` (96 bytes; arch/x86/include/asm/stat.h)."""
     return _STAT64.pack(
-        device,
-        inode & _LOW,
-        mode,
-        links,
-        uid,
-        gid,
-        rdev,
-        size,
-        block_size,
+        status.device,
+        status.inode & _LOW,
+        status.mode,
+        status.links,
+        status.uid,
+        status.gid,
+        status.rdev,
+        status.size,
+        status.block_size,
         0,
-        *_stamps(times_ns),
-        inode,
+        *_stamps(status),
+        status.inode,
     )
+
+
+def _stamps(status: Status) -> list[int]:
+    return [part & _LOW for part in status.stamps()]

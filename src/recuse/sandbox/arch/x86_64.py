@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from recuse.sandbox.arch.status import Status
+
 AUDIT_ARCH: Final = 0xC000003E
 """What seccomp_data.arch says for a 64-bit system call (linux/audit.h)."""
 
@@ -124,7 +126,6 @@ SYSCALLS: Final[dict[str, int]] = {
     "pwritev2": 328,
     "statx": 332,
     "io_uring_setup": 425,
-    "pidfd_open": 434,
     "openat2": 437,
     "pidfd_getfd": 438,
     "faccessat2": 439,
@@ -171,24 +172,19 @@ ARGUMENTS: Final = (14, 13, 12, 7, 9, 8)
 _STAT = struct.Struct("=QQQIIIIQqqqqQqQqQ24x")
 
 
-def pack_stat(  # noqa: D417
-    *,
-    device: int,
-    inode: int,
-    mode: int,
-    links: int,
-    uid: int,
-    gid: int,
-    rdev: int,
-    size: int,
-    block_size: int,
-    times_ns: tuple[int, int, int],
-) -> bytes:
-    """Encode a ``struct stat`` (144 bytes; asm/stat.h).
-
-    Args:
-        device, rdev: in the kernel's 32-bit encoding that :func:`os.makedev` gives.
-        times_ns: access, modification and change time in nanoseconds since the epoch.
-    """
-    stamps = [part for ns in times_ns for part in divmod(ns, 1_000_000_000)]
-    return _STAT.pack(device, inode, links, mode, uid, gid, 0, rdev, size, block_size, 0, *stamps)
+def pack_stat(status: Status) -> bytes:
+    """Encode a ``struct stat`` (144 bytes; asm/stat.h)."""
+    return _STAT.pack(
+        status.device,
+        status.inode,
+        status.links,
+        status.mode,
+        status.uid,
+        status.gid,
+        0,
+        status.rdev,
+        status.size,
+        status.block_size,
+        0,
+        *status.stamps(),
+    )

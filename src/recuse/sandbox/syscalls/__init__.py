@@ -18,6 +18,7 @@ from recuse.sandbox.syscalls import (
     poll,
     processes,
     rw,
+    status,
 )
 from recuse.sandbox.syscalls.call import Handler
 
@@ -25,6 +26,7 @@ _FAMILIES = (
     rw,
     control,
     opening,
+    status,
     attributes,
     names,
     listing,

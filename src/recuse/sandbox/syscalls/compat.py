@@ -28,9 +28,16 @@ from recuse.sandbox.syscalls import (
     poll,
     processes,
     rw,
+    status,
 )
-from recuse.sandbox.syscalls.attributes import AT_SYMLINK_NOFOLLOW
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.lookup import (
+    AT_SYMLINK_NOFOLLOW,
+    by_path_or_descriptor,
+    held,
+    looked_at,
+    named,
+)
 from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
@@ -41,6 +48,7 @@ _NATIVE: Final[dict[str, Handler]] = {
     **rw.HANDLERS,
     **control.HANDLERS,
     **opening.HANDLERS,
+    **status.HANDLERS,
     **attributes.HANDLERS,
     **names.HANDLERS,
     **listing.HANDLERS,
@@ -143,43 +151,43 @@ def llseek(supervisor: Supervisor, call: Notification) -> int:
 
 def stat(supervisor: Supervisor, call: Notification) -> int:
     """``stat(path, buf)``."""
-    found = attributes.looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
-    return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
+    return status.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
 
 
 def lstat(supervisor: Supervisor, call: Notification) -> int:
     """``lstat(path, buf)``."""
-    found = attributes.looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return status.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
 
 
 def fstat(supervisor: Supervisor, call: Notification) -> int:
     """``fstat(fd, buf)``."""
-    found = attributes.held(supervisor, call, signed32(call.a0))
-    return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
+    found = held(supervisor, call, signed32(call.a0))
+    return status.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
 
 
 def stat64(supervisor: Supervisor, call: Notification) -> int:
     """``stat64(path, buf)``."""
-    found = attributes.looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
-    return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
+    return status.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
 
 
 def lstat64(supervisor: Supervisor, call: Notification) -> int:
     """``lstat64(path, buf)``."""
-    found = attributes.looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return status.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
 
 
 def fstat64(supervisor: Supervisor, call: Notification) -> int:
     """``fstat64(fd, buf)``."""
-    found = attributes.held(supervisor, call, signed32(call.a0))
-    return attributes.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
+    found = held(supervisor, call, signed32(call.a0))
+    return status.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
 
 
 def fstatat64(supervisor: Supervisor, call: Notification) -> int:
     """``fstatat64(dirfd, path, buf, flags)``."""
-    return attributes.newfstatat(supervisor, call, compat.pack_stat64)
+    return status.newfstatat(supervisor, call, compat.pack_stat64)
 
 
 def _id(number: int) -> int:
@@ -205,7 +213,7 @@ def fchown(supervisor: Supervisor, call: Notification) -> int:
 
 def utime(supervisor: Supervisor, call: Notification) -> int:
     """``utime(path, times)``."""
-    found = attributes.named(supervisor, call, AT_FDCWD, call.a0, 0)
+    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
     return attributes.set_times(
         supervisor, call, found, call.a1, _SECONDS32, attributes.from_seconds
     )
@@ -213,7 +221,7 @@ def utime(supervisor: Supervisor, call: Notification) -> int:
 
 def utimes(supervisor: Supervisor, call: Notification) -> int:
     """``utimes(path, times)``."""
-    found = attributes.named(supervisor, call, AT_FDCWD, call.a0, 0)
+    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
     return attributes.set_times(
         supervisor, call, found, call.a1, _TIMES32, attributes.from_timevals
     )
@@ -221,7 +229,7 @@ def utimes(supervisor: Supervisor, call: Notification) -> int:
 
 def futimesat(supervisor: Supervisor, call: Notification) -> int:
     """``futimesat(dirfd, path, times)``."""
-    found = attributes.by_path_or_descriptor(supervisor, call, 0)
+    found = by_path_or_descriptor(supervisor, call, 0)
     return attributes.set_times(
         supervisor, call, found, call.a2, _TIMES32, attributes.from_timevals
     )

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.connection import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.memory import write_memory
-from recuse.sandbox.syscalls.attributes import held, looked_at
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.lookup import held, looked_at
 from recuse.sandbox.tree import AT_FDCWD, Found
 
 if TYPE_CHECKING:

@@ -1,0 +1,26 @@
+"""What stat(2) and its kin tell of a file, whatever the architecture's structure for it is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Status(NamedTuple):
+    """A file's status. Devices' numbers are in the kernel's 32-bit encoding (`os.makedev`)."""
+
+    device: int
+    """Number of the filesystem that it is on."""
+    inode: int
+    mode: int
+    links: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    block_size: int
+    times_ns: tuple[int, int, int]
+    """Access, modification and change time in nanoseconds since the epoch."""
+
+    def stamps(self) -> list[int]:
+        """The times as seconds and nanoseconds, in turns."""
+        return [part for ns in self.times_ns for part in divmod(ns, 1_000_000_000)]

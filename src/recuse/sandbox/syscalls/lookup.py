@@ -1,0 +1,65 @@
+"""What a call's arguments name: a path, from a directory or not, or a descriptor."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.connection import os_error
+from recuse.sandbox.syscalls.call import signed32
+from recuse.sandbox.tree import AT_FDCWD, Found, OutsideError
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_EMPTY_PATH: Final = 0x1000
+
+
+def named(
+    supervisor: Supervisor, call: Notification, base: int, address: int, flags: int
+) -> Found | None:
+    """What a directory descriptor, a path and AT_ flags name; None if nothing of ours."""
+    path = supervisor.strings.read(call.pid, address) if address else b""
+    if path:
+        follow = not flags & AT_SYMLINK_NOFOLLOW
+        return supervisor.tree.find(call.pid, base, path, follow=follow)
+    if flags & AT_EMPTY_PATH and base != AT_FDCWD:
+        return held(supervisor, call, base)
+    return None
+
+
+def looked_at(
+    supervisor: Supervisor, call: Notification, base: int, address: int, flags: int
+) -> Found | None:
+    """The same, for calls that change nothing."""
+    try:
+        return named(supervisor, call, base, address, flags)
+    except OutsideError as outside:
+        return Found(outside.node())
+
+
+def held(supervisor: Supervisor, call: Notification, number: int) -> Found | None:
+    """What a descriptor refers to; None if nothing of ours."""
+    descriptor = supervisor.descriptors.find(call.pid, number)
+    if descriptor is None:
+        node = supervisor.tree.directory(call.pid, number)
+        return Found(node) if node is not None else None
+    return Found(descriptor.node)
+
+
+def opened(supervisor: Supervisor, call: Notification) -> Found | None:
+    """What descriptor argument 0 refers to, for calls that O_PATH does not do for (EBADF)."""
+    number = signed32(call.a0)
+    descriptor = supervisor.descriptors.find(call.pid, number)
+    if descriptor is not None and descriptor.file is None:
+        raise os_error(errno.EBADF)
+    return held(supervisor, call, number)
+
+
+def by_path_or_descriptor(supervisor: Supervisor, call: Notification, flags: int) -> Found | None:
+    base = signed32(call.a0)
+    if call.a1 == 0:
+        return opened(supervisor, call)
+    return named(supervisor, call, base, call.a1, flags)

@@ -1,0 +1,203 @@
+"""What programs ask about a node: stat, access, readlink (fs/stat.c, fs/open.c; Linux 6.1)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.connection import os_error
+from recuse.sandbox.arch import arch
+from recuse.sandbox.arch.status import Status
+from recuse.sandbox.memory import write_memory
+from recuse.sandbox.permissions import check
+from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.lookup import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, held, looked_at
+from recuse.sandbox.tree import AT_FDCWD, Found
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+_AT_EACCESS: Final = 0x200
+_AT_NO_AUTOMOUNT: Final = 0x800
+_AT_STATX_SYNC_TYPE: Final = 0x6000
+_STATX_RESERVED: Final = 0x80000000
+
+# Calls with other flags than these are refused by the kernel before it looks at the path, so they
+# are left to it.
+_STAT_FLAGS: Final = AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | AT_EMPTY_PATH | _AT_STATX_SYNC_TYPE
+_ACCESS_FLAGS: Final = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | _AT_EACCESS
+
+_MAY_ALL: Final = 7
+_SECOND: Final = 1_000_000_000
+
+_STATX = struct.Struct("=IIQIIIHxxQQQQ" + "qIxxxx" * 4 + "IIIIQ104x")
+_STATX_BASIC: Final = 0x7FF
+
+
+def _write(supervisor: Supervisor, call: Notification, address: int, data: bytes) -> None:
+    if supervisor.listener.alive(call.id) and write_memory(call.pid, address, data) < len(data):
+        raise os_error(errno.EFAULT)
+
+
+def fill_stat(
+    supervisor: Supervisor,
+    call: Notification,
+    found: Found | None,
+    address: int,
+    pack: Callable[[Status], bytes] = arch.pack_stat,
+) -> int:
+    """Fill in a ``struct stat``, as ``pack`` encodes it (see `arch.pack_stat`)."""
+    if found is None or found.link:
+        return PROCEED
+    node = found.node
+    status = Status(
+        node.filesystem,
+        node.inode,
+        node.mode,
+        node.links,
+        node.uid,
+        node.gid,
+        node.rdev,
+        node.size,
+        node.block_size,
+        (node.accessed_ns, node.modified_ns, node.changed_ns),
+    )
+    _write(supervisor, call, address, pack(status))
+    return 0
+
+
+def stat_(supervisor: Supervisor, call: Notification) -> int:
+    """``stat(path, buf)``."""
+    return fill_stat(supervisor, call, looked_at(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
+
+
+def lstat(supervisor: Supervisor, call: Notification) -> int:
+    """``lstat(path, buf)``."""
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return fill_stat(supervisor, call, found, call.a1)
+
+
+def fstat(supervisor: Supervisor, call: Notification) -> int:
+    """``fstat(fd, buf)``."""
+    return fill_stat(supervisor, call, held(supervisor, call, signed32(call.a0)), call.a1)
+
+
+def newfstatat(
+    supervisor: Supervisor, call: Notification, pack: Callable[[Status], bytes] = arch.pack_stat
+) -> int:
+    """``newfstatat(dirfd, path, buf, flags)``."""
+    if call.a3 & ~_STAT_FLAGS:
+        return PROCEED
+    found = looked_at(supervisor, call, signed32(call.a0), call.a1, call.a3)
+    return fill_stat(supervisor, call, found, call.a2, pack)
+
+
+def statx(supervisor: Supervisor, call: Notification) -> int:
+    """``statx(dirfd, path, flags, mask, buf)``."""
+    if (
+        call.a2 & ~_STAT_FLAGS
+        or call.a2 & _AT_STATX_SYNC_TYPE == _AT_STATX_SYNC_TYPE
+        or call.a3 & _STATX_RESERVED
+    ):
+        return PROCEED
+    found = looked_at(supervisor, call, signed32(call.a0), call.a1, call.a2)
+    if found is None or found.link:
+        return PROCEED
+    node = found.node
+    times = (node.accessed_ns, 0, node.changed_ns, node.modified_ns)
+    filesystem, rdev = node.filesystem, node.rdev
+    data = _STATX.pack(
+        _STATX_BASIC,
+        node.block_size,
+        0,
+        node.links,
+        node.uid,
+        node.gid,
+        node.mode,
+        node.inode,
+        node.size,
+        0,
+        0,
+        *(part for ns in times for part in divmod(ns, _SECOND)),
+        os.major(rdev),
+        os.minor(rdev),
+        os.major(filesystem),
+        os.minor(filesystem),
+        0,
+    )
+    _write(supervisor, call, call.a4, data)
+    return 0
+
+
+def _access(
+    supervisor: Supervisor, call: Notification, found: Found | None, wanted: int, flags: int = 0
+) -> int:
+    if found is None or found.link or wanted & ~_MAY_ALL:
+        return PROCEED
+    task = supervisor.tasks.get(call.pid)
+    check(found.node, task.credentials if flags & _AT_EACCESS else task.real_credentials, wanted)
+    return 0
+
+
+def access(supervisor: Supervisor, call: Notification) -> int:
+    """``access(path, mode)``."""
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
+    return _access(supervisor, call, found, signed32(call.a1))
+
+
+def faccessat(supervisor: Supervisor, call: Notification) -> int:
+    """``faccessat(dirfd, path, mode)``: this call has no flags."""
+    found = looked_at(supervisor, call, signed32(call.a0), call.a1, 0)
+    return _access(supervisor, call, found, signed32(call.a2))
+
+
+def faccessat2(supervisor: Supervisor, call: Notification) -> int:
+    """``faccessat2(dirfd, path, mode, flags)``."""
+    if call.a3 & ~_ACCESS_FLAGS:
+        return PROCEED
+    found = looked_at(supervisor, call, signed32(call.a0), call.a1, call.a3)
+    return _access(supervisor, call, found, signed32(call.a2), call.a3)
+
+
+def _readlink(
+    supervisor: Supervisor, call: Notification, found: Found | None, buffer: int, size: int
+) -> int:
+    if found is None:
+        return PROCEED
+    target = found.node.path if found.link else found.node.target
+    if size <= 0 or not target:
+        raise os_error(errno.EINVAL)
+    target = target[:size]
+    _write(supervisor, call, buffer, target)
+    return len(target)
+
+
+def readlink(supervisor: Supervisor, call: Notification) -> int:
+    """``readlink(path, buf, size)``: a device is no link, ``/proc/self/fd/N`` is one to it."""
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return _readlink(supervisor, call, found, call.a1, signed32(call.a2))
+
+
+def readlinkat(supervisor: Supervisor, call: Notification) -> int:
+    """``readlinkat(dirfd, path, buf, size)``."""
+    flags = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
+    found = looked_at(supervisor, call, signed32(call.a0), call.a1, flags)
+    return _readlink(supervisor, call, found, call.a2, signed32(call.a3))
+
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "stat": stat_,
+    "lstat": lstat,
+    "fstat": fstat,
+    "newfstatat": newfstatat,
+    "statx": statx,
+    "access": access,
+    "faccessat": faccessat,
+    "faccessat2": faccessat2,
+    "readlink": readlink,
+    "readlinkat": readlinkat,
+}
