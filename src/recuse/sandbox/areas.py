@@ -45,9 +45,12 @@ _log = logging.getLogger("recuse.sandbox")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _IN_CLOSE: Final = 0x18  # linux/inotify.h: IN_CLOSE_WRITE | IN_CLOSE_NOWRITE
+_IN_IGNORED: Final = 0x8000
 _IN_CLOEXEC: Final = 0o2000000
 _IN_NONBLOCK: Final = 0o4000
 _EVENT: Final = struct.Struct("=iIII")  # struct inotify_event; events of a file have no name
+_EVENTS: Final = 256
+"""How many are read at a time."""
 _FLOCK: Final = struct.Struct("@hhqqi4x")  # struct flock
 _F_GET_SEALS: Final = 1034
 
@@ -62,7 +65,7 @@ _BYTES: Final = 1 << 62
 
 
 class _Area:
-    """One memfd that something is mapped of, or about to be."""
+    """One memfd that something is mapped of, or about to be; or that is watched since it was."""
 
     __slots__ = ("descriptor", "holds", "inode", "mappings", "watch")
 
@@ -121,6 +124,8 @@ class Areas:
         self._lock = threading.Lock()
         self._by_inode: dict[tuple[int, int], _Area] = {}
         self._by_watch: dict[int, _Area] = {}
+        """Also those of which nothing is mapped any more, until there is no such memory: it may be
+        mapped again, and to watch nothing costs nothing. The kernel takes the watch away."""
         self._gone: deque[Mapped] = deque()
         self._doubtful: set[_Area] = set()
         self._rechecks = 0
@@ -173,8 +178,12 @@ class Areas:
         watch = _libc.inotify_add_watch(self._inotify, path, _IN_CLOSE)
         if watch < 0:
             raise os_error(ctypes.get_errno())
-        area = _Area(memory, inode, watch)
-        self._by_inode[inode] = self._by_watch[watch] = area
+        area = self._by_watch.get(watch)
+        if area is None:
+            area = self._by_watch[watch] = _Area(memory, inode, watch)
+        else:
+            area.descriptor = memory
+        self._by_inode[inode] = area
         return area
 
     def _start(self) -> None:
@@ -215,9 +224,8 @@ class Areas:
     def _drop_unused(self, area: _Area) -> None:
         if area.holds or area.mappings:
             return
-        del self._by_inode[area.inode], self._by_watch[area.watch]
+        self._by_inode.pop(area.inode, None)
         self._doubtful.discard(area)
-        _libc.inotify_rm_watch(self._inotify, area.watch)
         area.descriptor.close()
 
     def settle(self) -> None:
@@ -280,16 +288,22 @@ class Areas:
     def _events(self) -> set[_Area]:
         """The areas that inotify has something to tell of."""
         areas: set[_Area] = set()
-        while True:
+        number = _EVENTS
+        while number == _EVENTS:
             try:
-                data = os.read(self._inotify, 4096)
+                data = os.read(self._inotify, _EVENTS * _EVENT.size)
             except BlockingIOError:
-                return areas
-            for watch, _, _, _ in _EVENT.iter_unpack(data):
+                break
+            number = len(data) // _EVENT.size
+            for watch, mask, _, _ in _EVENT.iter_unpack(data):
                 if watch < 0:  # events were lost
-                    areas.update(self._by_watch.values())
+                    areas.update(self._by_inode.values())
+                    self._by_watch = {area.watch: area for area in self._by_inode.values()}
+                elif mask & _IN_IGNORED:
+                    self._by_watch.pop(watch, None)
                 elif watch in self._by_watch:
                     areas.add(self._by_watch[watch])
+        return areas
 
     def _unmapped(self, mapped: Mapped) -> None:
         """Tell the server of a mapping's end."""

@@ -44,20 +44,27 @@ _MAX_ERRNO: Final = 4095
 _NO_CALL: Final = (1 << 64) - 1
 """orig_rax of a thread that is in no system call: nothing is to be restarted."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.restype = ctypes.c_long
-_libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+_ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+"""For what may wait: another thread of the program's may be about to execute something."""
+_quick_ptrace = ctypes.PyDLL(None, use_errno=True).ptrace
+"""For what does not. It lets no other thread run that needs the interpreter."""
+for _function in (_ptrace, _quick_ptrace):
+    _function.restype = ctypes.c_long
+    _function.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+
+_Registers = ctypes.c_uint64 * (arch.REGISTERS.size // 8)
+_everything = ctypes.c_uint64(_ALL_SIGNALS)
 
 
 class GoneError(Exception):
-    """The thread has ended."""
+    """The thread has ended, or waits no more: its call was answered by somebody else."""
 
 
 class Injection:
     """A thread that makes calls for us, from ``with`` to the end of its block.
 
     Its own call is answered at the end of the block, with `result`. Each of the methods raises
-    GoneError if the thread has been killed meanwhile.
+    GoneError if the thread has been killed meanwhile, or is found to have gone on.
     """
 
     def __init__(self, listener: Listener, call: Notification) -> None:
@@ -66,8 +73,8 @@ class Injection:
         self._call = call
         self._tid = call.pid
         self._machine = arch if call.arch == arch.AUDIT_ARCH else compat
-        self._registers = ctypes.create_string_buffer(arch.REGISTERS.size)
-        self._mask = ctypes.create_string_buffer(8)
+        self._registers = _Registers()
+        self._mask = ctypes.c_uint64()
         self._busy = threading.Lock()
         """Held while its tracer waits for it."""
         self._stopped = False
@@ -122,13 +129,13 @@ class Injection:
 
     def _make(self, name: str, args: tuple[int, ...]) -> int:
         self._stop()
-        registers = list(arch.REGISTERS.unpack(self._registers.raw))
+        registers = _Registers.from_buffer_copy(self._registers)
         registers[arch.INSTRUCTION] -= arch.INSTRUCTION_SIZE
         registers[arch.ORIGINAL] = _NO_CALL
         registers[arch.RESULT] = self._machine.INJECTED[name]
         for index, value in zip(self._machine.ARGUMENTS, args, strict=False):
             registers[index] = value
-        self._set(registers)
+        self._do(_SETREGS, 0, ctypes.addressof(registers))
         stops = 0
         deliver = 0
         while stops < 2:  # before the call and after it
@@ -141,10 +148,8 @@ class Injection:
             elif status >> 16 == 0:
                 # SIGSTOP, which nobody can block. It has its effect when the thread is let go.
                 deliver = number
-        state = ctypes.create_string_buffer(arch.REGISTERS.size)
-        self._do(_GETREGS, 0, ctypes.addressof(state))
-        result: int = arch.REGISTERS.unpack(state.raw)[arch.RESULT]
-        return result
+        self._do(_GETREGS, 0, ctypes.addressof(registers))
+        return registers[arch.RESULT]
 
     def look(self) -> None:
         """See whether the thread was killed; from any thread of this process, now and then.
@@ -166,10 +171,10 @@ class Injection:
         """Let the thread go, with the result that it is to see."""
         with self._busy, contextlib.suppress(GoneError):
             self._stop()
-            registers = list(arch.REGISTERS.unpack(self._registers.raw))
+            registers = self._registers
             registers[arch.ORIGINAL] = _NO_CALL
             registers[arch.RESULT] = self.result & (1 << 64) - 1
-            self._set(registers)
+            self._do(_SETREGS, 0, ctypes.addressof(registers))
             self._do(_SETSIGMASK, 8, ctypes.addressof(self._mask))
             self._do(_DETACH)
             self._gone = True
@@ -179,28 +184,30 @@ class Injection:
         if self._stopped:
             return
         self._do(_INTERRUPT)
-        self._listener.answer(self._call.id, 0)
-        self._wait()
+        waits = self._listener.answer(self._call.id, 0)
+        status = self._wait()
+        if not waits:
+            # It is not where we believe it is; what it was about to be told is still to be told.
+            self._do(_DETACH, 0, 0 if status >> 16 else os.WSTOPSIG(status))
+            self._gone = True
+            raise GoneError
         self._do(_GETREGS, 0, ctypes.addressof(self._registers))
         self._do(_GETSIGMASK, 8, ctypes.addressof(self._mask))
-        everything = ctypes.c_uint64(_ALL_SIGNALS)
-        self._do(_SETSIGMASK, 8, ctypes.addressof(everything))
+        self._do(_SETSIGMASK, 8, ctypes.addressof(_everything))
         self._stopped = True
-
-    def _set(self, registers: list[int]) -> None:
-        data = ctypes.create_string_buffer(arch.REGISTERS.pack(*registers), arch.REGISTERS.size)
-        self._do(_SETREGS, 0, ctypes.addressof(data))
 
     def _do(self, request: int, address: int = 0, data: int = 0) -> None:
         if self._gone:
             raise GoneError
-        try:
-            _ptrace(request, self._tid, address, data)
-        except ProcessLookupError:
+        call = _ptrace if request == _SEIZE else _quick_ptrace
+        if call(request, self._tid, address, data) < 0:
+            number = ctypes.get_errno()
+            if number != errno.ESRCH:
+                raise os_error(number)
             if request != _SEIZE:
                 # It does not stand where it stood, so it was killed: see it end.
                 self._wait()
-            raise GoneError from None
+            raise GoneError
 
     def _wait(self, options: int = 0) -> int:
         """Wait for the thread's next stop, and return its status."""
@@ -212,8 +219,3 @@ class Injection:
             self._gone = True
             raise GoneError
         return status
-
-
-def _ptrace(request: int, tid: int, address: int, data: int) -> None:
-    if _libc.ptrace(request, tid, address, data) < 0:
-        raise os_error(ctypes.get_errno())

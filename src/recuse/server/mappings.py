@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from recuse.server.areas import Area
@@ -154,7 +154,15 @@ class Mappings:
             del self._mappings[call.mmap_unique]
             self._runner.run(exchange, file.unmapped, _nothing, None, mapping)
             return
-        mapping = replace(mapping, address=call.addr)
+        mapping = Mapping(
+            mapping.area,
+            call.addr,
+            mapping.length,
+            mapping.offset,
+            mapping.protection,
+            mapping.flags,
+            mapping.unique,
+        )
         self._mappings[call.mmap_unique] = file, mapping
         self._runner.run(exchange, file.mapped, _nothing, None, mapping)
 
