@@ -311,6 +311,27 @@ wait(pid)
     assert output == "3\nEFAULT b'two'\n"
 
 
+def test_a_thread_that_was_never_seen_executes_a_program(echo, client):
+    # A read into memory that the first program had, and the second has not.
+    script = """
+address = 0x10_0000_0000
+def fill(text):
+    fd = os.open('/dev/echo', os.O_RDWR); os.write(fd, text)
+    print(call('read', fd, ctypes.c_void_p(address), 100), os.read(fd, 9), flush=True)
+if len(sys.argv) > 1:
+    fill(b'two'); sys.exit()
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.mmap.restype = ctypes.c_void_p
+assert libc.mmap(address, 4096, 3, 0x32, -1, 0) == address
+fill(b'one')
+program = [part.encode() for part in [sys.executable, *sys.orig_argv[1:], 'again']]
+array = (ctypes.c_char_p * (len(program) + 1))(*program)
+thread = threading.Thread(target=lambda: libc.execv(program[0], array))
+thread.start(); thread.join()
+"""
+    assert client(script) == "3 b''\nEFAULT b'two'\n"
+
+
 def test_a_thread_with_credentials_of_its_own(make_echo, clients):
     # The bare call changes one thread only.
     script = f"""{TRY}

@@ -3,12 +3,13 @@
 A record is made when a thread first does something with a device, and kept, because reading
 ``/proc`` costs more than serving a read. What can make a record wrong is trapped and forgets it
 first: exec (memory map) and the set*id calls (credentials). An id may come again when its thread or
-process has ended: ended processes are known by their pidfds, and with each of them all that is
-known of threads is made anew.
+process has ended: ended processes are known by their pidfds. Threads end unseen, so what is known
+of them is made anew with each of these, and every now and then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -16,6 +17,7 @@ import threading
 from dataclasses import dataclass
 from hashlib import blake2b
 from time import monotonic
+from typing import Final
 
 from recuse.kernel.connection import os_error
 from recuse.sandbox.memory import SAME_PID_S, WritableMap
@@ -54,6 +56,9 @@ class Task:
     """As access(2) asks: with the real ids, and without capabilities unless that is root."""
     writable: WritableMap
 
+
+_SAME_THREAD_S: Final = 0.25
+"""For how long what is known of a thread that is not its process's first is taken to be so."""
 
 _KEY = os.urandom(16)
 
@@ -146,6 +151,7 @@ class Tasks:
         self._pidfds: dict[int, int] = {}
         self._ended = select.epoll()
         self._same_until = 0.0
+        self._same_threads_until = 0.0
 
     def get(self, tid: int) -> Task:
         """The thread's record, made now if there is none.
@@ -158,11 +164,16 @@ class Tasks:
             self._same_until = now + SAME_PID_S
             if self._ended.poll(0):
                 self.forget_ended()
+            elif now > self._same_threads_until:
+                self._same_threads_until = now + _SAME_THREAD_S
+                with self._lock:
+                    self._forget_threads()
         task = self._tasks.get(tid)
         if task is None:
             with self._lock:
-                task = self._tasks[tid] = read_task(tid)
+                task = read_task(tid)
                 self._watch(task.tgid)
+                self._tasks[tid] = task
         return task
 
     def _watch(self, tgid: int) -> None:
@@ -179,9 +190,15 @@ class Tasks:
 
     def forget_process(self, tid: int) -> None:
         """The thread's process is about to get a new memory image."""
+        if not self._tasks:
+            return
         with self._lock:
-            task = self._tasks.pop(tid, None)
-            self._drop(task.tgid if task else tid)
+            task = self._tasks.get(tid)
+            tgid = task.tgid if task else tid
+            if task is None:  # it may be a thread that was never seen, of a process that was
+                with contextlib.suppress(OSError):
+                    tgid = int(_read_status(tid)[b"Tgid"])
+            self._drop(tgid)
 
     def forget_ended(self) -> None:
         """Forget what has ended: its ids may come again."""
@@ -191,13 +208,16 @@ class Tasks:
             ended = {pidfd for pidfd, _ in self._ended.poll(0)}
             for tgid in [tgid for tgid, pidfd in self._pidfds.items() if pidfd in ended]:
                 self._drop(tgid)
-            # Threads end unseen; their records are made again if they have not.
-            for task in [task for task in self._tasks.values() if task.tid != task.tgid]:
-                self._tasks.pop(task.tid, None)
+            self._forget_threads()
+
+    def _forget_threads(self) -> None:
+        """Forget those that may have ended unseen. If not, their records are made again."""
+        for task in [task for task in self._tasks.values() if task.tid != task.tgid]:
+            del self._tasks[task.tid]
 
     def _drop(self, tgid: int) -> None:
         for task in [task for task in self._tasks.values() if task.tgid == tgid]:
-            self._tasks.pop(task.tid, None)
+            del self._tasks[task.tid]
         pidfd = self._pidfds.pop(tgid, None)
         if pidfd is not None:
             os.close(pidfd)
