@@ -1,4 +1,4 @@
-"""Mounts for the tests of devices on a FUSE mount."""
+"""A socket's path, and mounts for the tests of devices on a FUSE mount."""
 
 import contextlib
 import os
@@ -12,6 +12,12 @@ from recuse.channel.devcuse import KernelError
 from recuse.channel.devfuse import DevFuse
 
 from .mounted import WAIT_S
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where a server's socket is to be."""
+    return str(tmp_path / "s")
 
 
 @pytest.fixture

@@ -37,11 +37,6 @@ def impatient(monkeypatch):
     monkeypatch.setattr(module, "RETRY_S", (0.001, 0.01))
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "s")
-
-
 def listen(path):
     sock = open_socket()
     sock.bind(path)

@@ -32,6 +32,7 @@ from recuse.wire.fuse import (
     fuse_in_header,
     fuse_open_out,
     fuse_out_header,
+    fuse_write_out,
 )
 from recuse.wire.message import decode_request
 
@@ -343,3 +344,21 @@ class Opened:
 
     def release(self) -> None:
         finish(self.connection, self.file.release())
+
+
+MAX = 131072
+"""max_read and max_write of these devices: 32 pages."""
+
+
+def gives(message: Message) -> bytes:
+    """Answer READ with all that is asked for: each byte says where it is from."""
+    first = message.body.offset
+    return bytes((first + index) % 251 for index in range(message.body.size))
+
+
+def takes(message: Message) -> fuse_write_out:
+    return fuse_write_out(size=message.body.size)
+
+
+def failed(opened: Opened, call: str, *segments: tuple[int, int], offset: int | None = None) -> int:
+    return error_of(lambda: getattr(opened, call)(*segments, offset=offset))

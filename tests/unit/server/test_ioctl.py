@@ -3,7 +3,7 @@
 import ctypes
 import errno
 import os
-from ctypes import c_bool, c_char, c_double, c_int, c_int16, c_size_t, c_uint8, c_uint32, c_uint64
+from ctypes import c_bool, c_char, c_double, c_int, c_int16, c_size_t, c_uint8, c_uint32
 
 import pytest
 
@@ -431,92 +431,6 @@ def test_a_structure_returned_where_the_program_does_not_read(serve, told):
     assert "does not read it" in line
 
 
-# Declarations
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "why"),
-    [
-        ((-1,), {}, "32 bits"),
-        ((1 << 32,), {}, "32 bits"),
-        ((IO("E", 1), c_int), {}, "tells no direction: say direction="),
-        ((IO("E", 1), bytes), {}, "tells no direction"),
-        ((IOR("E", 1, 8), c_int), {}, "tells of 8 bytes, but c_int has 4"),
-        ((IOR("E", 1, c_int), c_int), {"direction": "x"}, "direction is 'x'"),
-        ((IOR("E", 1, c_int), c_int), {"direction": ""}, "direction is ''"),
-        ((IO("E", 1),), {"direction": "r"}, "for an argument with a type"),
-    ],
-)
-def test_declarations_that_contradict_themselves(arguments, options, why):
-    with pytest.raises(ValueError, match=why):
-        ioctl(*arguments, **options)
-
-
-@pytest.mark.parametrize(
-    "type_", [int, str, 4, ctypes.POINTER(c_int), ctypes.py_object, c_int(4), list[int]]
-)
-def test_types_that_cannot_be(type_):
-    with pytest.raises(TypeError, match="no simple ctypes type"):
-        ioctl(IOR("E", 1, 8), type_, direction="r")
-
-
-def test_handlers_that_cannot_be_called():
-    with pytest.raises(TypeError, match=r"get, which answers ioctl .* given nothing"):
-
-        class One(File):
-            @ioctl(IOR("E", 1, c_int), c_int)
-            def get(self, value):
-                return 0
-
-    with pytest.raises(TypeError, match=r"set, which answers ioctl .* given the argument"):
-
-        class Two(File):
-            @ioctl(IOW("E", 1, c_int), c_int)
-            def set(self):
-                return 0
-
-    with pytest.raises(TypeError, match="takes a, b"):
-
-        class Three(File):
-            @ioctl(IO("E", 1))
-            def set(self, a, b):
-                return 0
-
-    with pytest.raises(TypeError, match="takes memory, value"):
-
-        class Five(File):
-            @ioctl(IOW("E", 1, c_int), c_int)
-            def set(self, memory, value):
-                return 0
-
-    with pytest.raises(TypeError, match=r"unknown_ioctl takes command, argument; it is given"):
-
-        class Four(File):
-            def unknown_ioctl(self, command, argument):
-                return 0
-
-
-def test_two_handlers_of_one_command():
-    with pytest.raises(TypeError, match=r"Probe.one and Probe.two both answer ioctl 0x4501"):
-
-        class Probe(File):
-            @ioctl(IO("E", 1))
-            def one(self):
-                return 0
-
-            @ioctl(IO("E", 1))
-            def two(self):
-                return 0
-
-
-def test_a_method_named_ioctl_would_hide_the_decorator():
-    with pytest.raises(TypeError, match="is called unknown_ioctl"):
-
-        class Probe(File):
-            def ioctl(self, command, argument):
-                return 0
-
-
 def test_one_handler_of_several_commands(both):
     class Probe(File):
         @ioctl(IO("E", 1))
@@ -598,87 +512,3 @@ def test_optional_and_keyword_parameters(serve, program):
     assert caller.ioctl(fh, IO("E", 2)) == 6
     assert caller.ioctl(fh, IO("E", 3), 7) == 7
     assert caller.ioctl(fh, 0) == caller.ioctl(fh, 0xFFFFFFFF) == 8
-
-
-# Restricted devices
-
-
-def test_restricted_devices_have_the_argument_in_memory(serve):
-    class Probe(File):
-        @ioctl(IOWR("E", 1, Pair))
-        def one(self, argument, memory):
-            pair = memory.read_struct(argument, Pair)
-            memory.write(argument + 4, bytes(c_uint32(pair.a)))
-
-        @ioctl(IOR("E", 2, Pair))
-        def two(self, argument, memory):
-            memory.write(argument, b"12")
-            memory.write(argument + 2, b"345")
-
-    peer = serve(Probe)
-    fh = peer.open()
-    command = IOWR("E", 1, Pair)
-    assert peer.restricted_ioctl(fh, command, 5000, bytes(Pair(1, 2)), 8) == (0, bytes(Pair(1, 1)))
-    assert peer.restricted_ioctl(fh, IOR("E", 2, Pair), 5000, b"", 8) == (0, b"12345")
-
-
-@pytest.mark.parametrize(
-    ("command", "line"),
-    [
-        (IOWR("E", 1, 8), "reads 8 bytes at 0x123"),
-        (IOWR("E", 2, 8), "writes 1 bytes at 0x123"),
-        (IOWR("E", 3, 8), "reads 1 bytes at 0x1390"),
-        (IOW("E", 4, 8), "writes 1 bytes at 0x1388"),
-        (0x4605, "reads 8 bytes at 0x1388"),
-        (0x4606, "writes 8 bytes at 0x1388"),
-    ],
-)
-def test_restricted_devices_have_no_other_memory(serve, told, command, line):
-    class Probe(File):
-        @ioctl(IOWR("E", 1, 8))
-        def one(self, argument, memory):
-            memory.read_struct(0x123, c_uint64)
-
-        @ioctl(IOWR("E", 2, 8))
-        def two(self, argument, memory):
-            memory.write(0x123, b"x")
-
-        @ioctl(IOWR("E", 3, 8))
-        def three(self, argument, memory):
-            memory.read(argument, 9)
-
-        @ioctl(IOW("E", 4, 8))
-        def four(self, argument, memory):
-            memory.write(argument, b"x")
-
-        @ioctl(0x4605, Pair, direction="w")
-        def five(self, pair):
-            pass
-
-        @ioctl(0x4606, Pair, direction="r")
-        def six(self, pair):
-            pass
-
-    peer = serve(Probe)
-    in_size = 8 if command >> 30 & 1 else 0
-    out_size = 8 if command >> 30 & 2 else 0
-    fh = peer.open()
-    body = fuse_ioctl_in(fh=fh, cmd=command, arg=5000, in_size=in_size, out_size=out_size)
-    assert peer.fails(FUSE_IOCTL, body, bytes(in_size)) == errno.EIO
-    name = ["", "one", "two", "three", "four", "five", "six"][command & 0xF]
-    assert told.line() == (
-        f"Probe.{name} {line}, of which the command's number does not tell, "
-        "and the device is restricted or on a FUSE mount: EIO for the program"
-    )
-
-
-def test_a_restricted_device_cannot_write_behind_a_hole(serve, told):
-    class Probe(File):
-        @ioctl(IOR("E", 1, 8))
-        def one(self, argument, memory):
-            memory.write(argument + 4, b"x")
-
-    peer = serve(Probe)
-    body = fuse_ioctl_in(fh=peer.open(), cmd=IOR("E", 1, 8), arg=5000, out_size=8)
-    assert peer.fails(FUSE_IOCTL, body) == errno.EIO
-    assert "Probe.one wrote only a part" in told.line()

@@ -1,0 +1,95 @@
+"""Declarations of ioctl handlers: which make sense, and what they mean."""
+
+import ctypes
+from ctypes import c_int, c_uint32
+
+import pytest
+
+from recuse import IO, IOR, IOW, File, ioctl
+
+
+class Pair(ctypes.Structure):
+    _fields_ = [("a", c_uint32), ("b", c_uint32)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "why"),
+    [
+        ((-1,), {}, "32 bits"),
+        ((1 << 32,), {}, "32 bits"),
+        ((IO("E", 1), c_int), {}, "tells no direction: say direction="),
+        ((IO("E", 1), bytes), {}, "tells no direction"),
+        ((IOR("E", 1, 8), c_int), {}, "tells of 8 bytes, but c_int has 4"),
+        ((IOR("E", 1, c_int), c_int), {"direction": "x"}, "direction is 'x'"),
+        ((IOR("E", 1, c_int), c_int), {"direction": ""}, "direction is ''"),
+        ((IO("E", 1),), {"direction": "r"}, "for an argument with a type"),
+    ],
+)
+def test_declarations_that_contradict_themselves(arguments, options, why):
+    with pytest.raises(ValueError, match=why):
+        ioctl(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    "type_", [int, str, 4, ctypes.POINTER(c_int), ctypes.py_object, c_int(4), list[int]]
+)
+def test_types_that_cannot_be(type_):
+    with pytest.raises(TypeError, match="no simple ctypes type"):
+        ioctl(IOR("E", 1, 8), type_, direction="r")
+
+
+def test_handlers_that_cannot_be_called():
+    with pytest.raises(TypeError, match=r"get, which answers ioctl .* given nothing"):
+
+        class One(File):
+            @ioctl(IOR("E", 1, c_int), c_int)
+            def get(self, value):
+                return 0
+
+    with pytest.raises(TypeError, match=r"set, which answers ioctl .* given the argument"):
+
+        class Two(File):
+            @ioctl(IOW("E", 1, c_int), c_int)
+            def set(self):
+                return 0
+
+    with pytest.raises(TypeError, match="takes a, b"):
+
+        class Three(File):
+            @ioctl(IO("E", 1))
+            def set(self, a, b):
+                return 0
+
+    with pytest.raises(TypeError, match="takes memory, value"):
+
+        class Five(File):
+            @ioctl(IOW("E", 1, c_int), c_int)
+            def set(self, memory, value):
+                return 0
+
+    with pytest.raises(TypeError, match=r"unknown_ioctl takes command, argument; it is given"):
+
+        class Four(File):
+            def unknown_ioctl(self, command, argument):
+                return 0
+
+
+def test_two_handlers_of_one_command():
+    with pytest.raises(TypeError, match=r"Probe.one and Probe.two both answer ioctl 0x4501"):
+
+        class Probe(File):
+            @ioctl(IO("E", 1))
+            def one(self):
+                return 0
+
+            @ioctl(IO("E", 1))
+            def two(self):
+                return 0
+
+
+def test_a_method_named_ioctl_would_hide_the_decorator():
+    with pytest.raises(TypeError, match="is called unknown_ioctl"):
+
+        class Probe(File):
+            def ioctl(self, command, argument):
+                return 0
