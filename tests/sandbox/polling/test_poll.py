@@ -12,36 +12,20 @@ import pytest
 from recuse import Device, File
 from recuse.sandbox import Sandbox
 
-from .polled import PATIENCE_S, POLL, SELECT, Box, wait_asleep
-
-IN, OUT, PRI, ERR, HUP = 1, 4, 2, 8, 16
-
-
-@pytest.fixture
-def box():
-    return Box()
-
-
-@pytest.fixture
-def sandbox(box):
-    with Sandbox(box) as sandbox:
-        yield sandbox
-    assert box.files == []
-
-
-PRELUDE = """
-import select
-fd = os.open("/dev/box", os.O_RDWR)
-def poll(timeout, *pairs):
-    poll = select.poll()
-    for number, events in pairs: poll.register(number, events)
-    return sorted(poll.poll(timeout))
-IN, OUT, PRI, ERR, HUP = 1, 4, 2, 8, 16
-"""
-
-
-def lines(text):
-    return text.splitlines()
+from .polled import (
+    ERR,
+    HUP,
+    IN,
+    OUT,
+    PATIENCE_S,
+    POLL,
+    PRELUDE,
+    PRI,
+    SELECT,
+    lines,
+    program_pid,
+    wait_asleep,
+)
 
 
 def test_poll_tells_what_the_device_is_ready_for(client):
@@ -159,10 +143,6 @@ def test_who_waits_to_write_is_woken(sandbox, box, start):
         box.put(room=1)
         assert program.stdout.read().decode() == "[(3, 4)] 7 []\n"
         assert program.wait(PATIENCE_S) == 0
-
-
-def program_pid(box):
-    return box.asked[0][0]
 
 
 def test_an_urgent_event_wakes(sandbox, box, start):

@@ -4,25 +4,9 @@ import os
 
 import pytest
 
-from recuse.sandbox import Sandbox
 from recuse.sandbox.readiness import _LOST
 
-from .polled import EPOLL, PATIENCE_S, POLL, Box, wait_asleep
-
-IN, OUT, PRI, ERR, HUP = 1, 4, 2, 8, 16
-
-
-@pytest.fixture
-def box():
-    return Box()
-
-
-@pytest.fixture
-def sandbox(box):
-    with Sandbox(box) as sandbox:
-        yield sandbox
-    assert box.files == []
-
+from .polled import EPOLL, ERR, HUP, IN, PATIENCE_S, POLL, lines, program_pid, wait_asleep
 
 PRELUDE = """
 import functools, select
@@ -35,10 +19,6 @@ def turn():
 def wait(seconds=20):
     print(epoll.poll(seconds), flush=True)
 """
-
-
-def lines(text):
-    return text.splitlines()
 
 
 def test_level(client):
@@ -123,10 +103,10 @@ epoll.register(fd, IN | {mode})
 """
     with start(sandbox, PRELUDE + script) as program:
         box.wait_asked(1)
-        wait_asleep(box.asked[0][0], *EPOLL)
+        wait_asleep(program_pid(box), *EPOLL)
         box.put()  # in vain
         box.wait_asked(2)
-        wait_asleep(box.asked[0][0], *EPOLL)
+        wait_asleep(program_pid(box), *EPOLL)
         box.put(b"data")
         assert program.stdout.read() == b"[(3, 1)]\n"
         assert program.wait(PATIENCE_S) == 0
@@ -150,7 +130,7 @@ for _ in range(50):
             box.wait_asked(2 + number)
             with box.changed:
                 assert box.changed.wait_for(lambda: not box.room, PATIENCE_S)
-            wait_asleep(box.asked[0][0], *EPOLL)
+            wait_asleep(program_pid(box), *EPOLL)
             box.put(room=1)
             assert program.stdout.readline() == b"[(3, 4)]\n"
         assert program.wait(PATIENCE_S) == 0
@@ -165,7 +145,7 @@ for _ in range(20): wait()
     with start(sandbox, PRELUDE + script) as program:
         assert program.stdout.readline() == b"ready\n"
         for _ in range(20):
-            wait_asleep(box.asked[0][0], *EPOLL)
+            wait_asleep(program_pid(box), *EPOLL)
             box.put(b"x")
             assert program.stdout.readline() == b"[(3, 1)]\n"
         assert program.wait(PATIENCE_S) == 0
@@ -184,10 +164,10 @@ wait(0)
 """
     with start(sandbox, PRELUDE + script) as program:
         assert program.stdout.readline() == b"[]\n"
-        wait_asleep(box.asked[0][0], *EPOLL)
+        wait_asleep(program_pid(box), *EPOLL)
         program.stdin.write(b"\n")
         assert program.stdout.readline() == b"[(0, 1)]\n"
-        wait_asleep(box.asked[0][0], *EPOLL)
+        wait_asleep(program_pid(box), *EPOLL)
         box.put(b"x")
         assert program.stdout.read() == b"[(3, 1)]\n[]\n"
         assert program.wait(PATIENCE_S) == 0
@@ -238,7 +218,7 @@ print(outer.poll(), epoll.poll(), os.read(fd, 9), epoll.poll(0), outer.poll(0))
 """
     with start(sandbox, PRELUDE + script) as program:
         assert program.stdout.readline() == b"[]\n"
-        wait_asleep(box.asked[0][0], *POLL)
+        wait_asleep(program_pid(box), *POLL)
         box.put(b"x")
         assert program.stdout.read() == b"[(4, 1)] [(3, 1)] b'x' [] []\n"
         assert program.wait(PATIENCE_S) == 0
@@ -271,7 +251,7 @@ wait(0)
 """
     with start(sandbox, PRELUDE + script) as program:
         box.wait_asked(1)
-        wait_asleep(box.asked[0][0], *EPOLL)
+        wait_asleep(program_pid(box), *EPOLL)
         (device,) = sandbox._machine.table
         device.connection.abort()
         ((number, events),) = eval(program.stdout.readline())

@@ -14,6 +14,14 @@ from recuse import Device, File, OpenRequest, current_request
 
 PATIENCE_S = 20
 
+IN, OUT, PRI, ERR, HUP = 1, 4, 2, 8, 16
+"""POLLIN and so on, and as epoll has them."""
+
+
+def lines(text: str) -> list[str]:
+    """What a client has printed."""
+    return text.splitlines()
+
 
 class BoxFile(File):
     device: Box
@@ -107,3 +115,19 @@ def wait_asleep(tid: int, *numbers: int) -> None:
 POLL = (7, 271)
 SELECT = (23, 270)
 EPOLL = (232, 281, 441)
+
+PRELUDE = """
+import select
+fd = os.open("/dev/box", os.O_RDWR)
+def poll(timeout, *pairs):
+    poll = select.poll()
+    for number, events in pairs: poll.register(number, events)
+    return sorted(poll.poll(timeout))
+IN, OUT, PRI, ERR, HUP = 1, 4, 2, 8, 16
+"""
+"""What clients that poll it begin with."""
+
+
+def program_pid(box: Box) -> int:
+    """The first thread that has asked."""
+    return box.asked[0][0]

@@ -14,28 +14,17 @@ import pytest
 from recuse.sandbox import Sandbox
 from recuse.sandbox.syscalls.poll import _Polling
 
-from .polled import PATIENCE_S, POLL, Box, wait_asleep
+from .polled import PATIENCE_S, POLL, PRELUDE, Box, program_pid, wait_asleep
 
 RESTART_SYSCALL = 219
 
-PRELUDE = """
-import select
-fd = os.open("/dev/box", os.O_RDWR | os.O_NONBLOCK)
+FILES = """
+os.set_blocking(fd, False)
 other = os.open("/dev/other", os.O_RDWR)
-def poll(timeout, *pairs):
-    poll = select.poll()
-    for number, events in pairs: poll.register(number, events)
-    return sorted(poll.poll(timeout))
-IN, OUT, PRI, ERR, HUP = 1, 4, 2, 8, 16
 in_, out = os.pipe()
 def says(what):
     os.write(1, f"{what}\\n".encode())
 """
-
-
-@pytest.fixture
-def box():
-    return Box()
 
 
 @pytest.fixture
@@ -91,9 +80,9 @@ def test_what_another_takes_between_answer_and_wait(sandbox, start, held, waker,
     boxes = {box.name: box for box in sandbox._devices}
     box = boxes["box"]
     box.data = b"data"
-    with start(sandbox, PRELUDE + script) as program:
+    with start(sandbox, PRELUDE + FILES + script) as program:
         assert decided.wait(PATIENCE_S)
-        sleeper = box.asked[0][0]
+        sleeper = program_pid(box)
         program.stdin.write(b"\n")
         program.stdin.flush()
         assert program.stdout.readline() == b"(b'data', [])\n"
@@ -108,7 +97,7 @@ def test_another_file_that_is_emptied_between_answer_and_wait(sandbox, box, star
     """It was ready, so the device was not told that anybody waits."""
     decided, go_on = held
     script = "os.write(out, b'x')\n" + WAITS.replace("WAIT", "poll(-1, (in_, IN), (fd, IN))")
-    with start(sandbox, PRELUDE + script.replace("TAKE", "os.read(in_, 9)")) as program:
+    with start(sandbox, PRELUDE + FILES + script.replace("TAKE", "os.read(in_, 9)")) as program:
         assert decided.wait(PATIENCE_S)
         program.stdin.write(b"\n")
         program.stdin.flush()
@@ -128,9 +117,9 @@ def wait_stopped(tid):
 def test_what_another_takes_before_a_sleeper_that_was_woken_looks(sandbox, box, start):
     script = WAITS.replace("WAIT", "poll(-1, (fd, IN))")
     script = script.replace("TAKE", "(poll(-1, (fd, IN)), os.read(fd, 9), poll(5, (fd, IN)))")
-    with start(sandbox, PRELUDE + script) as program:
+    with start(sandbox, PRELUDE + FILES + script) as program:
         box.wait_asked(1)
-        sleeper = box.asked[0][0]
+        sleeper = program_pid(box)
         wait_asleep(sleeper, *POLL)
         os.kill(sleeper, signal.SIGSTOP)
         wait_stopped(sleeper)
@@ -156,7 +145,7 @@ os.kill(os.getpid(), signal.SIGUSR1)
 os.write(out, b"x")
 says(poll(-1, (in_, IN), (fd, IN), (signals, IN)))
 """
-    assert client(PRELUDE + script) == "[(5, 1), (7, 1)]\n"
+    assert client(PRELUDE + FILES + script) == "[(5, 1), (7, 1)]\n"
 
 
 def test_select_of_a_number_that_is_none(client):
@@ -168,4 +157,4 @@ says(attempt(select.select, [fd, in_, 40, 50], [], []))
 says(attempt(select.select, [fd, 2, 40], [other], []))
 says(poll(5, (in_, IN), (40, IN), (fd, IN)))
 """
-    assert client(PRELUDE + script) == "EBADF\nEBADF\n[(5, 1), (40, 32)]\n"
+    assert client(PRELUDE + FILES + script) == "EBADF\nEBADF\n[(5, 1), (40, 32)]\n"
