@@ -91,6 +91,10 @@ pid_t child(const char *name, int (*function)(void));
 /* Wait for a child and tell how it ended. */
 void bury(const char *name, pid_t pid);
 
+/* Count a signal from now on; how many there were. */
+void handle(int number, int flags);
+extern volatile int handled;
+
 /* Bytes that are different everywhere. */
 void fill(void *data, long size);
 

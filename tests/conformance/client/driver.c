@@ -115,6 +115,20 @@ void show(const char *what, const void *data, long size)
 	say("%s: %ld bytes, %08x", what, size, ~sum);
 }
 
+volatile int handled;
+
+static void handler(int number)
+{
+	(void)number;
+	handled++;
+}
+
+void handle(int number, int flags)
+{
+	struct sigaction action = {.sa_handler = handler, .sa_flags = flags};
+	sigaction(number, &action, NULL);
+}
+
 void fill(void *data, long size)
 {
 	for (long i = 0; i < size; i++)

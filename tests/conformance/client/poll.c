@@ -346,18 +346,9 @@ CASE(notify_without_poller)
 	tell(&entry, 1);
 }
 
-static volatile int handled;
-
-static void handler(int number)
-{
-	(void)number;
-	handled++;
-}
-
 static int poll_with_a_handler(void)
 {
-	struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART};
-	sigaction(SIGUSR1, &action, NULL);
+	handle(SIGUSR1, SA_RESTART);
 	struct pollfd entry = {.fd = fd, .events = POLLIN};
 	TRY(poll(&entry, 1, -1));
 	say("handled %d", handled);

@@ -1,20 +1,7 @@
 /* Signals to a thread whose request the server is at. */
 #include "client.h"
 
-static volatile int handled;
 static int fd;
-
-static void handler(int number)
-{
-	(void)number;
-	handled++;
-}
-
-static void handle(int number, int flags)
-{
-	struct sigaction action = {.sa_handler = handler, .sa_flags = flags};
-	sigaction(number, &action, NULL);
-}
 
 static int one_read(void)
 {
