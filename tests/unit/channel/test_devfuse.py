@@ -1,7 +1,9 @@
 """Devices on a FUSE mount of the real kernel, and programs that find, read and write them."""
 
 import asyncio
+import contextlib
 import ctypes
+import errno
 import os
 import queue
 import select
@@ -17,7 +19,14 @@ from recuse.channel import devfuse
 from recuse.channel.devcuse import Channel
 from recuse.channel.devfuse import DevFuse
 from recuse.server.file import MEMORY_USERS
-from recuse.wire.fuse import FUSE_INTERRUPT, fuse_in_header
+from recuse.wire.fuse import (
+    FUSE_INTERRUPT,
+    FUSE_LOOKUP,
+    FUSE_ROOT_ID,
+    fuse_in_header,
+    fuse_interrupt_in,
+    fuse_out_header,
+)
 
 from .mounted import WAIT_S, Board, Plain, Program, run, shell
 
@@ -31,14 +40,14 @@ class Pair(ctypes.Structure):
 
 def test_a_device_is_a_file_below_directories(mount, directory):
     mount(Board(name="snd/a/board", mode=0o640, uid=5, gid=6), Plain(name="snd/plain"))
-    made = shell(directory, "find . -printf '%p %M %U %G %s %i\\n' | sort; stat -f -c %t .")
+    made = shell(directory, "find . -printf '%p %M %n %U %G %s %i\\n' | sort; stat -f -c %t .")
     assert made.stderr == b""
     assert made.stdout.decode().splitlines() == [
-        ". drwxr-xr-x 0 0 0 1",
-        "./snd drwxr-xr-x 0 0 0 2",
-        "./snd/a drwxr-xr-x 0 0 0 3",
-        "./snd/a/board -rw-r----- 5 6 0 4",
-        "./snd/plain -rw-rw-rw- 0 0 0 5",
+        ". drwxr-xr-x 3 0 0 0 1",
+        "./snd drwxr-xr-x 3 0 0 0 2",
+        "./snd/a drwxr-xr-x 2 0 0 0 3",
+        "./snd/a/board -rw-r----- 1 5 6 0 4",
+        "./snd/plain -rw-rw-rw- 1 0 0 0 5",
         "65735546",
     ]
 
@@ -80,6 +89,32 @@ def test_programs_read_and_write(mount, directory):
     made = shell(directory, "printf hello > board && cat board && dd if=board bs=2 count=1")
     assert made.stdout == b"hellohe"
     assert ("write", b"hello", 0) in board.take(5)
+
+
+def test_what_the_device_does_not_open(mount, directory):
+    class Refusing(Device):
+        name = "refusing"
+
+        def open(self, request):
+            raise OSError(errno.EBUSY, "one at a time")
+
+    mount(Refusing())
+    run(directory, 'fails(errno.EBUSY, os.open, "refusing", os.O_RDWR)')
+
+
+def test_appending_is_writing(mount, directory):
+    """Without positions, whatever the kernel takes for the end."""
+    plain = Plain()
+    mount(plain)
+    run(
+        directory,
+        """
+file = os.open("plain", os.O_RDWR | os.O_APPEND)
+os.write(file, b"one")
+os.write(file, b"three")
+""",
+    )
+    assert [plain.happened.get(timeout=WAIT_S)[1:] for _ in range(3)] == [(0,), (3, 0), (5, 0)]
 
 
 def test_what_is_not_seekable_has_no_positions(mapping, directory):
@@ -146,6 +181,7 @@ reader.join()
         program.go_on()
         assert plain.happened.get(timeout=WAIT_S) == ("write", 1, 0)
         plain.go_on.set()
+
         program.end()
         assert program.process.returncode == 0
 
@@ -291,6 +327,18 @@ os.read(os.open("slow", os.O_RDWR), 1)
         assert program.process.returncode == 7
 
 
+def test_an_interrupt_that_comes_before_its_request(directory):
+    """No device knows of it: the kernel is to send it again, and hears that once."""
+    made = DevFuse([Plain(), Board()], str(directory))
+    sent = []
+    made._send = sent.append
+    body = fuse_interrupt_in(unique=8)
+    size = fuse_in_header.SIZE + body.SIZE
+    made._handle(fuse_in_header(len=size, opcode=FUSE_INTERRUPT, unique=9).pack() + body.pack())
+    [answer] = map(fuse_out_header.unpack, sent)
+    assert (answer.error, answer.unique) == (-errno.EAGAIN, 9)
+
+
 # The end.
 
 
@@ -333,3 +381,56 @@ fails(errno.ENOTCONN, os.read, file, 1)
         program.end()
         assert program.process.returncode == 0
     plain.go_on.set()
+
+
+def test_a_file_that_nobody_waits_for_is_released(mount, directory, needs, caplog):
+    """Its open was under way when the connection ended."""
+
+    class Slow(Device):
+        name = "slow"
+
+        def open(self, request):
+            happened.put("open")
+            assert go_on.wait(WAIT_S)
+            return Released()
+
+    class Released(File):
+        def release(self):
+            happened.put("released")
+
+    happened, go_on = queue.SimpleQueue(), threading.Event()
+    served = mount(Slow())
+    code = """
+try:
+    os.open("slow", os.O_RDWR)
+except OSError as error:
+    assert error.errno in (errno.ECONNABORTED, errno.ENOTCONN), error
+else:
+    raise AssertionError
+"""
+    with Program(directory, code) as program:
+        assert happened.get(timeout=WAIT_S) == "open"
+        # Aborts the connection; the program keeps it mounted.
+        subprocess.run(
+            [needs("umount"), "-f", directory], check=False, capture_output=True, timeout=WAIT_S
+        )
+        program.end()
+        assert program.process.returncode == 0
+        go_on.set()
+        assert happened.get(timeout=WAIT_S) == "released"
+    assert served.join(WAIT_S)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV, errno.EIO])
+def test_an_answer_that_the_kernel_does_not_take(directory, number):
+    """The program or the mount has gone; all else is a mistake."""
+
+    def send(answer):
+        raise OSError(number, "not taken")
+
+    made = DevFuse([Plain()], str(directory))
+    made._send = send
+    lookup = fuse_in_header(opcode=FUSE_LOOKUP, nodeid=FUSE_ROOT_ID).pack() + b"plain\0"
+    with contextlib.nullcontext() if number != errno.EIO else pytest.raises(OSError, match="not"):
+        made._handle(lookup)

@@ -169,7 +169,9 @@ class PadFile(File):
         mapping.area[:3] = b"new"
 
 
-def test_an_area_for_each_file_is_for_one_at_a_time(mapping, directory, caplog):
+def test_an_area_for_each_file_is_for_one_at_a_time(mapping, directory, caplog, monkeypatch):
+    released = []
+    monkeypatch.setattr(PadFile, "release", lambda _: released.append(1))
     mapping(Pads())
     code = """
 file = os.open("pads", os.O_RDWR)
@@ -190,6 +192,7 @@ assert memory[:3] == b"new"
         "pads: the kernel has one area for all files that are open: a file that has another one "
         "cannot be opened meanwhile (EBUSY)"
     ]
+    assert len(released) >= 3 * 3  # those that were refused, at once
 
 
 def test_a_file_without_an_area(mapping, directory, caplog):
@@ -359,7 +362,8 @@ class Channels:
 @pytest.mark.parametrize("flag", [FUSE_PASSTHROUGH, FUSE_INIT_EXT])
 def test_a_kernel_without_passthrough(mount, directory, monkeypatch, flag):
     Channels(monkeypatch, minor=38, without=flag)
-    served = mount(Board())
+    board = Board()
+    served = mount(board)
     assert not served.maps
     [limit] = served.limits()
     assert "cannot map these files (ENODEV): this kernel has no FUSE passthrough" in limit
@@ -375,6 +379,8 @@ assert libc.mmap(0, 4096, 3, mmap.MAP_SHARED, file, 0) == -1
 assert ctypes.get_errno() == errno.ENODEV
 """,
     )
+    # It is not asked for memory that nobody can have.
+    assert [what[0] for what in board.take(2)] == ["write", "read"]
 
 
 def test_a_kernel_that_does_not_take_the_memory(mapping, directory, monkeypatch, caplog):
