@@ -245,25 +245,6 @@ print(os.listdir('.'), stat.S_ISCHR(os.stat('event9').st_mode), stat.S_ISDIR(os.
     )
 
 
-def test_a_directory_that_exists_only_here_cannot_be_the_working_directory(box, shells):
-    output = shells(box)(
-        "cd /dev/recuse-input 2>&1; echo x > /dev/recuse-input/event9; "
-        "cat /dev/recuse-input/../recuse-input/event9; cd /dev/recuse-input/event9 2>&1"
-    )
-    lines = output.splitlines()
-    assert "can't cd to /dev/recuse-input" in lines[0]
-    assert lines[1] == "x"
-    assert "can't cd to /dev/recuse-input/event9" in lines[2]
-
-
-def test_what_going_there_says(run):
-    script = """
-print(attempt(os.chdir, '/dev/recuse-input'), attempt(os.chdir, '/dev/recuse-input/event9'))
-print(attempt(os.chdir, '/dev/recuse-input/nothing'), os.chdir('/dev'), os.getcwd())
-"""
-    assert run(script) == "EACCES ENOTDIR\nENOENT None /dev\n"
-
-
 def test_ways_out_of_a_directory_that_exists_only_here(run, tmp_path, monkeypatch):
     """Natively it is another one, whose parents have other names in them."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "recuse-there"))

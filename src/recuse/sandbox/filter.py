@@ -32,7 +32,7 @@ TRAPPED: Final = (
     "access", "faccessat", "faccessat2", "readlink", "readlinkat",
     "chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat",
     "utime", "utimes", "futimesat", "utimensat",
-    "getxattr", "lgetxattr", "listxattr", "llistxattr", "chdir", "flock",
+    "getxattr", "lgetxattr", "listxattr", "llistxattr", "chdir", "getcwd", "flock",
     "mkdir", "mkdirat", "mknod", "mknodat", "symlink", "symlinkat", "link", "linkat",
     "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir",
     # Nothing to emulate: these change what the supervisor remembers of a process, and must be seen

@@ -49,6 +49,11 @@ def _names(path: bytes) -> list[bytes]:
     return names
 
 
+def _place(tid: int, base: int) -> bytes:
+    """The link to a thread's directory: the working one, or that of a descriptor."""
+    return b"/proc/%d/cwd" % tid if base == AT_FDCWD else b"/proc/%d/fd/%d" % (tid, base)
+
+
 def _top(root: bytes, scope: int) -> bytes:
     """Where an absolute path or link begins, and where ".." leads from the root.
 
@@ -160,12 +165,7 @@ class Tree:
         """
         if path.startswith((b"/proc/self", b"/proc/thread-self", b"/dev/fd", b"/dev/std")):
             return False
-        if path.startswith(b"/"):
-            native = path
-        elif base == AT_FDCWD:
-            native = b"/proc/%d/cwd/%b" % (tid, path)
-        else:
-            native = b"/proc/%d/fd/%d/%b" % (tid, base, path)
+        native = path if path.startswith(b"/") else _place(tid, base) + b"/" + path
         opened = len(self._descriptors) or (self.shadows.used and path.startswith(b"/proc/"))
         if opened and self._goes_through_magic(native, len(native) - len(path)):
             return False
@@ -319,9 +319,8 @@ class Tree:
 
     def _directory(self, tid: int, base: int) -> bytes | None:
         """The path of the directory that a relative path starts from."""
-        place = b"cwd" if base == AT_FDCWD else b"fd/%d" % base
         try:
-            link = os.readlink(b"/proc/%d/%b" % (tid, place))
+            link = os.readlink(_place(tid, base))
         except OSError:
             return None
         opened = self.shadows.path_of(link)
@@ -357,13 +356,15 @@ class Tree:
     def directory(self, tid: int, number: int) -> Node | None:
         """The directory of ours that a descriptor refers to, None if it refers to something else.
 
+        :data:`AT_FDCWD` stands for the working directory.
+
         Raises:
             OSError: ENOENT if it is not there any more.
         """
         if not self.shadows.used:
             return None
         try:
-            link = os.readlink(b"/proc/%d/fd/%d" % (tid, number))
+            link = os.readlink(_place(tid, number))
         except OSError:
             return None
         path = self.shadows.path_of(link)

@@ -88,6 +88,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "listxattr": 232,
     "llistxattr": 233,
     "chdir": 12,
+    "getcwd": 183,
     "mkdir": 39,
     "mkdirat": 296,
     "mknod": 14,
@@ -159,6 +160,7 @@ INJECTED: Final[dict[str, int]] = {
     "close": 6,
     "mmap": MMAP2,
     "munmap": 91,
+    "fchdir": 133,
     "madvise": 219,
     "mlock": 150,
 }

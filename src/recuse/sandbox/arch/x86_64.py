@@ -51,6 +51,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "flock": 73,
     "truncate": 76,
     "getdents": 78,
+    "getcwd": 79,
     "chdir": 80,
     "rename": 82,
     "mkdir": 83,
@@ -149,6 +150,7 @@ INJECTED: Final[dict[str, int]] = {
     "mmap": 9,
     "munmap": 11,
     "madvise": 28,
+    "fchdir": 81,
     "mlock": 149,
 }
 """The calls that `recuse.sandbox.inject` makes; mmap's offset is in units of MMAP_UNIT bytes."""

@@ -19,6 +19,7 @@ from recuse.sandbox.syscalls import (
     processes,
     rw,
     status,
+    workdir,
 )
 from recuse.sandbox.syscalls.call import Handler
 
@@ -29,6 +30,7 @@ _FAMILIES = (
     status,
     attributes,
     names,
+    workdir,
     listing,
     locks,
     filesystems,

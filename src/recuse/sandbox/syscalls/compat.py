@@ -29,6 +29,7 @@ from recuse.sandbox.syscalls import (
     processes,
     rw,
     status,
+    workdir,
 )
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.lookup import (
@@ -51,6 +52,7 @@ _NATIVE: Final[dict[str, Handler]] = {
     **status.HANDLERS,
     **attributes.HANDLERS,
     **names.HANDLERS,
+    **workdir.HANDLERS,
     **listing.HANDLERS,
     **locks.HANDLERS,
     **processes.HANDLERS,

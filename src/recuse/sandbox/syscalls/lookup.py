@@ -25,9 +25,16 @@ def named(
     if path:
         follow = not flags & AT_SYMLINK_NOFOLLOW
         return supervisor.tree.find(call.pid, base, path, follow=follow)
-    if flags & AT_EMPTY_PATH and base != AT_FDCWD:
-        return held(supervisor, call, base)
-    return None
+    if not flags & AT_EMPTY_PATH:
+        return None
+    if base == AT_FDCWD:
+        return _directory(supervisor, call, base)
+    return held(supervisor, call, base)
+
+
+def _directory(supervisor: Supervisor, call: Notification, number: int) -> Found | None:
+    node = supervisor.tree.directory(call.pid, number)
+    return Found(node) if node is not None else None
 
 
 def looked_at(
@@ -43,10 +50,9 @@ def looked_at(
 def held(supervisor: Supervisor, call: Notification, number: int) -> Found | None:
     """What a descriptor refers to; None if nothing of ours."""
     descriptor = supervisor.descriptors.find(call.pid, number)
-    if descriptor is None:
-        node = supervisor.tree.directory(call.pid, number)
-        return Found(node) if node is not None else None
-    return Found(descriptor.node)
+    if descriptor is not None:
+        return Found(descriptor.node)
+    return _directory(supervisor, call, number) if number >= 0 else None
 
 
 def opened(supervisor: Supervisor, call: Notification) -> Found | None:

@@ -125,15 +125,6 @@ def unlinkat(supervisor: Supervisor, call: Notification) -> int:
     return _remove(supervisor, call, base, call.a1, directory=directory)
 
 
-def chdir(supervisor: Supervisor, call: Notification) -> int:
-    """``chdir(path)``: a directory that exists only here can be opened, but not be gone into."""
-    path = supervisor.strings.read(call.pid, call.a0)
-    found = supervisor.tree.find(call.pid, AT_FDCWD, path) if path else None
-    if found is None:
-        return PROCEED
-    raise os_error(errno.EACCES if found.node.is_directory else errno.ENOTDIR)
-
-
 HANDLERS: Final[dict[str, Handler]] = {
     "mkdir": make_first,
     "mknod": make_first,
@@ -149,5 +140,4 @@ HANDLERS: Final[dict[str, Handler]] = {
     "unlink": unlink,
     "rmdir": rmdir,
     "unlinkat": unlinkat,
-    "chdir": chdir,
 }
