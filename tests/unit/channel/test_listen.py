@@ -411,7 +411,9 @@ def test_requests_without_sense_are_answered(raw):
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(st.binary(max_size=120), max_size=4), st.integers(0, 40))
 def test_any_bytes(raw, server, sent, opcode):

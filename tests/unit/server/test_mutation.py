@@ -120,7 +120,7 @@ def told():
     logging.getLogger("recuse.server").disabled = False
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.binary(max_size=120) | mutated(), max_size=12))
 def test_bytes_of_all_kinds(messages):
     session = Session(Echo())
