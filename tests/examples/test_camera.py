@@ -121,6 +121,15 @@ def test_v4l2_ctl_finds_it(ctl: Callable[..., list[str]]) -> None:
     ]
 
 
+def test_what_is_in_sysfs(run: Run) -> None:
+    directory = "/sys/class/video4linux/video9"
+    files = [f"{directory}/{name}" for name in ("name", "index", "dev")]
+    outcome = run("camera.py", "cat", *files, "/sys/dev/char/81:9/uevent")
+    lines = outcome.stdout.decode().splitlines()
+    assert lines[:3] == ["recuse camera 9", "0", "81:9"]
+    assert "DEVNAME=video9" in lines
+
+
 def test_v4l2_ctl_lists_formats(ctl: Callable[..., list[str]]) -> None:
     intervals = [
         f"Interval: Discrete {seconds}s ({fps}.000 fps)"

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import pytest
+
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 CLIENT = "examples/fmmap_client.py"
@@ -50,6 +52,32 @@ def test_bytes_are_set_one_after_the_other(run: Run) -> None:
     assert memory == "00" * 50 + "01" * 50
     assert picture[15] == "?"
     assert picture[40] == "0"
+
+
+TWO_USERS = """
+import mmap, os
+pages = {0: 1, 65534: 2}
+for uid, count in pages.items():
+    if not os.fork():
+        os.setresuid(uid, uid, uid)
+        memory = mmap.mmap(os.open("/dev/fmmap", os.O_RDWR), count * 4096)
+        memory[-1] = 7
+        print(sum(memory[first] == 7 for first in (-1, 4095)), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+print(os.read(os.open("/dev/fmmap", os.O_RDONLY), 1000).decode(), end="")
+"""
+
+
+def test_each_user_has_an_area(run: Run) -> None:
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    outcome = run("fmmap.py", sys.executable, "-c", TWO_USERS)
+    assert outcome.returncode == 0, outcome.stderr
+    first, second, *pictures = outcome.stdout.decode().splitlines()
+    # The second one does not see what the first one wrote.
+    assert (first, second) == ("2", "1")
+    assert [picture.split()[:2] for picture in pictures] == [["0:", "4096"], ["65534:", "8192"]]
 
 
 def test_the_client_tells_how_it_is_used(run: Run) -> None:
