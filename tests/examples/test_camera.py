@@ -604,6 +604,15 @@ print(call(IOC.DQEVENT, raw.v4l2_event()))
 
 print(call(IOC.S_PRIORITY, ctypes.c_uint32(3), other).value)
 print(call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 5)), request(1), request(1, other))
+create = raw.v4l2_create_buffers(count=1, memory=MMAP, format=raw.v4l2_format(B))
+for command, asked in (
+    (IOC.S_INPUT, ctypes.c_int(0)), (IOC.S_FMT, raw.v4l2_format(B)),
+    (IOC.S_PARM, raw.v4l2_streamparm(B)), (IOC.S_EXT_CTRLS, raw.v4l2_ext_controls()),
+    (IOC.S_PRIORITY, ctypes.c_uint32(1)), (IOC.CREATE_BUFS, create),
+    (IOC.STREAMON, ctypes.c_int(B)), (IOC.STREAMOFF, ctypes.c_int(B)),
+):
+    print(call(command, asked), end=" ")
+print(request(0, other), call(IOC.S_INPUT, ctypes.c_int(0)))
 print(call(IOC.S_PRIORITY, ctypes.c_uint32(9), other))
 os.close(other)
 print(call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 5), opened()).value)
@@ -617,6 +626,7 @@ print(call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 5), opened()).value)
         "ENOENT",
         "3",
         "EBUSY EBUSY 1",
+        "EBUSY " * 8 + "0 EBUSY",
         "EINVAL",
         "5",
     ]
@@ -637,6 +647,25 @@ if not (child := os.fork()):
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), request(2, opened()))
 """
     assert python(code) == ["-9 2"]
+
+
+def test_nothing_is_left_of_a_program() -> None:
+    import camera  # noqa: PLC0415
+
+    code = """
+call(IOC.SUBSCRIBE_EVENT, raw.v4l2_event_subscription(raw.EventType.CTRL, raw.ControlID.CONTRAST))
+request(2)
+buffer(IOC.QBUF)
+stream(True)
+kept = mmap.mmap(camera, 4096)
+print(buffer(IOC.DQBUF).sequence >= 0)
+"""
+    device = camera.Camera(fps=500, width=320, height=240)
+    with Sandbox(device) as sandbox:
+        program = [sys.executable, "-c", PRELUDE + code]
+        assert sandbox.run(program, capture_output=True, timeout=60).stdout == b"True\n"
+    assert device.controls.files == device.opened == set()
+    assert (device.queue.area, device.queue.owner, device.queue.streaming) == (None, None, False)
 
 
 def test_two_cameras(needs: Needs, tmp_path: Path) -> None:

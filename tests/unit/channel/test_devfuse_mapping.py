@@ -411,6 +411,18 @@ def test_a_kernel_that_is_too_old(mount, directory, monkeypatch):
     assert not os.path.ismount(directory)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none", r"none: this kernel has no FUSE \(modprobe fuse\)"), ("", "Is a directory")],
+)
+def test_a_kernel_without_fuse(directory, tmp_path, monkeypatch, name, message):
+    monkeypatch.setattr(devfuse, "DEV_FUSE", f"{tmp_path}/{name}")
+    made = DevFuse([Board()], str(directory))
+    with pytest.raises(KernelError, match=message):
+        made.start()
+    made.close()
+
+
 def test_directories_that_will_not_do(needs, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
