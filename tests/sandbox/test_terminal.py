@@ -53,19 +53,27 @@ class Terminal:
 
     def expect(self, text):
         """Read until the text comes; return what came before it."""
-        end = time.monotonic() + PATIENCE_S
-        wanted = text.encode()
-        while wanted not in self.seen:
-            ready, _, _ = select.select([self.master], [], [], max(0, end - time.monotonic()))
-            assert ready, f"no {text!r} in {self.seen!r}"
-            try:
-                part = os.read(self.master, 4096)
-            except OSError:  # EIO: nobody has the other end any more
-                part = b""
-            assert part, f"no {text!r} in {self.seen!r}"
-            self.seen += part
-        before, _, self.seen = self.seen.partition(wanted)
+        self._read_until([text])
+        before, _, self.seen = self.seen.partition(text.encode())
         return before.decode(errors="replace")
+
+    def expect_all(self, *texts):
+        """Read until all of them have come, in whatever order, and nothing else is expected."""
+        self._read_until(texts)
+        self.seen = b""
+
+    def _read_until(self, texts):
+        end = time.monotonic() + PATIENCE_S
+        for text in texts:
+            while text.encode() not in self.seen:
+                ready, _, _ = select.select([self.master], [], [], max(0, end - time.monotonic()))
+                assert ready, f"no {text!r} in {self.seen!r}"
+                try:
+                    part = os.read(self.master, 4096)
+                except OSError:  # EIO: nobody has the other end any more
+                    part = b""
+                assert part, f"no {text!r} in {self.seen!r}"
+                self.seen += part
 
     def foreground(self):
         """The process group that the keys send signals to."""
@@ -312,8 +320,7 @@ def test_job_control_in_the_sandbox_while_a_device_is_read(waiting):
     waiting.type("bg\n")
     waiting.expect("inside:")
     waiting.type("echo wor''ld > /dev/wait\n")
-    waiting.expect("world")
-    waiting.expect("inside:")
+    waiting.expect_all("world", "inside:")
     waiting.resume()
     waiting.type("\x03")
     waiting.expect("inside:")
