@@ -203,3 +203,14 @@ with Sandbox(Mapped()) as sandbox:
     python(sandbox, 'import mmap; m = mmap.mmap(os.open("/dev/area", 2), 4096); m[:3] = b"abc"')
 """)
     assert output == "unmapped b'abc'\n"
+
+
+def test_going_to_a_directory_that_exists_only_here(nobody):
+    output = nobody("""
+with Sandbox(Fifo(name='place/echo')) as sandbox:
+    sandbox.run(['sh', '-c', 'cd /dev/place && /bin/pwd && ls; cd ../../etc && /bin/pwd'])
+    sandbox.run(['sh', '-c', 'exec 2>&1; chmod 600 /dev/place; cd /dev/place || /bin/pwd'])
+""")
+    assert output.splitlines()[:3] == ["/dev/place", "echo", "/etc"]
+    assert output.splitlines()[3].endswith("cd: can't cd to /dev/place")
+    assert output.splitlines()[4:] == ["/"]
