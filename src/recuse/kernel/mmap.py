@@ -200,7 +200,11 @@ def do_mmap(fh: int, caller: Caller, mapper: Mapper, call: MmapCall) -> Operatio
         RECUSE_MMAP_COMMIT, commit.pack(), 0, 0, caller.pid, caller.uid, caller.gid, force=True
     )
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            # Its traceback has this frame, which would hold the memory's descriptor with it.
+            del failure
     if reply.error:
         mapper.unmap()
         raise os_error(-reply.error)

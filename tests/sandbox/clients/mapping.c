@@ -104,8 +104,14 @@ int main(int argc, char **argv) {
                 slots[slot].at = made;
                 slots[slot].pages = a;
             }
-        } else if (!strcmp(name, "protect")) {  // protection
-            result(name, !mprotect(at, pages * PAGE, a));
+        } else if (!strcmp(name, "protect")) {  // protection, first page, pages (0: all after it)
+            result(name, !mprotect(at + b * PAGE, (c ? c : pages - b) * PAGE, a));
+        } else if (!strcmp(name, "move")) {  // the slot that lies where it is to go
+            char *made = mremap(at, pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+                                slots[a].at);
+            result(name, made == slots[a].at);
+            if (made != MAP_FAILED)
+                slots[slot].at = made;
         } else if (!strcmp(name, "advise")) {
             result(name, !madvise(at, pages * PAGE, a));
         } else if (!strcmp(name, "sync")) {
