@@ -210,20 +210,34 @@ def test_an_area_has_what_is_before_the_offset_too(device: Shared, client: str) 
     assert device.file.sizes == [5 * PAGE, 2 * PAGE]  # type: ignore[attr-defined]
 
 
-def test_the_program_does_not_go_on_before_the_device_knows(
-    device: Shared, start: Callable[..., Any]
-) -> None:
-    class Slow(SharedFile):
+class SlowFile(SharedFile):
+    """Does not let a mapping be before it is told."""
+
+    reached: threading.Event
+    go_on: threading.Event
+
+    def mapped(self, mapping: Mapping) -> None:
+        self.reached.set()
+        assert self.go_on.wait(PATIENCE_S)
+        mapping.area[:1] = b"F"
+        super().mapped(mapping)
+
+
+@pytest.fixture
+def slow(device: Shared) -> type[SlowFile]:
+    """The class of the device's files, here."""
+
+    class Slow(SlowFile):
         reached = threading.Event()
         go_on = threading.Event()
 
-        def mapped(self, mapping: Mapping) -> None:
-            self.reached.set()
-            assert self.go_on.wait(PATIENCE_S)
-            mapping.area[:1] = b"F"
-            super().mapped(mapping)
-
     device.file = Slow
+    return Slow
+
+
+def test_the_program_does_not_go_on_before_the_device_knows(
+    device: Shared, slow: type[SlowFile], start: Callable[..., Any]
+) -> None:
     script = """
 seen = []
 libc.mmap.restype = ctypes.c_void_p
@@ -238,11 +252,49 @@ thread.join()
 print(seen, flush=True)
 """
     with Sandbox(device) as sandbox, start(sandbox, script) as program:
-        assert Slow.reached.wait(PATIENCE_S)
+        assert slow.reached.wait(PATIENCE_S)
         program.stdin.write(b"x")
         assert program.stdout.readline() == b"[]\n"
-        Slow.go_on.set()
+        slow.go_on.set()
         assert program.communicate(timeout=PATIENCE_S)[0] == b"[b'F']\n"
+
+
+def test_signals_wait_for_the_mapping(
+    device: Shared, slow: type[SlowFile], start: Callable[..., Any]
+) -> None:
+    """They come when it is made, also a stop; and the thread's mask is as it was."""
+    script = """
+def handle(number, _):
+    print("handled", flush=True)
+def mask():
+    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
+signal.signal(signal.SIGUSR1, handle)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+before = mask()
+print(os.getpid(), flush=True)
+fd = os.open("/dev/area", os.O_RDWR)
+memory = mmap.mmap(fd, 4096)
+print(memory[:1], mask() == before, flush=True)
+"""
+    with Sandbox(device) as sandbox, start(sandbox, script) as program:
+        program.stdout.readline()
+        assert slow.reached.wait(PATIENCE_S)
+        (child,) = (
+            Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text("ascii").split()
+        )
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGSTOP):
+            os.kill(int(child), number)
+        slow.go_on.set()
+        stat = Path(f"/proc/{child}/stat")
+        poll = select.poll()
+        for _ in range(PATIENCE_S * 100):
+            if stat.read_text("ascii").rpartition(")")[2].split()[0] == "T":
+                break
+            poll.poll(10)
+        assert device.count("mapped") == 1
+        os.kill(int(child), signal.SIGCONT)
+        output, _ = program.communicate(timeout=PATIENCE_S)
+        assert output == b"handled\nb'F' True\n"
 
 
 FAILING = """

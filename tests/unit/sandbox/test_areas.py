@@ -185,12 +185,16 @@ def test_events_that_are_lost(idle: Areas, memory: int) -> None:
     others = os.memfd_create("one"), os.memfd_create("two")
     theirs = [keep(idle, hold(idle, other), file, 1) for other in others]
     mapped = keep(idle, hold(idle, memory), file, 2)
+    short = os.memfd_create("short")
+    idle.abandon(hold(idle, short))
     for _ in range(limit // 2 + 1):  # alternating, as two of a kind count as one
         for other in others:
             os.close(os.open(f"/proc/self/fd/{other}", os.O_RDONLY))
     os.close(mapped)
+    os.close(short)
     idle.settle()
     assert file.unmapped == [2]
+    assert len(idle._by_watch) == 3
     os.close(keep(idle, hold(idle, memory), file, 3))
     idle.settle()
     assert file.unmapped == [2, 3]
