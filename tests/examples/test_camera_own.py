@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -95,3 +96,32 @@ def test_what_is_no_picture(caplog: pytest.LogCaptureFixture, drawn: Any, what: 
     line = f"TypeError: a picture is uint8 of (240, 320, 3) (height, width, colours), not {what}"
     assert caplog.text.count(line) == 1
     caplog.clear()
+
+
+def test_pictures_that_take_long() -> None:
+    """Frames that were due meanwhile are left out, and no others."""
+    import camera  # noqa: PLC0415
+
+    def draw(number: int, width: int, height: int) -> Bytes:
+        time.sleep(0 if number else 0.1)
+        return np.zeros((height, width, 3), np.uint8)
+
+    code = """
+request(4)
+for index in range(4):
+    buffer(IOC.QBUF, index)
+stream(True)
+frames = []
+for _ in range(6):
+    frames.append(buffer(IOC.DQBUF))
+    buffer(IOC.QBUF, frames[-1].index)
+numbers = [frame.sequence - frames[0].sequence for frame in frames]
+seconds = [frame.timestamp.secs - frames[0].timestamp.secs + (
+    frame.timestamp.usecs - frames[0].timestamp.usecs) / 1e6 for frame in frames]
+print(numbers[1] >= 49, *(number - 25 < at * 500 for number, at in zip(numbers, seconds)))
+"""
+    device = camera.Camera(fps=500, width=320, height=240, draw=draw)
+    with Sandbox(device) as sandbox:
+        program = [sys.executable, "-c", PRELUDE + code]
+        outcome = sandbox.run(program, capture_output=True, text=True, timeout=60)
+    assert (outcome.stdout, outcome.stderr) == ("True" + " True" * 6 + "\n", "")
