@@ -113,7 +113,7 @@ for _ in range(8):
 first, last = frames[0], frames[-1]
 seconds = (last.timestamp.secs - first.timestamp.secs) + (
     last.timestamp.usecs - first.timestamp.usecs) / 1e6
-print(seconds > (last.sequence - first.sequence - 3) * 3 / 250)
+print(seconds > (last.sequence - first.sequence) / 2 * 3 / 250)
 """
     assert python(code) == ["3 250", "True"]
 
