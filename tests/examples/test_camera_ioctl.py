@@ -95,6 +95,43 @@ print(request(1, opened()))
     ]
 
 
+def test_more_buffers() -> None:
+    code = """
+def create(count, size=0):
+    asked = raw.v4l2_create_buffers(count=count, memory=MMAP, format=raw.v4l2_format(B))
+    asked.format.fmt.pix.sizeimage = size or 320 * 240 * 2
+    done = call(IOC.CREATE_BUFS, asked)
+    return done if isinstance(done, str) else (done.index, done.count)
+
+print(request(1), create(2), create(1, 200_000), create(1, 100), create(1, 1 << 27))
+print(buffer(IOC.QUERYBUF, 2).length, buffer(IOC.QUERYBUF, 3).length)
+print(create(0), create(40), create(0), create(1), request(40))
+"""
+    assert python(code) == [
+        "1 (1, 2) (3, 1) EINVAL EINVAL",
+        "153600 200000",
+        "(4, 0) (4, 28) (32, 0) ENOBUFS 32",
+    ]
+
+
+def test_what_is_not_mapped() -> None:
+    code = """
+def map_it(protection=mmap.PROT_READ):
+    try:
+        mmap.mmap(camera, 4096, prot=protection).close()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "mapped"
+
+print(map_it())
+request(1)
+print(map_it(), map_it(mmap.PROT_WRITE), map_it(mmap.PROT_READ | mmap.PROT_WRITE))
+request(0)
+print(len(os.read(camera, 10)), map_it(), request(1))
+"""
+    assert python(code) == ["EINVAL", "mapped EINVAL mapped", "10 EBUSY EBUSY"]
+
+
 def test_the_frame_rate() -> None:
     """What is set is what comes, at the earliest; frames may be late."""
     code = """
