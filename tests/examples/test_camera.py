@@ -273,16 +273,30 @@ def test_reading(run: Run) -> None:
     assert len(check(frames_of(outcome.stdout, SMALL), SMALL)) == 3
 
 
+def test_a_program_that_reads_waits_in_poll() -> None:
+    """Frames come from then on."""
+    code = """
+os.set_blocking(camera, False)
+poller = select.poll()
+poller.register(camera, select.POLLIN)
+for _ in range(3):
+    print(poller.poll(20_000) == [(camera, select.POLLIN)], len(os.read(camera, 153600)))
+"""
+    assert python(code) == ["True 153600"] * 3
+
+
 def test_a_frame_is_read_in_pieces() -> None:
     code = """
 pieces = [os.read(camera, 100_000) for _ in range(4)]
 print([len(piece) for piece in pieces])
+# What is left, for a buffer at a page, fills one request; another one follows, and finds nothing.
+print(len(os.read(camera, 153600 - 131072)), os.readv(camera, [mmap.mmap(-1, 300_000)]))
 other = opened()
 print(request(1, other), request(1))
 os.close(camera)
 print(request(1, opened()))
 """
-    assert python(code) == ["[100000, 53600, 100000, 53600]", "EBUSY EBUSY", "1"]
+    assert python(code) == ["[100000, 53600, 100000, 53600]", "22528 131072", "EBUSY EBUSY", "1"]
 
 
 def test_two_cameras(needs: Needs, tmp_path: Path) -> None:

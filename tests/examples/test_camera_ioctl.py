@@ -116,6 +116,7 @@ print(create(0), create(40), create(0), create(1), request(40))
 
 def test_what_is_not_mapped() -> None:
     code = """
+import time
 def map_it(protection=mmap.PROT_READ):
     try:
         mmap.mmap(camera, 4096, prot=protection).close()
@@ -126,6 +127,10 @@ def map_it(protection=mmap.PROT_READ):
 print(map_it())
 request(1)
 print(map_it(), map_it(mmap.PROT_WRITE), map_it(mmap.PROT_READ | mmap.PROT_WRITE))
+# They are gone; the camera hears of that soon.
+until = time.monotonic() + 20
+while buffer(IOC.QUERYBUF).flags & raw.BufferFlag.MAPPED:
+    assert time.monotonic() < until
 request(0)
 print(len(os.read(camera, 10)), map_it(), request(1))
 """
