@@ -223,6 +223,7 @@ print(several(IOC.S_EXT_CTRLS, (ids.BRIGHTNESS, 0), (ids.TEST_PATTERN, 3)))
 print(several(IOC.TRY_EXT_CTRLS, (ids.BRIGHTNESS, 0), which=0x9f0000))
 print(several(IOC.G_EXT_CTRLS, (ids.BRIGHTNESS, 0)))
 print(several(IOC.TRY_EXT_CTRLS, which=0x9f0000), several(IOC.TRY_EXT_CTRLS, which=0x9a0000))
+print(several(IOC.TRY_EXT_CTRLS, (ids.HFLIP, -1), (ids.CONTRAST, -1)))
 """
     assert python(code) == [
         "('', 2, [255, 1])",
@@ -234,6 +235,7 @@ print(several(IOC.TRY_EXT_CTRLS, which=0x9f0000), several(IOC.TRY_EXT_CTRLS, whi
         "('EINVAL', 0, [0])",
         "('', 1, [255])",
         "('', 0, []) ('EINVAL', 0, [])",
+        "('', 2, [1, 0])",
     ]
 
 
