@@ -151,6 +151,11 @@ def test_a_script_without_its_interpreter(
             "./echo.py: a device named echo is there already; add name=...",
         ),
         (
+            ["-d", "echo.py", "-d", "echo.py,name=echo/2", "x"],
+            125,
+            "echo.py,name=echo/2: a device named echo is there already; add name=...",
+        ),
+        (
             ["-d", "echo.py,major=60", "-d", "echo.py,name=b,major=60", "x"],
             125,
             "echo.py,name=b,major=60: a device with number 60:0 is there already; "

@@ -312,6 +312,14 @@ def test_an_exception_ends_the_sandbox_too(echo):
     assert program.returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize(
+    ("one", "two"), [("a", "a/b"), ("a/b", "a"), ("b", "cuse"), ("b", "cuse/x"), ("b", "null/x")]
+)
+def test_names_that_are_directories_of_others(make_echo, one, two):
+    with pytest.raises(FileExistsError), Sandbox(make_echo(name=one), make_echo(name=two)):
+        pass
+
+
 def test_devices_that_clash(make_echo):
     one, two = make_echo(), make_echo()
     with pytest.raises(FileExistsError), Sandbox(one, two):

@@ -64,8 +64,10 @@ def load_devices(specs: Sequence[str]) -> list[Device | Remote]:
             remotes.append(Remote(parse_remote(text)))
             continue
         device = load(parse(text))
-        if device.name in devices:
-            raise SpecError(f"{text}: a device named {device.name} is there already; add name=...")
+        for name in devices:
+            # One of the two may be the other's directory.
+            if f"{name}/".startswith(f"{device.name}/") or f"{device.name}/".startswith(f"{name}/"):
+                raise SpecError(f"{text}: a device named {name} is there already; add name=...")
         number = (device.major, device.minor)
         if device.major and number in numbers:
             raise SpecError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import stat
@@ -14,6 +15,7 @@ from typing import Final
 
 from recuse.kernel import sysfs
 from recuse.kernel.caller import Caller
+from recuse.kernel.connection import os_error
 from recuse.kernel.devices import CharDevice, DeviceTable
 from recuse.kernel.operation import Operation, run
 from recuse.kernel.request import PAGE_SIZE
@@ -149,7 +151,12 @@ class Nodes:
         self._lock = threading.Lock()
 
     def add(self, device: CharDevice) -> None:
-        """Make the node ``/dev/NAME``, the device's files in ``/sys``, and their directories."""
+        """Make the node ``/dev/NAME``, the device's files in ``/sys``, and their directories.
+
+        Raises:
+            OSError: EEXIST if its node is there already, or one of its directories is something
+                else.
+        """
         with self._lock:
             made = self._of_device[device] = []
             node = self._character(device.name, device.mode, device.major, device.minor)
@@ -219,6 +226,8 @@ class Nodes:
 
     def _character(self, name: str, mode: int, major: int, minor: int) -> Node:
         path = b"/dev/" + os.fsencode(name)
+        if path in self.by_path:
+            raise os_error(errno.EEXIST)
         self._directory(path.rpartition(b"/")[0])
         node = self._make(path, stat.S_IFCHR | mode & 0o7777)
         node.rdev = os.makedev(major, minor)
@@ -257,7 +266,10 @@ class Nodes:
         return node
 
     def _directory(self, path: bytes) -> None:
-        if path in self.by_path:
+        node = self.by_path.get(path)
+        if node is not None:
+            if not node.is_directory:
+                raise os_error(errno.EEXIST)
             return
         try:
             native = os.stat(path)
@@ -265,6 +277,8 @@ class Nodes:
             self._directory(path.rpartition(b"/")[0] or b"/")
             self._make(path, stat.S_IFDIR | 0o755)
         else:
+            if not stat.S_ISDIR(native.st_mode):
+                raise os_error(errno.EEXIST)
             self.extended_inodes.add((native.st_dev, native.st_ino))
 
     def _unlink(self, node: Node) -> None:
