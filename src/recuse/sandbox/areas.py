@@ -123,9 +123,11 @@ class Areas:
         self.copies = Copies(self._reclaim)
         self._lock = threading.Lock()
         self._by_inode: dict[tuple[int, int], _Area] = {}
+        self._watched: dict[tuple[int, int], _Area] = {}
         self._by_watch: dict[int, _Area] = {}
-        """Also those of which nothing is mapped any more, until there is no such memory: it may be
-        mapped again, and to watch nothing costs nothing. The kernel takes the watch away."""
+        """Both have those too of which nothing is mapped any more, until there is no such memory:
+        it may be mapped again, and to watch nothing costs nothing. The kernel takes the watch away,
+        and says so long before an inode's number means another one."""
         self._gone: deque[Mapped] = deque()
         self._doubtful: set[_Area] = set()
         self._rechecks = 0
@@ -173,14 +175,14 @@ class Areas:
         return Hold(area, byte, own)
 
     def _add(self, memory: OwnedDescriptor, inode: tuple[int, int]) -> _Area:
-        self._start()
-        path = f"/proc/self/fd/{memory.fileno()}".encode()
-        watch = _libc.inotify_add_watch(self._inotify, path, _IN_CLOSE)
-        if watch < 0:
-            raise os_error(ctypes.get_errno())
-        area = self._by_watch.get(watch)
+        area = self._watched.get(inode)
         if area is None:
-            area = self._by_watch[watch] = _Area(memory, inode, watch)
+            self._start()
+            path = f"/proc/self/fd/{memory.fileno()}".encode()
+            watch = _libc.inotify_add_watch(self._inotify, path, _IN_CLOSE)
+            if watch < 0:
+                raise os_error(ctypes.get_errno())
+            area = self._watched[inode] = self._by_watch[watch] = _Area(memory, inode, watch)
         else:
             area.descriptor = memory
         self._by_inode[inode] = area
@@ -298,9 +300,11 @@ class Areas:
             for watch, mask, _, _ in _EVENT.iter_unpack(data):
                 if watch < 0:  # events were lost
                     areas.update(self._by_inode.values())
+                    self._watched = self._by_inode.copy()
                     self._by_watch = {area.watch: area for area in self._by_inode.values()}
                 elif mask & _IN_IGNORED:
-                    self._by_watch.pop(watch, None)
+                    if (area := self._by_watch.pop(watch, None)) is not None:
+                        del self._watched[area.inode]
                 elif watch in self._by_watch:
                     areas.add(self._by_watch[watch])
         return areas
