@@ -186,7 +186,8 @@ class Queue:
                 return
             if late := int((loop.time() - due) / self._interval_s()):
                 due += late * self._interval_s()
-                number += late
+                # The first one is number 0, however late it is.
+                number += late if number else 0
             if self._queued:
                 buffer = self._queued.popleft()
                 buffer.sequence, buffer.at_ns = number & 0xFFFFFFFF, time.monotonic_ns()

@@ -106,11 +106,16 @@ def create(count, size=0):
 print(request(1), create(2), create(1, 200_000), create(1, 100), create(1, 1 << 27))
 print(buffer(IOC.QUERYBUF, 2).length, buffer(IOC.QUERYBUF, 3).length)
 print(create(0), create(40), create(0), create(1), request(40))
+# None of them is queued, so no frame can come.
+poller = select.poll()
+poller.register(camera, select.POLLIN)
+print(stream(True), poller.poll(0) == [(camera, select.POLLERR)])
 """
     assert python(code) == [
         "1 (1, 2) (3, 1) EINVAL EINVAL",
         "153600 200000",
         "(4, 0) (4, 28) (32, 0) ENOBUFS 32",
+        "done True",
     ]
 
 
