@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from recuse import Sandbox
 from tests.conftest import Needs
 from tests.examples.frames import PRELUDE, python
@@ -229,6 +231,7 @@ print(several(IOC.TRY_EXT_CTRLS, (ids.BRIGHTNESS, 0), which=0x9f0000))
 print(several(IOC.G_EXT_CTRLS, (ids.BRIGHTNESS, 0)))
 print(several(IOC.TRY_EXT_CTRLS, which=0x9f0000), several(IOC.TRY_EXT_CTRLS, which=0x9a0000))
 print(several(IOC.TRY_EXT_CTRLS, (ids.HFLIP, -1), (ids.CONTRAST, -1)))
+print(call(IOC.G_EXT_CTRLS, raw.v4l2_ext_controls(count=1025)))
 """
     assert python(code) == [
         "('', 2, [255, 1])",
@@ -241,7 +244,71 @@ print(several(IOC.TRY_EXT_CTRLS, (ids.HFLIP, -1), (ids.CONTRAST, -1)))
         "('', 1, [255])",
         "('', 0, []) ('EINVAL', 0, [])",
         "('', 2, [1, 0])",
+        "EINVAL",
     ]
+
+
+def test_which_events_come() -> None:
+    code = """
+ids, flag = raw.ControlID, raw.EventSubscriptionFlag
+other = opened()
+os.set_blocking(camera, False)
+
+def subscribe(flags, which=ids.CONTRAST):
+    wanted = raw.v4l2_event_subscription(raw.EventType.CTRL, which, flags)
+    return call(IOC.SUBSCRIBE_EVENT, wanted)
+
+def change(value, fd):
+    call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, value), fd)
+
+def event():
+    done = call(IOC.DQEVENT, raw.v4l2_event())
+    return done if isinstance(done, str) else (done.u.ctrl.value, done.u.ctrl.changes)
+
+subscribe(0)
+change(1, camera)
+print(event())
+change(1, other)
+print(event())
+subscribe(flag.ALLOW_FEEDBACK)
+change(2, camera)
+print(event())
+subscribe(flag.SEND_INITIAL)
+change(3, other)
+print(event(), event())
+subscribe(0, ids.BRIGHTNESS)
+change(4, other)
+call(IOC.UNSUBSCRIBE_EVENT, raw.v4l2_event_subscription(raw.EventType.ALL))
+print(event())
+change(5, other)
+print(event())
+"""
+    assert python(code) == ["ENOENT", "ENOENT", "(2, 1)", "(3, 3) ENOENT", "ENOENT", "ENOENT"]
+
+
+@pytest.mark.parametrize("polls", [False, True], ids=["ioctl", "poll"])
+def test_events_wake_who_waits(polls: bool) -> None:
+    code = f"""
+import threading
+other, control = opened(), raw.ControlID.CONTRAST
+call(IOC.SUBSCRIBE_EVENT, raw.v4l2_event_subscription(raw.EventType.CTRL, control))
+poller = select.poll()
+poller.register(camera, select.POLLPRI)
+polls = {polls}
+found = []
+def wait():
+    found.append(poller.poll(20_000) if polls else call(IOC.DQEVENT, raw.v4l2_event()).id)
+waiting = threading.Thread(target=wait)
+waiting.start()
+while not open(f"/proc/self/task/{{waiting.native_id}}/syscall").read().startswith(
+    "7 " if polls else "16 "
+):
+    pass  # until it is in poll(2) or ioctl(2)
+call(IOC.S_CTRL, raw.v4l2_control(control, 9), other)
+waiting.join(20)
+print(found == [[(camera, select.POLLPRI)] if polls else control])
+"""
+    assert python(code) == ["True"]
 
 
 def test_events_and_priority() -> None:
@@ -257,15 +324,18 @@ print(poller.poll(0))
 for fd, value in ((camera, 1), (other, 2), (other, 2), (other, 3)):
     call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, value), fd)
 print(poller.poll(0) == [(camera, select.POLLPRI)])
+call(IOC.SUBSCRIBE_EVENT, raw.v4l2_event_subscription(raw.EventType.CTRL, ids.BRIGHTNESS))
+call(IOC.S_CTRL, raw.v4l2_control(ids.BRIGHTNESS, 1), other)
 event = call(IOC.DQEVENT, raw.v4l2_event())
 print(event.id == ids.CONTRAST, event.u.ctrl.value, event.u.ctrl.changes, event.pending)
 os.set_blocking(camera, False)
-print(call(IOC.DQEVENT, raw.v4l2_event()))
+print(call(IOC.DQEVENT, raw.v4l2_event()).pending, call(IOC.DQEVENT, raw.v4l2_event()))
 call(IOC.UNSUBSCRIBE_EVENT, wanted)
 call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 4), other)
 print(call(IOC.DQEVENT, raw.v4l2_event()))
 
 print(call(IOC.S_PRIORITY, ctypes.c_uint32(3), other).value)
+print(call(IOC.G_PRIORITY, ctypes.c_uint32()).value)
 print(call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 5)), request(1), request(1, other))
 create = raw.v4l2_create_buffers(count=1, memory=MMAP, format=raw.v4l2_format(B))
 for command, asked in (
@@ -284,9 +354,10 @@ print(call(IOC.S_CTRL, raw.v4l2_control(ids.CONTRAST, 5), opened()).value)
         "EINVAL",
         "[]",
         "True",
-        "True 3 1 0",
+        "True 3 1 1",
+        "0 ENOENT",
         "ENOENT",
-        "ENOENT",
+        "3",
         "3",
         "EBUSY EBUSY 1",
         "EBUSY " * 8 + "0 EBUSY",
