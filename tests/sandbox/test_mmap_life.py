@@ -259,6 +259,27 @@ print(seen, flush=True)
         assert program.communicate(timeout=PATIENCE_S)[0] == b"[b'F']\n"
 
 
+def test_another_thread_executes_a_program_meanwhile(
+    device: Shared, slow: type[SlowFile], start: Callable[..., Any]
+) -> None:
+    """Which ends the one that maps, before the device has answered."""
+    script = """
+fd = os.open("/dev/area", os.O_RDWR)
+libc.mmap.restype = ctypes.c_void_p
+threading.Thread(target=libc.mmap, args=(None, 4096, 3, mmap.MAP_SHARED, fd, 0)).start()
+os.read(0, 1)
+os.execv("/bin/echo", ["echo", "executed"])
+"""
+    with Sandbox(device) as sandbox, start(sandbox, script) as program:
+        assert slow.reached.wait(PATIENCE_S)
+        program.stdin.write(b"x")
+        assert program.stdout.readline() == b"executed\n"
+        slow.go_on.set()
+        program.communicate(timeout=PATIENCE_S)
+        device.wait("release", 1)
+    assert log(device) == LIFE
+
+
 def test_signals_wait_for_the_mapping(
     device: Shared, slow: type[SlowFile], start: Callable[..., Any]
 ) -> None:
