@@ -267,6 +267,17 @@ for _ in range(5):
     assert python(code) == ["True True", *["True True True True"] * 5]
 
 
+def test_the_first_camera(run: Run) -> None:
+    pytest.importorskip("cv2")
+    code = """
+import cv2
+capture = cv2.VideoCapture(0)
+print(capture.getBackendName(), capture.get(cv2.CAP_PROP_FPS), capture.read()[1].shape)
+"""
+    outcome = run("camera.py,number=0", sys.executable, "-c", code)
+    assert (outcome.stdout, outcome.stderr) == (b"V4L2 30.0 (480, 640, 3)\n", b"")
+
+
 def test_reading(run: Run) -> None:
     size = 320 * 240 * 2
     outcome = run(FAST, "dd", "if=/dev/video9", f"bs={size}", "count=3", "status=none")

@@ -216,9 +216,11 @@ def several(command, *pairs, which=0):
     for item, (item.id, item.value) in zip(items, pairs):
         pass
     asked = raw.v4l2_ext_controls(count=len(pairs), error_idx=99)
+    asked.reserved[0] = 1
     asked.which = which
     asked.controls = ctypes.cast(items, type(asked.controls))
     done = call(command, asked)
+    assert asked.reserved[0] == 0
     return done if isinstance(done, str) else "", asked.error_idx, [i.value for i in items]
 
 print(several(IOC.S_EXT_CTRLS, (ids.BRIGHTNESS, 300), (ids.HFLIP, 7)))
