@@ -456,6 +456,30 @@ print(select.select(fds, [], [], 0)[0])
             assert second.stdout.read() == b"[3, 4]\n"
 
 
+def test_several_devices_whose_poll_is_async(clients):
+    """Who is answered by the event loop's thread asks the next one there, which answers there."""
+
+    class Awaits(File):
+        async def poll(self, events):
+            return select.POLLOUT
+
+    class Slow(Device):
+        def open(self, request):
+            return Awaits()
+
+    script = """
+import select
+fds = [os.open("/dev/" + name, os.O_RDWR) for name in "abc"]
+poll, epoll = select.poll(), select.epoll()
+for fd in fds: poll.register(fd, select.POLLIN | select.POLLOUT)
+for fd in fds: epoll.register(fd, select.EPOLLIN | select.EPOLLOUT)
+print(poll.poll(0), sorted(epoll.poll(0)), select.select(fds, fds, [], 0)[:2])
+"""
+    with Sandbox(*(Slow(name=name) for name in "abc")) as sandbox:
+        ready = [(3, 4), (4, 4), (5, 4)]
+        assert clients(sandbox)(script) == f"{ready} {ready} ([], [3, 4, 5])\n"
+
+
 def test_socat_copies_both_ways(sandbox, box, needs):
     needs("socat", "socat")
     with sandbox.popen(

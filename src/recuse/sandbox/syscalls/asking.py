@@ -110,7 +110,8 @@ class Asking:
         if one.index < self._waits:
             self._waited.append(readiness)
         waiting = readiness.polled or readiness in self._waited
-        thread = threading.get_ident()
+        # This thread may also be the one that brings the answer later: an event loop's.
+        thread: int | None = threading.get_ident()
         answered = False
 
         def done(bits: int | None, error: OSError | None) -> None:
@@ -125,6 +126,7 @@ class Asking:
         turn = self._next
         operation = file.poll(self._caller, one.events, waiting)
         running = run(file.device.connection, operation, done)
+        thread = None
         if running is not None:
             with self._lock:
                 if self._next == turn:  # or another thread has gone on with it
