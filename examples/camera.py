@@ -88,10 +88,13 @@ class Camera(Device):
         bytes, red, green and blue.  Without ``streaming`` it says that it has no buffers to be
         mapped: programs read(2) frames, as Linux's own CUSE allows no more.
 
-        Raises ValueError if there is less than one frame a second.
+        Raises ValueError if there is less than one frame a second, TypeError if ``draw`` is no
+        function, as on a command line.
         """
         if fps < 1:
             raise ValueError(f"{fps} frames a second")
+        if draw is not None and not callable(draw):
+            raise TypeError("draw is a Python function")
         super().__init__(name=f"video{number}", major=VIDEO_MAJOR, minor=number)
         self.card = f"recuse camera {number}"
         self.sysfs = {"name": f"{self.card}\n", "index": "0\n", "dev_debug": "0\n"}

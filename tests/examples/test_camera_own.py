@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from recuse import Sandbox
-from tests.examples.frames import PRELUDE, SMALL, Bytes, frames_of
+from recuse.cli.spec import SpecError, load, parse
+from tests.examples.frames import PRELUDE, ROOT, SMALL, Bytes, frames_of
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -37,6 +38,15 @@ def test_pictures_of_ones_own() -> None:
         luma = frames_of(data, SMALL)[0][:, 0::2]
         assert (luma[:, :160] == left).all()
         assert (luma[:, 160:] == right).all()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("draw=x", "TypeError: draw is a Python function"), ("fps=0", "ValueError: 0 frames a sec")],
+)
+def test_what_a_camera_is_not_made_of(argument: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        load(parse(str(ROOT / "examples" / f"camera.py,{argument}")))
 
 
 def test_pictures_that_fail(caplog: pytest.LogCaptureFixture) -> None:
