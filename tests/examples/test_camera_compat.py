@@ -14,6 +14,8 @@ from tests.examples.frames import FAST, ROOT, Look, check, frames_of
 
 Compile = Callable[..., str]
 
+CLIENT = Path(__file__).parent / "clients" / "camera.c"
+
 KINDS = pytest.mark.parametrize(
     "flags",
     [(), ("-m32",), ("-m32", "-D_FILE_OFFSET_BITS=64", "-D_TIME_BITS=64")],
@@ -23,26 +25,24 @@ KINDS = pytest.mark.parametrize(
 
 @pytest.fixture
 def compiled(needs: Needs, tmp_path: Path) -> Compile:
-    """`compiled(*flags)`: the path of clients/camera.c as a program."""
+    """`compiled(source, *flags)`: the path of a C program."""
 
-    def compiled(*flags: str) -> str:
-        gcc, source = needs("gcc", "gcc"), Path(__file__).parent / "clients" / "camera.c"
+    def compiled(source: str, *flags: str) -> str:
+        gcc, program = needs("gcc", "gcc"), str(tmp_path / "program")
         if flags:
             needs("/usr/include/asm", "gcc-multilib")
-        program = tmp_path / "camera"
-        options = ["-O1", "-Wall", "-Werror", *flags, "-o"]
-        subprocess.run([gcc, *options, program, source], check=True)
-        return str(program)
+        options = ["-O1", "-Wall", "-Werror", *flags, "-xc", "-", "-o"]
+        subprocess.run([gcc, *options, program], input=source, text=True, check=True)
+        return program
 
     return compiled
 
 
 @KINDS
 def test_frames(compiled: Compile, flags: tuple[str, ...]) -> None:
+    program = compiled(CLIENT.read_text(), *flags)
     with Sandbox(load(parse(str(ROOT / "examples" / FAST)))) as sandbox:
-        outcome = sandbox.run(
-            [compiled(*flags), "capture", "6"], capture_output=True, check=False, timeout=60
-        )
+        outcome = sandbox.run([program, "6"], capture_output=True, check=False, timeout=60)
     assert outcome.stderr.decode().splitlines() == [
         "input Camera 0",
         "was 320 240",
@@ -59,17 +59,25 @@ def test_frames(compiled: Compile, flags: tuple[str, ...]) -> None:
 
 @KINDS
 def test_numbers_are_those_of_the_header(compiled: Compile, flags: tuple[str, ...]) -> None:
-    """Of all structures that have another size; a number has it in it."""
-    outcome = subprocess.run(
-        [compiled(*flags), "numbers"], capture_output=True, text=True, check=True, timeout=60
-    )
+    """Of all commands that the camera answers; a structure's size is in the number."""
     sys.path.insert(0, str(ROOT / "examples"))
     import camera  # noqa: PLC0415
+    from linuxpy.video import raw  # noqa: PLC0415
 
-    find = camera.CameraFile._ioctl_table.find
-    answered = {}
-    for line in outcome.stdout.splitlines():
-        name, number = line.split()
-        answered[name.removeprefix("VIDIOC_").lower()] = find(int(number)).name
-    assert len(answered) == 12
-    assert answered == {name: name for name in answered}
+    def handler(number: int) -> str:
+        return camera.CameraFile._ioctl_table.find(number & 0xFFFFFFFF).name
+
+    names = [
+        name
+        for name, number in raw.IOC.__members__.items()
+        if handler(number) != "unknown_ioctl" and not name.startswith("SUBDEV_")
+    ]
+    assert len(names) == 32
+    lines = "".join(f'printf("%u\\n", (unsigned)(VIDIOC_{name}));\n' for name in names)
+    program = compiled(
+        "#include <stdio.h>\n#include <sys/time.h>\n#include <linux/videodev2.h>\n"
+        f"int main(void) {{\n{lines}return 0; }}\n",
+        *flags,
+    )
+    said = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
+    assert [handler(int(number)) for number in said] == [name.lower() for name in names]

@@ -3,41 +3,13 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from recuse import Sandbox
-from tests.conftest import Needs
 from tests.examples.frames import PRELUDE, python
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
-
-
-def test_structures_and_numbers_are_those_of_the_header(needs: Needs, tmp_path: Path) -> None:
-    """Of all that the camera answers; a number has the size of the structure in it."""
-    needs("/usr/include/linux/videodev2.h", "linux-libc-dev")
-    import camera  # noqa: PLC0415
-    from linuxpy.video import raw  # noqa: PLC0415
-
-    commands = {
-        f"VIDIOC_{name}": int(value) & 0xFFFFFFFF
-        for name, value in raw.IOC.__members__.items()
-        if camera.CameraFile._ioctl_table.find(int(value) & 0xFFFFFFFF).name != "unknown_ioctl"
-        and not name.startswith("SUBDEV_")
-    }
-    assert len(commands) == 32
-    lines = "".join(f'printf("%u\\n", (unsigned)({c}));\n' for c in commands)
-    program = tmp_path / "ask"
-    subprocess.run(
-        [str(needs("gcc", "gcc")), "-xc", "-", "-o", str(program)],
-        input="#include <stdio.h>\n#include <linux/videodev2.h>\n"
-        f"int main(void) {{\n{lines}return 0; }}\n",
-        text=True,
-        check=True,
-    )
-    said = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
-    assert dict(zip(commands, map(int, said), strict=True)) == commands
 
 
 def test_buffers() -> None:

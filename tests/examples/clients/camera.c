@@ -1,8 +1,7 @@
 /*
  * A program of 32 or 64 bits that captures frames.
  *
- *   camera numbers          the commands whose structures have pointers, longs or numbers of 64 bits
- *   camera capture COUNT    frames, to standard output, and what it is told, to standard error
+ *   camera COUNT    frames, to standard output, and what it is told, to standard error
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,24 +28,6 @@ static void must(int result, const char *what)
 }
 
 #define call(command, argument) must(ioctl(camera, command, argument), #command)
-
-static int numbers(void)
-{
-#define SHOW(command) printf(#command " %u\n", (unsigned)(command))
-	SHOW(VIDIOC_ENUMINPUT);
-	SHOW(VIDIOC_G_FMT);
-	SHOW(VIDIOC_S_FMT);
-	SHOW(VIDIOC_TRY_FMT);
-	SHOW(VIDIOC_CREATE_BUFS);
-	SHOW(VIDIOC_QUERYBUF);
-	SHOW(VIDIOC_QBUF);
-	SHOW(VIDIOC_DQBUF);
-	SHOW(VIDIOC_G_EXT_CTRLS);
-	SHOW(VIDIOC_S_EXT_CTRLS);
-	SHOW(VIDIOC_TRY_EXT_CTRLS);
-	SHOW(VIDIOC_DQEVENT);
-	return 0;
-}
 
 static void formats(void)
 {
@@ -135,13 +116,11 @@ static int capture(int count)
 
 int main(int count, char **arguments)
 {
-	if (count == 2 && !strcmp(arguments[1], "numbers"))
-		return numbers();
-	if (count != 3 || strcmp(arguments[1], "capture"))
+	if (count != 2)
 		return 2;
 	camera = open("/dev/video9", O_RDWR);
 	must(camera, "open");
 	formats();
 	controls();
-	return capture(atoi(arguments[2]));
+	return capture(atoi(arguments[1]));
 }
