@@ -1,13 +1,17 @@
 """RELEASE: once, after the last copy is gone, and before whatever the program does next."""
 
+import asyncio
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from recuse import Area, Device, File
 from recuse.sandbox import Sandbox
+
+PATIENCE_S = 20
 
 ENDS = {
     "close": "os.close(fd)",
@@ -207,6 +211,55 @@ def test_a_release_that_takes_long_stops_nobody_else(make_echo, shells):
             go_on.set()
         program.wait()
         slow.wait_released(1)
+
+
+def test_an_open_after_an_async_release_may_block(clients):
+    """It is no business of the event loop's, which other devices' methods need."""
+    blocked, served = threading.Event(), threading.Event()
+
+    class Blocks(Device):
+        name = "blocks"
+        opened = 0
+
+        def open(self, request):
+            self.opened += 1
+            if self.opened == 2:
+                blocked.set()
+                assert served.wait(PATIENCE_S)
+            return Releases()
+
+    class Releases(File):
+        async def release(self):
+            # Until the next open waits for this.
+            deadline = time.monotonic() + PATIENCE_S
+            while self.device.opened == 1 and not sandbox._machine.descriptors._after_releases:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0)
+
+    class Serves(Device):
+        name = "serves"
+
+        def open(self, request):
+            return Reads()
+
+    class Reads(File):
+        async def read(self, size, offset):
+            if blocked.is_set():
+                served.set()
+                return b""
+            return b"again"
+
+    script = """
+other, fd = os.open("/dev/serves", os.O_RDONLY), os.open("/dev/blocks", os.O_RDONLY)
+os.close(fd)
+thread = threading.Thread(target=os.open, args=("/dev/blocks", os.O_RDONLY))
+thread.start()
+while os.read(other, 9): pass
+thread.join()
+print("served")
+"""
+    with Sandbox(Blocks(), Serves()) as sandbox:
+        assert clients(sandbox)(script) == "served\n"
 
 
 @pytest.mark.parametrize("mapped", [False, True])

@@ -363,7 +363,9 @@ class Descriptors:
                 waiting for waiting in self._after_releases if waiting[0] is not node
             ]
         for go_on in ready:
-            go_on()
+            # Not here, in an event loop's thread perhaps: it runs the device's method, which may
+            # block.
+            threading.Thread(target=go_on, name="recuse-after-release", daemon=True).start()
 
     def after_releases(self, node: Node, go_on: Callable[[], None]) -> None:
         """Call ``go_on`` when all files of the node that were let go are released: now, or later.
