@@ -22,7 +22,7 @@ from pathlib import Path
 from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.server.device import Device, device_makes_files
 from recuse.server.session import Session
 

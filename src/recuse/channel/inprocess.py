@@ -2,9 +2,9 @@
 
 import errno
 
-from recuse.kernel.connection import os_error
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import CharDevice, DeviceTable
+from recuse.kernel.errors import os_error
 from recuse.server.device import Device
 from recuse.server.session import Session
 from recuse.wire.fuse import FUSE_INTERRUPT

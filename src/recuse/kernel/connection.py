@@ -33,10 +33,9 @@ import errno
 from collections.abc import Callable
 from typing import NoReturn, Protocol
 
-from recuse.kernel.errors import os_error as os_error  # noqa: PLC0414  # for the others
+from recuse.kernel.errors import os_error
 from recuse.kernel.notify import notified_poller
-from recuse.kernel.programs import ConnectionState as ConnectionState  # noqa: PLC0414
-from recuse.kernel.programs import ProgramsSide, log, tell
+from recuse.kernel.programs import ConnectionState, ProgramsSide, log, tell
 from recuse.kernel.request import Reply, Request
 from recuse.wire.descriptor import BytesWithDescriptor
 from recuse.wire.fuse import (

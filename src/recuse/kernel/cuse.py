@@ -6,8 +6,9 @@ import os
 import re
 from dataclasses import dataclass, field
 
-from recuse.kernel.connection import Connection, os_error
+from recuse.kernel.connection import Connection
 from recuse.kernel.devices import TRANSFER_MIN, CharDevice, DeviceTable, check_name
+from recuse.kernel.errors import os_error
 from recuse.kernel.request import Reply, Request
 from recuse.kernel.sysfs import Declaration, is_path, is_subsystem
 from recuse.wire.cuse import (

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from recuse.kernel.connection import Connection, Tap, os_error
+from recuse.kernel.connection import Connection, Tap
+from recuse.kernel.errors import os_error
 from recuse.kernel.locks import FileLocks
 from recuse.kernel.sysfs import Declaration
 

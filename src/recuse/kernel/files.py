@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from recuse.kernel.caller import Caller
-from recuse.kernel.connection import os_error
 from recuse.kernel.devices import TRANSFER_MIN, CharDevice
+from recuse.kernel.errors import os_error
 from recuse.kernel.ioctl import Install, do_ioctl
 from recuse.kernel.mmap import (
     Mapper,

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from recuse.kernel.caller import Caller, Memory
-from recuse.kernel.connection import os_error
 from recuse.kernel.devices import CharDevice
+from recuse.kernel.errors import os_error
 from recuse.kernel.operation import Operation
 from recuse.kernel.request import MAX_PAGES, PAGE_SIZE, Request
 from recuse.wire import ioctl

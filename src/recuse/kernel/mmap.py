@@ -19,7 +19,7 @@ import os
 from typing import NamedTuple, Protocol
 
 from recuse.kernel.caller import Caller
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.kernel.operation import Operation
 from recuse.kernel.request import PAGE_SIZE, Request
 from recuse.wire.cuse import (

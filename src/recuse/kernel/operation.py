@@ -5,7 +5,8 @@ import logging
 from collections.abc import Callable, Generator
 from typing import Any, TypeAlias, TypeVar
 
-from recuse.kernel.connection import Connection, os_error
+from recuse.kernel.connection import Connection
+from recuse.kernel.errors import os_error
 from recuse.kernel.request import Reply, Request
 
 log = logging.getLogger("recuse.kernel")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from recuse.kernel.caller import Caller
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.kernel.operation import Operation
 from recuse.kernel.request import PAGE_SIZE, Request
 from recuse.wire.cuse import RECUSE_SHOW

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from recuse.channel.workers import Workers
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.mmap import Mapping
 from recuse.kernel.operation import run

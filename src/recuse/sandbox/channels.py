@@ -16,9 +16,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.caller import Caller
-from recuse.kernel.connection import os_error
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import DeviceTable
+from recuse.kernel.errors import os_error
 from recuse.sandbox.descriptors import Descriptor, fetch_descriptor
 from recuse.sandbox.listener import Notification
 from recuse.sandbox.memory import UnreadableError, read_memory, write_memory

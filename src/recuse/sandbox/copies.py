@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.wire.declare import Buffer
 from recuse.wire.descriptor import OwnedDescriptor
 

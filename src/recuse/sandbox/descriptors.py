@@ -31,8 +31,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from recuse.channel.workers import Workers
-from recuse.kernel.connection import os_error
 from recuse.kernel.devices import CharDevice
+from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
 from recuse.sandbox.arch import arch

@@ -21,7 +21,7 @@ import threading
 from types import TracebackType
 from typing import Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.listener import Listener, Notification
 

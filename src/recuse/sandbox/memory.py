@@ -15,7 +15,7 @@ import threading
 from time import monotonic
 from typing import Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.listener import Listener
 from recuse.wire.declare import Buffer

@@ -15,8 +15,8 @@ from typing import Final
 
 from recuse.kernel import sysfs
 from recuse.kernel.caller import Caller
-from recuse.kernel.connection import os_error
 from recuse.kernel.devices import CharDevice, DeviceTable
+from recuse.kernel.errors import os_error
 from recuse.kernel.operation import Operation, run
 from recuse.kernel.request import PAGE_SIZE
 

@@ -6,7 +6,7 @@ import errno
 import stat
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.tasks import Credentials
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import Final, TypeVar
 
 from recuse.channel.workers import TICK, Workers
 from recuse.kernel.caller import Caller
-from recuse.kernel.connection import Connection, os_error
+from recuse.kernel.connection import Connection
 from recuse.kernel.devices import CharDevice
+from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import Operation, run
 from recuse.kernel.request import Reply

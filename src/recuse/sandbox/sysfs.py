@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.caller import Caller
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.kernel.request import PAGE_SIZE
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.syscalls.call import ANSWERED

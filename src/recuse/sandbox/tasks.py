@@ -19,7 +19,7 @@ from hashlib import blake2b
 from time import monotonic
 from typing import Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.memory import SAME_PID_S, WritableMap
 
 

@@ -20,7 +20,7 @@ import stat
 import struct
 from dataclasses import dataclass
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.descriptors import Descriptors
 from recuse.sandbox.nodes import Node, Nodes, native_node

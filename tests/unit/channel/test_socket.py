@@ -15,8 +15,8 @@ from recuse.channel import packets
 from recuse.channel import socket as module
 from recuse.channel.packets import open_socket
 from recuse.channel.socket import Remote, RemoteError
-from recuse.kernel.connection import ConnectionState
 from recuse.kernel.cuse import CuseChannel
+from recuse.kernel.programs import ConnectionState
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
     FUSE_OPEN,

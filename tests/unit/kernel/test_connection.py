@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from recuse.kernel.connection import Connection, ConnectionState
+from recuse.kernel.connection import Connection
+from recuse.kernel.programs import ConnectionState
 from recuse.kernel.request import Reply, Request, State
 from recuse.wire.fuse import (
     FUSE_FORGET,

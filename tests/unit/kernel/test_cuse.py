@@ -8,10 +8,10 @@ import os
 
 import pytest
 
-from recuse.kernel.connection import ConnectionState
 from recuse.kernel.cuse import CuseChannel, DeviceInfo, parse_info
 from recuse.kernel.devices import CharDevice, DeviceTable
 from recuse.kernel.files import open_file
+from recuse.kernel.programs import ConnectionState
 from recuse.kernel.request import Request
 from recuse.wire.cuse import (
     CUSE_INIT,

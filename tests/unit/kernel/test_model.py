@@ -17,7 +17,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from recuse.kernel.connection import Connection, ConnectionState
+from recuse.kernel.connection import Connection
+from recuse.kernel.programs import ConnectionState
 from recuse.kernel.request import Reply, Request, State
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.permissions import MAY_WRITE, check, check_owner
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32

@@ -12,7 +12,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.syscalls import (

@@ -7,7 +7,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.filter import F_GETFL, F_SETFL

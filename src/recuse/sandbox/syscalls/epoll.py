@@ -11,7 +11,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.native import EPOLLET, POLLERR, POLLHUP

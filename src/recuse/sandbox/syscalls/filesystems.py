@@ -10,7 +10,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.memory import write_memory
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32

@@ -16,7 +16,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.descriptors import fetch_descriptor
 from recuse.sandbox.memory import write_memory
 from recuse.sandbox.nodes import Nodes

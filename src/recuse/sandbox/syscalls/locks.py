@@ -11,7 +11,7 @@ import fcntl
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.locks import FileLocks
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.syscalls.call import signed32
 from recuse.sandbox.tree import AT_FDCWD, Found, OutsideError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.nodes import Node
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.tree import AT_FDCWD, AbsentError

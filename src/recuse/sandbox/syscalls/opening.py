@@ -8,7 +8,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile, open_file
 from recuse.sandbox.arch import arch
 from recuse.sandbox.channels import ChannelFile

@@ -17,7 +17,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.descriptors import fetch_descriptor
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.native import POLLERR, POLLHUP, POLLNVAL, READABLE, READING, WRITABLE, WRITING

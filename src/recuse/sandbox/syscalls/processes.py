@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.syscalls.call import PROCEED, Handler
 from recuse.sandbox.tasks import in_our_namespace
 

@@ -7,7 +7,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.sandbox.arch import arch
 from recuse.sandbox.memory import read_memory

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.connection import os_error
+from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.inject import GoneError, Injection
 from recuse.sandbox.memory import write_memory
