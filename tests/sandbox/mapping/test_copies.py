@@ -8,7 +8,6 @@ import gc
 import hashlib
 import mmap
 import os
-import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -23,13 +22,19 @@ from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox, copies
 from recuse.sandbox.areas import Areas
 
-PATIENCE_S = 20
-PAGE = 4096
-
-READ, RW = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
-SHARED, PRIVATE = mmap.MAP_SHARED, mmap.MAP_PRIVATE
-FIXED, POPULATE, LOCKED = 0x10, 0x8000, 0x2000
-MAYMOVE = 1
+from .mapped import (
+    FIXED,
+    LOCKED,
+    MAYMOVE,
+    PAGE,
+    PATIENCE_S,
+    POPULATE,
+    PRIVATE,
+    READ,
+    RW,
+    SHARED,
+    run_client,
+)
 
 CONTENT = bytes(i * 7 % 251 for i in range(4 * PAGE + 100))
 
@@ -88,27 +93,9 @@ def left(sandbox: Sandbox) -> int:
     return sandbox._machine.areas.copies.size  # type: ignore[union-attr]
 
 
-@pytest.fixture
-def client(needs: Any, compiled: Callable[..., str]) -> str:
-    """The C client."""
-    needs("gcc")
-    return compiled("mapping")
-
-
 def run(sandbox: Sandbox | None, program: str, path: str, commands: str, flags: int = 0) -> str:
     """Run the C client's commands; return what it prints."""
-    start: Any = subprocess.run if sandbox is None else sandbox.run
-    done = start(
-        [program, path, str(flags), "0"],
-        input=commands,
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE_S,
-    )
-    assert done.stderr == ""
-    assert done.returncode == 0
-    output: str = done.stdout
-    return output
+    return run_client(sandbox, [program, path, str(flags), "0"], commands)
 
 
 COMMANDS = f"""

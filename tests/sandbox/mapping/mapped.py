@@ -106,10 +106,16 @@ def run(
     flags: int = os.O_RDWR,
     pages: int = 16,
 ) -> str:
-    """Run the client's commands; return what it prints."""
+    """Run the client's commands on the area, or without a sandbox on a memfd."""
+    arguments = [program, path if sandbox else "memfd", str(flags), str(pages)]
+    return run_client(sandbox, arguments, commands)
+
+
+def run_client(sandbox: Sandbox | None, arguments: list[str], commands: str) -> str:
+    """Run the client with some commands; return what it prints."""
     start: Any = subprocess.run if sandbox is None else sandbox.run
     done = start(
-        [program, path if sandbox else "memfd", str(flags), str(pages)],
+        arguments,
         input=commands,
         capture_output=True,
         text=True,

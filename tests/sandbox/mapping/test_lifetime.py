@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -35,25 +35,10 @@ from .mapped import (
     SHARED,
     Shared,
     SharedFile,
-    checked,
     run,
 )
 
 Run = Callable[..., str]
-
-
-@pytest.fixture
-def device() -> Iterator[Shared]:
-    """A device of 16 pages; in the end every mapping has ended once."""
-    with checked() as device:
-        yield device
-
-
-@pytest.fixture
-def client(needs: Any, compiled: Callable[..., str]) -> str:
-    """The C client."""
-    needs("gcc")
-    return compiled("mapping")
 
 
 def log(device: Shared) -> list[str]:

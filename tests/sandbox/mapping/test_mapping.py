@@ -10,7 +10,7 @@ import random
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -36,18 +36,10 @@ from .mapped import (
     SHARED,
     Shared,
     SharedFile,
-    checked,
     run,
 )
 
 Run = Callable[..., str]
-
-
-@pytest.fixture
-def device() -> Iterator[Shared]:
-    """A device of 16 pages; in the end every mapping has ended once."""
-    with checked() as device:
-        yield device
 
 
 @pytest.fixture(params=["dynamic", "static"])
@@ -55,13 +47,6 @@ def program(request: pytest.FixtureRequest, needs: Any, compiled: Callable[..., 
     """The client, linked in two ways."""
     needs("gcc")
     return compiled("mapping", *(["-static"] if request.param == "static" else []))
-
-
-@pytest.fixture
-def client(needs: Any, compiled: Callable[..., str]) -> str:
-    """The client."""
-    needs("gcc")
-    return compiled("mapping")
 
 
 STEPS = {
