@@ -129,6 +129,8 @@ def test_each_way_to_write(echo, client, writing):
 
 
 TRANSFERS = """
+import ctypes
+libc = ctypes.CDLL(None)
 fd = os.open(args[0], os.O_RDWR)
 readable, writable = os.open(args[0], os.O_RDONLY), os.open(args[0], os.O_WRONLY)
 path = os.open(args[0], 0o10000000)
@@ -140,6 +142,7 @@ for f in fd, readable, writable, path:
     print(attempt(os.preadv, f, [bytearray(2)], -2), attempt(os.pwritev, f, [b'x'], -2))
     print(attempt(os.preadv, f, [bytearray(2)], -1), attempt(os.pwritev, f, [b'x'], -1))
     print(attempt(os.pwritev, f, [b'x'], 0, 1 << 20), attempt(os.preadv, f, [bytearray(1)], 0, 64))
+    print([libc.readv(f, None, ctypes.c_size_t(n)) for n in (1025, 1 << 32, (1 << 32) + 1025)])
     print(attempt(os.lseek, f, 0, 99), attempt(os.lseek, f, 0, -1))
 """
 

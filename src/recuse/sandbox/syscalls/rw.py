@@ -59,6 +59,7 @@ def _segments(pid: int, address: int, count: int, iovec: struct.Struct) -> list[
         OSError: EINVAL for more than 1024 or one over SSIZE_MAX; EFAULT for a bad array or for
             one beyond user space.
     """
+    count &= 0xFFFFFFFF  # import_iovec's are of 32 bits
     if count > _UIO_MAXIOV:
         raise os_error(errno.EINVAL)
     array = read_memory(pid, address, count * iovec.size)
