@@ -15,7 +15,7 @@ from recuse.cli import doctor, probes
 from recuse.cli.doctor import Check, Finding
 from recuse.sandbox.arch import SUPPORTED
 
-SECCOMP, PROCESS_VM_READV, PTRACE, PIDFD_OPEN = 317, 310, 101, 434
+SECCOMP, PROCESS_VM_READV, PTRACE, PIDFD_OPEN, KCMP = 317, 310, 101, 434, 312
 
 on_supported = pytest.mark.skipif(not SUPPORTED, reason="another architecture than x86-64")
 
@@ -43,6 +43,7 @@ def failing(code: int) -> Callable[..., Any]:
         ("hold_child", doctor.check_pidfd),
         ("fetch_child_descriptor", doctor.check_pidfd_getfd),
         ("trace_child", doctor.check_ptrace),
+        ("compare_with_child", doctor.check_comparing),
         ("open_device", doctor.check_dev_fuse),
         ("open_device", doctor.check_dev_cuse),
     ],
@@ -282,10 +283,12 @@ def test_where_memory_cannot_be_read() -> None:
 
 @on_supported
 def test_what_can_be_missing() -> None:
-    status, checks = run_doctor(PTRACE)
+    status, checks = run_doctor(PTRACE, KCMP)
     assert status == 0
-    assert not checks["ptrace"]["good"]
-    assert not checks["ptrace"]["required"]
+    for name in ("ptrace", "comparing descriptors"):
+        assert not checks[name]["good"]
+        assert not checks[name]["required"]
+    assert "map" in checks["ptrace"]["advice"]
 
 
 @on_supported
@@ -302,4 +305,4 @@ def test_inside_another_supervisor() -> None:
         [sys.executable, "-c", script], capture_output=True, check=False, encoding="utf-8"
     )
     assert done.returncode == 1, done.stderr
-    assert "[no] user notification     Device or resource busy: another supervisor" in done.stdout
+    assert "[no] user notification      Device or resource busy: another supervisor" in done.stdout

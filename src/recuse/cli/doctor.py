@@ -200,7 +200,16 @@ def check_ptrace() -> Finding:
     return _try(
         probes.trace_child,
         "a child can be stopped by ptrace",
-        "not used by this version; " + _PTRACE_ADVICE,
+        "without it programs cannot map devices into their memory; " + _PTRACE_ADVICE,
+    )
+
+
+def check_comparing() -> Finding:
+    return _try(
+        probes.compare_with_child,
+        "kcmp works",
+        "each call on a device takes 2 us longer without; Linux has it if built with "
+        "KCMP=y; " + _PTRACE_ADVICE,
     )
 
 
@@ -252,6 +261,7 @@ EXPERIMENTS = (
     Check("process files", check_proc),
     Check("process handles", check_pidfd),
     Check("fetching descriptors", check_pidfd_getfd),
+    Check("comparing descriptors", check_comparing, required=False),
     Check("ptrace", check_ptrace, required=False),
 )
 SURROUNDINGS = (

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ _ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
 
 # linux/ptrace.h
 _SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17
+
+# linux/kcmp.h
+_KCMP_EPOLL_TFD = 7
 
 _GETPGRP = 111
 """The call that the experiments trap (x86-64): without arguments, and not made by Python itself."""
@@ -216,6 +220,18 @@ def fetch_child_descriptor() -> None:
             os.close(_check(_libc.syscall(arch.SYSCALLS["pidfd_getfd"], pidfd, number, 0)))
         finally:
             os.close(pidfd)
+
+
+def compare_with_child() -> None:
+    """Find a descriptor of a child's to be one that an epoll here has."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, select.epoll() as epoll, _child(_wait) as (pid, _):
+        epoll.register(theirs, 0)
+        number = theirs.fileno()
+        slot = struct.pack("=III", epoll.fileno(), number, 0)
+        compare = arch.SYSCALLS["kcmp"], pid, os.getpid(), _KCMP_EPOLL_TFD, number, slot
+        if _check(_libc.syscall(*compare)):
+            raise OSError(0, "a child's descriptor seemed to be another")
 
 
 def open_device(path: str) -> None:
