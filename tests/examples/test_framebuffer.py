@@ -430,6 +430,16 @@ def test_a_large_picture_is_in_a_file(run: Run, needs: Needs, tmp_path: Path) ->
     assert converted(needs, ["-i", str(tmp_path / "screen.png")], "rgb24")[:3] == b"\0\0\xff"
 
 
+def test_who_looks_finds_a_whole_picture(make: Make, tmp_path: Path) -> None:
+    screen = make(width=8, height=8, png=tmp_path / "screen.png")
+    screen.save()
+    with open(tmp_path / "screen.png", "rb") as black:
+        screen.area[0:4] = b"\xff" * 4
+        screen.save()
+        assert black.read() != (tmp_path / "screen.png").read_bytes() == screen.picture()
+    assert [path.name for path in tmp_path.iterdir()] == ["screen.png"]
+
+
 def test_pictures_saved_by_many_threads(make: Make, tmp_path: Path) -> None:
     """Programs that close it at once, that is."""
     device = make(width=8, height=8, png=tmp_path / "screen.png")
