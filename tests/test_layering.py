@@ -176,6 +176,19 @@ def test_an_allowed_import_passes(room: str, source: str) -> None:
     assert violations(source, room, ["recuse", room] if room else ["recuse"]) == []
 
 
+def test_a_start_imports_nothing_slow() -> None:
+    """`recuse run` begins for each test of a user's: what only some devices need comes later."""
+    slow = {"asyncio", "numpy", "recuse.wire.filesystem", "recuse.wire.optable"}
+    script = (
+        "import sys, recuse, recuse.cli.main, recuse.cli.run\n"
+        f"print(sorted({slow!r} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"
+
+
 def test_no_file_is_longer_than_anybody_reads() -> None:
     lengths = {
         str(file.relative_to(ROOT)): file.read_bytes().count(b"\n") for file in tracked_files()

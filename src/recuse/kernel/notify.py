@@ -8,13 +8,6 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from recuse.kernel.errors import os_error
-from recuse.wire.filesystem import (
-    fuse_notify_delete_out,
-    fuse_notify_inval_entry_out,
-    fuse_notify_inval_inode_out,
-    fuse_notify_retrieve_out,
-    fuse_notify_store_out,
-)
 from recuse.wire.fuse import (
     FUSE_NOTIFY_DELETE,
     FUSE_NOTIFY_INVAL_ENTRY,
@@ -23,6 +16,13 @@ from recuse.wire.fuse import (
     FUSE_NOTIFY_RETRIEVE,
     FUSE_NOTIFY_STORE,
     fuse_notify_poll_wakeup_out,
+)
+from recuse.wire.notify import (
+    fuse_notify_delete_out,
+    fuse_notify_inval_entry_out,
+    fuse_notify_inval_inode_out,
+    fuse_notify_retrieve_out,
+    fuse_notify_store_out,
 )
 
 NAME_MAX: Final = 1024

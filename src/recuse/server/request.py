@@ -4,18 +4,37 @@ import os
 from contextvars import ContextVar
 
 from recuse.server.exchange import Exchange
+from recuse.wire.cuse import RECUSE_MMAP, RECUSE_MMAP_COMMIT, RECUSE_MUNMAP, RECUSE_SHOW
 from recuse.wire.fuse import (
     FUSE_INVALID_UIDGID,
     FUSE_IOCTL,
     FUSE_IOCTL_COMPAT,
+    FUSE_OPEN,
+    FUSE_POLL,
+    FUSE_READ,
+    FUSE_RELEASE,
+    FUSE_WRITE,
     fuse_in_header,
     fuse_ioctl_in,
     fuse_open_in,
 )
-from recuse.wire.optable import OPERATIONS
 
 CURRENT: ContextVar[Exchange] = ContextVar("recuse.request")
 """The exchange whose handler runs; set by the session."""
+
+# Not of wire's table of all operations: a program's start would wait for its making.
+_OPERATIONS = {
+    FUSE_OPEN: "open",
+    FUSE_READ: "read",
+    FUSE_WRITE: "write",
+    FUSE_IOCTL: "ioctl",
+    FUSE_POLL: "poll",
+    FUSE_RELEASE: "release",
+    RECUSE_SHOW: "show",
+    RECUSE_MMAP: "mmap",
+    RECUSE_MMAP_COMMIT: "mmap_commit",
+    RECUSE_MUNMAP: "munmap",
+}
 
 
 class Request:
@@ -33,9 +52,9 @@ class Request:
     def operation(self) -> str:
         """What is asked for: "open", "read", "write", "ioctl", "poll" or "release".
 
-        Or "mmap", "mmap_commit" (in `File.mapped`) or "munmap".
+        Or "mmap", "mmap_commit" (in `File.mapped`), "munmap" or "show" (a file in sysfs).
         """
-        return OPERATIONS[self._exchange.opcode].name.partition("_")[2].lower()
+        return _OPERATIONS[self._exchange.opcode]
 
     @property
     def unique(self) -> int:

@@ -1,6 +1,7 @@
 """The protocol's constants, and the structures that devices need as well as filesystems.
 
-Those that only filesystems need are in `recuse.wire.filesystem`, CUSE's own in `recuse.wire.cuse`.
+Those that only filesystems need are in `recuse.wire.filesystem` and `recuse.wire.notify`, CUSE's
+own in `recuse.wire.cuse`.
 Names and numbers are those of Linux's include/uapi/linux/fuse.h, version 7.45, which is
 
     Copyright (C) 2001-2007 Miklos Szeredi. All rights reserved.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
-from recuse.wire import cuse, fuse
+from recuse.wire import cuse, fuse, notify
 from recuse.wire import filesystem as fs
 from recuse.wire.declare import Structure
 
@@ -126,7 +126,7 @@ _ROWS = (
     Operation(fuse.FUSE_IOCTL, "FUSE_IOCTL", 11, fuse.fuse_ioctl_in, IN_SIZE, fuse.fuse_ioctl_out,
         BYTES),
     Operation(fuse.FUSE_POLL, "FUSE_POLL", 11, fuse.fuse_poll_in, NONE, fuse.fuse_poll_out),
-    Operation(fuse.FUSE_NOTIFY_REPLY, "FUSE_NOTIFY_REPLY", 15, fs.fuse_notify_retrieve_in, SIZE,
+    Operation(fuse.FUSE_NOTIFY_REPLY, "FUSE_NOTIFY_REPLY", 15, notify.fuse_notify_retrieve_in, SIZE,
         has_reply=False),
     Operation(fuse.FUSE_BATCH_FORGET, "FUSE_BATCH_FORGET", 16, fs.fuse_batch_forget_in, RECORDS,
         has_reply=False, record=fs.fuse_forget_one),

@@ -6,7 +6,10 @@ import pytest
 
 from recuse import Device, File, Request, current_request, ioctl
 from recuse.server.exchange import Exchange
+from recuse.server.session import Session
+from recuse.wire.cuse import CUSE_INIT
 from recuse.wire.fuse import (
+    FUSE_INTERRUPT,
     FUSE_IOCTL,
     FUSE_IOCTL_COMPAT,
     FUSE_OPEN,
@@ -14,6 +17,7 @@ from recuse.wire.fuse import (
     fuse_ioctl_in,
     fuse_open_in,
 )
+from recuse.wire.optable import OPERATIONS
 
 
 def facts(request):
@@ -128,3 +132,17 @@ def test_compat_is_about_ioctls_only():
     ):
         message = header + fuse_ioctl_in(flags=flags).pack()
         assert Request(Exchange(message, opcode, 2, lambda _: None)).compat is expected
+
+
+def test_each_request_that_runs_a_handler_has_its_operation():
+    class Any(Device):
+        name = "any"
+
+        def open(self, request):
+            return File()
+
+    opcodes = set(Session(Any())._serve) - {CUSE_INIT, FUSE_INTERRUPT}
+    assert len(opcodes) > 5
+    for opcode in opcodes:
+        request = Request(Exchange(b"", opcode, 2, lambda _: None))
+        assert OPERATIONS[opcode].name.lower().endswith("_" + request.operation)

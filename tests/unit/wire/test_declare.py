@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recuse.wire import cuse, filesystem, fuse
+from recuse.wire import cuse, filesystem, fuse, notify
 from recuse.wire.declare import Field, Structure
 from recuse.wire.errors import WireError
 
@@ -17,7 +17,7 @@ LAYOUT = Path(__file__).with_name("layout_7_45.txt")
 
 
 def structures() -> Iterator[type[Structure]]:
-    for module in (fuse, filesystem, cuse):
+    for module in (fuse, filesystem, notify, cuse):
         for value in vars(module).values():
             if isinstance(value, type) and value.__module__ == module.__name__:
                 yield value

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from recuse.wire import cuse, filesystem, fuse, ioctl
+from recuse.wire import cuse, filesystem, fuse, ioctl, notify
 from recuse.wire.declare import Structure
 
 HEADER = "/usr/include/linux/fuse.h"
-MODULES = (fuse, filesystem, cuse)
+MODULES = (fuse, filesystem, notify, cuse)
 
 # What headers older than 7.45 may lack, such as the 7.38 of Debian 12.
 NEWER_STRUCTURES = {
