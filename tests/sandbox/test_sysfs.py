@@ -19,6 +19,7 @@ from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 from recuse.cli.spec import load, parse
 from recuse.sandbox import Sandbox
+from recuse.sandbox.supervisor import Supervisor
 
 CLIENTS = Path(__file__).parent / "clients"
 OWN = "/sys/devices/virtual/cuse/echo"
@@ -400,6 +401,31 @@ def test_abort_lets_go_of_who_waits_for_a_plain_method(shells, path, blocked_bef
         assert (
             output.replace("'", "") == f"cat: {path}: Software caused connection abort\n[status 1]"
         )
+        device.going_on.set()
+
+
+@pytest.mark.parametrize("path", ["/dev/input/recuse9", "{own}/slow"])
+def test_abort_comes_before_it_is_seen_that_a_method_blocks(shells, monkeypatch, path):
+    gone = threading.Event()
+    stuck = Supervisor._stuck
+
+    def late(self, call, blocks):
+        assert gone.wait(20)
+        stuck(self, call, blocks)
+
+    class Telling(Stuck):
+        def close(self):
+            super().close()
+            gone.set()
+
+    monkeypatch.setattr(Supervisor, "_stuck", late)
+    device = Telling()
+    own = "/sys/class/cuse/input!recuse9"
+    path = path.format(own=own)
+    wait = f"while [ $(cat {own}/waiting) = 0 ]; do :; done"
+    with Sandbox(device) as sandbox:
+        output = shells(sandbox)(f"cat {path} & {wait}; echo 1 > {own}/abort; wait $!")
+        assert "Software caused connection abort" in output
         device.going_on.set()
 
 

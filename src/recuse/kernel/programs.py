@@ -63,6 +63,12 @@ class ProgramsSide:
         self._release = self._lock.release
         self._queue = RequestQueue()
         self._at_end: list[Callable[[], None]] = []
+        self.abandoned: frozenset[int] = frozenset()
+        """The threads (by pid) whose requests the end has finished without anybody to tell.
+
+        Who has submitted them has not come back from that yet: a server in the same thread holds
+        it up.
+        """
         init.done = accept
         if init.background:
             self._queue.queue(init)
@@ -257,6 +263,7 @@ class ProgramsSide:
             ending = self._queue.unfinished()
             for request in ending:
                 self._queue.finish(request, Reply(-error))
+            self.abandoned = frozenset(request.pid for request in ending if request.done is None)
             callbacks, self._at_end = self._at_end, []
         self.polled.end()
         for request in ending:

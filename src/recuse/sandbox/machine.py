@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from recuse.channel.inprocess import connect
-from recuse.kernel.connection import Tap
-from recuse.kernel.devices import DeviceTable
+from recuse.kernel.connection import Connection, Tap
+from recuse.kernel.devices import CharDevice, DeviceTable
 from recuse.sandbox.areas import Areas
 from recuse.sandbox.descriptors import Descriptors
 from recuse.sandbox.memory import StringReader
@@ -16,6 +17,9 @@ from recuse.sandbox.signals import SignalWatch
 from recuse.sandbox.tasks import Tasks
 from recuse.sandbox.tree import Tree
 from recuse.server.device import Device
+
+if TYPE_CHECKING:
+    from recuse.sandbox.supervisor import Supervisor
 
 
 class Channel(Protocol):
@@ -40,12 +44,22 @@ class Machine:
         self.descriptors = Descriptors()
         self.areas = Areas(self.descriptors)
         self.tree = Tree(self.tasks, self.descriptors)
-        self.table = DeviceTable(self.tree.nodes.add, self.tree.nodes.remove, majors_in_use())
+        self.table = DeviceTable(self._added, self.tree.nodes.remove, majors_in_use())
         self.tree.nodes.add_machine(self.table)
         self.table.tap = tap
         self.strings = StringReader()
         self.signals = SignalWatch()
+        self.supervisors: list[Supervisor] = []
+        """Those that serve its programs."""
         self._channels: list[Channel] = []
+
+    def _added(self, device: CharDevice) -> None:
+        self.tree.nodes.add(device)
+        device.connection.at_end(partial(self._ended, device.connection))
+
+    def _ended(self, connection: Connection) -> None:
+        for supervisor in list(self.supervisors):
+            supervisor.let_go(connection.abandoned)
 
     def add(self, device: Device | Joinable) -> None:
         """Connect a device: it is in the tree when this returns.

@@ -12,7 +12,6 @@ from typing import Final, TypeVar
 
 from recuse.channel.workers import TICK, Workers
 from recuse.kernel.caller import Caller
-from recuse.kernel.connection import Connection
 from recuse.kernel.devices import CharDevice
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
@@ -55,9 +54,10 @@ class Supervisor:
             listener.receive, self._handle, stuck=self._stuck, name="recuse-calls"
         )
         self._blocking: dict[tuple[int, int], int] = {}
-        self._held: dict[int, tuple[Notification, Connection]] = {}
-        """By their ids: calls whose thread of ours may be held up by a device's method."""
-        self._told_of_end: set[Connection] = set()
+        self._abandoned: set[int] = set()
+        """Threads whose calls :meth:`let_go` has to answer, or has answered."""
+        machine.supervisors.append(self)
+        self._machine = machine
 
     def start(self) -> None:
         """Serve until the last program under the filter has ended."""
@@ -69,6 +69,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Let go of the listener. Programs that still run get ENOSYS from all trapped calls."""
+        self._machine.supervisors.remove(self)
         self.listener.close()
         self.tasks.forget_ended()
         self.strings.forget_all()
@@ -76,6 +77,8 @@ class Supervisor:
     def _handle(self, call: Notification, handler: Handler | None = None) -> None:
         try:
             if handler is None:
+                if self._abandoned:
+                    self._abandoned.discard(call.pid)  # that call is over
                 known = self._handlers if call.arch == _NATIVE else self._compat_handlers
                 handler = known[call.number]
             result = handler(self, call)
@@ -135,7 +138,6 @@ class Supervisor:
         """
         connection = device.connection
         pid = call.pid
-        self._hold(call, connection)
 
         def interrupt(fatal: bool) -> None:
             requests = connection.requests_of(pid)
@@ -191,33 +193,27 @@ class Supervisor:
                     for request in requests:
                         device.connection.interrupt(request, fatal=fatal)
 
+        # Watched first, and only then looked whether its device has gone already; `let_go` does
+        # it the other way round: one of the two sees the other.
         self.signals.watch(call, self.listener, interrupt, late=True)
+        if call.pid in self._abandoned and blocks():
+            self._abandon(call)
 
-        for device in self.table:
-            if device.connection.requests_of(call.pid) and blocks():
-                self._hold(call, device.connection)
-                if not blocks():  # it has been answered meanwhile
-                    self._held.pop(call.id, None)
-
-    def _hold(self, call: Notification, connection: Connection) -> None:
-        """Answer the call when the connection ends, if the device's method has not returned then.
+    def let_go(self, threads: frozenset[int]) -> None:
+        """Answer the calls of threads whose device is gone, but whose method has not returned.
 
         As long as that method runs in our thread, the operation cannot go on to tell the caller.
         """
-        if not self.listener.alive(call.id):
-            return  # an mmap that its thread has done already
-        if connection.ended:
-            return  # the operation says what to call it: it may be ENODEV or ENOTCONN
-        self._held[call.id] = call, connection
-        if connection not in self._told_of_end:
-            self._told_of_end.add(connection)
-            connection.at_end(functools.partial(self._let_go, connection))
+        self._abandoned |= threads
+        for waiting in list(self._waiting.values()):
+            if waiting.call.pid in threads and waiting.listener is self.listener:
+                self._abandon(waiting.call)
 
-    def _let_go(self, connection: Connection) -> None:
-        self._told_of_end.discard(connection)
-        for call, held_by in list(self._held.values()):
-            if held_by is connection:
-                self.finish(call, None, os_error(errno.ECONNABORTED))
+    def _abandon(self, call: Notification) -> None:
+        if any(device.connection.requests_of(call.pid) for device in self.table):
+            return  # that was the thread's last call, and this one is another device's business
+        if self.listener.alive(call.id):  # or it is an mmap that its thread has done already
+            self.finish(call, None, os_error(errno.ECONNABORTED))
 
     def _took(self, key: tuple[int, int], duration_s: float) -> None:
         if duration_s >= TICK:
@@ -232,8 +228,6 @@ class Supervisor:
     def finish(self, call: Notification, result: int | None, error: OSError | None) -> None:
         """Answer a call with an operation's result or error."""
         wait = self.signals.forget(call) if self._waiting else None
-        if self._held:
-            self._held.pop(call.id, None)
         if error is None:
             self.listener.answer(call.id, result or 0)
         elif error.errno == errno.EINTR and wait is not None and wait.can_start_anew():
@@ -251,5 +245,3 @@ class Supervisor:
         """Let signals interrupt a call no more, which is about to be answered."""
         if self._waiting:
             self.signals.forget(call)
-        if self._held:
-            self._held.pop(call.id, None)
