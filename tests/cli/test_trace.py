@@ -143,6 +143,7 @@ def test_a_closed_pipe_disturbs_nobody() -> None:
     assert done.stderr == "recuse: tracing stops: nobody reads it\n"
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_the_trace_is_whole_when_recuse_is_killed() -> None:
     """What was asked last is there, as never answered or with its answer."""

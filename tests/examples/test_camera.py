@@ -129,6 +129,7 @@ def test_controls_change_the_picture(
     assert (frames[0] != plain).any()
 
 
+@pytest.mark.slow
 def test_v4l2_compliance(run: Run, needs: Needs) -> None:
     """It found nothing to complain about; -s streams in all ways that there are."""
     needs("v4l2-compliance", "v4l-utils")
@@ -155,6 +156,7 @@ def test_v4l2_ctl_sets_controls(ctl: Callable[..., list[str]]) -> None:
 # ---- without buffers, which Linux's own CUSE cannot have: tests/vm runs these there
 
 
+@pytest.mark.slow
 def test_v4l2_compliance_without_buffers(run: Run, needs: Needs) -> None:
     needs("v4l2-compliance", "v4l-utils")
     outcome = run("camera.py,streaming=no", "v4l2-compliance", "-d", "/dev/video9", "-s10")

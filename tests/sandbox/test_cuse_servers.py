@@ -307,6 +307,7 @@ def bare(machine, needs, compiled, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vector", ["plain", "vector"])
 @pytest.mark.parametrize("wait", ["block", "poll"])
 @pytest.mark.parametrize("threads", ["1", "4"])

@@ -216,6 +216,7 @@ def serve(request, echo, tmp_path):
     return serve
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("fault", ["dies", "closes"])
 def test_the_server_goes(serve, clients, fault, moment):
@@ -243,6 +244,7 @@ def test_the_server_stays(serve, clients, fault, moment):
     assert lines[-2:] == ["opened", "5 b'hello'"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_the_server_hangs(serve, start, shells, clients, moment):
     with serve("hangs", moment) as (sandbox, server):

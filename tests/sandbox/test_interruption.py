@@ -371,6 +371,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 @either_way
 @pytest.mark.parametrize("operation", ["open", "read", "write", "ioctl"])
 @pytest.mark.parametrize("end", [*ENDS, "exit", "exec"])

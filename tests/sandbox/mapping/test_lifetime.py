@@ -536,6 +536,7 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("own", [False, True])
 def test_a_thousand_cycles_take_no_memory(
