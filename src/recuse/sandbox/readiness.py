@@ -9,10 +9,11 @@ asked again, on behalf of those that sleep, and its descriptor made to look as i
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import threading
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
@@ -47,14 +48,26 @@ class Watch:
         """Whether the file is on the epoll's ready list: then a wait asks the device first."""
 
 
+class Moment(NamedTuple):
+    """The moment before a device is asked."""
+
+    number: int
+    """A later one has a greater number."""
+    changes: int
+    """How often the device had said by then that something changed."""
+
+
 class Readiness:
     """The readiness of one open file's descriptor, once programs have asked for it."""
 
     def __init__(self, file: OpenFile, link: str, end: NativeEnd, waker: Waker) -> None:
         """Take care of the end, whose inode is that of ``link``; it is readable and writable."""
         self.file = file
-        self.changes = 0
-        """How often the device has said that something changed: remember it before you ask."""
+        self._changes = 0
+        """How often the device has said that something changed."""
+        self._asks = itertools.count(1)
+        self._shown = 0
+        """Whose answer was made visible: that of the latest asking of all whose answers were."""
         self._inode = link[len("socket:[") : -1]
         self._end = end
         self._waker = waker
@@ -76,6 +89,10 @@ class Readiness:
     def polled(self) -> bool:
         """Whether somebody waits, so far as is known."""
         return bool(self._sleepers or self._watches)
+
+    def asking(self) -> Moment:
+        """Take note that the device is about to be asked, for :meth:`show` and its kin."""
+        return Moment(next(self._asks), self._changes)
 
     def awake(self, tid: int) -> None:
         """A thread makes another call, so it does not sleep in one before."""
@@ -154,30 +171,30 @@ class Readiness:
         if watch is not None:
             watch.listed = False
 
-    def show(self, bits: int, events: int, seen: int, fetch: Callable[[], int]) -> None:
+    def show(self, bits: int, events: int, asked: Moment, fetch: Callable[[], int]) -> None:
         """Make the end show those of ``events`` that are in ``bits``, and the others not.
 
         Args:
             bits: the device's answer.
             events: the events that matter.
-            seen: :attr:`changes` before the device was asked.
+            asked: from :meth:`asking`, before the device was asked.
             fetch: returns a copy of the programs' end.
 
         Raises:
             OSError: as ``fetch`` does.
         """
         with self._lock:
-            self._show(bits, events, seen, fetch)
+            self._show(bits, events, asked, fetch)
 
-    def sleep(self, bits: int, sleeper: Sleeper, seen: int, fetch: Callable[[], int]) -> None:
+    def sleep(self, bits: int, sleeper: Sleeper, asked: Moment, fetch: Callable[[], int]) -> None:
         """As :meth:`show`, for a call that will sleep until one of its events comes."""
         with self._lock:
             self._too_many = forget_gone(self._sleepers, self._too_many)
             self._sleepers[sleeper.caller.pid] = sleeper
-            self._show(bits, sleeper.events, seen, fetch)
+            self._show(bits, sleeper.events, asked, fetch)
 
     def pass_on(
-        self, bits: int, sleeps: Sleeps, events: int, seen: int, fetch: Callable[[], int]
+        self, bits: int, sleeps: Sleeps, events: int, asked: Moment, fetch: Callable[[], int]
     ) -> None:
         """As :meth:`show`, for a call that the kernel will find something ready for.
 
@@ -185,7 +202,7 @@ class Readiness:
         """
         with self._lock:
             self._pass(sleeps)
-            self._show(bits, events, seen, fetch)
+            self._show(bits, events, asked, fetch)
 
     def _pass(self, sleeps: Sleeps) -> None:
         self._too_many_passed = forget_gone(self._passed, self._too_many_passed)
@@ -198,8 +215,9 @@ class Readiness:
             self._sleepers.setdefault(sleeper.caller.pid, sleeper)
             self._put()
 
-    def _show(self, bits: int, events: int, seen: int, fetch: Callable[[], int]) -> None:
+    def _show(self, bits: int, events: int, asked: Moment, fetch: Callable[[], int]) -> None:
         end = self._end
+        self._shown = max(self._shown, asked.number)
         self._raise(bits, events)
         drain = bool(events & READABLE and not bits & READING and end.readable)
         calm = bool(events & POLLPRI and not bits & POLLPRI and end.urgent)
@@ -216,7 +234,7 @@ class Readiness:
                 end.make_readable()
         if events & EPOLLET:
             self._touch(bits & events)
-        if self.changes != seen:
+        if self._changes != asked.changes:
             # Something has changed since the device was asked: who sleeps must not miss it.
             self._wake()
 
@@ -232,7 +250,7 @@ class Readiness:
     def _changed(self) -> None:
         """The device has something new; called in the middle of whatever it does."""
         with self._waker.lock, self._lock:
-            self.changes += 1
+            self._changes += 1
             self._wake()
 
     def _wake(self) -> None:
@@ -268,7 +286,7 @@ class Readiness:
             if not sleepers:
                 self._hint()
         if sleepers:
-            self._ask(sleepers, watchers)
+            self._ask(sleepers, watchers, woken)
         elif self.file.device.connection.ended:
             self._told(POLLERR, [])
 
@@ -289,14 +307,32 @@ class Readiness:
         elif bits & WRITING:
             self._end.touch_writable()
 
-    def _ask(self, sleepers: list[Sleeper], watchers: list[Sleeper]) -> None:
+    def _ask(
+        self, sleepers: list[Sleeper], watchers: list[Sleeper], woken: dict[int, Sleeper]
+    ) -> None:
         events = functools.reduce(operator.or_, (who.events for who in sleepers))
+        asked = self.asking()
 
         def done(bits: int | None, error: OSError | None) -> None:
+            if self._is_outdated(asked, woken):
+                return
             self._told(POLLERR if bits is None or error is not None else bits, watchers)
 
         operation = self.file.poll(sleepers[-1].caller, events, True)
         run(self.file.device.connection, operation, done)
+
+    def _is_outdated(self, asked: Moment, woken: dict[int, Sleeper]) -> bool:
+        """Whether a call that has asked later has had its answer shown; asks again then.
+
+        What was so when the device was asked need not be so any more: the caller may have read
+        what there was, and now sleeps.
+        """
+        with self._lock:
+            if asked.number > self._shown:
+                return False
+            self._woken.update(woken)
+            self._put()
+            return True
 
     def _told(self, bits: int, watchers: list[Sleeper]) -> None:
         """Wake those that wait for what the device has answered."""

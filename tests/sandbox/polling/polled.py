@@ -64,6 +64,7 @@ class Box(Device):
     """What is written, or put into it, can be read; there is room for so many writes."""
 
     name = "box"
+    kind = BoxFile
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -78,7 +79,7 @@ class Box(Device):
 
     def open(self, request: OpenRequest) -> File:
         with self.changed:
-            self.files.append(BoxFile())
+            self.files.append(self.kind())
             return self.files[-1]
 
     def put(self, data: bytes = b"", *, room: int = 0, extra: int = 0) -> None:

@@ -4,6 +4,7 @@ A call that finds something ready is left to the kernel, which may find that it 
 """
 
 import os
+import select
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 from recuse.sandbox import Sandbox
 from recuse.sandbox.syscalls.poll import _Polling
 
-from .polled import PATIENCE_S, POLL, PRELUDE, Box, program_pid, wait_asleep
+from .polled import PATIENCE_S, POLL, PRELUDE, Box, BoxFile, program_pid, wait_asleep
 
 RESTART_SYSCALL = 219
 
@@ -158,3 +159,53 @@ says(attempt(select.select, [fd, 2, 40], [other], []))
 says(poll(5, (in_, IN), (40, IN), (fd, IN)))
 """
     assert client(PRELUDE + FILES + script) == "EBADF\nEBADF\n[(5, 1), (40, 32)]\n"
+
+
+class LateFile(BoxFile):
+    """Its answer to who wakes sleepers takes long, if it is to."""
+
+    device: "LateBox"
+
+    def poll(self, events: int) -> int:
+        ready = super().poll(events)
+        if ready & select.POLLIN and not self.device.late.is_set():
+            self.device.late.set()
+            assert self.device.go_on.wait(PATIENCE_S)
+        return ready
+
+
+class LateBox(Box):
+    kind = LateFile
+
+    def __init__(self):
+        super().__init__()
+        self.late, self.go_on = threading.Event(), threading.Event()
+
+
+def test_what_was_so_before_another_took_it_wakes_nobody(start):
+    script = """
+if os.fork() == 0:
+    says((poll(-1, (fd, IN)), os.read(fd, 9)))
+    os._exit(0)
+sys.stdin.readline()
+says((os.read(fd, 9), poll(5, (fd, IN))))
+sys.stdin.readline()
+"""
+    box = LateBox()
+    files = FILES.replace('other = os.open("/dev/other", os.O_RDWR)\n', "")
+    with Sandbox(box) as sandbox, start(sandbox, PRELUDE + files + script) as program:
+        box.wait_asked(1)
+        wait_asleep(program_pid(box), *POLL)
+        box.put(b"data")
+        assert box.late.wait(PATIENCE_S)
+        program.stdin.write(b"\n")
+        program.stdin.flush()
+        assert program.stdout.readline() == b"(b'data', [])\n"
+        with box.changed:
+            asked = len(box.asked)
+        box.go_on.set()
+        with box.changed:
+            assert box.changed.wait_for(lambda: len(box.asked) > asked, PATIENCE_S)
+        box.put(b"more")
+        assert program.stdout.readline() == b"([(3, 1)], b'more')\n"
+        run_to_the_end(program)

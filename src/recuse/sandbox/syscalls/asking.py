@@ -10,7 +10,7 @@ from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import Running, run
 from recuse.sandbox.descriptors import Descriptor
 from recuse.sandbox.native import POLLERR, POLLNVAL
-from recuse.sandbox.readiness import Readiness
+from recuse.sandbox.readiness import Moment, Readiness
 from recuse.sandbox.syscalls.call import ANSWERED
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Asked:
     """A file that a call looks at: ``bits`` is what it is ready for, when that is known."""
 
-    __slots__ = ("bits", "descriptor", "events", "index", "number", "readiness", "seen")
+    __slots__ = ("bits", "descriptor", "events", "index", "moment", "number", "readiness")
 
     def __init__(self, index: int, number: int, events: int, descriptor: Descriptor) -> None:
         self.index = index
@@ -30,7 +30,7 @@ class Asked:
         self.events = events
         self.descriptor = descriptor
         self.readiness: Readiness | None = None
-        self.seen = 0
+        self.moment = Moment(0, 0)
         self.bits = 0
 
     def fetcher(self, supervisor: Supervisor, call: Notification) -> Callable[[], int]:
@@ -41,7 +41,7 @@ class Asked:
         """Make the descriptor look as the device says; OSError as :meth:`Descriptor.fetch`."""
         if self.readiness is not None:
             fetch = self.fetcher(supervisor, call)
-            self.readiness.show(self.bits, self.events, self.seen, fetch)
+            self.readiness.show(self.bits, self.events, self.moment, fetch)
 
 
 class Asking:
@@ -105,7 +105,7 @@ class Asking:
             one.bits = POLLNVAL
             return True
         readiness = one.readiness = self._supervisor.descriptors.readiness(one.descriptor, file)
-        one.seen = readiness.changes
+        one.moment = readiness.asking()
         readiness.awake(self._call.pid)
         if one.index < self._waits:
             self._waited.append(readiness)

@@ -221,9 +221,9 @@ class _Polling:
         for one, readiness, sleeper in waits:
             fetch = one.fetcher(supervisor, call)
             if ready:
-                readiness.pass_on(one.bits, sleeps, one.events, one.seen, fetch)
+                readiness.pass_on(one.bits, sleeps, one.events, one.moment, fetch)
             else:
-                readiness.sleep(one.bits, sleeper, one.seen, fetch)
+                readiness.sleep(one.bits, sleeper, one.moment, fetch)
 
     def _expressible(self) -> bool:
         """Whether the devices' descriptors can show just what they are ready for."""
