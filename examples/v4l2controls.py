@@ -51,6 +51,12 @@ class Control:
     def step(self) -> int:
         return 0 if self.is_class else 1
 
+    @property
+    def described(self) -> tuple[int, int, bytes, int, int, int, int, int]:
+        """What the structures of both queries begin with."""
+        limits = self.minimum, self.maximum, self.step, self.default
+        return self.id, self.type, self.name.encode(), *limits, self.flags
+
     def fitting(self, value: int) -> int:
         """Return the nearest value that it can have; raises ERANGE if there is none."""
         if self.type == raw.CtrlType.BOOLEAN:
@@ -138,32 +144,12 @@ class ControlledFile(Prioritised):
     @handles(raw.IOC.QUERYCTRL, raw.v4l2_queryctrl)
     async def queryctrl(self, asked: raw.v4l2_queryctrl) -> raw.v4l2_queryctrl:
         control = self.controls.query(asked.id)
-        return raw.v4l2_queryctrl(
-            control.id,
-            control.type,
-            control.name.encode(),
-            control.minimum,
-            control.maximum,
-            control.step,
-            control.default,
-            control.flags,
-        )
+        return raw.v4l2_queryctrl(*control.described)
 
     @handles(raw.IOC.QUERY_EXT_CTRL, raw.v4l2_query_ext_ctrl)
     async def query_ext_ctrl(self, asked: raw.v4l2_query_ext_ctrl) -> raw.v4l2_query_ext_ctrl:
         control = self.controls.query(asked.id)
-        return raw.v4l2_query_ext_ctrl(
-            control.id,
-            control.type,
-            control.name.encode(),
-            control.minimum,
-            control.maximum,
-            control.step,
-            control.default,
-            control.flags,
-            elem_size=4,
-            elems=1,
-        )
+        return raw.v4l2_query_ext_ctrl(*control.described, elem_size=4, elems=1)
 
     @handles(raw.IOC.QUERYMENU, raw.v4l2_querymenu)
     async def querymenu(self, asked: raw.v4l2_querymenu) -> raw.v4l2_querymenu:

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from recuse.sandbox.arch import arch
+from recuse.sandbox.descriptors import EPOLL_SLOT, KCMP_EPOLL_TFD
 from recuse.sandbox.listener import Listener, Notification
 from recuse.sandbox.memory import UnreadableError, read_memory
 
@@ -28,9 +29,6 @@ _ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
 
 # linux/ptrace.h
 _SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17
-
-# linux/kcmp.h
-_KCMP_EPOLL_TFD = 7
 
 _GETPGRP = 111
 """The call that the experiments trap (x86-64): without arguments, and not made by Python itself."""
@@ -228,8 +226,8 @@ def compare_with_child() -> None:
     with ours, theirs, select.epoll() as epoll, _child(_wait) as (pid, _):
         epoll.register(theirs, 0)
         number = theirs.fileno()
-        slot = struct.pack("=III", epoll.fileno(), number, 0)
-        compare = arch.SYSCALLS["kcmp"], pid, os.getpid(), _KCMP_EPOLL_TFD, number, slot
+        slot = EPOLL_SLOT.pack(epoll.fileno(), number, 0)
+        compare = arch.SYSCALLS["kcmp"], pid, os.getpid(), KCMP_EPOLL_TFD, number, slot
         if _check(_libc.syscall(*compare)):
             raise OSError(0, "a child's descriptor seemed to be another")
 

@@ -50,8 +50,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _KCMP = arch.SYSCALLS["kcmp"]
 _KCMP_VM = 1
-_KCMP_EPOLL_TFD = 7
-_SLOT = struct.Struct("=III")
+KCMP_EPOLL_TFD = 7
+EPOLL_SLOT = struct.Struct("=III")
+"""``struct kcmp_epoll_slot`` (linux/kcmp.h)."""
 # Without argtypes, which would take a third of the call's time: all arguments are of 32 bits.
 _kcmp = ctypes.CDLL(None).syscall
 
@@ -212,7 +213,7 @@ class Descriptors:
         if (
             seen is not None
             and (slot := seen.slot) is not None
-            and not _kcmp(_KCMP, tid, self._pid, _KCMP_EPOLL_TFD, number, slot)
+            and not _kcmp(_KCMP, tid, self._pid, KCMP_EPOLL_TFD, number, slot)
         ):
             return seen
         try:
@@ -259,7 +260,7 @@ class Descriptors:
                 copies.callback(os.close, number)
             else:
                 if self._can_compare:
-                    slot = _SLOT.pack(self._held.fileno(), number, 0)
+                    slot = EPOLL_SLOT.pack(self._held.fileno(), number, 0)
                     descriptor.slot = ctypes.create_string_buffer(slot, len(slot))
                 self._slots[number] = descriptor
                 descriptor.held = number
