@@ -10,8 +10,10 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import select
 import struct
+import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple, cast
 
@@ -29,6 +31,23 @@ _ADDITION = struct.Struct("=QIIII")
 _ID = struct.Struct("=Q")
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _wakes_receivers_at_end(release: str) -> bool:
+    """Whether RECV ends when the last process under the filter has ended.
+
+    Since Linux 6.11 (recv_wait_event in kernel/seccomp.c). Before that it sleeps on, and only
+    poll(2) tells. A distribution may have mended its kernel without a new number: to ask poll there
+    is right too, and costs a microsecond.
+
+    Args:
+        release: the kernel's, as ``6.1.0-9-amd64``.
+    """
+    number = re.match(r"(\d+)\.(\d+)", release)
+    return number is not None and (int(number[1]), int(number[2])) >= (6, 11)
+
+
+POLLS_FIRST: Final = not _wakes_receivers_at_end(os.uname().release)
 
 
 class Notification(NamedTuple):
@@ -61,8 +80,14 @@ class Listener:
     was killed, or whose process was, is simply gone, and that is nobody's error.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, polls_first: bool = POLLS_FIRST) -> None:
+        """Own ``descriptor``; ``polls_first`` is what the running kernel needs."""
         self._descriptor = descriptor
+        self._polls_first = polls_first
+        self._polling = threading.Lock()
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+        self._over = False
 
     def prefer_sync_wake_up(self) -> bool:
         """Keep supervisor and program on one CPU while they hand a call to and fro.
@@ -77,12 +102,25 @@ class Listener:
     def receive(self) -> Notification | None:
         """Wait for the next trapped call.
 
-        Of several threads in here one gets it, but all are woken up.
+        Any number of threads may be in here. One gets the call; at the end all get None.
 
         Returns:
             None when the last process under the filter has ended.
         """
+        if not self._polls_first:
+            return self._receive()
+        # One at a time: what poll has announced must still be there for RECV, which would sleep
+        # beyond the end otherwise.
+        with self._polling:
+            call = None if self._over else self._receive()
+            # Then nobody polls a number that may be another file's by now.
+            self._over = call is None
+            return call
+
+    def _receive(self) -> Notification | None:
         while True:
+            if self._polls_first and self._poll.poll()[0][1] & ~select.POLLIN:
+                return None  # POLLHUP, or POLLNVAL if it is closed
             # Zeroed, as the kernel demands, and of this call's own: for a moment there can be two
             # threads in here.
             buffer = bytearray(_NOTIFICATION.size)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from recuse.sandbox.listener import Listener
+from recuse.sandbox.listener import Listener, _wakes_receivers_at_end
 
 VALID = 0x40082102
 
@@ -52,3 +52,19 @@ def test_a_thread_that_comes_after_the_end_finds_it() -> None:
     assert listener._hung_up()
     assert not listener.alive(1)
     assert not listener.answer(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("release", "wakes"),
+    [
+        ("5.19.0", False),
+        ("6.1.0-9-amd64", False),
+        ("6.8.0-45-generic", False),
+        ("6.11.0", True),
+        ("6.12.113+deb12-amd64", True),
+        ("7.0-rc1", True),
+        ("unknown", False),
+    ],
+)
+def test_kernels_whose_receivers_sleep_on_at_the_end(release, wakes):
+    assert _wakes_receivers_at_end(release) is wakes
