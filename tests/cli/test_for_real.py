@@ -108,6 +108,16 @@ def test_where_seccomp_is_forbidden() -> None:
     assert "recuse doctor" in done.stderr
 
 
+def test_where_descriptors_of_others_can_neither_be_fetched_nor_compared() -> None:
+    deny = str(Path(__file__).with_name("deny.py"))
+    done = subprocess.run(
+        [sys.executable, deny, "438", "312", "--", *RECUSE, "run", "-d", "echo.py", "sh", "-c",
+         "echo on >/dev/echo"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "recuse: got on\n")
+
+
 def test_recuse_in_recuse() -> None:
     done = run("--", *RECUSE, "run", "true")
     assert done.returncode == 125

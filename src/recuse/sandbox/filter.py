@@ -1,11 +1,12 @@
 """The seccomp filter: which system calls of a program come to the supervisor.
 
 The filter is fixed once it is installed and sees only a call's number and its arguments as
-numbers. So it decides by the call's number alone, but for ``fcntl``, whose commands it knows, and
-``mmap``, of which it lets pass what maps no file, and what the C library's loader maps. It does
-*not* look at descriptor numbers: a device has the ordinary, lowest number that the program would
-get from the kernel, and dup2, SCM_RIGHTS or a shell may put it anywhere. Which descriptor is a
-device is told by :mod:`recuse.sandbox.descriptors` at each call.
+numbers. So it decides by the call's number alone, but for ``fcntl``, whose commands it knows;
+``mmap``, of which it lets pass what maps no file, and what the C library's loader maps; and
+``sendmsg`` with flags that only recuse uses. It does *not* look at descriptor numbers: a device has
+the ordinary, lowest number that the program would get from the kernel, and dup2, SCM_RIGHTS or a
+shell may put it anywhere. Which descriptor is a device is told by
+:mod:`recuse.sandbox.descriptors` at each call.
 
 System calls that are never trapped cost nothing: since Linux 5.11 they are allowed by a bitmap
 before any filter runs.
@@ -52,6 +53,11 @@ MAP_ANONYMOUS: Final = 0x20
 MAP_DENYWRITE: Final = 0x800
 """The kernel ignores this one. The C library's loader sets it when it maps libraries, and recuse
 when it has a program map memory: nobody else does."""
+
+LENDING: Final = 0x5640
+"""MSG_DONTWAIT, MSG_NOSIGNAL, and MSG_FIN, MSG_SYN and MSG_RST, which no program sends with and the
+kernel ignores (linux/socket.h): with just these sendmsg is never trapped. So a thread under the
+filter can send a descriptor of its own to recuse."""
 
 CLONE_NEWNS: Final = 0x20000
 CLONE_NEWUSER: Final = 0x10000000
@@ -102,12 +108,24 @@ def build_filter() -> bytes:
     program.jump(_JUMP_SET, arch.FOREIGN_CALL_BIT, then="nosys")
     trapped = [arch.SYSCALLS[name] for name in TRAPPED if name in arch.SYSCALLS]
     fcntl, mmap = arch.SYSCALLS["fcntl"], arch.SYSCALLS["mmap"]
-    special = _Special((fcntl,), mmap, arch.SYSCALLS["clone"], arch.SYSCALLS["io_uring_setup"])
+    special = _Special(
+        (fcntl,),
+        mmap,
+        arch.SYSCALLS["clone"],
+        arch.SYSCALLS["io_uring_setup"],
+        arch.SYSCALLS["sendmsg"],
+    )
     _decide(program, "", trapped, special)
     program.label("compat calls")
     program.load(_NUMBER)
     trapped = list(compat.SYSCALLS.values())
-    special = _Special(compat.FCNTL, compat.MMAP2, compat.CLONE, compat.IO_URING_SETUP)
+    special = _Special(
+        compat.FCNTL,
+        compat.MMAP2,
+        compat.CLONE,
+        compat.IO_URING_SETUP,
+        compat.SYSCALLS["sendmsg"],
+    )
     _decide(program, "compat ", trapped, special)
     return program.assemble()
 
@@ -119,12 +137,14 @@ class _Special(NamedTuple):
     mmap: int
     clone: int
     io_uring_setup: int
+    sendmsg: int
 
 
 def _decide(program: _Assembler, prefix: str, trapped: Sequence[int], special: _Special) -> None:
     """Add what gives a verdict on the call whose number is loaded; labels get ``prefix``."""
     for number in trapped:
-        program.jump(_JUMP_EQUAL, number, then=prefix + "notify")
+        verdict = "sendmsg" if number == special.sendmsg else "notify"
+        program.jump(_JUMP_EQUAL, number, then=prefix + verdict)
     program.jump(_JUMP_EQUAL, special.mmap, then=prefix + "mmap")
     program.jump(_JUMP_EQUAL, special.clone, then=prefix + "clone")
     program.jump(_JUMP_EQUAL, special.io_uring_setup, then=prefix + "nosys")
@@ -147,6 +167,11 @@ def _decide(program: _Assembler, prefix: str, trapped: Sequence[int], special: _
     program.load(_ARGUMENTS)
     program.jump(_JUMP_SET, CLONE_NEWNS | CLONE_NEWUSER, then=prefix + "notify")
     program.give(prefix + "no namespace", _RETURN_ALLOW)
+    program.label(prefix + "sendmsg")
+    program.load(_ARGUMENTS + 2 * 8)
+    program.jump(_JUMP_EQUAL, LENDING, then=prefix + "lending")
+    program.go(prefix + "notify")
+    program.give(prefix + "lending", _RETURN_ALLOW)
     program.give(prefix + "notify", _RETURN_NOTIFY)
     program.give(prefix + "nosys", _RETURN_ERRNO | errno.ENOSYS)
 

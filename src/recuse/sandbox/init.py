@@ -7,10 +7,10 @@ ends by the same signal if the program did.
 Arguments: the control socket's descriptor number; the rest is the program and its arguments.
 
 On the control socket it is told the number of the seccomp system call, the program's soft limit of
-open files, and the filter. It sends, each as one packet: ``L PID`` with the listener's descriptor;
-when told ``go``, ``X`` when the program has been executed or ``E ERRNO`` when that failed. When the
-supervisor goes away, what is left of the programs is killed after a grace period: they cannot open
-a file any more.
+open files, the flags with which the filter lets sendmsg pass, and the filter. It sends, each as one
+packet: ``L PID`` with the listener's descriptor; when told ``go``, ``X`` when the program has been
+executed or ``E ERRNO`` when that failed. When the supervisor goes away, what is left of the
+programs is killed after a grace period: they cannot open a file any more.
 """
 
 from __future__ import annotations
@@ -65,18 +65,23 @@ def check(result: int, what: str) -> int:
     return result
 
 
-def make_installer(seccomp_number: int, program: bytes) -> Callable[[], None]:
-    """Return what puts the calling thread under the filter."""
+class Filter(NamedTuple):
+    """The filter, and what belongs to it."""
 
-    def install() -> None:
-        prog = SockFprog(len(program) // 8, program)
+    seccomp: int
+    """The number of the system call that installs it."""
+    lending: int
+    """Flags with which it lets sendmsg pass."""
+    program: bytes
+
+    def install(self) -> int:
+        """Put the calling thread under the filter; returns the listener's descriptor."""
+        prog = SockFprog(len(self.program) // 8, self.program)
         flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
-        check(
-            _libc.syscall(seccomp_number, SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(prog)),
+        return check(
+            _libc.syscall(self.seccomp, SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(prog)),
             "seccomp",
         )
-
-    return install
 
 
 def original_environment() -> dict[bytes, bytes]:
@@ -87,31 +92,26 @@ def original_environment() -> dict[bytes, bytes]:
 
 
 def become_program(
-    control: socket.socket,
-    installed: int,
-    install_filter: Callable[[], None],
-    argv: list[bytes],
-    dispositions: Dispositions,
+    control: socket.socket, the_filter: Filter, argv: list[bytes], dispositions: Dispositions
 ) -> None:
     """In the child: install the filter, wait for the supervisor, execute. Does not return.
 
-    The descriptor ``installed`` is closed when the filter is there; the signal GO says that its
-    calls are served.
+    The listener is sent through ``control``. Until the signal GO says that trapped calls are
+    served, none may be made: one would wait for ever.
     """
     try:
         environment = original_environment()
         check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
         check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
-        # The listener gets the lowest free number. From here on almost everything that is done
-        # with a descriptor is trapped, and nobody answers yet.
-        listener = os.dup(control.fileno())
-        os.close(listener)
-        control.send(b"N %d" % listener)
-        install_filter()
+        listener = the_filter.install()
     except OSError as error:
         control.send(b"E %d %s" % (error.errno or 0, str(error.strerror).encode()))
         os._exit(125)
-    os.close(installed)
+    try:
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, listener.to_bytes(4, sys.byteorder))
+        control.sendmsg([b"L"], [rights], the_filter.lending)
+    except OSError:  # the first process is gone
+        os._exit(125)
     signal.sigwait({GO})
     check(_libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0), "prctl")
     for number, handler in dispositions.handlers.items():
@@ -133,40 +133,30 @@ def execute(argv: list[bytes], environment: dict[bytes, bytes]) -> int:
         return error.errno or 1
 
 
-def start(
-    control: socket.socket, install_filter: Callable[[], None], argv: list[bytes]
-) -> int | None:
+def start(control: socket.socket, the_filter: Filter, argv: list[bytes]) -> int | None:
     """Start the program and hand its listener over; returns its pid, None if that failed."""
     handlers = {int(number): signal.getsignal(number) for number in _KEPT_FROM_INIT}
     handlers[int(signal.SIGINT)] = (
         signal.SIG_IGN if handlers[int(signal.SIGINT)] == signal.SIG_IGN else signal.SIG_DFL
     )
     ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    watched, installed = os.pipe2(os.O_CLOEXEC)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {GO})
     pid = os.fork()
     if pid == 0:
         ours.close()
-        os.close(watched)
         control.close()
         dispositions = Dispositions(handlers, mask)
-        become_program(childs, installed, install_filter, argv, dispositions)
+        become_program(childs, the_filter, argv, dispositions)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for number in _KEPT_FROM_INIT:
         signal.signal(number, signal.SIG_IGN)
     childs.close()
-    os.close(installed)
-    let_go_of_files({ours.fileno(), watched, control.fileno()})
-    packet = ours.recv(256)
-    os.read(watched, 1)  # ends when the child has closed its copy, or has died
-    os.close(watched)
-    if not packet.startswith(b"E"):
-        with contextlib.suppress(BlockingIOError):
-            packet = ours.recv(256, socket.MSG_DONTWAIT) or b"E 5 the program's process died"
-    if packet.startswith(b"E"):
-        control.send(packet)
+    let_go_of_files({ours.fileno(), control.fileno()})
+    packet, (*listeners,), _, _ = socket.recv_fds(ours, 256, 1)
+    if not listeners:
+        control.send(packet or b"E 5 the program's process died")
         return None
-    listener = fetch_descriptor(pid, int(packet.split()[1]))
+    (listener,) = listeners
     socket.send_fds(control, [b"L %d" % pid], [listener])
     os.close(listener)
     if control.recv(16) != b"go":
@@ -187,16 +177,6 @@ def let_go_of_files(kept: set[int]) -> None:
     for number in {int(name) for name in os.listdir("/proc/self/fd")} - kept - {0, 1, 2}:
         with contextlib.suppress(OSError):  # the descriptor that listed them is closed already
             os.close(number)
-
-
-def fetch_descriptor(pid: int, number: int) -> int:
-    """Copy a descriptor out of the child: the child itself can send nothing any more."""
-    pidfd_getfd = 438  # the same number on every architecture
-    process = os.pidfd_open(pid)
-    try:
-        return check(_libc.syscall(pidfd_getfd, process, number, 0), "pidfd_getfd")
-    finally:
-        os.close(process)
 
 
 def descendants(pid: int) -> list[int]:
@@ -269,7 +249,7 @@ def main(arguments: list[str]) -> None:
     os.close(placeholder)
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
-    number, soft_limit, program = control.recv(65536).split(b" ", 2)
+    seccomp, soft_limit, lending, program = control.recv(65536).split(b" ", 3)
     hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft_limit), hard_limit))
     argv = [os.fsencode(argument) for argument in arguments[1:]]
@@ -278,7 +258,7 @@ def main(arguments: list[str]) -> None:
     except OSError as error:
         control.send(b"E %d" % (error.errno or 0))
         os._exit(125)
-    pid = start(control, make_installer(int(number), program), argv)
+    pid = start(control, Filter(int(seccomp), int(lending), program), argv)
     if pid is None:
         os._exit(125)
     threading.Thread(target=watch_supervisor, args=(control,), daemon=True).start()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from recuse.sandbox.arch import MACHINE, SUPPORTED, arch
-from recuse.sandbox.filter import build_filter
+from recuse.sandbox.filter import LENDING, build_filter
 from recuse.sandbox.listener import Listener
 
 Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -113,7 +113,7 @@ class Launch:
         try:
             self.program.args = argv
             seccomp = arch.SYSCALLS["seccomp"]
-            self._control.send(b"%d %d %b" % (seccomp, open_files, build_filter()))
+            self._control.send(b"%d %d %d %b" % (seccomp, open_files, LENDING, build_filter()))
             self.listener = self._receive_listener()
         except BaseException:
             self.abandon()

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from recuse.sandbox.arch import arch, compat
-from recuse.sandbox.filter import TRAPPED, TRAPPED_FCNTL, build_filter
+from recuse.sandbox.filter import LENDING, TRAPPED, TRAPPED_FCNTL, build_filter
 
 ALLOW, NOTIFY, ENOSYS = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.ENOSYS
 PROGRAM = list(struct.iter_unpack("=HBBI", build_filter()))
@@ -81,6 +81,16 @@ def test_clone_is_trapped_for_namespaces_that_have_other_files(clone: int, machi
     assert verdict(clone, 0x3D0F00, machine=machine) == ALLOW  # a thread
     assert verdict(clone, 0x20011, machine=machine) == NOTIFY  # CLONE_NEWNS
     assert verdict(clone, 0x10000011, machine=machine) == NOTIFY  # CLONE_NEWUSER
+
+
+@pytest.mark.parametrize(
+    ("sendmsg", "machine"),
+    [(46, arch.AUDIT_ARCH), (compat.SYSCALLS["sendmsg"], compat.AUDIT_ARCH)],
+)
+def test_sendmsg_is_let_pass_with_flags_that_only_recuse_uses(sendmsg: int, machine: int) -> None:
+    assert verdict(sendmsg, 3, 4096, LENDING, machine=machine) == ALLOW
+    for flags in (0, 0x4000, 0x4040, LENDING & ~0x1000, LENDING | 0x8000):
+        assert verdict(sendmsg, 3, 4096, flags, machine=machine) == NOTIFY
 
 
 @pytest.mark.parametrize("number", [32, 33, 57, 58, 72, 292, 435])
