@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import select as host
 import struct
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
 from recuse.kernel.errors import os_error
@@ -32,7 +34,12 @@ if TYPE_CHECKING:
 _ALWAYS: Final = POLLERR | POLLHUP
 """Events that nobody needs to ask for."""
 
+_LEAST_TABLE: Final = 64
+"""NR_OPEN_DEFAULT: what a process's table has room for at least."""
+_ANY_TABLE: Final = 1024
+"""More than that is not looked through for a process that may not have so many."""
 _MOST_FILES: Final = 1 << 20
+"""More than any process has, unless ``fs.nr_open`` was raised."""
 _POLLFD = struct.Struct("=ihH")
 _REVENTS = struct.Struct("=6xH")
 
@@ -99,25 +106,35 @@ class SelectFiles:
     strict = True
 
     def __init__(self, pid: int, addresses: tuple[int, ...], count: int, word: int) -> None:
-        """Read them; they are of words of ``word`` bytes. OSError: EFAULT."""
+        """Read them; they are of words of ``word`` bytes. OSError: EFAULT; ESRCH."""
         self._addresses = addresses
-        self._size = -(-count // (8 * word)) * word
-        limit = (1 << count) - 1
+        self._word = word
+        # fs/select.c, core_sys_select: what no descriptor of this process can have is not looked
+        # at, read or written. That takes as long as all the rest to find out, so only if it has to.
+        if count > _ANY_TABLE:
+            count = min(count, _table_size(pid))
+        self._read(pid, count)
+        if self.entries and self.entries[-1][0] >= _LEAST_TABLE:
+            size = _table_size(pid)
+            if size < count:
+                self._read(pid, size)
+
+    def _read(self, pid: int, count: int) -> None:
+        self._size = -(-count // (8 * self._word)) * self._word
         self._sets = []
-        for address in addresses:
+        for address in self._addresses:
             content = read_memory(pid, address, self._size) if address and count else b""
             if address and len(content) < self._size:
                 raise os_error(errno.EFAULT)
-            self._sets.append(int.from_bytes(content, "little") & limit)
-        wanted = self._sets[0] | self._sets[1] | self._sets[2]
+            self._sets.append(content or bytes(self._size))
         self.entries = [
-            (number, self._events(number)) for number in range(count) if wanted >> number & 1
+            (number, self._events(number)) for number in _members(self._sets) if number < count
         ]
 
     def _events(self, number: int) -> int:
         events = _POLLEX_SET
-        for numbers, events_of_set in zip(self._sets, _SETS, strict=True):
-            if numbers >> number & 1:
+        for content, events_of_set in zip(self._sets, _SETS, strict=True):
+            if content[number >> 3] >> (number & 7) & 1:
                 events |= events_of_set
         return events
 
@@ -125,19 +142,51 @@ class SelectFiles:
         """See :meth:`Files.answer`."""
         ready = 0
         results = []
-        for numbers, events_of_set in zip(self._sets, _SETS, strict=True):
-            result = 0
+        for content, events_of_set in zip(self._sets, _SETS, strict=True):
+            result = bytearray(self._size)
             for (number, _), found in zip(self.entries, bits, strict=True):
-                if found & events_of_set and numbers >> number & 1:
-                    result |= 1 << number
+                if found & events_of_set and content[number >> 3] >> (number & 7) & 1:
+                    result[number >> 3] |= 1 << (number & 7)
                     ready += 1
             results.append(result)
         for address, result in zip(self._addresses, results, strict=True):
-            if address and self._size:
-                content = result.to_bytes(self._size, "little")
-                if write_memory(pid, address, content) < self._size:
-                    raise os_error(errno.EFAULT)
+            if address and result and write_memory(pid, address, bytes(result)) < self._size:
+                raise os_error(errno.EFAULT)
         return ready
+
+
+def _members(sets: list[bytes]) -> Iterator[int]:
+    """The numbers that are in any of the sets, in their order."""
+    for at in range(0, len(sets[0]), 8):
+        word = 0
+        for content in sets:
+            word |= int.from_bytes(content[at : at + 8], "little")
+        while word:
+            lowest = word & -word
+            yield at * 8 + lowest.bit_length() - 1
+            word ^= lowest
+
+
+def _table_size(tid: int) -> int:
+    """How many descriptors a thread's table has room for now, a multiple of 64. OSError: ESRCH."""
+    try:
+        with open(f"/proc/{tid}/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"FDSize:"):
+                    return int(line[len(b"FDSize:") :])
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    raise os_error(errno.ESRCH)
+
+
+def _is_refused(tid: int, count: int) -> bool:
+    """Whether poll refuses so many files, or has none to look at (fs/select.c, do_sys_poll)."""
+    if count <= _LEAST_TABLE:
+        return not count
+    try:
+        return count > resource.prlimit(tid, resource.RLIMIT_NOFILE)[0]
+    except (PermissionError, ProcessLookupError):
+        return count > _MOST_FILES
 
 
 class _Polling:
@@ -176,7 +225,7 @@ class _Polling:
         last = self._asked[-1].index
         found = dict(self._poll([other for other in self._others if other[0] < last]))
         if not found or self._has_signalfd():
-            return _MOST_FILES
+            return len(self._files.entries)
         self._found = found
         return min(found)
 
@@ -336,7 +385,7 @@ def _begin(supervisor: Supervisor, call: Notification, files: Files, clock: _Clo
 def poll(supervisor: Supervisor, call: Notification) -> int:
     """``poll(fds, nfds, timeout)``."""
     count = call.a1 & 0xFFFFFFFF
-    if not supervisor.descriptors.polled or not 0 < count <= _MOST_FILES:
+    if not supervisor.descriptors.polled or _is_refused(call.pid, count):
         return PROCEED
     files = PollFiles(call.pid, call.a0, count)
     return _begin(supervisor, call, files, _Milliseconds(call.a2))
@@ -345,7 +394,7 @@ def poll(supervisor: Supervisor, call: Notification) -> int:
 def ppoll(supervisor: Supervisor, call: Notification, form: struct.Struct = TIMESPEC) -> int:
     """``ppoll(fds, nfds, timeout, mask, size)``."""
     count = call.a1 & 0xFFFFFFFF
-    if not supervisor.descriptors.polled or not 0 < count <= _MOST_FILES:
+    if not supervisor.descriptors.polled or _is_refused(call.pid, count):
         return PROCEED
     files = PollFiles(call.pid, call.a0, count)
     return _begin(supervisor, call, files, _Clock(call.pid, call.a2, form, _NANO))
@@ -364,7 +413,7 @@ def select(  # noqa: PLR0917 - as pselect6 and 32-bit programs have it
     ``registers`` is the call as it was made, if its arguments are not in registers.
     """
     count = signed32(call.a0)
-    if not supervisor.descriptors.polled or not 0 < count <= _MOST_FILES:
+    if not supervisor.descriptors.polled or count <= 0:
         return PROCEED
     files = SelectFiles(call.pid, (call.a1, call.a2, call.a3), count, word)
     clock = _Clock(call.pid, call.a4, form, unit)
