@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 from recuse.kernel.caller import Caller
 from recuse.kernel.errors import os_error
 from recuse.kernel.operation import Operation
-from recuse.kernel.request import PAGE_SIZE, Request
+from recuse.kernel.request import MOST_PAGES, PAGE_SIZE, Request
 from recuse.wire.cuse import (
     RECUSE_MMAP,
     RECUSE_MMAP_COMMIT,
@@ -228,7 +228,7 @@ def do_copy(  # noqa: PLR0917 - a file's properties
     try:
         done = 0
         while done < call.pages:
-            wanted = min(max_read, call.pages - done)
+            wanted = min(max_read, MOST_PAGES * PAGE_SIZE, call.pages - done)
             ask = fuse_read_in(
                 fh, call.offset + done, wanted, FUSE_READ_LOCKOWNER, caller.owner, flags
             )

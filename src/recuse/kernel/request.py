@@ -6,6 +6,9 @@ from enum import IntEnum
 PAGE_SIZE = 4096
 MAX_PAGES = 32
 """Most pages of the caller's memory that one request takes data from or to (Linux's default)."""
+MOST_PAGES = 256
+"""The same for a device that asked for more: what a filesystem's server can ask for at the most
+(FUSE_MAX_MAX_PAGES). The memory of both halves would be theirs to use up otherwise."""
 
 
 class State(IntEnum):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from recuse.kernel.caller import Memory
-from recuse.kernel.request import MAX_PAGES, PAGE_SIZE
+from recuse.kernel.request import MAX_PAGES, MOST_PAGES, PAGE_SIZE
 
 Segment: TypeAlias = tuple[int, int]
 """Address and length in bytes of a part of a buffer in the caller's memory."""
@@ -23,10 +23,10 @@ def part_of(segments: Sequence[Segment], skip: int, limit: int) -> Sequence[Segm
 
     They have at most ``limit`` bytes, in at most as many pages as Linux takes (MAX_PAGES;
     fuse_get_user_pages), or as the device needs for ``limit`` bytes if it asked for more than
-    Linux would ever send it.
+    Linux would ever send it, up to MOST_PAGES.
     """
     areas = []
-    pages = max(MAX_PAGES, limit // PAGE_SIZE)
+    pages = min(max(MAX_PAGES, limit // PAGE_SIZE), MOST_PAGES)
     for address, length in segments:
         if skip >= length:
             skip -= length

@@ -368,6 +368,13 @@ def test_what_is_read_is_one_readable_piece_in_size() -> None:
     assert [message.body.size for message in file.asked] == [100000, (1 << 17) - 100000]
 
 
+def test_what_is_read_at_once_is_bounded_whatever_the_server_says() -> None:
+    file = Mappable(mapping=False, seekable=True, max_read=0xFFFFFFFF)
+    file.content = lambda size, offset: bytes(size)
+    file.mmap(Mapper(), length=3 << 19, flags=PRIVATE)
+    assert [message.body.size for message in file.asked] == [1 << 20, 1 << 19]
+
+
 def test_no_copy_of_a_stream_and_none_that_is_shared() -> None:
     for taken in (False, True):
         file = Mappable(mapping=taken)

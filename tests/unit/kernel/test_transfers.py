@@ -94,6 +94,21 @@ def test_a_request_spans_32_pages() -> None:
     assert [m.body.size for m in opened.asked] == [MAX - 1, 1]
 
 
+def test_a_request_is_bounded_whatever_the_server_says() -> None:
+    opened = Opened(gives, memory=FakeMemory(600), max_read=0xFFFFFFFF)
+    assert opened.read((0, 600 * PAGE)) == 600 * PAGE
+    assert [m.body.size for m in opened.asked] == [256 * PAGE, 256 * PAGE, 88 * PAGE]
+
+
+def test_a_write_is_bounded_whatever_the_server_says() -> None:
+    opened = Opened(takes, memory=FakeMemory(600))
+    opened.device.max_write = 0xFFFFFFFF
+    operation = opened.file.write(opened.caller, [(0, 600 * PAGE)], None)
+    first = operation.send(None)
+    operation.close()
+    assert len(first.body) == fuse_write_in.SIZE + 256 * PAGE
+
+
 def test_a_call_transfers_at_most_2_gib_less_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert segments.MAX_TRANSFER == (1 << 31) - PAGE
     monkeypatch.setattr(segments, "MAX_TRANSFER", 10_000)
