@@ -23,13 +23,14 @@ from typing import Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch, compat
+from recuse.sandbox.arch.registers import Registers
 from recuse.sandbox.listener import Listener, Notification
 
 # linux/ptrace.h
-_GETREGS: Final = 12
-_SETREGS: Final = 13
 _DETACH: Final = 17
 _SYSCALL: Final = 24
+_GETREGSET: Final = 0x4204
+_SETREGSET: Final = 0x4205
 _SEIZE: Final = 0x4206
 _INTERRUPT: Final = 0x4207
 _GETSIGMASK: Final = 0x420A
@@ -41,8 +42,12 @@ _WALL: Final = 0x40000000
 _SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
 _ALL_SIGNALS: Final = (1 << 64) - 1
 _MAX_ERRNO: Final = 4095
-_NO_CALL: Final = (1 << 64) - 1
-"""orig_rax of a thread that is in no system call: nothing is to be restarted."""
+_NO_CALL: Final = -1
+"""The number of the call that a thread is in, if it is in none: nothing is to be restarted."""
+
+# linux/elf.h: what registers are asked for.
+_NT_PRSTATUS: Final = 1
+_NT_ARM_SYSTEM_CALL: Final = 0x404
 
 _ptrace = ctypes.CDLL(None, use_errno=True).ptrace
 """For what may wait: another thread of the program's may be about to execute something."""
@@ -52,8 +57,19 @@ for _function in (_ptrace, _quick_ptrace):
     _function.restype = ctypes.c_long
     _function.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 
-_Registers = ctypes.c_uint64 * (arch.REGISTERS.size // 8)
+_MOST_BYTES: Final = 512
+"""More than any architecture has registers for."""
 _everything = ctypes.c_uint64(_ALL_SIGNALS)
+
+
+class _Part(ctypes.Structure):
+    """A ``struct iovec``, and the memory that it says."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+    def __init__(self, size: int) -> None:
+        self.buffer = ctypes.create_string_buffer(size)
+        super().__init__(ctypes.addressof(self.buffer), size)
 
 
 class GoneError(Exception):
@@ -73,7 +89,9 @@ class Injection:
         self._call = call
         self._tid = call.pid
         self._machine = arch if call.arch == arch.AUDIT_ARCH else compat
-        self._registers = _Registers()
+        self._layout: Registers = self._machine.REGISTERS[0]
+        self._registers: list[int] = []
+        """As the thread had them when it was stopped, in this layout."""
         self._mask = ctypes.c_uint64()
         self._busy = threading.Lock()
         """Held while its tracer waits for it."""
@@ -129,13 +147,13 @@ class Injection:
 
     def _make(self, name: str, args: tuple[int, ...]) -> int:
         self._stop()
-        registers = _Registers.from_buffer_copy(self._registers)
-        registers[arch.INSTRUCTION] -= arch.INSTRUCTION_SIZE
-        registers[arch.ORIGINAL] = _NO_CALL
-        registers[arch.RESULT] = self._machine.INJECTED[name]
-        for index, value in zip(self._machine.ARGUMENTS, args, strict=False):
+        layout = self._layout
+        registers = self._registers.copy()
+        registers[layout.instruction] -= layout.instruction_size
+        registers[layout.number] = self._machine.INJECTED[name]
+        for index, value in zip(layout.arguments, args, strict=False):
             registers[index] = value
-        self._do(_SETREGS, 0, ctypes.addressof(registers))
+        self._set_registers(registers)
         stops = 0
         deliver = 0
         while stops < 2:  # before the call and after it
@@ -148,8 +166,7 @@ class Injection:
             elif status >> 16 == 0:
                 # SIGSTOP, which nobody can block. It has its effect when the thread is let go.
                 deliver = number
-        self._do(_GETREGS, 0, ctypes.addressof(registers))
-        return registers[arch.RESULT]
+        return self._get_registers()[layout.result]
 
     def look(self) -> None:
         """See whether the thread was killed; from any thread of this process, now and then.
@@ -172,9 +189,8 @@ class Injection:
         with self._busy, contextlib.suppress(GoneError):
             self._stop()
             registers = self._registers
-            registers[arch.ORIGINAL] = _NO_CALL
-            registers[arch.RESULT] = self.result & (1 << 64) - 1
-            self._do(_SETREGS, 0, ctypes.addressof(registers))
+            registers[self._layout.result] = self.result
+            self._set_registers(registers)
             self._do(_SETSIGMASK, 8, ctypes.addressof(self._mask))
             self._do(_DETACH)
             self._gone = True
@@ -191,10 +207,31 @@ class Injection:
             self._do(_DETACH, 0, 0 if status >> 16 else os.WSTOPSIG(status))
             self._gone = True
             raise GoneError
-        self._do(_GETREGS, 0, ctypes.addressof(self._registers))
+        self._registers = self._get_registers()
         self._do(_GETSIGMASK, 8, ctypes.addressof(self._mask))
         self._do(_SETSIGMASK, 8, ctypes.addressof(_everything))
         self._stopped = True
+
+    def _get_registers(self) -> list[int]:
+        part = _Part(_MOST_BYTES)
+        self._do(_GETREGSET, _NT_PRSTATUS, ctypes.addressof(part))
+        # Which layout it is depends on the instructions that the thread runs, not on its call.
+        self._layout = next(one for one in self._machine.REGISTERS if one.form.size == part.size)
+        return [int(value) for value in self._layout.form.unpack_from(part.buffer)]
+
+    def _set_registers(self, registers: list[int]) -> None:
+        """Set them, for a thread that is in no call (registers of less than 64 bits lose some)."""
+        form, original = self._layout.form, self._layout.original
+        if original is not None:
+            registers[original] = _NO_CALL
+        limit = (1 << 8 * form.size // len(registers)) - 1
+        part = _Part(form.size)
+        form.pack_into(part.buffer, 0, *(value & limit for value in registers))
+        self._do(_SETREGSET, _NT_PRSTATUS, ctypes.addressof(part))
+        if original is None:
+            part = _Part(4)
+            part.buffer.raw = _NO_CALL.to_bytes(4, "little", signed=True)
+            self._do(_SETREGSET, _NT_ARM_SYSTEM_CALL, ctypes.addressof(part))
 
     def _do(self, request: int, address: int = 0, data: int = 0) -> None:
         if self._gone:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from recuse.sandbox.arch import x86_64
+from recuse.sandbox.arch.registers import Registers
 from recuse.sandbox.arch.status import Status
 
 AUDIT_ARCH: Final = 0x40000003
@@ -176,8 +178,22 @@ CLONE: Final = 120
 
 IO_URING_SETUP: Final = 425
 
-ARGUMENTS: Final = (5, 11, 12, 13, 14, 4)
-"""Where the arguments of a call are among x86-64's registers: ebx, ecx, edx, esi, edi, ebp."""
+REGISTERS: Final = (
+    Registers(
+        struct.Struct("=17I"),
+        number=6,
+        arguments=(0, 1, 2, 3, 4, 5),
+        result=6,
+        instruction=12,
+        stack=15,
+        original=11,
+        instruction_size=2,
+    ),
+    x86_64.REGISTERS[0]._replace(arguments=(5, 11, 12, 13, 14, 4)),
+)
+"""``struct user_regs_struct32`` (asm/user32.h): eax for number and result; the arguments are in
+ebx, ecx, edx, esi, edi and ebp. A 64-bit program can make 32-bit calls too (``int $0x80``), and has
+its own registers then."""
 
 _STAT = struct.Struct("=IIHHHHIIIIIIIIIIxxxxxxxx")
 _STAT64 = struct.Struct("=QxxxxIIIIIQxxxxqIQIIIIIIQ")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from recuse.sandbox.arch.registers import Registers
 from recuse.sandbox.arch.status import Status
 
 AUDIT_ARCH: Final = 0xC000003E
 """What seccomp_data.arch says for a 64-bit system call (linux/audit.h)."""
 
 FOREIGN_CALL_BIT: Final = 0x40000000
-"""Set in the number of an x32 system call: same architecture, other argument layouts."""
+"""Set in the number of an x32 system call: same architecture, other argument layouts. 0 where
+there is nothing like that."""
 
 SYSCALLS: Final[dict[str, int]] = {
     "read": 0,
@@ -73,6 +75,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "setgroups": 116,
     "setresuid": 117,
     "setresgid": 119,
+    "getpgid": 121,
     "setfsuid": 122,
     "setfsgid": 123,
     "capset": 126,
@@ -157,19 +160,20 @@ INJECTED: Final[dict[str, int]] = {
 
 MMAP_UNIT: Final = 1
 
-REGISTERS: Final = struct.Struct("=27Q")
-"""``struct user_regs_struct`` (sys/user.h), as ptrace(2) tells and takes it."""
-
-ORIGINAL: Final = 15
-RESULT: Final = 10
-INSTRUCTION: Final = 16
-"""Where orig_rax (the call's number), rax and rip are among the registers."""
-
-INSTRUCTION_SIZE: Final = 2
-"""Bytes of ``syscall``, and of ``int $0x80``."""
-
-ARGUMENTS: Final = (14, 13, 12, 7, 9, 8)
-"""Where the arguments of a call are: rdi, rsi, rdx, r10, r8, r9."""
+REGISTERS: Final = (
+    Registers(
+        struct.Struct("=27Q"),
+        number=10,
+        arguments=(14, 13, 12, 7, 9, 8),
+        result=10,
+        instruction=16,
+        stack=19,
+        original=15,
+        instruction_size=2,
+    ),
+)
+"""``struct user_regs_struct`` (sys/user.h): rax for number and result; the arguments are in rdi,
+rsi, rdx, r10, r8 and r9."""
 
 _STAT = struct.Struct("=QQQIIIIQqqqqQqQqQ24x")
 
