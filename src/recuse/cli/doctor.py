@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from recuse.cli import probes
-from recuse.sandbox.arch import MACHINE, SUPPORTED
+from recuse.sandbox.arch import DESCRIPTION, SUPPORTED
 
 OLDEST_KERNEL = (5, 19)
 
@@ -77,7 +77,7 @@ def check_python() -> Finding:
 
 
 def check_architecture() -> Finding:
-    return Finding(SUPPORTED, MACHINE, "recuse runs programs on x86-64 only so far")
+    return Finding(SUPPORTED, DESCRIPTION, "recuse runs programs on x86-64 and arm64 only")
 
 
 def check_kernel() -> Finding:

@@ -30,8 +30,8 @@ _ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
 # linux/ptrace.h
 _SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17
 
-_GETPGRP = 111
-"""The call that the experiments trap (x86-64): without arguments, and not made by Python itself."""
+_GETPGID = arch.SYSCALLS["getpgid"]
+"""The call that the experiments trap: harmless, and not made by Python itself."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -76,12 +76,12 @@ def _child(work: Callable[[socket.socket], object]) -> Iterator[tuple[int, socke
 
 
 def _install_filter(flags: int) -> int:
-    """Trap getpgrp in this thread, for ever; returns the listener's descriptor."""
+    """Trap getpgid in this thread, for ever; returns the listener's descriptor."""
     code = b"".join(
         struct.pack("=HBBI", *instruction)
         for instruction in [
             (_LOAD, 0, 0, 0),
-            (_JUMP_EQUAL, 0, 1, _GETPGRP),
+            (_JUMP_EQUAL, 0, 1, _GETPGID),
             (_RETURN, 0, 0, _NOTIFY),
             (_RETURN, 0, 0, _ALLOW),
         ]
@@ -103,7 +103,7 @@ def _trap(flags: int, answer: Callable[[Listener, Notification], object]) -> int
             return
         socket.send_fds(theirs, [b"listener"], [listener])
         os.close(listener)
-        theirs.send(struct.pack("=q", _libc.syscall(_GETPGRP)))
+        theirs.send(struct.pack("=q", _libc.syscall(_GETPGID, 0)))
 
     with _child(make_call) as (_, ours):
         message, descriptors, _, _ = socket.recv_fds(ours, 8, 1)

@@ -105,7 +105,8 @@ def build_filter() -> bytes:
     program.go("compat calls")
     program.label("native")
     program.load(_NUMBER)
-    program.jump(_JUMP_SET, arch.FOREIGN_CALL_BIT, then="nosys")
+    if arch.FOREIGN_CALL_BIT:
+        program.jump(_JUMP_SET, arch.FOREIGN_CALL_BIT, then="nosys")
     trapped = [arch.SYSCALLS[name] for name in TRAPPED if name in arch.SYSCALLS]
     fcntl, mmap = arch.SYSCALLS["fcntl"], arch.SYSCALLS["mmap"]
     special = _Special(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from recuse.sandbox.arch import MACHINE, SUPPORTED, arch
+from recuse.sandbox.arch import DESCRIPTION, SUPPORTED, arch
 from recuse.sandbox.filter import LENDING, build_filter
 from recuse.sandbox.listener import Listener
 
@@ -84,7 +84,9 @@ class Launch:
             TypeError, ValueError: for options that make no sense here, or no program.
         """
         if not SUPPORTED:
-            raise SandboxError(f"recuse run knows x86-64 only, and this is {MACHINE}")
+            raise SandboxError(
+                f"recuse runs programs on x86-64 and arm64 only, and this is {DESCRIPTION}"
+            )
         if _own_name_in_proc() != str(os.getpid()):
             raise SandboxError(
                 "/proc is not that of this pid namespace: mount one (with unshare: --mount-proc)"

@@ -1,23 +1,32 @@
 """The one place where the architecture's numbers live.
 
-A new architecture is a module like :mod:`recuse.sandbox.arch.x86_64` with the same names and a
-row here.
+A new architecture is a module like :mod:`recuse.sandbox.arch.x86_64` with the same names, and one
+for its 32-bit programs like :mod:`recuse.sandbox.arch.arm`, and a row here.
 """
 
 from __future__ import annotations
 
 import platform
-
-from recuse.sandbox.arch import i386, x86_64
+import struct
+from typing import TYPE_CHECKING
 
 MACHINE = platform.machine()
-"""The architecture this interpreter runs on, as ``uname -m`` names it."""
+"""The architecture of this kernel, as ``uname -m`` names it."""
 
-SUPPORTED = MACHINE == "x86_64"
-"""Whether the sandbox knows this architecture; :func:`recuse.sandbox.launch.launch` refuses
-others before anything is started."""
+if TYPE_CHECKING or MACHINE != "aarch64":
+    from recuse.sandbox.arch import i386 as compat
+    from recuse.sandbox.arch import x86_64 as arch
+else:
+    from recuse.sandbox.arch import aarch64 as arch
+    from recuse.sandbox.arch import arm as compat
 
-arch = x86_64
+__all__ = ["DESCRIPTION", "MACHINE", "SUPPORTED", "arch", "compat"]
 
-compat = i386
-"""The other system call interface that this kernel has, for 32-bit programs."""
+_WIDE = struct.calcsize("P") == 8
+
+SUPPORTED = MACHINE in ("x86_64", "aarch64") and _WIDE
+"""Whether the sandbox knows this architecture, and the interpreter is one of 64 bits;
+:class:`recuse.sandbox.launch.Launch` refuses others before anything is started."""
+
+DESCRIPTION = MACHINE if _WIDE else f"{MACHINE} with a 32-bit Python"
+"""For messages."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from recuse.sandbox.arch import arch
-from recuse.sandbox.arch import compat as compat_arch
+from recuse.sandbox.arch import MACHINE, arch
 from recuse.sandbox.syscalls import (
+    arm,
     attributes,
     compat,
     control,
@@ -53,11 +53,4 @@ def handlers() -> dict[int, Handler]:
 
 def compat_handlers() -> dict[int, Handler]:
     """The handlers of 32-bit programs' calls by number."""
-    numbers = compat_arch.SYSCALLS
-    by_name = {numbers[name]: handler for name, handler in compat.HANDLERS.items()}
-    special = {
-        compat_arch.MMAP2: compat.mmap2,
-        compat_arch.CLONE: processes.clone,
-        **dict.fromkeys(compat_arch.FCNTL, control.fcntl),
-    }
-    return by_name | special
+    return arm.handlers() if MACHINE == "aarch64" else compat.handlers()

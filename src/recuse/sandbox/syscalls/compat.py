@@ -1,4 +1,4 @@
-"""System calls of 32-bit programs (the kernel's compat_sys_*; Linux 6.1).
+"""System calls of 32-bit programs on x86-64 (the kernel's compat_sys_*; Linux 6.1).
 
 Most have the arguments of their 64-bit namesakes, since the kernel tells registers of 32 bits
 extended with zeros. The others are here: 64-bit numbers in two registers, smaller structures, and
@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.arch import arch, compat
+from recuse.sandbox.arch import i386, x86_64
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.syscalls import (
     attributes,
@@ -74,7 +74,7 @@ _SYS_SOCKETPAIR: Final = 8
 
 def _as(name: str) -> Handler:
     """The handler of the 64-bit call of that name, which takes the same arguments."""
-    handler, number = _NATIVE[name], arch.SYSCALLS[name]
+    handler, number = _NATIVE[name], x86_64.SYSCALLS[name]
 
     def handle(supervisor: Supervisor, call: Notification) -> int:
         return handler(supervisor, call._replace(number=number))
@@ -154,42 +154,42 @@ def llseek(supervisor: Supervisor, call: Notification) -> int:
 def stat(supervisor: Supervisor, call: Notification) -> int:
     """``stat(path, buf)``."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
-    return status.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
+    return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat)
 
 
 def lstat(supervisor: Supervisor, call: Notification) -> int:
     """``lstat(path, buf)``."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return status.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
+    return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat)
 
 
 def fstat(supervisor: Supervisor, call: Notification) -> int:
     """``fstat(fd, buf)``."""
     found = held(supervisor, call, signed32(call.a0))
-    return status.fill_stat(supervisor, call, found, call.a1, compat.pack_stat)
+    return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat)
 
 
 def stat64(supervisor: Supervisor, call: Notification) -> int:
     """``stat64(path, buf)``."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
-    return status.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
+    return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat64)
 
 
 def lstat64(supervisor: Supervisor, call: Notification) -> int:
     """``lstat64(path, buf)``."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return status.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
+    return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat64)
 
 
 def fstat64(supervisor: Supervisor, call: Notification) -> int:
     """``fstat64(fd, buf)``."""
     found = held(supervisor, call, signed32(call.a0))
-    return status.fill_stat(supervisor, call, found, call.a1, compat.pack_stat64)
+    return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat64)
 
 
 def fstatat64(supervisor: Supervisor, call: Notification) -> int:
     """``fstatat64(dirfd, path, buf, flags)``."""
-    return status.newfstatat(supervisor, call, compat.pack_stat64)
+    return status.newfstatat(supervisor, call, i386.pack_stat64)
 
 
 def _id(number: int) -> int:
@@ -286,7 +286,7 @@ def pselect6_time64(supervisor: Supervisor, call: Notification) -> int:
 
 def mmap2(supervisor: Supervisor, call: Notification) -> int:
     """``mmap2(addr, length, prot, flags, fd, pages)``."""
-    return mmap.mmap(supervisor, call._replace(a5=call.a5 * compat.MMAP_UNIT))
+    return mmap.mmap(supervisor, call._replace(a5=call.a5 * i386.MMAP_UNIT))
 
 
 def old_mmap(supervisor: Supervisor, call: Notification) -> int:
@@ -356,6 +356,15 @@ _OWN: Final[dict[str, Handler]] = {
     "mmap": old_mmap,
 }
 
-HANDLERS: Final[dict[str, Handler]] = {
-    name: _OWN.get(name) or _as(_RENAMED.get(name, name)) for name in compat.SYSCALLS
-}
+
+def handlers() -> dict[int, Handler]:
+    """The handlers by number."""
+    return {
+        **{
+            number: _OWN.get(name) or _as(_RENAMED.get(name, name))
+            for name, number in i386.SYSCALLS.items()
+        },
+        i386.MMAP2: mmap2,
+        i386.CLONE: processes.clone,
+        **dict.fromkeys(i386.FCNTL, control.fcntl),
+    }

@@ -1,0 +1,136 @@
+"""System calls of 32-bit programs on arm64: these programs see no devices.
+
+One may still have a device's descriptor from the program that started it. That is natively a
+socket, and must not be used as one: such calls fail with ENOSYS. Those on other files go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.errors import os_error
+from recuse.sandbox.arch import arm
+from recuse.sandbox.memory import read_memory
+from recuse.sandbox.syscalls import processes
+from recuse.sandbox.syscalls.call import PROCEED, Handler
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+_log = logging.getLogger("recuse.sandbox")
+
+_POLLFD_BYTES: Final = 8
+_MOST_POLLED: Final = 1 << 16
+"""More descriptors than these are not looked through."""
+
+
+@functools.cache
+def _tell() -> None:
+    _log.warning(
+        "a 32-bit program has a device's descriptor; its calls on it fail (ENOSYS), since devices "
+        "are for 64-bit programs on arm64"
+    )
+
+
+def _refuse(supervisor: Supervisor, call: Notification, numbers: Iterable[int]) -> int:
+    """PROCEED if none of these descriptors is a device's, or else ENOSYS."""
+    if any(supervisor.descriptors.find(call.pid, number) is not None for number in numbers):
+        _tell()
+        raise os_error(errno.ENOSYS)
+    return PROCEED
+
+
+def first(supervisor: Supervisor, call: Notification) -> int:
+    """A call whose first argument is the only descriptor."""
+    return _refuse(supervisor, call, (call.a0,))
+
+
+def first_two(supervisor: Supervisor, call: Notification) -> int:
+    """``sendfile(to, from, ...)`` and ``tee(from, to, ...)``."""
+    return _refuse(supervisor, call, (call.a0, call.a1))
+
+
+def first_and_third(supervisor: Supervisor, call: Notification) -> int:
+    """``splice(from, offset, to, ...)`` and ``copy_file_range``."""
+    return _refuse(supervisor, call, (call.a0, call.a2))
+
+
+def epoll_ctl(supervisor: Supervisor, call: Notification) -> int:
+    """``epoll_ctl(epoll, operation, fd, event)``."""
+    return _refuse(supervisor, call, (call.a2,))
+
+
+def mmap2(supervisor: Supervisor, call: Notification) -> int:
+    """``mmap2(addr, length, prot, flags, fd, pages)``."""
+    return _refuse(supervisor, call, (call.a4,))
+
+
+def status(supervisor: Supervisor, call: Notification) -> int:
+    """``statx(fd, path, ...)`` and ``fstatat64``: they are about the descriptor without a path."""
+    if not len(supervisor.descriptors) or read_memory(call.pid, call.a1, 1) != b"\0":
+        return PROCEED
+    return _refuse(supervisor, call, (call.a0,))
+
+
+def poll(supervisor: Supervisor, call: Notification) -> int:
+    """``poll(fds, nfds, ...)`` and ppoll."""
+    size = min(call.a1, _MOST_POLLED) * _POLLFD_BYTES
+    if not len(supervisor.descriptors) or not size:
+        return PROCEED
+    array = read_memory(call.pid, call.a0, size)
+    starts = range(0, len(array), _POLLFD_BYTES)
+    return _refuse(
+        supervisor, call, (int.from_bytes(array[start : start + 4], "little") for start in starts)
+    )
+
+
+def select(supervisor: Supervisor, call: Notification) -> int:
+    """``_newselect(nfds, in, out, exceptions, ...)`` and pselect6."""
+    count = min(call.a0 & 0x7FFFFFFF, _MOST_POLLED)
+    if not len(supervisor.descriptors) or not count:
+        return PROCEED
+    bits = 0
+    for address in (call.a1, call.a2, call.a3):
+        if address:
+            bits |= int.from_bytes(read_memory(call.pid, address, -(-count // 8)), "little")
+    return _refuse(supervisor, call, (number for number in range(count) if bits >> number & 1))
+
+
+_SEEN: Final = {
+    "execve": processes.execute,
+    "execveat": processes.execute,
+    **dict.fromkeys(("chroot", "pivot_root", "unshare", "setns"), processes.change_root),
+    **{
+        name: processes.change_credentials
+        for name in arm.SYSCALLS
+        if name.startswith("set") and name not in ("setns", "setsockopt")
+    },
+    "capset": processes.change_credentials,
+}
+"""Calls that need only be seen: as those of 64-bit programs."""
+
+_HANDLERS: Final[dict[str, Handler]] = {
+    **dict.fromkeys(arm.SYSCALLS, first),
+    **dict.fromkeys(("sendfile", "sendfile64", "tee"), first_two),
+    **dict.fromkeys(("splice", "copy_file_range"), first_and_third),
+    **dict.fromkeys(("statx", "fstatat64"), status),
+    **dict.fromkeys(("poll", "ppoll", "ppoll_time64"), poll),
+    **dict.fromkeys(("_newselect", "pselect6", "pselect6_time64"), select),
+    **_SEEN,
+    "epoll_ctl": epoll_ctl,
+}
+
+
+def handlers() -> dict[int, Handler]:
+    """The handlers by number."""
+    return {
+        **{arm.SYSCALLS[name]: handler for name, handler in _HANDLERS.items()},
+        **dict.fromkeys(arm.FCNTL, first),
+        arm.MMAP2: mmap2,
+        arm.CLONE: processes.clone,
+    }
