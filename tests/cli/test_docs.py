@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from recuse.cli.main import cli
+from recuse.cli.commands import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

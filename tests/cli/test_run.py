@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from recuse.cli.main import main
+from recuse.cli.commands import cli
+from recuse.cli.main import main, plain_run
 from recuse.sandbox import SandboxError
 from recuse.server.device import Device
 
@@ -75,6 +78,28 @@ def test_what_is_run(supervise: Stub, args: list[str], names: list[str], argv: l
     supervise(run)
     assert main(["run", *args]) == 0
     assert calls == [(names, argv)]
+
+
+word = st.sampled_from(
+    ["-d", "--device", "-decho.py", "--device=x", "--trace", "--trace=f", "--trace-format", "jsonl",
+     "--", "-", "-x", "--help", "", "run", "true", "a.py,b=c"]
+) | st.text(max_size=3)  # fmt: skip
+
+
+@given(words=st.lists(word, max_size=6))
+def test_the_usual_form_means_the_same_to_click(words: list[str]) -> None:
+    plain = plain_run(["run", *words])
+    if plain is None:
+        return
+    command = cli.commands["run"]
+    given = command.make_context("run", list(words)).params
+    specs, argv = plain
+    assert given == {"specs": (*specs,), "argv": (*argv,), "trace": None, "trace_format": "text"}
+
+
+def test_other_commands_and_mistakes_are_for_click() -> None:
+    for line in ["", "--help", "doctor", "run", "run -d", "run -d x", "run -h", "run -x true"]:
+        assert plain_run(line.split()) is None, line
 
 
 @pytest.mark.parametrize("status", [0, 1, 42, 137, 255])

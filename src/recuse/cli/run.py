@@ -3,14 +3,12 @@
 import errno
 import logging
 import os
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
 from recuse.channel.socket import Remote, RemoteError
+from recuse.cli.failure import NOT_EXECUTABLE, NOT_FOUND, Failure
 from recuse.cli.spec import REMOTE, SpecError, is_remote, load, parse, parse_remote
 from recuse.server.device import Device
 
@@ -18,29 +16,11 @@ if TYPE_CHECKING:
     from recuse.trace.recorder import Recorder
 
 
-class Failure(click.ClickException):
-    """Recuse itself failed; the status is that of env(1) and timeout(1) for the same."""
-
-    exit_code = 125
-
-
-class NotExecutable(Failure):
-    """There is such a program, but it cannot be executed."""
-
-    exit_code = 126
-
-
-class NotFound(Failure):
-    """There is no such program."""
-
-    exit_code = 127
-
-
 class _PrefixFormatter(logging.Formatter):
     """Puts `recuse: ` before each line, tracebacks too: the program writes to stderr as well."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return textwrap.indent(super().format(record), "recuse: ", lambda _line: True)
+        return "".join(f"recuse: {line}" for line in super().format(record).splitlines(True))
 
 
 def configure_logging() -> None:
@@ -145,7 +125,7 @@ def _explain(error: OSError, program: str) -> Failure:
     if error.filename is None or os.fspath(error.filename) != program:
         return Failure(f"{reason}; `recuse doctor` tells what this machine allows")
     if error.errno != errno.ENOENT:
-        return NotExecutable(f"{program}: cannot be executed: {reason}")
+        return Failure(f"{program}: cannot be executed: {reason}", NOT_EXECUTABLE)
     if os.path.dirname(program) and os.path.exists(program):
-        return NotExecutable(f"{program}: cannot be executed: its interpreter is missing")
-    return NotFound(f"{program}: not found; is it installed, and on the PATH?")
+        return Failure(f"{program}: cannot be executed: its interpreter is missing", NOT_EXECUTABLE)
+    return Failure(f"{program}: not found; is it installed, and on the PATH?", NOT_FOUND)

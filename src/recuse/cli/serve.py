@@ -13,7 +13,8 @@ import click
 from recuse.channel.listen import DeviceServer
 from recuse.channel.signals import EndingSignals, ending_signals
 from recuse.channel.taps import ServerTap
-from recuse.cli.run import Failure, configure_logging, load_devices, recording
+from recuse.cli.failure import Failure
+from recuse.cli.run import configure_logging, load_devices, recording
 from recuse.cli.spec import SpecError, is_remote
 from recuse.server.device import Device
 

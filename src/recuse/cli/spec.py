@@ -6,18 +6,19 @@ what would be right there.
 
 import importlib
 import importlib.util
-import inspect
 import os
-import pathlib
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 from recuse.server.device import Device, check_device
+
+if TYPE_CHECKING:
+    import inspect
 
 REMOTE = "unix:"
 """What comes before the path of a socket, where another process serves the device."""
@@ -27,8 +28,7 @@ class SpecError(Exception):
     """A device cannot be had; the message is one line that says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(NamedTuple):
     """A `-d` option, taken apart."""
 
     source: str
@@ -229,7 +229,6 @@ _CONVERTERS: dict[type, tuple[Callable[[str], object], str]] = {
     float: (float, "a number, such as 0.5"),
     bool: (_boolean, "true or false"),
     str: (str, "text"),
-    pathlib.Path: (pathlib.Path, "a path"),
 }
 
 
@@ -242,6 +241,10 @@ def _convert_arguments(
         The arguments for the constructor; and what any device has (name, mode, ...) but this
         class's constructor does not take, to be set on the device.
     """
+    if not spec.arguments and cls.__init__ is Device.__init__:
+        return {}, {}
+    import inspect
+
     parameters = inspect.signature(cls).parameters
     named = _keywords(parameters)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -272,15 +275,17 @@ def _convert_arguments(
 
 def _convert_passed_on(spec: Spec, key: str, text: str, cls: type[Device]) -> object:
     """What a constructor passes on to that of a base class, as it seems: text if none knows it."""
+    from inspect import signature
+
     for base in cls.__mro__[1:]:
         if issubclass(base, Device) and "__init__" in vars(base):
-            named = _keywords(inspect.signature(base).parameters)
+            named = _keywords(signature(base).parameters)
             if key in named:
                 return _convert(spec, key, text, named[key].annotation, base)
     return text
 
 
-def _keywords(parameters: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
+def _keywords(parameters: Mapping[str, "inspect.Parameter"]) -> dict[str, "inspect.Parameter"]:
     """Those that can be given by name, but for `Device.sysfs`, which no text says."""
     return {
         name: parameter
@@ -291,23 +296,26 @@ def _keywords(parameters: Mapping[str, inspect.Parameter]) -> dict[str, inspect.
 
 
 def _convert(spec: Spec, key: str, text: str, annotation: object, cls: type[Device]) -> object:
-    converter, form = _CONVERTERS[_convertible(annotation, cls)]
+    converter, form = _convertible(annotation, cls)
     try:
         return converter(text)
     except (ValueError, KeyError):
         raise SpecError(f"{spec.source}: {key}={text}: {key} is {form}") from None
 
 
-def _convertible(annotation: object, cls: type[Device]) -> type:
-    """The type to convert to: the first that is known in a union, or else str."""
+def _convertible(annotation: object, cls: type[Device]) -> tuple[Callable[[str], object], str]:
+    """How to convert, and the form: for the first type that is known in a union, or else str."""
+    from pathlib import Path
+
+    known = {**_CONVERTERS, Path: (Path, "a path")}
     if isinstance(annotation, str):
         # Each by itself: another one may name what only type checkers import.
         try:
             annotation = eval(annotation, getattr(cls.__init__, "__globals__", {}))
         except Exception:
-            return str
+            return known[str]
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     for option in typing.get_args(annotation) if union else (annotation,):
-        if isinstance(option, type) and option in _CONVERTERS:
-            return option
-    return str
+        if isinstance(option, type) and option in known:
+            return known[option]
+    return known[str]

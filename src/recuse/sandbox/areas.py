@@ -20,7 +20,6 @@ import errno
 import fcntl
 import logging
 import os
-import random
 import select
 import struct
 import threading
@@ -155,7 +154,7 @@ class Areas:
         except OSError:
             raise os_error(errno.EINVAL) from None
         inode = status.st_dev, status.st_ino
-        byte = random.randrange(_BYTES)
+        byte = int.from_bytes(os.urandom(8), "little") % _BYTES
         try:
             own = OwnedDescriptor(
                 os.open(f"/proc/self/fd/{memory.fileno()}", access | os.O_CLOEXEC)

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import tempfile
 import threading
 
 from recuse.sandbox.arch import arch
@@ -53,8 +51,10 @@ class Shadows:
 
     def _make(self, path: bytes) -> int:
         if not self._root:
+            import tempfile  # noqa: PLC0415  # which most runs do without
+
             directory = os.fsencode(os.path.realpath(tempfile.gettempdir()))
-            self._root = directory + b"/recuse-" + secrets.token_hex(8).encode()
+            self._root = directory + b"/recuse-" + os.urandom(8).hex().encode()
         made: list[bytes] = []
         try:
             place = self._root

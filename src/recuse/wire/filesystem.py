@@ -4,10 +4,9 @@ The same header and licence as `recuse.wire.fuse`.  Left out is what only the io
 needs.  Names that start with two underscores in the header have none here.
 """
 
-from dataclasses import field
-
 from recuse.wire.declare import (
     Structure,
+    field,
     s32,
     s64,
     structure,

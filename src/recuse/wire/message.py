@@ -4,7 +4,7 @@ Requests go from the kernel half to the server half, answers back.  Nothing here
 follows the structure: payloads are views of the message.
 """
 
-from dataclasses import replace
+from copy import copy
 from typing import Any
 
 from recuse.wire.declare import Buffer, Structure
@@ -91,7 +91,9 @@ def encode_request(
         if operation.short is not None and _is_short(operation.short, minor, flags):
             packed = packed[: operation.short.size]
     size = fuse_in_header.SIZE + len(packed) + len(payload)
-    return replace(header, len=size).pack() + packed + payload
+    header = copy(header)
+    header.len = size
+    return header.pack() + packed + payload
 
 
 def decode_reply(

@@ -3,7 +3,7 @@
 import re
 import struct
 import sys
-from dataclasses import replace
+from copy import copy
 from typing import NamedTuple
 
 import pytest
@@ -393,7 +393,8 @@ def test_known_bytes_are_decoded(golden: Golden) -> None:
 
 @every_request
 def test_known_bytes_are_encoded(golden: Golden) -> None:
-    header = replace(golden.header, len=0)
+    header = copy(golden.header)
+    header.len = 0
     message = encode_request(header, golden.body, golden.payload, golden.minor, golden.flags)
     assert message == golden.message
     assert header.len == 0
@@ -415,7 +416,9 @@ def test_a_request_cut_short_is_refused_though_its_length_is_right(golden: Golde
             assert len(decode(golden, cut)[2]) == size - least
         elif golden.header.opcode == FUSE_INIT and size == fuse_in_header.SIZE + 16:
             assert isinstance(golden.body, fuse_init_in)
-            assert decode(golden, cut)[1] == replace(golden.body, flags2=0)
+            before_7_36 = copy(golden.body)
+            before_7_36.flags2 = 0
+            assert decode(golden, cut)[1] == before_7_36
         else:
             with pytest.raises(WireError):
                 decode(golden, cut)

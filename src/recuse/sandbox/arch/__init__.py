@@ -6,11 +6,11 @@ for its 32-bit programs like :mod:`recuse.sandbox.arch.arm`, and a row here.
 
 from __future__ import annotations
 
-import platform
+import os
 import struct
 from typing import TYPE_CHECKING
 
-MACHINE = platform.machine()
+MACHINE = os.uname().machine
 """The architecture of this kernel, as ``uname -m`` names it."""
 
 if TYPE_CHECKING or MACHINE != "aarch64":
