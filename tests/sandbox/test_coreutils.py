@@ -31,6 +31,7 @@ class Disk(Device):
     """Bytes with positions."""
 
     name = "disk"
+    major = 77
     seekable = True
 
     def __init__(self, data: bytes) -> None:
@@ -103,12 +104,12 @@ def test_tee_writes_to_it_and_goes_on(on_disk, disk):
     assert disk.data.startswith(b"again\n")
 
 
-def test_what_stat_ls_and_test_say(on_disk):
+def test_what_stat_ls_and_test_say(on_disk, disk):
     assert on_disk("stat -c '%F %a %t:%T %s %h' /dev/disk") == (
-        "character special file 666 fe:0 0 1\n"
+        "character special file 666 4d:0 0 1\n"
     )
     assert on_disk("ls -l /dev/disk").startswith("crw-rw-rw- 1 ")
-    assert "254, " in on_disk("ls -l /dev/disk")
+    assert "77, " in on_disk("ls -l /dev/disk")
     assert on_disk("for t in c e r w; do test -$t /dev/disk && printf $t; done") == "cerw"
     assert on_disk("for t in b d f h L p S s x; do test -$t /dev/disk && printf $t; done; :") == ""
     assert on_disk("file=/dev/disk; echo ${file} /dev/di[a-z]k /dev/d?sk") == (

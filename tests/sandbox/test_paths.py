@@ -241,6 +241,48 @@ def test_proc_self_is_the_program(look, tmp_path):
     assert look(SELF) == [*["echo"] * 16, "ENOENT", *["echo"] * 6]
 
 
+SPELLINGS = """
+fd = os.open('/dev/echo', os.O_RDWR)
+numbers = fd, os.dup2(fd, 900), os.dup2(fd, 1000)
+for path in ('/proc/self/fd/N', '//proc/self/fd/N', '/proc//self/fd/N', '/proc/./self/fd//N',
+             '/dev/../proc/self/fd/N', '/proc/../proc/self/fd/N', '//proc/thread-self/fd/N',
+             f'//proc/{os.getpid()}/fd/N', f'/proc/{os.getpid()}/./task/{os.getpid()}/fd/N',
+             f'//proc/self/task/{os.getpid()}/fd/N', '//dev/fd/N', '/dev/./fd/N', 'fds/N',
+             'me/fd/N', './self/fd/N', 'proc/self/fd/N', f'{args[0]}/fds/N',
+             f'{args[0]}/deep/../fds/./N'):
+    wrong = set()
+    for number in numbers:
+        for place in args[0], '/', '/proc', '/dev':
+            os.chdir(place)
+            there = {'f': args[0], 'm': args[0], '.': '/proc', 'p': '/'}.get(path[0], place)
+            if there != place: continue
+            name = path.replace('N', str(number))
+            look = [attempt(lambda: os.stat(name).st_rdev >> 8), attempt(os.readlink, name),
+                    attempt(lambda: os.fstat(os.open(name, os.O_RDWR)).st_rdev >> 8),
+                    attempt(os.access, name, os.W_OK)]
+            if look != [77, '/dev/echo', 77, True]: wrong.add((place, *look))
+    print(path if wrong else 'right', *wrong)
+"""
+
+
+def test_every_spelling_of_proc_self(box, clients, tmp_path):
+    (tmp_path / "fds").symlink_to("/proc/self/fd")
+    (tmp_path / "me").symlink_to("/proc/self")
+    (tmp_path / "deep").mkdir()
+    assert clients(box)(SPELLINGS, tmp_path).splitlines() == ["right"] * 18
+
+
+def test_a_link_through_proc_self_before_anything_is_open(look, tmp_path):
+    for name, target in {"cwd": "/proc/self/cwd", "root": "/proc/thread-self/root"}.items():
+        (tmp_path / name).symlink_to(target)
+    script = (
+        "os.chdir('/dev'); there = args[0]\n"
+        "for path in there + '/cwd/echo', there + '/root/dev/echo', '//proc/self/cwd/echo':\n"
+        "    print(attempt(lambda: os.major(os.stat(path).st_rdev)))"
+    )
+    assert look(script, tmp_path) == ["77"] * 3
+
+
 def test_proc_self_is_not_the_supervisor(look, tmp_path, monkeypatch):
     # A file of the device's name where the *supervisor* is.
     (tmp_path / "echo").touch()
@@ -311,7 +353,7 @@ def test_a_device_hides_a_node(make_echo, shells, clients, tmp_path):
         )
         assert shell(
             "cd /dev; cat null; stat -c %t null; cd /; echo x >dev/null; cat <dev/null"
-        ) == ("two\nfe\nx\n")
+        ) == (f"two\n{sandbox._machine.table.by_name('null').major:x}\nx\n")
         # A file that was open before is what it was.
         done = sandbox.run(["cat"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert done.stdout == b""

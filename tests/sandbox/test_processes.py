@@ -213,16 +213,6 @@ def test_namespaces(shell, flags, echo):
     assert shell(f"unshare {flags} sh -c '{script}' {link}") == ("x\necho\nfive\n/dev/echo\nl\n")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-def test_a_dev_of_another_namespace(shell):
-    # Whatever is mounted on /dev: the devices are there.
-    script = (
-        "mount -t tmpfs none /dev; ls -d /dev/*o; echo x > /dev/echo;cat /dev/echo; "
-        ">/dev/yo; ls -d /dev/*o"
-    )
-    assert shell(f"unshare -m sh -c '{script}'") == "/dev/echo\nx\n/dev/echo\n/dev/yo\n"
-
-
 def test_a_process_group_and_session_of_its_own(shell):
     assert (
         shell("setsid -w sh -c 'echo x > /dev/echo; cat /dev/echo'; setsid cat /dev/echo") == "x\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import functools
 import os
@@ -26,6 +27,12 @@ CUSE_NUMBER = (10, 203)
 PROC_DEVICES: Final = b"/proc/devices"
 
 _FIRST_INODE = 0x7EC00000
+
+_PROC_MAGIC: Final = 0x9FA0
+_SYSFS_MAGIC: Final = 0x62656572
+"""linux/magic.h"""
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _Done = Callable[[bytes | None, OSError | None], None]
 
@@ -96,27 +103,44 @@ def _filesystem(path: bytes) -> int:
         return 0
 
 
+def _filesystem_type(path: bytes) -> int:
+    """f_type of statfs(2), 0 if it does not tell."""
+    buffer = (ctypes.c_long * 32)()
+    return 0 if _libc.statfs(path, buffer) else buffer[0] & 0xFFFFFFFF
+
+
 def majors_in_use() -> set[int]:
-    """The major numbers of this machine's own devices: theirs would be hidden."""
-    try:
-        names = os.listdir("/sys/dev/char")
-    except OSError:
-        return set()
-    return {int(major) for major in (name.partition(":")[0] for name in names) if major.isdigit()}
+    """The major numbers of this machine's own devices and drivers: theirs would be hidden.
+
+    A driver may have registered one for devices that are not there yet.
+    """
+    majors: set[int] = set()
+    with contextlib.suppress(OSError):
+        majors |= {_leading_number(name, ":") for name in os.listdir("/sys/dev/char")}
+    with contextlib.suppress(OSError), open(PROC_DEVICES, encoding="utf-8", errors="replace") as f:
+        lines = f.read().partition("Block devices:")[0].splitlines()
+        majors |= {_leading_number(line.strip(), " ") for line in lines}
+    return majors - {0}
 
 
-def native_node(path: bytes) -> Node:
-    """What is there natively, links not followed, looking like a node.
+def _leading_number(text: str, end: str) -> int:
+    number = text.partition(end)[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def native_node(file: int) -> Node:
+    """What a descriptor leads to, which was opened with O_PATH, looking like a node.
 
     Raises:
-        OSError: ENOENT and others.
+        OSError: if the file cannot be looked at.
     """
-    found = os.lstat(path)
+    found = os.fstat(file)
+    path = os.readlink(b"/proc/self/fd/%d" % file)
     node = Node(path, found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_dev)
     node.rdev, node.size = found.st_rdev, found.st_size
     node.subdirectories = found.st_nlink - 2
     node.block_size = found.st_blksize
-    node.target = os.readlink(path) if stat.S_ISLNK(found.st_mode) else b""
+    node.target = os.readlink(b"", dir_fd=file) if stat.S_ISLNK(found.st_mode) else b""
     node.accessed_ns, node.modified_ns = found.st_atime_ns, found.st_mtime_ns
     node.changed_ns = found.st_ctime_ns
     return node
@@ -127,17 +151,25 @@ class Nodes:
 
     ``by_path`` may be read without ado; so may these:
 
-    extended_inodes
-        Native directories in which there are nodes.
+    places
+        Native directories in which there are nodes, by device and inode number: under which path
+        the nodes in them are known.
+    by_number
+        The nodes of devices, by st_rdev.
     hidden
         What nodes hide natively: they have the same path.
+    numbers_elsewhere
+        Whether other nodes may have these numbers: a driver of the machine has one of the majors,
+        or a program has made one.
     hides_links, hides_files
         Whether symbolic links, or anything but /proc/devices, are among those.
     """
 
     def __init__(self) -> None:
         self.by_path: dict[bytes, Node] = {}
-        self.extended_inodes: set[tuple[int, int]] = set()
+        self.places: dict[tuple[int, int], bytes] = {}
+        self.by_number: dict[int, Node] = {}
+        self.numbers_elsewhere = False
         self.hidden: dict[tuple[int, int], Node] = {}
         self.hides_links = False
         self.hides_files = False
@@ -148,6 +180,12 @@ class Nodes:
         self._next_inode = _FIRST_INODE
         self._owner = os.geteuid(), os.getegid()
         self._filesystem = {top: _filesystem(b"/" + top) for top in (b"dev", b"sys", b"proc")}
+        self.proc_device = self._filesystem[b"proc"]
+        """The number of the filesystem that the supervisor has on /proc."""
+        self._kernel_places: dict[tuple[int, int], bytes] = {}
+        """Those of /proc and /sys, by f_type and inode number."""
+        self._kernel_inodes: set[int] = set()
+        self._majors_in_use = majors_in_use()
         self._lock = threading.Lock()
 
     def add(self, device: CharDevice) -> None:
@@ -160,6 +198,8 @@ class Nodes:
         with self._lock:
             made = self._of_device[device] = []
             node = self._character(device.name, device.mode, device.major, device.minor)
+            if device.major in self._majors_in_use:
+                self.numbers_elsewhere = True
             node.uid = node.uid if device.uid is None else device.uid
             node.gid = node.gid if device.gid is None else device.gid
             node.device = device
@@ -231,6 +271,7 @@ class Nodes:
         self._directory(path.rpartition(b"/")[0])
         node = self._make(path, stat.S_IFCHR | mode & 0o7777)
         node.rdev = os.makedev(major, minor)
+        self.by_number[node.rdev] = node
         return node
 
     def _entry(self, device: CharDevice, entry: sysfs.Attribute | sysfs.Link) -> Node:
@@ -279,11 +320,34 @@ class Nodes:
         else:
             if not stat.S_ISDIR(native.st_mode):
                 raise os_error(errno.EEXIST)
-            self.extended_inodes.add((native.st_dev, native.st_ino))
+            self.places[native.st_dev, native.st_ino] = path
+            kind = _filesystem_type(path)
+            if kind in (_PROC_MAGIC, _SYSFS_MAGIC):
+                self._kernel_places[kind, native.st_ino] = path
+                self._kernel_inodes.add(native.st_ino)
+
+    def place(self, directory: bytes, status: os.stat_result) -> bytes | None:
+        """Under which path the nodes in a native directory are known, None if there are none.
+
+        A program may have a /proc or /sys mounted of its own, and there is one of each in a pid or
+        network namespace: in all of them a directory has the same inode number (fs/proc/root.c,
+        fs/kernfs/mount.c), and a new device is in all of them.
+        """
+        place = self.places.get((status.st_dev, status.st_ino))
+        if place is None and status.st_ino in self._kernel_inodes:
+            place = self._kernel_places.get((_filesystem_type(directory), status.st_ino))
+        return place
+
+    @staticmethod
+    def is_proc(file: int) -> bool:
+        """Whether a descriptor's file is on a filesystem of type proc."""
+        return _filesystem_type(b"/proc/self/fd/%d" % file) == _PROC_MAGIC
 
     def _unlink(self, node: Node) -> None:
         node.removed = True
         del self.by_path[node.path]
+        if self.by_number.get(node.rdev) is node:
+            del self.by_number[node.rdev]
         parent, _, name = node.path.rpartition(b"/")
         siblings = self._entries[parent]
         del siblings[name]

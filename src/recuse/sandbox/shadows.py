@@ -1,13 +1,14 @@
 """Real, empty directories that stand for those that exist only in a sandbox, while they are open.
 
-What a program holds when it has opened one of ours is a descriptor of its shadow, and the link
-``/proc/PID/fd/N`` tells which it is. All that programs ask of it is answered from the sandbox's
-nodes; there is nothing in it, so no name is found natively but "." and "..".
+What a program holds when it has opened one of ours is a descriptor of its shadow. All that programs
+ask of it is answered from the sandbox's nodes; there is nothing in it, so no name is found natively
+but "." and "..".
 
 A shadow is removed as soon as it is made, and only held open: so whoever is killed leaves nothing
 behind. For the kernel it goes on being a directory, in which nothing can be made. It is as deep
 below the removed directory of all shadows as the one it stands for is below the root: so ".." leads
-natively to nothing that is there, either.
+natively to nothing that is there, either. Shadows are known by device and inode number, which no
+other directory has while they are held.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Shadows:
         self._root = b""
         self._held: dict[bytes, int] = {}
         """By the paths of nodes: descriptors of their shadows."""
-        self._paths: dict[bytes, bytes] = {}
-        """By what a link to a shadow says: the paths of nodes."""
+        self._paths: dict[tuple[int, int], bytes] = {}
+        """By a shadow's device and inode number: the paths of nodes."""
         self.used = False
         """Whether there are any."""
 
@@ -45,7 +46,8 @@ class Shadows:
             held = self._held.get(node.path)
             if held is None:
                 held = self._held[node.path] = self._make(node.path)
-                self._paths[os.readlink(b"/proc/self/fd/%d" % held)] = node.path
+                status = os.fstat(held)
+                self._paths[status.st_dev, status.st_ino] = node.path
                 self.used = True
             return os.open(b"/proc/self/fd/%d" % held, _OPEN)
 
@@ -69,9 +71,9 @@ class Shadows:
                 with contextlib.suppress(OSError):
                     os.rmdir(place)
 
-    def path_of(self, link: bytes) -> bytes | None:
-        """The path that a descriptor's or process's link stands for; None if it is no shadow's."""
-        return self._paths.get(link) if self.used else None
+    def standing_for(self, status: os.stat_result) -> bytes | None:
+        """The path that a directory stands for; None if it is no shadow."""
+        return self._paths.get((status.st_dev, status.st_ino)) if self.used else None
 
     def close(self) -> None:
         """Close them."""

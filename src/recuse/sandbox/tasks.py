@@ -107,22 +107,33 @@ def lock_owner(tgid: int) -> int:
     return mixed ^ (mixed >> 31)
 
 
-def _read_status(tid: int) -> dict[bytes, bytes]:
+def _read_status(tid: int, proc: str = "/proc") -> dict[bytes, bytes]:
     try:
-        with open(f"/proc/{tid}/status", "rb") as status:
+        with open(f"{proc}/{tid}/status", "rb") as status:
             return dict(line.split(b":", 1) for line in status.read().splitlines())
     except (FileNotFoundError, ProcessLookupError):
         raise os_error(errno.ESRCH) from None
 
 
-def own_numbers(tid: int) -> tuple[int, int]:
-    """The numbers of a thread's process and of the thread in its own pid namespace.
+def numbers_in(proc: int, tid: int) -> tuple[int, int]:
+    """The numbers of a thread's process and of the thread in the pid namespace of a ``/proc``.
+
+    Args:
+        proc: a descriptor of its root directory.
+        tid: the thread's number in the supervisor's.
 
     Raises:
-        OSError: ESRCH if there is no such thread.
+        OSError: ESRCH if there is no such thread, or it is not in that namespace.
     """
     lines = _read_status(tid)
-    return int(lines[b"NStgid"].split()[-1]), int(lines[b"NSpid"].split()[-1])
+    processes, threads = lines[b"NStgid"].split(), lines[b"NSpid"].split()
+    for level, process in enumerate(processes):
+        # A status tells the numbers from that namespace on inwards.
+        with contextlib.suppress(OSError):
+            found = _read_status(int(process), f"/proc/self/fd/{proc}")
+            if found[b"NStgid"].split() == processes[level:]:
+                return int(process), int(threads[level])
+    raise os_error(errno.ESRCH)
 
 
 def _credentials(uid: int, gid: int, groups: frozenset[int], capabilities: int) -> Credentials:

@@ -40,15 +40,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
-    try:
-        link = os.readlink(b"/proc/%d/fd/%d" % (call.pid, signed32(call.a0)))
-    except OSError:
-        return PROCEED
     tree = supervisor.tree
-    shown = tree.shadows.path_of(link)
-    path = link if shown is None else shown
+    path, only_here = tree.place(call.pid, signed32(call.a0))
+    if path is None:
+        return PROCEED
     if not tree.nodes.extends(path):
-        if shown is not None:
+        if only_here:
             raise os_error(errno.ENOENT)  # it has been removed while it was open
         return PROCEED
     room = min(call.a2 & 0xFFFFFFFF, _LARGEST)
@@ -57,7 +54,7 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
         position = os.lseek(directory, 0, os.SEEK_CUR)
         index = position - _FIRST_POSITION
         ours = 0 <= index < _POSITIONS
-        data = b"" if ours or shown is not None else _native(directory, call.number, room)
+        data = b"" if ours or only_here else _native(directory, call.number, room)
         if not data:
             index = index if ours else 0
             entries = _entries(tree.nodes, path)[index:]

@@ -7,6 +7,7 @@ none of them can be taken away.
 from __future__ import annotations
 
 import errno
+import stat
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
@@ -53,7 +54,7 @@ def _remove(
 
 
 def make_first(supervisor: Supervisor, call: Notification) -> int:
-    """``mkdir(path, ...)`` and ``mknod(path, ...)``."""
+    """``mkdir(path, ...)``."""
     return _make(supervisor, call, AT_FDCWD, call.a0)
 
 
@@ -63,8 +64,27 @@ def make_second(supervisor: Supervisor, call: Notification) -> int:
 
 
 def make_at(supervisor: Supervisor, call: Notification) -> int:
-    """``mkdirat(dirfd, path, ...)`` and ``mknodat(dirfd, path, ...)``."""
+    """``mkdirat(dirfd, path, ...)``."""
     return _make(supervisor, call, signed32(call.a0), call.a1)
+
+
+def mknod(supervisor: Supervisor, call: Notification) -> int:
+    """``mknod(path, mode, number)``."""
+    _see_number(supervisor, call.a1, call.a2)
+    return make_first(supervisor, call)
+
+
+def mknodat(supervisor: Supervisor, call: Notification) -> int:
+    """``mknodat(dirfd, path, mode, number)``."""
+    _see_number(supervisor, call.a2, call.a3)
+    return make_at(supervisor, call)
+
+
+def _see_number(supervisor: Supervisor, mode: int, number: int) -> None:
+    """From now on, opening a node with one of our numbers leads to the device."""
+    nodes = supervisor.tree.nodes
+    if stat.S_ISCHR(mode & 0xFFFF) and number & 0xFFFFFFFF in nodes.by_number:
+        nodes.numbers_elsewhere = True
 
 
 def symlinkat(supervisor: Supervisor, call: Notification) -> int:
@@ -127,9 +147,9 @@ def unlinkat(supervisor: Supervisor, call: Notification) -> int:
 
 HANDLERS: Final[dict[str, Handler]] = {
     "mkdir": make_first,
-    "mknod": make_first,
+    "mknod": mknod,
     "mkdirat": make_at,
-    "mknodat": make_at,
+    "mknodat": mknodat,
     "symlink": make_second,
     "symlinkat": symlinkat,
     "link": link,

@@ -70,7 +70,10 @@ def _open(
     follow = not (flags & arch.O_NOFOLLOW or exclusive)
     try:
         scope = resolve & _SCOPES
-        found = supervisor.tree.find(call.pid, base, path, follow=follow, scope=scope)
+        opening = not flags & _O_PATH
+        found = supervisor.tree.find(
+            call.pid, base, path, follow=follow, scope=scope, opening=opening
+        )
     except AbsentError:
         if flags & os.O_CREAT:
             raise os_error(errno.EACCES) from None
@@ -122,7 +125,7 @@ def _open_outside(
     Others may depend on who opens them, as files of ``/proc`` do.
     """
     node = outside.node()
-    if outside.path.startswith(b"/proc/") or not (
+    if outside.in_proc or not (
         stat.S_ISDIR(node.mode) or stat.S_ISREG(node.mode) or (node.target and flags & _O_PATH)
     ):
         raise outside
@@ -137,7 +140,8 @@ def _open_outside(
         wanted = _ACCESS[flags & os.O_ACCMODE] | (MAY_WRITE if flags & os.O_TRUNC else 0)
         check(node, supervisor.tasks.get(call.pid).credentials, wanted)
     # The kernel lets nobody hand over a descriptor that was opened with O_PATH.
-    file = os.open(outside.path, flags & ~(os.O_CREAT | _O_PATH) | os.O_CLOEXEC | arch.O_NOFOLLOW)
+    unwanted = os.O_CREAT | _O_PATH | arch.O_NOFOLLOW
+    file = os.open(outside.path, flags & ~unwanted | os.O_CLOEXEC)
     return _give_native(supervisor, call, file, flags)
 
 

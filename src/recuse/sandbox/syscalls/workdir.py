@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from recuse.sandbox.nodes import Node
     from recuse.sandbox.supervisor import Supervisor
 
-_FLAGS: Final = os.O_RDONLY | arch.O_DIRECTORY | arch.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS: Final = os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
 
 
 def chdir(supervisor: Supervisor, call: Notification) -> int:
