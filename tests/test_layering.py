@@ -20,13 +20,14 @@ SOURCE = ROOT / "src" / "recuse"
 # public face of the server half.
 MAY_IMPORT = {
     "": {"server", "sandbox", "wire"},
+    "runtime": set(),
     "wire": set(),
-    "kernel": {"wire"},
-    "server": {"wire"},
-    "channel": {"kernel", "server", "wire"},
-    "sandbox": {"channel", "kernel", "server", "wire"},
-    "trace": {"wire"},
-    "cli": {"", "channel", "kernel", "sandbox", "server", "trace", "wire", "click"},
+    "kernel": {"runtime", "wire"},
+    "server": {"runtime", "wire"},
+    "channel": {"kernel", "runtime", "server", "wire"},
+    "sandbox": {"channel", "kernel", "runtime", "server", "wire"},
+    "trace": {"runtime", "wire"},
+    "cli": {"", "channel", "kernel", "runtime", "sandbox", "server", "trace", "wire", "click"},
 }
 
 # The kernel half leaves waiting and I/O to others; it may take a lock.

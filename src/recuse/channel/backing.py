@@ -9,7 +9,6 @@ An inode has one backing file at a time, which all opens have to name, or fail w
 """
 
 import errno
-import logging
 import mmap
 import os
 import select
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 
 from recuse.channel.devcuse import Channel
+from recuse.runtime.log import Log
 from recuse.server.device import Device
 from recuse.server.session import Session
 from recuse.wire.cuse import (
@@ -60,7 +60,7 @@ from recuse.wire.fuse import (
     fuse_release_in,
 )
 
-log = logging.getLogger("recuse.channel")
+log = Log("recuse.channel")
 
 _IN = fuse_in_header.SIZE
 _OUT = fuse_out_header.SIZE

@@ -9,7 +9,6 @@ wait in poll(2), which an eventfd ends.
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import queue
 import select
@@ -23,10 +22,11 @@ from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
 from recuse.kernel.errors import os_error
+from recuse.runtime.log import Log
 from recuse.server.device import Device, device_makes_files
 from recuse.server.session import Session
 
-log = logging.getLogger("recuse.channel")
+log = Log("recuse.channel")
 
 DEV_CUSE = "/dev/cuse"
 

@@ -5,7 +5,6 @@ Linux's CUSE has no mmap; a regular file on a FUSE mount does (see `recuse.chann
 
 import ctypes
 import errno
-import logging
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from recuse.channel.directory import DIRECTORY_MODE, Directory
 from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
+from recuse.runtime.log import Log
 from recuse.server.device import Device, device_makes_files, device_uses_memory
 from recuse.wire.fuse import (
     FUSE_ATOMIC_O_TRUNC,
@@ -45,7 +45,7 @@ from recuse.wire.fuse import (
     fuse_out_header,
 )
 
-log = logging.getLogger("recuse.channel")
+log = Log("recuse.channel")
 
 DEV_FUSE = "/dev/fuse"
 

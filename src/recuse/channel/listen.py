@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import socket
 import stat
@@ -18,6 +17,7 @@ from contextlib import contextmanager, suppress
 from recuse.channel.packets import Packets, is_trusted, open_socket, peer_pid, peer_uid
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
+from recuse.runtime.log import Log
 from recuse.server.device import Device, check_device
 from recuse.server.loop import Tasks
 from recuse.server.session import Session
@@ -27,7 +27,7 @@ _PENDING_CONNECTIONS = 128
 _ACCEPT_RETRY_S = 0.1
 _CLOSE_WAIT_S = 10.0
 
-_log = logging.getLogger("recuse.channel")
+_log = Log("recuse.channel")
 
 
 class DeviceServer:

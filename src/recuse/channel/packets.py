@@ -13,7 +13,6 @@ There is nothing else on the socket. Whoever sends what is no message loses the 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket
 import struct
@@ -23,6 +22,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Final
 
+from recuse.runtime.log import Log
 from recuse.wire.descriptor import BytesWithDescriptor, OwnedDescriptor
 from recuse.wire.fuse import fuse_in_header, fuse_out_header
 
@@ -46,7 +46,7 @@ _LENGTH_SIZE: Final = 4  # both headers begin with the length, u32
 _SO_PEERCRED_SIZE: Final = 12  # struct ucred: pid, uid, gid
 _SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
-_log = logging.getLogger("recuse.channel")
+_log = Log("recuse.channel")
 
 
 def open_socket() -> socket.socket:

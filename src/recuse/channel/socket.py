@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import threading
 
@@ -11,6 +10,7 @@ from recuse.channel.packets import Packets, is_trusted, open_socket, peer_uid
 from recuse.kernel.connection import Connection
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import CharDevice, DeviceTable
+from recuse.runtime.log import Log
 
 HANDSHAKE_S = 10.0
 """How long a server may take to answer CUSE_INIT."""
@@ -22,7 +22,7 @@ _REFUSED_RETRY_S = 10.0
 _AWAY = {errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EAGAIN}
 _REQUEST_MAX = 1 << 32  # whatever size a request has, it can be sent
 
-_log = logging.getLogger("recuse.channel")
+_log = Log("recuse.channel")
 
 
 class RemoteError(OSError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Protocol
 
 from recuse.kernel.connection import Tap
+from recuse.runtime.log import Log
 
-_log = logging.getLogger("recuse.channel")
+_log = Log("recuse.channel")
 
 
 class ServerTap(Tap, Protocol):

@@ -1,7 +1,6 @@
 """The channel of a device's server: what opening /dev/cuse starts and closing it ends."""
 
 import errno
-import logging
 import os
 import re
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from recuse.kernel.devices import TRANSFER_MIN, CharDevice, DeviceTable, check_n
 from recuse.kernel.errors import os_error
 from recuse.kernel.request import Reply, Request
 from recuse.kernel.sysfs import Declaration, is_path, is_subsystem
+from recuse.runtime.log import Log
 from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_INIT_INFO_MAX,
@@ -26,7 +26,7 @@ from recuse.wire.cuse import (
 )
 from recuse.wire.fuse import FUSE_KERNEL_MINOR_VERSION, FUSE_KERNEL_VERSION
 
-log = logging.getLogger("recuse.kernel")
+log = Log("recuse.kernel")
 
 _SYSFS_KEYS = frozenset({b"SUBSYSTEM", b"ATTRIBUTE", b"LINK"})
 

@@ -1,15 +1,15 @@
 """Operations: what a system call does, as a generator that yields requests and is sent replies."""
 
 import errno
-import logging
 from collections.abc import Callable, Generator
 from typing import Any, TypeAlias, TypeVar
 
 from recuse.kernel.connection import Connection
 from recuse.kernel.errors import os_error
 from recuse.kernel.request import Reply, Request
+from recuse.runtime.log import Log
 
-log = logging.getLogger("recuse.kernel")
+log = Log("recuse.kernel")
 
 T = TypeVar("T")
 

@@ -7,11 +7,11 @@ so at any moment, also between a request for it and the answer to that.
 
 import errno
 import itertools
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.request import Request
+from recuse.runtime.log import Log
 from recuse.wire.fuse import FUSE_POLL, FUSE_POLL_SCHEDULE_NOTIFY, fuse_poll_in, fuse_poll_out
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from recuse.kernel.devices import CharDevice
     from recuse.kernel.operation import Operation
 
-log = logging.getLogger("recuse.kernel")
+log = Log("recuse.kernel")
 
 POLLERR: Final = 0x8
 

@@ -5,7 +5,6 @@ both.
 """
 
 import errno
-import logging
 import threading
 from collections.abc import Callable
 from enum import Enum
@@ -14,8 +13,9 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.poll import PolledFiles
 from recuse.kernel.queue import RequestQueue
 from recuse.kernel.request import FINISHED, PENDING, PROCESSING, WAITING, Reply, Request
+from recuse.runtime.log import Log
 
-log = logging.getLogger("recuse.kernel")
+log = Log("recuse.kernel")
 
 _LIMIT_MAX = (1 << 16) - 1
 """fs/fuse/control.c, fuse_conn_limit_write, for an administrator."""

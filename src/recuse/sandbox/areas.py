@@ -18,7 +18,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import logging
 import os
 import select
 import struct
@@ -32,6 +31,7 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.mmap import Mapping
 from recuse.kernel.operation import run
+from recuse.runtime.log import Log
 from recuse.sandbox.copies import Copies
 from recuse.sandbox.nodes import Node
 from recuse.wire.descriptor import OwnedDescriptor
@@ -39,7 +39,7 @@ from recuse.wire.descriptor import OwnedDescriptor
 if TYPE_CHECKING:
     from recuse.sandbox.descriptors import Descriptors
 
-_log = logging.getLogger("recuse.sandbox")
+_log = Log("recuse.sandbox")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from recuse.runtime.log import Log
 from recuse.wire.fuse import fuse_out_header
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 Send = Callable[[bytes], object]
 """Takes the bytes of an answer to the other end; raises OSError if they are not wanted there."""
 
-log = logging.getLogger("recuse.server")
+log = Log("recuse.server")
 
 _pack_out_header = fuse_out_header.CODEC.pack
 _OUT_HEADER_SIZE = fuse_out_header.SIZE

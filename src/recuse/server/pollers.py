@@ -1,12 +1,12 @@
 """Who waits for a file to become ready, as far as the server half knows."""
 
-import logging
 import threading
 
+from recuse.runtime.log import Log
 from recuse.server.exchange import Send
 from recuse.wire.fuse import FUSE_NOTIFY_POLL, fuse_notify_poll_wakeup_out, fuse_out_header
 
-log = logging.getLogger("recuse.server")
+log = Log("recuse.server")
 
 _SIZE = fuse_out_header.SIZE + fuse_notify_poll_wakeup_out.SIZE
 

@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import logging
 import os
 import select
 import struct
@@ -10,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from recuse.runtime.log import Log
 from recuse.server.device import Device, check_device, device_info, device_makes_files
 from recuse.server.dispatch import (
     IOCTL_DATA,
@@ -77,7 +77,7 @@ from recuse.wire.fuse import (
     fuse_open_out,
 )
 
-log = logging.getLogger("recuse.server")
+log = Log("recuse.server")
 
 LEAST_MINOR = 11
 """The first minor version with CUSE."""

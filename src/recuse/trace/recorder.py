@@ -8,7 +8,6 @@ not fit is counted, and the trace says so.
 from __future__ import annotations
 
 import fcntl
-import logging
 import marshal
 import os
 import subprocess
@@ -18,11 +17,12 @@ from collections import deque
 from contextlib import suppress
 from time import perf_counter_ns
 
+from recuse.runtime.log import Log
 from recuse.trace.exchanges import LIMIT, Kind, Record
 from recuse.trace.writer import FRAME_HEADER, TOLD
 from recuse.wire.fuse import FUSE_OPEN, fuse_in_header
 
-log = logging.getLogger("recuse.trace")
+log = Log("recuse.trace")
 
 QUEUE_MOST = 100_000
 """Records; with what they keep, 80 MB at most."""

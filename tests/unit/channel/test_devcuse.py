@@ -491,11 +491,11 @@ def test_a_device_that_ends_leaves_the_others(fake, caplog):
             cuse.connection.abort()
 
     handler = Watching(logging.WARNING)
-    devcuse.log.addHandler(handler)
+    logging.getLogger("recuse.channel").addHandler(handler)
     try:
         serve(devices, ready)
     finally:
-        devcuse.log.removeHandler(handler)
+        logging.getLogger("recuse.channel").removeHandler(handler)
     assert [record.getMessage() for record in caplog.records] == [
         "/dev/probe: the kernel has ended the connection"
     ]
