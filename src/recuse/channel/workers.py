@@ -4,14 +4,26 @@ One thread, the leader, receives an item and handles it itself: nothing is hande
 thread, which would cost more than most items do. While a handler blocks, nobody receives; a monitor
 notices within :data:`TICK` and lets another thread lead, and the first one steps back when its
 handler returns. So there are as many threads as handlers that block at one moment, and one more.
+
+Where no more threads can be started, the monitor itself leads. It is the last thread: what would
+block it must fail instead (`recuse.runtime.threads`), so that everything else goes on. It gives
+the lead away as soon as there is another thread.
+
+Nothing that a handler, a source or logging raises ends any of these threads.
 """
 
 from __future__ import annotations
 
-import logging
+import queue
 import threading
+import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from threading import get_ident
+from typing import Final, Generic, TypeVar
+
+from recuse.runtime import threads
+from recuse.runtime.log import Log, report
+from recuse.runtime.threads import LAST_THREADS
 
 TICK = 0.005
 """Seconds after which, at the latest twice over, a handler counts as blocking."""
@@ -19,20 +31,50 @@ TICK = 0.005
 _SPARE_THREADS = 8
 _IDLE_TICKS = 100
 
-_log = logging.getLogger("recuse.channel")
+_PAUSE_S: Final = 0.01
+_MOST_PAUSE_S: Final = 0.5
+_TRIES: Final = 10
+"""How often in a row receiving may fail, about 3 s in all, before a source counts as broken."""
+
+_log = Log("recuse.channel")
 
 T = TypeVar("T")
+
+
+def pass_lead() -> None:
+    """Let another thread lead: the calling handler knows that it will block.
+
+    Does nothing in other threads than a leader; nor if there is no other thread, the monitor sees
+    to that then.
+
+    Raises:
+        OSError: EAGAIN if the calling thread must not block.
+    """
+    if threads.must_not_block():
+        raise threads.no_more()
+    led = getattr(_this_thread, "led", None)
+    if led is not None:
+        workers, turn = led
+        workers._pass_lead(turn)
 
 
 class _Turn(Generic[T]):
     """One thread's time as the leader."""
 
-    __slots__ = ("count", "item", "over")
+    __slots__ = ("count", "given", "item", "last", "over")
 
-    def __init__(self) -> None:
+    def __init__(self, item: T | None = None, *, last: bool = False) -> None:
+        """Begin with an item that was received already, if there is one."""
         self.count = 0  # odd while it handles an item
-        self.item: T | None = None
+        self.item = item
+        self.given = item is not None
+        self.last = last
+        """Whether its thread is the monitor."""
         self.over = False
+
+
+_this_thread = threading.local()
+"""``led``: the Workers and the turn that the thread has, or had last."""
 
 
 class Workers(Generic[T]):
@@ -44,35 +86,52 @@ class Workers(Generic[T]):
         handle: Callable[[T], None],
         *,
         stuck: Callable[[T, Callable[[], bool]], None] = lambda _, __: None,
+        broken: Callable[[BaseException], None] | None = None,
         name: str = "recuse",
     ) -> None:
         """Prepare; :meth:`start` makes the first threads.
 
         Args:
             receive: waits for an item; None is the end. Called by one thread at a time, but for
-                moments in which leadership changes.
+                moments in which leadership changes. What it raises is logged, and it is called
+                again.
             handle: handles an item, and may block. An exception that escapes is logged.
             stuck: told of an item whose handler was found blocking, and given what tells whether it
                 still is.
+            broken: told what ``receive`` raises if it does so each time; that is the end then.
+                Without, it is called again for ever.
             name: the beginning of the threads' names.
         """
         self._receive = receive
         self._handle = handle
         self._stuck = stuck
+        self._broken = broken
         self._name = name
         self._turn: _Turn[T] = _Turn()
         self._lock = threading.Lock()
         self._spare = 0
-        self._called = threading.Semaphore(0)
+        self._called: queue.SimpleQueue[_Turn[T] | None] = queue.SimpleQueue()
+        """What the spare threads wait for: a turn, or None at the end."""
         self._made = 0
         self._ended = threading.Event()
         self._parked = False
         self._unpark = threading.Event()
+        self._failures = 0
+        self._last_failure = 0.0
+        self._told_of_lack = False
 
     def start(self) -> None:
-        """Start leading."""
-        threading.Thread(target=self._monitor, name=f"{self._name}-monitor", daemon=True).start()
-        self._make_thread()
+        """Start leading.
+
+        Raises:
+            OSError: EAGAIN if there can be no threads. It is over then.
+        """
+        try:
+            threads.start(self._monitor, name=f"{self._name}-monitor")
+            self._make_thread(self._turn)
+        except BaseException:
+            self._end()
+            raise
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the end of the source; False if it has not come by then.
@@ -81,35 +140,61 @@ class Workers(Generic[T]):
         """
         return self._ended.wait(timeout)
 
-    def pass_lead(self) -> None:
-        """Let another thread lead: the calling handler knows that it will block."""
-        turn = self._turn
+    def _pass_lead(self, turn: _Turn[T]) -> None:
         with self._lock:
             if self._turn is turn and not turn.over:
                 self._change_leader()
 
-    def _make_thread(self) -> None:
+    def _make_thread(self, turn: _Turn[T]) -> None:
+        threads.start(self._work, turn, name=f"{self._name}-{self._made + 1}")
         self._made += 1
-        threading.Thread(target=self._work, name=f"{self._name}-{self._made}", daemon=True).start()
 
-    def _change_leader(self) -> None:
-        self._turn.over = True
-        self._turn = _Turn()
+    def _change_leader(self, item: T | None = None) -> bool:
+        """Have another thread lead, which begins with an item if there is one, and return True.
+
+        Or False if there is no other thread. With the lock held.
+        """
+        turn = _Turn(item)
         if self._spare:
+            self._called.put(turn)
             self._spare -= 1
-            self._called.release()
         else:
-            self._make_thread()
+            try:
+                self._make_thread(turn)
+            except OSError:
+                return False
+        self._turn.over = True
+        self._turn = turn
+        return True
 
-    def _work(self) -> None:
-        while self._lead(self._turn) and self._wait_for_turn():
-            pass
+    def _work(self, turn: _Turn[T]) -> None:
+        while True:
+            try:
+                mine = self._wait_for_turn() if self._lead(turn) else None
+            except BaseException as error:
+                # Not what a handler raises: for lack of memory, anything may raise.
+                report(error)
+                turn.count += turn.count % 2
+                time.sleep(_PAUSE_S)
+                continue
+            if mine is None:
+                return
+            turn = mine
 
     def _lead(self, turn: _Turn[T]) -> bool:
         """Receive and handle until the turn is over; False at the end of the source."""
         receive, handle = self._receive, self._handle
+        _this_thread.led = self, turn
+        if turn.given:
+            turn.given = False
+            self._handle_one(turn)
         while not turn.over:
-            item = receive()
+            try:
+                item = receive()
+            except BaseException as error:
+                item = None
+                if self._try_again(error):
+                    continue
             if item is None:
                 self._end()
                 return False
@@ -119,24 +204,56 @@ class Workers(Generic[T]):
                 self._unpark.set()
             try:
                 handle(item)
-            except Exception:
+            except BaseException:
                 _log.exception("internal error while handling %r", item)
             turn.count += 1
         return True
 
-    def _wait_for_turn(self) -> bool:
+    def _handle_one(self, turn: _Turn[T]) -> None:
+        assert turn.item is not None
+        turn.count += 1
+        try:
+            self._handle(turn.item)
+        except BaseException:
+            _log.exception("internal error while handling %r", turn.item)
+        turn.count += 1
+
+    def _try_again(self, error: BaseException) -> bool:
+        """Wait a moment after an error in receiving; False if it is no use."""
+        now = time.monotonic()
+        if now - self._last_failure > 2 * _MOST_PAUSE_S:
+            self._failures = 0
+        if not self._failures:
+            _log.error("%s: receiving failed, and is tried again", self._name, exc_info=error)
+        elif self._failures >= _TRIES and self._broken is not None:
+            self._broken(error)
+            return False
+        pause = min(_PAUSE_S * 2**self._failures, _MOST_PAUSE_S)
+        self._failures = min(self._failures + 1, _TRIES)
+        time.sleep(pause)
+        self._last_failure = now + pause
+        return True
+
+    def _wait_for_turn(self) -> _Turn[T] | None:
         with self._lock:
-            if self._ended.is_set() or self._spare >= _SPARE_THREADS:
-                return False
+            if self._ended.is_set():
+                return None
+            current = self._turn
+            if current.last and current.count % 2:
+                # The last thread does what it cannot refuse: it may leave the lead to this one.
+                current.over = True
+                self._turn = _Turn()
+                return self._turn
+            if self._spare >= _SPARE_THREADS:
+                return None
             self._spare += 1
-        self._called.acquire()
-        return not self._ended.is_set()
+        return self._called.get()
 
     def _end(self) -> None:
         with self._lock:
             self._ended.set()
             for _ in range(self._spare):
-                self._called.release()
+                self._called.put(None)
             self._spare = 0
         self._unpark.set()
 
@@ -145,10 +262,18 @@ class Workers(Generic[T]):
         if item is not None:
             try:
                 self._stuck(item, lambda: turn.count == count)
-            except Exception:
+            except BaseException:
                 _log.exception("internal error while looking at %r", item)
 
     def _monitor(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self._watch_turns()
+            except BaseException as error:
+                report(error)
+                time.sleep(_PAUSE_S)
+
+    def _watch_turns(self) -> None:
         """Find turns that stand still. Sleeps for good while nothing happens."""
         seen, count, idle = self._turn, 0, 0
         while not self._ended.wait(TICK):
@@ -156,12 +281,7 @@ class Workers(Generic[T]):
             if turn is not seen or turn.count != count:
                 seen, count, idle = turn, turn.count, 0
             elif count % 2:
-                with self._lock:
-                    stuck = self._turn is turn and turn.count == count
-                    if stuck:
-                        self._change_leader()
-                if stuck:
-                    self._tell_stuck(turn, count)
+                self._relieve(turn, count)
                 idle = 0
             else:
                 idle += 1
@@ -172,3 +292,54 @@ class Workers(Generic[T]):
                         self._unpark.wait()
                     self._parked = False
                     idle = 0
+
+    def _relieve(self, turn: _Turn[T], count: int) -> None:
+        """Have somebody else lead if a turn still stands where it stood."""
+        last: _Turn[T] | None = None
+        with self._lock:
+            if self._turn is not turn or turn.count != count:
+                return
+            if not self._change_leader():
+                turn.over = True
+                self._turn = last = _Turn(last=True)
+        self._tell_stuck(turn, count)
+        if last is not None:
+            self._tell_of_lack()
+            self._lead_as_last(last)
+
+    def _lead_as_last(self, turn: _Turn[T]) -> None:
+        """Lead until there is another thread; what is handled here must not block."""
+        own = get_ident()
+        while not turn.over:
+            try:
+                item = self._receive()
+            except BaseException as error:
+                item = None
+                if self._try_again(error):
+                    continue
+            if item is None:
+                self._end()
+                return
+            with self._lock:
+                if self._change_leader(item):
+                    return
+                turn.item = item
+                turn.count += 1
+            LAST_THREADS.add(own)
+            try:
+                self._handle(item)
+            except BaseException:
+                _log.exception("internal error while handling %r", item)
+            finally:
+                LAST_THREADS.discard(own)
+                with self._lock:
+                    turn.count += 1
+
+    def _tell_of_lack(self) -> None:
+        if not self._told_of_lack:
+            self._told_of_lack = True
+            _log.error(
+                "%s: no more threads can be started (RLIMIT_NPROC, or the cgroup's pids.max): "
+                "until one can, calls that a device's method might keep waiting fail with EAGAIN",
+                self._name,
+            )

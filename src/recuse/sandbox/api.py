@@ -103,9 +103,9 @@ class Sandbox:
             raise RuntimeError("a Sandbox runs programs only inside its with statement")
         self._forget_ended()
         launch = Launch(argv, **options)
-        supervisor = Supervisor(self._machine, launch.listener)
-        supervisor.start()
+        supervisor = Supervisor(self._machine, launch.listener, launch.kill)
         try:
+            supervisor.start()
             launch.execute()
         except BaseException:
             launch.abandon()

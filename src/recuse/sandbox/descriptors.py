@@ -19,7 +19,6 @@ import ctypes
 import errno
 import fcntl
 import functools
-import logging
 import os
 import select
 import socket
@@ -35,7 +34,9 @@ from recuse.kernel.devices import CharDevice
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
+from recuse.runtime.log import Log
 from recuse.sandbox.arch import arch
+from recuse.sandbox.errands import Errands
 from recuse.sandbox.native import READY, NativeEnd
 from recuse.sandbox.nodes import Node
 from recuse.sandbox.readiness import Readiness
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from recuse.sandbox.channels import ChannelFile
     from recuse.sandbox.sysfs import AttributeFile
 
-_log = logging.getLogger("recuse.sandbox")
+_log = Log("recuse.sandbox")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _KCMP = arch.SYSCALLS["kcmp"]
@@ -174,8 +175,16 @@ class Descriptor:
 class Descriptors:
     """All descriptors of a sandbox, and the threads that notice their end."""
 
-    def __init__(self) -> None:
-        """Start watching."""
+    def __init__(self, errands: Errands) -> None:
+        """Start watching.
+
+        Args:
+            errands: do what waits for a release, and the late releases of severed files.
+
+        Raises:
+            OSError: EMFILE; EAGAIN if there can be no threads.
+        """
+        self._errands = errands
         self._lock = threading.Lock()
         self._by_link: dict[str, Descriptor] = {}
         self._by_end: dict[int, Descriptor] = {}
@@ -189,17 +198,22 @@ class Descriptors:
         self._settled = threading.Condition(self._lock)
         self._after_releases: list[tuple[Node, Callable[[], None]]] = []
         self._open: Counter[CharDevice | None] = Counter()
-        self.waker = Waker()
+        self.waker = Waker(errands)
         self._epoll = select.epoll()
         self._held = select.epoll()
         """Has the programs' ends in it, and nobody waits for it: the kernel takes out an end whose
         last reference is closed."""
         self._severed: list[Descriptor] = []
         self._closing = threading.Event()
-        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
-        self._epoll.register(self._stop_read, select.EPOLLIN)
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._workers = Workers(self._wait_for_hang_up, self.drop, name="recuse-release")
-        self._workers.start()
+        try:
+            self._epoll.register(self._wake_read, select.EPOLLIN)
+            self._workers.start()
+        except BaseException:
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+            raise
 
     def __len__(self) -> int:
         return len(self._by_link)
@@ -292,7 +306,6 @@ class Descriptors:
                 if descriptor.readiness is None:
                     end = NativeEnd(descriptor._ours, functools.partial(self._sever, descriptor))
                     descriptor.readiness = Readiness(file, descriptor.link, end, self.waker)
-            self.waker.start()
         return descriptor.readiness
 
     def _sever(self, descriptor: Descriptor) -> None:
@@ -305,26 +318,19 @@ class Descriptors:
             descriptor.close()
             self._severed.append(descriptor)
             if len(self._severed) == 1:
-                threading.Thread(
-                    target=self._sweep_often, name="recuse-severed", daemon=True
-                ).start()
+                self._wake()
 
-    def _sweep_often(self) -> None:
-        while self._severed and not self._closing.wait(_SWEEP_S):
-            self._sweep()
-
-    def _sweep(self) -> None:
-        """Find out which severed ones have no reference any more: they have left our epoll."""
+    def _sweep(self) -> list[Descriptor]:
+        """Those severed ones that have no reference any more: they have left our epoll."""
         if not self._severed:
-            return
+            return []
         with self._lock:
             if self._held.closed:
-                return
+                return []
             held = {f"socket:[{one.inode}]" for one in watched_by(os.getpid(), self._held.fileno())}
             gone = [descriptor for descriptor in self._severed if descriptor.link not in held]
             self._severed = [one for one in self._severed if one.link in held]
-        for descriptor in gone:
-            self.drop(descriptor)
+        return gone
 
     def drop(self, descriptor: Descriptor) -> None:
         """Its last reference is gone, or it was never installed: close it and release the file."""
@@ -366,7 +372,7 @@ class Descriptors:
         for go_on in ready:
             # Not here, in an event loop's thread perhaps: it runs the device's method, which may
             # block.
-            threading.Thread(target=go_on, name="recuse-after-release", daemon=True).start()
+            self._errands.put(go_on)
 
     def after_releases(self, node: Node, go_on: Callable[[], None]) -> None:
         """Call ``go_on`` when all files of the node that were let go are released: now, or later.
@@ -389,27 +395,38 @@ class Descriptors:
     def settle(self, timeout_s: float) -> None:
         """Wait until what programs have let go is released, so far as that takes no longer."""
         deadline = time.monotonic() + timeout_s
-        self._sweep()
+        for descriptor in self._sweep():
+            self.drop(descriptor)
         with self._settled:
-            while self._releasing or self._epoll.poll(0):
+            while self._releasing or any(n != self._wake_read for n, _ in self._epoll.poll(0)):
                 if not self._settled.wait(deadline - time.monotonic()):
                     return
 
     def _wait_for_hang_up(self) -> Descriptor | None:
         while True:
-            for end, _ in self._epoll.poll(maxevents=2):
-                if end == self._stop_read:
-                    return None
+            for end, _ in self._epoll.poll(_SWEEP_S if self._severed else None, 2):
+                if end == self._wake_read:
+                    if self._closing.is_set():
+                        return None
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake_read, 64)
+                    continue
                 descriptor = self._by_end.get(end)
                 # The event may be that of an earlier descriptor, whose end had the same number.
                 if descriptor is not None and descriptor.hung_up():
                     return descriptor
+            for descriptor in self._sweep():
+                self._errands.put(functools.partial(self.drop, descriptor))
+
+    def _wake(self) -> None:
+        """Have who waits for hang-ups look around."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
 
     def close(self) -> None:
         """Stop watching; release what is still open, and wait for releases, up to 5 seconds."""
-        self.waker.close()
         self._closing.set()
-        os.write(self._stop_write, b"\0")
+        self._wake()
         self._workers.join()
         with self._lock:
             left = list(self._by_link.values())
@@ -420,8 +437,8 @@ class Descriptors:
             self._settled.wait_for(lambda: not self._releasing, _LAST_RELEASES_S)
             self._epoll.close()
             self._held.close()
-        os.close(self._stop_read)
-        os.close(self._stop_write)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
 
 
 def _release(file: OpenFile | ChannelFile | AttributeFile, released: Callable[[], None]) -> None:

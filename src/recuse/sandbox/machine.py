@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -11,6 +12,7 @@ from recuse.kernel.connection import Connection, Tap
 from recuse.kernel.devices import CharDevice, DeviceTable
 from recuse.sandbox.areas import Areas
 from recuse.sandbox.descriptors import Descriptors
+from recuse.sandbox.errands import Errands
 from recuse.sandbox.memory import StringReader
 from recuse.sandbox.nodes import majors_in_use
 from recuse.sandbox.signals import SignalWatch
@@ -40,15 +42,27 @@ class Machine:
     """What the programs of one sandbox share."""
 
     def __init__(self, tap: Callable[[], Tap] | None = None) -> None:
-        self.tasks = Tasks()
-        self.descriptors = Descriptors()
-        self.areas = Areas(self.descriptors)
-        self.tree = Tree(self.tasks, self.descriptors)
-        self.table = DeviceTable(self._added, self.tree.nodes.remove, majors_in_use())
-        self.tree.nodes.add_machine(self.table)
-        self.table.tap = tap
+        """Make one without devices, and the threads that it needs whatever its programs do.
+
+        Raises:
+            OSError: EAGAIN if there can be no threads; EMFILE.
+        """
+        with contextlib.ExitStack() as made:
+            self.errands = Errands()
+            made.callback(self.errands.close)
+            self.signals = SignalWatch(self.errands)
+            made.callback(self.signals.close)
+            self.descriptors = Descriptors(self.errands)
+            made.callback(self.descriptors.close)
+            self.tasks = Tasks()
+            made.callback(self.tasks.close)
+            self.areas = Areas(self.descriptors)
+            self.tree = Tree(self.tasks, self.descriptors)
+            self.table = DeviceTable(self._added, self.tree.nodes.remove, majors_in_use())
+            self.tree.nodes.add_machine(self.table)
+            self.table.tap = tap
+            made.pop_all()
         self.strings = StringReader()
-        self.signals = SignalWatch()
         self.supervisors: list[Supervisor] = []
         """Those that serve its programs."""
         self._channels: list[Channel] = []
@@ -80,6 +94,7 @@ class Machine:
             channel.close()
         self._channels.clear()
         self.signals.close()
+        self.errands.close()
         self.tree.close()
         self.strings.forget_all()
         self.tasks.close()

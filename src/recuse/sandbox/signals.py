@@ -15,9 +15,7 @@ thread has begun sets that of all (do_signal_stop).
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import queue
 import signal
 import threading
 import time
@@ -25,10 +23,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
 
-from recuse.channel.workers import Workers
+from recuse.runtime import threads
+from recuse.runtime.log import Log, report
+from recuse.sandbox.errands import Errands
 from recuse.sandbox.listener import Listener, Notification
 
-_log = logging.getLogger("recuse.sandbox")
+_log = Log("recuse.sandbox")
 
 ERESTARTSYS: Final = 512
 """Kernel-internal error (linux/errno.h) that no program ever sees.
@@ -92,19 +92,25 @@ class Waiting:
 class SignalWatch:
     """The calls that wait, and the thread that looks at their callers; it sleeps without any."""
 
-    def __init__(self) -> None:
+    def __init__(self, errands: Errands) -> None:
+        """Start the thread: once there are no more, signals must still end what waits.
+
+        Args:
+            errands: do the interrupting, which may have to go on with an operation, and come to a
+                method that blocks.
+
+        Raises:
+            OSError: EAGAIN if there can be no thread.
+        """
         # Without a lock, as each call that is not answered at once passes here: setting, popping
         # and copying are atomic.
         self.waiting: dict[int, Waiting] = {}
         """By the call's id. Look here whether there is anything to forget before you do."""
-        self._starting = threading.Lock()
+        self._errands = errands
         self._parked = False
         self._unpark = threading.Event()
         self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
-        # An interrupt may have to go on with an operation, and come to a method that blocks.
-        self._due: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._interrupters = Workers(self._due.get, _call, name="recuse-interrupts")
+        self._thread = threads.start(self._work, name="recuse-signals")
 
     def watch(
         self, call: Notification, listener: Listener, interrupt: Interrupt, *, late: bool = False
@@ -133,42 +139,34 @@ class SignalWatch:
     def _wake(self) -> None:
         if self._parked:
             self._unpark.set()
-        if self._thread is None:
-            self._start()
 
     def forget(self, call: Notification) -> Waiting | None:
         """The call waits no more; returns what was known of its wait."""
         return self.waiting.pop(call.id, None)
 
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._work, name="recuse-signals", daemon=True
-                )
-                self._thread.start()
-                self._interrupters.start()
-
     def close(self) -> None:
         """Stop looking."""
         self._closed.set()
         self._unpark.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._due.put(None)
-            self._interrupters.join()
+        self._thread.join()
 
     def _work(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._look_around()
+            except BaseException as error:
+                # For lack of memory, anything may raise.
+                report(error)
+                time.sleep(TICK)
+
+    def _look_around(self) -> None:
         pause, idle = TICK, 0
         while not self._closed.wait(pause):
             waiting = list(self.waiting.copy().values())
             if waiting:
                 idle = 0
                 began = time.monotonic()
-                try:
-                    self._look(waiting)
-                except Exception:
-                    _log.exception("internal error while looking for signals")
+                self._look(waiting)
                 pause = max(TICK, _SHARE * (time.monotonic() - began))
                 continue
             pause, idle = TICK, idle + 1
@@ -183,38 +181,40 @@ class SignalWatch:
     def _look(self, waiting: list[Waiting]) -> None:
         stopping: dict[int, bool] = {}
         for one in waiting:
-            if not one.looks:
-                one.looks = 1  # most calls are answered soon
-                continue
-            if one.attend is not None:
-                one.attend()
-                continue
-            signals = pending_signals(one.call.pid, stopping)
-            if not one.listener.alive(one.call.id):
-                self._end(one)
-            elif signals is None:
-                one.looks = 1
-            elif signals.deadly:
-                # It dies with a core dump as soon as it is let go; nobody will miss the result.
-                if self._end(one):
-                    one.listener.fail(one.call.id, ERESTARTSYS)
-            else:
-                one.looks += 1
-                if one.looks > 2 or signals.for_thread:
-                    one.found = [*one.found[-1:], signals]
-                    self._due.put(partial(one.interrupt, False))
+            try:
+                self._look_at(one, stopping)
+            except Exception:
+                _log.exception("internal error while looking for signals")
+
+    def _look_at(self, one: Waiting, stopping: dict[int, bool]) -> None:
+        if not one.looks:
+            one.looks = 1  # most calls are answered soon
+            return
+        if one.attend is not None:
+            one.attend()
+            return
+        signals = pending_signals(one.call.pid, stopping)
+        if not one.listener.alive(one.call.id):
+            self._end(one)
+        elif signals is None:
+            one.looks = 1
+        elif signals.deadly:
+            # It dies with a core dump as soon as it is let go; nobody will miss the result.
+            if self._end(one):
+                one.listener.fail(one.call.id, ERESTARTSYS)
+        else:
+            one.looks += 1
+            if one.looks > 2 or signals.for_thread:
+                one.found = [*one.found[-1:], signals]
+                self._errands.put(partial(one.interrupt, False))
 
     def _end(self, one: Waiting) -> bool:
         """The caller is gone, unless its call was forgotten meanwhile, and then answered."""
         left = self.waiting.pop(one.call.id, None)
         if left is None:
             return False
-        self._due.put(partial(left.interrupt, True))
+        self._errands.put(partial(left.interrupt, True))
         return True
-
-
-def _call(due: Callable[[], None]) -> None:
-    due()
 
 
 class Signals(NamedTuple):

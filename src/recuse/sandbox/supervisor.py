@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import errno
 import functools
-import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from recuse.channel.workers import TICK, Workers
+from recuse.channel.workers import TICK, Workers, pass_lead
 from recuse.kernel.caller import Caller
 from recuse.kernel.devices import CharDevice
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import Operation, run
 from recuse.kernel.request import Reply
+from recuse.runtime.log import Log
+from recuse.runtime.threads import must_not_block, no_more
 from recuse.sandbox.arch import arch
 from recuse.sandbox.listener import Listener, Notification
 from recuse.sandbox.machine import Machine
@@ -25,7 +26,7 @@ from recuse.sandbox.signals import ERESTARTSYS
 from recuse.sandbox.syscalls import compat_handlers, handlers
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
 
-_log = logging.getLogger("recuse.sandbox")
+_log = Log("recuse.sandbox")
 
 T = TypeVar("T")
 
@@ -38,7 +39,16 @@ _QUICK_CALLS: Final = 16
 class Supervisor:
     """Serves the programs under one listener, in threads of its own."""
 
-    def __init__(self, machine: Machine, listener: Listener) -> None:
+    def __init__(
+        self, machine: Machine, listener: Listener, broken: Callable[[], None] = lambda: None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            machine: what the programs find.
+            listener: theirs.
+            broken: is called when their calls cannot be received any more: they must not stay.
+        """
         self.listener = listener
         self.tasks = machine.tasks
         self.descriptors = machine.descriptors
@@ -51,8 +61,13 @@ class Supervisor:
         self._handlers = handlers()
         self._compat_handlers = compat_handlers()
         self._workers = Workers(
-            listener.receive, self._handle, stuck=self._stuck, name="recuse-calls"
+            listener.receive,
+            self._handle,
+            stuck=self._stuck,
+            broken=self._broken,
+            name="recuse-calls",
         )
+        self._on_broken = broken
         self._blocking: dict[tuple[int, int], int] = {}
         self._abandoned: set[int] = set()
         """Threads whose calls :meth:`let_go` has to answer, or has answered."""
@@ -60,8 +75,16 @@ class Supervisor:
         self._machine = machine
 
     def start(self) -> None:
-        """Serve until the last program under the filter has ended."""
+        """Serve until the last program under the filter has ended.
+
+        Raises:
+            OSError: EAGAIN if there can be no threads.
+        """
         self._workers.start()
+
+    def _broken(self, error: BaseException) -> None:
+        _log.error("system calls cannot be received (%s): the programs are ended", error)
+        self._on_broken()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the last program's end; False if it has not come within ``timeout`` seconds."""
@@ -82,19 +105,32 @@ class Supervisor:
                 known = self._handlers if call.arch == _NATIVE else self._compat_handlers
                 handler = known[call.number]
             result = handler(self, call)
-        except OSError as error:
-            self.listener.fail(call.id, error.errno or errno.EIO)
-        except UnreadableError:
-            # A process that lets nobody look into it sees no devices, and runs as it would.
-            self.listener.proceed(call.id)
-        except Exception:
-            _log.exception("internal error in system call %d of thread %d", call.number, call.pid)
-            self.listener.fail(call.id, errno.EIO)
-        else:
             if result == PROCEED:
                 self.listener.proceed(call.id)
             elif result != ANSWERED:
                 self.listener.answer(call.id, result)
+        except UnreadableError:
+            # A process that lets nobody look into it sees no devices, and runs as it would.
+            self.listener.proceed(call.id)
+        except BaseException as error:
+            self._failed(call, error)
+
+    def _failed(self, call: Notification, error: BaseException) -> None:
+        """Answer a call whose handler has raised; that comes first, whatever else may fail."""
+        number = errno.EIO
+        if isinstance(error, OSError):
+            number = error.errno or errno.EIO
+        elif isinstance(error, MemoryError):
+            number = errno.ENOMEM
+        while True:
+            try:
+                self.listener.fail(call.id, number)
+                break
+            except MemoryError:  # not even for this: the program waits until there is some
+                time.sleep(TICK)
+        if not isinstance(error, OSError | MemoryError):
+            what = "internal error in system call %d of thread %d"
+            _log.error(what, call.number, call.pid, exc_info=error)
 
     def conclude(self, call: Notification, handler: Handler) -> None:
         """Go on with a call whose handler has returned ANSWERED before it was."""
@@ -117,7 +153,7 @@ class Supervisor:
         done = functools.partial(self.finish, call)
         if self._blocking and (key := (file.device.serial, call.number)) in self._blocking:
             # It blocked lately, so it may again: let others be served meanwhile.
-            self._workers.pass_lead()
+            pass_lead()
             began = time.monotonic()
             self.drive(call, file.device, operation, done)
             self._took(key, time.monotonic() - began)
@@ -154,6 +190,8 @@ class Supervisor:
 
         Signals interrupt it until :meth:`forget`, which has to come before the call is answered.
         """
+        if must_not_block():
+            raise no_more()
         connection = device.connection
         pid = call.pid
 
@@ -176,7 +214,7 @@ class Supervisor:
                 if connection.watch(request, lambda _, replied=replied: replied.set()):  # type: ignore[misc]
                     if leading:
                         leading = False
-                        self._workers.pass_lead()
+                        pass_lead()
                     replied.wait()
             reply = request.reply
 
@@ -227,13 +265,16 @@ class Supervisor:
 
     def finish(self, call: Notification, result: int | None, error: OSError | None) -> None:
         """Answer a call with an operation's result or error."""
-        wait = self.signals.forget(call) if self._waiting else None
-        if error is None:
-            self.listener.answer(call.id, result or 0)
-        elif error.errno == errno.EINTR and wait is not None and wait.can_start_anew():
-            self.listener.fail(call.id, ERESTARTSYS)
-        else:
-            self.listener.fail(call.id, error.errno or errno.EIO)
+        try:
+            wait = self.signals.forget(call) if self._waiting else None
+            if error is None:
+                self.listener.answer(call.id, result or 0)
+            elif error.errno == errno.EINTR and wait is not None and wait.can_start_anew():
+                self.listener.fail(call.id, ERESTARTSYS)
+            else:
+                self.listener.fail(call.id, error.errno or errno.EIO)
+        except BaseException as failure:
+            self._failed(call, failure)
 
     def restart(self, call: Notification) -> None:
         """Answer a call that a signal has interrupted: the kernel does as SA_RESTART says."""

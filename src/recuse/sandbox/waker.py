@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import re
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from recuse.channel.workers import Workers
-
 if TYPE_CHECKING:
     from recuse.kernel.caller import Caller
+    from recuse.sandbox.errands import Errands
     from recuse.sandbox.readiness import Readiness
 
 # fs/eventpoll.c, ep_show_fdinfo.
@@ -99,13 +97,13 @@ def watched_by(tid: int, epoll: int) -> list[Entry]:
 
 
 class Waker:
-    """The threads that ask devices again which have said that something changed.
+    """Has devices asked again which have said that something changed.
 
     They do so when they are in the middle of something, perhaps with a lock held that their answer
     needs: so not there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, errands: Errands) -> None:
         self.watched: set[Readiness] = set()
         """What epolls watch."""
         self.sleepers: dict[int, Sleeper] = {}
@@ -117,16 +115,7 @@ class Waker:
         """
         self.lock = threading.Lock()
         self._too_many = MANY
-        self._queue: queue.SimpleQueue[Readiness | None] = queue.SimpleQueue()
-        self._workers: Workers[Readiness] | None = None
-        self._lock = threading.Lock()
-
-    def start(self) -> None:
-        """Start working, if that has not been done."""
-        with self._lock:
-            if self._workers is None:
-                self._workers = Workers(self._queue.get, _refresh, name="recuse-poll")
-                self._workers.start()
+        self._errands = errands
 
     @property
     def listed(self) -> bool:
@@ -140,7 +129,7 @@ class Waker:
 
     def put(self, readiness: Readiness) -> None:
         """Have it refreshed."""
-        self._queue.put(readiness)
+        self._errands.put(readiness.refresh)
 
     def of_epolls(self, sleepers: dict[int, Sleeper], inode: str) -> list[Sleeper]:
         """Those that sleep in a wait for an epoll that watches an inode, with the events."""
@@ -158,14 +147,3 @@ class Waker:
                     if entry.inode == inode and entry.enabled:
                         found.append(who._replace(events=entry.events))
         return found
-
-    def close(self) -> None:
-        """Stop."""
-        with self._lock:
-            if self._workers is not None:
-                self._queue.put(None)
-                self._workers.join()
-
-
-def _refresh(readiness: Readiness) -> None:
-    readiness.refresh()

@@ -6,19 +6,25 @@ Imported with the first coroutine as well: programs with plain methods do withou
 
 import asyncio
 import atexit
-import logging
+import errno
+import os
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
+from recuse.runtime import threads
+from recuse.runtime.log import Log, report
 from recuse.server.exchange import Exchange, discard
 
-log = logging.getLogger("recuse.server")
+log = Log("recuse.server")
 
 STOP_WAIT_S = 5.0
 """How long to wait for the end of what runs on the loop, which is cancelled first."""
+
+_PAUSE_S = 0.01
 
 Done = Callable[[Any, BaseException | None], None]
 """Called once, with what a handler returned or with what it raised."""
@@ -140,24 +146,42 @@ async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None
 _lock = threading.Lock()
 _running: tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event] | None = None
 _users = 0
+_told_of_lack = False
 
 
 def _acquire() -> asyncio.AbstractEventLoop:
-    global _running, _users
+    """Start the loop if it does not run.
+
+    Raises OSError: EAGAIN if there can be no thread for it, and what making its descriptors says.
+    """
+    global _running, _users, _told_of_lack
     with _lock:
         if _running is None:
-            started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-            # A daemon, so that a program which forgets to close a session can still exit: the
-            # interpreter waits for other threads before it runs what is registered with atexit.
-            thread = threading.Thread(
-                target=lambda: asyncio.run(_serve(started)),
-                name="recuse async handlers",
-                daemon=True,
-            )
-            thread.start()
-            _running = (thread, *started.result())
+            try:
+                _running = _start()
+            except OSError as error:
+                if not _told_of_lack:
+                    _told_of_lack = True
+                    log.error("async handlers cannot run: %s", error.strerror)
+                raise
+            _told_of_lack = False
         _users += 1
         return _running[1]
+
+
+def _start() -> tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event]:
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+    # A daemon, so that a program which forgets to close a session can still exit: the
+    # interpreter waits for other threads before it runs what is registered with atexit.
+    thread = threads.start(_run, started, name="recuse async handlers")
+    try:
+        return thread, *started.result()
+    except OSError as error:
+        # Raised in the other thread; EMFILE would look like the program's own lack.
+        number = errno.ENFILE if error.errno == errno.EMFILE else error.errno
+        raise OSError(number, error.strerror) from error
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
 
 
 def _release() -> None:
@@ -169,10 +193,41 @@ def _release() -> None:
         _stop()
 
 
-async def _serve(started: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> None:
-    stop = asyncio.Event()
-    started.set_result((asyncio.get_running_loop(), stop))
+def _run(started: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> None:
+    try:
+        with asyncio.Runner() as runner:
+            loop = runner.get_loop()
+            loop.set_exception_handler(_tell)
+            stop = asyncio.Event()
+            waiting = loop.create_task(_wait(stop))
+            started.set_result((loop, stop))
+            while not (waiting.done() or loop.is_closed()):
+                try:
+                    loop.run_until_complete(waiting)
+                except BaseException as error:
+                    # A callback's SystemExit, say: it is not for it to end the loop of all.
+                    report(error)
+                    time.sleep(_PAUSE_S)
+    except BaseException as error:
+        if started.done():
+            report(error)
+        else:
+            started.set_exception(error)
+
+
+async def _wait(stop: asyncio.Event) -> None:
     await stop.wait()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what a callback or a forgotten task has raised, as the loop does by itself.
+
+    Whatever logging does then, the loop goes on.
+    """
+    try:
+        loop.default_exception_handler(context)
+    except BaseException as error:
+        report(error)
 
 
 @atexit.register

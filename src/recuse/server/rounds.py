@@ -214,6 +214,11 @@ class IoctlCall:
         """The author's method, as "Class.method"."""
         return f"{type(self._file).__name__}.{self._handler.name}"
 
+    @property
+    def method(self) -> Any:
+        """The author's method itself."""
+        return getattr(self._file, self._handler.name)
+
     # One of these three comes first.
 
     def restrict(self) -> None:

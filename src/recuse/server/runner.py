@@ -1,23 +1,25 @@
 """Calls an author's methods, and sees to it that each request gets its answer, come what may."""
 
 import errno
-import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from recuse.runtime.log import Log
+from recuse.runtime.threads import LAST_THREADS, must_not_block
 from recuse.server.errors import Misuse
 from recuse.server.exchange import Exchange, discard
+from recuse.server.file import File
 from recuse.server.memory import MoreMemory
 from recuse.server.request import CURRENT
 from recuse.server.rounds import IoctlCall
 from recuse.wire.cuse import RECUSE_MUNMAP
-from recuse.wire.fuse import FUSE_OPEN, FUSE_RELEASE
+from recuse.wire.fuse import FUSE_OPEN, FUSE_POLL, FUSE_RELEASE
 
 if TYPE_CHECKING:
     from recuse.server.loop import Done, Tasks
 
-log = logging.getLogger("recuse.server")
+log = Log("recuse.server")
 
 CLOSE_WAIT_S = 5.0
 """How long `Runner.end` waits for handlers that it has cancelled."""
@@ -69,6 +71,10 @@ class Runner:
 
         If it is ``async def`` that happens later, on the event loop.
         """
+        if LAST_THREADS and must_not_block() and _may_block(exchange.opcode, method):
+            exchange.fail(errno.EAGAIN)
+            self._after_failure(exchange)
+            return
         self._running[exchange.unique] = exchange
         token = CURRENT.set(exchange)
         try:
@@ -118,8 +124,13 @@ class Runner:
                 self._log(method, error)
 
         awaitable = self.quietly(method, *arguments)
-        if awaitable is not None and not self._start(awaitable, done, None):
-            log.error("%s did not run: the session has ended", label(method))
+        if awaitable is None:
+            return
+        try:
+            if not self._start(awaitable, done, None):
+                log.error("%s did not run: the session has ended", label(method))
+        except OSError as error:
+            log.error("%s did not run: %s", label(method), error.strerror)
 
     def end(self, steps: Callable[[], Iterator[Step]]) -> None:
         """Cancel the handlers that run on the loop, then go through ``steps`` to their end.
@@ -135,7 +146,12 @@ class Runner:
         if tasks is not None and not tasks.loop.is_closed():
             self._wait(tasks, tasks.end, tasks.end())
         for method, awaitable in steps():
-            tasks = self._loop()
+            try:
+                tasks = self._loop()
+            except OSError as error:
+                discard(awaitable)
+                log.error("%s did not run: %s", label(method), error.strerror)
+                continue
             if tasks is not None:
                 self._wait(tasks, method, awaitable)
         self._give_up_loop()
@@ -182,8 +198,15 @@ class Runner:
             exchange.fail(errno.ECONNABORTED)
 
     def _start(self, awaitable: Awaitable[Any], done: "Done", exchange: Exchange | None) -> bool:
-        """Have the loop await something; return whether it will."""
-        tasks = self._loop()
+        """Have the loop await something; return whether it will.
+
+        Raises OSError if there can be no loop: EAGAIN without a thread for it, and EMFILE.
+        """
+        try:
+            tasks = self._loop()
+        except BaseException:
+            discard(awaitable)
+            raise
         if tasks is not None and tasks.start(awaitable, done, exchange):
             return True
         discard(awaitable)
@@ -206,22 +229,27 @@ class Runner:
             tasks.release()
 
     def _failed(self, exchange: Exchange, method: Callable[..., Any], error: BaseException) -> None:
-        """Answer for a method that raised ``error``."""
+        """Answer for a method that raised ``error``, and only then log what is to be logged."""
+        complaint: str | None = None
+        logged = False
         if isinstance(error, OSError) and is_errno(error.errno):
             number = error.errno
-            if exchange.opcode in (FUSE_RELEASE, RECUSE_MUNMAP):
-                self._log(method, error)
+            logged = exchange.opcode in (FUSE_RELEASE, RECUSE_MUNMAP)
             if exchange.opcode == FUSE_OPEN and number == errno.ENOSYS:
                 # It would mean that this device is never to hear of OPEN again.
-                log.error("%s raised ENOSYS: EIO for the program", label(method))
+                complaint = "%s raised ENOSYS: EIO for the program"
                 number = errno.EIO
         elif self._tasks is not None and self._tasks.has_cancelled(exchange, error):
             number = errno.EINTR if exchange.interrupted else errno.ECONNABORTED
         else:
             number = errno.EIO
-            self._log(method, error)
+            logged = True
         exchange.fail(number)
         self._after_failure(exchange)
+        if complaint is not None:
+            log.error(complaint, label(method))
+        elif logged:
+            self._log(method, error)
 
     def _log(self, method: object, error: BaseException) -> None:
         """Tell the author of a failure: a mistake in one line, others with the traceback."""
@@ -237,6 +265,26 @@ class Runner:
 def is_errno(number: object) -> TypeGuard[int]:
     """Whether it is a number that an answer may carry: 1 to 511."""
     return isinstance(number, int) and 0 < number < _ERRNO_END
+
+
+_NEVER_REFUSED = frozenset({FUSE_POLL, FUSE_RELEASE, RECUSE_MUNMAP})
+"""What never waits, or must reach its method."""
+
+_CO_COROUTINE = 0x180  # of inspect: CO_COROUTINE | CO_ITERABLE_COROUTINE
+
+
+def _may_block(opcode: int, method: object) -> bool:
+    """Whether a method may keep the thread that calls it: a plain one of the author's."""
+    if opcode in _NEVER_REFUSED:
+        return False
+    owner = getattr(method, "__self__", None)
+    if isinstance(owner, IoctlCall):
+        method = owner.method
+    function = getattr(method, "__func__", method)
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_flags & _CO_COROUTINE:
+        return False
+    return getattr(function, "__module__", None) != File.__module__
 
 
 def label(method: object) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from recuse.channel.workers import Workers
+from recuse.channel.workers import Workers, pass_lead
 
 WAIT_S = 20.0
 
@@ -95,7 +95,7 @@ def test_a_handler_that_knows_that_it_blocks_passes_the_lead() -> None:
 
     def handle(item: object) -> None:
         if item == "slow":
-            source.workers.pass_lead()
+            pass_lead()
             gate.wait()
         entered.put(item)
 

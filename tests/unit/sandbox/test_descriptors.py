@@ -10,6 +10,7 @@ from contextlib import closing
 import pytest
 
 from recuse.sandbox.descriptors import Descriptor, Descriptors
+from recuse.sandbox.errands import Errands
 from recuse.sandbox.nodes import Node
 
 
@@ -19,7 +20,7 @@ def test_a_number_is_the_file_that_it_is_now(seed: int) -> None:
     chance = random.Random(seed)
     node = Node(b"/dev/x", 1, 0o20600, 0, 0, 0)
     held: dict[int, Descriptor] = {}
-    with closing(Descriptors()) as descriptors:
+    with closing(Errands()) as errands, closing(Descriptors(errands)) as descriptors:
         for _ in range(300):
             if len(held) > chance.randrange(12):
                 number = chance.choice(list(held))

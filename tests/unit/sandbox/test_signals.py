@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from recuse.sandbox.errands import Errands
 from recuse.sandbox.listener import Notification
 from recuse.sandbox.signals import SignalWatch, pending_signals
 
@@ -33,7 +34,7 @@ def test_an_interrupt_that_blocks_keeps_no_other_from_being_told():
         assert fatal
         go_on.wait(WAIT_S)
 
-    with closing(SignalWatch()) as watch:
+    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
         watch.watch(call(1), Gone(), block)
         watch.watch(call(2), Gone(), lambda fatal: told.set())
         assert told.wait(WAIT_S)
@@ -44,7 +45,7 @@ def test_an_interrupt_that_blocks_keeps_no_other_from_being_told():
 
 def test_what_is_forgotten_is_not_told():
     told = threading.Event()
-    with closing(SignalWatch()) as watch:
+    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
         for number in range(1, 100):
             wrong: list[bool] = []
             watch.watch(call(number), Gone(), wrong.append)
@@ -61,7 +62,7 @@ def test_what_is_forgotten_is_not_told():
 @pytest.mark.parametrize("late", [False, True])
 def test_any_watch_wakes_who_looks(late):
     told = threading.Event()
-    with closing(SignalWatch()) as watch:
+    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
         watch.watch(call(1), Gone(), lambda fatal: told.set(), late=late)
         assert told.wait(WAIT_S)
         told.clear()
@@ -75,7 +76,7 @@ def test_any_watch_wakes_who_looks(late):
 
 def test_who_is_attended_is_looked_at_until_forgotten():
     looks = threading.Semaphore(0)
-    with closing(SignalWatch()) as watch:
+    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
         watch.attend(call(1), Gone(), looks.release)
         watch.watch(call(1), Gone(), lambda fatal: pytest.fail("told"), late=True)
         for _ in range(3):
@@ -85,7 +86,7 @@ def test_who_is_attended_is_looked_at_until_forgotten():
 
 def test_a_late_watch_does_not_replace_one():
     told = threading.Event()
-    with closing(SignalWatch()) as watch:
+    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
         watch.watch(call(1), Gone(), lambda fatal: told.set())
         watch.watch(call(1), Gone(), lambda fatal: pytest.fail("told"), late=True)
         assert told.wait(WAIT_S)
