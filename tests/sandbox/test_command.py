@@ -288,3 +288,38 @@ def test_recuse_in_recuse(recuse, argv):
     assert done.returncode == 125
     assert done.stderr.startswith("recuse: another seccomp supervisor has this process already")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_blocked_sigchld_stays_blocked_and_the_end_is_seen(recuse):
+    def block():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+
+    done = recuse("grep", "SigBlk", "/proc/self/status", preexec_fn=block)
+    assert done.stdout.split() == ["SigBlk:", f"{1 << (signal.SIGCHLD - 1):016x}"]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("path", [None, "", "/nowhere:{}", "{}/is-a-file:{}", "{}/locked:/bin"])
+def test_a_program_is_found_as_outside(recuse, tmp_path, path):
+    """Along PATH, whatever that has: what the message says is what is tested elsewhere."""
+    (tmp_path / "is-a-file").touch()
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked" / "prog").touch(0o644)
+    (tmp_path / "prog").write_text('#!/bin/sh\nprintf \'%s \' "$0" "$@"')
+    (tmp_path / "prog").chmod(0o755)
+    environment = dict(os.environ)
+    del environment["PATH"]
+    if path is not None:
+        environment["PATH"] = path.format(tmp_path, tmp_path)
+    options = {"cwd": tmp_path, "env": environment}
+    done = recuse("prog", "a b", "", **options)
+    code = "import os, sys; os.execvp('prog', ['prog', 'a b', ''])"
+    outside = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, **options
+    )
+    assert done.stdout == outside.stdout
+    assert (done.returncode == 0) == (outside.returncode == 0)
+    if "PermissionError" in outside.stderr:
+        assert done.returncode == 126
+    elif outside.returncode:
+        assert done.returncode == 127

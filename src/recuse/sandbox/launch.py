@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
+import importlib.util
+import marshal
 import os
 import resource
 import select
@@ -13,7 +16,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from recuse.sandbox.arch import DESCRIPTION, SUPPORTED, arch
@@ -24,7 +26,11 @@ Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Command = Argument | Sequence[Argument]
 """A program and its arguments; or one that has none, as subprocess has it."""
 
-_INIT: Final = str(Path(__file__).with_name("init.py"))
+_INIT: Final = """\
+import sys, _socket, marshal
+control = _socket.socket(fileno=int(sys.argv[1]))
+exec(marshal.loads(control.recv(131072) or sys.exit()))
+main(control, sys.argv[2:])"""
 
 
 class SandboxError(Exception):
@@ -104,10 +110,11 @@ class Launch:
             _above_standard(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         )
         with theirs:
-            command: list[str | bytes] = [sys.executable, "-I", "-S", _INIT, str(theirs.fileno())]
-            command += self._argv
+            command: list[str | bytes] = ["-I", "-S", "-c", _INIT, str(theirs.fileno())]
             passed = (*options.pop("pass_fds", ()), theirs.fileno())
             try:
+                command = [_interpreter(), *command, *self._argv]
+                self._control.send(_code_of_init())
                 self.program = Program(command, pass_fds=passed, **options)
             except BaseException:
                 self._control.close()
@@ -167,6 +174,35 @@ class Launch:
         """Close what belongs to a program that has ended."""
         self._control.close()
         self.program.disown()
+
+
+@functools.cache
+def _interpreter() -> str:
+    """The program that runs Python code; where Python is embedded, ``sys.executable`` may not be.
+
+    Raises:
+        SandboxError: there is none.
+    """
+    if "python" in os.path.basename(sys.executable or ""):
+        return sys.executable
+    usual = f"bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    for directory in (sys.exec_prefix, sys.base_exec_prefix):
+        if os.access(path := os.path.join(directory, usual), os.X_OK):
+            return path
+    if not sys.executable:
+        raise SandboxError(
+            "the sandbox's first process is run by Python, and sys.executable does not say where "
+            "that is: set it"
+        )
+    return sys.executable
+
+
+@functools.cache
+def _code_of_init() -> bytes:
+    """The first process's code, compiled, wherever this package is: it may be in an archive."""
+    spec = importlib.util.find_spec("recuse.sandbox.init")
+    assert spec is not None
+    return marshal.dumps(spec.loader.get_code(spec.name))  # type: ignore[union-attr]
 
 
 def _above_standard(end: socket.socket) -> socket.socket:
