@@ -256,7 +256,7 @@ AGAIN = """
 def process(pid, flags=0):
     wanted = (ctypes.c_int * 1)(pid)
     args = struct.pack('10Q', flags, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(wanted), 1)
-    made = call(435, args, len(args))
+    while (made := call(435, args, len(args))) == 'EEXIST': pass  # not free yet
     if made == 'EPERM': print('EPERM'); sys.exit()
     return made
 def free_pid():
@@ -309,6 +309,68 @@ wait(pid)
     if output == "EPERM\n":
         pytest.skip("process numbers cannot be chosen here")
     assert output == "3\nEFAULT b'two'\n"
+
+
+@pytest.mark.parametrize("maker", ["thread", "vfork"])
+def test_a_process_with_the_number_of_a_thread_has_paths_of_its_own(client, maker):
+    # The thread's process lives, and in its memory there is another path at that address.
+    script = f"""{AGAIN}
+path = ctypes.create_string_buffer(b'/dev/echo', 64)
+made = []
+def thread():
+    made.append(threading.get_native_id())
+    os.close(libc.syscall(2, path, os.O_RDWR))
+def process_in_this_memory():
+    # As vfork(2), with a stack of its own.
+    stack = ctypes.create_string_buffer(1 << 16)
+    top = ctypes.c_void_p(ctypes.addressof(stack) + len(stack) & ~15)
+    entry = ctypes.cast(libc.creat, ctypes.c_void_p)
+    made.append(libc.clone(entry, top, 0x100 | 0x4000 | 17, path))  # VM, VFORK, SIGCHLD
+    wait(made[-1])
+for turn in range(40):
+    ctypes.memmove(path, b'/dev/echo\\0', 10)
+    if {maker!r} == 'thread':
+        other = threading.Thread(target=thread)
+        other.start(); other.join()
+    else:
+        process_in_this_memory()
+    while os.path.exists(f'/proc/{{made[-1]}}'): pass
+    pid = process(made[-1])
+    if pid == 0:
+        ctypes.memmove(path, b'/etc/hostname\\0', 14)
+        fd = libc.syscall(2, path, os.O_RDONLY)
+        os._exit(os.readlink(f'/proc/self/fd/{{fd}}') != '/etc/hostname')
+    if wait(pid): print('turn', turn)
+print('end')
+"""
+    output = client(script)
+    if output == "EPERM\n":
+        pytest.skip("process numbers cannot be chosen here")
+    assert output == "end\n"
+
+
+def test_a_process_with_the_number_of_a_thread_is_not_that_thread(make_echo, clients):
+    script = f"""{TRY}{AGAIN}
+made = []
+def privileged():
+    made.append(threading.get_native_id()); os.close(os.open('/dev/echo', os.O_RDWR))
+os.open('/dev/echo', os.O_RDWR)
+for turn in range(20):
+    thread = threading.Thread(target=privileged)
+    thread.start(); thread.join()
+    while os.path.exists(f'/proc/self/task/{{made[-1]}}'): pass
+    libc.setfsuid(1000)
+    pid = process(made[-1])
+    if pid == 0: os._exit(attempt(os.open, '/dev/echo', os.O_RDWR) != 'EACCES')
+    libc.setfsuid(0)
+    if wait(pid): print('turn', turn)
+print('end')
+"""
+    with Sandbox(make_echo(mode=0o600)) as sandbox:
+        output = clients(sandbox)(script)
+    if output == "EPERM\n":
+        pytest.skip("process numbers cannot be chosen here")
+    assert output == "end\n"
 
 
 def test_a_thread_that_was_never_seen_executes_a_program(echo, client):

@@ -269,3 +269,36 @@ def test_paths_and_results_at_bad_addresses(run):
     assert lines[:4] == [" ".join(["EFAULT"] * 9)] * 4
     assert set(lines[4].split()) <= {"EFAULT", "ENOENT"}
     assert lines[5:] == ["EFAULT", "True", "EFAULT EFAULT"] + ["EFAULT EFAULT EFAULT EFAULT"] * 5
+
+
+LATE = """
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+page = 4096
+uffd = libc.syscall(323, os.O_CLOEXEC)
+if uffd < 0: print('no userfaultfd'); sys.exit()
+fcntl.ioctl(uffd, 0xc018aa3f, struct.pack('3Q', 0xaa, 0, 0))  # UFFDIO_API
+memory = libc.mmap(None, 16 * page, 3, 0x22, -1, 0)
+fcntl.ioctl(uffd, 0xc020aa00, struct.pack('4Q', memory, 16 * page, 1, 0))  # UFFDIO_REGISTER
+content = ctypes.create_string_buffer(page)
+def fill():
+    while True:
+        address = struct.unpack_from('Q', os.read(uffd, 32), 16)[0] & -page
+        ctypes.memmove(page_of, content, page)
+        fcntl.ioctl(uffd, 0xc028aa03, struct.pack('5Q', address, page_of, page, 0, 0))  # _COPY
+page_of = libc.mmap(None, page, 3, 0x22, -1, 0)
+threading.Thread(target=fill, daemon=True).start()
+for number, path in enumerate([b'/etc/hostname', b'/dev/echo', b'/dev/nothing']):
+    content.value = path
+    fd = libc.syscall(2, ctypes.c_void_p(memory + number * page), os.O_RDWR, 0)
+    print(os.readlink(f'/proc/self/fd/{fd}') if fd >= 0 else errno.errorcode[ctypes.get_errno()])
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_a_path_in_memory_that_another_thread_fills(client):
+    output = client(LATE).splitlines()
+    if output == ["no userfaultfd"]:
+        pytest.skip("userfaultfd(2) is not for everybody here")
+    assert output == ["/etc/hostname", "/dev/echo", "ENOENT"]

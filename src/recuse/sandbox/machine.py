@@ -96,5 +96,5 @@ class Machine:
         self.signals.close()
         self.errands.close()
         self.tree.close()
-        self.strings.forget_all()
+        self.strings.close()
         self.tasks.close()

@@ -12,11 +12,13 @@ import ctypes
 import errno
 import os
 import threading
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
+from recuse.sandbox.ends import Ends
 from recuse.sandbox.listener import Listener
 from recuse.wire.declare import Buffer
 
@@ -34,7 +36,11 @@ later. If it has ended since, the kernel says so.
 
 
 class UnreadableError(Exception):
-    """The process does not let itself be looked into: prctl(PR_SET_DUMPABLE), or another user's."""
+    """What a call refers to cannot be seen from here; the kernel, in the caller, sees it.
+
+    The process does not let itself be looked into (prctl(PR_SET_DUMPABLE), or it is another
+    user's), or its memory is of a kind that only itself can read.
+    """
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -205,9 +211,12 @@ class StringReader:
 
     Almost every trapped call of an ordinary program is an open or stat, and reading its path by
     ``/proc/PID/mem`` takes half the time of ``process_vm_readv``. The descriptors for that are kept
-    by thread id for the threads seen lately. One is right as long as the thread has the memory
-    image that it had: an exec must be told to :meth:`forget` beforehand, and now and then all is
-    to be forgotten of :meth:`forget_others`, which may have ended and their ids come again.
+    by thread id for the threads seen lately. One is right as long as the thread lives and has the
+    memory image that it had: its end is noticed (:mod:`recuse.sandbox.ends`), and an exec must be
+    told to :meth:`forget` beforehand.
+
+    What cannot be read that way is read the other one: for threads whose end would not be noticed,
+    and memory that another thread of the program is to fill yet (userfaultfd(2)).
     """
 
     _MOST = 64
@@ -215,63 +224,59 @@ class StringReader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._descriptors: dict[int, int] = {}
+        self._ends = Ends()
+        self._poll = self._ends.poll
 
     def read(self, tid: int, address: int) -> bytes:
         """Read a path: a NUL-terminated string, returned without the NUL.
 
         Raises:
-            OSError: EFAULT if it runs into unmapped memory; ENAMETOOLONG if it has more than 4095
-                bytes; ESRCH if the thread is gone.
-            UnreadableError: if the process may not be looked into.
+            OSError: ENAMETOOLONG if it has more than 4095 bytes; ESRCH if the thread is gone.
+            UnreadableError: if the process may not be looked into, or if there is no such memory so
+                far as can be seen: the kernel may see more.
         """
-        with self._lock:  # or the descriptor could be closed, and its number used, meanwhile
-            descriptor = self._descriptors.get(tid)
-            if descriptor is None:
-                descriptor = self._open(tid)
-            length = min(256, PAGE - address % PAGE)
-            part = self._part(descriptor, tid, address, length)
-            end = part.find(0)
-            if end >= 0:
-                return part[:end]
-            whole = part
-            while len(whole) < PATH_MAX:
-                descriptor = self._descriptors[tid]
-                whole += self._part(descriptor, tid, address + len(whole), PAGE // 4)
-                end = whole.find(0)
-                if 0 <= end < PATH_MAX:
-                    return whole[:end]
-        raise os_error(errno.ENAMETOOLONG)
-
-    def _part(self, descriptor: int, tid: int, address: int, size: int) -> bytes:
-        size = min(_clip(address, size), PAGE - address % PAGE)
         try:
-            part = os.pread(descriptor, size, address)
-            if part:
-                return part
-            # The memory image is gone: the thread's id belongs to another process now.
-            self._close(tid)
-            part = os.pread(self._open(tid), size, address)
+            with self._lock:  # or the descriptor could be closed, and its number used, meanwhile
+                if self._poll(0, 1):
+                    for ended in self._ends.take():
+                        self._close(ended)
+                descriptor = self._descriptors.get(tid)
+                if descriptor is None:
+                    descriptor = self._open(tid)
+                if descriptor is not None and address < _ADDRESS_LIMIT:
+                    part = os.pread(descriptor, min(256, PAGE - address % PAGE), address)
+                    end = part.find(0)
+                    if end >= 0:
+                        return part[:end]
+                    return _read_string(os.pread, descriptor, address)
         except OSError as error:
-            if error.errno != errno.EIO:
+            if error.errno == errno.ENAMETOOLONG:
                 raise
-            part = b""
-        if not part:
-            raise os_error(errno.EFAULT)
-        return part
+            self.forget(tid)  # the memory image may be gone
+        try:
+            # Not under the lock: it waits as long as the memory is not there.
+            return _read_string(lambda tid, size, at: read_memory(tid, at, size), tid, address)
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+        raise UnreadableError
 
-    def _open(self, tid: int) -> int:
+    def _open(self, tid: int) -> int | None:
+        """A new descriptor of the thread's memory; None if it is not to be kept."""
         if len(self._descriptors) >= self._MOST:
             self._close(next(iter(self._descriptors)))
+        if not self._ends.watch(tid):
+            return None
         try:
             descriptor = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        except PermissionError:
-            raise UnreadableError from None
-        except FileNotFoundError:
-            raise os_error(errno.ESRCH) from None
+        except OSError:
+            self._ends.forget(tid)
+            return None
         self._descriptors[tid] = descriptor
         return descriptor
 
     def _close(self, tid: int) -> None:
+        self._ends.forget(tid)
         descriptor = self._descriptors.pop(tid, None)
         if descriptor is not None:
             os.close(descriptor)
@@ -282,7 +287,7 @@ class StringReader:
             self._close(tid)
 
     def forget_others(self, tid: int) -> None:
-        """Ids of threads that have ended may come again."""
+        """Its process is about to get one."""
         with self._lock:
             for other in [other for other in self._descriptors if other != tid]:
                 self._close(other)
@@ -292,6 +297,35 @@ class StringReader:
         with self._lock:
             for tid in list(self._descriptors):
                 self._close(tid)
+
+    def close(self) -> None:
+        """Close all, for good."""
+        self.forget_all()
+        self._ends.close()
+
+
+def _read_string(read: Callable[[int, int, int], bytes], source: int, address: int) -> bytes:
+    """Read a string page by page with ``read(source, size, address)``; see `StringReader.read`.
+
+    Raises:
+        OSError: EFAULT if it runs into what has no bytes; ENAMETOOLONG; as ``read`` does.
+    """
+    size = min(256, PAGE - address % PAGE)
+    whole = b""
+    while len(whole) < PATH_MAX:
+        part = read(source, _clip(address, size), address)
+        if not part:
+            raise os_error(errno.EFAULT)
+        end = part.find(0)
+        if end >= 0:
+            whole += part[:end]
+            if len(whole) < PATH_MAX:
+                return whole
+            break
+        whole += part
+        address += len(part)
+        size = min(PAGE // 4, PAGE - address % PAGE)
+    raise os_error(errno.ENAMETOOLONG)
 
 
 class WritableMap:

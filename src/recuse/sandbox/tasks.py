@@ -2,9 +2,9 @@
 
 A record is made when a thread first does something with a device, and kept, because reading
 ``/proc`` costs more than serving a read. What can make a record wrong is trapped and forgets it
-first: exec (memory map) and the set*id calls (credentials). An id may come again when its thread or
-process has ended: ended processes are known by their pidfds. Threads end unseen, so what is known
-of them is made anew with each of these, and every now and then.
+first: exec (memory map) and the set*id calls (credentials). An id may come again when its thread
+has ended, which is noticed before (:mod:`recuse.sandbox.ends`); of a thread of which it would not
+be, nothing is kept.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import threading
 from dataclasses import dataclass
-from time import monotonic
 from typing import Final
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.memory import SAME_PID_S, WritableMap
+from recuse.sandbox.ends import Ends
+from recuse.sandbox.memory import WritableMap
 
 
 @dataclass(slots=True)
@@ -55,9 +54,6 @@ class Task:
     """As access(2) asks: with the real ids, and without capabilities unless that is root."""
     writable: WritableMap
 
-
-_SAME_THREAD_S: Final = 0.25
-"""For how long what is known of a thread that is not its process's first is taken to be so."""
 
 _KEY: Final = int.from_bytes(os.urandom(8), "little")
 _64_BITS: Final = (1 << 64) - 1
@@ -163,10 +159,8 @@ class Tasks:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tasks: dict[int, Task] = {}
-        self._pidfds: dict[int, int] = {}
-        self._ended = select.epoll()
-        self._same_until = 0.0
-        self._same_threads_until = 0.0
+        self._ends = Ends()
+        self._poll = self._ends.poll
 
     def get(self, tid: int) -> Task:
         """The thread's record, made now if there is none.
@@ -174,28 +168,16 @@ class Tasks:
         Raises:
             OSError: ESRCH if there is no such thread.
         """
-        now = monotonic()
-        if now > self._same_until:
-            self._same_until = now + SAME_PID_S
-            if self._ended.poll(0):
-                self.forget_ended()
-            elif now > self._same_threads_until:
-                self._same_threads_until = now + _SAME_THREAD_S
-                with self._lock:
-                    self._forget_threads()
+        if self._poll(0, 1):
+            self.forget_ended()
         task = self._tasks.get(tid)
         if task is None:
             with self._lock:
+                kept = self._ends.watch(tid)
                 task = read_task(tid)
-                self._watch(task.tgid)
-                self._tasks[tid] = task
+                if kept:
+                    self._tasks[tid] = task
         return task
-
-    def _watch(self, tgid: int) -> None:
-        if tgid not in self._pidfds:
-            pidfd = os.pidfd_open(tgid)
-            self._pidfds[tgid] = pidfd
-            self._ended.register(pidfd, select.EPOLLIN)
 
     def forget(self, tid: int) -> None:
         """The thread's credentials are about to change."""
@@ -213,33 +195,21 @@ class Tasks:
             if task is None:  # it may be a thread that was never seen, of a process that was
                 with contextlib.suppress(OSError):
                     tgid = int(_read_status(tid)[b"Tgid"])
-            self._drop(tgid)
+            for other in [task.tid for task in self._tasks.values() if task.tgid == tgid]:
+                self._drop(other)
 
     def forget_ended(self) -> None:
         """Forget what has ended: its ids may come again."""
-        if not self._tasks:
-            return
         with self._lock:
-            ended = {pidfd for pidfd, _ in self._ended.poll(0)}
-            for tgid in [tgid for tgid, pidfd in self._pidfds.items() if pidfd in ended]:
-                self._drop(tgid)
-            self._forget_threads()
+            for tid in self._ends.take():
+                self._drop(tid)
 
-    def _forget_threads(self) -> None:
-        """Forget those that may have ended unseen. If not, their records are made again."""
-        for task in [task for task in self._tasks.values() if task.tid != task.tgid]:
-            del self._tasks[task.tid]
-
-    def _drop(self, tgid: int) -> None:
-        for task in [task for task in self._tasks.values() if task.tgid == tgid]:
-            del self._tasks[task.tid]
-        pidfd = self._pidfds.pop(tgid, None)
-        if pidfd is not None:
-            os.close(pidfd)
+    def _drop(self, tid: int) -> None:
+        self._ends.forget(tid)
+        self._tasks.pop(tid, None)
 
     def close(self) -> None:
         """Forget everything."""
         with self._lock:
-            for tgid in list(self._pidfds):
-                self._drop(tgid)
-            self._ended.close()
+            self._tasks.clear()
+            self._ends.close()

@@ -1,11 +1,13 @@
 """What is remembered of threads, and for how long."""
 
+import errno
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
-from recuse.sandbox import tasks
+from recuse.sandbox import ends
 from recuse.sandbox.tasks import Tasks
 
 
@@ -17,9 +19,15 @@ def known():
 
 
 @pytest.fixture
-def tid():
+def end():
+    """Ends the thread of the fixture `tid`."""
+    return threading.Event()
+
+
+@pytest.fixture
+def tid(end):
     """The id of a thread that is not its process's first."""
-    ready, end = threading.Event(), threading.Event()
+    ready = threading.Event()
     ids = []
 
     def live():
@@ -35,31 +43,28 @@ def tid():
     thread.join()
 
 
-def test_a_thread_is_looked_at_anew_now_and_then_since_it_ends_unseen(known, tid, monkeypatch):
-    now = 1000.0
-    monkeypatch.setattr(tasks, "monotonic", lambda: now)
+def test_a_record_is_kept_until_its_thread_ends(known, tid, end):
     first, leader = known.get(tid), known.get(os.getpid())
-    now += 0.01
     assert known.get(tid) is first
-    now += 1
-    assert known.get(tid) is not first
+    end.set()
+    while Path(f"/proc/self/task/{tid}").exists():
+        pass
+    with pytest.raises(ProcessLookupError):
+        known.get(tid)
     assert known.get(os.getpid()) is leader
 
 
-def test_of_a_process_that_cannot_be_watched_nothing_is_kept(known, monkeypatch):
-    def ended(tgid):
-        raise ProcessLookupError
+def test_a_record_is_not_kept_of_whom_nobody_watches(known, tid, monkeypatch):
+    # Before Linux 6.9, other threads than the first.
+    def first_only(tid, flags=0, real=os.pidfd_open):
+        if flags:
+            raise OSError(errno.EINVAL, "flags")
+        return real(tid)
 
-    monkeypatch.setattr(tasks.os, "pidfd_open", ended)
-    with pytest.raises(ProcessLookupError):
-        known.get(os.getpid())
-    monkeypatch.undo()
-    read = []
-    monkeypatch.setattr(
-        tasks, "read_task", lambda tid, real=tasks.read_task: read.append(tid) or real(tid)
-    )
-    known.get(os.getpid())
-    assert read
+    monkeypatch.setattr(ends.os, "pidfd_open", first_only)
+    leader = known.get(os.getpid())
+    assert known.get(tid) is not known.get(tid)
+    assert known.get(os.getpid()) is leader
 
 
 def test_exec_of_a_thread_that_was_never_seen_forgets_its_process(known, tid):
