@@ -155,21 +155,27 @@ class Descriptor:
         self.end = -1
         self._ours.close()
 
-    def fetch(self, tgid: int, number: int) -> int:
-        """Return a copy of the programs' end, which a process has by that number or another one.
+    def fetch(self, tid: int, number: int, copy: Callable[[int], int]) -> int:
+        """Return a copy of the programs' end, which a thread has by that number or another one.
 
         Raises:
-            OSError: EBADF if it has not; as :func:`fetch_descriptor`.
+            OSError: EBADF if it has not; as ``copy``, which copies one of the thread's descriptors.
         """
-        copy = fetch_descriptor(tgid, number)
-        if self.link == f"socket:[{os.fstat(copy).st_ino}]":
-            return copy
-        os.close(copy)
-        for name in os.listdir(f"/proc/{tgid}/fd"):
+        found = copy(number)
+        if self._is_end(found):
+            return found
+        os.close(found)
+        for name in os.listdir(f"/proc/{tid}/fd"):
             with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{tgid}/fd/{name}") == self.link:
-                    return fetch_descriptor(tgid, int(name))
+                if os.readlink(f"/proc/{tid}/fd/{name}") == self.link:
+                    found = copy(int(name))
+                    if self._is_end(found):
+                        return found
+                    os.close(found)
         raise os_error(errno.EBADF)
+
+    def _is_end(self, copy: int) -> bool:
+        return self.link == f"socket:[{os.fstat(copy).st_ino}]"
 
 
 class Descriptors:

@@ -97,6 +97,7 @@ class Injection:
         """Held while its tracer waits for it."""
         self._stopped = False
         self._gone = False
+        self._anew = False
         self.result = -errno.EIO
         """What the thread's own call returns in the end; a negative errno makes it fail."""
 
@@ -111,6 +112,11 @@ class Injection:
         self._do(_SEIZE, 0, _O_TRACESYSGOOD | _O_EXITKILL)
         return self
 
+    @property
+    def narrow(self) -> bool:
+        """Whether it makes calls of the 32-bit interface."""
+        return self._machine is compat
+
     def give(self, descriptor: int) -> int:
         """Install a copy of a descriptor in the thread's process; return its number.
 
@@ -123,6 +129,13 @@ class Injection:
         if number is None:
             raise GoneError
         return number
+
+    def take_back(self, number: int) -> None:
+        """Close a descriptor that was given, so far as the program's own seccomp filter allows."""
+        for name, *args in (("close", number), ("close_range", number, number, 0)):
+            with contextlib.suppress(OSError):
+                self.call(name, *args)
+                return
 
     def call(self, name: str, *args: int) -> int:
         """Have the thread make a system call and return its result.
@@ -168,6 +181,10 @@ class Injection:
                 deliver = number
         return self._get_registers()[layout.result]
 
+    def restart(self) -> None:
+        """Have the thread make its own call anew in the end, which is trapped again."""
+        self._anew = True
+
     def look(self) -> None:
         """See whether the thread was killed; from any thread of this process, now and then.
 
@@ -189,7 +206,15 @@ class Injection:
         with self._busy, contextlib.suppress(GoneError):
             self._stop()
             registers = self._registers
-            registers[self._layout.result] = self.result
+            layout = self._layout
+            if self._anew:
+                registers[layout.instruction] -= layout.instruction_size
+                if layout.original is None:
+                    registers[layout.result] = self._call.a0  # which was the first argument
+                else:
+                    registers[layout.number] = registers[layout.original]
+            else:
+                registers[layout.result] = self.result
             self._set_registers(registers)
             self._do(_SETSIGMASK, 8, ctypes.addressof(self._mask))
             self._do(_DETACH)

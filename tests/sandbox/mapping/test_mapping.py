@@ -509,3 +509,23 @@ print(wait(child))
         assert status == "0"
     assert [what for what, _ in device.log] == ["mmap", "unmapped", "release"]
     device.log.clear()
+
+
+OWN_FILTER = """
+# This program's filter refuses close(2).
+code = b"".join(struct.pack("=HBBI", *instruction) for instruction in [
+    (0x20, 0, 0, 0), (0x15, 0, 1, 3), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)])
+buffer = ctypes.create_string_buffer(code, len(code))
+fd = os.open("/dev/area", os.O_RDWR)
+libc.prctl(38, 1, 0, 0, 0)
+libc.prctl(22, 2, struct.pack("=H6xQ", 4, ctypes.addressof(buffer)))
+print(attempt(os.close, fd), attempt(lambda: len(mmap.mmap(fd, 4096))), os.dup(fd) - fd)
+"""
+
+
+def test_a_program_whose_own_filter_refuses_close(
+    device: Shared, clients: Callable[..., Run]
+) -> None:
+    with Sandbox(device) as sandbox:
+        # One more is a copy of Python's own for the mapping.
+        assert clients(sandbox)(OWN_FILTER) == "EPERM 4096 2\n"

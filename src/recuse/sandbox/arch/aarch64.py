@@ -126,8 +126,10 @@ O_LARGEFILE: Final = 0o400000
 
 INJECTED: Final[dict[str, int]] = {
     "close": 57,
+    "close_range": 436,
     "mmap": 222,
     "munmap": 215,
+    "sendmsg": 211,
     "madvise": 233,
     "fchdir": 50,
     "mlock": 228,

@@ -160,8 +160,10 @@ MMAP2: Final = 192
 
 INJECTED: Final[dict[str, int]] = {
     "close": 6,
+    "close_range": 436,
     "mmap": MMAP2,
     "munmap": 91,
+    "sendmsg": 370,
     "fchdir": 133,
     "madvise": 219,
     "mlock": 150,

@@ -150,8 +150,10 @@ O_LARGEFILE: Final = 0o100000
 
 INJECTED: Final[dict[str, int]] = {
     "close": 3,
+    "close_range": 436,
     "mmap": 9,
     "munmap": 11,
+    "sendmsg": 46,
     "madvise": 28,
     "fchdir": 81,
     "mlock": 149,

@@ -15,6 +15,7 @@ from recuse.sandbox.syscalls.call import ANSWERED
 
 if TYPE_CHECKING:
     from recuse.kernel.caller import Caller
+    from recuse.sandbox.borrowing import Borrowing
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
@@ -33,14 +34,14 @@ class Asked:
         self.moment = Moment(0, 0)
         self.bits = 0
 
-    def fetcher(self, supervisor: Supervisor, call: Notification) -> Callable[[], int]:
+    def fetcher(self, borrowing: Borrowing) -> Callable[[], int]:
         """Return what gives a copy of the descriptor; it raises as :meth:`Descriptor.fetch`."""
-        return lambda: self.descriptor.fetch(supervisor.tasks.get(call.pid).tgid, self.number)
+        return lambda: self.descriptor.fetch(borrowing.tid, self.number, borrowing.copy)
 
-    def show(self, supervisor: Supervisor, call: Notification) -> None:
+    def show(self, borrowing: Borrowing) -> None:
         """Make the descriptor look as the device says; OSError as :meth:`Descriptor.fetch`."""
         if self.readiness is not None:
-            fetch = self.fetcher(supervisor, call)
+            fetch = self.fetcher(borrowing)
             self.readiness.show(self.bits, self.events, self.moment, fetch)
 
 

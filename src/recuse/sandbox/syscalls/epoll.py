@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
+from recuse.sandbox.borrowing import Borrowing
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.native import EPOLLET, POLLERR, POLLHUP
 from recuse.sandbox.syscalls.asking import Asked, Asking
@@ -57,8 +58,9 @@ def epoll_ctl(supervisor: Supervisor, call: Notification) -> int:
     def then() -> int:
         if not one.bits & events:
             readiness.unlist(key)
-        one.show(supervisor, call)
-        return PROCEED
+        with Borrowing(supervisor, call) as borrowing:
+            one.show(borrowing)
+            return borrowing.finish(PROCEED)
 
     return Asking(supervisor, call, [one], 0, then).go_on()
 
@@ -78,8 +80,8 @@ def epoll_wait(supervisor: Supervisor, call: Notification) -> int:
             waker.sleepers.pop(call.pid, None)
         else:
             waker.asleep(sleeper)
-    asked = _listed(supervisor, call, key) if listed else []
-    if not asked:
+    asked, hungry = _listed(supervisor, call, key) if listed else ([], [])
+    if not asked and not hungry:
         with waker.lock:
             waker.asleep(sleeper)
         return PROCEED
@@ -87,24 +89,31 @@ def epoll_wait(supervisor: Supervisor, call: Notification) -> int:
     def then() -> int:
         with waker.lock:
             waker.asleep(sleeper)
-        for one in asked:
-            if one.readiness is not None and (
-                one.events & (EPOLLET | _EPOLLONESHOT) or not one.bits & one.events
-            ):
-                one.readiness.unlist(key)
-            one.show(supervisor, call)
-        return PROCEED
+        with Borrowing(supervisor, call) as borrowing:
+            for one in hungry:
+                if one.descriptor.readiness is not None:
+                    one.descriptor.readiness.feed(one.fetcher(borrowing))
+            for one in asked:
+                if one.readiness is not None and (
+                    one.events & (EPOLLET | _EPOLLONESHOT) or not one.bits & one.events
+                ):
+                    one.readiness.unlist(key)
+                one.show(borrowing)
+            return borrowing.finish(PROCEED)
 
     return Asking(supervisor, call, asked, 0, then).go_on()
 
 
-def _listed(supervisor: Supervisor, call: Notification, key: tuple[int, int]) -> list[Asked]:
-    """The devices to be asked before a wait for an epoll."""
-    found = []
+def _listed(
+    supervisor: Supervisor, call: Notification, key: tuple[int, int]
+) -> tuple[list[Asked], list[Asked]]:
+    """The devices to be asked before a wait for an epoll, and those to be fed."""
+    found: list[Asked] = []
+    hungry: list[Asked] = []
     try:
         entries = watched_by(call.pid, key[1])
     except OSError:
-        return []
+        return found, hungry
     for index, entry in enumerate(entries):
         descriptor = supervisor.descriptors.by_link(f"socket:[{entry.inode}]")
         if descriptor is None or descriptor.readiness is None or not entry.enabled:
@@ -113,8 +122,8 @@ def _listed(supervisor: Supervisor, call: Notification, key: tuple[int, int]) ->
         if descriptor.is_asked and descriptor.readiness.listed(key, entry.events):
             found.append(one)
         elif descriptor.readiness.hungry:
-            descriptor.readiness.feed(one.fetcher(supervisor, call))
-    return found
+            hungry.append(one)
+    return found, hungry
 
 
 HANDLERS: Final[dict[str, Handler]] = {

@@ -17,7 +17,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.descriptors import fetch_descriptor
+from recuse.sandbox.borrowing import Borrowing
 from recuse.sandbox.memory import write_memory
 from recuse.sandbox.nodes import Nodes
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
@@ -49,25 +49,26 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
             raise os_error(errno.ENOENT)  # it has been removed while it was open
         return PROCEED
     room = min(call.a2 & 0xFFFFFFFF, _LARGEST)
-    directory = fetch_descriptor(supervisor.tasks.get(call.pid).tgid, signed32(call.a0))
-    try:
-        position = os.lseek(directory, 0, os.SEEK_CUR)
-        index = position - _FIRST_POSITION
-        ours = 0 <= index < _POSITIONS
-        data = b"" if ours or only_here else _native(directory, call.number, room)
-        if not data:
-            index = index if ours else 0
-            entries = _entries(tree.nodes, path)[index:]
-            data, count = _encode(entries, _FIRST_POSITION + index, room, typed=typed)
-            if entries and not count:
-                raise os_error(errno.EINVAL)
-            os.lseek(directory, _FIRST_POSITION + index + count, os.SEEK_SET)
-        if data and not _store(call, data):
-            os.lseek(directory, position, os.SEEK_SET)
-            raise os_error(errno.EFAULT)
-    finally:
-        os.close(directory)
-    return len(data)
+    with Borrowing(supervisor, call) as borrowing:
+        directory = borrowing.copy(signed32(call.a0))
+        try:
+            position = os.lseek(directory, 0, os.SEEK_CUR)
+            index = position - _FIRST_POSITION
+            ours = 0 <= index < _POSITIONS
+            data = b"" if ours or only_here else _native(directory, call.number, room)
+            if not data:
+                index = index if ours else 0
+                entries = _entries(tree.nodes, path)[index:]
+                data, count = _encode(entries, _FIRST_POSITION + index, room, typed=typed)
+                if entries and not count:
+                    raise os_error(errno.EINVAL)
+                os.lseek(directory, _FIRST_POSITION + index + count, os.SEEK_SET)
+            if data and not _store(call, data):
+                os.lseek(directory, position, os.SEEK_SET)
+                raise os_error(errno.EFAULT)
+        finally:
+            os.close(directory)
+        return borrowing.finish(len(data))
 
 
 def _entries(nodes: Nodes, path: bytes) -> list[_Entry]:

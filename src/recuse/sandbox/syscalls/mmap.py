@@ -94,7 +94,7 @@ class _ThreadMapper:
                 offset,
             )
         finally:
-            thread.call("close", number)
+            thread.take_back(number)
         if flags & RECUSE_MMAP_DONT_COPY:
             thread.call("madvise", self._address, wanted.pages, _MADV_DONTFORK)
         return self._address

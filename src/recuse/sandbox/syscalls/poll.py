@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.descriptors import fetch_descriptor
+from recuse.sandbox.abilities import may_fetch
+from recuse.sandbox.borrowing import Borrowing, close_all
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.native import POLLERR, POLLHUP, POLLNVAL, READABLE, READING, WRITABLE, WRITING
 from recuse.sandbox.syscalls.asking import Asked, Asking
@@ -223,7 +224,11 @@ class _Polling:
         if not self._clock.waits:
             return 0
         last = self._asked[-1].index
-        found = dict(self._poll([other for other in self._others if other[0] < last]))
+        before = [other for other in self._others if other[0] < last] if may_fetch() else []
+        # Else the thread would have to be stopped for that. So a device may be told that somebody
+        # waits for it though nobody does.
+        with Borrowing(self._supervisor, self._call) as borrowing:
+            found = dict(_poll_others(borrowing, before, strict=self._files.strict))
         if not found or self._has_signalfd():
             return len(self._files.entries)
         self._found = found
@@ -246,21 +251,21 @@ class _Polling:
             (ready or not self._clock.waits) and not (self._others and self._expressible())
         ):
             return self._answer()
-        if not self._clock.waits:
-            for one in self._asked:
-                one.show(self._supervisor, self._call)
-        else:
-            self._leave_to_kernel(ready)
-        return PROCEED
+        with Borrowing(self._supervisor, self._call) as borrowing:
+            if not self._clock.waits:
+                for one in self._asked:
+                    one.show(borrowing)
+            else:
+                self._leave_to_kernel(borrowing, ready)
+            return borrowing.finish(PROCEED)
 
-    def _leave_to_kernel(self, ready: bool) -> None:
+    def _leave_to_kernel(self, borrowing: Borrowing, ready: bool) -> None:
         """Have the devices' descriptors show what they are ready for, as the kernel will see it.
 
         Even if one is ready, the kernel may not see that: another thread, whose call comes between,
         may find it not ready any more, and have its descriptor show that.
         """
-        supervisor, call = self._supervisor, self._call
-        arguments = f" {call.a0:#x} {call.a1:#x} "
+        arguments = f" {self._call.a0:#x} {self._call.a1:#x} "
         waits = [
             (one, one.readiness, Sleeper(self._asking.caller, arguments, one.events))
             for one in self._asked
@@ -268,7 +273,7 @@ class _Polling:
         ]
         sleeps = tuple((readiness, sleeper) for _, readiness, sleeper in waits) if ready else ()
         for one, readiness, sleeper in waits:
-            fetch = one.fetcher(supervisor, call)
+            fetch = one.fetcher(borrowing)
             if ready:
                 readiness.pass_on(one.bits, sleeps, one.events, one.moment, fetch)
             else:
@@ -284,48 +289,43 @@ class _Polling:
         return True
 
     def _answer(self) -> int:
-        supervisor, call = self._supervisor, self._call
         bits = [0] * len(self._files.entries)
         rest = [other for other in self._others if other[0] not in self._found]
-        for index, found in (*self._found.items(), *self._poll(rest)):
-            bits[index] = found
-        for one in self._asked:
-            bits[one.index] = one.bits & one.events
-        if not supervisor.listener.alive(call.id):
-            return ANSWERED
-        result = self._files.answer(call.pid, bits)
-        self._clock.tell_rest(call.pid)
-        return result
-
-    def _poll(self, others: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-        """What ordinary files are ready for now: pairs of index and bits."""
-        if not others:
-            return []
-        tgid = self._supervisor.tasks.get(self._call.pid).tgid
-        return _poll_others(tgid, others, strict=self._files.strict)
+        with Borrowing(self._supervisor, self._call) as borrowing:
+            others = _poll_others(borrowing, rest, strict=self._files.strict)
+            for index, found in (*self._found.items(), *others):
+                bits[index] = found
+            for one in self._asked:
+                bits[one.index] = one.bits & one.events
+            if not borrowing.alive():
+                return ANSWERED
+            result = self._files.answer(self._call.pid, bits)
+            self._clock.tell_rest(self._call.pid)
+            return borrowing.finish(result)
 
 
 def _poll_others(
-    tgid: int, others: list[tuple[int, int, int]], *, strict: bool
+    borrowing: Borrowing, others: list[tuple[int, int, int]], *, strict: bool
 ) -> list[tuple[int, int]]:
+    """What ordinary files are ready for now: pairs of index and bits."""
+    if not others:
+        return []
     poll = host.poll()
     found = []
-    copies = {}
+    indices = {}
+    copies = borrowing.copies([number for _, number, _ in others])
     try:
-        for index, number, events in others:
-            try:
-                copy = fetch_descriptor(tgid, number)
-            except OSError as error:
-                if error.errno != errno.EBADF or strict:
-                    raise
+        for (index, _, events), copy in zip(others, copies, strict=True):
+            if copy is not None:
+                indices[copy] = index
+                poll.register(copy, events)
+            elif strict:
+                raise os_error(errno.EBADF)
+            else:
                 found.append((index, POLLNVAL))
-                continue
-            copies[copy] = index
-            poll.register(copy, events)
-        return found + [(copies[copy], bits) for copy, bits in poll.poll(0)]
+        return found + [(indices[copy], bits) for copy, bits in poll.poll(0)]
     finally:
-        for copy in copies:
-            os.close(copy)
+        close_all(copies)
 
 
 class _Clock:

@@ -59,7 +59,7 @@ def _go(supervisor: Supervisor, call: Notification, directory: int) -> int:
                 try:
                     thread.result = thread.call("fchdir", number)
                 finally:
-                    thread.call("close", number)
+                    thread.take_back(number)
             except OSError as error:
                 thread.result = -(error.errno or errno.EIO)
     except GoneError:

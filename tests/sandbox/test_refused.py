@@ -1,0 +1,50 @@
+"""Where system calls are refused, as containers do it: the same tests of the sandbox as elsewhere.
+
+A filter refuses them to the tests' own process (tests/cli/deny.py), recuse in it, and the programs.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recuse.sandbox.arch import arch
+
+HERE = Path(__file__).parent
+
+FETCHING = ("pidfd_getfd", "kcmp")
+"""What Docker's and containerd's default profiles refuse without CAP_SYS_PTRACE."""
+
+NUMBERS = arch.SYSCALLS | {"process_vm_readv": 310, "process_vm_writev": 311, "ptrace": 101}
+NUMBERS |= {"pidfd_open": 434, "pidfd_send_signal": 424}
+
+
+def run_tests(refused: tuple[str, ...], *selection: str) -> str:
+    deny = str(HERE.parent / "cli" / "deny.py")
+    numbers = [str(NUMBERS[name]) for name in refused]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow"]
+    command = [sys.executable, deny, *numbers, "--", sys.executable, "-m", "pytest", *options]
+    done = subprocess.run(
+        [*command, *selection], capture_output=True, text=True, check=False, cwd=HERE, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    (passed,) = re.findall(r"(\d+) passed", done.stdout)
+    assert int(passed) > 0
+    return done.stdout
+
+
+def test_waiting_where_descriptors_cannot_be_fetched() -> None:
+    run_tests(
+        FETCHING,
+        "polling/test_poll.py::test_who_sleeps_is_woken",
+        "polling/test_poll.py::test_each_call_by_its_number",
+        "test_listing.py::test_two_listings_at_once",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(620)
+def test_all_about_waiting_where_descriptors_cannot_be_fetched() -> None:
+    run_tests(FETCHING, "polling", "test_interruption.py", "test_listing.py", "test_workdir.py")
