@@ -22,6 +22,7 @@ from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
 from recuse.kernel.errors import os_error
+from recuse.kernel.request import MAX_PAGES, PAGE_SIZE
 from recuse.runtime.log import Log
 from recuse.server.device import Device, device_makes_files
 from recuse.server.session import Session
@@ -34,7 +35,7 @@ HEADROOM = 8192
 """Bytes for all of a request but its data; also the least buffer that read(2) takes (fs/fuse/dev.c,
 fuse_dev_do_read, FUSE_MIN_READ_BUFFER)."""
 
-MOST_DATA = 32 * 4096
+MOST_DATA = MAX_PAGES * PAGE_SIZE
 """Most data that an ioctl brings along, in bytes, whatever max_write says: 32 pages
 (fs/fuse/ioctl.c, fuse_do_ioctl, Linux 6.1)."""
 

@@ -15,6 +15,7 @@ from recuse.channel.directory import DIRECTORY_MODE, Directory
 from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
+from recuse.kernel.request import PAGE_SIZE
 from recuse.runtime.log import Log
 from recuse.server.device import Device, device_makes_files, device_uses_memory
 from recuse.wire.fuse import (
@@ -52,7 +53,6 @@ DEV_FUSE = "/dev/fuse"
 LEAST_MINOR = 31
 """FOPEN_STREAM; Linux 5.2."""
 
-_PAGE = 4096
 _IN = fuse_in_header.SIZE
 _OUT = fuse_out_header.SIZE
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
@@ -219,7 +219,7 @@ class DevFuse:
             flags2=flags >> 32,
             max_write=self._max_write,
             time_gran=1,
-            max_pages=-(-max(self._max_read, self._max_write) // _PAGE),
+            max_pages=-(-max(self._max_read, self._max_write) // PAGE_SIZE),
             # Areas are on no filesystem that is on another one.
             max_stack_depth=1 if self.maps else 0,
         )

@@ -1,9 +1,12 @@
 """A request to the server, and the reply that finishes it."""
 
+import mmap
 from collections.abc import Callable
 from enum import IntEnum
 
-PAGE_SIZE = 4096
+PAGE_SIZE = mmap.PAGESIZE
+"""The machine's, in bytes: 4096, or 16 or 64 KiB with some of arm64's kernels. Linux counts in
+these too."""
 MAX_PAGES = 32
 """Most pages of the caller's memory that one request takes data from or to (Linux's default)."""
 MOST_PAGES = 256

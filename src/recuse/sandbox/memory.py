@@ -23,6 +23,7 @@ from recuse.sandbox.listener import Listener
 from recuse.wire.declare import Buffer
 
 PAGE: Final = 4096
+"""In bytes: a page, or where these are larger a part of one."""
 PATH_MAX: Final = 4096
 _ADDRESS_LIMIT: Final = arch.ADDRESS_LIMIT
 

@@ -56,7 +56,7 @@ class Node:
     """The device's number, as st_rdev."""
     size: int = 0
     """As st_size."""
-    block_size: int = 4096
+    block_size: int = PAGE_SIZE
     """As st_blksize."""
     device: CharDevice | None = None
     """What is opened, if it is a device."""
@@ -284,7 +284,7 @@ class Nodes:
             return node
         node = self._make(path, stat.S_IFREG | entry.mode)
         in_proc = path.startswith(b"/proc/")
-        node.size, node.block_size = (0, 1024) if in_proc else (PAGE_SIZE, 4096)
+        node.size, node.block_size = (0, 1024) if in_proc else (PAGE_SIZE, PAGE_SIZE)
         node.store = entry.store
         if (show := entry.show) is not None:
             node.show = functools.partial(_show, device, show)

@@ -18,6 +18,7 @@ from recuse.kernel.mmap import (
     Mapping,
     MmapCall,
 )
+from recuse.kernel.request import PAGE_SIZE
 from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.copies import Copy
 from recuse.sandbox.filter import MAP_DENYWRITE
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from recuse.sandbox.nodes import Node
     from recuse.sandbox.supervisor import Supervisor
 
-_PAGE: Final = 4096
 _LOW: Final = 0xFFFFFFFF
 _MADV_DONTFORK: Final = 10
 _MADV_POPULATE_READ: Final = 22
@@ -175,7 +175,7 @@ def mmap(supervisor: Supervisor, call: Notification) -> int:
 
 def mremap(supervisor: Supervisor, call: Notification) -> int:
     """``mremap(old, old_length, length, flags, new)``: not all mappings may grow."""
-    old, new = (-(-length // _PAGE) for length in (call.a1, call.a2))
+    old, new = (-(-length // PAGE_SIZE) for length in (call.a1, call.a2))
     if new > old and not supervisor.areas.may_grow(call.pid, call.a0):
         raise os_error(errno.EFAULT)
     return PROCEED

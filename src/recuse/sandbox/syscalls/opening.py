@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile, open_file
+from recuse.kernel.request import PAGE_SIZE
 from recuse.sandbox.arch import arch
 from recuse.sandbox.channels import ChannelFile
 from recuse.sandbox.descriptors import Descriptor
-from recuse.sandbox.memory import PAGE, read_memory
+from recuse.sandbox.memory import read_memory
 from recuse.sandbox.nodes import Node
 from recuse.sandbox.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
@@ -326,7 +327,7 @@ def openat2(supervisor: Supervisor, call: Notification) -> int:
     is left to it.
     """
     size = call.a3
-    if not _OPEN_HOW.size <= size <= PAGE:
+    if not _OPEN_HOW.size <= size <= PAGE_SIZE:
         return PROCEED
     how = read_memory(call.pid, call.a2, size)
     flags, mode, resolve = _OPEN_HOW.unpack_from(how.ljust(_OPEN_HOW.size, b"\0"))
