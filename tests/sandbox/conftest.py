@@ -17,6 +17,7 @@ import pytest
 
 from recuse import Device, File, OpenRequest
 from recuse.sandbox import Program, Sandbox
+from recuse.sandbox.arch import arch
 
 PATIENCE_S = 20
 """How long to wait for what must come; only a failure takes as long."""
@@ -36,7 +37,8 @@ def wait(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 args = sys.argv[1:]
 """
-"""What every client script begins with."""
+PRELUDE += f"SYS = {arch.SYSCALLS}\n"
+"""What every client script begins with; SYS has the numbers of this architecture's calls."""
 
 
 class FifoFile(File):

@@ -11,6 +11,7 @@ import pytest
 
 from recuse import Sandbox
 from recuse.kernel.devices import DYNAMIC_MAJORS
+from recuse.sandbox.arch import arch
 from recuse.sandbox.nodes import majors_in_use
 
 PATIENCE_S = 60
@@ -181,7 +182,8 @@ def test_a_signal_ends_a_wait_for_requests(server):
         "handled, told = os.pipe()\n"
         "signal.signal(signal.SIGUSR1, lambda *_: os.write(told, b'1'))\n"
         "def waits():\n"
-        "    with open(f'/proc/{me}/syscall') as call: return call.read().startswith('0 ')\n"
+        "    with open(f'/proc/{me}/syscall') as call:\n"
+        f"        return call.read().split()[0] == '{arch.SYSCALLS['read']}'\n"
         "try:\n"
         "    if os.fork() == 0:\n"
         "        os.close(channel)\n"

@@ -48,7 +48,7 @@ assert os.read(r, 1) == b'!'
 """
 END_CHILD = "os.kill(pid, 9); print(wait(pid) == -9)"
 
-SHARING = "libc.syscall(56, 0x400 | signal.SIGCHLD, 0, 0, 0, 0)"
+SHARING = "libc.syscall(SYS['clone'], 0x400 | signal.SIGCHLD, 0, 0, 0, 0)"
 
 COPIES = {
     # Python's own dup is an fcntl, and its dup2 may be a dup3.

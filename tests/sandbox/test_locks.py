@@ -72,7 +72,7 @@ def waiter(mode):
             got = call('flock', file, mode)
         os.write(ends[1], b'got %s' % str(got).encode()); os._exit(0)
     os.read(ends[0], 1)
-    while open(f'/proc/{pid}/syscall').read().split()[0] != '73': pass
+    while open(f'/proc/{pid}/syscall').read().split()[0] != str(SYS['flock']): pass
     return pid, ends[0]
 restart = None
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recuse import Device, File, OpenRequest, current_request
+from recuse.sandbox.arch import arch
 
 PATIENCE_S = 20
 
@@ -112,10 +113,15 @@ def wait_asleep(tid: int, *numbers: int) -> None:
         os.sched_yield()
 
 
-# Their system calls, on x86-64.
-POLL = (7, 271)
-SELECT = (23, 270)
-EPOLL = (232, 281, 441)
+def _numbers(*names: str) -> tuple[int, ...]:
+    """The numbers of those calls among these that this architecture has."""
+    return tuple(arch.SYSCALLS[name] for name in names if name in arch.SYSCALLS)
+
+
+# Their system calls.
+POLL = _numbers("poll", "ppoll")
+SELECT = _numbers("select", "pselect6")
+EPOLL = _numbers("epoll_wait", "epoll_pwait", "epoll_pwait2")
 
 PRELUDE = """
 import select

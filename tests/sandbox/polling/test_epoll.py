@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from recuse.sandbox.arch import MACHINE
 from recuse.sandbox.readiness import _LOST
 
 from .polled import EPOLL, ERR, HUP, IN, PATIENCE_S, POLL, lines, program_pid, wait_asleep
@@ -87,17 +88,21 @@ wait(0)
     ) == ["[(3, 1)]", "[]", "[]", "[(3, 1)]", "[]", "[]"]
 
 
+EVENT = "=IQ" if MACHINE == "x86_64" else "@IQ"
+"""``struct epoll_event``, which is packed on x86-64 only."""
+
+
 @pytest.mark.parametrize("mode", ["0", "EDGE", "ONCE"])
 @pytest.mark.parametrize("call", ["wait()", "wait(-1)", "pwait()", "pwait2()"])
 def test_who_sleeps_is_woken(sandbox, box, start, mode, call):
     script = f"""
 events = ctypes.create_string_buffer(24)
-def pwait(number=281, *left):
+def pwait(number=SYS["epoll_pwait"], *left):
     found = libc.syscall(number, epoll.fileno(), events, 2, *(left or [-1]), None, 8)
-    number, data = struct.unpack_from("=IQ", events)
+    number, data = struct.unpack_from("{EVENT}", events)
     print([(data & 0xFFFFFFFF, number)] if found == 1 else found)
 def pwait2():
-    pwait(441, None)
+    pwait(SYS["epoll_pwait2"], None)
 epoll.register(fd, IN | {mode})
 {call}
 """

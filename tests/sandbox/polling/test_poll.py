@@ -274,10 +274,10 @@ print(timed(0.03, lambda: select.select([fd], [], [], 0.03)))
 print(select.select([fd], [], [], 0), poll(0, (fd, IN)))
 left = (ctypes.c_long * 2)(5, 0)
 pollfd = ctypes.create_string_buffer(struct.pack("=ihh", fd, OUT, 0))
-print(call("syscall", 271, pollfd, 1, left, None, 8), pollfd.raw[6], left[0], left[1] > 10**8)
+print(call(SYS["ppoll"], pollfd, 1, left, None, 8), pollfd.raw[6], left[0], left[1] > 10**8)
 left = (ctypes.c_long * 2)(0, 5000)
 pollfd = ctypes.create_string_buffer(struct.pack("=ihh", fd, IN, 0))
-print(call("syscall", 271, pollfd, 1, left, None, 8), list(left))
+print(call(SYS["ppoll"], pollfd, 1, left, None, 8), list(left))
 print(call("ppoll", pollfd, 1, (ctypes.c_long * 2)(-1, 0), None))
 """
         ),
@@ -315,8 +315,8 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 os.kill(os.getpid(), signal.SIGUSR1)
 pollfd = ctypes.create_string_buffer(struct.pack("=ihh", fd, IN, 0))
 print(call("poll", pollfd, 1, 10))
-print(call("syscall", 271, pollfd, 1, None, ctypes.create_string_buffer(8), 8))
-print(call("syscall", 271, pollfd, 1, (ctypes.c_long * 2)(0, 1000), None, 8))
+print(call(SYS["ppoll"], pollfd, 1, None, ctypes.create_string_buffer(8), 8))
+print(call(SYS["ppoll"], pollfd, 1, (ctypes.c_long * 2)(0, 1000), None, 8))
 """
         )
     ) == ["0", "handled", "EINTR", "0"]
