@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import functools
-import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.log import Log
 from recuse.sandbox.arch import arm
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.syscalls import processes
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
-_log = logging.getLogger("recuse.sandbox")
+_log = Log("recuse.sandbox")
 
 _POLLFD_BYTES: Final = 8
 _MOST_POLLED: Final = 1 << 16
