@@ -1,9 +1,10 @@
 """Boot a small virtual machine whose kernel has CUSE, and run the tests of this directory in it.
 
-    python tests/vm/boot.py [COMMAND [ARGUMENT]...]
+    python tests/vm/boot.py [-k VERSION] [-l SECONDS] [COMMAND [ARGUMENT]...]
 
-The kernel is Debian's, out of its package, with a first root of busybox and a few modules; the
-guest's root is then this machine's own, shared through 9p: the same Python, programs and checkout.
+The kernel is Debian's, out of its package: the current one, or with -k the newest whose release
+begins so (-k 6.12). It has a first root of busybox and a few modules; the guest's root is then this
+machine's own, shared through 9p: the same Python, programs and checkout.
 Its /dev, /proc and /sys are its own, and so are /tmp and /run, which are empty at first.  It is
 emulated (no KVM), so several times slower: good for what happens, not for how long it takes.
 
@@ -11,6 +12,7 @@ Exits with the command's status.  Where the machine cannot be had, says why and 
 CI=true in the environment, with 1.
 """
 
+import argparse
 import gzip
 import lzma
 import os
@@ -43,7 +45,7 @@ PROGRAMS = {
 
 MEMORY_MIB = 1024
 LIMIT_S = 900
-"""Within which all must be over."""
+"""Within which all must be over, unless -l says otherwise."""
 
 INSIDE = "RECUSE_INSIDE_VM"
 """A variable of the environment that tells the tests where they are."""
@@ -104,9 +106,9 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "recuse-vm")
 
 
-def unpacked_kernel(cache: Path, depmod: str) -> Path:
-    """The directory with Debian's current kernel and its needed modules.  Raises Unavailable."""
-    package = kernel_package()
+def unpacked_kernel(cache: Path, depmod: str, version: str | None) -> Path:
+    """The directory with a kernel of Debian's and its needed modules.  Raises Unavailable."""
+    package = kernel_package(version)
     kernel = cache / package
     if not kernel.exists() or not all(file.exists() for file in module_files(kernel)):
         cache.mkdir(parents=True, exist_ok=True)
@@ -127,19 +129,43 @@ def unpacked_kernel(cache: Path, depmod: str) -> Path:
     return kernel
 
 
-def kernel_package() -> str:
-    """The package with Debian's current kernel.  Raises Unavailable."""
+def kernel_package(version: str | None) -> str:
+    """The package with Debian's current kernel, or with the newest of a version, such as 6.12.
+
+    Raises Unavailable.
+    """
     if shutil.which("apt-cache") is None:
         raise Unavailable("there is no apt-get to have a Debian kernel from")
-    show = ("apt-cache", "depends", "--important", PACKAGE)
-    depends = subprocess.run(show, capture_output=True, text=True, check=False).stdout
-    if not depends and os.geteuid() == 0:
+    package = find_kernel_package(version)
+    if package is None and os.geteuid() == 0:
         command("apt-get", "update", "-qq")
-        depends = command(*show)
-    found = re.search(r"Depends: (linux-image-\S+)", depends)
-    if found is None:
-        raise Unavailable(f"apt-get knows no package {PACKAGE} (is this Debian for amd64?)")
-    return found[1]
+        package = find_kernel_package(version)
+    if package is None:
+        wanted = PACKAGE if version is None else f"linux-image-{version}"
+        raise Unavailable(f"apt-get knows no package {wanted} (is this Debian 12 for amd64?)")
+    return package
+
+
+def find_kernel_package(version: str | None) -> str | None:
+    """The same among the packages that apt knows already; None if it is not there."""
+    if version is None:
+        depends = said_by("apt-cache", "depends", "--important", PACKAGE)
+        found = re.search(r"Depends: (linux-image-\S+)", depends)
+        return found and found[1]
+    names = said_by("apt-cache", "pkgnames", f"linux-image-{version}").split()
+    form = re.compile(rf"linux-image-{re.escape(version)}[.+][0-9.+~a-z-]*[0-9]-amd64")
+    fitting = [name for name in names if form.fullmatch(name)]
+    # Numbers by their value: 6.12.9 comes before 6.12.10.
+    return max(
+        fitting,
+        key=lambda name: [int(number) for number in re.findall("[0-9]+", name)],
+        default=None,
+    )
+
+
+def said_by(*argv: str) -> str:
+    """What a program prints, whether it succeeds or not."""
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
 
 def command(*argv: str, cwd: str | None = None) -> str:
@@ -247,14 +273,15 @@ def script_for(argv: Sequence[str]) -> str:
     return f"cd {shlex.quote(str(ROOT))} && exec env {shlex.join([*settings, *argv])}\n"
 
 
-def run(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str], version: str | None = None, limit_s: float = LIMIT_S) -> int:
     """Run a command in the machine, with this process's output; return its status.
 
     Raises Unavailable.
     """
     programs = find_programs()
     cache = cache_directory()
-    kernel = unpacked_kernel(cache, programs["depmod"])
+    kernel = unpacked_kernel(cache, programs["depmod"], version)
+    print(f"A virtual machine with Linux {release(kernel)}", flush=True)
     with tempfile.TemporaryDirectory(dir=cache) as work:
         initrd = make_initrd(kernel, programs, script_for(argv), Path(work))
         start = time.monotonic()
@@ -266,7 +293,7 @@ def run(argv: Sequence[str]) -> int:
             text=True,
             errors="replace",
         )
-        limit = threading.Timer(LIMIT_S, machine.kill)
+        limit = threading.Timer(limit_s, machine.kill)
         limit.start()
         try:
             return watch(machine, start)
@@ -300,9 +327,14 @@ def watch(machine: subprocess.Popen[str], start: float) -> int:
 
 def main() -> int:
     """Run what the arguments say, the tests by default."""
+    parser = argparse.ArgumentParser(description="Run the tests, or a command, in a machine.")
+    parser.add_argument("-k", "--kernel", metavar="VERSION", help="such as 6.12; Debian's current")
+    parser.add_argument("-l", "--limit", type=float, metavar="SECONDS", default=LIMIT_S)
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
     tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(TESTS)]
     try:
-        return run(sys.argv[1:] or tests)
+        return run(arguments.command or tests, arguments.kernel, arguments.limit)
     except Unavailable as error:
         print(f"No virtual machine, so nothing is tested on the real CUSE: {error}")
         return 1 if os.environ.get("CI") == "true" else 0
