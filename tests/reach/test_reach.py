@@ -1,0 +1,60 @@
+"""The battery finds in each environment what docs/reach.md says, neither less nor more."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from . import records
+from .containers import Missing, Unavailable
+from .environments import CONTAINERS, HERE_NAME, Environment, here
+
+Needs = Callable[..., Path]
+
+# Those of which the others differ in one thing; the rest takes a minute.
+QUICK = ("moby, root", "containerd, uid 1000")
+
+CASES = [
+    pytest.param(
+        environment,
+        id=environment.name,
+        marks=[] if environment.name in QUICK else [pytest.mark.slow],
+    )
+    for environment in CONTAINERS
+]
+
+
+def failures(checks: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """The checks that failed, and why."""
+    return {check: why for check, (outcome, why) in checks.items() if outcome == "no"}
+
+
+def test_here(needs: Needs) -> None:
+    needs("v4l2-ctl", package="v4l-utils")
+    assert failures(here().checks) == {}
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("environment", CASES)
+def test_in_a_container(needs: Needs, environment: Environment) -> None:
+    needs("runc", package="runc")
+    needs("v4l2-ctl", package="v4l-utils")
+    if environment.name == "systemd-nspawn":
+        needs("systemd-nspawn", package="systemd-container")
+    try:
+        found = environment.run()
+    except Missing as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    except Unavailable as error:
+        pytest.skip(str(error))
+    known = records.read()[environment.name]
+    assert failures(found.checks).keys() == failures(known.checks).keys(), found.checks
+
+
+def test_the_page_has_what_is_recorded() -> None:
+    page = records.PAGE.read_text()
+    assert records.BEGIN + records.table(records.read()) + records.END in page
+    assert records.read()[HERE_NAME].checks
