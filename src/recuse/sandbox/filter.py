@@ -26,7 +26,7 @@ TRAPPED: Final = (
     "read", "write", "pread64", "pwrite64", "ioctl", "openat", "lseek", "fstat",
     "poll", "ppoll", "epoll_wait", "epoll_pwait", "select", "pselect6", "epoll_ctl", "epoll_pwait2",
     "readv", "writev", "preadv", "pwritev", "preadv2", "pwritev2",
-    "sendfile", "splice", "tee", "copy_file_range", "mremap",
+    "sendfile", "splice", "tee", "copy_file_range", "mremap", "io_submit",
     "getdents64", "getdents", "fchmod", "fchown", "fgetxattr", "flistxattr",
     # Files by path.
     "newfstatat", "statx", "open", "stat", "lstat", "creat", "openat2", "truncate",
@@ -58,6 +58,10 @@ LENDING: Final = 0x5640
 """MSG_DONTWAIT, MSG_NOSIGNAL, and MSG_FIN, MSG_SYN and MSG_RST, which no program sends with and the
 kernel ignores (linux/socket.h): with just these sendmsg is never trapped. So a thread under the
 filter can send a descriptor of its own to recuse."""
+
+SUBMITTING: Final = 0x52454355
+"""A fourth argument of io_submit, which has three: with it the call is not trapped, but one that
+recuse has a program make."""
 
 CLONE_NEWNS: Final = 0x20000
 CLONE_NEWUSER: Final = 0x10000000
@@ -115,6 +119,7 @@ def build_filter() -> bytes:
         arch.SYSCALLS["clone"],
         arch.SYSCALLS["io_uring_setup"],
         arch.SYSCALLS["sendmsg"],
+        arch.SYSCALLS["io_submit"],
     )
     _decide(program, "", trapped, special)
     program.label("compat calls")
@@ -126,6 +131,7 @@ def build_filter() -> bytes:
         compat.CLONE,
         compat.IO_URING_SETUP,
         compat.SYSCALLS["sendmsg"],
+        compat.SYSCALLS["io_submit"],
     )
     _decide(program, "compat ", trapped, special)
     return program.assemble()
@@ -139,12 +145,14 @@ class _Special(NamedTuple):
     clone: int
     io_uring_setup: int
     sendmsg: int
+    io_submit: int
 
 
 def _decide(program: _Assembler, prefix: str, trapped: Sequence[int], special: _Special) -> None:
     """Add what gives a verdict on the call whose number is loaded; labels get ``prefix``."""
+    verdicts = {special.sendmsg: "sendmsg", special.io_submit: "io_submit"}
     for number in trapped:
-        verdict = "sendmsg" if number == special.sendmsg else "notify"
+        verdict = verdicts.get(number, "notify")
         program.jump(_JUMP_EQUAL, number, then=prefix + verdict)
     program.jump(_JUMP_EQUAL, special.mmap, then=prefix + "mmap")
     program.jump(_JUMP_EQUAL, special.clone, then=prefix + "clone")
@@ -173,6 +181,11 @@ def _decide(program: _Assembler, prefix: str, trapped: Sequence[int], special: _
     program.jump(_JUMP_EQUAL, LENDING, then=prefix + "lending")
     program.go(prefix + "notify")
     program.give(prefix + "lending", _RETURN_ALLOW)
+    program.label(prefix + "io_submit")
+    program.load(_ARGUMENTS + 3 * 8)
+    program.jump(_JUMP_EQUAL, SUBMITTING, then=prefix + "submitting")
+    program.go(prefix + "notify")
+    program.give(prefix + "submitting", _RETURN_ALLOW)
     program.give(prefix + "notify", _RETURN_NOTIFY)
     program.give(prefix + "nosys", _RETURN_ERRNO | errno.ENOSYS)
 

@@ -18,6 +18,7 @@ import errno
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
@@ -137,18 +138,25 @@ class Injection:
                 self.call(name, *args)
                 return
 
-    def call(self, name: str, *args: int) -> int:
+    def call(
+        self,
+        name: str,
+        *args: int,
+        meanwhile: Callable[[Callable[[], bool]], None] = lambda _: None,
+    ) -> int:
         """Have the thread make a system call and return its result.
 
         Args:
             name: one of the machine's ``INJECTED``.
             args: up to six, not negative.
+            meanwhile: called when the call has begun, and given what tells whether it has ended; it
+                must return then.
 
         Raises:
             OSError: what the call failed with.
         """
         with self._busy:
-            result = self._make(name, args)
+            result = self._make(name, args, meanwhile)
         if self._machine is compat:
             result &= 0xFFFFFFFF
             limit = 1 << 32
@@ -158,7 +166,9 @@ class Injection:
             raise os_error(limit - result)
         return result
 
-    def _make(self, name: str, args: tuple[int, ...]) -> int:
+    def _make(
+        self, name: str, args: tuple[int, ...], meanwhile: Callable[[Callable[[], bool]], None]
+    ) -> int:
         self._stop()
         layout = self._layout
         registers = self._registers.copy()
@@ -171,6 +181,8 @@ class Injection:
         deliver = 0
         while stops < 2:  # before the call and after it
             self._do(_SYSCALL, 0, deliver)
+            if stops and not deliver:
+                meanwhile(self._stands)
             status = self._wait()
             number = os.WSTOPSIG(status)
             deliver = 0
@@ -184,6 +196,14 @@ class Injection:
     def restart(self) -> None:
         """Have the thread make its own call anew in the end, which is trapped again."""
         self._anew = True
+
+    def _stands(self) -> bool:
+        """Whether the thread has stopped again, or is gone; leaves that for `_wait`."""
+        options = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | _WALL
+        try:
+            return os.waitid(os.P_PID, self._tid, options) is not None
+        except ChildProcessError:
+            return True
 
     def look(self) -> None:
         """See whether the thread was killed; from any thread of this process, now and then.

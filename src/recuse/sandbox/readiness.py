@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
+from recuse.kernel.caller import Caller
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
 from recuse.sandbox.native import (
@@ -192,6 +193,21 @@ class Readiness:
             self._too_many = forget_gone(self._sleepers, self._too_many)
             self._sleepers[sleeper.caller.pid] = sleeper
             self._show(bits, sleeper.events, asked, fetch)
+
+    def wait(
+        self, bits: int, caller: Caller, events: int, asked: Moment, fetch: Callable[[], int]
+    ) -> None:
+        """As :meth:`show`, for something that waits until one of its events comes, once.
+
+        In the kernel, and not in a call, so that nothing tells whether it still does.
+        """
+        if not bits & events:
+            with self._lock:
+                self._too_many = forget_gone(self._sleepers, self._too_many)
+                # No thread has such a number, nor makes another call that takes it out again.
+                key = next(self._asks) << 32 | caller.pid
+                self._sleepers[key] = Sleeper(caller, "", events)
+        self.show(bits, events, asked, fetch)
 
     def pass_on(
         self, bits: int, sleeps: Sleeps, events: int, asked: Moment, fetch: Callable[[], int]

@@ -20,6 +20,9 @@ _TARGET = re.compile(rb"^tfd: +(\d+) events: +([0-9a-f]+) .* ino:([0-9a-f]+) ", 
 MANY: Final = 64
 """Sleepers, among whom those are looked for that are gone."""
 
+_TID: Final = 0xFFFFFFFF
+"""What of a sleeper's key is the thread's id."""
+
 _LOOKS: Final = 10
 _LOOK_S: Final = 0.0001
 
@@ -60,8 +63,8 @@ def forget_gone(sleepers: dict[int, Any], limit: int) -> int:
     """
     if len(sleepers) < limit:
         return limit
-    for tid in [tid for tid in sleepers if not os.path.exists(f"/proc/{tid}")]:
-        del sleepers[tid]
+    for key in [key for key in sleepers if not os.path.exists(f"/proc/{key & _TID}")]:
+        del sleepers[key]
     return max(MANY, 2 * len(sleepers))
 
 

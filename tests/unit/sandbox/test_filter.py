@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from recuse.sandbox.arch import arch, compat
-from recuse.sandbox.filter import LENDING, TRAPPED, TRAPPED_FCNTL, build_filter
+from recuse.sandbox.filter import LENDING, SUBMITTING, TRAPPED, TRAPPED_FCNTL, build_filter
 
 ALLOW, NOTIFY, ENOSYS = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.ENOSYS
 PROGRAM = list(struct.iter_unpack("=HBBI", build_filter()))
@@ -91,6 +91,16 @@ def test_sendmsg_is_let_pass_with_flags_that_only_recuse_uses(sendmsg: int, mach
     assert verdict(sendmsg, 3, 4096, LENDING, machine=machine) == ALLOW
     for flags in (0, 0x4000, 0x4040, LENDING & ~0x1000, LENDING | 0x8000):
         assert verdict(sendmsg, 3, 4096, flags, machine=machine) == NOTIFY
+
+
+@pytest.mark.parametrize(
+    ("number", "machine"),
+    [(209, arch.AUDIT_ARCH), (compat.SYSCALLS["io_submit"], compat.AUDIT_ARCH)],
+)
+def test_io_submit_is_let_pass_as_only_recuse_makes_it(number: int, machine: int) -> None:
+    assert verdict(number, 4096, 1, 4096, SUBMITTING, machine=machine) == ALLOW
+    for other in (0, 1, SUBMITTING - 1):
+        assert verdict(number, 4096, 1, 4096, other, machine=machine) == NOTIFY
 
 
 @pytest.mark.parametrize("number", [32, 33, 57, 58, 72, 292, 435])

@@ -15,6 +15,7 @@ FOREIGN_CALL_BIT: Final = 0
 """There are no calls of the same architecture with other layouts."""
 
 SYSCALLS: Final[dict[str, int]] = {
+    "io_submit": 2,
     "getxattr": 8,
     "lgetxattr": 9,
     "fgetxattr": 10,
@@ -133,6 +134,7 @@ INJECTED: Final[dict[str, int]] = {
     "madvise": 233,
     "fchdir": 50,
     "mlock": 228,
+    "io_submit": 2,
 }
 """The calls that `recuse.sandbox.inject` makes; mmap's offset is in units of MMAP_UNIT bytes."""
 

@@ -41,6 +41,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "splice": 340,
     "tee": 342,
     "copy_file_range": 391,
+    "io_submit": 246,
     "fchmod": 94,
     "fchown": 95,
     "fchown32": 207,

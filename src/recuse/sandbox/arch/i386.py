@@ -49,6 +49,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "splice": 313,
     "tee": 315,
     "copy_file_range": 377,
+    "io_submit": 248,
     "getdents64": 220,
     "fchmod": 94,
     "fchown": 95,
@@ -167,6 +168,7 @@ INJECTED: Final[dict[str, int]] = {
     "fchdir": 133,
     "madvise": 219,
     "mlock": 150,
+    "io_submit": 248,
 }
 """The calls that `recuse.sandbox.inject` makes; mmap's offset is in units of MMAP_UNIT bytes."""
 

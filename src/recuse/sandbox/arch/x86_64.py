@@ -91,6 +91,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "listxattr": 194,
     "llistxattr": 195,
     "flistxattr": 196,
+    "io_submit": 209,
     "getdents64": 217,
     "epoll_wait": 232,
     "epoll_ctl": 233,
@@ -157,6 +158,7 @@ INJECTED: Final[dict[str, int]] = {
     "madvise": 28,
     "fchdir": 81,
     "mlock": 149,
+    "io_submit": 209,
 }
 """The calls that `recuse.sandbox.inject` makes; mmap's offset is in units of MMAP_UNIT bytes."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from recuse.sandbox.arch import MACHINE, arch
 from recuse.sandbox.syscalls import (
+    aio,
     arm,
     attributes,
     compat,
@@ -37,6 +38,7 @@ _FAMILIES = (
     processes,
     poll,
     epoll,
+    aio,
     mmap,
 )
 

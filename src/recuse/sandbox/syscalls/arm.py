@@ -15,8 +15,8 @@ from recuse.kernel.errors import os_error
 from recuse.runtime.log import Log
 from recuse.sandbox.arch import arm
 from recuse.sandbox.memory import read_memory
-from recuse.sandbox.syscalls import processes
-from recuse.sandbox.syscalls.call import PROCEED, Handler
+from recuse.sandbox.syscalls import aio, processes
+from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -101,6 +101,14 @@ def select(supervisor: Supervisor, call: Notification) -> int:
     return _refuse(supervisor, call, (number for number in range(count) if bits >> number & 1))
 
 
+def io_submit(supervisor: Supervisor, call: Notification) -> int:
+    """``io_submit(context, count, blocks)``."""
+    if not len(supervisor.descriptors) or signed32(call.a1) <= 0:
+        return PROCEED
+    blocks = aio.read_blocks(call, call.a1, aio.COMPAT_POINTER)
+    return _refuse(supervisor, call, (aio.descriptor_of(content) for _, content in blocks))
+
+
 _SEEN: Final = {
     "execve": processes.execute,
     "execveat": processes.execute,
@@ -123,6 +131,7 @@ _HANDLERS: Final[dict[str, Handler]] = {
     **dict.fromkeys(("_newselect", "pselect6", "pselect6_time64"), select),
     **_SEEN,
     "epoll_ctl": epoll_ctl,
+    "io_submit": io_submit,
 }
 
 

@@ -16,6 +16,7 @@ from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import i386, x86_64
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.syscalls import (
+    aio,
     attributes,
     control,
     epoll,
@@ -58,6 +59,7 @@ _NATIVE: Final[dict[str, Handler]] = {
     **processes.HANDLERS,
     **poll.HANDLERS,
     **epoll.HANDLERS,
+    **aio.HANDLERS,
     **mmap.HANDLERS,
 }
 
@@ -284,6 +286,12 @@ def pselect6_time64(supervisor: Supervisor, call: Notification) -> int:
     return poll.pselect6(supervisor, call, word=4)
 
 
+def io_submit(supervisor: Supervisor, call: Notification) -> int:
+    """``io_submit(context, count, blocks)`` with pointers of 32 bits to the same structures."""
+    count = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF
+    return aio.io_submit(supervisor, call._replace(a1=count), aio.COMPAT_POINTER)
+
+
 def mmap2(supervisor: Supervisor, call: Notification) -> int:
     """``mmap2(addr, length, prot, flags, fd, pages)``."""
     return mmap.mmap(supervisor, call._replace(a5=call.a5 * i386.MMAP_UNIT))
@@ -351,6 +359,7 @@ _OWN: Final[dict[str, Handler]] = {
     "pselect6": pselect6,
     "pselect6_time64": pselect6_time64,
     "socketcall": socketcall,
+    "io_submit": io_submit,
     "statfs64": filesystems.statfs64,
     "fstatfs64": filesystems.fstatfs64,
     "mmap": old_mmap,

@@ -36,14 +36,17 @@ _UIO_MAXIOV: Final = 1024
 _IOVEC = struct.Struct("=QQ")
 COMPAT_IOVEC: Final = struct.Struct("=II")
 """``struct iovec`` of a 32-bit program."""
+IOVEC: Final = {8: _IOVEC, 4: COMPAT_IOVEC}
+"""By the bytes of a pointer."""
 
 # linux/fs.h. HIPRI, APPEND and NOAPPEND are hints that a device ignores.
 _RWF_DSYNC: Final = 0x02
 _RWF_SYNC: Final = 0x04
-_RWF_KNOWN: Final = 0x01 | _RWF_DSYNC | _RWF_SYNC | 0x10 | 0x20
+RWF_KNOWN: Final = 0x01 | _RWF_DSYNC | _RWF_SYNC | 0x10 | 0x20
+"""Flags of preadv2, pwritev2 and ``struct iocb``."""
 
 
-def _allowing(descriptor: Descriptor, wanted: int) -> OpenFile | ChannelFile | AttributeFile:
+def allowing(descriptor: Descriptor, wanted: int) -> OpenFile | ChannelFile | AttributeFile:
     """The descriptor's file; EBADF if it does not allow ``wanted``."""
     file = descriptor.file
     access = descriptor.flags & _O_ACCMODE
@@ -52,7 +55,16 @@ def _allowing(descriptor: Descriptor, wanted: int) -> OpenFile | ChannelFile | A
     return file
 
 
-def _segments(pid: int, address: int, count: int, iovec: struct.Struct) -> list[tuple[int, int]]:
+def plain_segments(address: int, count: int) -> list[tuple[int, int]]:
+    """The one segment of a call that is not vectored. OSError: EFAULT beyond user space."""
+    if address + count > arch.ADDRESS_LIMIT:
+        raise os_error(errno.EFAULT)
+    return [(address, count if count < _MAX_RW_COUNT else _MAX_RW_COUNT)]
+
+
+def vector_segments(
+    pid: int, address: int, count: int, iovec: struct.Struct
+) -> list[tuple[int, int]]:
     """The segments of a vectored call, without empty ones, as import_iovec checks them.
 
     Raises:
@@ -102,11 +114,8 @@ def _plain(supervisor: Supervisor, call: Notification, wanted: int, position: in
     descriptor = supervisor.descriptors.find(call.pid, call.a0)
     if descriptor is None:
         return PROCEED
-    file = _allowing(descriptor, wanted)
-    address, count = call.a1, call.a2
-    if address + count > arch.ADDRESS_LIMIT:
-        raise os_error(errno.EFAULT)
-    segments = [(address, count if count < _MAX_RW_COUNT else _MAX_RW_COUNT)]
+    file = allowing(descriptor, wanted)
+    segments = plain_segments(call.a1, call.a2)
     return _transfer(supervisor, call, file, wanted, segments, position)
 
 
@@ -147,19 +156,24 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
     descriptor = supervisor.descriptors.find(call.pid, call.a0)
     if descriptor is None:
         return PROCEED
-    segments = _segments(call.pid, call.a1, call.a2, iovec)
-    file = _allowing(descriptor, wanted)
+    segments = vector_segments(call.pid, call.a1, call.a2, iovec)
+    file = allowing(descriptor, wanted)
     if not segments:
         return 0
-    if flags & ~_RWF_KNOWN:
+    if flags & ~RWF_KNOWN:
         raise os_error(errno.EOPNOTSUPP)
     if flags & (_RWF_DSYNC | _RWF_SYNC) and wanted == _O_WRONLY and isinstance(file, OpenFile):
-        # fs/fuse/file.c, fuse_write_flags.
-        synced = os.O_SYNC if flags & _RWF_SYNC else os.O_DSYNC
         caller = supervisor.caller(call)
-        supervisor.run(call, file, file.write(caller, segments, position, synced))
+        supervisor.run(call, file, file.write(caller, segments, position, sync_flags(flags)))
         return ANSWERED
     return _transfer(supervisor, call, file, wanted, segments, position)
+
+
+def sync_flags(flags: int) -> int:
+    """The open flags that one write has besides its file's (fs/fuse/file.c, fuse_write_flags)."""
+    if flags & _RWF_SYNC:
+        return os.O_SYNC
+    return os.O_DSYNC if flags & _RWF_DSYNC else 0
 
 
 def readv(supervisor: Supervisor, call: Notification) -> int:

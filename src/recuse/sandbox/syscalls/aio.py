@@ -1,0 +1,415 @@
+"""io_submit, the kernel's own asynchronous I/O (fs/aio.c; Linux 6.1).
+
+Its contexts and their completions are the kernel's, and so is all that is submitted for ordinary
+files. A transfer of a device is done before the call returns, as with Linux's CUSE, whose reads and
+writes are synchronous: here, as read(2) and write(2) do it. What is left is to have the kernel say
+in the context that it has ended. For that the thread is made to submit another operation by the
+same control block, one that ends with the same number of bytes (:class:`_Completion`).
+
+A call ends, with how many control blocks were submitted, before a device's that comes after another
+file's; programs submit the rest by another call. It ends before one that has failed, too, or fails
+if that is the first: no operation ends with just any error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from recuse.kernel.errors import os_error
+from recuse.kernel.files import OpenFile
+from recuse.sandbox.abilities import may_fetch, may_trace
+from recuse.sandbox.borrowing import Borrowing
+from recuse.sandbox.filter import SUBMITTING
+from recuse.sandbox.inject import GoneError, Injection
+from recuse.sandbox.memory import read_memory, write_memory
+from recuse.sandbox.native import POLLERR, POLLHUP
+from recuse.sandbox.syscalls.asking import Asked
+from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed64
+from recuse.sandbox.syscalls.rw import (
+    IOVEC,
+    RWF_KNOWN,
+    allowing,
+    plain_segments,
+    sync_flags,
+    vector_segments,
+)
+
+if TYPE_CHECKING:
+    from recuse.kernel.operation import Operation
+    from recuse.sandbox.descriptors import Descriptor
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+# linux/aio_abi.h
+_PREAD: Final = 0
+_PWRITE: Final = 1
+_POLL: Final = 5
+_PREADV: Final = 7
+_PWRITEV: Final = 8
+_TRANSFERS: Final = (_PREAD, _PWRITE, _PREADV, _PWRITEV)
+
+_IOCB = struct.Struct("=QIIHhIQQqQII")
+"""``struct iocb``: data, key, rw_flags, opcode, reqprio, fildes, buf, nbytes, offset, reserved2,
+flags, resfd."""
+_KEY_AT: Final = 8
+_AFTER_KEY: Final = 12
+_KEY = struct.Struct("=I")
+_NO_KEY: Final = 0x52454355
+"""What the kernel makes 0 (KIOCB_KEY) when it has read the rest."""
+
+_POINTER = struct.Struct("=Q")
+COMPAT_POINTER: Final = struct.Struct("=I")
+
+_RING = struct.Struct("=8I")
+"""``struct aio_ring``, which is where a context's number points to: id, nr, head, tail, magic."""
+_RING_MAGIC: Final = 0xA10A10A1
+
+_MOST_BLOCKS: Final = 1 << 16
+"""What is looked at of one call; ``fs.aio-max-nr`` is 65536 unless it was raised."""
+
+_BUFFER_BYTES: Final = 1 << 16
+_LOOK_MS: Final = 5
+_LOOK_S: Final = 0.0001
+
+
+class _Block(NamedTuple):
+    """A control block, ``struct iocb``, and the device that it is about, if it is about one."""
+
+    address: int
+    content: bytes
+    descriptor: Descriptor | None
+    rw_flags: int
+    opcode: int
+    buffer: int
+    size: int
+    offset: int
+
+    @property
+    def transfers(self) -> bool:
+        """Whether it is not for the kernel: what is open is no socket for it."""
+        descriptor = self.descriptor
+        if descriptor is None:
+            return False
+        return self.opcode in _TRANSFERS or descriptor.file is None
+
+    @property
+    def is_polled(self) -> bool:
+        """Whether the kernel is to poll a device that has to be asked."""
+        descriptor = self.descriptor
+        return self.opcode == _POLL and descriptor is not None and descriptor.is_asked
+
+
+def io_submit(supervisor: Supervisor, call: Notification, pointer: struct.Struct = _POINTER) -> int:
+    """``io_submit(context, count, blocks)``."""
+    count = signed64(call.a1)
+    if not len(supervisor.descriptors) or count <= 0:
+        return PROCEED
+    blocks = _blocks(supervisor, call, count, pointer)
+    if all(block.descriptor is None for block in blocks):
+        return PROCEED
+    ours = [index for index, block in enumerate(blocks) if block.transfers]
+    if not ours:
+        with Borrowing(supervisor, call) as borrowing:
+            _watch(supervisor, call, blocks, borrowing)
+            return borrowing.finish(PROCEED)
+    leading = next((index for index, at in enumerate(ours) if at != index), len(ours))
+    end = ours[leading] if leading < len(ours) else len(blocks)
+    done: list[int] = []
+    with contextlib.ExitStack() as stack:
+        completion = None
+        try:
+            if not may_trace() or _has_debugger(call.pid):
+                raise os_error(errno.EINVAL)
+            if any(block.is_polled for block in blocks[leading:end]) and not may_fetch():
+                raise os_error(errno.EINVAL)  # a thread lends nothing on the way
+            if leading:
+                completion = stack.enter_context(contextlib.closing(_Completion(call.pid)))
+            room = _room(call) if leading else 0
+            for block in blocks[:leading]:
+                if len(done) == room:
+                    raise os_error(errno.EAGAIN)
+                done.append(_transfer(supervisor, call, block, pointer))
+                if not done[-1]:
+                    break  # see `_Completion.submit`
+        except OSError as error:
+            if not done:
+                supervisor.finish(call, None, error)
+                return ANSWERED
+        if len(done) < leading:
+            end = len(done)
+        _watch(supervisor, call, blocks[len(done) : end], Borrowing(supervisor, call))
+        supervisor.forget(call)
+        _submit(supervisor, call, blocks[:end], done, completion, pointer)
+    return ANSWERED
+
+
+def _blocks(
+    supervisor: Supervisor, call: Notification, count: int, pointer: struct.Struct
+) -> list[_Block]:
+    """The control blocks of a call, up to one that cannot be read."""
+    blocks: list[_Block] = []
+    found: dict[int, Descriptor | None] = {}
+    for address, content in read_blocks(call, count, pointer):
+        _, _, rw_flags, opcode, _, number, buffer, size, offset, reserved, _, _ = _IOCB.unpack(
+            content
+        )
+        if number not in found:
+            found[number] = supervisor.descriptors.find(call.pid, number)
+        # The kernel refuses these before it looks at what is open.
+        descriptor = None if reserved or size >> 63 else found[number]
+        blocks.append(_Block(address, content, descriptor, rw_flags, opcode, buffer, size, offset))
+    return blocks
+
+
+def read_blocks(
+    call: Notification, count: int, pointer: struct.Struct
+) -> Iterator[tuple[int, bytes]]:
+    """The addresses and contents of ``struct iocb``, up to one that cannot be read."""
+    try:
+        array = read_memory(call.pid, call.a2, min(count, _MOST_BLOCKS) * pointer.size)
+        array = array[: len(array) // pointer.size * pointer.size]
+        for (address,) in pointer.iter_unpack(array):
+            content = read_memory(call.pid, address, _IOCB.size)
+            if len(content) < _IOCB.size:
+                return
+            yield address, content
+    except OSError:
+        return
+
+
+def descriptor_of(content: bytes) -> int:
+    """The number of the descriptor in a ``struct iocb``."""
+    number: int = _IOCB.unpack(content)[5]
+    return number
+
+
+def _has_debugger(tid: int) -> bool:
+    """Whether a thread is traced, and cannot be made to make calls for us. OSError: ESRCH."""
+    try:
+        with open(f"/proc/{tid}/status", "rb") as status:
+            return b"\nTracerPid:\t0\n" not in status.read()
+    except (FileNotFoundError, ProcessLookupError):
+        raise os_error(errno.ESRCH) from None
+
+
+def _room(call: Notification) -> int:
+    """For how many completions a context has room, for a program that keeps to what it asked for.
+
+    It has more than twice as much (ioctx_alloc); what is submitted to it and has not ended cannot
+    be seen.
+
+    Raises:
+        OSError: EINVAL if it is no context.
+    """
+    with contextlib.suppress(OSError):
+        ring = read_memory(call.pid, call.a0, _RING.size)
+        if len(ring) == _RING.size:
+            _, number, head, tail, magic, _, _, _ = _RING.unpack(ring)
+            if magic == _RING_MAGIC and number:
+                return int(max(number // 2 - (tail - head) % number, 0))
+    raise os_error(errno.EINVAL)
+
+
+def _transfer(
+    supervisor: Supervisor, call: Notification, block: _Block, pointer: struct.Struct
+) -> int:
+    """Do what a control block says; return the number of bytes.
+
+    Raises:
+        OSError: what io_submit fails with for it, or what its operation ends with.
+    """
+    descriptor = block.descriptor
+    assert descriptor is not None
+    reads = block.opcode in (_PREAD, _PREADV)
+    file = allowing(descriptor, os.O_RDONLY if reads else os.O_WRONLY)
+    if block.opcode not in _TRANSFERS or not isinstance(file, OpenFile):
+        raise os_error(errno.EINVAL)
+    if block.rw_flags & ~RWF_KNOWN:
+        raise os_error(errno.EOPNOTSUPP)
+    if block.opcode in (_PREAD, _PWRITE):
+        segments = plain_segments(block.buffer, block.size)
+    else:
+        iovec = IOVEC[pointer.size]
+        segments = vector_segments(call.pid, block.buffer, block.size, iovec)
+    caller = supervisor.caller(call)
+    operation: Operation[int]
+    if reads:
+        operation = file.read(caller, segments, block.offset)
+    else:
+        operation = file.write(caller, segments, block.offset, sync_flags(block.rw_flags))
+    return supervisor.run_here(call, file.device, operation)
+
+
+def _watch(
+    supervisor: Supervisor, call: Notification, blocks: list[_Block], borrowing: Borrowing
+) -> None:
+    """Have the devices asked that the kernel is about to poll, and their descriptors show that."""
+    for index, block in enumerate(blocks):
+        descriptor = block.descriptor
+        if descriptor is None or not block.is_polled:
+            continue
+        file = descriptor.file
+        if not isinstance(file, OpenFile) or block.buffer >> 16:
+            continue  # which the kernel refuses
+        events = block.buffer | POLLERR | POLLHUP
+        one = Asked(index, descriptor_of(block.content), events, descriptor)
+        readiness = one.readiness = supervisor.descriptors.readiness(descriptor, file)
+        one.moment = readiness.asking()
+        caller = supervisor.caller(call)
+        try:
+            operation = file.poll(caller, events, True)
+            one.bits = supervisor.run_here(call, file.device, operation)
+        except OSError:
+            one.bits = POLLERR
+        supervisor.forget(call)
+        fetch = one.fetcher(borrowing)
+        readiness.wait(one.bits, caller, events, one.moment, fetch)
+
+
+def _submit(  # noqa: PLR0917 - all that a call is
+    supervisor: Supervisor,
+    call: Notification,
+    blocks: list[_Block],
+    done: list[int],
+    completion: _Completion | None,
+    pointer: struct.Struct,
+) -> None:
+    """Have the thread submit the control blocks, of which the first ones are ``done``."""
+    submitted = 0
+    try:
+        with Injection(supervisor.listener, call) as thread:
+            try:
+                if completion is not None:
+                    with completion.given(thread):
+                        for block, size in zip(blocks, done, strict=False):
+                            at = call.a2 + submitted * pointer.size
+                            completion.submit(thread, block, size, call.a0, at)
+                            submitted += 1
+                left = len(blocks) - len(done)
+                if left:
+                    at = call.a2 + submitted * pointer.size
+                    submitted += thread.call("io_submit", call.a0, left, at, SUBMITTING)
+            except OSError as error:
+                thread.result = -(error.errno or errno.EIO)
+            if submitted:
+                thread.result = submitted
+    except GoneError:
+        pass
+    except OSError:
+        supervisor.listener.fail(call.id, errno.EIO if done else errno.EINVAL)
+
+
+class _Completion:
+    """Has the kernel complete control blocks with numbers of bytes that we choose.
+
+    What is completed is told by its control block's address, so that what the kernel reads there
+    has to be another operation, and the program's own again before it can know of the end: another
+    thread may take note of that at once, and do with the control block what it likes. So the
+    operation is one that lasts until we have put that back: a write into a socket that is full, or,
+    for no bytes, a read from one that is empty.
+    """
+
+    def __init__(self, tid: int) -> None:
+        """Prepare. OSError: ENFILE."""
+        self._tid = tid
+        self._number = -1
+        try:
+            self._ours, self._theirs = socket.socketpair()
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise os_error(errno.ENFILE) from None
+        self._theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        self._ours.setblocking(False)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._ours.close()
+        self._theirs.close()
+
+    @contextlib.contextmanager
+    def given(self, thread: Injection) -> Iterator[None]:
+        """Let the thread have a descriptor for it, for the length of a ``with`` block."""
+        self._number = thread.give(self._theirs.fileno())
+        try:
+            yield
+        finally:
+            thread.take_back(self._number)
+
+    def submit(self, thread: Injection, block: _Block, size: int, context: int, at: int) -> None:
+        """Submit and complete one.
+
+        Args:
+            thread: makes the calls.
+            block: what is completed.
+            size: the number of bytes; after one with none nothing more can be done.
+            context: its number.
+            at: where the control block's address lies.
+
+        Raises:
+            OSError: what the thread fails with.
+            GoneError: as `Injection.call`.
+        """
+        # Anything that can be read will do; a program's buffers are several, or there no more.
+        area = max(size, 1)
+        scratch = thread.call("mmap", 0, area, 1, 0x22, 0xFFFFFFFF, 0)
+        try:
+            filled = self._fill() if size else 0
+            data, _, _, _, priority, _, _, _, _, _, flags, resfd = _IOCB.unpack(block.content)
+            opcode = _PWRITE if size else _PREAD
+            other = _IOCB.pack(
+                data, _NO_KEY, 0, opcode, priority, self._number, scratch, area, 0, 0, flags, resfd
+            )
+            write_memory(self._tid, block.address, other)
+
+            def meanwhile(is_over: Callable[[], bool]) -> None:
+                while not is_over() and self._key(block) == _NO_KEY:
+                    time.sleep(_LOOK_S)
+                self._put_back(block)
+                if size:
+                    self._drain(filled + size, is_over)
+                else:
+                    self._ours.shutdown(socket.SHUT_WR)
+
+            thread.call("io_submit", context, 1, at, SUBMITTING, meanwhile=meanwhile)
+        finally:
+            thread.call("munmap", scratch, area)
+
+    def _key(self, block: _Block) -> int:
+        try:
+            (key,) = _KEY.unpack(read_memory(self._tid, block.address + _KEY_AT, _KEY.size))
+        except (OSError, struct.error):
+            return 0
+        return int(key)
+
+    def _put_back(self, block: _Block) -> None:
+        at = _AFTER_KEY if self._key(block) != _NO_KEY else _KEY_AT
+        with contextlib.suppress(OSError):
+            write_memory(self._tid, block.address + at, block.content[at:])
+
+    def _fill(self) -> int:
+        filled = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filled += self._theirs.send(bytes(_BUFFER_BYTES), socket.MSG_DONTWAIT)
+        return filled
+
+    def _drain(self, size: int, is_over: Callable[[], bool]) -> None:
+        poll = select.poll()
+        poll.register(self._ours, select.POLLIN)
+        while size:
+            if poll.poll(_LOOK_MS):
+                size -= len(self._ours.recv(min(size, _BUFFER_BYTES)))
+            elif is_over():
+                return
+
+
+HANDLERS: Final[dict[str, Handler]] = {"io_submit": io_submit}
