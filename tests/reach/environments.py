@@ -111,6 +111,8 @@ def in_nspawn() -> Results:
     with containers.bundle() as (_, root):
         command = [
             program, "-q", "-D", str(root), "--register=no", "--keep-unit", "--as-pid2",
+            # Its root is this machine's own: resolv.conf would be copied onto itself, and be empty.
+            "--resolv-conf=off", "--timezone=off", "--link-journal=no",
             f"--chdir={containers.ROOT}", *binds, *settings, python, BATTERY,
         ]  # fmt: skip
         return _battery(partial(subprocess.run, command, check=False), LIMIT_S)
