@@ -29,7 +29,10 @@ $(BIN)/.installed-bench: benchmarks/requirements.txt $(BIN)/.installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
 
+# Compiled here, since many environments (PYTHONDONTWRITEBYTECODE) let nobody else do it: then each
+# start would compile all of it again.
 install: $(BIN)/.installed
+	@$(BIN)/python -m compileall -q src
 
 lint: install
 	$(BIN)/ruff check

@@ -181,7 +181,7 @@ def test_an_allowed_import_passes(room: str, source: str) -> None:
 
 def test_a_start_imports_nothing_slow() -> None:
     """`recuse run` begins for each test of a user's: what only some devices need comes later."""
-    slow = {"asyncio", "click", "hashlib", "numpy", "random", "secrets", "tempfile"}
+    slow = {"asyncio", "click", "dataclasses", "hashlib", "inspect", "numpy", "pathlib", "random"}
     slow |= {"recuse.wire.filesystem", "recuse.wire.optable"}
     script = (
         "import sys, recuse, recuse.cli.main, recuse.cli.run, recuse.sandbox\n"

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-from dataclasses import dataclass, field
 
 from recuse.kernel.connection import Connection
 from recuse.kernel.devices import TRANSFER_MIN, CharDevice, DeviceTable, check_name
@@ -11,6 +10,7 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.request import Reply, Request
 from recuse.kernel.sysfs import Declaration, is_path, is_subsystem
 from recuse.runtime.log import Log
+from recuse.runtime.records import field, record
 from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_INIT_INFO_MAX,
@@ -34,7 +34,7 @@ MINOR_MIN = 11
 """The oldest 7.x that has CUSE."""
 
 
-@dataclass(slots=True)
+@record
 class DeviceInfo:
     """What the strings of an INIT reply say.
 

@@ -4,12 +4,12 @@ import errno
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 from recuse.kernel.connection import Connection, Tap
 from recuse.kernel.errors import os_error
 from recuse.kernel.locks import FileLocks
 from recuse.kernel.sysfs import Declaration
+from recuse.runtime.records import field, record
 
 MAJOR_MAX = 511
 MINOR_MAX = (1 << 20) - 1
@@ -25,7 +25,7 @@ TRANSFER_MIN = 4096
 _serials = itertools.count(1)
 
 
-@dataclass(slots=True, eq=False)
+@record
 class CharDevice:
     """A device that programs can open.
 

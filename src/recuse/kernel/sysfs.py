@@ -10,8 +10,8 @@ import errno
 import functools
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.errors import os_error
@@ -30,8 +30,7 @@ _ACTIONS = frozenset(
 )  # lib/kobject_uevent.c, kobject_actions
 
 
-@dataclass(slots=True, frozen=True)
-class Declaration:
+class Declaration(NamedTuple):
     """What a device's server wants in /sys besides CUSE's own.
 
     subsystem is "class/NAME" or "bus/NAME"; the paths of attributes and links are absolute, or
@@ -40,11 +39,10 @@ class Declaration:
 
     subsystem: str = "class/cuse"
     attributes: tuple[str, ...] = ()
-    links: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(slots=True, frozen=True)
-class Attribute:
+class Attribute(NamedTuple):
     """A file: permission bits, and what its reading and writing do.
 
     show is None if it cannot be read; its operation returns the content, at most a page.
@@ -57,8 +55,7 @@ class Attribute:
     store: Callable[[bytes], None] | None = None
 
 
-@dataclass(slots=True, frozen=True)
-class Link:
+class Link(NamedTuple):
     """A symbolic link."""
 
     path: str

@@ -11,7 +11,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from recuse.kernel import sysfs
@@ -20,6 +19,7 @@ from recuse.kernel.devices import CharDevice, DeviceTable
 from recuse.kernel.errors import os_error
 from recuse.kernel.operation import Operation, run
 from recuse.kernel.request import PAGE_SIZE
+from recuse.runtime.records import field, record
 
 CUSE_NUMBER = (10, 203)
 """Major and minor number of /dev/cuse (linux/miscdevice.h)."""
@@ -37,7 +37,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _Done = Callable[[bytes | None, OSError | None], None]
 
 
-@dataclass(slots=True, eq=False)
+@record
 class Node:
     """A directory, a device, the channel ``/dev/cuse``, a symbolic link, or an attribute.
 

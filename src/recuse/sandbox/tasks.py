@@ -13,15 +13,15 @@ import contextlib
 import errno
 import os
 import threading
-from dataclasses import dataclass
 from typing import Final
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.records import record
 from recuse.sandbox.ends import Ends
 from recuse.sandbox.memory import WritableMap
 
 
-@dataclass(slots=True)
+@record
 class Credentials:
     """Who a thread acts as (credentials(7))."""
 
@@ -40,7 +40,7 @@ class Credentials:
     """Whether it has CAP_FSETID, and so may write to set-user-ID files that remain so."""
 
 
-@dataclass(slots=True)
+@record
 class Task:
     """One thread, by its id in the supervisor's pid namespace."""
 

@@ -14,11 +14,11 @@ import errno
 import os
 import stat
 import struct
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.records import record
 from recuse.sandbox.arch import arch
 from recuse.sandbox.nodes import Node, Nodes, native_node
 from recuse.sandbox.permissions import MAY_EXECUTE, check, grants
@@ -131,8 +131,7 @@ class OutsideError(FileNotFoundError):
             os.close(file)
 
 
-@dataclass(slots=True, frozen=True)
-class Found:
+class Found(NamedTuple):
     """What a path leads to."""
 
     node: Node
@@ -144,7 +143,7 @@ class Found:
     """One of them was a ``/proc/PID/fd`` link."""
 
 
-@dataclass(slots=True)
+@record
 class _Spot:
     """A native file that a walk has come to."""
 

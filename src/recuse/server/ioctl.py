@@ -1,9 +1,7 @@
 """Declaring ioctl handlers: the decorator, what it checks, and the table made of it for a class."""
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 from recuse.server.arguments import Argument, BytesPointer, pointer
 from recuse.server.decorators import (
@@ -30,8 +28,7 @@ _DECLARATIONS = "__recuse_ioctls__"
 _SIZE_BITS = 0x3FFF << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Declaration:
+class Declaration(NamedTuple):
     """What one use of the decorator says."""
 
     command: int
@@ -40,8 +37,7 @@ class Declaration:
     argument: Argument
 
 
-@dataclass(frozen=True, slots=True)
-class IoctlHandler:
+class IoctlHandler(NamedTuple):
     """How the method of one class answers a command."""
 
     name: str
@@ -222,8 +218,25 @@ class IoctlTable:
         )
 
 
+_CO_STAR = 0xC  # of inspect: CO_VARARGS | CO_VARKEYWORDS
+
+
+def _parameter_names(method: Callable[..., Any]) -> list[str]:
+    """Without self."""
+    code = getattr(method, "__code__", None)
+    names = ["command", "argument", "memory"]
+    if code is not None and not hasattr(method, "__wrapped__"):
+        # The usual case does without inspect.
+        star = code.co_flags & _CO_STAR or code.co_kwonlyargcount
+        if not star and list(code.co_varnames[1 : code.co_argcount]) == names:
+            return names
+    from inspect import signature  # noqa: PLC0415
+
+    return list(signature(method).parameters)[1:]
+
+
 def _unknown_ioctl(cls: Any) -> IoctlHandler:
-    names = list(inspect.signature(cls.unknown_ioctl).parameters)[1:]
+    names = _parameter_names(cls.unknown_ioctl)
     if names != ["command", "argument", "memory"]:
         raise TypeError(
             f"{cls.__name__}.unknown_ioctl takes {', '.join(names) or 'nothing'}; "
@@ -248,6 +261,8 @@ def _parameters(method: Callable[..., Any], declaration: Declaration) -> tuple[b
 
     Raises TypeError if it cannot be called with them, or without the argument that it has to take.
     """
+    import inspect  # noqa: PLC0415  # which most devices do without
+
     gives_argument = declaration.argument.is_given
     signature = inspect.signature(method)
     memory = {"memory": None} if "memory" in signature.parameters else {}

@@ -3,8 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from recuse.server.areas import Area
 from recuse.server.errors import Misuse, brief
@@ -87,8 +86,7 @@ class MmapRequest(Request):
         return recuse_mmap_in.unpack(self._exchange.message, _HEADER_SIZE)
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(NamedTuple):
     """A mapping of an area in a program, from `File.mapped` to `File.unmapped`.
 
     Copies that children inherit, and parts that are left, belong to the same one.

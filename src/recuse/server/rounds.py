@@ -12,9 +12,9 @@ what a handler does after its last read is done once.
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from recuse.runtime.records import record
 from recuse.server.errors import Misuse
 from recuse.server.file import File
 from recuse.server.memory import Area, Memory, Spans
@@ -38,7 +38,7 @@ _pack_file = recuse_ioctl_file.CODEC.pack
 _pack_iovec = fuse_ioctl_iovec.CODEC.pack
 
 
-@dataclass(slots=True)
+@record
 class Round:
     """What was asked for, so that the next round can be recognised and understood."""
 
