@@ -105,6 +105,8 @@ with Sandbox(Fifo(mode=0o600, uid=0)) as sandbox:
     ]
 
 
+TOLD = "lets nobody look into it"
+
 UNDUMPABLE = """
 device = Fifo()
 with Sandbox(device) as sandbox:
@@ -134,8 +136,9 @@ print(os.system('echo system; cat /etc/passwd >/dev/null'))
 )
 def test_a_program_that_nobody_may_look_into_works(nobody, before):
     # ssh-agent, gpg-agent and others make themselves so. It may see no devices; all else works.
-    output = nobody(UNDUMPABLE.format(before=before).replace("\n{", "\n"))
-    assert output.splitlines() == [
+    lines = nobody(UNDUMPABLE.format(before=before).replace("\n{", "\n")).splitlines()
+    assert sum(TOLD in line for line in lines) == 1
+    assert [line for line in lines if TOLD not in line] == [
         "True True",
         "True True True",
         "4 b'pipe' True",
@@ -144,6 +147,82 @@ def test_a_program_that_nobody_may_look_into_works(nobody, before):
         "system",
         "0",
     ]
+
+
+HIDDEN = """
+device = Fifo()
+with Sandbox(device) as sandbox:
+    python(sandbox, '''
+import array, errno, fcntl, select
+libc = ctypes.CDLL(None)
+libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+def attempt(function, *args):
+    try: return function(*args)
+    except OSError as error: return errno.errorcode[error.errno]
+def look(fd):
+    print(attempt(os.read, fd, 16), attempt(os.write, fd, b"lost"), attempt(os.fstat, fd),
+          attempt(os.readv, fd, [bytearray(9)]), attempt(fcntl.ioctl, fd, 0x703, 5),
+          attempt(os.lseek, fd, 0, 0), attempt(fcntl.fcntl, fd, fcntl.F_GETFL), flush=True)
+fd = os.open('/dev/echo', os.O_RDWR)
+if {used}: os.write(fd, b'before')
+libc.prctl(4, 0, 0, 0, 0)
+look(fd)
+thread = threading.Thread(target=look, args=(fd,)); thread.start(); thread.join()
+if os.fork() == 0:
+    look(fd); os._exit(0)
+os.wait()
+null = os.open('/dev/null', os.O_RDWR)
+print(os.read(null, 9), os.write(null, b'works'))
+libc.prctl(4, 1, 0, 0, 0)
+print(os.read(fd, 16))
+''')
+print(bytes(device.data))
+"""
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_what_it_has_of_a_device_is_an_error(nobody, used):
+    # Natively it is a socket, which would give a byte of recuse's own and take what is written.
+    lines = nobody(HIDDEN.format(used=used)).splitlines()
+    (told,) = [line for line in lines if TOLD in line]
+    assert told.startswith("python3 (process ")
+    lines.remove(told)
+    assert lines == [
+        *[" ".join(["EIO"] * 7)] * 3,
+        "b'' 5",
+        str(b"before" if used else b""),
+        "b''",
+    ]
+
+
+def test_a_program_that_nobody_may_read_with_a_device(nobody, needs):
+    program = needs("cat")
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        copy = os.path.join(directory, "hidden-cat")
+        shutil.copy(program, copy)
+        os.chmod(copy, 0o711)
+        output = nobody(f"""
+device = Fifo()
+with Sandbox(device) as sandbox:
+    sandbox.run(['sh', '-c', 'exec 3<>/dev/echo 2>&1; echo hello >&3; {copy} <&3; cat <&3;'
+        '{copy} /dev/echo; echo lost | {copy} >&3; echo x | {copy}; {copy} /etc/hostname; cat <&3'])
+    sys.stdout.flush()
+    sandbox.run(['sh', '-c', 'exec 3<>/dev/echo; exec 2>&1; exec 4<&3 3<&-; {copy} <&4'])
+""")
+    lines = [line.replace(copy, "cat") for line in output.splitlines()]
+    hostname = Path("/etc/hostname").read_text(encoding="utf-8").splitlines()
+    told = [line for line in lines if TOLD in line]
+    assert [line for line in lines if TOLD not in line] == [
+        "cat: -: Input/output error",
+        "hello",
+        "cat: /dev/echo: No such file or directory",
+        "cat: standard output: Input/output error",
+        "x",
+        *hostname,
+        "cat: -: Input/output error",
+    ]
+    assert len(told) == 1
 
 
 def test_a_program_that_may_be_executed_and_not_read(nobody, compiled, needs):

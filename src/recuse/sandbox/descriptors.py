@@ -40,6 +40,7 @@ from recuse.sandbox.errands import Errands
 from recuse.sandbox.native import READY, NativeEnd
 from recuse.sandbox.nodes import Node
 from recuse.sandbox.readiness import Readiness
+from recuse.sandbox.unseen import Unseen
 from recuse.sandbox.waker import Waker, watched_by
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ class Descriptors:
         self._by_end: dict[int, Descriptor] = {}
         self._seen: dict[tuple[int, int], Descriptor] = {}
         """By thread and number, what was found there last."""
+        self.unseen = Unseen(self._seen, self._by_link)
         self._slots: dict[int, Descriptor] = {}
         self._pid = os.getpid()
         # Not everywhere: containers may forbid it.
@@ -225,7 +227,11 @@ class Descriptors:
         return len(self._by_link)
 
     def find(self, tid: int, number: int) -> Descriptor | None:
-        """The device behind descriptor ``number`` of thread ``tid``, or None if it is none."""
+        """The device behind descriptor ``number`` of thread ``tid``, or None if it is none.
+
+        Raises:
+            OSError: EIO if it may be one of a process that lets nobody look into it.
+        """
         if not self._by_link:
             return None
         number &= 0xFFFFFFFF  # the kernel takes descriptors as 32-bit
@@ -238,14 +244,23 @@ class Descriptors:
             return seen
         try:
             link = os.readlink(f"/proc/{tid}/fd/{number}")
+        except PermissionError:
+            if self.unseen.may_hold(tid, number):
+                self.unseen.tell(tid)
+                raise os_error(errno.EIO) from None
+            return None
         except OSError:
             return None
         found = self._by_link.get(link)
         if found is not None and found.slot is not None:
-            if len(self._seen) >= _MOST_SEEN:
-                self._seen.clear()
-            self._seen[tid, number] = found
+            self.note(tid, number, found)
         return found
+
+    def note(self, tid: int, number: int, descriptor: Descriptor) -> None:
+        """Remember what a thread has under a number."""
+        if len(self._seen) >= _MOST_SEEN:
+            self._seen.clear()
+        self._seen[tid, number] = descriptor
 
     def by_link(self, link: str) -> Descriptor | None:
         """The device whose ``/proc/PID/fd`` link reads ``link``."""

@@ -44,6 +44,10 @@ class UnreadableError(Exception):
     """
 
 
+class HiddenError(UnreadableError):
+    """That, since the process does not let itself be looked into."""
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _readv = _libc.process_vm_readv
 _writev = _libc.process_vm_writev
@@ -203,7 +207,7 @@ def _write_in_place(pid: int, address: int, data: Buffer) -> int:
 def _error() -> Exception:
     code = ctypes.get_errno() or errno.EFAULT
     if code == errno.EPERM:
-        return UnreadableError()
+        return HiddenError()
     return os_error(code)
 
 

@@ -21,7 +21,7 @@ from recuse.runtime.threads import must_not_block, no_more
 from recuse.sandbox.arch import arch
 from recuse.sandbox.listener import Listener, Notification
 from recuse.sandbox.machine import Machine
-from recuse.sandbox.memory import CallerMemory, UnreadableError
+from recuse.sandbox.memory import CallerMemory, HiddenError, UnreadableError
 from recuse.sandbox.signals import ERESTARTSYS
 from recuse.sandbox.syscalls import compat_handlers, handlers
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
@@ -109,9 +109,11 @@ class Supervisor:
                 self.listener.proceed(call.id)
             elif result != ANSWERED:
                 self.listener.answer(call.id, result)
-        except UnreadableError:
+        except UnreadableError as error:
             # A process that lets nobody look into it sees no devices, and runs as it would.
             self.listener.proceed(call.id)
+            if isinstance(error, HiddenError):
+                self.descriptors.unseen.tell(call.pid)
         except BaseException as error:
             self._failed(call, error)
 

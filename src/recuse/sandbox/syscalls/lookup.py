@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
+from recuse.sandbox.memory import UnreadableError
 from recuse.sandbox.syscalls.call import signed32
 from recuse.sandbox.tree import AT_FDCWD, Found, OutsideError
 
@@ -21,7 +22,12 @@ def named(
     supervisor: Supervisor, call: Notification, base: int, address: int, flags: int
 ) -> Found | None:
     """What a directory descriptor, a path and AT_ flags name; None if nothing of ours."""
-    path = supervisor.strings.read(call.pid, address) if address else b""
+    try:
+        path = supervisor.strings.read(call.pid, address) if address else b""
+    except UnreadableError:
+        if flags & AT_EMPTY_PATH:
+            held(supervisor, call, base)  # the kernel must not look at what may be a device's
+        raise
     if path:
         follow = not flags & AT_SYMLINK_NOFOLLOW
         return supervisor.tree.find(call.pid, base, path, follow=follow)

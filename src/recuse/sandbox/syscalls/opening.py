@@ -278,6 +278,7 @@ def _give(
     if number is None:
         supervisor.descriptors.drop(descriptor)
         return None
+    supervisor.descriptors.note(call.pid, number, descriptor)
     # Before the program goes on: it may close the file at once, and must find it released then.
     descriptor.hand_over()
     return number

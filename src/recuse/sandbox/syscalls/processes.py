@@ -31,6 +31,7 @@ def execute(supervisor: Supervisor, call: Notification) -> int:
     """``execve`` and ``execveat``: a new memory image, and perhaps a new thread id."""
     if not supervisor.tree.many_roots and not in_our_namespace(call.pid, "mnt"):
         supervisor.tree.many_roots = True  # clone3 made it, whose flags no filter sees
+    supervisor.descriptors.unseen.executes(call.pid)
     supervisor.tasks.forget_ended()
     supervisor.tasks.forget_process(call.pid)
     supervisor.strings.forget(call.pid)
