@@ -45,6 +45,8 @@ TRAPPED: Final = (
     "getsockname", "getpeername", "bind", "connect", "listen", "accept", "accept4",
     "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid",
     "setfsuid", "setfsgid", "setgroups", "capset", "statfs", "fstatfs",
+    # Where a call is made good that a signal has made fail before it was received.
+    "rt_sigreturn",
 )  # fmt: skip
 """The calls that always come to the supervisor; ``fcntl`` comes for some commands, ``mmap`` for
 files, ``clone`` for new namespaces."""

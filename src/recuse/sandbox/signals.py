@@ -46,6 +46,7 @@ _SHARE: Final = 9
 """Looking pauses at least so many times as long as it took."""
 
 _IDLE_TICKS: Final = 25
+_MOST_OWED: Final = 64
 
 Interrupt = Callable[[bool], None]
 """Told that a signal has come for a caller that waits, or (True) that it is no more."""
@@ -54,7 +55,7 @@ Interrupt = Callable[[bool], None]
 class Waiting:
     """A call that waits."""
 
-    __slots__ = ("attend", "call", "found", "interrupt", "listener", "looks")
+    __slots__ = ("attend", "call", "found", "interrupt", "listener", "looks", "owed")
 
     def __init__(
         self,
@@ -72,6 +73,8 @@ class Waiting:
         """In a row, that found a signal; one more than that from the second look on."""
         self.found: list[Signals] = []
         """What the last ones found that it was interrupted for."""
+        self.owed = False
+        """Whether it is still to be interrupted for a signal that came before it was received."""
 
     @property
     def sure(self) -> bool:
@@ -107,6 +110,11 @@ class SignalWatch:
         self.waiting: dict[int, Waiting] = {}
         """By the call's id. Look here whether there is anything to forget before you do."""
         self._errands = errands
+        self.owed: dict[int, int] = {}
+        """Threads whose calls a signal has ended before they were received, and who make them once
+        more: from the address, after its ``syscall`` instruction, that is here. If the call waits
+        then, it is interrupted as by that signal."""
+        self._owed_calls: set[int] = set()
         self._parked = False
         self._unpark = threading.Event()
         self._closed = threading.Event()
@@ -122,6 +130,9 @@ class SignalWatch:
         ``late`` one, from another thread than the one that serves the call, does not.
         """
         waiting = Waiting(call, listener, interrupt)
+        if self._owed_calls and call.id in self._owed_calls:
+            self._owed_calls.discard(call.id)
+            waiting.owed = True
         if late:
             self.waiting.setdefault(call.id, waiting)
         else:
@@ -139,6 +150,13 @@ class SignalWatch:
     def _wake(self) -> None:
         if self._parked:
             self._unpark.set()
+
+    def received(self, call: Notification) -> None:
+        """A call has come, perhaps one of those of :attr:`owed`."""
+        if self.owed.pop(call.pid, None) == call.instruction:
+            if len(self._owed_calls) >= _MOST_OWED:
+                self._owed_calls.clear()  # those did not wait
+            self._owed_calls.add(call.id)
 
     def forget(self, call: Notification) -> Waiting | None:
         """The call waits no more; returns what was known of its wait."""
@@ -192,6 +210,10 @@ class SignalWatch:
             return
         if one.attend is not None:
             one.attend()
+            return
+        if one.owed:
+            one.owed = False
+            self._errands.put(partial(one.interrupt, False))
             return
         signals = pending_signals(one.call.pid, stopping)
         if not one.listener.alive(one.call.id):

@@ -58,6 +58,7 @@ class Supervisor:
         self.strings = machine.strings
         self.signals = machine.signals
         self._waiting = machine.signals.waiting
+        self._owed = machine.signals.owed
         self._handlers = handlers()
         self._compat_handlers = compat_handlers()
         self._workers = Workers(
@@ -102,6 +103,8 @@ class Supervisor:
             if handler is None:
                 if self._abandoned:
                     self._abandoned.discard(call.pid)  # that call is over
+                if self._owed:
+                    self.signals.received(call)
                 known = self._handlers if call.arch == _NATIVE else self._compat_handlers
                 handler = known[call.number]
             result = handler(self, call)

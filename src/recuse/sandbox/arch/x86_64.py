@@ -25,6 +25,7 @@ SYSCALLS: Final[dict[str, int]] = {
     "poll": 7,
     "lseek": 8,
     "mmap": 9,
+    "rt_sigreturn": 15,
     "ioctl": 16,
     "pread64": 17,
     "pwrite64": 18,

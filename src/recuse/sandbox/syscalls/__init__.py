@@ -19,6 +19,7 @@ from recuse.sandbox.syscalls import (
     poll,
     processes,
     rw,
+    sigreturn,
     status,
     workdir,
 )
@@ -40,6 +41,7 @@ _FAMILIES = (
     epoll,
     aio,
     mmap,
+    sigreturn,
 )
 
 

@@ -1,0 +1,146 @@
+"""What the kernel leaves on a signal handler's stack (arch/x86/kernel/signal_64.c, Linux 6.18).
+
+The frame holds the registers that the thread goes on with when its handler has returned. They are
+those with which it came out of a system call, if the signal ended one.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import re
+import struct
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+SIZE: Final = 176
+"""How much of ``struct ucontext`` is needed, up to and with ``uc_mcontext.rip``.
+
+At rt_sigreturn(2) the stack pointer points to its beginning.
+"""
+
+CODE_SIZE: Final = 32
+"""How many bytes of code, up to and with ``syscall``, tell which call it made."""
+
+_REGISTERS = struct.Struct("=40x17Q")
+_R8, _R9, _R10, _RDI, _RSI, _RBP, _RBX, _RDX, _RAX, _RCX, _RSP, _RIP = 0, 1, 2, *range(8, 17)
+_BY_NUMBER: Final = (_RAX, _RCX, _RDX, _RBX, _RSP, _RBP, _RSI, _RDI)
+"""Where the registers are that instructions number 0 to 7. 8 to 15 come first of all."""
+
+OUTCOME_OFFSET: Final = 144
+"""Where in the frame rax, rcx, rsp and rip are: what has come of the call."""
+_OUTCOME = struct.Struct("=4Q")
+
+_FAILED: Final = (1 << 64) - errno.EINTR
+_SYSCALL_SIZE: Final = 2
+
+
+class Interrupted:
+    """A system call that a signal has ended, whose handler returns now."""
+
+    __slots__ = ("_registers", "after", "number", "restarts")
+
+    def __init__(self, registers: tuple[int, ...], number: int | None, *, restarts: bool) -> None:
+        self._registers = registers
+        self.number = number
+        """None as long as it is not known: then :func:`number_of` may tell."""
+        self.restarts = restarts
+        """Whether the thread will make it once more (SA_RESTART), or sees EINTR."""
+        self.after = registers[_RCX]
+        """The address after its ``syscall`` instruction, which leaves that in rcx."""
+
+    def argument(self, index: int) -> int:
+        """The call's argument 0 to 5."""
+        return self._registers[(_RDI, _RSI, _RDX, _R10, _R8, _R9)[index]]
+
+    def made_anew(self, number: int) -> bytes:
+        """What is to be at :data:`OUTCOME_OFFSET` to have the call made once more."""
+        return self._outcome(number, self.after - _SYSCALL_SIZE)
+
+    def failed(self) -> bytes:
+        """What is to be there to have it fail with EINTR."""
+        return self._outcome(_FAILED, self.after)
+
+    def _outcome(self, rax: int, rip: int) -> bytes:
+        return _OUTCOME.pack(rax, self.after, self._registers[_RSP], rip)
+
+    def number_of(self, code: bytes) -> int | None:
+        """The number of a call that has failed; None for all but usual code.
+
+        It is gone: EINTR is in its register. But all others are as they were, and C libraries load
+        the number directly before the instruction, or nearly so.
+
+        Args:
+            code: the :data:`CODE_SIZE` bytes before :attr:`after`.
+        """
+        patterns = _patterns()
+        if found := patterns.number.search(code):
+            return int.from_bytes(found["number"], "little")
+        if found := patterns.register.search(code):
+            register = found["register"][0] >> 3 & 7
+            where = _R8 + register if found["upper"] else _BY_NUMBER[register]
+            return self._registers[where] & 0xFFFFFFFF
+        return 0 if patterns.zero.search(code) else None
+
+
+def interrupted(frame: bytes) -> Interrupted | None:
+    """The call out of which a thread came when its handler was begun; None if there was none.
+
+    Args:
+        frame: :data:`SIZE` bytes.
+    """
+    registers = _REGISTERS.unpack(frame)
+    after, resumes, result = registers[_RCX], registers[_RIP], registers[_RAX]
+    if result == _FAILED and resumes == after:
+        return Interrupted(registers, None, restarts=False)
+    if resumes == after - _SYSCALL_SIZE:
+        return Interrupted(registers, result, restarts=True)
+    return None
+
+
+class _Patterns(NamedTuple):
+    """Code that ends with ``syscall``, by what has set eax before."""
+
+    number: re.Pattern[bytes]
+    register: re.Pattern[bytes]
+    zero: re.Pattern[bytes]
+
+
+def _bytes(is_one: Callable[[int], object]) -> bytes:
+    """A regular expression for one byte of a kind."""
+    return b"[%b]" % b"".join(re.escape(bytes((n,))) for n in range(256) if is_one(n))
+
+
+@functools.cache  # and not at import: most programs never need them
+def _patterns() -> _Patterns:
+    # A prefix of 0x40 to 0x4f has a bit 8 for 64-bit operands, and bits 4 and 1 for the upper
+    # eight registers as the first and the second operand of the byte after the operation.
+    upper = _bytes(lambda n: n & 0xF1 == 0x41)
+    lower = _bytes(lambda n: n & 0xF1 == 0x40) + b"?"
+    to_any = _bytes(lambda n: n >> 6 == 3)
+    not_to_eax = _bytes(lambda n: n >> 6 == 3 and n & 7)
+    from_stack = _bytes(lambda n: n & 0xC7 == 0x44 and n & 0x38) + rb"\x24."
+    between = (
+        rb"[\xb9-\xbf].{4}",  # mov $number,%register
+        rb"[\x41\x49][\xb8-\xbf].{4}",
+        rb"\x48\xc7[\xc1-\xc7].{4}",
+        rb"\x49\xc7[\xc0-\xc7].{4}",
+        lower + rb"[\x89\x31]" + not_to_eax,  # mov and xor %register,%register
+        upper + rb"[\x89\x31]" + to_any,
+        lower + rb"\x63" + _bytes(lambda n: n >> 6 == 3 and n & 0x38),  # movslq
+        _bytes(lambda n: n & 0xF4 == 0x44) + rb"\x63" + to_any,
+        rb"\x48?[\x8b\x8d]" + from_stack,  # mov and lea number(%rsp),%register
+    )
+    end = rb"(?:" + b"|".join(between) + rb")*\x0f\x05\Z"
+    register = _bytes(lambda n: n & 0xC7 == 0xC0 and n & 0x38)
+    return _Patterns(
+        re.compile(rb"(?:(?<![\x40-\x4f])\xb8|\x48\xc7\xc0)(?P<number>.{4})" + end, re.DOTALL),
+        re.compile(
+            # Nothing between: it could change the register.
+            rb"(?:(?P<upper>[\x44\x4c])|\x48|(?<![\x40-\x4f]))\x89(?P<register>"
+            + register
+            + rb")\x0f\x05\Z",
+            re.DOTALL,
+        ),
+        re.compile(rb"\x31\xc0" + end, re.DOTALL),
+    )

@@ -1,0 +1,250 @@
+"""The end of a signal handler, and calls that its signal has made fail (kernel/seccomp.c, 6.18).
+
+A trapped call waits interruptibly until the listener has received it. A signal that comes before
+ends that wait, and the listener never hears of the call. If the handler has SA_RESTART, the kernel
+makes the call once more and nobody notices. If it has not, the call fails with EINTR: also a stat
+or a mkdir, which Linux never lets a signal interrupt, and which no program expects to fail so.
+
+When the handler returns, by rt_sigreturn(2), its frame on the stack has the registers with which
+the thread is to go on. If they say that it comes out of a call with EINTR, and if that call would
+not have failed natively, the frame is changed such that the thread makes it once more. A call that
+may have been interrupted while the kernel waited for something keeps its EINTR. One for a device is
+made once more, and its server then told of the signal (:attr:`SignalWatch.owed`), as if it had come
+a moment later.
+
+The other way round, poll and its kin are made once more by the kernel, if the handler has
+SA_RESTART and they were not received; natively they fail with EINTR always.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import stat
+import struct
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from recuse.sandbox.arch import arch, x86_64_frame
+from recuse.sandbox.descriptors import fetch_descriptor
+from recuse.sandbox.filter import TRAPPED_FCNTL
+from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
+from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.tree import AT_FDCWD
+
+if TYPE_CHECKING:
+    from recuse.sandbox.arch.x86_64_frame import Interrupted
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+_log = logging.getLogger("recuse.sandbox")
+
+_Decision: TypeAlias = "Callable[[Supervisor, Notification, Interrupted], bool]"
+"""Whether a call that was not received would have gone on natively, and so is made once more."""
+
+_READABLE: Final = select.POLLIN
+_WRITABLE: Final = select.POLLOUT
+
+_LOCK_NB: Final = 4
+_TIME = struct.Struct("=qq")
+
+_WAITING_IOCTLS: Final = frozenset(
+    {
+        0x5403,  # TCSETSW
+        0x5404,  # TCSETSF
+        0x5407,  # TCSETAW
+        0x5408,  # TCSETAF
+        0x5409,  # TCSBRK
+        0x5425,  # TCSBRKP
+        0x542C,  # TCSETSW2
+        0x542D,  # TCSETSF2
+        0x545C,  # TIOCMIWAIT
+    }
+)
+"""Those of terminals that wait until everything was sent, or for a signal line."""
+
+_NEVER: Final = (
+    "fstat", "stat", "lstat", "newfstatat", "statx", "access", "faccessat", "faccessat2",
+    "readlink", "readlinkat", "getcwd", "chdir", "lseek", "getdents", "getdents64",
+    "mkdir", "mkdirat", "rmdir", "unlink", "unlinkat", "rename", "renameat", "renameat2",
+    "link", "linkat", "symlink", "symlinkat", "mknod", "mknodat", "truncate",
+    "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat",
+    "utime", "utimes", "futimesat", "utimensat", "statfs", "fstatfs",
+    "getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr",
+    "copy_file_range", "mmap", "mremap", "execve", "execveat", "clone", "epoll_ctl",
+    "unshare", "setns", "chroot", "pivot_root", "setuid", "setgid", "setreuid", "setregid",
+    "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups", "capset",
+    "bind", "listen", "connect", "shutdown",
+    "getsockname", "getpeername", "getsockopt", "setsockopt",
+)  # fmt: skip
+"""Calls that no signal interrupts but one that kills; and connect, which it does only when the
+connection has been begun: one that was not received has not."""
+
+
+def _never(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+    del supervisor, call, made
+    return True
+
+
+def _ready(events: int) -> _Decision:
+    """Of calls that wait until their file is ready: it is so already."""
+
+    def decide(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+        number = made.argument(0) & 0xFFFFFFFF
+        if supervisor.descriptors.find(call.pid, number) is not None:
+            return True
+        try:
+            mode = os.stat(f"/proc/{call.pid}/fd/{number}").st_mode
+        except FileNotFoundError:
+            return True  # it is no descriptor, and that is what the call says
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
+            return True
+        copy = fetch_descriptor(supervisor.tasks.get(call.pid).tgid, number)
+        try:
+            poll = select.poll()
+            poll.register(copy, events)
+            return bool(poll.poll(0))
+        finally:
+            os.close(copy)
+
+    return decide
+
+
+def _control(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+    if made.argument(1) & 0xFFFFFFFF not in _WAITING_IOCTLS:
+        return True
+    return supervisor.descriptors.find(call.pid, made.argument(0) & 0xFFFFFFFF) is not None
+
+
+def _fcntl(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+    del supervisor, call
+    return made.argument(1) & 0xFFFFFFFF in TRAPPED_FCNTL
+
+
+def _flock(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+    del supervisor, call
+    return bool(made.argument(1) & _LOCK_NB)
+
+
+def _open(path: int, base: int | None = None) -> _Decision:
+    """Of what opens the path in argument ``path``, from the directory in argument ``base``.
+
+    Only an open of a pipe or a device waits until a signal comes.
+    """
+
+    def decide(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+        name = supervisor.strings.read(call.pid, made.argument(path))
+        directory = AT_FDCWD if base is None else signed32(made.argument(base))
+        place = f"fd/{directory}" if directory != AT_FDCWD else "cwd"
+        start = "root" if name.startswith(b"/") else place
+        try:
+            mode = os.stat(f"/proc/{call.pid}/{start}/".encode() + name.lstrip(b"/")).st_mode
+        except OSError:
+            return True  # it is not there yet, or it is not to be found: that takes no time
+        return not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode))
+
+    return decide
+
+
+def _at_once(milliseconds: int | None = None, *, time: int | None = None) -> _Decision:
+    """Of calls that wait for a time, which is an argument, or where an argument points to: 0."""
+
+    def decide(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+        del supervisor
+        if milliseconds is not None:
+            return signed32(made.argument(milliseconds)) == 0
+        address = made.argument(time or 0)
+        return bool(address) and not any(read_memory(call.pid, address, _TIME.size))
+
+    return decide
+
+
+_DECISIONS: Final[dict[str, _Decision]] = {
+    **dict.fromkeys(_NEVER, _never),
+    "rt_sigreturn": _never,
+    **dict.fromkeys(("read", "pread64", "readv", "preadv", "preadv2"), _ready(_READABLE)),
+    **dict.fromkeys(("recvfrom", "recvmsg", "recvmmsg", "accept", "accept4"), _ready(_READABLE)),
+    **dict.fromkeys(("write", "pwrite64", "writev", "pwritev", "pwritev2"), _ready(_WRITABLE)),
+    **dict.fromkeys(("sendto", "sendmsg", "sendmmsg", "sendfile"), _ready(_WRITABLE)),
+    "open": _open(0),
+    "creat": _open(0),
+    "openat": _open(1, 0),
+    "openat2": _open(1, 0),
+    "ioctl": _control,
+    "fcntl": _fcntl,
+    "flock": _flock,
+    "poll": _at_once(2),
+    "ppoll": _at_once(time=2),
+    "select": _at_once(time=4),
+    "pselect6": _at_once(time=4),
+    "epoll_wait": _at_once(3),
+    "epoll_pwait": _at_once(3),
+    "epoll_pwait2": _at_once(time=3),
+}
+
+
+def _by_number(names: Iterable[str]) -> dict[int | None, _Decision]:
+    return {arch.SYSCALLS[name]: _DECISIONS[name] for name in names if name in arch.SYSCALLS}
+
+
+_BY_NUMBER: Final = _by_number(_DECISIONS)
+_WAITS: Final = _by_number(
+    ("poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "epoll_pwait2")
+)
+"""Those that a signal ends also where its handler has SA_RESTART (ERESTARTNOHAND, EINTR)."""
+
+
+def rt_sigreturn(supervisor: Supervisor, call: Notification) -> int:
+    """``rt_sigreturn()``.
+
+    It always goes on: the thread has nowhere to go on to without. So whatever goes wrong here
+    leaves the EINTR that the kernel has given.
+    """
+    try:
+        _repair(supervisor, call)
+    except (OSError, UnreadableError):
+        pass  # it lets nobody look into it, or is gone
+    except Exception:
+        _log.exception("internal error at the end of a signal handler of thread %d", call.pid)
+    return PROCEED
+
+
+def _repair(supervisor: Supervisor, call: Notification) -> None:
+    stack = _stack_pointer(call.pid)
+    frame = read_memory(call.pid, stack, x86_64_frame.SIZE)
+    if len(frame) < x86_64_frame.SIZE or (made := x86_64_frame.interrupted(frame)) is None:
+        return
+    if made.restarts:
+        decide = _WAITS.get(made.number)
+        if decide is None or decide(supervisor, call, made):
+            return
+        outcome = made.failed()
+    else:
+        number = _number(call, made)
+        decide = _BY_NUMBER.get(number)
+        if decide is None or not decide(supervisor, call, made):
+            return
+        outcome = made.made_anew(number)
+        supervisor.signals.owed[call.pid] = made.after
+    if supervisor.listener.alive(call.id):
+        write_memory(call.pid, stack + x86_64_frame.OUTCOME_OFFSET, outcome)
+
+
+def _number(call: Notification, made: Interrupted) -> int:
+    """The number of a call that has failed, -1 if that is not known."""
+    if made.after == call.instruction:
+        return call.number  # the end of another handler, by the same code
+    size = x86_64_frame.CODE_SIZE
+    number = made.number_of(read_memory(call.pid, made.after - size, size))
+    return -1 if number is None else number
+
+
+def _stack_pointer(tid: int) -> int:
+    """The stack pointer of a thread that waits in a trapped call."""
+    with open(f"/proc/{tid}/syscall", "rb", 0) as file:
+        # "15 0x0 0x0 0x0 0x0 0x0 0x0 0x7ffd... 0x7f12...": number, arguments, sp, pc
+        return int(file.read(256).split()[-2], 16)
+
+
+HANDLERS: Final[dict[str, Handler]] = {"rt_sigreturn": rt_sigreturn}
