@@ -77,9 +77,9 @@ class Interrupted:
         if found := patterns.number.search(code):
             return int.from_bytes(found["number"], "little")
         if found := patterns.register.search(code):
-            register = found["register"][0] >> 3 & 7
-            where = _R8 + register if found["upper"] else _BY_NUMBER[register]
-            return self._registers[where] & 0xFFFFFFFF
+            if upper := found["upper"]:
+                return self._registers[_R8 + (upper[0] >> 3 & 7)] & 0xFFFFFFFF
+            return self._registers[_BY_NUMBER[found["lower"][0] >> 3 & 7]] & 0xFFFFFFFF
         return 0 if patterns.zero.search(code) else None
 
 
@@ -132,14 +132,14 @@ def _patterns() -> _Patterns:
         rb"\x48?[\x8b\x8d]" + from_stack,  # mov and lea number(%rsp),%register
     )
     end = rb"(?:" + b"|".join(between) + rb")*\x0f\x05\Z"
-    register = _bytes(lambda n: n & 0xC7 == 0xC0 and n & 0x38)
+    to_eax = _bytes(lambda n: n & 0xC7 == 0xC0)
+    to_eax_not_from = _bytes(lambda n: n & 0xC7 == 0xC0 and n & 0x38)
     return _Patterns(
         re.compile(rb"(?:(?<![\x40-\x4f])\xb8|\x48\xc7\xc0)(?P<number>.{4})" + end, re.DOTALL),
         re.compile(
             # Nothing between: it could change the register.
-            rb"(?:(?P<upper>[\x44\x4c])|\x48|(?<![\x40-\x4f]))\x89(?P<register>"
-            + register
-            + rb")\x0f\x05\Z",
+            rb"(?:[\x44\x4c]\x89(?P<upper>%b)|(?:\x48|(?<![\x40-\x4f]))\x89(?P<lower>%b))\x0f\x05\Z"
+            % (to_eax, to_eax_not_from),
             re.DOTALL,
         ),
         re.compile(rb"\x31\xc0" + end, re.DOTALL),

@@ -31,6 +31,7 @@ from recuse.sandbox.descriptors import fetch_descriptor
 from recuse.sandbox.filter import TRAPPED_FCNTL
 from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.poll import PollFiles, SelectFiles
 from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
@@ -43,8 +44,14 @@ _log = logging.getLogger("recuse.sandbox")
 _Decision: TypeAlias = "Callable[[Supervisor, Notification, Interrupted], bool]"
 """Whether a call that was not received would have gone on natively, and so is made once more."""
 
+_Files: TypeAlias = "Callable[[int, Interrupted], list[tuple[int, int]]]"
+"""Reads which descriptors a thread's call waits for, and the events of each."""
+
 _READABLE: Final = select.POLLIN
 _WRITABLE: Final = select.POLLOUT
+
+_MOST_FILES: Final = 256
+"""Of a call, that are looked at."""
 
 _LOCK_NB: Final = 4
 _TIME = struct.Struct("=qq")
@@ -87,26 +94,35 @@ def _never(supervisor: Supervisor, call: Notification, made: Interrupted) -> boo
     return True
 
 
+def _is_ready(supervisor: Supervisor, call: Notification, number: int, events: int) -> bool:
+    """Whether a descriptor of the caller's is ready, or none.
+
+    Raises:
+        OSError: if that is not to be found out.
+    """
+    try:
+        mode = os.stat(f"/proc/{call.pid}/fd/{number}").st_mode
+    except FileNotFoundError:
+        return True  # it is no descriptor, and that is what the call says
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
+        return True
+    copy = fetch_descriptor(supervisor.tasks.get(call.pid).tgid, number)
+    try:
+        poll = select.poll()
+        poll.register(copy, events)
+        return bool(poll.poll(0))
+    finally:
+        os.close(copy)
+
+
 def _ready(events: int) -> _Decision:
     """Of calls that wait until their file is ready: it is so already."""
 
     def decide(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
         number = made.argument(0) & 0xFFFFFFFF
         if supervisor.descriptors.find(call.pid, number) is not None:
-            return True
-        try:
-            mode = os.stat(f"/proc/{call.pid}/fd/{number}").st_mode
-        except FileNotFoundError:
-            return True  # it is no descriptor, and that is what the call says
-        if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
-            return True
-        copy = fetch_descriptor(supervisor.tasks.get(call.pid).tgid, number)
-        try:
-            poll = select.poll()
-            poll.register(copy, events)
-            return bool(poll.poll(0))
-        finally:
-            os.close(copy)
+            return True  # if it waits, its server is told of the signal
+        return _is_ready(supervisor, call, number, events)
 
     return decide
 
@@ -147,17 +163,43 @@ def _open(path: int, base: int | None = None) -> _Decision:
     return decide
 
 
-def _at_once(milliseconds: int | None = None, *, time: int | None = None) -> _Decision:
-    """Of calls that wait for a time, which is an argument, or where an argument points to: 0."""
+def _waits_not(files: _Files, milliseconds: int | None = None, time: int = 0) -> _Decision:
+    """Of calls that wait for ``files``: one is ready already, or they wait for no time.
+
+    That is argument ``milliseconds``, or a timespec or timeval where argument ``time`` points to.
+    """
 
     def decide(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
-        del supervisor
         if milliseconds is not None:
-            return signed32(made.argument(milliseconds)) == 0
-        address = made.argument(time or 0)
-        return bool(address) and not any(read_memory(call.pid, address, _TIME.size))
+            if signed32(made.argument(milliseconds)) == 0:
+                return True
+        elif (address := made.argument(time)) and not any(
+            read_memory(call.pid, address, _TIME.size)
+        ):
+            return True
+        return any(
+            _is_ready(supervisor, call, number & 0xFFFFFFFF, events)
+            for number, events in files(call.pid, made)
+            if number >= 0
+        )
 
     return decide
+
+
+def _polled(tid: int, made: Interrupted) -> list[tuple[int, int]]:
+    count = made.argument(1) & 0xFFFFFFFF
+    return PollFiles(tid, made.argument(0), count).entries if 0 < count <= _MOST_FILES else []
+
+
+def _selected(tid: int, made: Interrupted) -> list[tuple[int, int]]:
+    count = signed32(made.argument(0))
+    addresses = made.argument(1), made.argument(2), made.argument(3)
+    return SelectFiles(tid, addresses, count, 8).entries if 0 < count <= _MOST_FILES else []
+
+
+def _epoll(tid: int, made: Interrupted) -> list[tuple[int, int]]:
+    del tid
+    return [(signed32(made.argument(0)), _READABLE)]
 
 
 _DECISIONS: Final[dict[str, _Decision]] = {
@@ -174,13 +216,13 @@ _DECISIONS: Final[dict[str, _Decision]] = {
     "ioctl": _control,
     "fcntl": _fcntl,
     "flock": _flock,
-    "poll": _at_once(2),
-    "ppoll": _at_once(time=2),
-    "select": _at_once(time=4),
-    "pselect6": _at_once(time=4),
-    "epoll_wait": _at_once(3),
-    "epoll_pwait": _at_once(3),
-    "epoll_pwait2": _at_once(time=3),
+    "poll": _waits_not(_polled, 2),
+    "ppoll": _waits_not(_polled, time=2),
+    "select": _waits_not(_selected, time=4),
+    "pselect6": _waits_not(_selected, time=4),
+    "epoll_wait": _waits_not(_epoll, 3),
+    "epoll_pwait": _waits_not(_epoll, 3),
+    "epoll_pwait2": _waits_not(_epoll, time=3),
 }
 
 

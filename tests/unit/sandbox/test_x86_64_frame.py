@@ -1,0 +1,134 @@
+"""Signal frames, from which it is told which call a signal has ended."""
+
+import errno
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recuse.sandbox.arch import x86_64_frame
+
+RIP = 0x7F0000001000
+ORDER = [
+    *(f"r{n}" for n in range(8, 16)),
+    "rdi",
+    "rsi",
+    "rbp",
+    "rbx",
+    "rdx",
+    "rax",
+    "rcx",
+    "rsp",
+    "rip",
+]
+FAILED = -errno.EINTR & (1 << 64) - 1
+
+
+def frame_of(**registers):
+    """A frame as the kernel leaves it after a call that has failed with EINTR."""
+    values = dict.fromkeys(ORDER, 0) | {"rax": FAILED, "rcx": RIP, "rip": RIP} | registers
+    return bytes(40) + struct.pack("=17Q", *(values[name] for name in ORDER))
+
+
+def number_of(code, **registers):
+    made = x86_64_frame.interrupted(frame_of(**registers))
+    assert made is not None
+    return made.number_of(bytes.fromhex(code).rjust(x86_64_frame.CODE_SIZE, b"\x90"))
+
+
+@pytest.mark.parametrize(
+    ("code", "number"),
+    [
+        ("b806010000 0f05", 262),  # mov $262,%eax
+        ("48c7c00f000000 0f05", 15),  # mov $15,%rax
+        ("31c0 0f05", 0),  # xor %eax,%eax
+        ("31c0 4889fe 0f05", 0),
+        ("b801010000 4889fe bf9cffffff 0f05", 257),  # mov %rdi,%rsi; mov $-100,%edi
+        ("b815000000 4489c6 4c89ef 31d2 0f05", 21),  # mov %r8d,%esi; mov %r13,%rdi; xor %edx,%edx
+        ("b813000000 4863fb 4d63d4 0f05", 19),  # movslq %ebx,%rdi; movslq %r12d,%r10
+        ("b804000000 488b7c2408 488d742410 0f05", 4),  # mov 8(%rsp),%rdi; lea 16(%rsp),%rsi
+        ("b82a000000 41ba08000000 0f05", 42),  # mov $8,%r10d
+    ],
+)
+def test_a_number_that_the_code_loads(code, number):
+    assert number_of(code) == number
+
+
+@pytest.mark.parametrize(
+    ("code", "register"),
+    [
+        ("4489c0 0f05", "r8"),
+        ("4489c8 0f05", "r9"),
+        ("4489f8 0f05", "r15"),
+        ("4c89e0 0f05", "r12"),
+        ("89d0 0f05", "rdx"),
+        ("89e8 0f05", "rbp"),
+        ("4889f8 0f05", "rdi"),
+    ],
+)
+def test_a_number_in_a_register(code, register):
+    assert number_of(code, **{register: 0x1234_0000_0101}) == 0x101
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "0f05",
+        "cd80",
+        "41b806010000 0f05",  # mov $262,%r8d
+        "49b8060100000f05",
+        "89c0 0f05",  # mov %eax,%eax
+        "4189c0 0f05",  # mov %eax,%r8d
+        "4489c0 4989f0 0f05",  # mov %r8d,%eax; mov %rsi,%r8: that register is another's now
+        "b806010000 ffd0 0f05",  # call *%rax
+        "b806010000 c3 0f05",
+        "b806010000 0f0590",
+        "",
+    ],
+)
+def test_code_that_does_not_tell(code):
+    assert number_of(code) is None
+
+
+@given(st.binary(max_size=x86_64_frame.CODE_SIZE), st.integers(0, (1 << 64) - 1))
+def test_whatever_the_code(code, register):
+    made = x86_64_frame.interrupted(frame_of(r8=register))
+    number = made.number_of(code)
+    assert number is None or 0 <= number < 1 << 32
+
+
+@given(st.binary(min_size=x86_64_frame.SIZE, max_size=x86_64_frame.SIZE))
+def test_whatever_the_frame(frame):
+    made = x86_64_frame.interrupted(frame)
+    assert made is None or made.after == struct.unpack_from("=Q", frame, 152)[0]
+
+
+@pytest.mark.parametrize(
+    "registers",
+    [
+        {"rax": 0},
+        {"rax": -errno.EAGAIN & (1 << 64) - 1},
+        {"rcx": 5},
+        {"rip": RIP + 2},
+        {"rip": RIP - 1},
+    ],
+)
+def test_frames_of_no_interrupted_call(registers):
+    assert x86_64_frame.interrupted(frame_of(**registers)) is None
+
+
+def test_outcomes():
+    made = x86_64_frame.interrupted(frame_of(rsp=0x7000, rdi=1, rsi=2, rdx=3, r10=4, r8=5, r9=6))
+    assert [made.argument(index) for index in range(6)] == [1, 2, 3, 4, 5, 6]
+    assert not made.restarts
+    assert struct.unpack("=4Q", made.made_anew(262)) == (262, RIP, 0x7000, RIP - 2)
+    assert struct.unpack("=4Q", made.failed()) == (FAILED, RIP, 0x7000, RIP)
+    begins = x86_64_frame.OUTCOME_OFFSET
+    assert frame_of(rsp=0x7000)[begins : begins + 32] == made.failed()
+
+
+def test_a_call_that_is_made_once_more():
+    made = x86_64_frame.interrupted(frame_of(rax=7, rip=RIP - 2))
+    assert made.restarts
+    assert made.number == 7
