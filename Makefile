@@ -7,12 +7,13 @@ RECUSE := $(BIN)/recuse
 # i2cdetect and its like are in /usr/sbin, which is not on everybody's path.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help install demo test test-vm lint bench clean
+.PHONY: help install demo test test-vm test-arm64 lint bench clean
 
 help:
 	@echo 'make demo     run real programs against devices written in Python'
 	@echo 'make test     check style, types and behaviour'
 	@echo 'make test-vm  test the devices on a real kernel, in a virtual machine'
+	@echo 'make test-arm64  test on Linux for arm64, in a virtual machine'
 	@echo 'make lint     check style and types only'
 	@echo 'make bench    measure, also against other ways to do the same'
 	@echo 'make install  only make .venv, with recuse and its tools in it'
@@ -46,6 +47,10 @@ test: lint
 test-vm: install
 	@.ci/packages vm
 	$(BIN)/python tests/vm/boot.py
+
+test-arm64: install
+	@.ci/packages arm64
+	$(BIN)/python tests/vm/arm64.py
 
 bench:
 	@.ci/packages bench

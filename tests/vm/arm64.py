@@ -1,18 +1,20 @@
 """Run a command on Linux for arm64, in an emulated machine: the sandbox's tests by default.
 
-    python tests/vm/arm64.py [COMMAND [ARGUMENT]...]
+    python tests/vm/arm64.py [-k PACKAGE] [COMMAND [ARGUMENT]...]
 
 Kernel, programs, C library and Python are those of this machine's Debian for arm64, out of their
 packages. These are fetched with an apt configuration of their own, so dpkg here knows nothing about
 them, and unpacked into a directory that is the guest's root, without running any of their scripts:
 nothing of arm64 has to run here. pytest and its like are pure Python, and pip fetches them. The
-checkout is at its own path there. /dev, /proc and /sys are the guest's own, and so are /tmp and
+checkout is at its own path there. -k is for another kernel: linux-image-6.12-arm64-16k has larger
+pages. /dev, /proc and /sys are the guest's own, and so are /tmp and
 /run.
 
 Exits with the command's status. Where the machine cannot be had, says why and exits with 0; with
 CI=true in the environment, with 1.
 """
 
+import argparse
 import hashlib
 import os
 import re
@@ -42,12 +44,15 @@ from boot import (
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
+KERNEL = "linux-image-arm64"
+"""Depends on the package with Debian's current kernel."""
+
 PACKAGES = (
-    "linux-image-arm64", "busybox-static", "base-passwd", "libc-bin",
+    "busybox-static", "base-passwd", "libc-bin",
     # What tests run.
     "python3", "perl", "dash", "bash", "coreutils", "util-linux", "procps", "mount",
     "diffutils", "findutils", "grep", "sed", "gawk", "tar", "hostname",
-    "i2c-tools", "picocom", "socat",
+    "i2c-tools", "v4l-utils",
     # What compiles their clients.
     "gcc", "libc6-dev", "linux-libc-dev", "libfuse3-dev", "pkg-config",
 )  # fmt: skip
@@ -72,10 +77,23 @@ MEMORY_MIB = 2048
 LIMIT_S = 1800
 """Within which all must be over."""
 
-INSIDE = "RECUSE_INSIDE_ARM64"
-"""A variable of the environment that tells the tests where they are."""
-
-TESTS = ("tests/sandbox",)
+TESTS = (
+    "tests/unit/sandbox/test_arch.py",
+    "tests/unit/sandbox/test_filter.py",
+    "tests/unit/sandbox/test_inject.py",
+    "tests/reach/test_reach.py::test_here",
+    "tests/examples/test_echo.py",
+    "tests/examples/test_eeprom.py",
+    "tests/sandbox/test_arm.py",
+    "tests/sandbox/test_cuse_servers.py",
+    "tests/sandbox/test_identity.py",
+    "tests/sandbox/test_interruption.py",
+    "tests/sandbox/test_processes.py",
+    "tests/sandbox/mapping/test_mapping.py",
+    "tests/sandbox/polling/test_epoll.py",
+    "tests/sandbox/polling/test_poll.py",
+)
+"""What is about the architecture: registers, structures, numbers of calls, signals, programs."""
 
 INIT = r"""#!/bin/busybox sh
 export PATH=/bin
@@ -113,16 +131,16 @@ def find_programs() -> dict[str, str]:
     return {name: program for name, program in found.items() if program is not None}
 
 
-def guest_root(cache: Path, depmod: str) -> Path:
+def guest_root(cache: Path, depmod: str, kernel: str) -> Path:
     """The directory that is the guest's root, made if it is not there.  Raises Unavailable."""
     sources = debian_sources()
-    wanted = (sources, PACKAGES, requirements())
+    wanted = (sources, kernel, PACKAGES, requirements())
     root = cache / f"arm64-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:12]}"
     if not root.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as work:
             made = Path(work, "root")
-            unpack(sources, Path(work, "apt"), made)
+            unpack(sources, kernel, Path(work, "apt"), made)
             for name in ("passwd", "group"):
                 shutil.copy(made / "usr/share/base-passwd" / f"{name}.master", made / "etc" / name)
             for name in ("proc", "sys", "dev", "tmp", "run"):
@@ -150,7 +168,7 @@ def debian_sources() -> str:
     return "\n".join(found) + "\n"
 
 
-def unpack(sources: str, apt: Path, root: Path) -> None:
+def unpack(sources: str, kernel: str, apt: Path, root: Path) -> None:
     """Fetch the packages and unpack them.  Raises Unavailable."""
     print("Downloading Debian for arm64", flush=True)
     for name in ("state/lists/partial", "cache/archives/partial"):
@@ -168,7 +186,8 @@ def unpack(sources: str, apt: Path, root: Path) -> None:
     }
     get = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in options.items())]
     command(*get, "update")
-    command(*get, "install", "--yes", "--download-only", "--no-install-recommends", *PACKAGES)
+    install = ("install", "--yes", "--download-only", "--no-install-recommends")
+    command(*get, *install, kernel, *PACKAGES)
     for archive in sorted((apt / "cache/archives").glob("*.deb")):
         command("dpkg-deb", "-x", str(archive), str(root))
 
@@ -231,7 +250,7 @@ def qemu(program: str, root: Path, initrd: Path) -> list[str]:
     """The command that is the machine."""
     share = "local,path={},mount_tag={},security_model=none,multidevs=remap"
     return [
-        program, "-machine", "virt", "-accel", "tcg", "-cpu", "cortex-a57", "-smp", "2",
+        program, "-machine", "virt", "-accel", "tcg", "-cpu", "cortex-a76", "-smp", "2",
         "-m", str(MEMORY_MIB), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
         "-kernel", str(root / "boot" / f"vmlinuz-{release(root)}"), "-initrd", str(initrd),
         "-append", "console=ttyAMA0 quiet panic=-1 loglevel=3",
@@ -246,21 +265,22 @@ def script_for(argv: Sequence[str]) -> str:
         "HOME": "/root",
         "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
         "PYTHONPATH": f"{ROOT}/src:/opt/python",
+        "RECUSE_SLOWNESS": "10",
         "TERM": "dumb",
-        INSIDE: "1",
     }
     settings = [f"{name}={value}" for name, value in variables.items()]
     return f"cd {shlex.quote(str(ROOT))} && exec /usr/bin/env {shlex.join([*settings, *argv])}\n"
 
 
-def run(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str], kernel: str) -> int:
     """Run a command in the machine, with this process's output; return its status.
 
     Raises Unavailable.
     """
     programs = find_programs()
     cache = cache_directory()
-    root = guest_root(cache, programs["depmod"])
+    root = guest_root(cache, programs["depmod"], kernel)
+    print(f"A virtual machine with Linux {release(root)}", flush=True)
     with tempfile.TemporaryDirectory(dir=cache) as work:
         initrd = make_initrd(root, programs["cpio"], script_for(argv), Path(work))
         start = time.monotonic()
@@ -284,9 +304,14 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> int:
     """Run what the arguments say, the tests by default."""
-    tests = ["python3", "-m", "pytest", "-p", "no:cacheprovider", *TESTS]
+    parser = argparse.ArgumentParser(description="Run the tests, or a command, on arm64.")
+    parser.add_argument("-k", "--kernel", metavar="PACKAGE", default=KERNEL)
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
+    pytest = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "-n2", "--timeout=600"]
+    tests = [*pytest, "-m", "not slow and not not_emulated", *TESTS]
     try:
-        return run(sys.argv[1:] or tests)
+        return run(arguments.command or tests, arguments.kernel)
     except Unavailable as error:
         print(f"No virtual machine, so nothing is tested on arm64: {error}")
         return 1 if os.environ.get("CI") == "true" else 0
