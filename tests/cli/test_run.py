@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from recuse.cli.commands import cli
 from recuse.cli.main import main, plain_run
 from recuse.sandbox import SandboxError
+from recuse.sandbox.launch import lacks
 from recuse.server.device import Device
 
 ECHO = """
@@ -126,10 +127,13 @@ def os_error(code: int, filename: str | None = None) -> OSError:
         (os_error(errno.EACCES, "prog"), 126, "prog: cannot be executed: Permission denied"),
         (os_error(errno.ENOEXEC, "prog"), 126, "prog: cannot be executed: Exec format error"),
         (
-            os_error(errno.EMFILE),
+            os_error(errno.EPERM),
             125,
-            "Too many open files; `recuse doctor` tells what this machine allows",
+            "Operation not permitted; `recuse doctor` tells what this machine allows",
         ),
+        (os_error(errno.EMFILE), 125, str(lacks(errno.EMFILE))),
+        (os_error(errno.EAGAIN), 125, str(lacks(errno.EAGAIN))),
+        (os_error(errno.ENOMEM), 125, str(lacks(errno.ENOMEM))),
         (
             os_error(errno.ENOENT, "/proc/other"),
             125,

@@ -6,8 +6,8 @@ notices within :data:`TICK` and lets another thread lead, and the first one step
 handler returns. So there are as many threads as handlers that block at one moment, and one more.
 
 Where no more threads can be started, the monitor itself leads. It is the last thread: what would
-block it must fail instead (`recuse.runtime.threads`), so that everything else goes on. It gives
-the lead away as soon as there is another thread.
+block it must fail instead (`recuse.runtime.threads`), so that everything else goes on. As soon as
+there is another thread, it gives that the lead, or the monitor's part.
 
 Nothing that a handler, a source or logging raises ends any of these threads.
 """
@@ -18,8 +18,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from threading import get_ident
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from recuse.runtime import threads
 from recuse.runtime.log import Log, report
@@ -30,6 +32,9 @@ TICK = 0.005
 
 _SPARE_THREADS = 8
 _IDLE_TICKS = 100
+
+_RELIEF_S = 0.005
+"""How long what would block waits for a thread before it fails."""
 
 _PAUSE_S: Final = 0.01
 _MOST_PAUSE_S: Final = 0.5
@@ -69,9 +74,12 @@ class _Turn(Generic[T]):
         self.item = item
         self.given = item is not None
         self.last = last
-        """Whether its thread is the monitor."""
+        """Whether its thread is the monitor, too."""
         self.over = False
 
+
+_MONITOR: Final[_Turn[Any]] = _Turn()
+"""Stands for the monitor's part, where a thread is given a turn."""
 
 _this_thread = threading.local()
 """``led``: the Workers and the turn that the thread has, or had last."""
@@ -111,7 +119,9 @@ class Workers(Generic[T]):
         self._lock = threading.Lock()
         self._spare = 0
         self._called: queue.SimpleQueue[_Turn[T] | None] = queue.SimpleQueue()
-        """What the spare threads wait for: a turn, or None at the end."""
+        """What the spare threads wait for: a turn, the monitor's part, or None at the end."""
+        self._relief = threading.Condition(self._lock)
+        self._wants_relief = False
         self._made = 0
         self._ended = threading.Event()
         self._parked = False
@@ -127,7 +137,7 @@ class Workers(Generic[T]):
             OSError: EAGAIN if there can be no threads. It is over then.
         """
         try:
-            threads.start(self._monitor, name=f"{self._name}-monitor")
+            self._make_thread(_MONITOR)
             self._make_thread(self._turn)
         except BaseException:
             self._end()
@@ -155,22 +165,31 @@ class Workers(Generic[T]):
         Or False if there is no other thread. With the lock held.
         """
         turn = _Turn(item)
+        if not self._give(turn):
+            return False
+        self._turn.over = True
+        self._turn = turn
+        return True
+
+    def _give(self, turn: _Turn[T]) -> bool:
+        """Give a turn or the monitor's part to another thread, if there is one; with the lock."""
         if self._spare:
             self._called.put(turn)
             self._spare -= 1
-        else:
-            try:
-                self._make_thread(turn)
-            except OSError:
-                return False
-        self._turn.over = True
-        self._turn = turn
+            return True
+        try:
+            self._make_thread(turn)
+        except OSError:
+            return False
         return True
 
     def _work(self, turn: _Turn[T]) -> None:
         while True:
             try:
-                mine = self._wait_for_turn() if self._lead(turn) else None
+                if turn is _MONITOR:
+                    mine = self._monitor()
+                else:
+                    mine = self._wait_for_turn() if self._lead(turn) else None
             except BaseException as error:
                 # Not what a handler raises: for lack of memory, anything may raise.
                 report(error)
@@ -238,6 +257,10 @@ class Workers(Generic[T]):
         with self._lock:
             if self._ended.is_set():
                 return None
+            if self._wants_relief:
+                self._wants_relief = False
+                self._relief.notify()
+                return _MONITOR
             current = self._turn
             if current.last and current.count % 2:
                 # The last thread does what it cannot refuse: it may leave the lead to this one.
@@ -265,23 +288,28 @@ class Workers(Generic[T]):
             except BaseException:
                 _log.exception("internal error while looking at %r", item)
 
-    def _monitor(self) -> None:
-        while not self._ended.is_set():
-            try:
-                self._watch_turns()
-            except BaseException as error:
-                report(error)
-                time.sleep(_PAUSE_S)
+    def _monitor(self) -> _Turn[T] | None:
+        """Find turns that stand still. Sleeps for good while nothing happens.
 
-    def _watch_turns(self) -> None:
-        """Find turns that stand still. Sleeps for good while nothing happens."""
+        Returns:
+            The turn that its thread has when another one is the monitor; None at the end.
+        """
+        with self._lock:
+            turn = self._turn
+            leads = turn.last and not turn.over
+        if leads:  # it was in the middle of it when something failed
+            self._lead_as_last(turn)
+            if not turn.last:
+                return turn
         seen, count, idle = self._turn, 0, 0
         while not self._ended.wait(TICK):
             turn = self._turn
             if turn is not seen or turn.count != count:
                 seen, count, idle = turn, turn.count, 0
             elif count % 2:
-                self._relieve(turn, count)
+                mine = self._relieve(turn, count)
+                if mine is not None:
+                    return mine
                 idle = 0
             else:
                 idle += 1
@@ -292,25 +320,31 @@ class Workers(Generic[T]):
                         self._unpark.wait()
                     self._parked = False
                     idle = 0
+        return None
 
-    def _relieve(self, turn: _Turn[T], count: int) -> None:
-        """Have somebody else lead if a turn still stands where it stood."""
+    def _relieve(self, turn: _Turn[T], count: int) -> _Turn[T] | None:
+        """Have somebody else lead if a turn still stands where it stood.
+
+        Returns:
+            The turn that the calling thread has now, if it is no longer the monitor.
+        """
         last: _Turn[T] | None = None
         with self._lock:
             if self._turn is not turn or turn.count != count:
-                return
+                return None
             if not self._change_leader():
                 turn.over = True
                 self._turn = last = _Turn(last=True)
         self._tell_stuck(turn, count)
-        if last is not None:
-            self._tell_of_lack()
-            self._lead_as_last(last)
+        if last is None:
+            return None
+        self._tell_of_lack()
+        self._lead_as_last(last)
+        return None if last.last else last
 
     def _lead_as_last(self, turn: _Turn[T]) -> None:
         """Lead until there is another thread; what is handled here must not block."""
-        own = get_ident()
-        while not turn.over:
+        while turn.last and not turn.over:
             try:
                 item = self._receive()
             except BaseException as error:
@@ -321,25 +355,45 @@ class Workers(Generic[T]):
                 self._end()
                 return
             with self._lock:
-                if self._change_leader(item):
-                    return
+                with suppress(MemoryError):
+                    if self._change_leader(item):
+                        return
                 turn.item = item
                 turn.count += 1
-            LAST_THREADS.add(own)
+            LAST_THREADS[get_ident()] = partial(self._hand_over, turn)
             try:
                 self._handle(item)
             except BaseException:
                 _log.exception("internal error while handling %r", item)
             finally:
-                LAST_THREADS.discard(own)
+                LAST_THREADS.pop(get_ident(), None)
                 with self._lock:
                     turn.count += 1
+
+    def _hand_over(self, turn: _Turn[T]) -> bool:
+        """Have another thread be the monitor, so that the calling one may block.
+
+        Waits a moment for one: who blocked may just have answered a program, and this be what the
+        program did next.
+        """
+        with self._lock:
+            turn.last = False  # before there is another monitor
+            if not self._give(_MONITOR):
+                self._wants_relief = True
+                self._relief.wait(_RELIEF_S)
+                if self._wants_relief:
+                    self._wants_relief = False
+                    turn.last = True
+                    return False
+        LAST_THREADS.pop(get_ident(), None)
+        _this_thread.led = self, turn
+        return True
 
     def _tell_of_lack(self) -> None:
         if not self._told_of_lack:
             self._told_of_lack = True
             _log.error(
-                "%s: no more threads can be started (RLIMIT_NPROC, or the cgroup's pids.max): "
+                "%s: no more threads can be started (RLIMIT_NPROC, the cgroup's pids.max, memory): "
                 "until one can, calls that a device's method might keep waiting fail with EAGAIN",
                 self._name,
             )

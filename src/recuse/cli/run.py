@@ -123,6 +123,10 @@ def _explain(error: OSError, program: str) -> Failure:
     """Say what an error of the sandbox means for somebody at a shell."""
     reason = error.strerror or str(error)
     if error.filename is None or os.fspath(error.filename) != program:
+        from recuse.sandbox.launch import lacks
+
+        if (lack := lacks(error.errno)) is not None:
+            return Failure(lack)
         return Failure(f"{reason}; `recuse doctor` tells what this machine allows")
     if error.errno != errno.ENOENT:
         return Failure(f"{program}: cannot be executed: {reason}", NOT_EXECUTABLE)

@@ -5,8 +5,9 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-LAST_THREADS: Final[set[int]] = set()
-"""Those that must not block, by `threading.get_ident`: there is no other to do their work.
+LAST_THREADS: Final[dict[int, Callable[[], bool]]] = {}
+"""Those that must not block, by `threading.get_ident`: there is no other to do their work. With
+each what tries once more to find one.
 
 Hardly ever are there any: look at this before asking `must_not_block`.
 """
@@ -29,8 +30,9 @@ def start(target: Callable[..., object], *arguments: object, name: str) -> threa
 
 
 def must_not_block() -> bool:
-    """Whether the calling thread is one of `LAST_THREADS`."""
-    return threading.get_ident() in LAST_THREADS
+    """Whether the calling thread is one of `LAST_THREADS`, and still has to be."""
+    relieve = LAST_THREADS.get(threading.get_ident())
+    return relieve is not None and not relieve()
 
 
 def no_more() -> OSError:

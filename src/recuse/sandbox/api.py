@@ -42,6 +42,8 @@ class Sandbox:
         self._machine: Machine | None = None
         self._lock = threading.Lock()
         self._running: list[tuple[Launch, Supervisor]] = []
+        self.broken = False
+        """Whether programs had to be killed since their calls could not be received."""
 
     def __enter__(self) -> Sandbox:
         """Bring the devices up.
@@ -103,7 +105,12 @@ class Sandbox:
             raise RuntimeError("a Sandbox runs programs only inside its with statement")
         self._forget_ended()
         launch = Launch(argv, **options)
-        supervisor = Supervisor(self._machine, launch.listener, launch.kill)
+
+        def broken() -> None:
+            self.broken = True
+            launch.kill()
+
+        supervisor = Supervisor(self._machine, launch.listener, broken)
         try:
             supervisor.start()
             launch.execute()

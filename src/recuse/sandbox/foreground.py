@@ -10,6 +10,7 @@ import select
 import signal
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 from recuse.kernel.connection import Tap
 from recuse.sandbox.api import Sandbox
@@ -24,6 +25,17 @@ _M_MMAP_THRESHOLD = -3
 _KEYS = (signal.SIGINT, signal.SIGQUIT)
 _PASSED_ON = (*_KEYS, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
+_BROKEN = 125
+"""The exit status if it is recuse that has failed, as env(1) and timeout(1) have it."""
+
+
+class _SignalError(BaseException):
+    """A signal came before the program was there to get it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
 
 def supervise(
     devices: Sequence[Device | Joinable],
@@ -36,10 +48,11 @@ def supervise(
     Descriptors, terminal, working directory and environment are the caller's own. What the
     terminal's keys send reaches the program by itself, since it is in the same process group;
     other signals are passed on. When the program has ended, and only what it left in the
-    background goes on, any of them ends that too.
+    background goes on, any of them ends that too. Before it is executed, they end the start.
 
     Returns:
-        The exit status, or 128 + n if signal n ended the program.
+        The exit status, or 128 + n if signal n ended the program, or came before there was one;
+        125 if the program had to be killed since its calls could not be served.
 
     Raises:
         OSError: as :meth:`recuse.Sandbox.popen` and for devices that clash.
@@ -51,11 +64,12 @@ def supervise(
     # Each file that any program has open costs the supervisor a descriptor.
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     program: Program | None = None
-    early: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         del frame
-        if program is not None and program.program_ended():
+        if program is None:
+            raise _SignalError(number)
+        if program.program_ended():
             sandbox.kill()
             return
         if number in _KEYS and _in_foreground():
@@ -65,50 +79,56 @@ def supervise(
             # tell the others when that ended.
             signal.signal(number, signal.SIG_IGN)
             os.killpg(0, number)
-        if program is None:
-            early.append(number)
-        else:
-            program.send_signal(number)
+        program.send_signal(number)
 
     with Sandbox(*devices, tap=tap) as sandbox:
-        # What is ignored (nohup) stays so, for the program too.
-        previous = {
-            number: signal.signal(number, forward)
-            for number in _PASSED_ON
-            if signal.getsignal(number) is not signal.SIG_IGN
-        }
+        previous: dict[signal.Signals, Any] = {}
+        wait = _Wait()
         try:
+            for number in _PASSED_ON:
+                # What is ignored (nohup) stays so, for the program too.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    previous[number] = signal.signal(number, forward)
             program = sandbox.popen(argv, open_files=soft, env=_environment(), pass_fds=inherited)
-            for number in early:
-                program.send_signal(number)
-            status = _wait(program)
+            status = wait.until_end(program)
+        except _SignalError as early:
+            return 128 + early.number
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            wait.close()
+        if sandbox.broken:
+            return _BROKEN
     return 128 - status if status < 0 else status
 
 
-def _wait(program: Program) -> int:
-    """Wait for the end, and for signals, whichever thread the kernel gives them to.
+class _Wait:
+    """Waits for the end and for signals, whichever thread the kernel gives them to.
 
     Python runs their handlers in this thread, which would not wake up from waitpid(2) for them.
+    Made before the program is started, as it may be that later nothing can be made.
     """
-    ready, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    previous = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    ended = os.pidfd_open(program.pid)
-    try:
+
+    def __init__(self) -> None:
+        self._ready, self._told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._previous = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
+
+    def until_end(self, program: Program) -> int:
+        """Return the first process's status when all has ended."""
         poll = select.poll()
-        poll.register(ready, select.POLLIN)
-        poll.register(ended, select.POLLIN)
+        poll.register(self._ready, select.POLLIN)
+        poll.register(program.end, select.POLLIN)
         while (status := program.poll()) is None:
             poll.poll()
             with contextlib.suppress(BlockingIOError):
-                os.read(ready, 64)
+                os.read(self._ready, 64)
         return int(status)
-    finally:
-        signal.set_wakeup_fd(previous)
-        for descriptor in (ready, told, ended):
-            os.close(descriptor)
+
+    def close(self) -> None:
+        """Give back what it has."""
+        signal.set_wakeup_fd(self._previous)
+        os.close(self._ready)
+        os.close(self._told)
 
 
 def _in_foreground() -> bool:

@@ -46,6 +46,7 @@ GRACE_S = 2.0
 """How long programs may go on when the supervisor has gone away."""
 KILL_AGAIN_S = 0.05
 EIO = 5
+ENOMEM = 12
 GO = _signal.SIGUSR1
 
 _KEPT_FROM_INIT = (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGHUP)
@@ -298,7 +299,10 @@ def wait_for_all(pid: int, control: _socket.socket) -> int:
                 if kill_at is None:
                     kill_at = time.monotonic() + GRACE_S
         if kill_at is not None and time.monotonic() >= kill_at:
-            kill_all()
+            try:
+                kill_all()
+            except (OSError, MemoryError):
+                pass  # and again soon
             kill_at = time.monotonic() + KILL_AGAIN_S
 
 
@@ -317,8 +321,8 @@ def end_like(status: int) -> None:
     posix._exit(posix.WEXITSTATUS(status))
 
 
-def main(control: _socket.socket, arguments: list[str]) -> None:
-    """Be the first process; does not return."""
+def prepare_and_start(control: _socket.socket, arguments: list[str]) -> int | None:
+    """Prepare this process and start the program; returns its pid, None if that failed."""
     # Where the program is to start with a standard stream closed, nothing of ours may take its
     # place: these are closed when the program is executed.
     while (placeholder := posix.open("/dev/null", posix.O_RDWR)) <= 2:
@@ -330,12 +334,17 @@ def main(control: _socket.socket, arguments: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft_limit), hard_limit))
     encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
     argv = [argument.encode(encoding, errors) for argument in arguments]
+    check(_prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+    return start(control, Filter(int(seccomp), int(lending), program), argv)
+
+
+def main(control: _socket.socket, arguments: list[str]) -> None:
+    """Be the first process; does not return."""
     try:
-        check(_prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
-    except OSError as error:
-        control.send(b"E %d" % (error.errno or 0))
+        pid = prepare_and_start(control, arguments)
+    except (OSError, MemoryError) as error:
+        control.send(b"E %d" % (getattr(error, "errno", None) or ENOMEM))
         posix._exit(125)
-    pid = start(control, Filter(int(seccomp), int(lending), program), argv)
     if pid is None:
         posix._exit(125)
     end_like(wait_for_all(pid, control))

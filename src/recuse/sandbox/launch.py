@@ -46,12 +46,15 @@ class Program(subprocess.Popen[Any]):
     """
 
     program_pid: int = -1
+    end: int = -1
+    """A pidfd of the first process: readable when all has ended."""
     _pidfd: int = -1
 
     def adopt(self, program_pid: int) -> None:
         """Remember the program's own process."""
         self.program_pid = program_pid
         self._pidfd = os.pidfd_open(program_pid)
+        self.end = os.pidfd_open(self.pid)
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to the program; nothing if it has ended."""
@@ -66,10 +69,11 @@ class Program(subprocess.Popen[Any]):
         return bool(poll.poll(0))
 
     def disown(self) -> None:
-        """Close the program's pidfd: no signal can be sent any more."""
-        pidfd, self._pidfd = self._pidfd, -1
-        if pidfd >= 0:
-            os.close(pidfd)
+        """Close the pidfds: no signal can be sent any more."""
+        for pidfd in (self._pidfd, self.end):
+            if pidfd >= 0:
+                os.close(pidfd)
+        self._pidfd = self.end = -1
 
 
 class Launch:
@@ -161,6 +165,8 @@ class Launch:
 
     def abandon(self) -> None:
         """Kill it, wait for its end and close what belongs to it."""
+        # Itself too: until it is executed, the first process waits for that.
+        self.program.send_signal(signal.SIGKILL)
         self.kill()
         self._control.close()
         with self.program:
@@ -220,10 +226,27 @@ def _own_name_in_proc() -> str:
         return ""
 
 
+def lacks(number: int | None) -> str | None:
+    """What an errno says is used up, and what to do; None for another errno."""
+    if number == errno.EAGAIN:
+        return (
+            "no more processes or threads can be started: raise the limit (ulimit -u; in a "
+            "container --pids-limit)"
+        )
+    if number in (errno.EMFILE, errno.ENFILE):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return f"no more files can be opened: raise the limit (ulimit -n; it is {soft} of {hard})"
+    if number == errno.ENOMEM:
+        return "there is no more memory (ulimit -v, or the container's limit)"
+    return None
+
+
 def _explain(packet: bytes) -> str:
     if not packet:
         return "the sandbox's first process could not start"
     code = int(packet.split()[1])
+    if (lack := lacks(code)) is not None:
+        return lack
     if code in (errno.EINVAL, errno.ENOSYS):
         return (
             "this kernel's seccomp has no user notification as recuse needs it (Linux 5.19 or "

@@ -170,6 +170,33 @@ def test_a_last_thread_that_blocks_all_the_same_is_relieved(
     assert handled.next() == "waited"
 
 
+def test_who_is_about_to_fail_waits_a_moment_for_a_thread(
+    supply: Supply, handled: Handled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As who has just answered a program may not be back when its next call comes."""
+    monkeypatch.setattr("recuse.channel.workers._RELIEF_S", WAIT_S)
+    supply.left = 0
+    first, second, entered = threading.Event(), threading.Event(), threading.Event()
+
+    def enter() -> str:
+        entered.set()
+        return block_or_fail(second)
+
+    for _ in range(2):
+        handled.items.put(lambda: block_or_fail(first))
+        handled.items.put(enter)
+        assert entered.wait(WAIT_S)
+        first.set()
+        assert handled.next() == "waited"
+        # The first thread is the monitor now, and leads while the other waits.
+        handled.items.put(lambda: "went on")
+        assert handled.next() == "went on"
+        second.set()
+        assert handled.next() == "waited"
+        for event in (first, second, entered):
+            event.clear()
+
+
 def test_it_is_told_once(
     supply: Supply, handled: Handled, caplog: pytest.LogCaptureFixture
 ) -> None:
