@@ -206,7 +206,10 @@ class DevCuse:
             raise KernelError(self._why_refused(error)) from error
         if self._tap is not None:
             self._tap.added(self.device.name, *self._number())
-        self._workers.start()
+        try:
+            self._workers.start()
+        except OSError as error:
+            raise KernelError(f"{self.node}: {error.strerror}") from error
         self._wait_for_node()
 
     def join(self, timeout_s: float | None = None) -> bool:

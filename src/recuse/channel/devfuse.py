@@ -132,7 +132,10 @@ class DevFuse:
             raise KernelError(_why_not_mounted(self.path, error)) from error
         if self._tap is not None:
             self._tap.added(self.path, 0, 0)
-        self._workers.start()
+        try:
+            self._workers.start()
+        except OSError as error:
+            raise KernelError(f"{self.path}: {error.strerror}") from error
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the end of the connection; False if it has not come by then."""

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from recuse.channel.packets import Packets, is_trusted, open_socket, peer_pid, peer_uid
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
+from recuse.runtime import threads
 from recuse.runtime.log import Log
 from recuse.server.device import Device, check_device
 from recuse.server.loop import Tasks
@@ -47,18 +48,25 @@ class DeviceServer:
         check_device(device)
         self.device = device
         self.path = path
-        self._listener = _listen(path)
-        self._inode = _inode(path)
         # asyncio's locks and queues belong to one event loop: it lasts as long as the device.
         self._loop = Tasks()
+        try:
+            self._listener = _listen(path)
+        except BaseException:
+            self._loop.release()
+            raise
+        self._inode = _inode(path)
         self._tap = tap
         self._lock = threading.Lock()
         self._clients: set[_Client] = set()
         self._closing = threading.Event()
-        self._accepting = threading.Thread(
-            target=self._accept, name=f"recuse-{device.name}", daemon=True
-        )
-        self._accepting.start()
+        try:
+            self._accepting = threads.start(self._accept, name=f"recuse-{device.name}")
+        except OSError:
+            self._loop.release()
+            self._listener.close()
+            _unlink(path, self._inode)
+            raise
 
     def close(self) -> None:
         """End all connections, and then the device; again, do nothing.
@@ -88,21 +96,20 @@ class DeviceServer:
         while not self._closing.is_set():
             try:
                 sock, _ = self._listener.accept()
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 if not self._closing.is_set():
-                    _log.error("%s: no connection: %s", self.path, error.strerror)
+                    _log.error("%s: no connection: %s", self.path, error)
                     self._closing.wait(_ACCEPT_RETRY_S)  # out of descriptors, most likely
                 continue
-            uid = peer_uid(sock)
-            if not is_trusted(uid):
-                _log.warning("%s: refused a connection of user %d", self.path, uid)
-                sock.close()
-                continue
             try:
-                self._serve(Packets(sock), peer_pid(sock))
+                uid = peer_uid(sock)
+                if is_trusted(uid):
+                    self._serve(Packets(sock), peer_pid(sock))
+                    continue
+                _log.warning("%s: refused a connection of user %d", self.path, uid)
             except Exception:
                 _log.exception("%s: a connection cannot be served", self.path)
-                sock.close()
+            sock.close()
 
     def _serve(self, packets: Packets, pid: int) -> None:
         client = _Client(self.device, packets, self._forget)
@@ -143,8 +150,8 @@ class _Client:
         """Serve in threads of its own until the connection ends."""
         try:
             self._workers.start()
-        except RuntimeError as error:  # no more threads
-            _log.error("a connection cannot be served: %s", error)
+        except OSError as error:  # no more threads
+            _log.error("a connection cannot be served: %s", error.strerror)
             self._end()
 
     def shutdown(self) -> None:

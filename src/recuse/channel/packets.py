@@ -22,6 +22,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Final
 
+from recuse.runtime import threads
 from recuse.runtime.log import Log
 from recuse.wire.descriptor import BytesWithDescriptor, OwnedDescriptor
 from recuse.wire.fuse import fuse_in_header, fuse_out_header
@@ -100,7 +101,8 @@ class Packets:
     def send(self, message: bytes) -> None:
         """Send a message, or keep it until the other end has room.
 
-        Raises OSError(ENODEV) if the connection has ended.
+        Raises OSError(ENODEV) if the connection has ended.  It ends if what is kept cannot be sent
+        later, for lack of a thread.
         """
         with self._lock:
             if self._ended:
@@ -117,9 +119,12 @@ class Packets:
             self._backlog += _parts(message)
             self._backlog_bytes += len(message) + _COST * -(-len(message) // PART)
             if self._writer is None:
-                writer = threading.Thread(target=self._write, name="recuse-packets", daemon=True)
-                writer.start()
-                self._writer = writer
+                try:
+                    self._writer = threads.start(self._write, name="recuse-packets")
+                except OSError as error:
+                    _log.error("the connection of a socket is ended: %s", error.strerror)
+                    self._end()
+                    raise OSError(errno.ENODEV, "the connection has ended") from error
             self._changed.notify_all()
 
     def receive(self) -> bytes | None:
@@ -240,7 +245,7 @@ class Packets:
                     self._sock.sendmsg([part], [rights], socket.MSG_NOSIGNAL)
                 else:
                     self._sock.send(part, socket.MSG_NOSIGNAL)
-            except OSError:
+            except (OSError, MemoryError):
                 self.shutdown()
                 return
             with self._lock:

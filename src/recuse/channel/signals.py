@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from recuse.runtime import threads
+
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 SAME_SIGNAL_S = 1.0
@@ -33,7 +35,7 @@ class EndingSignals:
             for number in ENDING
             if signal.getsignal(number) is not signal.SIG_IGN
         }
-        self._watcher = threading.Thread(target=self._watch, name="recuse-signals", daemon=True)
+        self._watcher: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def wait(self) -> bool:
@@ -41,7 +43,12 @@ class EndingSignals:
         while (number := os.read(self._reader, 1)[0]) not in self._previous:
             if number == _WOKEN[0]:
                 return False
-        self._watcher.start()
+        try:
+            self._watcher = threads.start(self._watch, name="recuse-signals")
+        except OSError:
+            # Nobody can wait for another one: the next ends the process by itself.
+            for signal_number in self._previous:
+                signal.signal(signal_number, signal.SIG_DFL)
         return True
 
     def wake(self) -> None:
@@ -58,7 +65,7 @@ class EndingSignals:
         with self._lock:
             os.close(self._writer)
             self._writer = -1
-        if self._watcher.ident is not None:
+        if self._watcher is not None:
             self._watcher.join()
         os.close(self._reader)
 

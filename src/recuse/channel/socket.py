@@ -10,6 +10,7 @@ from recuse.channel.packets import Packets, is_trusted, open_socket, peer_uid
 from recuse.kernel.connection import Connection
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import CharDevice, DeviceTable
+from recuse.runtime import threads
 from recuse.runtime.log import Log
 
 HANDSHAKE_S = 10.0
@@ -60,10 +61,11 @@ class RemoteChannel:
         self._closed = threading.Event()
         self._link: _Link | None = None
         link = self._join()
-        self._thread = threading.Thread(
-            target=self._run, args=(link,), name="recuse-remote", daemon=True
-        )
-        self._thread.start()
+        try:
+            self._thread = threads.start(self._run, link, name="recuse-remote")
+        except OSError as error:
+            link.close()
+            raise RemoteError(error.errno, error.strerror, path) from error
 
     @property
     def device(self) -> CharDevice | None:
@@ -97,7 +99,10 @@ class RemoteChannel:
     def _run(self, link: _Link | None) -> None:
         while True:
             if link is not None:
-                link.serve()
+                try:
+                    link.serve()
+                except Exception:
+                    _log.exception("internal error while %s is served", self._path)
                 if not self._closed.is_set():
                     _log.warning(
                         "%s: its server has gone; the device comes back when it does", self._path

@@ -71,17 +71,16 @@ def recording(trace: str | None, layout: str) -> Iterator["Recorder | None"]:
         return
     from recuse.trace.recorder import Recorder
 
-    if trace == "-":
-        recorder = Recorder(2, layout)
-    else:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        try:
+    output = 2
+    try:
+        if trace != "-":
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             output = os.open(trace, flags, 0o666)
-        except OSError as error:
-            raise Failure(f"--trace: {trace}: {error.strerror}") from error
-        try:
-            recorder = Recorder(output, layout)
-        finally:
+        recorder = Recorder(output, layout)
+    except OSError as error:
+        raise Failure(f"--trace: {trace}: {error.strerror}") from error
+    finally:
+        if output != 2:
             os.close(output)
     try:
         yield recorder

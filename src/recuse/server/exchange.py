@@ -3,6 +3,7 @@
 import errno
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from recuse.runtime.log import Log
@@ -45,6 +46,11 @@ class Exchange:
         return self._answer(header + payload)
 
     @property
+    def answered(self) -> bool:
+        """Whether it was answered, or it was tried."""
+        return self._send is None
+
+    @property
     def send(self) -> Send:
         """The way to the other end, for what is not an answer.
 
@@ -65,6 +71,11 @@ class Exchange:
         self._send = None
         try:
             send(message)
+        except MemoryError:
+            # The other end waits for an answer, and this one is short.
+            with suppress(OSError):
+                send(_pack_out_header(_OUT_HEADER_SIZE, -errno.ENOMEM, self.unique))
+            return False
         except Exception as error:
             # ENOENT: the program was killed meanwhile; ENODEV: the device is gone.  Both happen
             # to correct servers.  Anything else is a fault of ours or of the channel's.

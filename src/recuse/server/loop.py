@@ -8,6 +8,8 @@ import asyncio
 import atexit
 import errno
 import os
+import select
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -193,8 +195,19 @@ def _release() -> None:
         _stop()
 
 
+def _check_room() -> None:
+    """Raise OSError if there are no descriptors for a loop, of which half would be a loop's end.
+
+    It has an epoll and a socket pair; what cannot be finished raises once more when it goes.
+    """
+    first, second = socket.socketpair()
+    with first, second, select.epoll():
+        pass
+
+
 def _run(started: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> None:
     try:
+        _check_room()
         with asyncio.Runner() as runner:
             loop = runner.get_loop()
             loop.set_exception_handler(_tell)

@@ -168,8 +168,13 @@ class Session:
             try:
                 serve(exchange)
             except (struct.error, WireError) as error:
-                log.error("request %d, opcode %d, is malformed: %s", unique, opcode, error)
                 exchange.fail(errno.EIO)
+                log.error("request %d, opcode %d, is malformed: %s", unique, opcode, error)
+            except BaseException as error:
+                if not exchange.answered:
+                    lack = isinstance(error, MemoryError)
+                    exchange.fail(errno.ENOMEM if lack else errno.EIO)
+                log.exception("internal error in request %d, opcode %d", unique, opcode)
 
     def close(self) -> None:
         """End the session: the connection is gone, or about to be.

@@ -17,6 +17,7 @@ from collections import deque
 from contextlib import suppress
 from time import perf_counter_ns
 
+from recuse.runtime import threads
 from recuse.runtime.log import Log
 from recuse.trace.exchanges import LIMIT, Kind, Record
 from recuse.trace.writer import FRAME_HEADER, TOLD
@@ -126,7 +127,7 @@ class Recorder:
     """Records to ``output``, a descriptor, until `close`; ``layout`` is "text" or "jsonl".
 
     Nothing that goes wrong with the output concerns who is traced: tracing stops.
-    Raises OSError if the process that prints cannot be started.
+    Raises OSError if the process that prints cannot be started, or the thread that sends to it.
     """
 
     def __init__(self, output: int, layout: str = "text") -> None:
@@ -155,8 +156,13 @@ class Recorder:
         self._pipe = self._writer.stdin.fileno()
         with suppress(OSError):  # more than an unprivileged user may have in all
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-        self._thread = threading.Thread(target=self._send_all, name="recuse-trace", daemon=True)
-        self._thread.start()
+        try:
+            self._thread = threads.start(self._send_all, name="recuse-trace")
+        except OSError:
+            self._writer.kill()
+            self._close_pipe()
+            self._writer.wait()
+            raise
 
     def connection(self) -> ConnectionTap:
         """Return the tap for a new connection."""
@@ -243,7 +249,7 @@ class Recorder:
                     self._send([self.records.popleft() for _ in range(self._next())])
                 if closing:
                     self.tell_missing(perf_counter_ns())
-            except OSError:
+            except (OSError, MemoryError):
                 self.room = 0
                 self.records.clear()
                 self._report()
