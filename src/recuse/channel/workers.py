@@ -33,7 +33,7 @@ TICK = 0.005
 _SPARE_THREADS = 8
 _IDLE_TICKS = 100
 
-_RELIEF_S = 0.005
+_RELIEF_S = 0.02
 """How long what would block waits for a thread before it fails."""
 
 _PAUSE_S: Final = 0.01
@@ -128,7 +128,7 @@ class Workers(Generic[T]):
         self._unpark = threading.Event()
         self._failures = 0
         self._last_failure = 0.0
-        self._told_of_lack = False
+        self._refused = self._told_of_lack = False
 
     def start(self) -> None:
         """Start leading.
@@ -338,7 +338,6 @@ class Workers(Generic[T]):
         self._tell_stuck(turn, count)
         if last is None:
             return None
-        self._tell_of_lack()
         self._lead_as_last(last)
         return None if last.last else last
 
@@ -369,6 +368,8 @@ class Workers(Generic[T]):
                 LAST_THREADS.pop(get_ident(), None)
                 with self._lock:
                     turn.count += 1
+            if self._refused:
+                self._tell_of_lack()
 
     def _hand_over(self, turn: _Turn[T]) -> bool:
         """Have another thread be the monitor, so that the calling one may block.
@@ -383,7 +384,7 @@ class Workers(Generic[T]):
                 self._relief.wait(_RELIEF_S)
                 if self._wants_relief:
                     self._wants_relief = False
-                    turn.last = True
+                    self._refused = turn.last = True
                     return False
         LAST_THREADS.pop(get_ident(), None)
         _this_thread.led = self, turn
