@@ -284,6 +284,28 @@ with Sandbox(Mapped()) as sandbox:
     assert output == "unmapped b'abc'\n"
 
 
+def test_going_through_ours_to_a_directory_that_may_only_be_searched(nobody):
+    # /proc/PID of another user's is one, and so is this.
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o711 if os.geteuid() == 0 else 0o311)
+        Path(directory, "file").write_text("found", encoding="utf-8")
+        output = nobody(f"""
+with Sandbox(Fifo()) as sandbox:
+    python(sandbox, '''
+for path in {directory!r}, "/sys/class/cuse/../../../" + {directory!r}:
+    os.chdir("/")
+    os.chdir(path)
+    print(os.getcwd(), open("file").read(), len(os.listdir("/proc/self/fd")))
+try: os.chdir("/sys/class/cuse/../../../root")
+except OSError as error: print(error.strerror, os.getcwd())
+''')
+""")
+    closed = ["Permission denied", directory] if os.geteuid() == 0 else ["Permission denied"]
+    lines = output.splitlines()
+    assert lines[:2] == [f"{directory} found 4"] * 2
+    assert os.geteuid() != 0 or lines[2] == " ".join(closed)
+
+
 def test_going_to_a_directory_that_exists_only_here(nobody):
     output = nobody("""
 with Sandbox(Fifo(name='place/echo')) as sandbox:

@@ -133,6 +133,7 @@ INJECTED: Final[dict[str, int]] = {
     "sendmsg": 211,
     "madvise": 233,
     "fchdir": 50,
+    "open_tree": 428,
     "mlock": 228,
     "io_submit": 2,
 }

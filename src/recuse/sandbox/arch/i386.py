@@ -166,6 +166,7 @@ INJECTED: Final[dict[str, int]] = {
     "munmap": 91,
     "sendmsg": 370,
     "fchdir": 133,
+    "open_tree": 428,
     "madvise": 219,
     "mlock": 150,
     "io_submit": 248,

@@ -158,6 +158,7 @@ INJECTED: Final[dict[str, int]] = {
     "sendmsg": 46,
     "madvise": 28,
     "fchdir": 81,
+    "open_tree": 428,
     "mlock": 149,
     "io_submit": 209,
 }

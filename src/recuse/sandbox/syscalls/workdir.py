@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
+from recuse.sandbox.filter import MAP_ANONYMOUS
 from recuse.sandbox.inject import GoneError, Injection
-from recuse.sandbox.memory import write_memory
+from recuse.sandbox.memory import PAGE, write_memory
 from recuse.sandbox.permissions import MAY_EXECUTE, check
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
 from recuse.sandbox.tree import AT_FDCWD, OutsideError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from recuse.sandbox.nodes import Node
     from recuse.sandbox.supervisor import Supervisor
 
+_READ_WRITE: Final = 3
+_PRIVATE: Final = 2
 _FLAGS: Final = os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -36,7 +39,11 @@ def chdir(supervisor: Supervisor, call: Notification) -> int:
     except OutsideError as outside:
         node = outside.node()
         _check(supervisor, call, node)
-        return _go(supervisor, call, os.open(outside.path, _FLAGS))
+        try:
+            directory = os.open(outside.path, _FLAGS)
+        except PermissionError:  # it may be searched, and not read
+            return _go(supervisor, call, node)
+        return _go(supervisor, call, directory)
     if found is None:
         return PROCEED
     _check(supervisor, call, found.node)
@@ -49,14 +56,19 @@ def _check(supervisor: Supervisor, call: Notification, node: Node) -> None:
     check(node, supervisor.tasks.get(call.pid).credentials, MAY_EXECUTE)
 
 
-def _go(supervisor: Supervisor, call: Notification, directory: int) -> int:
-    """Have the thread go to a directory, whose descriptor is closed."""
+def _go(supervisor: Supervisor, call: Notification, directory: int | Node) -> int:
+    """Have the thread go to a directory: by a descriptor of ours, which is closed, or by path."""
     try:
         with Injection(supervisor.listener, call) as thread:
             supervisor.forget(call)
             try:
-                number = thread.give(directory)
+                if isinstance(directory, int):
+                    number = thread.give(directory)
+                else:
+                    number = _open(thread, call, directory.path)
                 try:
+                    if not isinstance(directory, int):
+                        _check_same(directory, call.pid, number)
                     thread.result = thread.call("fchdir", number)
                 finally:
                     thread.take_back(number)
@@ -67,8 +79,31 @@ def _go(supervisor: Supervisor, call: Notification, directory: int) -> int:
     except OSError:
         raise os_error(errno.EACCES) from None
     finally:
-        os.close(directory)
+        if isinstance(directory, int):
+            os.close(directory)
     return ANSWERED
+
+
+def _open(thread: Injection, call: Notification, path: bytes) -> int:
+    """Have the thread open a path as O_PATH does, by a call that is not trapped."""
+    page = thread.call("mmap", 0, PAGE, _READ_WRITE, _PRIVATE | MAP_ANONYMOUS, 0xFFFFFFFF, 0)
+    try:
+        data = path + b"\0"
+        if write_memory(call.pid, page, data) < len(data):
+            raise os_error(errno.EFAULT)
+        return thread.call("open_tree", AT_FDCWD & 0xFFFFFFFF, page, os.O_CLOEXEC)
+    finally:
+        thread.call("munmap", page, PAGE)
+
+
+def _check_same(directory: Node, tid: int, number: int) -> None:
+    """Raise ENOENT unless a thread's descriptor is of that directory.
+
+    The path may lead elsewhere from its root, or by now.
+    """
+    found = os.stat(f"/proc/{tid}/fd/{number}")
+    if (found.st_dev, found.st_ino) != (directory.filesystem, directory.inode):
+        raise os_error(errno.ENOENT)
 
 
 def getcwd(supervisor: Supervisor, call: Notification) -> int:
