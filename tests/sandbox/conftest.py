@@ -19,11 +19,7 @@ from recuse import Device, File, OpenRequest
 from recuse.sandbox import Program, Sandbox
 from recuse.sandbox.arch import arch
 
-PATIENCE_S = 20 * float(os.environ.get("RECUSE_SLOWNESS", "1"))
-"""How long to wait for what must come; only a failure takes as long.
-
-An emulated machine is slower, and says how many times (tests/vm/boot.py).
-"""
+from ..patience import PATIENCE_S
 
 PRELUDE = """
 import array, ctypes, errno, fcntl, mmap, os, signal, socket, stat, struct, sys, threading, time

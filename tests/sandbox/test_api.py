@@ -13,7 +13,7 @@ import pytest
 import recuse
 from recuse.sandbox import Sandbox, SandboxError
 
-PATIENCE_S = 20
+from ..patience import PATIENCE_S
 
 
 def test_input_and_output(sandbox):

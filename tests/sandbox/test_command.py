@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PATIENCE_S = 20
+from ..patience import PATIENCE_S
 
 ECHO = """
 import os

@@ -9,7 +9,7 @@ from recuse.sandbox import Sandbox
 from recuse.sandbox.launch import Launch
 from recuse.sandbox.listener import Listener
 
-PATIENCE_S = 20
+from ..patience import PATIENCE_S
 
 # What the running kernel needs, and what one does that sleeps on in RECV (before Linux 6.11).
 either_way = pytest.mark.parametrize("polls_first", [False, True], ids=["as needed", "polling"])

@@ -15,7 +15,7 @@ from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox
 
-PATIENCE_S = 20
+from ..patience import PATIENCE_S
 
 
 class WaiterFile(File):

@@ -11,7 +11,7 @@ import pytest
 from recuse import Area, Device, File
 from recuse.sandbox import Sandbox
 
-PATIENCE_S = 20
+from ..patience import PATIENCE_S
 
 ENDS = {
     "close": "os.close(fd)",

@@ -1,6 +1,6 @@
-"""Boot a small virtual machine whose kernel has CUSE, and run the tests of this directory in it.
+"""Boot a small virtual machine with a kernel of Debian's, which has CUSE, and run tests in it.
 
-    python tests/vm/boot.py [-k VERSION] [-l SECONDS] [COMMAND [ARGUMENT]...]
+    python tests/vm/boot.py [-k VERSION] [-l SECONDS] [-s] [COMMAND [ARGUMENT]...]
 
 The kernel is Debian's, out of its package: the current one, or with -k the newest whose release
 begins so (-k 6.12). It has a first root of busybox and a few modules; the guest's root is then this
@@ -49,6 +49,63 @@ LIMIT_S = 900
 
 INSIDE = "RECUSE_INSIDE_VM"
 """A variable of the environment that tells the tests where they are."""
+
+SLOWNESS = "RECUSE_SLOWNESS"
+"""Another one: how many times as long things may take."""
+
+OF_THE_SANDBOX = {
+    "tests/reach/test_reach.py": ["test_here"],
+    "tests/sandbox/test_end.py": [],
+    "tests/sandbox/test_refused.py": [],
+    "tests/sandbox/polling/test_poll.py": [
+        "test_who_sleeps_is_woken",
+        "test_what_changes_while_the_device_is_asked_is_not_missed",
+        "test_who_waits_to_write_is_woken",
+        "test_an_urgent_event_wakes",
+        "test_what_was_urgent_is_so_no_more",
+        "test_other_files_wake_too",
+        "test_a_signal_ends_a_wait",
+        "test_a_signal_mask_for_the_time_of_the_wait",
+        "test_the_end_of_the_device_wakes_who_waits",
+    ],
+    "tests/sandbox/polling/test_epoll.py": [
+        "test_level",
+        "test_edge",
+        "test_one_shot",
+        "test_two_epolls_and_a_copy_that_a_child_has",
+        "test_an_epoll_that_is_polled_itself",
+        "test_the_end_of_the_device_wakes_who_waits",
+    ],
+    "tests/sandbox/mapping/test_mapping.py": [
+        "test_arguments_as_on_a_memfd",
+        "test_a_place_of_the_program_s_choice",
+        "test_two_programs_share_an_area",
+        "test_children_keep_a_mapping",
+        "test_every_end_of_a_program_ends_its_mappings",
+        "test_threads_map_at_the_same_moment",
+        "test_a_program_is_killed_while_its_device_is_asked",
+        "test_programs_of_32_bits",
+    ],
+    "tests/sandbox/test_interruption.py": [
+        "test_a_caught_signal[read-direct]",
+        "test_a_caught_signal[read-SA_RESTART-direct]",
+        "test_a_caught_signal[ioctl-direct]",
+        "test_what_an_interrupted_method_answers_is_not_lost",
+        "test_signals_that_do_not_interrupt",
+        "test_a_signal_that_another_thread_takes",
+        "test_a_server_in_the_sandbox",
+        "test_a_device_that_does_not_listen_cannot_keep_a_program_from_dying",
+        "test_a_stopped_program_goes_on_where_it_was",
+    ],
+    "tests/sandbox/test_release.py": [
+        "test_each_end_releases_once",
+        "test_an_exclusive_device_is_busy_while_it_is_open",
+    ],
+}
+"""Tests of the sandbox about what kernels differ in, all of a file or some of them.
+
+The whole quick suite would take an hour and a half in an emulated machine.
+"""
 
 BEGIN = "recuse-vm: begin"
 END = "recuse-vm: end"
@@ -268,6 +325,7 @@ def script_for(argv: Sequence[str]) -> str:
         "PATH": os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]),
         "TERM": "dumb",
         INSIDE: "1",
+        SLOWNESS: "10",
     }
     settings = [f"{name}={value}" for name, value in variables.items()]
     return f"cd {shlex.quote(str(ROOT))} && exec env {shlex.join([*settings, *argv])}\n"
@@ -325,16 +383,31 @@ def watch(machine: subprocess.Popen[str], start: float) -> int:
     return 1
 
 
+def tests(sandbox_only: bool) -> list[str]:
+    """The command that runs the tests: those of this directory one by one, others two at once."""
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600"]
+    kernels = shlex.join([*pytest, str(TESTS)])
+    chosen = [
+        f"{file}::{name}" if name else file
+        for file, names in OF_THE_SANDBOX.items()
+        for name in names or [""]
+    ]
+    sandboxes = shlex.join([*pytest, "-n2", "-m", "not slow", *chosen])
+    if sandbox_only:
+        return ["sh", "-c", sandboxes]
+    return ["sh", "-c", f"{kernels}; first=$?; {sandboxes}; exit $((first | $?))"]
+
+
 def main() -> int:
     """Run what the arguments say, the tests by default."""
     parser = argparse.ArgumentParser(description="Run the tests, or a command, in a machine.")
     parser.add_argument("-k", "--kernel", metavar="VERSION", help="such as 6.12; Debian's current")
     parser.add_argument("-l", "--limit", type=float, metavar="SECONDS", default=LIMIT_S)
+    parser.add_argument("-s", "--sandbox", action="store_true", help="no tests of the real CUSE")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
-    tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(TESTS)]
     try:
-        return run(arguments.command or tests, arguments.kernel, arguments.limit)
+        return run(arguments.command or tests(arguments.sandbox), arguments.kernel, arguments.limit)
     except Unavailable as error:
         print(f"No virtual machine, so nothing is tested on the real CUSE: {error}")
         return 1 if os.environ.get("CI") == "true" else 0

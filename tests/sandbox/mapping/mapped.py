@@ -13,7 +13,8 @@ from typing import Any
 from recuse import Area, Device, File, Mapping, MmapRequest, OpenRequest
 from recuse.sandbox import Sandbox
 
-PATIENCE_S = 20
+from ...patience import PATIENCE_S
+
 PAGE = 4096
 
 READ, RW = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE

@@ -13,7 +13,7 @@ from typing import Any
 from recuse import Device, File, OpenRequest, current_request
 from recuse.sandbox.arch import arch
 
-PATIENCE_S = 20
+from ...patience import PATIENCE_S
 
 IN, OUT, PRI, ERR, HUP = 1, 4, 2, 8, 16
 """POLLIN and so on, and as epoll has them."""
