@@ -87,9 +87,9 @@ OF_THE_SANDBOX = {
         "test_programs_of_32_bits",
     ],
     "tests/sandbox/test_interruption.py": [
-        "test_a_caught_signal[read-direct]",
-        "test_a_caught_signal[read-SA_RESTART-direct]",
-        "test_a_caught_signal[ioctl-direct]",
+        "test_a_caught_signal[plain-read--direct]",
+        "test_a_caught_signal[async-read-SA_RESTART-direct]",
+        "test_a_caught_signal[plain-ioctl--socket]",
         "test_what_an_interrupted_method_answers_is_not_lost",
         "test_signals_that_do_not_interrupt",
         "test_a_signal_that_another_thread_takes",
