@@ -22,8 +22,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
-PATIENCE_S = float(os.environ.get("REACH_PATIENCE_S", "20"))
-"""How long to wait for a command that must end; only a failure takes as long."""
+PATIENCE_S = 20 * float(os.environ.get("RECUSE_SLOWNESS", "1"))
+"""How long to wait for a command that must end; only a failure takes as long.
+
+An emulated machine is slower, and says how many times.
+"""
 
 RECUSE = [sys.executable, "-m", "recuse.cli.main"]
 DEVICES = [
