@@ -192,3 +192,34 @@ def test_it_starts_quickly() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         needed.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(needed) < 0.4
+
+
+def test_a_device_file_that_ignores_sigchld() -> None:
+    head = "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+    Path("echo.py").write_text(head + DEVICE, encoding="utf-8")
+    assert run("-d", "echo.py", "sh", "-c", "exit 7").returncode == 7
+    assert run("-d", "echo.py", "sh", "-c", "kill -TERM $$").returncode == 143
+
+
+def test_the_first_process_is_killed() -> None:
+    """By the OOM killer, as it were: nothing of the sandbox is left."""
+    script = "sleep 301 & echo $$ $!; exec sleep 302"
+    with subprocess.Popen([*RECUSE, "run", "sh", "-c", script], stdout=subprocess.PIPE) as recuse:
+        assert recuse.stdout
+        program, other = map(int, recuse.stdout.readline().split())
+        first = int(Path(f"/proc/{program}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(first, signal.SIGKILL)
+        assert recuse.wait(60) == 128 + signal.SIGKILL
+    assert not Path(f"/proc/{program}").exists()
+    assert not Path(f"/proc/{other}").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have another /dev")
+def test_without_dev_null() -> None:
+    script = 'mount -t tmpfs none /dev; exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "-", *RECUSE, "run", "-d", "echo.py", "sh", "-c",
+         "echo on >/dev/echo; echo fine"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "recuse: got on\n")

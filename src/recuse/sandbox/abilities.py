@@ -11,6 +11,7 @@ import ctypes
 import errno
 import functools
 import os
+import signal
 from typing import Final
 
 from recuse.sandbox.arch import arch
@@ -23,9 +24,13 @@ _NOT_ALLOWED: Final = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 
 @functools.cache
 def may_hold() -> bool:
-    """Whether pidfd_open(2) may be called."""
+    """Whether pidfd_open(2) and pidfd_send_signal(2) may be called."""
     try:
-        os.close(os.pidfd_open(os.getpid()))
+        process = os.pidfd_open(os.getpid())
+        try:
+            signal.pidfd_send_signal(process, 0)
+        finally:
+            os.close(process)
     except OSError as error:
         if error.errno not in _NOT_ALLOWED:
             raise
@@ -53,3 +58,19 @@ def may_trace() -> bool:
     """Whether ptrace(2) may be called."""
     # ESRCH: we have not attached to it.
     return _libc.ptrace(_DETACH, os.getpid(), None, None) < 0 and ctypes.get_errno() == errno.ESRCH
+
+
+@functools.cache
+def may_copy_memory() -> bool:
+    """Whether process_vm_readv(2) and process_vm_writev(2) may be called."""
+    own = ctypes.create_string_buffer(1)
+    area = (ctypes.c_size_t * 2)(ctypes.addressof(own), 1)
+    for copy in (_libc.process_vm_readv, _libc.process_vm_writev):
+        if copy(os.getpid(), area, 1, area, 1, 0) < 0 and ctypes.get_errno() in _NOT_ALLOWED:
+            return False
+    return True
+
+
+def may_borrow() -> bool:
+    """Whether a copy of a thread's descriptor can be had (:mod:`recuse.sandbox.borrowing`)."""
+    return may_fetch() or may_trace()

@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import signal
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -21,6 +22,12 @@ from recuse.server.device import Device
 # malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+
+# linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
+
+_ORPHANS_S = 5.0
+"""For how long orphans are killed."""
 
 _KEYS = (signal.SIGINT, signal.SIGQUIT)
 _PASSED_ON = (*_KEYS, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -81,6 +88,7 @@ def supervise(
             os.killpg(0, number)
         program.send_signal(number)
 
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with Sandbox(*devices, tap=tap) as sandbox:
         previous: dict[signal.Signals, Any] = {}
         wait = _Wait()
@@ -91,6 +99,8 @@ def supervise(
                     previous[number] = signal.signal(number, forward)
             program = sandbox.popen(argv, open_files=soft, env=_environment(), pass_fds=inherited)
             status = wait.until_end(program)
+            if status < 0:
+                _end_orphans()
         except _SignalError as early:
             return 128 + early.number
         finally:
@@ -117,9 +127,12 @@ class _Wait:
         """Return the first process's status when all has ended."""
         poll = select.poll()
         poll.register(self._ready, select.POLLIN)
-        poll.register(program.end, select.POLLIN)
+        ending = -1 if program.control is None else program.control.fileno()
+        poll.register(ending, select.POLLIN)
         while (status := program.poll()) is None:
-            poll.poll()
+            # When the first process ends, its end of the control socket closes, or it has told.
+            if any(number == ending for number, _ in poll.poll()):
+                return program.wait()
             with contextlib.suppress(BlockingIOError):
                 os.read(self._ready, 64)
         return int(status)
@@ -129,6 +142,38 @@ class _Wait:
         signal.set_wakeup_fd(self._previous)
         os.close(self._ready)
         os.close(self._told)
+
+
+def _end_orphans() -> None:
+    """Kill what the sandbox's first process has left, if it was killed itself: it is ours now.
+
+    A device's own children are not under the filter, and are let alone.
+    """
+    from recuse.sandbox.init import descendants  # noqa: PLC0415 - rarely needed
+
+    own = _filters("self")
+    until = time.monotonic() + _ORPHANS_S
+    while time.monotonic() < until:
+        left = [pid for pid in descendants(os.getpid()) if _filters(str(pid)) > own]
+        if not left:
+            return
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.01)
+
+
+def _filters(pid: str) -> int:
+    """How many seccomp filters a process has; 0 if it has ended."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+            for line in status:
+                if line.startswith("Seccomp_filters:"):
+                    return int(line.split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return 0
 
 
 def _in_foreground() -> bool:

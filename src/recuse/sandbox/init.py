@@ -13,8 +13,9 @@ Arguments: the control socket's descriptor number; the rest is the program and i
 On the control socket it is told the number of the seccomp system call, the program's soft limit of
 open files, the flags with which the filter lets sendmsg pass, and the filter. It sends, each as one
 packet: ``L PID`` with the listener's descriptor; when told ``go``, ``X`` when the program has been
-executed or ``E ERRNO`` when that failed. When the supervisor goes away, what is left of the
-programs is killed after a grace period: they cannot open a file any more.
+executed or ``E ERRNO`` when that failed; in the end ``W STATUS``, the program's wait status, which
+a supervisor that ignores SIGCHLD gets in no other way. When the supervisor goes away, what is left
+of the programs is killed after a grace period: they cannot open a file any more.
 """
 
 import _ctypes
@@ -184,6 +185,8 @@ def execute(argv: list[bytes], environment: dict[bytes, bytes]) -> int:
 def start(control: _socket.socket, the_filter: Filter, argv: list[bytes]) -> int | None:
     """Start the program and hand its listener over; returns its pid, None if that failed."""
     handlers = {int(number): _signal.getsignal(number) for number in _KEPT_FROM_INIT}
+    # Or nobody learns how the program ends.
+    handlers[int(_signal.SIGCHLD)] = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     handlers[int(_signal.SIGINT)] = (
         _signal.SIG_IGN if handlers[int(_signal.SIGINT)] == _signal.SIG_IGN else _signal.SIG_DFL
     )
@@ -218,7 +221,7 @@ def start(control: _socket.socket, the_filter: Filter, argv: list[bytes]) -> int
 
 def let_go_of_files(kept: set[int]) -> None:
     """Close what belongs to the program, or who waits for it to close that would wait for us."""
-    null = posix.open("/dev/null", posix.O_RDWR)
+    null = open_nothing()
     for number in (0, 1, 2):
         posix.dup2(null, number)
     for number in {int(name) for name in posix.listdir("/proc/self/fd")} - kept - {0, 1, 2}:
@@ -226,6 +229,14 @@ def let_go_of_files(kept: set[int]) -> None:
             posix.close(number)
         except OSError:
             pass  # it listed them, and is closed already
+
+
+def open_nothing() -> int:
+    """A descriptor of what has nothing to be read: /dev/null, if there is one."""
+    try:
+        return posix.open("/dev/null", posix.O_RDWR)
+    except OSError:
+        return posix.open("/", posix.O_RDONLY)
 
 
 def descendants(pid: int) -> list[int]:
@@ -325,7 +336,7 @@ def prepare_and_start(control: _socket.socket, arguments: list[str]) -> int | No
     """Prepare this process and start the program; returns its pid, None if that failed."""
     # Where the program is to start with a standard stream closed, nothing of ours may take its
     # place: these are closed when the program is executed.
-    while (placeholder := posix.open("/dev/null", posix.O_RDWR)) <= 2:
+    while (placeholder := open_nothing()) <= 2:
         pass
     posix.close(placeholder)
     posix.set_inheritable(control.fileno(), False)
@@ -347,4 +358,9 @@ def main(control: _socket.socket, arguments: list[str]) -> None:
         posix._exit(125)
     if pid is None:
         posix._exit(125)
-    end_like(wait_for_all(pid, control))
+    status = wait_for_all(pid, control)
+    try:
+        control.send(b"W %d" % status)
+    except OSError:
+        pass  # nobody is there to be told
+    end_like(status)

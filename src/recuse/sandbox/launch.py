@@ -10,7 +10,6 @@ import importlib.util
 import marshal
 import os
 import resource
-import select
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any, Final
 
 from recuse.sandbox.arch import DESCRIPTION, SUPPORTED, arch
 from recuse.sandbox.filter import LENDING, build_filter
+from recuse.sandbox.handles import ProcessHandle
 from recuse.sandbox.listener import Listener
 
 Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -46,34 +46,50 @@ class Program(subprocess.Popen[Any]):
     """
 
     program_pid: int = -1
-    end: int = -1
-    """A pidfd of the first process: readable when all has ended."""
-    _pidfd: int = -1
+    _process: ProcessHandle | None = None
+    control: socket.socket | None = None
+    """Joins us to the first process: tells by its end that this has ended, and how before."""
 
-    def adopt(self, program_pid: int) -> None:
-        """Remember the program's own process."""
+    def adopt(self, program_pid: int, control: socket.socket) -> None:
+        """Remember the program's own process, and what joins us to the first."""
         self.program_pid = program_pid
-        self._pidfd = os.pidfd_open(program_pid)
-        self.end = os.pidfd_open(self.pid)
+        self._process = ProcessHandle(program_pid)
+        self.control = control
+
+    def poll(self) -> int | None:
+        """See :meth:`subprocess.Popen.poll`."""
+        super().poll()
+        return self._told()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """See :meth:`subprocess.Popen.wait`."""
+        super().wait(timeout)
+        return self._told() or 0
+
+    def _told(self) -> int | None:
+        """The return code. Where SIGCHLD is ignored, the kernel has forgotten it: 0."""
+        control, code = self.control, self.returncode
+        if code is not None and control is not None:
+            self.control = None
+            with contextlib.suppress(OSError):
+                packet = control.recv(64, socket.MSG_DONTWAIT)
+                if packet.startswith(b"W") and code == 0:
+                    self.returncode = os.waitstatus_to_exitcode(int(packet[1:]))
+        return self.returncode
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to the program; nothing if it has ended."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, sig)
+        if self._process is not None:
+            self._process.send_signal(sig)
 
     def program_ended(self) -> bool:
         """Whether the program itself has ended, whatever it may have left in the background."""
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+        return self._process is not None and self._process.ended()
 
     def disown(self) -> None:
-        """Close the pidfds: no signal can be sent any more."""
-        for pidfd in (self._pidfd, self.end):
-            if pidfd >= 0:
-                os.close(pidfd)
-        self._pidfd = self.end = -1
+        """Let go of the program: no signal can be sent any more."""
+        if self._process is not None:
+            self._process.close()
 
 
 class Launch:
@@ -136,7 +152,7 @@ class Launch:
         packet, descriptors, _, _ = socket.recv_fds(self._control, 256, 1)
         if not packet.startswith(b"L"):
             raise SandboxError(_explain(packet))
-        self.program.adopt(int(packet.split()[1]))
+        self.program.adopt(int(packet.split()[1]), self._control)
         listener = Listener(descriptors[0])
         listener.prefer_sync_wake_up()
         return listener

@@ -1,0 +1,60 @@
+"""A process by a handle: not mistaken for another one that gets its id later."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+
+from recuse.sandbox.abilities import may_hold
+from recuse.sandbox.arch import arch
+
+_DEAD = (b"Z", b"X", b"x")
+
+
+class ProcessHandle:
+    """A pidfd; or, where these are refused, an open ``/proc/PID``, which tells almost the same."""
+
+    def __init__(self, pid: int) -> None:
+        """Take hold of it. OSError: ESRCH, ENOENT."""
+        self._pid = pid
+        self._by_pidfd = may_hold()
+        flags = os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
+        self._descriptor = os.pidfd_open(pid) if self._by_pidfd else os.open(f"/proc/{pid}", flags)
+
+    def ended(self) -> bool:
+        """Whether it has ended, if nobody has waited for it as well."""
+        if self._descriptor < 0:
+            return True
+        if self._by_pidfd:
+            poll = select.poll()
+            poll.register(self._descriptor, select.POLLIN)
+            return bool(poll.poll(0))
+        try:
+            stat = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
+        except OSError:
+            return True
+        with open(stat, "rb") as file:
+            try:
+                line = file.read()
+            except ProcessLookupError:
+                return True
+        # PID (NAME, which may hold anything) STATE ...
+        return line.rpartition(b")")[2].split()[0] in _DEAD
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal; nothing if it has ended."""
+        if self._descriptor < 0:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if self._by_pidfd:
+                signal.pidfd_send_signal(self._descriptor, number)
+            elif not self.ended():
+                os.kill(self._pid, number)
+
+    def close(self) -> None:
+        """Let go of it."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
