@@ -146,9 +146,7 @@ def shell(sandbox: Sandbox) -> Shell:
 
 def python_argv(script: str, *args: object) -> list[str]:
     """The command line of a client script."""
-    # Some are about threads that fork, which Python warns of from 3.12 on.
-    quiet = ["-W", "ignore::DeprecationWarning"]
-    return [sys.executable, "-I", "-S", *quiet, "-c", PRELUDE + script, *map(str, args)]
+    return [sys.executable, "-I", "-S", "-c", PRELUDE + script, *map(str, args)]
 
 
 def client_in(sandbox: Sandbox | None) -> Shell:

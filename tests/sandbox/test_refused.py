@@ -17,6 +17,16 @@ HERE = Path(__file__).parent
 FETCHING = ("pidfd_getfd", "kcmp")
 """What Docker's and containerd's default profiles refuse without CAP_SYS_PTRACE."""
 
+EVERYTHING = (
+    *FETCHING,
+    "ptrace",
+    "process_vm_readv",
+    "process_vm_writev",
+    "pidfd_open",
+    "pidfd_send_signal",
+)
+"""What older ones refuse as well."""
+
 NUMBERS = arch.SYSCALLS | {"process_vm_readv": 310, "process_vm_writev": 311, "ptrace": 101}
 NUMBERS |= {"pidfd_open": 434, "pidfd_send_signal": 424}
 
@@ -48,3 +58,30 @@ def test_waiting_where_descriptors_cannot_be_fetched() -> None:
 @pytest.mark.timeout(620)
 def test_all_about_waiting_where_descriptors_cannot_be_fetched() -> None:
     run_tests(FETCHING, "polling", "test_interruption.py", "test_listing.py", "test_workdir.py")
+
+
+WAITING = (
+    "polling/test_poll.py::test_who_sleeps_is_woken",
+    "polling/test_poll.py::test_who_waits_to_write_is_woken",
+    "polling/test_poll.py::test_other_files_wake_too",
+    "polling/test_poll.py::test_a_signal_ends_a_wait",
+    "polling/test_epoll.py",
+)
+
+
+def test_a_program_where_ptrace_is_refused_too() -> None:
+    run_tests(
+        EVERYTHING,
+        "test_files.py::test_each_way_to_open",
+        "polling/test_poll.py::test_who_sleeps_is_woken",
+        "polling/test_epoll.py::test_edge",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(620)
+def test_all_where_ptrace_is_refused_too() -> None:
+    # Who waits to write and is not told of reading sees a moment in which it could read; the end of
+    # a device cannot be shown as such.
+    not_here = "only_written or end_of_the_device or gone_is_forgotten"
+    run_tests(EVERYTHING, *WAITING, "test_files.py", "test_memory.py", "-k", f"not ({not_here})")

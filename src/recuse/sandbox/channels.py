@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import struct
 import threading
 from collections import deque
@@ -19,7 +18,7 @@ from recuse.kernel.caller import Caller
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import DeviceTable
 from recuse.kernel.errors import os_error
-from recuse.sandbox.descriptors import Descriptor, fetch_descriptor
+from recuse.sandbox.descriptors import Descriptor
 from recuse.sandbox.listener import Notification
 from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
 from recuse.sandbox.syscalls.call import ANSWERED
@@ -41,7 +40,8 @@ class ChannelFile:
     def __init__(self, table: DeviceTable, descriptor: Descriptor, caller: Caller) -> None:
         """Make the connection; CUSE_INIT can be read at once."""
         self.flags = descriptor.flags
-        self._descriptor = descriptor
+        assert descriptor.pipe is not None
+        self._end = descriptor.pipe
         self._cuse = CuseChannel(table, caller.pid, caller.uid, caller.gid)
         self._connection = self._cuse.connection
         self._lock = threading.Lock()
@@ -92,7 +92,7 @@ class ChannelFile:
             message = self._connection.read(sum(length for _, length in segments))
         finally:
             # A request may also have been there and not have fitted.
-            self._settle(supervisor, call)
+            self._settle()
         try:
             _scatter(call.pid, segments, message)
         except (OSError, UnreadableError):
@@ -117,20 +117,12 @@ class ChannelFile:
 
         supervisor.signals.watch(call, supervisor.listener, interrupt)
 
-    def _settle(self, supervisor: Supervisor, call: Notification) -> None:
-        """Make the descriptor unreadable if there is no request any more; with the lock held.
-
-        That takes one of the programs' descriptors, that of a call. So where a request goes without
-        one, as its client is killed, the descriptor stays readable until the next call.
-        """
+    def _settle(self) -> None:
+        """Make the descriptor unreadable if there is no request any more; with the lock held."""
         connection = self._connection
-        if not self._signalled or connection.readable or connection.ended:
-            return
-        self._signalled = False
-        with contextlib.suppress(OSError):
-            tgid = supervisor.tasks.get(call.pid).tgid
-            with socket.socket(fileno=fetch_descriptor(tgid, call.a0 & 0xFFFFFFFF)) as end:
-                end.recv(16, socket.MSG_DONTWAIT)
+        if self._signalled and not connection.readable and not connection.ended:
+            self._signalled = False
+            self._end.lower(drain=True)
 
     def _serve_readers(self) -> None:
         """There is a request to be read, or there will be none any more."""
@@ -160,7 +152,7 @@ class ChannelFile:
                     supervisor.listener.answer(call.id, size)
             if not self._signalled and (self._connection.readable or self._connection.ended):
                 self._signalled = True
-                self._descriptor.signal()
+                self._end.make_readable()
 
     def write(
         self,
@@ -185,7 +177,7 @@ class ChannelFile:
             if self._signalled:
                 # The request's INTERRUPT, which nobody has read, went with it.
                 with self._lock:
-                    self._settle(supervisor, call)
+                    self._settle()
         if message[8] & 1:
             # A reply to an INTERRUPT, which may ask for it once more.
             self._serve_readers()

@@ -39,6 +39,7 @@ from recuse.sandbox.arch import arch
 from recuse.sandbox.errands import Errands
 from recuse.sandbox.native import READY, NativeEnd
 from recuse.sandbox.nodes import Node
+from recuse.sandbox.pipes import PipeEnd
 from recuse.sandbox.readiness import Readiness
 from recuse.sandbox.unseen import Unseen
 from recuse.sandbox.waker import Waker, watched_by
@@ -79,17 +80,19 @@ class Descriptor:
         "held",
         "link",
         "node",
+        "pipe",
         "readiness",
         "slot",
     )
 
-    def __init__(self, node: Node, flags: int) -> None:
+    def __init__(self, node: Node, flags: int, *, pipe: bool = False) -> None:
         """Make the pair.
 
         Args:
             node: what is opened; ``file`` is still to be set, but for O_PATH, which opens
                 nothing.
             flags: the open flags, as F_GETFL shows them.
+            pipe: whether it is one of a pipe's ends, and not a socket's.
 
         Raises:
             OSError: ENFILE if the supervisor has no descriptors left.
@@ -103,13 +106,27 @@ class Descriptor:
         """``struct kcmp_epoll_slot``: where the kernel finds it, to compare others with it."""
         self.readiness: Readiness | None = None
         """Once a program has asked for it."""
+        self.pipe: PipeEnd | None = None
+        self._ours: socket.socket | None = None
         try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            if pipe:
+                self._make_pipe()
+            else:
+                self._make_sockets()
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
             # The machine's table is full, as it were, not the program's.
             raise os_error(errno.ENFILE) from None
+
+    def _make_pipe(self) -> None:
+        self.pipe = PipeEnd()
+        self.end = self.pipe.ours
+        self._theirs = self.pipe.theirs
+        self.link = f"pipe:[{os.fstat(self._theirs).st_ino}]"
+
+    def _make_sockets(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         # A byte to read and room to write: a device without a poll method is always ready.
         ours.send(READY)
         theirs.send(READY)  # for `NativeEnd.sever`
@@ -130,10 +147,12 @@ class Descriptor:
             return not self.file.device.no_poll
         return self.file is None
 
-    def signal(self) -> None:
-        """Make the programs' end readable once more."""
-        with contextlib.suppress(OSError):
-            self._ours.send(READY, socket.MSG_NOSIGNAL)
+    def showing(self, sever: Callable[[], None]) -> NativeEnd | PipeEnd:
+        """What makes the programs' end look as it shall; ``sever`` closes ours."""
+        if self.pipe is not None:
+            return self.pipe
+        assert self._ours is not None
+        return NativeEnd(self._ours, sever)
 
     def hand_over(self) -> None:
         """The programs' end is theirs now, or never will be: close our copy."""
@@ -143,6 +162,9 @@ class Descriptor:
 
     def hung_up(self) -> bool:
         """Whether no program holds it any more."""
+        if self.pipe is not None:
+            return self.pipe.hung_up()
+        assert self._ours is not None
         try:
             self._ours.send(b"", socket.MSG_NOSIGNAL)  # quicker than asking poll
         except OSError:
@@ -154,7 +176,10 @@ class Descriptor:
         """Close the supervisor's end."""
         self.hand_over()
         self.end = -1
-        self._ours.close()
+        if self._ours is not None:
+            self._ours.close()
+        if self.pipe is not None:
+            self.pipe.close()
 
     def fetch(self, tid: int, number: int, copy: Callable[[int], int]) -> int:
         """Return a copy of the programs' end, which a thread has by that number or another one.
@@ -262,6 +287,11 @@ class Descriptors:
             self._seen.clear()
         self._seen[tid, number] = descriptor
 
+    def by_inode(self, inode: str) -> Descriptor | None:
+        """The device whose descriptor has that inode number, as a file of an epoll shows it."""
+        by_link = self._by_link
+        return by_link.get(f"socket:[{inode}]") or by_link.get(f"pipe:[{inode}]")
+
     def by_link(self, link: str) -> Descriptor | None:
         """The device whose ``/proc/PID/fd`` link reads ``link``."""
         return self._by_link.get(link)
@@ -325,7 +355,7 @@ class Descriptors:
         if descriptor.readiness is None:
             with self._lock:
                 if descriptor.readiness is None:
-                    end = NativeEnd(descriptor._ours, functools.partial(self._sever, descriptor))
+                    end = descriptor.showing(functools.partial(self._sever, descriptor))
                     descriptor.readiness = Readiness(file, descriptor.link, end, self.waker)
         return descriptor.readiness
 

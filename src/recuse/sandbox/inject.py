@@ -15,6 +15,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
+import logging
 import os
 import signal
 import threading
@@ -23,6 +25,7 @@ from types import TracebackType
 from typing import Final
 
 from recuse.kernel.errors import os_error
+from recuse.sandbox.abilities import may_trace
 from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.arch.registers import Registers
 from recuse.sandbox.listener import Listener, Notification
@@ -50,6 +53,8 @@ _NO_CALL: Final = -1
 _NT_PRSTATUS: Final = 1
 _NT_ARM_SYSTEM_CALL: Final = 0x404
 
+_log = logging.getLogger("recuse.sandbox")
+
 _ptrace = ctypes.CDLL(None, use_errno=True).ptrace
 """For what may wait: another thread of the program's may be about to execute something."""
 _quick_ptrace = ctypes.PyDLL(None, use_errno=True).ptrace
@@ -71,6 +76,14 @@ class _Part(ctypes.Structure):
     def __init__(self, size: int) -> None:
         self.buffer = ctypes.create_string_buffer(size)
         super().__init__(ctypes.addressof(self.buffer), size)
+
+
+@functools.cache
+def _tell_once() -> None:
+    _log.warning(
+        "ptrace is refused here, so programs cannot map devices into memory or change into "
+        "directories that recuse adds; in a container, add --cap-add SYS_PTRACE"
+    )
 
 
 class GoneError(Exception):
@@ -110,7 +123,12 @@ class Injection:
                 and is the caller's to answer.
             GoneError: the same, but for the answer.
         """
-        self._do(_SEIZE, 0, _O_TRACESYSGOOD | _O_EXITKILL)
+        try:
+            self._do(_SEIZE, 0, _O_TRACESYSGOOD | _O_EXITKILL)
+        except OSError:
+            if not may_trace():
+                _tell_once()
+            raise
         return self
 
     @property

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Final
 
 from recuse.kernel.errors import os_error
+from recuse.sandbox.abilities import may_copy_memory
 from recuse.sandbox.arch import arch
 from recuse.sandbox.ends import Ends
 from recuse.sandbox.listener import Listener
@@ -115,7 +116,7 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
     remote.base, remote.length = address, size
     count = _readv(pid, transfer.target_ref, 1, transfer.remote_ref, 1, 0)
     if count <= 0:
-        raise _error()
+        return _read_file(pid, address, size)
     data: bytes = transfer.buffer[:count]  # type: ignore[assignment]  # of characters: bytes
     _transfers.append(transfer)
     return data
@@ -126,7 +127,7 @@ def _read_large(pid: int, address: int, size: int) -> bytes:
     target, remote = _Area(ctypes.addressof(buffer), size), _Area(address, size)
     count = _readv(pid, ctypes.byref(target), 1, ctypes.byref(remote), 1, 0)
     if count <= 0:
-        raise _error()
+        return _read_file(pid, address, size)
     return ctypes.string_at(buffer, count)
 
 
@@ -157,7 +158,7 @@ def write_memory(pid: int, address: int, data: Buffer) -> int:
     remote.base, remote.length = address, size
     count: int = _writev(pid, transfer.source_ref, 1, transfer.remote_ref, 1, 0)
     if count <= 0:
-        raise _error()
+        return _write_file(pid, address, memoryview(data)[:size])
     source.base = None
     _transfers.append(transfer)
     return count
@@ -196,12 +197,78 @@ def _write_in_place(pid: int, address: int, data: Buffer) -> int:
     try:
         source, remote = _Area(buffer.buf, size), _Area(address, size)
         count: int = _writev(pid, ctypes.byref(source), 1, ctypes.byref(remote), 1, 0)
-        error = _error() if count <= 0 else None
+        code = ctypes.get_errno()
     finally:
         _release_buffer(ctypes.byref(buffer))
-    if error is not None:
-        raise error
+    if count <= 0:
+        ctypes.set_errno(code)
+        return _write_file(pid, address, memoryview(data)[:size])
     return count
+
+
+def _read_file(pid: int, address: int, size: int) -> bytes:
+    """Read memory by ``/proc/PID/mem`` if process_vm_readv, which failed, is refused to us."""
+    error = _error()
+    if may_copy_memory():
+        raise error
+    size = _allowed(pid, address, size, "r")
+    descriptor = _open_memory(pid, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, size, address)
+    except OSError:
+        raise os_error(errno.EFAULT) from None
+    finally:
+        os.close(descriptor)
+
+
+def _write_file(pid: int, address: int, data: memoryview) -> int:
+    """Write memory by ``/proc/PID/mem`` if process_vm_writev, which failed, is refused to us."""
+    error = _error()
+    if may_copy_memory():
+        raise error
+    size = _allowed(pid, address, len(data), "w")
+    descriptor = _open_memory(pid, os.O_WRONLY)
+    try:
+        return os.pwrite(descriptor, data[:size], address)
+    except OSError:
+        raise os_error(errno.EFAULT) from None
+    finally:
+        os.close(descriptor)
+
+
+def _open_memory(pid: int, flags: int) -> int:
+    try:
+        return os.open(f"/proc/{pid}/mem", flags | os.O_CLOEXEC)
+    except PermissionError:
+        raise UnreadableError from None
+    except FileNotFoundError:
+        raise os_error(errno.ESRCH) from None
+
+
+def _allowed(pid: int, address: int, size: int, permission: str) -> int:
+    """How much from an address has a permission: ``/proc/PID/mem`` does not ask for it.
+
+    Raises:
+        OSError: EFAULT if nothing has; ESRCH.
+        UnreadableError: if the process may not be looked into.
+    """
+    end = address
+    try:
+        with open(f"/proc/{pid}/maps", encoding="ascii", errors="replace") as maps:
+            for line in maps:
+                extent, permissions, _ = line.split(" ", 2)
+                start, stop = (int(part, 16) for part in extent.split("-"))
+                if start <= end < stop and permission in permissions:
+                    end = stop
+                elif start > end:
+                    break
+    except PermissionError:
+        raise UnreadableError from None
+    except (FileNotFoundError, ProcessLookupError):
+        raise os_error(errno.ESRCH) from None
+    if end == address:
+        raise os_error(errno.EFAULT)
+    return min(size, end - address)
 
 
 def _error() -> Exception:

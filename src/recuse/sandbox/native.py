@@ -84,6 +84,9 @@ class NativeEnd:
         """Whether there is not much room left for :meth:`make_readable`."""
         return self._sent > _SENT
 
+    def check(self, events: int) -> None:
+        """All events can wake somebody."""
+
     def make_readable(self) -> None:
         """Show POLLIN; again, to be noticed once more."""
         self.readable = True

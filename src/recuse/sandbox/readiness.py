@@ -28,6 +28,7 @@ from recuse.sandbox.native import (
     WRITING,
     NativeEnd,
 )
+from recuse.sandbox.pipes import PipeEnd
 from recuse.sandbox.waker import MANY, Sleeper, Sleeps, Waker, forget_gone, watched_by
 
 Key: TypeAlias = tuple[int, int]
@@ -61,7 +62,7 @@ class Moment(NamedTuple):
 class Readiness:
     """The readiness of one open file's descriptor, once programs have asked for it."""
 
-    def __init__(self, file: OpenFile, link: str, end: NativeEnd, waker: Waker) -> None:
+    def __init__(self, file: OpenFile, link: str, end: NativeEnd | PipeEnd, waker: Waker) -> None:
         """Take care of the end, whose inode is that of ``link``; it is readable and writable."""
         self.file = file
         self._changes = 0
@@ -69,7 +70,7 @@ class Readiness:
         self._asks = itertools.count(1)
         self._shown = 0
         """Whose answer was made visible: that of the latest asking of all whose answers were."""
-        self._inode = link[len("socket:[") : -1]
+        self._inode = link.partition("[")[2][:-1]
         self._end = end
         self._waker = waker
         self._lock = threading.Lock()
@@ -118,7 +119,12 @@ class Readiness:
         )
 
     def watch(self, key: Key, events: int) -> None:
-        """An epoll is about to watch it, perhaps with other events than before."""
+        """An epoll is about to watch it, perhaps with other events than before.
+
+        Raises:
+            OSError: EOPNOTSUPP if these cannot be shown here (:mod:`recuse.sandbox.pipes`).
+        """
+        self._end.check(events)
         with self._lock:
             self._watches[key] = Watch(events)
             self._waker.watched.add(self)
@@ -189,6 +195,7 @@ class Readiness:
 
     def sleep(self, bits: int, sleeper: Sleeper, asked: Moment, fetch: Callable[[], int]) -> None:
         """As :meth:`show`, for a call that will sleep until one of its events comes."""
+        self._end.check(sleeper.events)
         with self._lock:
             self._too_many = forget_gone(self._sleepers, self._too_many)
             self._sleepers[sleeper.caller.pid] = sleeper

@@ -64,6 +64,8 @@ class Tree:
         self.nodes = Nodes()
         self._by_path = self.nodes.by_path
         self.shadows = Shadows()
+        self.listings: dict[tuple[int, int], tuple[bytes, int, int]] = {}
+        """By process and descriptor: how far a listing has come (`syscalls.listing`)."""
         self.many_roots = False
         """Whether some process may have a root or mounts of its own. Makes each lookup slower."""
         self.private_directories = False

@@ -466,7 +466,7 @@ class Walk:
         return None if path is None else self._by_path.get(path)
 
     def _descriptor_node(self, target: bytes) -> Node | None:
-        if not target.startswith(b"socket:["):
+        if not target.startswith((b"socket:[", b"pipe:[")):
             return None
         descriptor = self._descriptors.by_link(target.decode())
         return descriptor.node if descriptor is not None else None

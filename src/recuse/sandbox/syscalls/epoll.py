@@ -115,7 +115,7 @@ def _listed(
     except OSError:
         return found, hungry
     for index, entry in enumerate(entries):
-        descriptor = supervisor.descriptors.by_link(f"socket:[{entry.inode}]")
+        descriptor = supervisor.descriptors.by_inode(entry.inode)
         if descriptor is None or descriptor.readiness is None or not entry.enabled:
             continue
         one = Asked(index, entry.number, entry.events, descriptor)

@@ -17,6 +17,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
+from recuse.sandbox.abilities import may_borrow
 from recuse.sandbox.borrowing import Borrowing
 from recuse.sandbox.memory import write_memory
 from recuse.sandbox.nodes import Nodes
@@ -49,6 +50,8 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
             raise os_error(errno.ENOENT)  # it has been removed while it was open
         return PROCEED
     room = min(call.a2 & 0xFFFFFFFF, _LARGEST)
+    if not may_borrow():
+        return _list_apart(supervisor, call, path, room, only_here=only_here, typed=typed)
     with Borrowing(supervisor, call) as borrowing:
         directory = borrowing.copy(signed32(call.a0))
         try:
@@ -69,6 +72,60 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
         finally:
             os.close(directory)
         return borrowing.finish(len(data))
+
+
+def _list_apart(
+    supervisor: Supervisor,
+    call: Notification,
+    path: bytes,
+    room: int,
+    *,
+    only_here: bool,
+    typed: bool,
+) -> int:
+    """As :func:`_list`, where the caller's descriptor cannot be had: the kernel lists what it has.
+
+    How far a listing has come with our entries is remembered by the descriptor's number, as long as
+    its position stays at the end of the native ones.
+    """
+    number = signed32(call.a0)
+    listings = supervisor.tree.listings
+    key = (supervisor.tasks.get(call.pid).tgid, number)
+    try:
+        with open(f"/proc/{call.pid}/fdinfo/{number}", "rb") as file:
+            position = int(file.readline().split()[1])
+        if not only_here and _has_native(call, number, position, room):
+            listings.pop(key, None)
+            return PROCEED
+    except OSError:
+        return PROCEED
+    index = 0
+    if 0 <= position - _FIRST_POSITION < _POSITIONS:
+        index = position - _FIRST_POSITION
+    if key in listings and listings[key][:2] == (path, position):
+        index = listings[key][2]
+    entries = _entries(supervisor.tree.nodes, path)[index:]
+    data, count = _encode(entries, _FIRST_POSITION + index, room, typed=typed)
+    if entries and not count:
+        raise os_error(errno.EINVAL)
+    if data and not _store(call, data):
+        raise os_error(errno.EFAULT)
+    if count or not only_here:
+        listings[key] = (path, position, index + count)
+    else:
+        # Its position is always the same: it is taken to be closed now, or to begin anew.
+        listings.pop(key, None)
+    return len(data)
+
+
+def _has_native(call: Notification, number: int, position: int, room: int) -> bool:
+    """Whether the kernel has something to list. OSError if it cannot be found out."""
+    directory = os.open(f"/proc/{call.pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.lseek(directory, position, os.SEEK_SET)
+        return bool(_native(directory, call.number, room))
+    finally:
+        os.close(directory)
 
 
 def _entries(nodes: Nodes, path: bytes) -> list[_Entry]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile, open_file
 from recuse.kernel.request import PAGE_SIZE
+from recuse.sandbox.abilities import may_borrow
 from recuse.sandbox.arch import arch
 from recuse.sandbox.channels import ChannelFile
 from recuse.sandbox.descriptors import Descriptor
@@ -189,7 +190,7 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
 
     def begin_channel() -> None:
         try:
-            descriptor = Descriptor(node, status)
+            descriptor = Descriptor(node, status, pipe=True)
             descriptor.file = ChannelFile(supervisor.table, descriptor, caller)
             _install(supervisor, call, descriptor, flags)
         except OSError as error:
@@ -202,7 +203,7 @@ def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: 
 
     def begin() -> None:
         try:
-            descriptor = Descriptor(node, status)
+            descriptor = Descriptor(node, status, pipe=not may_borrow())
         except OSError as error:
             supervisor.finish(call, 0, error)
             return
@@ -290,7 +291,9 @@ def install_file(supervisor: Supervisor, call: Notification, file: OpenFile, clo
     Raises:
         OSError: as :data:`recuse.kernel.ioctl.Install` says.
     """
-    descriptor = Descriptor(supervisor.tree.nodes.anonymous(file.device), file.flags)
+    descriptor = Descriptor(
+        supervisor.tree.nodes.anonymous(file.device), file.flags, pipe=not may_borrow()
+    )
     descriptor.file = file
     number = _give(supervisor, call, descriptor, cloexec=cloexec)
     if number is None:

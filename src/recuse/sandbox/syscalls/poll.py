@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.abilities import may_fetch
+from recuse.sandbox.abilities import may_borrow, may_fetch
 from recuse.sandbox.borrowing import Borrowing, close_all
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.native import POLLERR, POLLHUP, POLLNVAL, READABLE, READING, WRITABLE, WRITING
@@ -282,6 +282,8 @@ class _Polling:
     def _expressible(self) -> bool:
         """Whether the devices' descriptors can show just what they are ready for."""
         for one in self._asked:
+            if one.descriptor.pipe is not None and not one.bits & (READING | WRITING):
+                return False  # that is never so
             shown = READABLE if one.bits & READING else 0
             shown |= WRITABLE if one.bits & WRITING else 0
             if (shown ^ one.bits) & one.events:
@@ -310,6 +312,9 @@ def _poll_others(
     """What ordinary files are ready for now: pairs of index and bits."""
     if not others:
         return []
+    if not may_borrow():
+        # The call tells of devices only; that another is ready the next one tells.
+        return _missing(borrowing.tid, others, strict=strict)
     poll = host.poll()
     found = []
     indices = {}
@@ -326,6 +331,19 @@ def _poll_others(
         return found + [(indices[copy], bits) for copy, bits in poll.poll(0)]
     finally:
         close_all(copies)
+
+
+def _missing(
+    tid: int, others: list[tuple[int, int, int]], *, strict: bool
+) -> list[tuple[int, int]]:
+    missing = [
+        (index, POLLNVAL)
+        for index, number, _ in others
+        if not os.path.lexists(f"/proc/{tid}/fd/{number}")
+    ]
+    if missing and strict:
+        raise os_error(errno.EBADF)
+    return missing
 
 
 class _Clock:
