@@ -197,8 +197,10 @@ for _ in range(100):
     memory.close()
 """
     with Sandbox(device) as sandbox:
-        assert clients(sandbox)(script) == ""
-        ended.set()
+        try:
+            assert clients(sandbox)(script) == ""
+        finally:
+            ended.set()  # or the sandbox does not close
     life = ["mmap", "mapped", "unmapped", "release"]
     assert [what for what, _ in device.log] == life * 100
 
