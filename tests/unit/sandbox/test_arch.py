@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,21 @@ def test_a_packed_stat_is_what_the_kernel_gives(tmp_path: Path) -> None:
     kernels = bytearray(buffer.raw[: len(packed)])
     kernels[blocks] = bytes(8)
     assert packed == bytes(kernels)
+
+
+AS_ARM64 = """
+import os
+os.uname = lambda system=os.uname(): os.uname_result([*system[:4], "aarch64"])
+from recuse.sandbox import supervisor
+from recuse.sandbox.arch import aarch64, arch, arm, compat
+from recuse.sandbox.filter import TRAPPED, build_filter
+from recuse.sandbox.syscalls import compat_handlers, handlers
+assert (arch, compat) == (aarch64, arm)
+assert len(build_filter()) < 8 * 4096  # BPF_MAXINSNS
+assert {arch.SYSCALLS[name] for name in TRAPPED if name in arch.SYSCALLS} <= set(handlers())
+assert {*arm.SYSCALLS.values(), *arm.FCNTL, arm.MMAP2, arm.CLONE} == set(compat_handlers())
+"""
+
+
+def test_every_call_that_is_trapped_on_arm64_has_a_handler() -> None:
+    subprocess.run([sys.executable, "-c", AS_ARM64], check=True)
