@@ -311,7 +311,8 @@ class Readiness:
         if sleepers:
             self._ask(sleepers, watchers, woken)
         elif self.file.device.connection.ended:
-            self._told(POLLERR, [])
+            with self._lock:
+                self._told(POLLERR, [])
 
     def _hint(self) -> None:
         """Make the epolls take the file into their ready lists, where it is looked at later."""
@@ -337,42 +338,37 @@ class Readiness:
         asked = self.asking()
 
         def done(bits: int | None, error: OSError | None) -> None:
-            if self._is_outdated(asked, woken):
-                return
-            self._told(POLLERR if bits is None or error is not None else bits, watchers)
+            with self._waker.lock, self._lock:
+                if asked.number <= self._shown:
+                    # What was so when the device was asked need not be so any more: a call has
+                    # asked later and had its answer shown. Its caller may have read what there
+                    # was, and now sleeps. So ask again.
+                    self._woken.update(woken)
+                    self._put()
+                    return
+                # Who has made another call since is told by that one: not twice, which would be
+                # news to an edge-triggered epoll, perhaps of what has been read meanwhile.
+                waiting = [who for who in watchers if self._waker.waits(who, woken)]
+                self._told(POLLERR if bits is None or error is not None else bits, waiting)
 
         operation = self.file.poll(sleepers[-1].caller, events, True)
         run(self.file.device.connection, operation, done)
 
-    def _is_outdated(self, asked: Moment, woken: dict[int, Sleeper]) -> bool:
-        """Whether a call that has asked later has had its answer shown; asks again then.
-
-        What was so when the device was asked need not be so any more: the caller may have read
-        what there was, and now sleeps.
-        """
-        with self._lock:
-            if asked.number > self._shown:
-                return False
-            self._woken.update(woken)
-            self._put()
-            return True
-
     def _told(self, bits: int, watchers: list[Sleeper]) -> None:
-        """Wake those that wait for what the device has answered."""
-        with self._lock:
-            if self.file.device.connection.ended and not self.file.device.no_poll:
-                self._end.sever()
-                return
-            shown = (READING if self._end.readable else 0) | (WRITING if self._end.writable else 0)
-            events = functools.reduce(
-                operator.or_, (who.events for who in (*watchers, *self._sleepers.values())), 0
-            )
-            for who in watchers:
-                if who.events & EPOLLET or not bits & who.events:
-                    self.unlist((who.tgid, who.epoll))
-            self._raise(bits, events)
-            for who in watchers:
-                if who.events & EPOLLET:
-                    self._touch(bits & who.events & shown)
-            for tid in [tid for tid, who in self._sleepers.items() if who.events & bits]:
-                self._pass(((self, self._sleepers.pop(tid)),))
+        """Wake those that wait for what the device has answered; with the lock held."""
+        if self.file.device.connection.ended and not self.file.device.no_poll:
+            self._end.sever()
+            return
+        shown = (READING if self._end.readable else 0) | (WRITING if self._end.writable else 0)
+        events = functools.reduce(
+            operator.or_, (who.events for who in (*watchers, *self._sleepers.values())), 0
+        )
+        for who in watchers:
+            if who.events & EPOLLET or not bits & who.events:
+                self.unlist((who.tgid, who.epoll))
+        self._raise(bits, events)
+        for who in watchers:
+            if who.events & EPOLLET:
+                self._touch(bits & who.events & shown)
+        for tid in [tid for tid, who in self._sleepers.items() if who.events & bits]:
+            self._pass(((self, self._sleepers.pop(tid)),))

@@ -130,6 +130,14 @@ class Waker:
         self._too_many = forget_gone(self.sleepers, self._too_many)
         self.sleepers[who.caller.pid] = who
 
+    def waits(self, watcher: Sleeper, sleepers: dict[int, Sleeper]) -> bool:
+        """Whether one of those that :meth:`of_epolls` has found, of these, has made no other call.
+
+        With the lock held.
+        """
+        tid = watcher.caller.pid
+        return self.sleepers.get(tid) is sleepers.get(tid)
+
     def put(self, readiness: Readiness) -> None:
         """Have it refreshed."""
         self._errands.put(readiness.refresh)

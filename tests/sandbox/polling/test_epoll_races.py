@@ -1,0 +1,122 @@
+"""What is said late to an epoll: nothing that its waiter has had, and that is gone again."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from recuse.sandbox import Sandbox
+from recuse.sandbox.readiness import Readiness
+
+from .polled import EPOLL, PATIENCE_S, PRELUDE, Box, BoxFile, program_pid, wait_asleep
+
+
+class LateFile(BoxFile):
+    """Its answer takes long, if it is to."""
+
+    device: "LateBox"
+
+    def poll(self, events: int) -> int:
+        ready = super().poll(events)
+        if self.device.hold.is_set():
+            self.device.hold.clear()
+            self.device.held.set()
+            assert self.device.go_on.wait(PATIENCE_S)
+        return ready
+
+
+class LateBox(Box):
+    kind = LateFile
+
+    def __init__(self):
+        super().__init__()
+        self.hold, self.held, self.go_on = (threading.Event() for _ in range(3))
+
+
+@pytest.fixture
+def box():
+    box = LateBox()
+    yield box
+    box.go_on.set()
+
+
+@pytest.fixture
+def asks(monkeypatch):
+    """``(begins, go_on, told)``: who asks on behalf of sleepers begins, may go on, has told."""
+    begins, go_on, told = (threading.Event() for _ in range(3))
+    ask, tell = Readiness._ask, Readiness._told
+
+    def hold(readiness, *args):
+        begins.set()
+        assert go_on.wait(PATIENCE_S)
+        ask(readiness, *args)
+
+    def note(readiness, *args):
+        tell(readiness, *args)
+        told.set()
+
+    monkeypatch.setattr(Readiness, "_ask", hold)
+    monkeypatch.setattr(Readiness, "_told", note)
+    yield begins, go_on, told
+    go_on.set()
+
+
+@pytest.fixture
+def sandbox(box):
+    with Sandbox(box) as sandbox:
+        yield sandbox
+
+
+def test_an_edge_that_its_waiter_has_had_by_another_call(sandbox, box, start, asks):
+    """It slept in one call when the device changed, and was told by the next."""
+    script = """
+class Over(Exception):
+    pass
+def over(*_):
+    raise Over
+def says(what):
+    os.write(1, f"{what}\\n".encode())
+signal.signal(signal.SIGUSR1, over)
+epoll = select.epoll()
+epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+says(os.getpid())
+try:
+    epoll.poll(20)
+except Over:
+    pass
+says(epoll.poll(20))
+sys.stdin.readline()
+says(os.read(fd, 9))
+sys.stdin.readline()
+says(epoll.poll(0))
+says(epoll.poll(20))
+"""
+    begins, go_on, told = asks
+
+    def go():
+        program.stdin.write(b"\n")
+        program.stdin.flush()
+
+    with start(sandbox, PRELUDE + script) as program:
+        program.stdout.readline()
+        wait_asleep(program_pid(box), *EPOLL)
+        box.put(b"data")
+        assert begins.wait(PATIENCE_S)
+        os.kill(program_pid(box), signal.SIGUSR1)
+        assert program.stdout.readline() == b"[(3, 1)]\n"
+        box.hold.set()
+        go_on.set()
+        assert box.held.wait(PATIENCE_S)
+        go()
+        assert program.stdout.readline() == b"b'data'\n"
+        told.clear()
+        box.go_on.set()
+        assert told.wait(PATIENCE_S)
+        go()
+        assert program.stdout.readline() == b"[]\n"
+        # But of the next change it is told.
+        wait_asleep(program_pid(box), *EPOLL)
+        box.put(b"more")
+        assert program.stdout.readline() == b"[(3, 1)]\n"
+        assert program.wait(PATIENCE_S) == 0
