@@ -112,3 +112,53 @@ def test_nothing_stays_open_in_the_supervisor(make_echo, clients):
             assert client(script) == "[]\n"
         sandbox.run(["true"])
         assert descriptors() == before
+
+
+POLLING = """
+import resource, subprocess, sys
+from recuse import Device, File
+from recuse.sandbox import Sandbox
+class EmptyFile(File):
+    def poll(self, events): return 4
+class Empty(Device):
+    name = 'empty'
+    def open(self, request): return EmptyFile()
+script = '''
+import os, select, sys
+sys.stdin.read(1)
+fds = []
+try:
+    while len(fds) < 300: fds.append(os.open('/dev/empty', os.O_RDWR))
+except OSError as error:
+    print(error.errno)
+ends = [os.pipe() for _ in range(60)]
+os.write(ends[0][1], b'x')
+print(len(select.select([fds[0], fds[-1], *(end for end, _ in ends)], fds, fds, 10)[1]) == len(fds))
+poll = select.poll()
+for fd in fds: poll.register(fd, 1)
+print(poll.poll(5))
+for fd in fds: poll.modify(fd, 4)
+print(len(poll.poll(10)) == len(fds))
+epoll = select.epoll()
+for fd in fds: epoll.register(fd, 5 | select.EPOLLET)
+print({events for _, events in epoll.poll(10, 300)})
+for fd in fds: epoll.modify(fd, 1)
+print(epoll.poll(0.01), len(fds) > 10)
+'''
+with Sandbox(Empty()) as sandbox:
+    options = {'stdin': subprocess.PIPE, 'stderr': subprocess.STDOUT}
+    program = sandbox.popen([sys.executable, '-I', '-S', '-c', script], **options)
+    # Only now, and only for the supervisor.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    program.stdin.write(b'x'); program.stdin.close()
+    program.wait()
+"""
+
+
+def test_files_are_polled_where_there_can_be_no_more():
+    """What a call on one needs for a moment is kept for that."""
+    done = subprocess.run(
+        [sys.executable, "-c", POLLING], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ["23", "True", "[]", "True", "{4}", "[] True"], done.stderr
+    assert done.returncode == 0

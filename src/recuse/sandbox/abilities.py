@@ -12,6 +12,7 @@ import errno
 import functools
 import os
 import signal
+import threading
 from typing import Final
 
 from recuse.sandbox.arch import arch
@@ -19,6 +20,8 @@ from recuse.sandbox.arch import arch
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _DETACH: Final = 17
+PIDFD_THREAD: Final = os.O_EXCL
+"""A flag of pidfd_open(2) (linux/pidfd.h)."""
 _NOT_ALLOWED: Final = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 
 
@@ -51,6 +54,20 @@ def may_fetch() -> bool:
         return bool(copy >= 0)
     finally:
         os.close(process)
+
+
+@functools.cache
+def may_hold_threads() -> bool:
+    """Whether a pidfd can be one thread's: PIDFD_THREAD, since Linux 6.9."""
+    if not may_hold():
+        return False
+    try:
+        os.close(os.pidfd_open(threading.get_native_id(), PIDFD_THREAD))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
 
 
 @functools.cache

@@ -18,8 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.abilities import may_fetch
-from recuse.sandbox.descriptors import fetch_descriptor
+from recuse.sandbox.descriptors import can_fetch, fetch_descriptor
 from recuse.sandbox.filter import LENDING
 from recuse.sandbox.inject import GoneError, Injection
 from recuse.sandbox.memory import write_memory
@@ -83,9 +82,23 @@ class Borrowing:
         self._thread: Injection | None = None
         self._ours: socket.socket | None = None
         self._there = self._page = -1
+        self._tgid = -1
+        self._fetches: bool | None = None
 
     def __enter__(self) -> Borrowing:
         return self
+
+    @property
+    def fetches(self) -> bool:
+        """Whether the thread need not lend anything.
+
+        Raises:
+            OSError: ESRCH if it is gone.
+        """
+        if self._fetches is None:
+            self._tgid = self._supervisor.tasks.get(self.tid).tgid
+            self._fetches = can_fetch(self.tid, self._tgid)
+        return self._fetches
 
     def copy(self, number: int) -> int:
         """Return a copy of a descriptor, which is the caller's to close.
@@ -94,9 +107,8 @@ class Borrowing:
             OSError: EBADF if the thread has none of that number; ESRCH if it is gone; EPERM if it
                 can neither be fetched nor be lent, by a thread that has a debugger; ENFILE.
         """
-        if may_fetch():
-            tgid = self._supervisor.tasks.get(self._call.pid).tgid
-            return fetch_descriptor(tgid, number)
+        if self.fetches:
+            return fetch_descriptor(self.tid, self._tgid, number)
         return self._lend([number])[0]
 
     def copies(self, numbers: Sequence[int]) -> list[int | None]:
@@ -104,7 +116,7 @@ class Borrowing:
         found: list[int | None] = []
         try:
             while len(found) < len(numbers):
-                if may_fetch():
+                if self.fetches:
                     found.append(self._copy_or_none(numbers[len(found)]))
                 else:
                     found += self._lend_known(numbers[len(found) :][:_MOST])

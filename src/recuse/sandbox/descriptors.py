@@ -20,6 +20,7 @@ import errno
 import fcntl
 import functools
 import os
+import resource
 import select
 import socket
 import struct
@@ -35,6 +36,7 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
 from recuse.runtime.log import Log
+from recuse.sandbox.abilities import PIDFD_THREAD, may_fetch, may_hold_threads
 from recuse.sandbox.arch import arch
 from recuse.sandbox.errands import Errands
 from recuse.sandbox.native import READY, NativeEnd
@@ -53,6 +55,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _KCMP = arch.SYSCALLS["kcmp"]
 _KCMP_VM = 1
+_KCMP_FILES = 2
 KCMP_EPOLL_TFD = 7
 EPOLL_SLOT = struct.Struct("=III")
 """``struct kcmp_epoll_slot`` (linux/kcmp.h)."""
@@ -66,6 +69,16 @@ _LAST_RELEASES_S = 5.0
 
 _SWEEP_S = 0.5
 """How long the last close of a file may go unnoticed whose device has gone while it was polled."""
+
+
+_RESERVE = 64
+"""Descriptors that are kept for what a call on an open file needs for a moment."""
+
+
+def _last_for_files() -> int:
+    """From which number on descriptors are kept, as the lowest that is free is always taken."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit - min(_RESERVE, limit // 4)
 
 
 class Descriptor:
@@ -118,6 +131,9 @@ class Descriptor:
                 raise
             # The machine's table is full, as it were, not the program's.
             raise os_error(errno.ENFILE) from None
+        if self.end >= _last_for_files():
+            self.close()
+            raise os_error(errno.ENFILE)
 
     def _make_pipe(self) -> None:
         self.pipe = PipeEnd()
@@ -508,18 +524,44 @@ def _release(file: OpenFile | ChannelFile | AttributeFile, released: Callable[[]
     run(file.device.connection, file.release(), done)
 
 
-def fetch_descriptor(tgid: int, number: int) -> int:
-    """Copy a process's descriptor into this one.
+def can_fetch(tid: int, tgid: int) -> bool:
+    """Whether a thread's descriptors can be fetched.
+
+    They are the thread's: those of its process's first thread may be others, after
+    unshare(CLONE_FILES), or none, when that one has ended.
+    """
+    return may_fetch() and (tid == tgid or may_hold_threads() or _share_files(tid, tgid))
+
+
+def _share_files(tid: int, other: int) -> bool:
+    return not _kcmp(_KCMP, tid, other, _KCMP_FILES, 0, 0)
+
+
+def fetch_descriptor(tid: int, tgid: int, number: int) -> int:
+    """Copy a descriptor of a thread's into this process.
 
     Raises:
-        OSError: EBADF if it has none of that number; ESRCH; EPERM.
+        OSError: EBADF if it has none of that number; ESRCH; EPERM, also where :func:`can_fetch`
+            tells so; ENFILE if this process has no room for it.
     """
-    process = os.pidfd_open(tgid)
     try:
-        copy: int = _libc.syscall(arch.SYSCALLS["pidfd_getfd"], process, number, 0)
-    finally:
-        os.close(process)
-    if copy < 0:
-        code = ctypes.get_errno()
-        raise os_error(code)
+        if tid == tgid:
+            process = os.pidfd_open(tgid)
+        elif may_hold_threads():
+            process = os.pidfd_open(tid, PIDFD_THREAD)
+        elif _share_files(tid, tgid):
+            process = os.pidfd_open(tgid)
+        else:
+            raise os_error(errno.EPERM)
+        try:
+            copy: int = _libc.syscall(arch.SYSCALLS["pidfd_getfd"], process, number, 0)
+        finally:
+            os.close(process)
+        if copy < 0:
+            raise os_error(ctypes.get_errno())
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        # That is for programs to see whose own table is full.
+        raise os_error(errno.ENFILE) from None
     return copy

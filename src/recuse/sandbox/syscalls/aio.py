@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
-from recuse.sandbox.abilities import may_fetch, may_trace
+from recuse.sandbox.abilities import may_trace
 from recuse.sandbox.borrowing import Borrowing
 from recuse.sandbox.filter import SUBMITTING
 from recuse.sandbox.inject import GoneError, Injection
@@ -128,7 +128,8 @@ def io_submit(supervisor: Supervisor, call: Notification, pointer: struct.Struct
         try:
             if not may_trace() or _has_debugger(call.pid):
                 raise os_error(errno.EINVAL)
-            if any(block.is_polled for block in blocks[leading:end]) and not may_fetch():
+            borrowing = Borrowing(supervisor, call)
+            if any(block.is_polled for block in blocks[leading:end]) and not borrowing.fetches:
                 raise os_error(errno.EINVAL)  # a thread lends nothing on the way
             if leading:
                 completion = stack.enter_context(contextlib.closing(_Completion(call.pid)))
@@ -145,7 +146,7 @@ def io_submit(supervisor: Supervisor, call: Notification, pointer: struct.Struct
                 return ANSWERED
         if len(done) < leading:
             end = len(done)
-        _watch(supervisor, call, blocks[len(done) : end], Borrowing(supervisor, call))
+        _watch(supervisor, call, blocks[len(done) : end], borrowing)
         supervisor.forget(call)
         _submit(supervisor, call, blocks[:end], done, completion, pointer)
     return ANSWERED

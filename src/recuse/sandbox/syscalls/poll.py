@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.abilities import may_borrow, may_fetch
+from recuse.sandbox.abilities import may_borrow
 from recuse.sandbox.borrowing import Borrowing, close_all
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.native import POLLERR, POLLHUP, POLLNVAL, READABLE, READING, WRITABLE, WRITING
@@ -41,6 +41,8 @@ _ANY_TABLE: Final = 1024
 """More than that is not looked through for a process that may not have so many."""
 _MOST_FILES: Final = 1 << 20
 """More than any process has, unless ``fs.nr_open`` was raised."""
+_MOST_COPIES: Final = 16
+"""Of ordinary files, at one moment: this process may have no more room."""
 _POLLFD = struct.Struct("=ihH")
 _REVENTS = struct.Struct("=6xH")
 
@@ -224,10 +226,12 @@ class _Polling:
         if not self._clock.waits:
             return 0
         last = self._asked[-1].index
-        before = [other for other in self._others if other[0] < last] if may_fetch() else []
-        # Else the thread would have to be stopped for that. So a device may be told that somebody
-        # waits for it though nobody does.
+        before = [other for other in self._others if other[0] < last]
         with Borrowing(self._supervisor, self._call) as borrowing:
+            if not before or not borrowing.fetches:
+                # The thread would have to be stopped for that. So a device may be told that
+                # somebody waits for it though nobody does.
+                before = []
             found = dict(_poll_others(borrowing, before, strict=self._files.strict))
         if not found or self._has_signalfd():
             return len(self._files.entries)
@@ -310,11 +314,18 @@ def _poll_others(
     borrowing: Borrowing, others: list[tuple[int, int, int]], *, strict: bool
 ) -> list[tuple[int, int]]:
     """What ordinary files are ready for now: pairs of index and bits."""
-    if not others:
-        return []
-    if not may_borrow():
+    if others and not may_borrow():
         # The call tells of devices only; that another is ready the next one tells.
         return _missing(borrowing.tid, others, strict=strict)
+    found: list[tuple[int, int]] = []
+    for at in range(0, len(others), _MOST_COPIES):
+        found += _poll_some(borrowing, others[at : at + _MOST_COPIES], strict=strict)
+    return found
+
+
+def _poll_some(
+    borrowing: Borrowing, others: list[tuple[int, int, int]], *, strict: bool
+) -> list[tuple[int, int]]:
     poll = host.poll()
     found = []
     indices = {}

@@ -106,7 +106,7 @@ def _is_ready(supervisor: Supervisor, call: Notification, number: int, events: i
         return True  # it is no descriptor, and that is what the call says
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
         return True
-    copy = fetch_descriptor(supervisor.tasks.get(call.pid).tgid, number)
+    copy = fetch_descriptor(call.pid, supervisor.tasks.get(call.pid).tgid, number)
     try:
         poll = select.poll()
         poll.register(copy, events)
