@@ -31,10 +31,11 @@ from recuse.sandbox.native import (
 from recuse.sandbox.pipes import PipeEnd
 from recuse.sandbox.waker import MANY, Sleeper, Sleeps, Waker, forget_gone, watched_by
 
-Key: TypeAlias = tuple[int, int]
-"""An epoll: the process and the number by which it was given the file."""
+Key: TypeAlias = tuple[int, int, int]
+"""One of an epoll's entries: the process and the number by which it was given the file, and the
+number of the file's descriptor, of which it may have several."""
 
-_LOST: Final[Key] = (0, -1)
+_LOST: Final[Key] = (0, -1, -1)
 """Stands for all epolls that are not to be found there any more. They may be closed, or be
 elsewhere: in a child, behind another number."""
 
@@ -145,7 +146,11 @@ class Readiness:
 
     def _is_watched_by(self, key: Key) -> bool:
         try:
-            return any(entry.inode == self._inode for entry in watched_by(*key))
+            tgid, epoll, number = key
+            return any(
+                entry.inode == self._inode and entry.number == number
+                for entry in watched_by(tgid, epoll)
+            )
         except OSError:
             return False
 
@@ -365,7 +370,7 @@ class Readiness:
         )
         for who in watchers:
             if who.events & EPOLLET or not bits & who.events:
-                self.unlist((who.tgid, who.epoll))
+                self.unlist((who.tgid, who.epoll, who.number))
         self._raise(bits, events)
         for who in watchers:
             if who.events & EPOLLET:

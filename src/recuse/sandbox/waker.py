@@ -38,6 +38,8 @@ class Sleeper(NamedTuple):
     epoll: int = -1
     """The descriptor of the epoll that it waits for, and its process."""
     tgid: int = 0
+    number: int = -1
+    """Of the epoll's entry, by which the file was added."""
 
     def sleeps(self) -> bool:
         """Whether the thread may still be in its call, or about to be."""
@@ -156,5 +158,5 @@ class Waker:
             with contextlib.suppress(OSError):
                 for entry in watched_by(who.caller.pid, who.epoll):
                     if entry.inode == inode and entry.enabled:
-                        found.append(who._replace(events=entry.events))
+                        found.append(who._replace(events=entry.events, number=entry.number))
         return found

@@ -212,6 +212,36 @@ print(other.poll(1))
     ]
 
 
+def test_two_entries_of_one_epoll(client):
+    """One of them level-triggered, by another descriptor of the same file."""
+    assert lines(
+        client(
+            PRELUDE
+            + """
+copy = os.dup(fd)
+epoll.register(fd, IN)
+epoll.register(copy, IN | OUT | EDGE)
+wait(1), wait(0)
+os.write(fd, b"x")
+print(sorted(epoll.poll(20))), wait(0)
+os.read(fd, 9)
+wait(0), wait(0.01)
+epoll.unregister(copy)
+os.write(fd, b"x")
+wait(), wait()
+os.read(fd, 9)
+wait(0), wait(0.01)
+"""
+        )
+    ) == [
+        *["[(5, 4)]", "[]"],
+        *["[(3, 1), (5, 5)]", "[(3, 1)]"],
+        *["[]", "[]"],
+        *["[(3, 1)]", "[(3, 1)]"],
+        *["[]", "[]"],
+    ]
+
+
 def test_an_epoll_that_is_polled_itself(sandbox, box, start):
     """As libinput's users do."""
     script = """

@@ -43,7 +43,7 @@ def epoll_ctl(supervisor: Supervisor, call: Notification) -> int:
     file = descriptor.file
     if not isinstance(file, OpenFile):  # O_PATH
         raise os_error(errno.EBADF)
-    key = (supervisor.tasks.get(call.pid).tgid, call.a0 & 0xFFFFFFFF)
+    key = (supervisor.tasks.get(call.pid).tgid, call.a0 & 0xFFFFFFFF, number)
     readiness = supervisor.descriptors.readiness(descriptor, file)
     if operation == _EPOLL_CTL_DEL:
         readiness.unwatch(key)
@@ -71,16 +71,16 @@ def epoll_wait(supervisor: Supervisor, call: Notification) -> int:
     if not waker.watched:
         return PROCEED
     number = call.a0 & 0xFFFFFFFF
-    key = (supervisor.tasks.get(call.pid).tgid, number)
+    epoll = (supervisor.tasks.get(call.pid).tgid, number)
     arguments = f" {call.a0:#x} {call.a1:#x} "
-    sleeper = Sleeper(supervisor.caller(call), arguments, epoll=number, tgid=key[0])
+    sleeper = Sleeper(supervisor.caller(call), arguments, epoll=number, tgid=epoll[0])
     with waker.lock:
         listed = waker.listed
         if listed:
             waker.sleepers.pop(call.pid, None)
         else:
             waker.asleep(sleeper)
-    asked, hungry = _listed(supervisor, call, key) if listed else ([], [])
+    asked, hungry = _listed(supervisor, call, epoll) if listed else ([], [])
     if not asked and not hungry:
         with waker.lock:
             waker.asleep(sleeper)
@@ -97,7 +97,7 @@ def epoll_wait(supervisor: Supervisor, call: Notification) -> int:
                 if one.readiness is not None and (
                     one.events & (EPOLLET | _EPOLLONESHOT) or not one.bits & one.events
                 ):
-                    one.readiness.unlist(key)
+                    one.readiness.unlist((*epoll, one.number))
                 one.show(borrowing)
             return borrowing.finish(PROCEED)
 
@@ -105,13 +105,13 @@ def epoll_wait(supervisor: Supervisor, call: Notification) -> int:
 
 
 def _listed(
-    supervisor: Supervisor, call: Notification, key: tuple[int, int]
+    supervisor: Supervisor, call: Notification, epoll: tuple[int, int]
 ) -> tuple[list[Asked], list[Asked]]:
     """The devices to be asked before a wait for an epoll, and those to be fed."""
     found: list[Asked] = []
     hungry: list[Asked] = []
     try:
-        entries = watched_by(call.pid, key[1])
+        entries = watched_by(call.pid, epoll[1])
     except OSError:
         return found, hungry
     for index, entry in enumerate(entries):
@@ -119,7 +119,9 @@ def _listed(
         if descriptor is None or descriptor.readiness is None or not entry.enabled:
             continue
         one = Asked(index, entry.number, entry.events, descriptor)
-        if descriptor.is_asked and descriptor.readiness.listed(key, entry.events):
+        if descriptor.is_asked and descriptor.readiness.listed(
+            (*epoll, entry.number), entry.events
+        ):
             found.append(one)
         elif descriptor.readiness.hungry:
             hungry.append(one)
