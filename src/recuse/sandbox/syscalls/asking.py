@@ -75,7 +75,7 @@ class Asking:
         self._waits = waits
         self._then = then
         self._caller = supervisor.caller(call)
-        self._waited: list[Readiness] = []
+        self._waited: set[Readiness] = set()
         self._lock = threading.Lock()
         self._running: Running | None = None
 
@@ -109,7 +109,7 @@ class Asking:
         one.moment = readiness.asking()
         readiness.awake(self._call.pid)
         if one.index < self._waits:
-            self._waited.append(readiness)
+            self._waited.add(readiness)
         waiting = readiness.polled or readiness in self._waited
         # This thread may also be the one that brings the answer later: an event loop's.
         thread: int | None = threading.get_ident()
