@@ -40,7 +40,7 @@ def _narrow(type_: Any, time: Any) -> Any:
             fields.append((name, ctypes.c_uint32 if name in _ADDRESSES else _narrow(of, time)))
     kind = ctypes.Structure if issubclass(type_, ctypes.Structure) else ctypes.Union
     pack = min(getattr(type_, "_pack_", _ALIGNMENT), _ALIGNMENT)
-    return type(type_.__name__, (kind,), {"_pack_": pack, "_fields_": fields})
+    return type(type_.__name__, (kind,), {"_pack_": pack, "_layout_": "ms", "_fields_": fields})
 
 
 def copy(source: Any, target: Any) -> None:

@@ -53,22 +53,12 @@ GO = _signal.SIGUSR1
 _KEPT_FROM_INIT = (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGHUP)
 
 
-class _Short(_ctypes._SimpleCData):  # type: ignore[type-arg]
-    _type_ = "H"
-
-
 class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "i"
 
 
 class _Bytes(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "z"
-
-
-class SockFprog(_ctypes.Structure):
-    """``struct sock_fprog``."""
-
-    _fields_ = (("length", _Short), ("filter", _Bytes))
 
 
 class _Function(_ctypes.CFuncPtr):
@@ -110,11 +100,12 @@ class Filter:
 
     def install(self) -> int:
         """Put the calling thread under the filter; returns the listener's descriptor."""
-        prog = SockFprog(len(self._program) // 8, self._program)
+        # struct sock_fprog; for a ctypes structure, Python 3.14 imports all of ctypes.
+        pointer = bytes(_Bytes(self._program))
+        count = (len(self._program) // 8).to_bytes(2, sys.byteorder)
+        prog = count + bytes(len(pointer) - len(count)) + pointer
         flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
-        return check(
-            _syscall(self._seccomp, SECCOMP_SET_MODE_FILTER, flags, _ctypes.byref(prog)), "seccomp"
-        )
+        return check(_syscall(self._seccomp, SECCOMP_SET_MODE_FILTER, flags, prog), "seccomp")
 
 
 def original_environment() -> dict[bytes, bytes]:
