@@ -22,7 +22,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_trace
@@ -63,19 +63,15 @@ for _function in (_ptrace, _quick_ptrace):
     _function.restype = ctypes.c_long
     _function.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 
-_MOST_BYTES: Final = 512
-"""More than any architecture has registers for."""
+_Room = ctypes.c_uint64 * 64
+"""More than any architecture has registers."""
 _everything = ctypes.c_uint64(_ALL_SIGNALS)
 
 
 class _Part(ctypes.Structure):
-    """A ``struct iovec``, and the memory that it says."""
+    """A ``struct iovec``."""
 
     _fields_ = (("address", ctypes.c_void_p), ("size", ctypes.c_size_t))
-
-    def __init__(self, size: int) -> None:
-        self.buffer = ctypes.create_string_buffer(size)
-        super().__init__(ctypes.addressof(self.buffer), size)
 
 
 @functools.cache
@@ -104,7 +100,7 @@ class Injection:
         self._tid = call.pid
         self._machine = arch if call.arch == arch.AUDIT_ARCH else compat
         self._layout: Registers = self._machine.REGISTERS[0]
-        self._registers: list[int] = []
+        self._registers: ctypes.Array[Any] = _Room()
         """As the thread had them when it was stopped, in this layout."""
         self._mask = ctypes.c_uint64()
         self._busy = threading.Lock()
@@ -189,7 +185,7 @@ class Injection:
     ) -> int:
         self._stop()
         layout = self._layout
-        registers = self._registers.copy()
+        registers = layout.type.from_buffer_copy(self._registers)
         registers[layout.instruction] -= layout.instruction_size
         registers[layout.number] = self._machine.INJECTED[name]
         for index, value in zip(layout.arguments, args, strict=False):
@@ -209,7 +205,8 @@ class Injection:
             elif status >> 16 == 0:
                 # SIGSTOP, which nobody can block. It has its effect when the thread is let go.
                 deliver = number
-        return self._get_registers()[layout.result]
+        result: int = self._get_registers()[layout.result]
+        return result
 
     def restart(self) -> None:
         """Have the thread make its own call anew in the end, which is trapped again."""
@@ -275,25 +272,26 @@ class Injection:
         self._do(_SETSIGMASK, 8, ctypes.addressof(_everything))
         self._stopped = True
 
-    def _get_registers(self) -> list[int]:
-        part = _Part(_MOST_BYTES)
+    def _get_registers(self) -> ctypes.Array[Any]:
+        room = _Room()
+        part = _Part(ctypes.addressof(room), ctypes.sizeof(room))
         self._do(_GETREGSET, _NT_PRSTATUS, ctypes.addressof(part))
-        # Which layout it is depends on the instructions that the thread runs, not on its call.
-        self._layout = next(one for one in self._machine.REGISTERS if one.form.size == part.size)
-        return [int(value) for value in self._layout.form.unpack_from(part.buffer)]
+        if part.size != ctypes.sizeof(self._layout.type):
+            # It depends on the instructions that the thread runs, not on its call.
+            layouts = self._machine.REGISTERS
+            self._layout = next(one for one in layouts if part.size == ctypes.sizeof(one.type))
+        return self._layout.type.from_buffer(room)
 
-    def _set_registers(self, registers: list[int]) -> None:
-        """Set them, for a thread that is in no call (registers of less than 64 bits lose some)."""
-        form, original = self._layout.form, self._layout.original
+    def _set_registers(self, registers: ctypes.Array[Any]) -> None:
+        """Set them, for a thread that is in no call. What a register has no bits for is cut off."""
+        original = self._layout.original
         if original is not None:
             registers[original] = _NO_CALL
-        limit = (1 << 8 * form.size // len(registers)) - 1
-        part = _Part(form.size)
-        form.pack_into(part.buffer, 0, *(value & limit for value in registers))
+        part = _Part(ctypes.addressof(registers), ctypes.sizeof(registers))
         self._do(_SETREGSET, _NT_PRSTATUS, ctypes.addressof(part))
         if original is None:
-            part = _Part(4)
-            part.buffer.raw = _NO_CALL.to_bytes(4, "little", signed=True)
+            number = ctypes.c_int(_NO_CALL)
+            part = _Part(ctypes.addressof(number), ctypes.sizeof(number))
             self._do(_SETREGSET, _NT_ARM_SYSTEM_CALL, ctypes.addressof(part))
 
     def _do(self, request: int, address: int = 0, data: int = 0) -> None:

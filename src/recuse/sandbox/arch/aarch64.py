@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from typing import Final
 
@@ -143,7 +144,7 @@ MMAP_UNIT: Final = 1
 
 REGISTERS: Final = (
     Registers(
-        struct.Struct("=34Q"),
+        ctypes.c_uint64 * 34,
         number=8,
         arguments=(0, 1, 2, 3, 4, 5),
         result=0,

@@ -6,6 +6,7 @@ are those of x86-64.
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from typing import Final
 
@@ -185,7 +186,7 @@ IO_URING_SETUP: Final = 425
 
 REGISTERS: Final = (
     Registers(
-        struct.Struct("=17I"),
+        ctypes.c_uint32 * 17,
         number=6,
         arguments=(0, 1, 2, 3, 4, 5),
         result=6,

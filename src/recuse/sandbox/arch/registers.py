@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import struct
-from typing import NamedTuple
+import ctypes
+from typing import Any, NamedTuple
 
 
 class Registers(NamedTuple):
-    """What ptrace(2) gives and takes as NT_PRSTATUS; the members are indices into ``form``."""
+    """What ptrace(2) gives and takes as NT_PRSTATUS; the members are indices into it."""
 
-    form: struct.Struct
-    """All of them, as unsigned numbers of the same size."""
+    type: type[ctypes.Array[Any]]
+    """All of them: unsigned numbers of the same size."""
     number: int
     """Has a call's number when a thread makes one."""
     arguments: tuple[int, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from typing import Final
 
@@ -168,7 +169,7 @@ MMAP_UNIT: Final = 1
 
 REGISTERS: Final = (
     Registers(
-        struct.Struct("=27Q"),
+        ctypes.c_uint64 * 27,
         number=10,
         arguments=(14, 13, 12, 7, 9, 8),
         result=10,
