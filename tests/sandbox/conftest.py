@@ -146,7 +146,9 @@ def shell(sandbox: Sandbox) -> Shell:
 
 def python_argv(script: str, *args: object) -> list[str]:
     """The command line of a client script."""
-    return [sys.executable, "-I", "-S", "-c", PRELUDE + script, *map(str, args)]
+    # Some are about threads that fork, which Python warns of from 3.12 on.
+    quiet = ["-W", "ignore::DeprecationWarning"]
+    return [sys.executable, "-I", "-S", *quiet, "-c", PRELUDE + script, *map(str, args)]
 
 
 def client_in(sandbox: Sandbox | None) -> Shell:

@@ -1,22 +1,25 @@
 """Declaring ioctl handlers: the decorator, what it checks, and the table made of it for a class."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 from recuse.server.arguments import Argument, BytesPointer, pointer
-from recuse.server.decorators import (
-    BytesDecorator,
-    CompoundDecorator,
-    FileDecorator,
-    SimpleDecorator,
-    ValueDecorator,
-)
 from recuse.wire.ioctl import IOC_READ, IOC_WRITE
 from recuse.wire.ioctl import direction as command_direction
 from recuse.wire.ioctl import size as command_size
 
 if TYPE_CHECKING:
     from ctypes import Array, Structure, Union, _SimpleCData
+
+    from recuse.server.decorators import (
+        BytesDecorator,
+        CompoundDecorator,
+        FileDecorator,
+        SimpleDecorator,
+        ValueDecorator,
+    )
 
     V = TypeVar("V", bound=int | float | bytes | str | None)
     C = TypeVar("C", bound=Structure | Union | Array[Any])
@@ -52,20 +55,20 @@ class IoctlHandler(NamedTuple):
 def ioctl(command: int) -> ValueDecorator: ...
 @overload
 def ioctl(
-    command: int, type: "type[_SimpleCData[V]]", *, direction: Direction | None = None
-) -> "SimpleDecorator[V]": ...
+    command: int, type: type[_SimpleCData[V]], *, direction: Direction | None = None
+) -> SimpleDecorator[V]: ...
 @overload
 def ioctl(
     command: int, type: type[bytes], *, direction: Direction | None = None
 ) -> BytesDecorator: ...
 @overload
 def ioctl(
-    command: int, type: "type[C]", *, direction: Direction | None = None
-) -> "CompoundDecorator[C]": ...
+    command: int, type: type[C], *, direction: Direction | None = None
+) -> CompoundDecorator[C]: ...
 @overload
 def ioctl(
-    command: int, type: "type[C]", *, direction: Direction | None = None, descriptor: str
-) -> "FileDecorator[C]": ...
+    command: int, type: type[C], *, direction: Direction | None = None, descriptor: str
+) -> FileDecorator[C]: ...
 def ioctl(
     command: int,
     type: Any = None,  # noqa: A002
