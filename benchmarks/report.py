@@ -127,7 +127,11 @@ def extras_text(
     if outcome.others > QUIET_CPUS:
         lines[0] += ": too much, measure again on a quiet machine"
     if startup:
-        for name, summary in (("/bin/true", startup.outside), ("in the sandbox", startup.inside)):
+        for name, summary in (
+            ("/bin/true", startup.outside),
+            ("recuse run", startup.inside),
+            ("Sandbox.run", startup.another),
+        ):
             lines.append(
                 f"start-up, {name}: {summary.median * 1000:.1f} ms "
                 f"({summary.minimum * 1000:.1f} to {summary.maximum * 1000:.1f})"

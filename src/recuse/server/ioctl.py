@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from recuse.runtime.records import record
 from recuse.server.arguments import Argument, BytesPointer, pointer
 from recuse.wire.ioctl import IOC_READ, IOC_WRITE
 from recuse.wire.ioctl import direction as command_direction
@@ -31,7 +32,8 @@ _DECLARATIONS = "__recuse_ioctls__"
 _SIZE_BITS = 0x3FFF << 16
 
 
-class Declaration(NamedTuple):
+@record
+class Declaration:
     """What one use of the decorator says."""
 
     command: int
@@ -40,7 +42,8 @@ class Declaration(NamedTuple):
     argument: Argument
 
 
-class IoctlHandler(NamedTuple):
+@record
+class IoctlHandler:
     """How the method of one class answers a command."""
 
     name: str
