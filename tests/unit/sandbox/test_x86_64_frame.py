@@ -31,10 +31,14 @@ def frame_of(**registers):
     return bytes(40) + struct.pack("=17Q", *(values[name] for name in ORDER))
 
 
+def no_memory(address, size):
+    raise OSError(errno.EFAULT, "")
+
+
 def number_of(code, **registers):
     made = x86_64_frame.interrupted(frame_of(**registers))
     assert made is not None
-    return made.number_of(bytes.fromhex(code).rjust(x86_64_frame.CODE_SIZE, b"\x90"))
+    return made.number_of(bytes.fromhex(code).rjust(x86_64_frame.CODE_SIZE, b"\x90"), no_memory)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +95,31 @@ def test_code_that_does_not_tell(code):
     assert number_of(code) is None
 
 
+MUSL = "4889d7 4889ce 4c89c2 4d89ca 4c8b442408 4c8b4c2410 4c895c2408 0f05"
+
+
+@pytest.mark.parametrize(
+    ("code", "register"),
+    [
+        ("5a59 4883f8fc 7539 4983fc03 7433", "r12"),
+        ("4883c410 4883f8fc 0f8510000000 4883fb03 7433", "rbx"),
+        ("4883f8fc 7539 4883fd03 90", "rbp"),
+    ],
+)
+def test_musls_call_whose_caller_compares_its_number(code, register):
+    stack, caller = 0x7000, 0x4000
+    memory = {stack: caller.to_bytes(8, "little"), caller: bytes.fromhex(code)}
+    made = x86_64_frame.interrupted(frame_of(rsp=stack, **{register: 257}))
+    syscall = bytes.fromhex(MUSL)[-x86_64_frame.CODE_SIZE :]
+    assert made.number_of(syscall, lambda address, size: memory[address][:size]) == 257
+    memory[caller] = bytes.fromhex("4883f8fc 90 4883fd03")
+    assert made.number_of(syscall, lambda address, size: memory[address][:size]) is None
+
+
 @given(st.binary(max_size=x86_64_frame.CODE_SIZE), st.integers(0, (1 << 64) - 1))
 def test_whatever_the_code(code, register):
     made = x86_64_frame.interrupted(frame_of(r8=register))
-    number = made.number_of(code)
+    number = made.number_of(code, lambda _, size: code[:size])
     assert number is None or 0 <= number < 1 << 32
 
 

@@ -31,6 +31,10 @@ OUTCOME_OFFSET: Final = 144
 """Where in the frame rax, rcx, rsp and rip are: what has come of the call."""
 _OUTCOME = struct.Struct("=4Q")
 
+_MUSL_CALL: Final = bytes.fromhex("4d89ca 4c8b442408 4c8b4c2410 4c895c2408 0f05")
+"""The end of its ``__syscall_cp_asm``: mov %r9,%r10; mov 8(%rsp),%r8; mov 16(%rsp),%r9;
+mov %r11,8(%rsp); syscall."""
+
 _FAILED: Final = (1 << 64) - errno.EINTR
 _SYSCALL_SIZE: Final = 2
 
@@ -64,23 +68,36 @@ class Interrupted:
     def _outcome(self, rax: int, rip: int) -> bytes:
         return _OUTCOME.pack(rax, self.after, self._registers[_RSP], rip)
 
-    def number_of(self, code: bytes) -> int | None:
+    def number_of(self, code: bytes, read: Callable[[int, int], bytes]) -> int | None:
         """The number of a call that has failed; None for all but usual code.
 
         It is gone: EINTR is in its register. But all others are as they were, and C libraries load
-        the number directly before the instruction, or nearly so.
+        the number directly before the instruction, or nearly so. Where musl's callers do it (its
+        ``__syscall_cp_c``), they compare it afterwards.
 
         Args:
             code: the :data:`CODE_SIZE` bytes before :attr:`after`.
+            read: reads that many bytes of the thread's memory, fewer where it ends.
         """
         patterns = _patterns()
         if found := patterns.number.search(code):
             return int.from_bytes(found["number"], "little")
         if found := patterns.register.search(code):
-            if upper := found["upper"]:
-                return self._registers[_R8 + (upper[0] >> 3 & 7)] & 0xFFFFFFFF
-            return self._registers[_BY_NUMBER[found["lower"][0] >> 3 & 7]] & 0xFFFFFFFF
-        return 0 if patterns.zero.search(code) else None
+            upper = found["upper"]
+            return self._register(8 | upper[0] >> 3 & 7 if upper else found["lower"][0] >> 3 & 7)
+        if patterns.zero.search(code):
+            return 0
+        if code.endswith(_MUSL_CALL):
+            caller = int.from_bytes(read(self._registers[_RSP], 8), "little")
+            if found := patterns.compared.match(read(caller, CODE_SIZE)):
+                upper = found["upper"]
+                return self._register(8 | upper[0] & 7 if upper else found["lower"][0] & 7)
+        return None
+
+    def _register(self, number: int) -> int:
+        """The low half of the register that instructions number so."""
+        where = _BY_NUMBER[number] if number < 8 else _R8 + number - 8
+        return self._registers[where] & 0xFFFFFFFF
 
 
 def interrupted(frame: bytes) -> Interrupted | None:
@@ -104,6 +121,8 @@ class _Patterns(NamedTuple):
     number: re.Pattern[bytes]
     register: re.Pattern[bytes]
     zero: re.Pattern[bytes]
+    compared: re.Pattern[bytes]
+    """Code after such a call that compares rax with -EINTR, then a register with 3 (close)."""
 
 
 def _bytes(is_one: Callable[[int], object]) -> bytes:
@@ -143,4 +162,9 @@ def _patterns() -> _Patterns:
             re.DOTALL,
         ),
         re.compile(rb"\x31\xc0" + end, re.DOTALL),
+        re.compile(
+            rb".{0,8}\x48\x83\xf8\xfc(?:\x75.|\x0f\x85.{4})"
+            rb"(?:\x49\x83(?P<upper>[\xf8-\xff])|\x48\x83(?P<lower>[\xf8-\xff]))\x03",
+            re.DOTALL,
+        ),
     )

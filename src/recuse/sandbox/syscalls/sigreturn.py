@@ -24,6 +24,7 @@ import select
 import stat
 import struct
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from recuse.sandbox.arch import arch, x86_64_frame
@@ -277,8 +278,9 @@ def _number(call: Notification, made: Interrupted) -> int:
     """The number of a call that has failed, -1 if that is not known."""
     if made.after == call.instruction:
         return call.number  # the end of another handler, by the same code
+    read = partial(read_memory, call.pid)
     size = x86_64_frame.CODE_SIZE
-    number = made.number_of(read_memory(call.pid, made.after - size, size))
+    number = made.number_of(read(made.after - size, size), read)
     return -1 if number is None else number
 
 
