@@ -1,5 +1,7 @@
 """A run ends when the last program under the filter has ended, on every kernel."""
 
+import os
+import signal
 import subprocess
 import threading
 
@@ -77,6 +79,20 @@ def test_kill_ends_all_of_it(sandbox):
         sandbox.kill()
         assert program.wait(PATIENCE_S) == -9
     assert sandbox.run(["true"], timeout=PATIENCE_S).returncode == 0
+
+
+def test_what_outlives_the_first_process_is_not_waited_for(make_echo):
+    with Sandbox(make_echo()) as sandbox:
+        script = "echo ready; read x; : </dev/echo; echo $?"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        program = sandbox.popen(["sh", "-c", script], bufsize=0, **pipes)
+        assert program.stdout.readline() == b"ready\n"
+        os.kill(program.pid, signal.SIGKILL)
+    assert program.returncode == -signal.SIGKILL
+    program.stdin.write(b"go\n")  # its calls fail
+    assert program.stdout.read() in (b"", b"2\n")
+    program.stdin.close()
+    program.stdout.close()
 
 
 def test_no_thread_is_left(make_echo):

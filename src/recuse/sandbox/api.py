@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -181,6 +182,9 @@ class Sandbox:
 
 def _finish(launch: Launch, supervisor: Supervisor) -> None:
     """Close what belongs to a program that has ended."""
-    supervisor.join()
+    # If the sandbox's first process was killed itself, other programs may go on. Nobody ends them,
+    # so they are not waited for: their calls fail from now on.
+    killed = launch.program.returncode == -signal.SIGKILL
+    supervisor.join(_SETTLE_S if killed else None)
     supervisor.close()
     launch.close()
