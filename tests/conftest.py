@@ -4,10 +4,14 @@ Tests run in several processes at once (pytest-xdist): all of this looks at its 
 """
 
 import contextlib
+import ctypes
+import errno
+import functools
 import gc
 import os
 import shutil
 import signal
+import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,6 +98,53 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
             problems.append(f"child process {child}: {name}")
     if problems:
         pytest.fail("left behind: " + "; ".join(problems), pytrace=False)
+
+
+# linux/capability.h
+CAP_SYS_PTRACE = 19
+
+
+def _allows(number: int, *refusals: int) -> bool:
+    """Whether a system call, made with arguments that are wrong, fails with something else."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(number, -1, -1, 0)
+    return ctypes.get_errno() not in refusals
+
+
+def _succeeds(*argv: str) -> bool:
+    return not subprocess.run(argv, capture_output=True, check=False, timeout=60).returncode
+
+
+def _looks_into_others() -> bool:
+    """Whether root here may look into processes of other users, as recuse must to serve them."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    return os.geteuid() != 0 or bool(effective >> CAP_SYS_PTRACE & 1)
+
+
+RIGHTS: dict[str, Callable[[], bool]] = {
+    "namespaces": lambda: _succeeds("unshare", "-mpf", "true"),
+    "user namespaces": lambda: _succeeds("unshare", "-r", "true"),
+    # The same numbers on every architecture.
+    "clone3": lambda: _allows(435, errno.ENOSYS),
+    "pidfd_getfd": lambda: _allows(438, errno.EPERM),
+    "other users": _looks_into_others,
+}
+"""What containers refuse, and what tells whether this one does (see docs/reach.md)."""
+
+
+@functools.cache
+def has_right(right: str) -> bool:
+    """Whether this machine allows one of :data:`RIGHTS`."""
+    return RIGHTS[right]()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, visibly, what is marked with a right that is refused here."""
+    for mark in item.iter_markers("right"):
+        for right in mark.args:
+            if not has_right(right):
+                pytest.skip(f"refused here: {right}")
 
 
 def give_up(what: str, package: str | None) -> NoReturn:
