@@ -93,6 +93,7 @@ def works(tmp_path: Path) -> Check:
         script = "echo hello >/dev/echo; cat /dev/echo; exit 7"
         assert run("run", "-d", spec, "--", "sh", "-c", script, status=7) == "hello\n"
         assert run("--help").startswith("Usage: recuse ")
+        assert run("--version").startswith("recuse 0.")
         assert str(ROOT) not in run("run", "-d", where, "true")
 
     return works
@@ -146,6 +147,19 @@ def test_where_there_is_no_interpreter(directory: Path) -> None:
         "recuse: the sandbox's first process is run by Python, and sys.executable does not say "
         "where that is: set it\n"
     )
+
+
+def test_where_only_the_files_are(directory: Path, tmp_path: Path) -> None:
+    for package in ("click", "recuse"):
+        (tmp_path / package).symlink_to(directory / package)
+    for command in ("--version", "doctor"):
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, '{tmp_path}');"
+             "import recuse.__main__", command],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert "of an unknown version" in done.stdout
+        assert done.stderr == ""
 
 
 @pytest.mark.parametrize("minor", [11, 12, 13, 14])

@@ -10,9 +10,9 @@ from recuse.cli.failure import INTERRUPTED, Failure
 
 def _print_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from recuse.cli.version import version
 
-        click.echo(f"recuse {version('recuse')}")
+        click.echo(f"recuse {version()}")
         context.exit()
 
 

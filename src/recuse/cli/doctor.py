@@ -10,12 +10,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import click
 
 from recuse.cli import probes
+from recuse.cli.version import version
 from recuse.sandbox.arch import DESCRIPTION, SUPPORTED
 
 OLDEST_KERNEL = (5, 19)
@@ -68,7 +68,7 @@ def _status(field: str) -> str:
 
 
 def check_recuse() -> Finding:
-    return Finding(True, f"{version('recuse')}, in {Path(__file__).parent.parent}")
+    return Finding(True, f"{version()}, in {Path(__file__).parent.parent}")
 
 
 def check_python() -> Finding:
