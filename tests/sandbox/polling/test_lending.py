@@ -5,8 +5,7 @@ import signal
 
 import pytest
 
-from recuse.sandbox import Sandbox, borrowing
-from recuse.sandbox.syscalls import poll
+from recuse.sandbox import Sandbox, borrowing, descriptors
 
 from .polled import HUP, PATIENCE_S, POLL, PRELUDE, Box, program_pid, wait_asleep
 
@@ -26,8 +25,7 @@ maps = open("/proc/self/maps").read()
 
 @pytest.fixture(autouse=True)
 def no_fetching(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (borrowing, poll):
-        monkeypatch.setattr(module, "may_fetch", lambda: False)
+    monkeypatch.setattr(descriptors, "may_fetch", lambda: False)
 
 
 @pytest.fixture
