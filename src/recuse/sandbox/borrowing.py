@@ -74,11 +74,25 @@ class Borrowing:
     The block ends with :meth:`finish`, or with an OSError that the call is to fail with.
     """
 
+    __slots__ = (
+        "_call",
+        "_fetches",
+        "_ours",
+        "_page",
+        "_stack",
+        "_supervisor",
+        "_tgid",
+        "_there",
+        "_thread",
+        "tid",
+    )
+
     def __init__(self, supervisor: Supervisor, call: Notification) -> None:
         self._supervisor = supervisor
         self._call = call
         self.tid = call.pid
-        self._stack = contextlib.ExitStack()
+        self._stack: contextlib.ExitStack | None = None
+        """Made when it is needed: every poll passes here, and few lend anything."""
         self._thread: Injection | None = None
         self._ours: socket.socket | None = None
         self._there = self._page = -1
@@ -167,9 +181,10 @@ class Borrowing:
             if error.errno != errno.EMFILE:
                 raise
             raise os_error(errno.ENFILE) from None
-        self._ours = self._stack.enter_context(ours)
+        self._stack = stack = contextlib.ExitStack()
+        self._ours = stack.enter_context(ours)
         with theirs:
-            thread = self._stack.enter_context(Injection(self._supervisor.listener, self._call))
+            thread = stack.enter_context(Injection(self._supervisor.listener, self._call))
             self._thread = thread
             thread.result = -errno.EIO
             self._supervisor.forget(self._call)
@@ -209,6 +224,8 @@ class Borrowing:
         traceback: TracebackType | None,
     ) -> None:
         """Let the thread go."""
+        if self._stack is None:
+            return
         thread = self._thread
         if thread is not None:
             if isinstance(value, OSError):

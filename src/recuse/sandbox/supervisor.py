@@ -25,6 +25,7 @@ from recuse.sandbox.memory import CallerMemory, HiddenError, UnreadableError
 from recuse.sandbox.signals import ERESTARTSYS
 from recuse.sandbox.syscalls import compat_handlers, handlers
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
+from recuse.sandbox.tasks import Task
 
 _log = Log("recuse.sandbox")
 
@@ -142,13 +143,13 @@ class Supervisor:
         self.forget(call)
         self._handle(call, handler)
 
-    def caller(self, call: Notification) -> Caller:
-        """Who makes the call, for the kernel half.
+    def caller(self, call: Notification, task: Task | None = None) -> Caller:
+        """Who makes the call, for the kernel half; ``task`` is the caller's, if it is known.
 
         Raises:
             OSError: ESRCH if the caller is gone.
         """
-        task = self.tasks.get(call.pid)
+        task = task or self.tasks.get(call.pid)
         who = task.credentials
         memory = CallerMemory(self.listener, call.id, call.pid, task.writable)
         return Caller(call.pid, who.uid, who.gid, memory, task.owner, who.keeps_suid)

@@ -71,9 +71,10 @@ def epoll_wait(supervisor: Supervisor, call: Notification) -> int:
     if not waker.watched:
         return PROCEED
     number = call.a0 & 0xFFFFFFFF
-    epoll = (supervisor.tasks.get(call.pid).tgid, number)
+    task = supervisor.tasks.get(call.pid)
+    epoll = (task.tgid, number)
     arguments = f" {call.a0:#x} {call.a1:#x} "
-    sleeper = Sleeper(supervisor.caller(call), arguments, epoll=number, tgid=epoll[0])
+    sleeper = Sleeper(supervisor.caller(call, task), arguments, epoll=number, tgid=epoll[0])
     with waker.lock:
         listed = waker.listed
         if listed:

@@ -16,7 +16,6 @@ import resource
 import select as host
 import struct
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
 from recuse.kernel.errors import os_error
@@ -123,51 +122,56 @@ class SelectFiles:
                 self._read(pid, size)
 
     def _read(self, pid: int, count: int) -> None:
-        self._size = -(-count // (8 * self._word)) * self._word
+        self._size = size = -(-count // (8 * self._word)) * self._word
         self._sets = []
         for address in self._addresses:
-            content = read_memory(pid, address, self._size) if address and count else b""
-            if address and len(content) < self._size:
+            content = read_memory(pid, address, size) if address and size else b""
+            if address and len(content) < size:
                 raise os_error(errno.EFAULT)
-            self._sets.append(content or bytes(self._size))
-        self.entries = [
-            (number, self._events(number)) for number in _members(self._sets) if number < count
-        ]
-
-    def _events(self, number: int) -> int:
-        events = _POLLEX_SET
-        for content, events_of_set in zip(self._sets, _SETS, strict=True):
-            if content[number >> 3] >> (number & 7) & 1:
-                events |= events_of_set
-        return events
+            self._sets.append(_words(content, size))
+        self.entries = []
+        for at, (reads, writes, exceptions) in enumerate(zip(*self._sets, strict=True)):
+            word = reads | writes | exceptions
+            while word:
+                bit = word & -word
+                word ^= bit
+                number = (at << 6) + bit.bit_length() - 1
+                if number >= count:
+                    return
+                events = _POLLEX_SET
+                if reads & bit:
+                    events |= _POLLIN_SET
+                if writes & bit:
+                    events |= _POLLOUT_SET
+                self.entries.append((number, events))
 
     def answer(self, pid: int, bits: list[int]) -> int:
         """See :meth:`Files.answer`."""
         ready = 0
-        results = []
-        for content, events_of_set in zip(self._sets, _SETS, strict=True):
-            result = bytearray(self._size)
+        for address, words, events in zip(self._addresses, self._sets, _SETS, strict=True):
+            if not address or not words:
+                continue
+            result = [0] * len(words)
             for (number, _), found in zip(self.entries, bits, strict=True):
-                if found & events_of_set and content[number >> 3] >> (number & 7) & 1:
-                    result[number >> 3] |= 1 << (number & 7)
+                if found & events and words[number >> 6] >> (number & 63) & 1:
+                    result[number >> 6] |= 1 << (number & 63)
                     ready += 1
-            results.append(result)
-        for address, result in zip(self._addresses, results, strict=True):
-            if address and result and write_memory(pid, address, bytes(result)) < self._size:
+            if write_memory(pid, address, self._content(result)) < self._size:
                 raise os_error(errno.EFAULT)
         return ready
 
+    def _content(self, words: list[int]) -> bytes:
+        if len(words) == 1:
+            return words[0].to_bytes(self._size, "little")
+        return struct.pack(f"<{len(words)}Q", *words)[: self._size]
 
-def _members(sets: list[bytes]) -> Iterator[int]:
-    """The numbers that are in any of the sets, in their order."""
-    for at in range(0, len(sets[0]), 8):
-        word = 0
-        for content in sets:
-            word |= int.from_bytes(content[at : at + 8], "little")
-        while word:
-            lowest = word & -word
-            yield at * 8 + lowest.bit_length() - 1
-            word ^= lowest
+
+def _words(content: bytes, size: int) -> tuple[int, ...]:
+    """A set of so many bytes as numbers of 64 bits; nothing is an empty one."""
+    if 0 < size <= 8:
+        return (int.from_bytes(content, "little"),)
+    count = -(-size // 8)
+    return struct.unpack(f"<{count}Q", content.ljust(count * 8, b"\0"))
 
 
 def _table_size(tid: int) -> int:
@@ -210,12 +214,14 @@ class _Polling:
         self._clock = clock
         self._found: dict[int, int] = {}
         """By index, what was ready before the devices were asked; if so, this ends the call."""
-        ours = {one.index for one in asked}
-        self._others = [
-            (index, number, events)
-            for index, (number, events) in enumerate(files.entries)
-            if index not in ours and number >= 0
-        ]
+        self._others: list[tuple[int, int, int]] = []
+        if len(asked) < len(files.entries):
+            ours = {one.index for one in asked}
+            self._others = [
+                (index, number, events)
+                for index, (number, events) in enumerate(files.entries)
+                if index not in ours and number >= 0
+            ]
         self._asking = Asking(supervisor, call, asked, self._waits(), self._decide)
 
     def begin(self) -> int:
@@ -227,14 +233,16 @@ class _Polling:
             return 0
         last = self._asked[-1].index
         before = [other for other in self._others if other[0] < last]
+        if not before:
+            return last + 1
         with Borrowing(self._supervisor, self._call) as borrowing:
-            if not before or not borrowing.fetches:
+            if not borrowing.fetches:
                 # The thread would have to be stopped for that. So a device may be told that
                 # somebody waits for it though nobody does.
-                before = []
+                return last + 1
             found = dict(_poll_others(borrowing, before, strict=self._files.strict))
         if not found or self._has_signalfd():
-            return len(self._files.entries)
+            return last + 1
         self._found = found
         return min(found)
 
@@ -392,7 +400,6 @@ class _Milliseconds(_Clock):
     """poll's timeout, which is an argument."""
 
     def __init__(self, timeout: int) -> None:
-        super().__init__(0, 0, TIMESPEC, _NANO)
         self._ns = max(signed32(timeout), -1)
 
     def tell_rest(self, pid: int) -> None:
