@@ -2,7 +2,7 @@
 
 import os
 
-SLOWNESS = float(os.environ.get("RECUSE_SLOWNESS", "1"))
+SLOWNESS = int(os.environ.get("RECUSE_SLOWNESS", "1"))
 """How many times slower than other machines this one is: an emulated one says so."""
 
 PATIENCE_S = 20 * SLOWNESS
