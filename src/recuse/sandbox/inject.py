@@ -100,8 +100,12 @@ class Injection:
         self._tid = call.pid
         self._machine = arch if call.arch == arch.AUDIT_ARCH else compat
         self._layout: Registers = self._machine.REGISTERS[0]
-        self._registers: ctypes.Array[Any] = _Room()
-        """As the thread had them when it was stopped, in this layout."""
+        self._room = _Room()
+        self._part = _Part(ctypes.addressof(self._room), ctypes.sizeof(self._room))
+        self._registers: ctypes.Array[Any] = self._room
+        """What is in the room, in this layout."""
+        self._saved = b""
+        """The registers as the thread had them when it was stopped."""
         self._mask = ctypes.c_uint64()
         self._busy = threading.Lock()
         """Held while its tracer waits for it."""
@@ -185,12 +189,13 @@ class Injection:
     ) -> int:
         self._stop()
         layout = self._layout
-        registers = layout.type.from_buffer_copy(self._registers)
+        registers = self._registers
+        ctypes.memmove(registers, self._saved, len(self._saved))
         registers[layout.instruction] -= layout.instruction_size
         registers[layout.number] = self._machine.INJECTED[name]
         for index, value in zip(layout.arguments, args, strict=False):
             registers[index] = value
-        self._set_registers(registers)
+        self._set_registers()
         stops = 0
         deliver = 0
         while stops < 2:  # before the call and after it
@@ -205,7 +210,8 @@ class Injection:
             elif status >> 16 == 0:
                 # SIGSTOP, which nobody can block. It has its effect when the thread is let go.
                 deliver = number
-        result: int = self._get_registers()[layout.result]
+        self._do(_GETREGSET, _NT_PRSTATUS, ctypes.addressof(self._part))
+        result: int = registers[layout.result]
         return result
 
     def restart(self) -> None:
@@ -240,8 +246,8 @@ class Injection:
         """Let the thread go, with the result that it is to see."""
         with self._busy, contextlib.suppress(GoneError):
             self._stop()
-            registers = self._registers
-            layout = self._layout
+            registers, layout = self._registers, self._layout
+            ctypes.memmove(registers, self._saved, len(self._saved))
             if self._anew:
                 registers[layout.instruction] -= layout.instruction_size
                 if layout.original is None:
@@ -250,7 +256,7 @@ class Injection:
                     registers[layout.number] = registers[layout.original]
             else:
                 registers[layout.result] = self.result
-            self._set_registers(registers)
+            self._set_registers()
             self._do(_SETSIGMASK, 8, ctypes.addressof(self._mask))
             self._do(_DETACH)
             self._gone = True
@@ -267,28 +273,27 @@ class Injection:
             self._do(_DETACH, 0, 0 if status >> 16 else os.WSTOPSIG(status))
             self._gone = True
             raise GoneError
-        self._registers = self._get_registers()
+        self._save_registers()
         self._do(_GETSIGMASK, 8, ctypes.addressof(self._mask))
         self._do(_SETSIGMASK, 8, ctypes.addressof(_everything))
         self._stopped = True
 
-    def _get_registers(self) -> ctypes.Array[Any]:
-        room = _Room()
-        part = _Part(ctypes.addressof(room), ctypes.sizeof(room))
+    def _save_registers(self) -> None:
+        part = self._part
         self._do(_GETREGSET, _NT_PRSTATUS, ctypes.addressof(part))
         if part.size != ctypes.sizeof(self._layout.type):
             # It depends on the instructions that the thread runs, not on its call.
             layouts = self._machine.REGISTERS
             self._layout = next(one for one in layouts if part.size == ctypes.sizeof(one.type))
-        return self._layout.type.from_buffer(room)
+        self._registers = self._layout.type.from_buffer(self._room)
+        self._saved = bytes(self._registers)
 
-    def _set_registers(self, registers: ctypes.Array[Any]) -> None:
+    def _set_registers(self) -> None:
         """Set them, for a thread that is in no call. What a register has no bits for is cut off."""
         original = self._layout.original
         if original is not None:
-            registers[original] = _NO_CALL
-        part = _Part(ctypes.addressof(registers), ctypes.sizeof(registers))
-        self._do(_SETREGSET, _NT_PRSTATUS, ctypes.addressof(part))
+            self._registers[original] = _NO_CALL
+        self._do(_SETREGSET, _NT_PRSTATUS, ctypes.addressof(self._part))
         if original is None:
             number = ctypes.c_int(_NO_CALL)
             part = _Part(ctypes.addressof(number), ctypes.sizeof(number))
