@@ -137,15 +137,16 @@ def test_where_there_is_no_interpreter(directory: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; {code}; import recuse.__main__", "run", "true"],
         capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(directory)},
+        env=os.environ | {"PATH": str(directory), "PYTHONPATH": str(directory)},
         text=True,
         timeout=60,
         check=False,
     )
     assert done.returncode == 125
+    name = f"python3.{sys.version_info.minor}"
     assert done.stderr == (
-        "recuse: the sandbox's first process is run by Python, and sys.executable does not say "
-        "where that is: set it\n"
+        f"recuse: the sandbox's first process is run by {name}, and there is none where "
+        "sys.executable says, nor on the PATH\n"
     )
 
 

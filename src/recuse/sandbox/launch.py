@@ -200,23 +200,23 @@ class Launch:
 
 @functools.cache
 def _interpreter() -> str:
-    """The program that runs Python code; where Python is embedded, ``sys.executable`` may not be.
+    """The program that runs Python code: where Python is embedded, ``sys.executable`` is none.
 
     Raises:
         SandboxError: there is none.
     """
     if "python" in os.path.basename(sys.executable or ""):
         return sys.executable
-    usual = f"bin/python{sys.version_info.major}.{sys.version_info.minor}"
-    for directory in (sys.exec_prefix, sys.base_exec_prefix):
-        if os.access(path := os.path.join(directory, usual), os.X_OK):
+    # Not the program that has it in it, which would start once more, and again from there.
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    prefixes = (os.path.join(prefix, "bin") for prefix in (sys.exec_prefix, sys.base_exec_prefix))
+    for directory in (*prefixes, *os.get_exec_path()):
+        if os.access(path := os.path.join(directory, name), os.X_OK):
             return path
-    if not sys.executable:
-        raise SandboxError(
-            "the sandbox's first process is run by Python, and sys.executable does not say where "
-            "that is: set it"
-        )
-    return sys.executable
+    raise SandboxError(
+        f"the sandbox's first process is run by {name}, and there is none where sys.executable "
+        "says, nor on the PATH"
+    )
 
 
 @functools.cache
