@@ -1,11 +1,12 @@
 """Programs of many kinds: how they are built, what they are written in, how they start others."""
 
 import os
+import socket
 import subprocess
 
 import pytest
 
-from recuse.sandbox import Sandbox
+from recuse.sandbox import Sandbox, descriptors
 
 WAYS = ["fork", "vfork", "clone", "shared", "thread", "clone3", "clone3-into"]
 
@@ -253,14 +254,15 @@ def test_an_x32_call_does_not_get_by(client):
 
 
 def test_programs_of_two_sandboxes_pass_a_device(make_echo, clients, start, tmp_path):
-    # A descriptor of one sandbox's device is nothing but a socket in another: no harm is done.
+    # A descriptor of one sandbox's device would be nothing but a socket in another.
     one, two = make_echo(), make_echo()
     path = str(tmp_path / "socket")
     sender = """
 fd = os.open('/dev/echo', os.O_RDWR)
 s = socket.socket(socket.AF_UNIX); s.bind(args[0]); s.listen()
 print('ready', flush=True)
-c = s.accept()[0]; socket.send_fds(c, [b'x'], [fd]); c.recv(1)
+c = s.accept()[0]; print(attempt(socket.send_fds, c, [b'x'], [fd]), end=' ')
+socket.send_fds(c, [b'x'], [1]); c.recv(1)
 print(os.write(fd, b'mine'))
 """
     receiver = """
@@ -276,8 +278,66 @@ print(os.write(own, b'own'), stat.S_ISCHR(os.fstat(fd).st_mode)); os.close(fd); 
     ):
         assert program.stdout.readline() == b"ready\n"
         assert clients(second)(receiver, path) == "3 False\n"
-        assert program.stdout.read() == b"4\n"
+        assert program.stdout.read() == b"EPERM 4\n"
     assert (one.writes, two.writes) == ([b"mine"], [b"own"])
+
+
+OUTSIDE = """
+fd = os.open('/dev/echo', os.O_RDWR)
+c = socket.socket(socket.AF_UNIX); c.connect(args[0])
+null = os.open('/dev/null', os.O_RDWR)
+print(attempt(socket.send_fds, c, [b'a'], [fd]), attempt(socket.send_fds, c, [b'b'], [null, fd]))
+print(attempt(socket.send_fds, c, [b'c'], [null]), attempt(c.send, b'd'))
+class Header(ctypes.Structure):
+    _fields_ = [('name', ctypes.c_void_p), ('namelen', ctypes.c_uint), ('iov', ctypes.c_void_p),
+        ('iovlen', ctypes.c_size_t), ('control', ctypes.c_void_p), ('controllen', ctypes.c_size_t),
+        ('flags', ctypes.c_size_t), ('sent', ctypes.c_size_t)]
+data = ctypes.create_string_buffer(b'm', 1)
+vector = (ctypes.c_size_t * 2)(ctypes.addressof(data), 1)
+def message(*numbers):
+    control = struct.pack(f'Qii{len(numbers)}i', 16 + 4 * len(numbers), 1, 1, *numbers)
+    keep.append(ctypes.create_string_buffer(control, len(control) + 7 & ~7))
+    return Header(iov=ctypes.addressof(vector), iovlen=1, control=ctypes.addressof(keep[-1]),
+                  controllen=len(control))
+keep = []
+messages = (Header * 3)(message(null), message(null, null), message(null, fd))
+print(call('sendmmsg', c.fileno(), ctypes.byref(messages), 3, 0))
+print(call('sendmmsg', c.fileno(), ctypes.byref(messages), 2, 0), os.write(fd, b'here'))
+a, b = socket.socketpair()
+sys.stdout.flush()
+if os.fork() == 0:
+    received = socket.recv_fds(b, 1, 1)[1][0]; print(os.read(received, 9), flush=True); os._exit(0)
+print(socket.send_fds(a, [b'x'], [fd]), flush=True)
+os.wait()
+server = socket.socket(socket.AF_UNIX); server.bind(args[0] + '2'); server.listen()
+c = socket.socket(socket.AF_UNIX); c.connect(args[0] + '2'); print(socket.send_fds(c, [b'x'], [fd]))
+"""
+
+
+@pytest.mark.parametrize("fetches", [True, False], ids=["fetched", "lent"])
+def test_a_device_is_not_passed_to_a_process_outside(client, tmp_path, monkeypatch, fetches):
+    # There it would be a socket, with a byte of recuse's own to read. Which process is at the other
+    # end is seen by a copy of the program's socket.
+    if not fetches:
+        monkeypatch.setattr(descriptors, "may_fetch", lambda: False)
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        output = client(OUTSIDE, path).splitlines()
+        there, _ = server.accept()
+        with there:
+            received = []
+            while data := socket.recv_fds(there, 1, 9):
+                if not data[0]:
+                    break
+                received.append((data[0], len(data[1])))
+                for number in data[1]:
+                    os.close(number)
+    assert sorted(output) == sorted(
+        ["EPERM EPERM", "1 1", "EPERM", "2 4", "1", "b'here'", "1"]
+    )  # the child's among them
+    assert received == [(b"c", 1), (b"d", 0), (b"m", 1), (b"m", 2)]
 
 
 def test_a_shell_with_many_children_can_fork(shell):

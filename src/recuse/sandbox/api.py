@@ -112,6 +112,7 @@ class Sandbox:
             launch.kill()
 
         supervisor = Supervisor(self._machine, launch.listener, broken)
+        supervisor.first_process = launch.program.pid
         try:
             supervisor.start()
             launch.execute()

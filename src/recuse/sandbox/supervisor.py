@@ -75,6 +75,15 @@ class Supervisor:
         """Threads whose calls :meth:`let_go` has to answer, or has answered."""
         machine.supervisors.append(self)
         self._machine = machine
+        self.first_process = 0
+        """The number of the process that all programs under this listener descend from."""
+
+        self.let_pass: set[int] = set()
+        """Threads that make a call anew which may pass devices on."""
+
+    def first_processes(self) -> set[int]:
+        """Those from which all programs of this sandbox descend."""
+        return {supervisor.first_process for supervisor in self._machine.supervisors}
 
     def start(self) -> None:
         """Serve until the last program under the filter has ended.

@@ -111,6 +111,15 @@ def _read_status(tid: int, proc: str = "/proc") -> dict[bytes, bytes]:
         raise os_error(errno.ESRCH) from None
 
 
+def parent_of(process: int) -> int:
+    """The number of a process's parent, 0 if that is outside of this pid namespace.
+
+    Raises:
+        OSError: ESRCH if there is no such process.
+    """
+    return int(_read_status(process)[b"PPid"])
+
+
 def numbers_in(proc: int, tid: int) -> tuple[int, int]:
     """The numbers of a thread's process and of the thread in the pid namespace of a ``/proc``.
 

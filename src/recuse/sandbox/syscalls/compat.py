@@ -26,6 +26,7 @@ from recuse.sandbox.syscalls import (
     mmap,
     names,
     opening,
+    passing,
     poll,
     processes,
     rw,
@@ -57,6 +58,7 @@ _NATIVE: Final[dict[str, Handler]] = {
     **listing.HANDLERS,
     **locks.HANDLERS,
     **processes.HANDLERS,
+    **passing.HANDLERS,
     **poll.HANDLERS,
     **epoll.HANDLERS,
     **aio.HANDLERS,
@@ -68,10 +70,13 @@ _TIMES32 = struct.Struct("=iiii")
 _MMAP_ARGUMENTS = struct.Struct("=6I")
 _SECONDS32 = struct.Struct("=ii")
 _OLD_SELECT = struct.Struct("=5I")
+_ARGUMENTS = struct.Struct("=3I")
 
 # linux/net.h: the calls of socketcall(2) that make a socket.
 _SYS_SOCKET: Final = 1
 _SYS_SOCKETPAIR: Final = 8
+_SENDING: Final = {16: passing.send_message, 20: passing.send_messages}
+"""Those that send messages."""
 
 
 def _as(name: str) -> Handler:
@@ -249,8 +254,11 @@ def socketcall(supervisor: Supervisor, call: Notification) -> int:
     which = signed32(call.a0)
     if which in (_SYS_SOCKET, _SYS_SOCKETPAIR):
         return PROCEED
-    word = read_memory(call.pid, call.a1, 4)
-    inner = call._replace(a0=int.from_bytes(word, "little"))
+    words = read_memory(call.pid, call.a1, 12)
+    number, message, count = _ARGUMENTS.unpack(words.ljust(12, b"\0"))
+    inner = call._replace(a0=number, a1=message, a2=count)
+    if which in _SENDING and len(words) == _ARGUMENTS.size:
+        return _SENDING[which](supervisor, inner)
     return processes.socket_call(supervisor, inner)
 
 

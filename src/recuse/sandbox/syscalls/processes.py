@@ -73,8 +73,6 @@ HANDLERS: Final[dict[str, Handler]] = {
     **dict.fromkeys(
         (
             "sendto",
-            "sendmsg",
-            "sendmmsg",
             "recvfrom",
             "recvmsg",
             "recvmmsg",

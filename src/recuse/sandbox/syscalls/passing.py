@@ -1,0 +1,165 @@
+"""Descriptors that programs send to others (SCM_RIGHTS; net/core/scm.c, Linux 6.1).
+
+Between the programs of a sandbox a device's descriptor is what it is. To a process outside it would
+be a socket with a byte of recuse's own in it, whose reads and writes succeed and mean nothing: so
+it does not get there, as far as can be told. That is by who made or connected the other end
+(SO_PEERCRED), who may have passed that on since. A socket that is not connected tells nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.errors import os_error
+from recuse.runtime.log import Log
+from recuse.sandbox.arch import arch
+from recuse.sandbox.borrowing import Borrowing
+from recuse.sandbox.memory import read_memory
+from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.processes import socket_call
+from recuse.sandbox.tasks import parent_of
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+_log = Log("recuse.sandbox")
+
+_CREDENTIALS: Final = struct.Struct("=iII")
+"""``struct ucred``: process, user, group."""
+_NOBODY: Final = 0xFFFFFFFF
+_MOST_MESSAGES: Final = 1024
+"""UIO_MAXIOV, where sendmmsg ends."""
+_MOST_CONTROL: Final = 1 << 16
+
+_Form = tuple[struct.Struct, struct.Struct, int]
+"""Of a ``struct msghdr``: its control data's address and length, with what is before and after;
+of a ``struct cmsghdr``; and how many bytes more a ``struct mmsghdr`` has."""
+_WIDE: Final[_Form] = struct.Struct("=32xQQ8x"), struct.Struct("=Qii"), 8
+_NARROW: Final[_Form] = struct.Struct("=16xII4x"), struct.Struct("=Iii"), 4
+
+
+def send_message(supervisor: Supervisor, call: Notification) -> int:
+    """``sendmsg(fd, message, flags)``."""
+    socket_call(supervisor, call)
+    if not len(supervisor.descriptors):
+        return PROCEED
+    return _check(supervisor, call, 1, _form(call)[0].size)
+
+
+def send_messages(supervisor: Supervisor, call: Notification) -> int:
+    """``sendmmsg(fd, messages, count, flags)``."""
+    socket_call(supervisor, call)
+    if not len(supervisor.descriptors):
+        return PROCEED
+    header, _, more = _form(call)
+    size = header.size + more
+    return _check(supervisor, call, min(call.a2 & 0xFFFFFFFF, _MOST_MESSAGES), size)
+
+
+def _form(call: Notification) -> _Form:
+    return _WIDE if call.arch == arch.AUDIT_ARCH else _NARROW
+
+
+def _check(supervisor: Supervisor, call: Notification, count: int, size: int) -> int:
+    """Refuse messages with a device for a process outside; argument 1 is their headers' address.
+
+    Raises:
+        OSError: EPERM.
+    """
+    header = _form(call)[0]
+    try:
+        headers = read_memory(call.pid, call.a1, count * size)
+    except OSError:
+        return PROCEED  # EFAULT
+    sends = supervisor.descriptors.find
+    for start in range(0, len(headers) - size + 1, size):
+        address, length = header.unpack_from(headers, start)
+        if any(sends(call.pid, number) is not None for number in _rights(call, address, length)):
+            return _let_inside_only(supervisor, call)
+    return PROCEED
+
+
+def _rights(call: Notification, address: int, length: int) -> list[int]:
+    """The descriptors in a message's control data, as far as these make sense."""
+    heading = _form(call)[1]
+    numbers: list[int] = []
+    if not heading.size <= length <= _MOST_CONTROL:
+        return numbers
+    try:
+        data = read_memory(call.pid, address, length)
+    except OSError:
+        return numbers  # EFAULT
+    at, align = 0, 8 if heading is _WIDE[1] else 4
+    while at + heading.size <= len(data):
+        part, level, kind = heading.unpack_from(data, at)
+        if part < heading.size:
+            break
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            content = data[at + heading.size : at + part]
+            numbers += [
+                number for (number,) in struct.iter_unpack("=i", content[: len(content) & ~3])
+            ]
+        at += (part + align - 1) & -align
+    return numbers
+
+
+def _let_inside_only(supervisor: Supervisor, call: Notification) -> int:
+    # A thread that has lent its socket makes its call anew, and must not be asked again.
+    if call.pid in supervisor.let_pass:
+        supervisor.let_pass.discard(call.pid)
+        return PROCEED
+    with Borrowing(supervisor, call) as borrowing:
+        try:
+            copy = borrowing.copy(signed32(call.a0))
+        except PermissionError:
+            pass  # nothing can be told here
+        else:
+            process, user = _other_end(copy)
+            if user != _NOBODY and not _is_inside(supervisor, process):
+                _log.warning(
+                    "process %d was not sent a device's descriptor (EPERM): it is not in the "
+                    "sandbox, and could not use it",
+                    process,
+                )
+                raise os_error(errno.EPERM)
+        result = borrowing.finish(PROCEED)
+        if result != PROCEED:
+            supervisor.let_pass.add(call.pid)
+        return result
+
+
+def _other_end(copy: int) -> tuple[int, int]:
+    """Process and user at the other end of a socket, whose descriptor is closed."""
+    try:
+        there = socket.socket(fileno=copy)
+    except OSError:  # it is none, and sendmsg says so
+        os.close(copy)
+        return 0, _NOBODY
+    with there:
+        try:
+            data = there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            process, user, _ = _CREDENTIALS.unpack(data)
+        except (OSError, struct.error):
+            return 0, _NOBODY  # not of the kind that passes descriptors
+    return process, user
+
+
+def _is_inside(supervisor: Supervisor, process: int) -> bool:
+    """Whether a process is one of the sandbox's, or not there any more."""
+    first = supervisor.first_processes()
+    with contextlib.suppress(ProcessLookupError):
+        while process > 1:
+            if process in first:
+                return True
+            process = parent_of(process)
+        return False
+    return True
+
+
+HANDLERS: Final[dict[str, Handler]] = {"sendmsg": send_message, "sendmmsg": send_messages}
