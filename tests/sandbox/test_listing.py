@@ -1,5 +1,6 @@
 """Listings of directories: with what is there natively, then the devices."""
 
+import errno
 import os
 import tempfile
 
@@ -262,3 +263,14 @@ for up in ('..', '../..', '../../..', '../../../..', 'x/..'):
     assert set(output.split()) == {"ENOENT"}, output
     assert os.listdir(tmp_path) == ["recuse-there"]
     assert os.listdir(tmp_path / "recuse-there") == []
+
+
+def test_where_only_shared_memory_can_be_written_to(make_echo, shells, monkeypatch):
+    """As in a container with a root directory that is read-only and no /tmp."""
+
+    def nowhere():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with Sandbox(make_echo(name="recuse-there/echo")) as sandbox:
+        assert shells(sandbox)("cd /dev/recuse-there && ls") == "echo\n"

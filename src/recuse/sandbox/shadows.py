@@ -53,10 +53,7 @@ class Shadows:
 
     def _make(self, path: bytes) -> int:
         if not self._root:
-            import tempfile  # noqa: PLC0415  # which most runs do without
-
-            directory = os.fsencode(os.path.realpath(tempfile.gettempdir()))
-            self._root = directory + b"/recuse-" + os.urandom(8).hex().encode()
+            self._root = _writable_directory() + b"/recuse-" + os.urandom(8).hex().encode()
         made: list[bytes] = []
         try:
             place = self._root
@@ -82,3 +79,13 @@ class Shadows:
             self.used = False
         for descriptor in held.values():
             os.close(descriptor)
+
+
+def _writable_directory() -> bytes:
+    import tempfile  # noqa: PLC0415  # which most runs do without
+
+    try:
+        directory = tempfile.gettempdir()
+    except FileNotFoundError:
+        directory = "/dev/shm"  # which containers with nothing else to write to have
+    return os.fsencode(os.path.realpath(directory))
