@@ -242,6 +242,7 @@ def run_doctor(*denied: int) -> tuple[int, dict[str, dict[str, Any]]]:
 
 
 @on_supported
+@pytest.mark.right("pidfd_getfd")
 def test_here() -> None:
     """The tests of the sandbox run on this machine, so it has what is needed."""
     done = subprocess.run(
@@ -273,6 +274,7 @@ def test_where_seccomp_is_forbidden() -> None:
 
 
 @on_supported
+@pytest.mark.right("pidfd_getfd")
 def test_where_memory_cannot_be_read() -> None:
     status, checks = run_doctor(PROCESS_VM_READV)
     assert status == 1
@@ -282,6 +284,7 @@ def test_where_memory_cannot_be_read() -> None:
 
 
 @on_supported
+@pytest.mark.right("pidfd_getfd")
 def test_what_can_be_missing() -> None:
     status, checks = run_doctor(PTRACE, KCMP)
     assert status == 0

@@ -215,6 +215,7 @@ def test_the_first_process_is_killed() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can have another /dev")
+@pytest.mark.right("namespaces")
 def test_without_dev_null() -> None:
     script = 'mount -t tmpfs none /dev; exec "$@"'
     done = subprocess.run(

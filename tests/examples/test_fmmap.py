@@ -71,6 +71,7 @@ print(os.read(os.open("/dev/fmmap", os.O_RDONLY), 1000).decode(), end="")
 """
 
 
+@pytest.mark.right("other users")
 def test_each_user_has_an_area(run: Run) -> None:
     if os.geteuid():
         pytest.skip("only root can become another user")

@@ -274,6 +274,7 @@ def test_nothing_is_left_of_one_that_is_killed(argv, temporary, whom):
     assert temporary() == []
 
 
+@pytest.mark.right("namespaces", "user namespaces")
 def test_another_namespaces_proc(argv, needs):
     unshare = [needs("unshare", "util-linux"), "-rpf"]
     done = subprocess.run(

@@ -7,7 +7,10 @@ import pytest
 from recuse import File, current_request
 from recuse.sandbox import Sandbox
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users"),
+    pytest.mark.right("other users", "namespaces"),
+]
 
 # Tries to open the device; prints what it got for reading, writing and both.
 TRY = """

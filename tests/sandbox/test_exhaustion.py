@@ -253,6 +253,7 @@ def test_too_few_descriptors_are_said_in_one_line(recuse_run: list[str], number:
         assert done.stdout == "hello\n" or "Too many open files in system" in done.stderr
 
 
+@pytest.mark.right("pidfd_getfd")  # to have them lent takes a few more
 def test_it_works_with_twenty_descriptors(recuse_run: list[str]) -> None:
     script = "echo hello >/dev/echo; read -r line </dev/echo; echo $line"
     done = run(["prlimit", "--nofile=20", *recuse_run, "sh", "-c", script])

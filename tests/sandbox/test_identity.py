@@ -125,7 +125,22 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("copy", COPIES)
+RIGHTS = {
+    "clone3": "clone3",
+    "pidfd_getfd": "pidfd_getfd",
+    "unshare by a child that shares the table": "namespaces",
+    "unshare by a thread": "namespaces",
+}
+"""What some of them need, that a container may refuse."""
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        pytest.param(copy, marks=[pytest.mark.right(RIGHTS[copy])] if copy in RIGHTS else [])
+        for copy in COPIES
+    ],
+)
 def test_a_number_is_what_it_is_now(echo, client, copy):
     between, after = COPIES[copy]
     output = client(TURN_INTO_FILE.format(between=between, after=after), start_new_session=True)

@@ -380,6 +380,7 @@ def test_a_device_in_a_directory_that_exists(make_echo, shells):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes nobody")
+@pytest.mark.right("other users")
 def test_directories_that_may_not_be_searched(box, clients):
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)

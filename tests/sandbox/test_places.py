@@ -9,7 +9,10 @@ import pytest
 from recuse.sandbox import Sandbox
 from recuse.sandbox.nodes import majors_in_use
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, changes its root, makes nodes")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="mounts, changes its root, makes nodes"),
+    pytest.mark.right("namespaces"),
+]
 
 # What programs do with a device by the path $1/NAME; $2/NAME is the one that exists only inside.
 USE = """

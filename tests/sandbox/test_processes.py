@@ -8,7 +8,10 @@ import pytest
 
 from recuse.sandbox import Sandbox, descriptors
 
-WAYS = ["fork", "vfork", "clone", "shared", "thread", "clone3", "clone3-into"]
+WAYS = [
+    *("fork", "vfork", "clone", "shared", "thread"),
+    *(pytest.param(way, marks=pytest.mark.right("clone3")) for way in ("clone3", "clone3-into")),
+]
 
 
 @pytest.fixture
@@ -148,6 +151,7 @@ def test_close_range_spares_a_device_or_not(echo, client):
     )
 
 
+@pytest.mark.right("pidfd_getfd")
 def test_descriptors_between_processes(echo, client):
     # SCM_RIGHTS to a process that did not open the device, pidfd_getfd from one that did.
     script = """
@@ -201,6 +205,7 @@ NAMESPACES = {
 }
 
 
+@pytest.mark.right("namespaces", "user namespaces")
 @pytest.mark.parametrize("flags", NAMESPACES.values(), ids=NAMESPACES)
 def test_namespaces(shell, flags, echo):
     if os.geteuid() != 0 and "r" not in flags:

@@ -26,6 +26,7 @@ OWN = "/sys/devices/virtual/cuse/echo"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the record is of what root may do")
+@pytest.mark.right("other users")
 def test_all_is_as_on_the_real_kernel():
     # tests/vm/test_sysfs.py compares the same record with the real kernel.
     with Sandbox(load(parse(f"{CLIENTS}/sysfs_server.py"))) as sandbox:

@@ -84,6 +84,7 @@ print(sandbox is not None, os.stat('/').st_uid == os.geteuid())
     assert output.splitlines() == ["hello", "/dev/echo", "five", "600", "True 3", "True False"]
 
 
+@pytest.mark.right("user namespaces")
 def test_the_nodes_owner_is_whoever_runs_the_sandbox(nobody):
     output = nobody("""
 with Sandbox(Fifo()) as sandbox:
@@ -284,6 +285,7 @@ with Sandbox(Mapped()) as sandbox:
     assert output == "unmapped b'abc'\n"
 
 
+@pytest.mark.right("other users")
 def test_going_through_ours_to_a_directory_that_may_only_be_searched(nobody):
     # /proc/PID of another user's is one, and so is this.
     with tempfile.TemporaryDirectory() as directory:

@@ -109,6 +109,7 @@ def test_c_programs(box, compiled, needs, flags):
     ]
 
 
+@pytest.mark.right("other users")
 def test_who_may_not_search_it_may_not_go_there(run):
     script = """
 os.chmod('/dev/recuse-input', 0o700)

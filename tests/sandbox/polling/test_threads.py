@@ -23,7 +23,9 @@ def kernel(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("kernel")
-@pytest.mark.parametrize("how", ["leaderless", "unshared"])
+@pytest.mark.parametrize(
+    "how", ["leaderless", pytest.param("unshared", marks=pytest.mark.right("namespaces"))]
+)
 def test_nothing_is_ready(sandbox, box, compiled, needs, how):
     needs("gcc", package="gcc")
     argv = [compiled("threadfiles"), how]
