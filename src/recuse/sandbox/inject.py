@@ -160,7 +160,7 @@ class Injection:
         self,
         name: str,
         *args: int,
-        meanwhile: Callable[[Callable[[], bool]], None] = lambda _: None,
+        meanwhile: Callable[[Callable[[], bool]], None] | None = None,
     ) -> int:
         """Have the thread make a system call and return its result.
 
@@ -185,7 +185,10 @@ class Injection:
         return result
 
     def _make(
-        self, name: str, args: tuple[int, ...], meanwhile: Callable[[Callable[[], bool]], None]
+        self,
+        name: str,
+        args: tuple[int, ...],
+        meanwhile: Callable[[Callable[[], bool]], None] | None,
     ) -> int:
         self._stop()
         layout = self._layout
@@ -200,8 +203,9 @@ class Injection:
         deliver = 0
         while stops < 2:  # before the call and after it
             self._do(_SYSCALL, 0, deliver)
-            if stops and not deliver:
-                meanwhile(self._stands)
+            if stops and meanwhile is not None:
+                once, meanwhile = meanwhile, None
+                once(self._stands)
             status = self._wait()
             number = os.WSTOPSIG(status)
             deliver = 0

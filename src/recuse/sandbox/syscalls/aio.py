@@ -29,7 +29,7 @@ from recuse.sandbox.abilities import may_trace
 from recuse.sandbox.borrowing import Borrowing
 from recuse.sandbox.filter import SUBMITTING
 from recuse.sandbox.inject import GoneError, Injection
-from recuse.sandbox.memory import read_memory, write_memory
+from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
 from recuse.sandbox.native import POLLERR, POLLHUP
 from recuse.sandbox.syscalls.asking import Asked
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed64
@@ -372,13 +372,17 @@ class _Completion:
             write_memory(self._tid, block.address, other)
 
             def meanwhile(is_over: Callable[[], bool]) -> None:
-                while not is_over() and self._key(block) == _NO_KEY:
-                    time.sleep(_LOOK_S)
-                self._put_back(block)
-                if size:
-                    self._drain(filled + size, is_over)
-                else:
-                    self._ours.shutdown(socket.SHUT_WR)
+                try:
+                    while not is_over() and self._key(block) == _NO_KEY:
+                        time.sleep(_LOOK_S)
+                    self._put_back(block)
+                    if size:
+                        self._drain(filled + size, is_over)
+                    else:
+                        self._ours.shutdown(socket.SHUT_WR)
+                except BaseException:
+                    self._ours.close()  # or the thread would wait for ever
+                    raise
 
             thread.call("io_submit", context, 1, at, SUBMITTING, meanwhile=meanwhile)
         finally:
@@ -387,13 +391,13 @@ class _Completion:
     def _key(self, block: _Block) -> int:
         try:
             (key,) = _KEY.unpack(read_memory(self._tid, block.address + _KEY_AT, _KEY.size))
-        except (OSError, struct.error):
+        except (OSError, UnreadableError, struct.error):
             return 0
         return int(key)
 
     def _put_back(self, block: _Block) -> None:
         at = _AFTER_KEY if self._key(block) != _NO_KEY else _KEY_AT
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UnreadableError):
             write_memory(self._tid, block.address + at, block.content[at:])
 
     def _fill(self) -> int:
