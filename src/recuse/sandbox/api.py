@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import threading
@@ -10,6 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from recuse.kernel.connection import Tap
+from recuse.kernel.errors import os_error
+from recuse.runtime.room import has_room
 from recuse.sandbox.launch import Command, Launch, Program
 from recuse.sandbox.machine import Joinable, Machine
 from recuse.sandbox.supervisor import Supervisor
@@ -17,6 +20,10 @@ from recuse.server.device import Device
 
 _SETTLE_S = 1.0
 """How long the end of a run waits for the devices to hear that their files were closed."""
+
+
+_DESCRIPTORS = 4
+"""How many must be left for the calls of a program that is started."""
 
 
 class Sandbox:
@@ -115,6 +122,8 @@ class Sandbox:
         supervisor.first_process = launch.program.pid
         try:
             supervisor.start()
+            if not has_room(_DESCRIPTORS):
+                raise os_error(errno.ENFILE)
             launch.execute()
         except BaseException:
             launch.abandon()

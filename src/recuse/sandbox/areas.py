@@ -32,6 +32,7 @@ from recuse.kernel.files import OpenFile
 from recuse.kernel.mmap import Mapping
 from recuse.kernel.operation import run
 from recuse.runtime.log import Log
+from recuse.runtime.room import check_room, no_room
 from recuse.sandbox.copies import Copies
 from recuse.sandbox.nodes import Node
 from recuse.wire.descriptor import OwnedDescriptor
@@ -159,6 +160,7 @@ class Areas:
             own = OwnedDescriptor(
                 os.open(f"/proc/self/fd/{memory.fileno()}", access | os.O_CLOEXEC)
             )
+            check_room(own.fileno())
             lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0)
             fcntl.fcntl(own.fileno(), fcntl.F_OFD_SETLK, lock)
             with self._lock:
@@ -169,8 +171,7 @@ class Areas:
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
-            # The machine's table is full, as it were, not the program's.
-            raise os_error(errno.ENFILE) from None
+            raise no_room() from None
         return Hold(area, byte, own)
 
     def _add(self, memory: OwnedDescriptor, inode: tuple[int, int]) -> _Area:
@@ -188,19 +189,32 @@ class Areas:
         return area
 
     def _start(self) -> None:
+        """Make what watching needs, all of it or nothing; raises OSError as that does."""
         if self._workers is not None:
             return
-        if self._inotify < 0:
-            self._inotify = _libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
-            if self._inotify < 0:
+        with contextlib.ExitStack() as made:
+            inotify = _libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
+            if inotify < 0:
                 raise os_error(ctypes.get_errno())
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            self._epoll.register(self._inotify, select.EPOLLIN)
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
-        self._epoll.register(self._wake_read, select.EPOLLIN)
-        self._workers = Workers(self._wait_for_end, self._unmapped, name="recuse-munmap")
-        self._workers.start()
+            made.callback(os.close, inotify)
+            wake_read, wake_write = os.pipe2(os.O_CLOEXEC)
+            made.callback(os.close, wake_read)
+            made.callback(os.close, wake_write)
+            epoll = made.enter_context(select.epoll())
+            check_room(epoll.fileno())
+            epoll.register(inotify, select.EPOLLIN)
+            epoll.register(wake_read, select.EPOLLIN)
+            self._inotify, self._wake_read, self._wake_write = inotify, wake_read, wake_write
+            self._epoll = epoll
+            workers = Workers(self._wait_for_end, self._unmapped, name="recuse-munmap")
+            try:
+                workers.start()
+            except OSError:
+                self._inotify = self._wake_read = self._wake_write = -1
+                self._epoll = None
+                raise
+            self._workers = workers
+            made.pop_all()
 
     def abandon(self, hold: Hold) -> None:
         """Nothing was mapped after all."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.room import check_room, no_room
 from recuse.wire.declare import Buffer
 from recuse.wire.descriptor import OwnedDescriptor
 
@@ -76,8 +77,8 @@ class Copies:
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
-            # The machine's table is full, as it were, not the program's.
-            raise os_error(errno.ENFILE) from None
+            raise no_room() from None
+        check_room(memory.fileno())  # or it is closed as nobody has it
         return Copy(memory, offset, wanted)
 
 

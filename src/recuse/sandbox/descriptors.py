@@ -20,7 +20,6 @@ import errno
 import fcntl
 import functools
 import os
-import resource
 import select
 import socket
 import struct
@@ -36,6 +35,7 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
 from recuse.runtime.log import Log
+from recuse.runtime.room import check_room, no_room
 from recuse.sandbox.abilities import PIDFD_THREAD, may_fetch, may_hold_threads
 from recuse.sandbox.arch import arch
 from recuse.sandbox.errands import Errands
@@ -69,16 +69,6 @@ _LAST_RELEASES_S = 5.0
 
 _SWEEP_S = 0.5
 """How long the last close of a file may go unnoticed whose device has gone while it was polled."""
-
-
-_RESERVE = 64
-"""Descriptors that are kept for what a call on an open file needs for a moment."""
-
-
-def _last_for_files() -> int:
-    """From which number on descriptors are kept, as the lowest that is free is always taken."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return limit - min(_RESERVE, limit // 4)
 
 
 class Descriptor:
@@ -129,11 +119,12 @@ class Descriptor:
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
-            # The machine's table is full, as it were, not the program's.
-            raise os_error(errno.ENFILE) from None
-        if self.end >= _last_for_files():
+            raise no_room() from None
+        try:
+            check_room(self.end)
+        except OSError:
             self.close()
-            raise os_error(errno.ENFILE)
+            raise
 
     def _make_pipe(self) -> None:
         self.pipe = PipeEnd()

@@ -10,6 +10,8 @@ import os
 import select
 from typing import Final
 
+from recuse.runtime.room import is_plenty
+
 _PIDFD_THREAD: Final = os.O_EXCL
 
 
@@ -36,8 +38,12 @@ class Ends:
         except OSError:
             return False
         try:
-            self._epoll.register(pidfd, select.EPOLLIN)
+            kept = is_plenty(pidfd)
+            if kept:
+                self._epoll.register(pidfd, select.EPOLLIN)
         except OSError:
+            kept = False
+        if not kept:
             os.close(pidfd)
             return False
         self._pidfds[tid] = pidfd

@@ -32,6 +32,8 @@ _ORPHANS_S = 5.0
 _KEYS = (signal.SIGINT, signal.SIGQUIT)
 _PASSED_ON = (*_KEYS, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
+_FEW_FILES = 64
+
 _BROKEN = 125
 """The exit status if it is recuse that has failed, as env(1) and timeout(1) have it."""
 
@@ -70,6 +72,11 @@ def supervise(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Each file that any program has open costs the supervisor a descriptor.
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard < _FEW_FILES:
+        with contextlib.suppress(OSError):
+            # glibc loads it when a thread is ended by the interpreter's end, and aborts if it
+            # cannot.
+            ctypes.CDLL("libgcc_s.so.1")
     program: Program | None = None
 
     def forward(number: int, frame: FrameType | None) -> None:

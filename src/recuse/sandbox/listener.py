@@ -73,6 +73,10 @@ class Notification(NamedTuple):
 _make = cast("Callable[[type[Notification], tuple[int, ...]], Notification]", tuple.__new__)
 
 
+class TableFullError(OSError):
+    """EMFILE that is the caller's: its table is full, not this process's."""
+
+
 class Listener:
     """Owns the listener descriptor.
 
@@ -185,7 +189,8 @@ class Listener:
             The number, or None if the caller is gone.
 
         Raises:
-            OSError: EMFILE when the caller's table is full; EBADF if ``descriptor`` is none.
+            TableFullError: the caller's table is full.
+            OSError: EBADF if ``descriptor`` is none.
         """
         flags = os.O_CLOEXEC if cloexec else 0
         addition = bytearray(_ADDITION.pack(call_id, 0, descriptor, 0, flags))
@@ -194,6 +199,8 @@ class Listener:
         except (OSError, ValueError) as error:
             if self._is_gone(call_id, error):
                 return None
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                raise TableFullError(errno.EMFILE, error.strerror) from None
             raise
 
     def _is_gone(self, call_id: int, error: OSError | ValueError) -> bool:

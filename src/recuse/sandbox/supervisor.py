@@ -19,7 +19,7 @@ from recuse.kernel.request import Reply
 from recuse.runtime.log import Log
 from recuse.runtime.threads import must_not_block, no_more
 from recuse.sandbox.arch import arch
-from recuse.sandbox.listener import Listener, Notification
+from recuse.sandbox.listener import Listener, Notification, TableFullError
 from recuse.sandbox.machine import Machine
 from recuse.sandbox.memory import CallerMemory, HiddenError, UnreadableError
 from recuse.sandbox.signals import ERESTARTSYS
@@ -135,6 +135,8 @@ class Supervisor:
         number = errno.EIO
         if isinstance(error, OSError):
             number = error.errno or errno.EIO
+            if number == errno.EMFILE and not isinstance(error, TableFullError):
+                number = errno.ENFILE  # it is ours that is full
         elif isinstance(error, MemoryError):
             number = errno.ENOMEM
         while True:

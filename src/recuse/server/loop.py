@@ -19,6 +19,7 @@ from typing import Any
 
 from recuse.runtime import threads
 from recuse.runtime.log import Log, report
+from recuse.runtime.room import check_room
 from recuse.server.exchange import Exchange, discard
 
 log = Log("recuse.server")
@@ -201,8 +202,8 @@ def _check_room() -> None:
     It has an epoll and a socket pair; what cannot be finished raises once more when it goes.
     """
     first, second = socket.socketpair()
-    with first, second, select.epoll():
-        pass
+    with first, second, select.epoll() as epoll:
+        check_room(epoll.fileno())
 
 
 def _run(started: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> None:
