@@ -15,7 +15,6 @@ import pytest
 PATIENCE_S = 60
 SCENARIO = Path(__file__).with_name("exhausting.py")
 DOINGS = ["ordinary", "read", "write", "ioctl", "async", "poll", "mmap", "many", "ordinary"]
-LACKS = {"EAGAIN", "ENFILE", "ENOMEM"}
 
 DEVICES = """
 import time
@@ -89,6 +88,16 @@ def test_without_threads_each_call_is_answered(number: int) -> None:
 @pytest.mark.parametrize("number", range(16))
 def test_whichever_thread_lacks(number: int, once: list[str]) -> None:
     check_threads(outcomes("threads", str(number), *once))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kibibytes", range(40_000, 100_000, 3000))
+def test_however_little_memory_there_is(kibibytes: int) -> None:
+    """The program has as little: it may end sooner, but nothing may wait for ever."""
+    done = run([sys.executable, str(SCENARIO), "memory", str(kibibytes)])
+    for line in done.stdout.splitlines():
+        if not line.startswith("not started: "):
+            assert line.split()[1] in {"ok", "EAGAIN", "ENFILE", "ENOMEM", "EIO"}, line
 
 
 class PidsLimit:

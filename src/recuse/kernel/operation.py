@@ -66,7 +66,8 @@ def run(
     Goes on here as long as replies are there when `Connection.submit` returns, and after that in
     the threads that bring the replies.  Returns None if the operation has ended.
 
-    An exception that is no OSError is a mistake: it is logged, and the error is EIO.
+    An exception that is no OSError is a mistake: it is logged, and the error is EIO. Without memory
+    it is ENOMEM.
     """
     result = None
     error = None
@@ -91,6 +92,8 @@ def run(
     except OSError as exception:
         # Without the traceback, which would hold this frame, which holds the exception.
         error = exception.with_traceback(None)
+    except MemoryError:
+        error = os_error(errno.ENOMEM)
     except Exception:
         log.exception("an operation failed")
         error = os_error(errno.EIO)

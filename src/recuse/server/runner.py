@@ -1,6 +1,7 @@
 """Calls an author's methods, and sees to it that each request gets its answer, come what may."""
 
 import errno
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -216,9 +217,12 @@ class Runner:
         """Return the tasks, with the loop acquired if it was not, None after the end."""
         with self._lock:
             if self._tasks is None and not self._ended:
-                from recuse.server.loop import Tasks  # noqa: PLC0415
+                try:
+                    from recuse.server.loop import Tasks  # noqa: PLC0415
 
-                self._tasks = Tasks()
+                    self._tasks = Tasks()
+                except MemoryError as error:
+                    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
             return self._tasks
 
     def _give_up_loop(self) -> None:
