@@ -70,7 +70,7 @@ static void round_of_calls(int *pair, int *ends, int device)
     struct stat status;
     struct statfs filesystem;
     struct pollfd pollfd = {ends[0], POLLIN | POLLOUT, 0};
-    struct timeval none = {0, 0}, times[2] = {{1, 0}, {1, 0}};
+    struct timeval none __attribute__((unused)) = {0, 0}, times[2] = {{1, 0}, {1, 0}};
     fd_set set;
     int file = DO(open("file", O_RDWR | O_CREAT | O_TRUNC, 0644)), size, number;
 
@@ -83,10 +83,12 @@ static void round_of_calls(int *pair, int *ends, int device)
     DO(fcntl(file, F_GETFL));
     DO(fchmod(file, 0600));
     DO(flock(file, LOCK_EX | LOCK_NB));
+#ifndef __i386__ /* There calls of six arguments are made by a function that hides their number. */
     void *map = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, file, 0);
     DO(map == MAP_FAILED ? -1 : 0);
     if (map != MAP_FAILED)
         munmap(map, 4096);
+#endif
     close(file);
     DO(stat("file", &status));
     DO(lstat("file", &status));
@@ -132,7 +134,9 @@ static void round_of_calls(int *pair, int *ends, int device)
     DO(ioctl(ends[1], FIONREAD, &size));
     FD_ZERO(&set);
     FD_SET(ends[1], &set);
+#ifndef __i386__
     DO(select(ends[1] + 1, &set, NULL, NULL, &none));
+#endif
     DO(recv(ends[1], buffer, 4, 0));
     number = 1;
     DO(setsockopt(ends[0], SOL_SOCKET, SO_KEEPALIVE, &number, sizeof number));

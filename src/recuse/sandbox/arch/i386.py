@@ -154,6 +154,8 @@ SYSCALLS: Final[dict[str, int]] = {
     "fstatfs64": 269,
     "mmap": 90,
     "mremap": 163,
+    "sigreturn": 119,
+    "rt_sigreturn": 173,
 }
 """Every system call that recuse traps, by name."""
 

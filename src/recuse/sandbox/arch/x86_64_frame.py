@@ -19,7 +19,7 @@ SIZE: Final = 176
 At rt_sigreturn(2) the stack pointer points to its beginning.
 """
 
-CODE_SIZE: Final = 32
+CODE_SIZE: Final = 48
 """How many bytes of code, up to and with ``syscall``, tell which call it made."""
 
 _REGISTERS = struct.Struct("=40x17Q")

@@ -30,6 +30,7 @@ from recuse.sandbox.syscalls import (
     poll,
     processes,
     rw,
+    sigreturn,
     status,
     workdir,
 )
@@ -337,6 +338,7 @@ _RENAMED: Final = {
 """Calls whose arguments, so far as they matter here, are those of a 64-bit call of another name."""
 
 _OWN: Final[dict[str, Handler]] = {
+    **sigreturn.COMPAT_HANDLERS,
     "pread64": pread64,
     "pwrite64": pwrite64,
     "readv": readv,

@@ -22,12 +22,11 @@ import logging
 import os
 import select
 import stat
-import struct
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from recuse.sandbox.arch import arch, x86_64_frame
+from recuse.sandbox.arch import arch, i386, i386_frame, x86_64_frame
 from recuse.sandbox.descriptors import fetch_descriptor
 from recuse.sandbox.filter import TRAPPED_FCNTL
 from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
@@ -36,11 +35,16 @@ from recuse.sandbox.syscalls.poll import PollFiles, SelectFiles
 from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
-    from recuse.sandbox.arch.x86_64_frame import Interrupted
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
 _log = logging.getLogger("recuse.sandbox")
+
+Interrupted: TypeAlias = "x86_64_frame.Interrupted | i386_frame.Interrupted"
+
+_Repair: TypeAlias = "Callable[[Supervisor, Notification], None]"
+
+_CODE_SIZE: Final = max(x86_64_frame.CODE_SIZE, i386_frame.CODE_SIZE)
 
 _Decision: TypeAlias = "Callable[[Supervisor, Notification, Interrupted], bool]"
 """Whether a call that was not received would have gone on natively, and so is made once more."""
@@ -55,7 +59,12 @@ _MOST_FILES: Final = 256
 """Of a call, that are looked at."""
 
 _LOCK_NB: Final = 4
-_TIME = struct.Struct("=qq")
+
+_SOCKETCALL_EVENTS: Final = {
+    **dict.fromkeys((5, 10, 12, 17, 18, 19), _READABLE),  # accept, recv and their kin
+    **dict.fromkeys((9, 11, 16, 20), _WRITABLE),  # send
+}
+"""linux/net.h: those that wait, and for what."""
 
 _WAITING_IOCTLS: Final = frozenset(
     {
@@ -128,6 +137,15 @@ def _ready(events: int) -> _Decision:
     return decide
 
 
+def _socketcall(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+    """Of ``socketcall(kind, args)``, whose arguments are in memory."""
+    kind = made.argument(0)
+    if kind not in _SOCKETCALL_EVENTS:
+        return True
+    number = int.from_bytes(read_memory(call.pid, made.argument(1), 4), "little")
+    return _is_ready(supervisor, call, number, _SOCKETCALL_EVENTS[kind])
+
+
 def _control(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
     if made.argument(1) & 0xFFFFFFFF not in _WAITING_IOCTLS:
         return True
@@ -164,19 +182,20 @@ def _open(path: int, base: int | None = None) -> _Decision:
     return decide
 
 
-def _waits_not(files: _Files, milliseconds: int | None = None, time: int = 0) -> _Decision:
+def _waits_not(
+    files: _Files, milliseconds: int | None = None, time: int = 0, size: int = 16
+) -> _Decision:
     """Of calls that wait for ``files``: one is ready already, or they wait for no time.
 
-    That is argument ``milliseconds``, or a timespec or timeval where argument ``time`` points to.
+    That is argument ``milliseconds``, or a timespec or timeval of ``size`` bytes where argument
+    ``time`` points to.
     """
 
     def decide(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
         if milliseconds is not None:
             if signed32(made.argument(milliseconds)) == 0:
                 return True
-        elif (address := made.argument(time)) and not any(
-            read_memory(call.pid, address, _TIME.size)
-        ):
+        elif (address := made.argument(time)) and not any(read_memory(call.pid, address, size)):
             return True
         return any(
             _is_ready(supervisor, call, number & 0xFFFFFFFF, events)
@@ -192,10 +211,10 @@ def _polled(tid: int, made: Interrupted) -> list[tuple[int, int]]:
     return PollFiles(tid, made.argument(0), count).entries if 0 < count <= _MOST_FILES else []
 
 
-def _selected(tid: int, made: Interrupted) -> list[tuple[int, int]]:
+def _selected(tid: int, made: Interrupted, word: int = 8) -> list[tuple[int, int]]:
     count = signed32(made.argument(0))
     addresses = made.argument(1), made.argument(2), made.argument(3)
-    return SelectFiles(tid, addresses, count, 8).entries if 0 < count <= _MOST_FILES else []
+    return SelectFiles(tid, addresses, count, word).entries if 0 < count <= _MOST_FILES else []
 
 
 def _epoll(tid: int, made: Interrupted) -> list[tuple[int, int]]:
@@ -231,26 +250,83 @@ def _by_number(names: Iterable[str]) -> dict[int | None, _Decision]:
     return {arch.SYSCALLS[name]: _DECISIONS[name] for name in names if name in arch.SYSCALLS}
 
 
-_BY_NUMBER: Final = _by_number(_DECISIONS)
-_WAITS: Final = _by_number(
-    ("poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "epoll_pwait2")
+_WAITING: Final = (
+    "poll",
+    "ppoll",
+    "select",
+    "pselect6",
+    "epoll_wait",
+    "epoll_pwait",
+    "epoll_pwait2",
 )
+_BY_NUMBER: Final = _by_number(_DECISIONS)
+_WAITS: Final = _by_number(_WAITING)
 """Those that a signal ends also where its handler has SA_RESTART (ERESTARTNOHAND, EINTR)."""
 
+_SAME_AS: Final = {"_llseek": "lseek", "fstatat64": "newfstatat", "sendfile64": "sendfile"}
 
-def rt_sigreturn(supervisor: Supervisor, call: Notification) -> int:
-    """``rt_sigreturn()``.
+_NARROW: Final[dict[str, _Decision]] = {
+    "socketcall": _socketcall,
+    "poll": _DECISIONS["poll"],
+    "ppoll": _waits_not(_polled, time=2, size=8),
+    "ppoll_time64": _DECISIONS["ppoll"],
+    "_newselect": _waits_not(partial(_selected, word=4), time=4, size=8),
+    "pselect6": _waits_not(partial(_selected, word=4), time=4, size=8),
+    "pselect6_time64": _waits_not(partial(_selected, word=4), time=4),
+    "epoll_wait": _DECISIONS["epoll_wait"],
+    "epoll_pwait": _DECISIONS["epoll_pwait"],
+    "epoll_pwait2": _DECISIONS["epoll_pwait2"],
+}
+"""Calls of 32-bit programs that have layouts of their own; old select's five are in memory."""
+
+
+def _compat_decisions() -> dict[int | None, _Decision]:
+    found: dict[int | None, _Decision] = dict.fromkeys(i386.FCNTL, _fcntl)
+    found[i386.MMAP2] = found[i386.CLONE] = _never
+    for name, number in i386.SYSCALLS.items():
+        # stat64 and chown32 do what stat and chown do; sigreturn what rt_sigreturn does.
+        for known in (name, _SAME_AS.get(name, ""), name[:-2], f"rt_{name}"):
+            if known in _DECISIONS and known not in _WAITING:
+                found[number] = _DECISIONS[known]
+                break
+        if name in _NARROW:
+            found[number] = _NARROW[name]
+    return found
+
+
+_COMPAT_BY_NUMBER: Final = _compat_decisions()
+
+
+def _end(supervisor: Supervisor, call: Notification, repair: _Repair) -> int:
+    """End a handler.
 
     It always goes on: the thread has nowhere to go on to without. So whatever goes wrong here
     leaves the EINTR that the kernel has given.
     """
     try:
-        _repair(supervisor, call)
+        repair(supervisor, call)
     except (OSError, UnreadableError):
         pass  # it lets nobody look into it, or is gone
     except Exception:
         _log.exception("internal error at the end of a signal handler of thread %d", call.pid)
     return PROCEED
+
+
+def rt_sigreturn(supervisor: Supervisor, call: Notification) -> int:
+    """``rt_sigreturn()``."""
+    return _end(supervisor, call, _repair)
+
+
+def compat_rt_sigreturn(supervisor: Supervisor, call: Notification) -> int:
+    """``rt_sigreturn()`` of a 32-bit program, whose handler has SA_SIGINFO."""
+    return _end(
+        supervisor, call, partial(_repair_compat, i386_frame.CONTEXT_OFFSETS["rt_sigreturn"])
+    )
+
+
+def compat_sigreturn(supervisor: Supervisor, call: Notification) -> int:
+    """``sigreturn()`` of a 32-bit program."""
+    return _end(supervisor, call, partial(_repair_compat, i386_frame.CONTEXT_OFFSETS["sigreturn"]))
 
 
 def _repair(supervisor: Supervisor, call: Notification) -> None:
@@ -262,26 +338,40 @@ def _repair(supervisor: Supervisor, call: Notification) -> None:
         decide = _WAITS.get(made.number)
         if decide is None or decide(supervisor, call, made):
             return
-        outcome = made.failed()
+        outcome: bytes | None = made.failed()
     else:
-        number = _number(call, made)
-        decide = _BY_NUMBER.get(number)
-        if decide is None or not decide(supervisor, call, made):
-            return
-        outcome = made.made_anew(number)
-        supervisor.signals.owed[call.pid] = made.after
-    if supervisor.listener.alive(call.id):
+        outcome = _made_anew(supervisor, call, made, _BY_NUMBER)
+    if outcome is not None and supervisor.listener.alive(call.id):
         write_memory(call.pid, stack + x86_64_frame.OUTCOME_OFFSET, outcome)
 
 
-def _number(call: Notification, made: Interrupted) -> int:
-    """The number of a call that has failed, -1 if that is not known."""
+def _repair_compat(offset: int, supervisor: Supervisor, call: Notification) -> None:
+    context = _stack_pointer(call.pid) + offset
+    content = read_memory(call.pid, context, i386_frame.SIZE)
+    if len(content) < i386_frame.SIZE or (made := i386_frame.interrupted(content)) is None:
+        return
+    outcome = _made_anew(supervisor, call, made, _COMPAT_BY_NUMBER)
+    if outcome is not None and supervisor.listener.alive(call.id):
+        write_memory(call.pid, context + i386_frame.OUTCOME_OFFSET, outcome)
+
+
+def _made_anew(
+    supervisor: Supervisor,
+    call: Notification,
+    made: Interrupted,
+    decisions: dict[int | None, _Decision],
+) -> bytes | None:
+    """What makes the thread make its call once more; None if it keeps its EINTR."""
     if made.after == call.instruction:
-        return call.number  # the end of another handler, by the same code
-    read = partial(read_memory, call.pid)
-    size = x86_64_frame.CODE_SIZE
-    number = made.number_of(read(made.after - size, size), read)
-    return -1 if number is None else number
+        number: int | None = call.number  # the end of another handler, by the same code
+    else:
+        read = partial(read_memory, call.pid)
+        number = made.number_of(read(made.after - _CODE_SIZE, _CODE_SIZE), read)
+    decide = decisions.get(number)
+    if number is None or decide is None or not decide(supervisor, call, made):
+        return None
+    supervisor.signals.owed[call.pid] = made.after
+    return made.made_anew(number)
 
 
 def _stack_pointer(tid: int) -> int:
@@ -292,3 +382,7 @@ def _stack_pointer(tid: int) -> int:
 
 
 HANDLERS: Final[dict[str, Handler]] = {"rt_sigreturn": rt_sigreturn}
+COMPAT_HANDLERS: Final[dict[str, Handler]] = {
+    "rt_sigreturn": compat_rt_sigreturn,
+    "sigreturn": compat_sigreturn,
+}

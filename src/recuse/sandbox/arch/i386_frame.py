@@ -1,0 +1,133 @@
+"""What an x86-64 kernel leaves on the stack for a 32-bit program's signal handler.
+
+arch/x86/kernel/signal_32.c, Linux 6.18: as :mod:`recuse.sandbox.arch.x86_64_frame`.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import re
+import struct
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+SIZE: Final = 64
+"""How much of ``struct sigcontext_32`` is needed, up to and with the segment of eip."""
+
+CONTEXT_OFFSETS: Final = {"sigreturn": 0, "rt_sigreturn": 160}
+"""Where it is from the stack pointer on, at the call that ends a handler."""
+
+OUTCOME_OFFSET: Final = 44
+"""Where in it eax, the trap's number, the error code and eip are."""
+_OUTCOME = struct.Struct("=4I")
+
+CODE_SIZE: Final = 48
+
+_REGISTERS = struct.Struct("=16x12I")  # up to eip
+_EDI, _ESI, _EBP, _ESP, _EBX, _EDX, _ECX, _EAX, _TRAP, _ERROR, _EIP = range(11)
+_BY_NUMBER: Final = (_EAX, _ECX, _EDX, _EBX, _ESP, _EBP, _ESI, _EDI)
+_FAILED: Final = (1 << 32) - errno.EINTR
+
+_INT80: Final = b"\xcd\x80"
+_VDSO: Final = (b"\x0f\x34" + _INT80, b"\x0f\x05" + _INT80)
+"""The end of ``__kernel_vsyscall``: sysenter or syscall, and for calls that are made once more
+``int $0x80``. It has pushed three registers then."""
+_VDSO_CALLER: Final = 12
+
+
+class Interrupted:
+    """A system call that has failed with EINTR, and whose signal's handler returns now."""
+
+    __slots__ = ("_registers", "after", "number")
+
+    restarts = False
+    """Others are not told of."""
+
+    def __init__(self, registers: tuple[int, ...]) -> None:
+        self._registers = registers
+        self.number = None
+        self.after = registers[_EIP]
+        """Where it goes on after the call."""
+
+    def argument(self, index: int) -> int:
+        """The call's argument 0 to 5."""
+        return self._registers[(_EBX, _ECX, _EDX, _ESI, _EDI, _EBP)[index]]
+
+    def made_anew(self, number: int) -> bytes:
+        """What is to be at :data:`OUTCOME_OFFSET` to have the call made once more."""
+        registers = self._registers
+        again = self.after - len(_INT80)
+        return _OUTCOME.pack(number, registers[_TRAP], registers[_ERROR], again)
+
+    def failed(self) -> bytes:
+        """What is there now."""
+        registers = self._registers
+        return _OUTCOME.pack(_FAILED, registers[_TRAP], registers[_ERROR], self.after)
+
+    def number_of(self, code: bytes, read: Callable[[int, int], bytes]) -> int | None:
+        """The call's number; None for all but usual code.
+
+        Args:
+            code: the :data:`CODE_SIZE` bytes before :attr:`after`.
+            read: reads that many bytes of the thread's memory, fewer where it ends.
+        """
+        patterns = _patterns()
+        if code.endswith(_VDSO):
+            caller = read(self._registers[_ESP] + _VDSO_CALLER, 4)
+            code = read(int.from_bytes(caller, "little") - CODE_SIZE, CODE_SIZE)
+        elif not code.endswith(_INT80):
+            return None
+        if found := patterns.number.search(code):
+            return int.from_bytes(found["number"], "little")
+        if found := patterns.register.search(code):
+            return self._registers[_BY_NUMBER[found["register"][0] >> 3 & 7]]
+        return None
+
+
+def interrupted(context: bytes) -> Interrupted | None:
+    """The call out of which a thread came when its handler was begun; None if there was none.
+
+    Args:
+        context: :data:`SIZE` bytes. Whether there was a call, the code tells in the end.
+    """
+    registers = _REGISTERS.unpack(context)
+    return Interrupted(registers) if registers[_EAX] == _FAILED else None
+
+
+class _Patterns(NamedTuple):
+    """Code that ends with a call, by what has set eax before."""
+
+    number: re.Pattern[bytes]
+    register: re.Pattern[bytes]
+
+
+def _bytes(is_one: Callable[[int], object]) -> bytes:
+    """A regular expression for one byte of a kind."""
+    return b"[%b]" % b"".join(re.escape(bytes((n,))) for n in range(256) if is_one(n))
+
+
+@functools.cache  # and not at import: most programs never need them
+def _patterns() -> _Patterns:
+    between = (
+        rb"[\xb9-\xbf].{4}",  # mov $number,%register
+        rb"[\x89\x31]" + _bytes(lambda n: n >> 6 == 3 and n & 7),  # mov and xor to a register
+        rb"[\x8b\x33]" + _bytes(lambda n: n >> 6 == 3 and n & 0x38),
+        rb"\xe8.{4}\x81[\xc1-\xc7].{4}",  # call of the next instruction's address, add to that
+        rb"[\x51-\x57]",  # push
+        # mov and lea number(%register),%register, and from the stack
+        rb"[\x8b\x8d]" + _bytes(lambda n: n >> 6 == 1 and n & 0x38 and n & 7 != 4) + rb".",
+        rb"[\x8b\x8d]" + _bytes(lambda n: n >> 6 == 1 and n & 0x38 and n & 7 == 4) + rb"\x24.",
+        rb"[\x8b\x8d]" + _bytes(lambda n: n >> 6 == 2 and n & 0x38 and n & 7 != 4) + rb".{4}",
+        rb"[\x8b\x8d]" + _bytes(lambda n: n >> 6 == 2 and n & 0x38 and n & 7 == 4) + rb"\x24.{4}",
+        rb"\x8b" + _bytes(lambda n: n >> 6 == 0 and n & 0x38 and n & 7 not in {4, 5}),
+    )
+    call = rb"(?:\x65\xff\x15\x10\x00\x00\x00|\xcd\x80)\Z"  # call *%gs:0x10; int $0x80
+    return _Patterns(
+        re.compile(rb"\xb8(?P<number>.{4})(?:" + b"|".join(between) + rb")*" + call, re.DOTALL),
+        re.compile(
+            # Nothing between: it could change the register.
+            rb"\x89(?P<register>%b)%b" % (_bytes(lambda n: n & 0xC7 == 0xC0 and n & 0x38), call),
+            re.DOTALL,
+        ),
+    )

@@ -1,0 +1,90 @@
+"""Signal frames of 32-bit programs, from which it is told which call a signal has ended."""
+
+import errno
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recuse.sandbox.arch import i386_frame
+
+EIP, ESP, CALLER = 0xF7F00009, 0xFFF00000, 0x56001000
+ORDER = ["di", "si", "bp", "sp", "bx", "dx", "cx", "ax", "trap", "error", "ip", "cs"]
+FAILED = -errno.EINTR & 0xFFFFFFFF
+SYSENTER, SYSCALL = "515255 89e5 0f34 cd80", "515255 89cd 0f05 cd80"
+CALL = "65ff1510000000"
+
+
+def context_of(**registers):
+    """A context as the kernel leaves it after a call that has failed with EINTR."""
+    values = dict.fromkeys(ORDER, 0) | {"ax": FAILED, "ip": EIP, "sp": ESP} | registers
+    return bytes(16) + struct.pack("=12I", *(values[name] for name in ORDER))
+
+
+def padded(code):
+    return bytes.fromhex(code).rjust(i386_frame.CODE_SIZE, b"\x90")
+
+
+def number_of(code, caller="", **registers):
+    made = i386_frame.interrupted(context_of(**registers))
+    memory = {ESP + 12: struct.pack("=I", CALLER), CALLER - i386_frame.CODE_SIZE: padded(caller)}
+    return made.number_of(padded(code), lambda address, size: memory[address][:size])
+
+
+@pytest.mark.parametrize("entry", [SYSENTER, SYSCALL])
+@pytest.mark.parametrize(
+    ("code", "number"),
+    [
+        ("b80a000000", 10),  # mov $10,%eax
+        ("b836000000 b909540000 ba01000000", 54),  # mov to ecx, mov to edx
+        ("b836000000 e8ca790500 81c619551000 53 8b4c2410 8b542414 8b5c240c", 54),
+        ("b8c3000000 89fb 8b4dfc", 195),  # mov %edi,%ebx; mov -4(%ebp),%ecx
+    ],
+)
+def test_a_number_that_the_vdsos_caller_loads(entry, code, number):
+    assert number_of(entry, code + CALL) == number
+
+
+def test_a_number_in_a_register():
+    assert number_of(SYSENTER, "89f8" + CALL, di=212) == 212  # mov %edi,%eax
+
+
+def test_a_call_without_the_vdso():
+    assert number_of("b877000000 cd80") == 119
+
+
+@pytest.mark.parametrize(
+    ("code", "caller"),
+    [
+        ("0f05", ""),
+        (SYSENTER, ""),
+        (SYSENTER, "b80a000000 ffd0" + CALL),  # call *%eax
+        (SYSENTER, "b80a000000 89d8" + CALL[:-2]),
+        ("b87700 cd80", ""),
+    ],
+)
+def test_code_that_does_not_tell(code, caller):
+    assert number_of(code, caller) is None
+
+
+def test_outcomes():
+    made = i386_frame.interrupted(context_of(bx=1, cx=2, dx=3, si=4, di=5, bp=6, trap=7, error=8))
+    assert [made.argument(index) for index in range(6)] == [1, 2, 3, 4, 5, 6]
+    assert made.after == EIP
+    assert struct.unpack("=4I", made.made_anew(10)) == (10, 7, 8, EIP - 2)
+    begins = i386_frame.OUTCOME_OFFSET
+    assert context_of(trap=7, error=8)[begins : begins + 16] == made.failed()
+
+
+@given(st.binary(min_size=i386_frame.SIZE, max_size=i386_frame.SIZE))
+def test_whatever_the_context(context):
+    made = i386_frame.interrupted(context)
+    assert made is None or struct.unpack_from("=I", context, 44)[0] == FAILED
+
+
+@given(st.binary(max_size=i386_frame.CODE_SIZE), st.binary(max_size=i386_frame.CODE_SIZE))
+def test_whatever_the_code(code, caller):
+    made = i386_frame.interrupted(context_of())
+    number = made.number_of(code, lambda _, size: caller[:size])
+    assert number is None or 0 <= number < 1 << 32
