@@ -108,8 +108,10 @@ class Tree:
             if node is not None and not (follow and node.target):
                 return Found(node)
         if not scope and not self.nodes.hides_links:
-            elsewhere = self._elsewhere_there if self.many_roots else self._elsewhere
-            if elsewhere(tid, base, path, follow, opening):
+            if self.many_roots:
+                if self._elsewhere_there(tid, base, path, follow, opening):
+                    return None
+            elif self._elsewhere(tid, base, path, follow, opening):
                 return None
         with Walk(
             self.nodes,
@@ -128,10 +130,15 @@ class Tree:
         Seen by the supervisor, that is: what goes through ``/proc/self`` or through links like
         ``/proc/PID/fd/N``, which say what they lead to only when they are followed, is walked.
         """
-        if path.startswith(_OF_THE_READER):
+        of_self = path.startswith(b"/proc/self/")
+        if of_self:
+            path = b"/proc/%d/" % self._tasks.get(tid).tgid + path[len(b"/proc/self/") :]
+        elif path.startswith(_OF_THE_READER):
             return False
         native = path if path.startswith(b"/") else start_of(tid, base) + b"/" + path
-        opened = len(self._descriptors) or (self.shadows.used and path.startswith(b"/proc/"))
+        opened = (
+            len(self._descriptors) or of_self or (self.shadows.used and path.startswith(b"/proc/"))
+        )
         start = len(native) - len(path)
         if opened and self._goes_through_magic(native, start):
             return False
@@ -139,8 +146,10 @@ class Tree:
             return False  # a shadow's own "." and ".." are there natively
         # Of /proc/devices, which is hidden in every sandbox, the name is taken for a sign: a
         # symbolic link of another name leads to the native one.
-        looks = path.endswith(b"devices") or self.nodes.hides_files
-        looks = looks or (opening and self.nodes.numbers_elsewhere)
+        nodes = self.nodes
+        looks = (
+            nodes.hides_files or (opening and nodes.numbers_elsewhere) or path.endswith(b"devices")
+        )
         try:
             if follow and not looks:
                 if os.access(native, os.F_OK):

@@ -195,6 +195,7 @@ class Walk:
         self._through_ours = False
         self._links = 0
         self._magic = False
+        self._who: Credentials | None = None
 
     def __enter__(self) -> Walk:
         """Do nothing."""
@@ -271,7 +272,9 @@ class Walk:
         return None
 
     def _credentials(self) -> Credentials:
-        return self._tasks.get(self._tid).credentials
+        if self._who is None:
+            self._who = self._tasks.get(self._tid).credentials
+        return self._who
 
     def _check_search(self) -> None:
         """Raise ENOTDIR or EACCES unless a name may be looked up here.
@@ -410,7 +413,8 @@ class Walk:
         try:
             status = os.fstat(file)
             is_link = stat.S_ISLNK(status.st_mode)
-            in_proc = is_link and Nodes.is_proc(file)
+            # Quickly, if it is the supervisor's own.
+            in_proc = is_link and (status.st_dev == self._nodes.proc_device or Nodes.is_proc(file))
             target = self._target(name, here, file, in_proc) if is_link else b""
         except BaseException:
             os.close(file)
@@ -418,7 +422,8 @@ class Walk:
         if not is_link:
             self._go(file, status)
             return None
-        is_magic = in_proc and meets_magic(here.file, name)
+        in_root = here.status.st_ino == _PROC_ROOT_INODE  # where there are none
+        is_magic = in_proc and not in_root and meets_magic(here.file, name)
         if not names and not follow:
             ours = self._at_magic_link(here, name, target) if is_magic else None
             if ours is not None:
