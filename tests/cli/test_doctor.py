@@ -15,7 +15,8 @@ from recuse.cli import doctor, probes
 from recuse.cli.doctor import Check, Finding
 from recuse.sandbox.arch import SUPPORTED
 
-SECCOMP, PROCESS_VM_READV, PTRACE, PIDFD_OPEN, KCMP = 317, 310, 101, 434, 312
+SECCOMP, PTRACE, PIDFD_OPEN, PIDFD_GETFD, KCMP = 317, 101, 434, 438, 312
+PROCESS_VM_READV, PROCESS_VM_WRITEV = 310, 311
 
 on_supported = pytest.mark.skipif(not SUPPORTED, reason="another architecture than x86-64")
 
@@ -274,24 +275,26 @@ def test_where_seccomp_is_forbidden() -> None:
 
 
 @on_supported
-@pytest.mark.right("pidfd_getfd")
-def test_where_memory_cannot_be_read() -> None:
-    status, checks = run_doctor(PROCESS_VM_READV)
-    assert status == 1
-    assert not checks["process memory"]["good"]
-    assert "SYS_PTRACE" in checks["process memory"]["advice"]
-    assert checks["user notification"]["good"]
+def test_where_dockers_default_profile_is() -> None:
+    status, checks = run_doctor(PIDFD_GETFD, KCMP)
+    assert status == 0
+    assert not checks["fetching descriptors"]["good"]
+    assert "nothing is missing" in checks["fetching descriptors"]["advice"]
 
 
 @on_supported
-@pytest.mark.right("pidfd_getfd")
-def test_what_can_be_missing() -> None:
-    status, checks = run_doctor(PTRACE, KCMP)
+def test_where_much_is_refused() -> None:
+    status, checks = run_doctor(
+        PTRACE, KCMP, PIDFD_GETFD, PIDFD_OPEN, PROCESS_VM_READV, PROCESS_VM_WRITEV
+    )
     assert status == 0
-    for name in ("ptrace", "comparing descriptors"):
+    for name in ("ptrace", "comparing descriptors", "fetching descriptors", "process handles"):
         assert not checks[name]["good"]
         assert not checks[name]["required"]
     assert "map" in checks["ptrace"]["advice"]
+    assert "SYS_PTRACE" in checks["ptrace"]["advice"]
+    assert "pipes" in checks["fetching descriptors"]["advice"]
+    assert "/proc/PID/mem" in checks["process memory"]["finding"]
 
 
 @on_supported

@@ -224,3 +224,38 @@ def test_without_dev_null() -> None:
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "recuse: got on\n")
+
+
+@pytest.mark.parametrize(
+    ("first_process", "message"),
+    [
+        ("exit 3", "ended with status 3 before the program could start"),
+        ("kill -9 $$", "was killed by signal 9: is a memory limit too small?"),
+    ],
+)
+def test_a_first_process_that_ends_at_once(first_process: str, message: str) -> None:
+    Path("python").write_text(f"#!/bin/sh\n{first_process}\n", encoding="utf-8")
+    Path("python").chmod(0o755)
+    script = (
+        "import sys; from recuse.cli.main import main\n"
+        "sys.executable = './python'; sys.argv[1:] = ['run', 'true']; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 125
+    assert done.stderr.startswith("recuse: the sandbox's first process")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be without /proc")
+def test_without_proc() -> None:
+    script = 'mount -t tmpfs none /proc; exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "-", *RECUSE, "run", "true"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 125
+    assert done.stderr.startswith("recuse: there is no /proc")
+    assert done.stderr.count("\n") == 1

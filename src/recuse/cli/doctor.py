@@ -16,6 +16,7 @@ import click
 
 from recuse.cli import probes
 from recuse.cli.version import version
+from recuse.sandbox.abilities import may_copy_memory, may_trace
 from recuse.sandbox.arch import DESCRIPTION, SUPPORTED
 
 OLDEST_KERNEL = (5, 19)
@@ -170,7 +171,8 @@ _PTRACE_ADVICE = (
 
 def check_memory() -> Finding:
     scope = _ptrace_scope()
-    good = "a child's memory can be read"
+    way = "process_vm_readv" if may_copy_memory() else "/proc/PID/mem, as others are refused"
+    good = f"a child's memory can be read, by {way}"
     if scope:
         good += f" (yama ptrace_scope is {scope})"
     return _try(probes.read_child_memory, good, _PTRACE_ADVICE)
@@ -185,14 +187,21 @@ def check_proc() -> Finding:
 
 
 def check_pidfd() -> Finding:
-    return _try(probes.hold_child, "pidfd_open works", "Linux 5.3 or newer has it")
+    return _try(
+        probes.hold_child,
+        "pidfd_open works",
+        "an open /proc/PID is used instead, and nothing is missing",
+    )
 
 
 def check_pidfd_getfd() -> Finding:
     return _try(
         probes.fetch_child_descriptor,
         "pidfd_getfd works",
-        "Linux 5.6 or newer has it; " + _PTRACE_ADVICE,
+        "programs are made to send theirs instead, and nothing is missing; each time takes longer"
+        if may_trace()
+        else "pipes are used instead, and programs that poll are not told of all events (POLLPRI); "
+        + _PTRACE_ADVICE,
     )
 
 
@@ -200,7 +209,8 @@ def check_ptrace() -> Finding:
     return _try(
         probes.trace_child,
         "a child can be stopped by ptrace",
-        "without it programs cannot map devices into their memory; " + _PTRACE_ADVICE,
+        "without it programs cannot map devices into their memory, nor change into directories "
+        "that recuse adds; " + _PTRACE_ADVICE,
     )
 
 
@@ -259,8 +269,8 @@ EXPERIMENTS = (
     Check("quick wake-up", check_sync_wake_up, required=False, rests_on="user notification"),
     Check("process memory", check_memory),
     Check("process files", check_proc),
-    Check("process handles", check_pidfd),
-    Check("fetching descriptors", check_pidfd_getfd),
+    Check("process handles", check_pidfd, required=False),
+    Check("fetching descriptors", check_pidfd_getfd, required=False),
     Check("comparing descriptors", check_comparing, required=False),
     Check("ptrace", check_ptrace, required=False),
 )

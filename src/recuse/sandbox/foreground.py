@@ -15,7 +15,7 @@ from typing import Any
 
 from recuse.kernel.connection import Tap
 from recuse.sandbox.api import Sandbox
-from recuse.sandbox.launch import Program
+from recuse.sandbox.launch import Program, require_proc
 from recuse.sandbox.machine import Joinable
 from recuse.server.device import Device
 
@@ -67,6 +67,7 @@ def supervise(
         OSError: as :meth:`recuse.Sandbox.popen` and for devices that clash.
         SandboxError: if sandboxes cannot work on this machine.
     """
+    require_proc()
     inherited = _inherited_descriptors()
     _keep_freed_memory()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -21,6 +21,7 @@ from recuse.sandbox.arch import DESCRIPTION, SUPPORTED, arch
 from recuse.sandbox.filter import LENDING, build_filter
 from recuse.sandbox.handles import ProcessHandle
 from recuse.sandbox.listener import Listener
+from recuse.sandbox.memory import UnreadableError, read_memory
 
 Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Command = Argument | Sequence[Argument]
@@ -31,6 +32,17 @@ import sys, _socket, marshal
 control = _socket.socket(fileno=int(sys.argv[1]))
 exec(marshal.loads(control.recv(131072) or sys.exit()))
 main(control, sys.argv[2:])"""
+
+
+_END_S: Final = 5.0
+"""How long a process may take to end that has closed its sockets."""
+
+_YAMA: Final = "/proc/sys/kernel/yama/ptrace_scope"
+
+_UNREADABLE: Final = (
+    "programs cannot be looked into here, as kernel.yama.ptrace_scope is {}: set it to 0 or 1 "
+    "(sysctl), or have CAP_SYS_PTRACE"
+)
 
 
 class SandboxError(Exception):
@@ -113,10 +125,7 @@ class Launch:
             raise SandboxError(
                 f"recuse runs programs on x86-64 and arm64 only, and this is {DESCRIPTION}"
             )
-        if _own_name_in_proc() != str(os.getpid()):
-            raise SandboxError(
-                "/proc is not that of this pid namespace: mount one (with unshare: --mount-proc)"
-            )
+        require_proc()
         for option in ("shell", "executable", "preexec_fn", "args"):
             if options.pop(option, None):
                 raise TypeError(f"a program in a sandbox cannot be started with {option}=")
@@ -142,18 +151,31 @@ class Launch:
         try:
             self.program.args = argv
             seccomp = arch.SYSCALLS["seccomp"]
-            self._control.send(b"%d %d %d %b" % (seccomp, open_files, LENDING, build_filter()))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is told below
+                self._control.send(b"%d %d %d %b" % (seccomp, open_files, LENDING, build_filter()))
             self.listener = self._receive_listener()
         except BaseException:
             self.abandon()
             raise
 
     def _receive_listener(self) -> Listener:
-        packet, descriptors, _, _ = socket.recv_fds(self._control, 256, 1)
+        packet = b""
+        descriptors: list[int] = []
+        with contextlib.suppress(ConnectionResetError):  # it ended with something unread
+            packet, descriptors, _, _ = socket.recv_fds(self._control, 256, 1)
+        if not packet:
+            raise SandboxError(_explain_end(self.program))
         if not packet.startswith(b"L"):
             raise SandboxError(_explain(packet))
-        self.program.adopt(int(packet.split()[1]), self._control)
+        if not descriptors:
+            raise SandboxError(lacks(errno.EMFILE))
         listener = Listener(descriptors[0])
+        try:
+            self.program.adopt(int(packet.split()[1]), self._control)
+            _look_into(self.program.program_pid)
+        except BaseException:
+            listener.close()
+            raise
         listener.prefer_sync_wake_up()
         return listener
 
@@ -235,11 +257,19 @@ def _above_standard(end: socket.socket) -> socket.socket:
         return socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
-def _own_name_in_proc() -> str:
+def require_proc() -> None:
+    """Raise SandboxError if there is no /proc, or not that of this process's pid namespace."""
     try:
-        return os.readlink("/proc/self")
+        name = os.readlink("/proc/self")
     except OSError:
-        return ""
+        raise SandboxError(
+            "there is no /proc, by which recuse sees what programs do: mount it "
+            "(mount -t proc proc /proc)"
+        ) from None
+    if name != str(os.getpid()):
+        raise SandboxError(
+            "/proc is not that of this pid namespace: mount one (with unshare: --mount-proc)"
+        )
 
 
 def lacks(number: int | None) -> str | None:
@@ -257,10 +287,41 @@ def lacks(number: int | None) -> str | None:
     return None
 
 
+def _look_into(pid: int) -> None:
+    """See that a program, which just waits, can be looked into. SandboxError if none can.
+
+    If it is only this one, that may change with what it executes.
+    """
+    try:
+        read_memory(pid, 1, 1)
+    except UnreadableError:
+        scope = ""
+        with contextlib.suppress(OSError), open(_YAMA, encoding="ascii") as file:
+            scope = file.read().strip()
+        if scope in ("2", "3"):
+            raise SandboxError(_UNREADABLE.format(scope)) from None
+    except OSError:
+        pass  # nothing is there
+
+
+def _explain_end(program: Program) -> str:
+    """Say how the first process has ended without a word."""
+    try:
+        code = program.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        return "the sandbox's first process does not answer: try again"
+    if code < 0:
+        reason = ": is a memory limit too small?" if code == -signal.SIGKILL else ""
+        return f"the sandbox's first process was killed by signal {-code}{reason}"
+    return (
+        f"the sandbox's first process, {_interpreter()}, ended with status {code} before the "
+        "program could start: see what it says by itself (with -c pass)"
+    )
+
+
 def _explain(packet: bytes) -> str:
-    if not packet:
-        return "the sandbox's first process could not start"
-    code = int(packet.split()[1])
+    _, number, what = packet.split(b" ", 2) if packet.count(b" ") > 1 else (*packet.split(), b"")
+    code = int(number)
     if (lack := lacks(code)) is not None:
         return lack
     if code in (errno.EINVAL, errno.ENOSYS):
@@ -273,4 +334,6 @@ def _explain(packet: bytes) -> str:
             "another seccomp supervisor has this process already (recuse inside recuse?): "
             "run it outside"
         )
+    if what and not what.startswith(b"seccomp"):
+        return f"{what.decode(errors='replace')}: recuse cannot start here; see `recuse doctor`"
     return f"seccomp user notification is refused here ({os.strerror(code)}): see `recuse doctor`"

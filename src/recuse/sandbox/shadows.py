@@ -14,9 +14,11 @@ other directory has while they are held.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 
+from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.nodes import Node
 
@@ -40,7 +42,7 @@ class Shadows:
         """Return a new descriptor of a directory's shadow.
 
         Raises:
-            OSError: as mkdir and open.
+            OSError: EACCES if there is no place for it; as mkdir and open.
         """
         with self._lock:
             held = self._held.get(node.path)
@@ -53,7 +55,7 @@ class Shadows:
 
     def _make(self, path: bytes) -> int:
         if not self._root:
-            self._root = _writable_directory() + b"/recuse-" + os.urandom(8).hex().encode()
+            self._root = _place() + b"/recuse-" + os.urandom(8).hex().encode()
         made: list[bytes] = []
         try:
             place = self._root
@@ -81,11 +83,14 @@ class Shadows:
             os.close(descriptor)
 
 
-def _writable_directory() -> bytes:
+def _place() -> bytes:
+    """A directory in which one can be made. OSError, EACCES, if there is none."""
     import tempfile  # noqa: PLC0415  # which most runs do without
 
-    try:
-        directory = tempfile.gettempdir()
-    except FileNotFoundError:
-        directory = "/dev/shm"  # which containers with nothing else to write to have
-    return os.fsencode(os.path.realpath(directory))
+    places = ["/dev/shm", os.environ.get("XDG_RUNTIME_DIR", ""), "/run"]
+    with contextlib.suppress(FileNotFoundError):  # it has tried some, and the working directory
+        places.insert(0, tempfile.gettempdir())
+    for place in places:
+        if place and os.access(place, os.W_OK | os.X_OK):
+            return os.fsencode(os.path.realpath(place))
+    raise os_error(errno.EACCES)
