@@ -47,6 +47,7 @@ _SHARE: Final = 9
 
 _IDLE_TICKS: Final = 25
 _MOST_OWED: Final = 64
+_MOST_ENDED: Final = 1024
 
 Interrupt = Callable[[bool], None]
 """Told that a signal has come for a caller that waits, or (True) that it is no more."""
@@ -115,6 +116,8 @@ class SignalWatch:
         more: from the address, after its ``syscall`` instruction, that is here. If the call waits
         then, it is interrupted as by that signal."""
         self._owed_calls: set[int] = set()
+        self._ended: dict[int, int] = {}
+        """Threads whose calls were received and have ended with EINTR, from which address on."""
         self._parked = False
         self._unpark = threading.Event()
         self._closed = threading.Event()
@@ -157,6 +160,19 @@ class SignalWatch:
             if len(self._owed_calls) >= _MOST_OWED:
                 self._owed_calls.clear()  # those did not wait
             self._owed_calls.add(call.id)
+
+    def ends(self, call: Notification) -> None:
+        """A call is about to end with EINTR, or ERESTARTSYS: that is its result."""
+        if len(self._ended) >= _MOST_ENDED:
+            self._ended.clear()  # no handler has run for those, or they are gone
+        self._ended[call.pid] = call.instruction
+
+    def has_ended(self, tid: int, after: int) -> bool:
+        """Whether the call of a thread that left off at ``after`` was one of these; once."""
+        if self._ended.get(tid) != after:
+            return False
+        self._ended.pop(tid, None)
+        return True
 
     def forget(self, call: Notification) -> Waiting | None:
         """The call waits no more; returns what was known of its wait."""

@@ -135,6 +135,8 @@ class Supervisor:
         number = errno.EIO
         if isinstance(error, OSError):
             number = error.errno or errno.EIO
+            if number == errno.EINTR:
+                self.signals.ends(call)
             if number == errno.EMFILE and not isinstance(error, TableFullError):
                 number = errno.ENFILE  # it is ours that is full
         elif isinstance(error, MemoryError):
@@ -286,8 +288,10 @@ class Supervisor:
             wait = self.signals.forget(call) if self._waiting else None
             if error is None:
                 self.listener.answer(call.id, result or 0)
-            elif error.errno == errno.EINTR and wait is not None and wait.can_start_anew():
-                self.listener.fail(call.id, ERESTARTSYS)
+            elif error.errno == errno.EINTR:
+                anew = wait is not None and wait.can_start_anew()
+                self.signals.ends(call)
+                self.listener.fail(call.id, ERESTARTSYS if anew else errno.EINTR)
             else:
                 self.listener.fail(call.id, error.errno or errno.EIO)
         except BaseException as failure:
@@ -297,6 +301,7 @@ class Supervisor:
         """Answer a call that a signal has interrupted: the kernel does as SA_RESTART says."""
         wait = self.signals.forget(call)
         sure = wait is not None and wait.sure
+        self.signals.ends(call)
         self.listener.fail(call.id, ERESTARTSYS if sure else errno.EINTR)
 
     def forget(self, call: Notification) -> None:

@@ -362,6 +362,8 @@ def _made_anew(
     decisions: dict[int | None, _Decision],
 ) -> bytes | None:
     """What makes the thread make its call once more; None if it keeps its EINTR."""
+    if supervisor.signals.has_ended(call.pid, made.after):
+        return None  # it was received, and EINTR is what its device has said
     if made.after == call.instruction:
         number: int | None = call.number  # the end of another handler, by the same code
     else:
