@@ -128,6 +128,17 @@ def test_every_import_follows_the_rules() -> None:
     assert problems == []
 
 
+def test_loggers_and_threads_are_made_in_one_room() -> None:
+    """Logging that raises, and a lack of threads, are dealt with there."""
+    found = [
+        f"{file.relative_to(ROOT)}: {what}"
+        for file in sorted(SOURCE.rglob("*.py"))
+        for what in ("logging.getLogger(", "threading.Thread(")
+        if what in file.read_text(encoding="utf-8") and room_of(file) != "runtime"
+    ]
+    assert found == []
+
+
 def test_every_room_has_rules() -> None:
     rooms = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists()}
     assert rooms <= set(MAY_IMPORT)

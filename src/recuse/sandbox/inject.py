@@ -16,7 +16,6 @@ import contextlib
 import ctypes
 import errno
 import functools
-import logging
 import os
 import signal
 import threading
@@ -25,6 +24,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.log import Log
 from recuse.sandbox.abilities import may_trace
 from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.arch.registers import Registers
@@ -53,7 +53,7 @@ _NO_CALL: Final = -1
 _NT_PRSTATUS: Final = 1
 _NT_ARM_SYSTEM_CALL: Final = 0x404
 
-_log = logging.getLogger("recuse.sandbox")
+_log = Log("recuse.sandbox")
 
 _ptrace = ctypes.CDLL(None, use_errno=True).ptrace
 """For what may wait: another thread of the program's may be about to execute something."""

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import select
 import threading
@@ -28,9 +27,10 @@ from collections.abc import Callable
 from typing import Final
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.log import Log
 from recuse.sandbox.native import READABLE, WRITABLE
 
-_log = logging.getLogger("recuse.sandbox")
+_log = Log("recuse.sandbox")
 
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
 _CONTENT: Final = bytes(_PAGE)

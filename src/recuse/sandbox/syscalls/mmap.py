@@ -134,6 +134,8 @@ class _ThreadMapper:
         if self._thread is None:
             self._supervisor.finish(self._call, None, error)
         else:
+            if error.errno == errno.EINTR:
+                self._supervisor.signals.ends(self._call)
             self._thread.result = -(error.errno or errno.EIO)
 
     def __exit__(

@@ -18,7 +18,6 @@ SA_RESTART and they were not received; natively they fail with EINTR always.
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import stat
@@ -26,6 +25,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from recuse.runtime.log import Log
 from recuse.sandbox.arch import arch, i386, i386_frame, x86_64_frame
 from recuse.sandbox.descriptors import fetch_descriptor
 from recuse.sandbox.filter import TRAPPED_FCNTL
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
-_log = logging.getLogger("recuse.sandbox")
+_log = Log("recuse.sandbox")
 
 Interrupted: TypeAlias = "x86_64_frame.Interrupted | i386_frame.Interrupted"
 
