@@ -214,6 +214,7 @@ def test_the_first_process_is_killed() -> None:
     assert not Path(f"/proc/{other}").exists()
 
 
+@pytest.mark.right("namespaces")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can have another /dev")
 @pytest.mark.right("namespaces")
 def test_without_dev_null() -> None:
@@ -249,6 +250,7 @@ def test_a_first_process_that_ends_at_once(first_process: str, message: str) -> 
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.right("namespaces")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be without /proc")
 def test_without_proc() -> None:
     script = 'mount -t tmpfs none /proc; exec "$@"'
