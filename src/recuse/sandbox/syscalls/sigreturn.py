@@ -58,6 +58,10 @@ _WRITABLE: Final = select.POLLOUT
 _MOST_FILES: Final = 256
 """Of a call, that are looked at."""
 
+_OPENED_AT_ONCE: Final = frozenset({1, 5, 10, *range(136, 144)})
+"""Majors of devices whose open waits for nothing: /dev/null and its like, /dev/tty, misc devices,
+pseudo-terminals (Documentation/admin-guide/devices.txt). A serial port's waits for a carrier."""
+
 _LOCK_NB: Final = 4
 
 _SOCKETCALL_EVENTS: Final = {
@@ -174,10 +178,12 @@ def _open(path: int, base: int | None = None) -> _Decision:
         place = f"fd/{directory}" if directory != AT_FDCWD else "cwd"
         start = "root" if name.startswith(b"/") else place
         try:
-            mode = os.stat(f"/proc/{call.pid}/{start}/".encode() + name.lstrip(b"/")).st_mode
+            found = os.stat(f"/proc/{call.pid}/{start}/".encode() + name.lstrip(b"/"))
         except OSError:
             return True  # it is not there yet, or it is not to be found: that takes no time
-        return not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode))
+        if stat.S_ISCHR(found.st_mode):
+            return os.major(found.st_rdev) in _OPENED_AT_ONCE
+        return not stat.S_ISFIFO(found.st_mode)
 
     return decide
 
