@@ -12,6 +12,8 @@ import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from recuse.sandbox.arch.code import one_byte
+
 SIZE: Final = 64
 """How much of ``struct sigcontext_32`` is needed, up to and with the segment of eip."""
 
@@ -102,32 +104,27 @@ class _Patterns(NamedTuple):
     register: re.Pattern[bytes]
 
 
-def _bytes(is_one: Callable[[int], object]) -> bytes:
-    """A regular expression for one byte of a kind."""
-    return b"[%b]" % b"".join(re.escape(bytes((n,))) for n in range(256) if is_one(n))
-
-
 @functools.cache  # and not at import: most programs never need them
 def _patterns() -> _Patterns:
     between = (
         rb"[\xb9-\xbf].{4}",  # mov $number,%register
-        rb"[\x89\x31]" + _bytes(lambda n: n >> 6 == 3 and n & 7),  # mov and xor to a register
-        rb"[\x8b\x33]" + _bytes(lambda n: n >> 6 == 3 and n & 0x38),
+        rb"[\x89\x31]" + one_byte(lambda n: n >> 6 == 3 and n & 7),  # mov and xor to a register
+        rb"[\x8b\x33]" + one_byte(lambda n: n >> 6 == 3 and n & 0x38),
         rb"\xe8.{4}\x81[\xc1-\xc7].{4}",  # call of the next instruction's address, add to that
         rb"[\x51-\x57]",  # push
         # mov and lea number(%register),%register, and from the stack
-        rb"[\x8b\x8d]" + _bytes(lambda n: n >> 6 == 1 and n & 0x38 and n & 7 != 4) + rb".",
-        rb"[\x8b\x8d]" + _bytes(lambda n: n >> 6 == 1 and n & 0x38 and n & 7 == 4) + rb"\x24.",
-        rb"[\x8b\x8d]" + _bytes(lambda n: n >> 6 == 2 and n & 0x38 and n & 7 != 4) + rb".{4}",
-        rb"[\x8b\x8d]" + _bytes(lambda n: n >> 6 == 2 and n & 0x38 and n & 7 == 4) + rb"\x24.{4}",
-        rb"\x8b" + _bytes(lambda n: n >> 6 == 0 and n & 0x38 and n & 7 not in {4, 5}),
+        rb"[\x8b\x8d]" + one_byte(lambda n: n >> 6 == 1 and n & 0x38 and n & 7 != 4) + rb".",
+        rb"[\x8b\x8d]" + one_byte(lambda n: n >> 6 == 1 and n & 0x38 and n & 7 == 4) + rb"\x24.",
+        rb"[\x8b\x8d]" + one_byte(lambda n: n >> 6 == 2 and n & 0x38 and n & 7 != 4) + rb".{4}",
+        rb"[\x8b\x8d]" + one_byte(lambda n: n >> 6 == 2 and n & 0x38 and n & 7 == 4) + rb"\x24.{4}",
+        rb"\x8b" + one_byte(lambda n: n >> 6 == 0 and n & 0x38 and n & 7 not in {4, 5}),
     )
     call = rb"(?:\x65\xff\x15\x10\x00\x00\x00|\xcd\x80)\Z"  # call *%gs:0x10; int $0x80
     return _Patterns(
         re.compile(rb"\xb8(?P<number>.{4})(?:" + b"|".join(between) + rb")*" + call, re.DOTALL),
         re.compile(
             # Nothing between: it could change the register.
-            rb"\x89(?P<register>%b)%b" % (_bytes(lambda n: n & 0xC7 == 0xC0 and n & 0x38), call),
+            rb"\x89(?P<register>%b)%b" % (one_byte(lambda n: n & 0xC7 == 0xC0 and n & 0x38), call),
             re.DOTALL,
         ),
     )

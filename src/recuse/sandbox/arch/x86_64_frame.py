@@ -13,6 +13,8 @@ import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from recuse.sandbox.arch.code import one_byte
+
 SIZE: Final = 176
 """How much of ``struct ucontext`` is needed, up to and with ``uc_mcontext.rip``.
 
@@ -125,20 +127,15 @@ class _Patterns(NamedTuple):
     """Code after such a call that compares rax with -EINTR, then a register with 3 (close)."""
 
 
-def _bytes(is_one: Callable[[int], object]) -> bytes:
-    """A regular expression for one byte of a kind."""
-    return b"[%b]" % b"".join(re.escape(bytes((n,))) for n in range(256) if is_one(n))
-
-
 @functools.cache  # and not at import: most programs never need them
 def _patterns() -> _Patterns:
     # A prefix of 0x40 to 0x4f has a bit 8 for 64-bit operands, and bits 4 and 1 for the upper
     # eight registers as the first and the second operand of the byte after the operation.
-    upper = _bytes(lambda n: n & 0xF1 == 0x41)
-    lower = _bytes(lambda n: n & 0xF1 == 0x40) + b"?"
-    to_any = _bytes(lambda n: n >> 6 == 3)
-    not_to_eax = _bytes(lambda n: n >> 6 == 3 and n & 7)
-    from_stack = _bytes(lambda n: n & 0xC7 == 0x44 and n & 0x38) + rb"\x24."
+    upper = one_byte(lambda n: n & 0xF1 == 0x41)
+    lower = one_byte(lambda n: n & 0xF1 == 0x40) + b"?"
+    to_any = one_byte(lambda n: n >> 6 == 3)
+    not_to_eax = one_byte(lambda n: n >> 6 == 3 and n & 7)
+    from_stack = one_byte(lambda n: n & 0xC7 == 0x44 and n & 0x38) + rb"\x24."
     between = (
         rb"[\xb9-\xbf].{4}",  # mov $number,%register
         rb"[\x41\x49][\xb8-\xbf].{4}",
@@ -146,13 +143,13 @@ def _patterns() -> _Patterns:
         rb"\x49\xc7[\xc0-\xc7].{4}",
         lower + rb"[\x89\x31]" + not_to_eax,  # mov and xor %register,%register
         upper + rb"[\x89\x31]" + to_any,
-        lower + rb"\x63" + _bytes(lambda n: n >> 6 == 3 and n & 0x38),  # movslq
-        _bytes(lambda n: n & 0xF4 == 0x44) + rb"\x63" + to_any,
+        lower + rb"\x63" + one_byte(lambda n: n >> 6 == 3 and n & 0x38),  # movslq
+        one_byte(lambda n: n & 0xF4 == 0x44) + rb"\x63" + to_any,
         rb"\x48?[\x8b\x8d]" + from_stack,  # mov and lea number(%rsp),%register
     )
     end = rb"(?:" + b"|".join(between) + rb")*\x0f\x05\Z"
-    to_eax = _bytes(lambda n: n & 0xC7 == 0xC0)
-    to_eax_not_from = _bytes(lambda n: n & 0xC7 == 0xC0 and n & 0x38)
+    to_eax = one_byte(lambda n: n & 0xC7 == 0xC0)
+    to_eax_not_from = one_byte(lambda n: n & 0xC7 == 0xC0 and n & 0x38)
     return _Patterns(
         re.compile(rb"(?:(?<![\x40-\x4f])\xb8|\x48\xc7\xc0)(?P<number>.{4})" + end, re.DOTALL),
         re.compile(
