@@ -18,6 +18,7 @@ SA_RESTART and they were not received; natively they fail with EINTR always.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import stat
@@ -342,8 +343,12 @@ def _repair(supervisor: Supervisor, call: Notification) -> None:
         return
     if made.restarts:
         decide = _WAITS.get(made.number)
-        if decide is None or decide(supervisor, call, made):
+        if decide is None:
             return
+        # Where that is not to be found out: it may always say EINTR, and else wait for ever.
+        with contextlib.suppress(OSError):
+            if decide(supervisor, call, made):
+                return
         outcome: bytes | None = made.failed()
     else:
         outcome = _made_anew(supervisor, call, made, _BY_NUMBER)
