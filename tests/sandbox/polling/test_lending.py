@@ -67,13 +67,14 @@ def test_signals_meanwhile(sandbox, start, lent):
 ticks = []
 signal.signal(signal.SIGALRM, lambda *_: ticks.append(1))
 signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-rounds(50)
+rounds(100)
 signal.setitimer(signal.ITIMER_REAL, 0)
 print(len(ticks) > 20)
 """
     with start(sandbox, PRELUDE + ROUNDS + script) as program:
         assert program.stdout.read() == b"True\n"
         assert program.wait(PATIENCE_S) == 0
+    # Not each time: a signal may end a call that has not lent anything yet.
     assert len(lent) >= 50
 
 
