@@ -17,9 +17,9 @@ import pytest
 
 from recuse import Device, File, OpenRequest
 from recuse.sandbox import Program, Sandbox
-from recuse.sandbox.arch import arch
 
 from ..patience import PATIENCE_S
+from ..syscalls import rows
 
 PRELUDE = """
 import array, ctypes, errno, fcntl, mmap, os, signal, socket, stat, struct, sys, threading, time
@@ -36,8 +36,8 @@ def wait(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 args = sys.argv[1:]
 """
-PRELUDE += f"SYS = {arch.SYSCALLS}\n"
-"""What every client script begins with; SYS has the numbers of this architecture's calls."""
+PRELUDE += f"SYS = {rows.native()}\n"
+"""What every client script begins with; SYS has the numbers of this machine's calls."""
 
 
 class FifoFile(File):

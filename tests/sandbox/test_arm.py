@@ -83,9 +83,9 @@ def test_their_other_files_are_as_ever(run: Run, tmp_path: Path) -> None:
         (number["_newselect"], 4, DATA + 16, 0, 0, 0),
         (number["fstat64"], 3, DATA + 64),
         (number["getsockname"], 3, DATA, DATA),
-        (arm.MMAP2, 0, 4096, 1, 2, 3, 0),
-        (arm.FCNTL[0], 3, 3),
-        (arm.IO_URING_SETUP, 4, DATA + 64),
+        (number["mmap2"], 0, 4096, 1, 2, 3, 0),
+        (number["fcntl"], 3, 3),
+        (number["io_uring_setup"], 4, DATA + 64),
     ]
     data = polled.ljust(16) + struct.pack("=I", 1 << 3) + bytes(512)
     results = run(calls, data, f"exec 3<{plain}")
@@ -120,8 +120,8 @@ def test_a_descriptor_that_they_inherit_is_of_no_use(echo, run: Run) -> None:
         ("bind", "connect", "listen", "accept", "accept4"): (3, room, 16, 0),
     }
     by_name = {name: (number[name], *some) for names, some in arguments.items() for name in names}
-    by_name |= {"mmap2": (arm.MMAP2, 0, 4096, 3, 1, 3, 0)}
-    by_name |= {f"fcntl {call}": (call, 3, 3) for call in arm.FCNTL}
+    by_name |= {"mmap2": (number["mmap2"], 0, 4096, 3, 1, 3, 0)}
+    by_name |= {name: (number[name], 3, 3) for name in ("fcntl", "fcntl64")}
     results = run(list(by_name.values()), data, "exec 3<>/dev/echo")
     assert dict(zip(by_name, results, strict=True)) == dict.fromkeys(by_name, -errno.ENOSYS)
     assert echo.writes == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recuse.sandbox.arch import arch
+from tests.syscalls import rows
 
 HERE = Path(__file__).parent
 
@@ -27,8 +27,7 @@ EVERYTHING = (
 )
 """What older ones refuse as well."""
 
-NUMBERS = arch.SYSCALLS | {"process_vm_readv": 310, "process_vm_writev": 311, "ptrace": 101}
-NUMBERS |= {"pidfd_open": 434, "pidfd_send_signal": 424}
+NUMBERS = rows.native()
 
 
 def run_tests(refused: tuple[str, ...], *selection: str) -> str:

@@ -1,9 +1,10 @@
 """The seccomp filter: which system calls of a program come to the supervisor.
 
 The filter is fixed once it is installed and sees only a call's number and its arguments as
-numbers. So it decides by the call's number alone, but for ``fcntl``, whose commands it knows;
-``mmap``, of which it lets pass what maps no file, and what the C library's loader maps; and
-``sendmsg`` with flags that only recuse uses. It does *not* look at descriptor numbers: a device has
+numbers. So it decides by the call's number alone, as :mod:`recuse.sandbox.table` says, but for
+``fcntl``, whose commands it knows; ``mmap``, of which it lets pass what maps no file, and what the
+C library's loader maps; ``clone``, of which it traps what makes namespaces; and ``sendmsg`` and
+``io_submit`` as only recuse has them made. It does *not* look at descriptor numbers: a device has
 the ordinary, lowest number that the program would get from the kernel, and dup2, SCM_RIGHTS or a
 shell may put it anywhere. Which descriptor is a device is told by
 :mod:`recuse.sandbox.descriptors` at each call.
@@ -17,39 +18,10 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from recuse.sandbox.arch import arch, compat
-
-TRAPPED: Final = (
-    # Files by descriptor; the hot ones first, since the filter compares in this order.
-    "read", "write", "pread64", "pwrite64", "ioctl", "openat", "lseek", "fstat",
-    "poll", "ppoll", "epoll_wait", "epoll_pwait", "select", "pselect6", "epoll_ctl", "epoll_pwait2",
-    "readv", "writev", "preadv", "pwritev", "preadv2", "pwritev2",
-    "sendfile", "splice", "tee", "copy_file_range", "mremap", "io_submit",
-    "getdents64", "getdents", "fchmod", "fchown", "fgetxattr", "flistxattr",
-    # Files by path.
-    "newfstatat", "statx", "open", "stat", "lstat", "creat", "openat2", "truncate",
-    "access", "faccessat", "faccessat2", "readlink", "readlinkat",
-    "chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat",
-    "utime", "utimes", "futimesat", "utimensat",
-    "getxattr", "lgetxattr", "listxattr", "llistxattr", "chdir", "getcwd", "flock",
-    "mkdir", "mkdirat", "mknod", "mknodat", "symlink", "symlinkat", "link", "linkat",
-    "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir",
-    # Nothing to emulate: these change what the supervisor remembers of a process, and must be seen
-    # before they happen.
-    "execve", "execveat", "unshare", "setns", "chroot", "pivot_root",
-    # A device's descriptor is natively a socket, and must not be one.
-    "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg", "shutdown",
-    "getsockopt", "setsockopt",
-    "getsockname", "getpeername", "bind", "connect", "listen", "accept", "accept4",
-    "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid",
-    "setfsuid", "setfsgid", "setgroups", "capset", "statfs", "fstatfs",
-    # Where a call is made good that a signal has made fail before it was received.
-    "rt_sigreturn",
-)  # fmt: skip
-"""The calls that always come to the supervisor; ``fcntl`` comes for some commands, ``mmap`` for
-files, ``clone`` for new namespaces."""
+from recuse.sandbox.table import Entry
 
 MAP_ANONYMOUS: Final = 0x20
 MAP_DENYWRITE: Final = 0x800
@@ -71,6 +43,17 @@ CLONE_NEWUSER: Final = 0x10000000
 F_GETFL: Final = 3
 F_SETFL: Final = 4
 TRAPPED_FCNTL: Final = (F_GETFL, F_SETFL)
+
+_VERDICTS: Final = {
+    "always": "notify",
+    "commands": "fcntl",
+    "files": "mmap",
+    "namespaces": "clone",
+    "unless-lent": "sendmsg",
+    "unless-ours": "io_submit",
+    "refused": "nosys",
+}
+"""Where the filter goes on, by the table's decision; it allows what has another."""
 
 # linux/seccomp.h
 _RETURN_ALLOW: Final = 0x7FFF0000
@@ -95,10 +78,9 @@ _ARGUMENTS: Final = 16
 def build_filter() -> bytes:
     """Return the filter as an array of ``struct sock_filter``, 8 bytes each.
 
-    - the calls in :data:`TRAPPED`, and those of 32-bit programs in ``compat.SYSCALLS``: the
-      supervisor decides;
-    - x32 calls and ``io_uring_setup``: ENOSYS. The first would carry other argument layouts, the
-      second would let a program do I/O that no filter sees; programs fall back from both;
+    - the calls that :mod:`recuse.sandbox.table` has as trapped: the supervisor decides;
+    - x32 calls and what is refused there: ENOSYS. The first would carry other argument layouts,
+      and programs fall back from both;
     - everything else: allowed.
     """
     program = _Assembler()
@@ -113,54 +95,18 @@ def build_filter() -> bytes:
     program.load(_NUMBER)
     if arch.FOREIGN_CALL_BIT:
         program.jump(_JUMP_SET, arch.FOREIGN_CALL_BIT, then="nosys")
-    trapped = [arch.SYSCALLS[name] for name in TRAPPED if name in arch.SYSCALLS]
-    fcntl, mmap = arch.SYSCALLS["fcntl"], arch.SYSCALLS["mmap"]
-    special = _Special(
-        (fcntl,),
-        mmap,
-        arch.SYSCALLS["clone"],
-        arch.SYSCALLS["io_uring_setup"],
-        arch.SYSCALLS["sendmsg"],
-        arch.SYSCALLS["io_submit"],
-    )
-    _decide(program, "", trapped, special)
+    _decide(program, "", arch.CALLS)
     program.label("compat calls")
     program.load(_NUMBER)
-    trapped = list(compat.SYSCALLS.values())
-    special = _Special(
-        compat.FCNTL,
-        compat.MMAP2,
-        compat.CLONE,
-        compat.IO_URING_SETUP,
-        compat.SYSCALLS["sendmsg"],
-        compat.SYSCALLS["io_submit"],
-    )
-    _decide(program, "compat ", trapped, special)
+    _decide(program, "compat ", compat.CALLS)
     return program.assemble()
 
 
-class _Special(NamedTuple):
-    """The numbers of calls that are decided by more than that."""
-
-    fcntl: Sequence[int]
-    mmap: int
-    clone: int
-    io_uring_setup: int
-    sendmsg: int
-    io_submit: int
-
-
-def _decide(program: _Assembler, prefix: str, trapped: Sequence[int], special: _Special) -> None:
+def _decide(program: _Assembler, prefix: str, calls: Sequence[Entry]) -> None:
     """Add what gives a verdict on the call whose number is loaded; labels get ``prefix``."""
-    verdicts = {special.sendmsg: "sendmsg", special.io_submit: "io_submit"}
-    for number in trapped:
-        verdict = verdicts.get(number, "notify")
-        program.jump(_JUMP_EQUAL, number, then=prefix + verdict)
-    program.jump(_JUMP_EQUAL, special.mmap, then=prefix + "mmap")
-    program.jump(_JUMP_EQUAL, special.clone, then=prefix + "clone")
-    program.jump(_JUMP_EQUAL, special.io_uring_setup, then=prefix + "nosys")
-    for number in special.fcntl:
-        program.jump(_JUMP_EQUAL, number, then=prefix + "fcntl")
+    for call in calls:
+        if call.decision in _VERDICTS:
+            program.jump(_JUMP_EQUAL, call.number, then=prefix + _VERDICTS[call.decision])
     program.give(prefix + "allow", _RETURN_ALLOW)
     program.label(prefix + "fcntl")
     program.load(_ARGUMENTS + 8)

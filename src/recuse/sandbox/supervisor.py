@@ -18,7 +18,7 @@ from recuse.kernel.operation import Operation, run
 from recuse.kernel.request import Reply
 from recuse.runtime.log import Log
 from recuse.runtime.threads import must_not_block, no_more
-from recuse.sandbox.arch import arch
+from recuse.sandbox.arch import arch, name_of
 from recuse.sandbox.listener import Listener, Notification, TableFullError
 from recuse.sandbox.machine import Machine
 from recuse.sandbox.memory import CallerMemory, HiddenError, UnreadableError
@@ -148,8 +148,8 @@ class Supervisor:
             except MemoryError:  # not even for this: the program waits until there is some
                 time.sleep(TICK)
         if not isinstance(error, OSError | MemoryError):
-            what = "internal error in system call %d of thread %d"
-            _log.error(what, call.number, call.pid, exc_info=error)
+            name = name_of(call.arch, call.number)
+            _log.error("internal error in %s of thread %d", name, call.pid, exc_info=error)
 
     def conclude(self, call: Notification, handler: Handler) -> None:
         """Go on with a call whose handler has returned ANSWERED before it was."""

@@ -20,7 +20,7 @@ else:
     from recuse.sandbox.arch import aarch64 as arch
     from recuse.sandbox.arch import arm as compat
 
-__all__ = ["DESCRIPTION", "MACHINE", "SUPPORTED", "arch", "compat"]
+__all__ = ["DESCRIPTION", "MACHINE", "SUPPORTED", "arch", "compat", "name_of"]
 
 _WIDE = struct.calcsize("P") == 8
 
@@ -30,3 +30,9 @@ SUPPORTED = MACHINE in ("x86_64", "aarch64") and _WIDE
 
 DESCRIPTION = MACHINE if _WIDE else f"{MACHINE} with a 32-bit Python"
 """For messages."""
+
+
+def name_of(audit_arch: int, number: int) -> str:
+    """The name of a trapped call, for messages; its number if it is not known."""
+    calls = arch.CALLS if audit_arch == arch.AUDIT_ARCH else compat.CALLS
+    return next((call.name for call in calls if call.number == number), str(number))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from recuse.sandbox.arch import MACHINE, arch
 from recuse.sandbox.syscalls import (
     aio,
@@ -26,34 +28,34 @@ from recuse.sandbox.syscalls import (
 )
 from recuse.sandbox.syscalls.call import Handler
 
-_FAMILIES = (
-    rw,
-    control,
-    opening,
-    status,
-    attributes,
-    names,
-    workdir,
-    listing,
-    locks,
-    filesystems,
-    processes,
-    passing,
-    poll,
-    epoll,
-    aio,
-    mmap,
-    sigreturn,
-)
+FAMILIES: Final = {
+    "aio": aio,
+    "attributes": attributes,
+    "control": control,
+    "epoll": epoll,
+    "filesystems": filesystems,
+    "listing": listing,
+    "locks": locks,
+    "mmap": mmap,
+    "names": names,
+    "opening": opening,
+    "passing": passing,
+    "poll": poll,
+    "processes": processes,
+    "rw": rw,
+    "sigreturn": sigreturn,
+    "status": status,
+    "workdir": workdir,
+}
+"""The modules by the names that :mod:`recuse.sandbox.table` has for them."""
 
 
 def handlers() -> dict[int, Handler]:
     """The handlers by number, for this architecture."""
     return {
-        arch.SYSCALLS[name]: handler
-        for family in _FAMILIES
-        for name, handler in family.HANDLERS.items()
-        if name in arch.SYSCALLS
+        call.number: FAMILIES[call.family].HANDLERS[call.name]
+        for call in arch.CALLS
+        if call.trapped
     }
 
 

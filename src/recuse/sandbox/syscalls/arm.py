@@ -17,6 +17,7 @@ from recuse.sandbox.arch import arm
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.syscalls import aio, processes
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.table import Entry
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -109,37 +110,33 @@ def io_submit(supervisor: Supervisor, call: Notification) -> int:
     return _refuse(supervisor, call, (aio.descriptor_of(content) for _, content in blocks))
 
 
-_SEEN: Final = {
-    "execve": processes.execute,
-    "execveat": processes.execute,
-    **dict.fromkeys(("chroot", "pivot_root", "unshare", "setns"), processes.change_root),
-    **{
-        name: processes.change_credentials
-        for name in arm.SYSCALLS
-        if name.startswith("set") and name not in ("setns", "setsockopt")
-    },
-    "capset": processes.change_credentials,
-}
-"""Calls that need only be seen: as those of 64-bit programs."""
+_SEEN: Final = frozenset(
+    {
+        processes.clone,
+        processes.execute,
+        processes.change_credentials,
+        processes.change_root,
+    }
+)
+"""The handlers of calls that need only be seen: those of 64-bit programs do here, too."""
 
-_HANDLERS: Final[dict[str, Handler]] = {
-    **dict.fromkeys(arm.SYSCALLS, first),
+_OWN: Final[dict[str, Handler]] = {
     **dict.fromkeys(("sendfile", "sendfile64", "tee"), first_two),
     **dict.fromkeys(("splice", "copy_file_range"), first_and_third),
     **dict.fromkeys(("statx", "fstatat64"), status),
     **dict.fromkeys(("poll", "ppoll", "ppoll_time64"), poll),
     **dict.fromkeys(("_newselect", "pselect6", "pselect6_time64"), select),
-    **_SEEN,
     "epoll_ctl": epoll_ctl,
     "io_submit": io_submit,
+    "mmap2": mmap2,
 }
+
+
+def _handler(call: Entry) -> Handler:
+    native = processes.HANDLERS.get(call.alias)
+    return native if native in _SEEN else _OWN.get(call.name, first)
 
 
 def handlers() -> dict[int, Handler]:
     """The handlers by number."""
-    return {
-        **{arm.SYSCALLS[name]: handler for name, handler in _HANDLERS.items()},
-        **dict.fromkeys(arm.FCNTL, first),
-        arm.MMAP2: mmap2,
-        arm.CLONE: processes.clone,
-    }
+    return {call.number: _handler(call) for call in arm.CALLS if call.trapped}

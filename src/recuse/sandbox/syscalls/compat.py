@@ -316,28 +316,7 @@ def old_mmap(supervisor: Supervisor, call: Notification) -> int:
     return mmap.mmap(supervisor, inner)
 
 
-_RENAMED: Final = {
-    "ppoll_time64": "ppoll",
-    "sendfile64": "sendfile",
-    "truncate64": "truncate",
-    "chown32": "chown",
-    "lchown32": "lchown",
-    "fchown32": "fchown",
-    "utimensat_time64": "utimensat",
-    "recvmmsg_time64": "recvmmsg",
-    "setuid32": "setuid",
-    "setgid32": "setgid",
-    "setreuid32": "setreuid",
-    "setregid32": "setregid",
-    "setresuid32": "setresuid",
-    "setresgid32": "setresgid",
-    "setfsuid32": "setfsuid",
-    "setfsgid32": "setfsgid",
-    "setgroups32": "setgroups",
-}
-"""Calls whose arguments, so far as they matter here, are those of a 64-bit call of another name."""
-
-_OWN: Final[dict[str, Handler]] = {
+OWN: Final[dict[str, Handler]] = {
     **sigreturn.COMPAT_HANDLERS,
     "pread64": pread64,
     "pwrite64": pwrite64,
@@ -373,17 +352,15 @@ _OWN: Final[dict[str, Handler]] = {
     "statfs64": filesystems.statfs64,
     "fstatfs64": filesystems.fstatfs64,
     "mmap": old_mmap,
+    "mmap2": mmap2,
+    "clone": processes.clone,
+    "fcntl": control.fcntl,
+    "fcntl64": control.fcntl,
 }
 
 
 def handlers() -> dict[int, Handler]:
     """The handlers by number."""
     return {
-        **{
-            number: _OWN.get(name) or _as(_RENAMED.get(name, name))
-            for name, number in i386.SYSCALLS.items()
-        },
-        i386.MMAP2: mmap2,
-        i386.CLONE: processes.clone,
-        **dict.fromkeys(i386.FCNTL, control.fcntl),
+        call.number: OWN.get(call.name) or _as(call.alias) for call in i386.CALLS if call.trapped
     }

@@ -270,8 +270,6 @@ _BY_NUMBER: Final = _by_number(_DECISIONS)
 _WAITS: Final = _by_number(_WAITING)
 """Those that a signal ends also where its handler has SA_RESTART (ERESTARTNOHAND, EINTR)."""
 
-_SAME_AS: Final = {"_llseek": "lseek", "fstatat64": "newfstatat", "sendfile64": "sendfile"}
-
 _NARROW: Final[dict[str, _Decision]] = {
     "socketcall": _socketcall,
     "poll": _DECISIONS["poll"],
@@ -288,17 +286,13 @@ _NARROW: Final[dict[str, _Decision]] = {
 
 
 def _compat_decisions() -> dict[int | None, _Decision]:
-    found: dict[int | None, _Decision] = dict.fromkeys(i386.FCNTL, _fcntl)
-    found[i386.MMAP2] = found[i386.CLONE] = _never
-    for name, number in i386.SYSCALLS.items():
-        # stat64 and chown32 do what stat and chown do; sigreturn what rt_sigreturn does.
-        for known in (name, _SAME_AS.get(name, ""), name[:-2], f"rt_{name}"):
-            if known in _DECISIONS and known not in _WAITING:
-                found[number] = _DECISIONS[known]
-                break
-        if name in _NARROW:
-            found[number] = _NARROW[name]
-    return found
+    """A call does what the 64-bit one does that it is by another name, as stat64 does stat."""
+    alike = {name: _DECISIONS[name] for name in _DECISIONS if name not in _WAITING}
+    return {
+        call.number: decision
+        for call in i386.CALLS
+        if call.trapped and (decision := _NARROW.get(call.name) or alike.get(call.alias))
+    }
 
 
 _COMPAT_BY_NUMBER: Final = _compat_decisions()

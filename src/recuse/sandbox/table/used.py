@@ -1,0 +1,189 @@
+"""The system calls that recuse traps, refuses or makes itself: what is needed at every start."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ROWS: Final = """
+read                  0    63     3     3  rw           always
+write                 1    64     4     4  rw           always
+pread64              17    67   180   180  rw           always
+pwrite64             18    68   181   181  rw           always
+ioctl                16    29    54    54  control      always
+openat              257    56   295  322-  opening      always
+lseek                 8    62    19    19  rw           always
+_llseek               .     .   140   140  rw           always       lseek
+fstat                 5    80   108   108  status       always
+fstat64               .     .   197   197  status       always       fstat
+poll                  7     .   168   168  poll         always
+ppoll               271    73   309   336  poll         always
+ppoll_time64          .     .   414   414  poll         always       ppoll
+epoll_wait          232     .   256  252-  epoll        always
+epoll_pwait         281    22   319  346-  epoll        always
+select               23     .    82     .  poll         always
+_newselect            .     .   142   142  poll         always       select
+pselect6            270    72   308   335  poll         always
+pselect6_time64       .     .   413   413  poll         always       pselect6
+epoll_ctl           233    21   255   251  epoll        always
+epoll_pwait2        441   441   441  441-  epoll        always
+readv                19    65   145   145  rw           always
+writev               20    66   146   146  rw           always
+preadv              295    69   333   361  rw           always
+pwritev             296    70   334   362  rw           always
+preadv2             327   286   378   392  rw           always
+pwritev2            328   287   379   393  rw           always
+sendfile             40    71   187   187  rw           always
+sendfile64            .     .   239   239  rw           always       sendfile
+splice              275    76   313   340  rw           always
+tee                 276    77   315   342  rw           always
+copy_file_range     326   285   377   391  rw           always
+mremap               25   216   163  163-  mmap         always
+mmap                  .     .    90     .  mmap         always
+io_submit           209     2   248   246  aio          unless-ours
+getdents64          217    61   220  217-  listing      always
+getdents             78     .  141-  141-  listing      always
+fchmod               91    52    94    94  attributes   always
+fchown               93    55    95    95  attributes   always
+fchown32              .     .   207   207  attributes   always       fchown
+fgetxattr           193    10   231  231-  attributes   always
+flistxattr          196    13   234  234-  attributes   always
+newfstatat          262    79     .     .  status       always
+fstatat64             .     .   300   327  status       always       newfstatat
+statx               332   291   383   397  status       always
+open                  2     .     5    5-  opening      always
+stat                  4     .   106  106-  status       always
+stat64                .     .   195  195-  status       always       stat
+lstat                 6     .   107  107-  status       always
+lstat64               .     .   196  196-  status       always       lstat
+creat                85     .     8    8-  opening      always
+openat2             437   437   437  437-  opening      always
+truncate             76    45    92   92-  opening      always
+truncate64            .     .   193  193-  opening      always       truncate
+access               21     .    33   33-  status       always
+faccessat           269    48   307  334-  status       always
+faccessat2          439   439   439  439-  status       always
+readlink             89     .    85   85-  status       always
+readlinkat          267    78   305  332-  status       always
+chmod                90     .    15   15-  attributes   always
+fchmodat            268    53   306  333-  attributes   always
+fchmodat2           452   452   452  452-  attributes   always
+chown                92     .   182  182-  attributes   always
+chown32               .     .   212  212-  attributes   always       chown
+lchown               94     .    16   16-  attributes   always
+lchown32              .     .   198  198-  attributes   always       lchown
+fchownat            260    54   298  325-  attributes   always
+utime               132     .    30     .  attributes   always
+utimes              235     .   271  269-  attributes   always
+futimesat           261     .   299  326-  attributes   always
+utimensat           280    88   320  348-  attributes   always
+utimensat_time64      .     .   412  412-  attributes   always       utimensat
+getxattr            191     8   229  229-  attributes   always
+lgetxattr           192     9   230  230-  attributes   always
+listxattr           194    11   232  232-  attributes   always
+llistxattr          195    12   233  233-  attributes   always
+chdir                80    49    12   12-  workdir      always
+getcwd               79    17   183  183-  workdir      always
+flock                73    32   143   143  locks        always
+mkdir                83     .    39   39-  names        always
+mkdirat             258    34   296  323-  names        always
+mknod               133     .    14   14-  names        always
+mknodat             259    33   297  324-  names        always
+symlink              88     .    83   83-  names        always
+symlinkat           266    36   304  331-  names        always
+link                 86     .     9    9-  names        always
+linkat              265    37   303  330-  names        always
+rename               82     .    38   38-  names        always
+renameat            264    38   302  329-  names        always
+renameat2           316   276   353  382-  names        always
+unlink               87     .    10   10-  names        always
+unlinkat            263    35   301  328-  names        always
+rmdir                84     .    40   40-  names        always
+execve               59   221    11    11  processes    always
+execveat            322   281   358   387  processes    always
+unshare             272    97   310   337  processes    always
+setns               308   268   346   375  processes    always
+chroot              161    51    61    61  processes    always
+pivot_root          155    41   217   218  processes    always
+sendto               44   206   369   290  processes    always
+socketcall            .     .   102     .  processes    always
+send                  .     .     .   289  processes    always       sendto
+sendmsg              46   211   370   296  passing      unless-lent
+sendmmsg            307   269   345   374  passing      always
+recvfrom             45   207   371   292  processes    always
+recv                  .     .     .   291  processes    always       recvfrom
+recvmsg              47   212   372   297  processes    always
+recvmmsg            299   243   337   365  processes    always
+recvmmsg_time64       .     .   417   417  processes    always       recvmmsg
+shutdown             48   210   373   293  processes    always
+getsockopt           55   209   365   295  processes    always
+setsockopt           54   208   366   294  processes    always
+getsockname          51   204   367   286  processes    always
+getpeername          52   205   368   287  processes    always
+bind                 49   200   361   282  processes    always
+connect              42   203   362   283  processes    always
+listen               50   201   363   284  processes    always
+accept               43   202     .   285  processes    always
+accept4             288   242   364   366  processes    always
+setuid              105   146    23    23  processes    always
+setuid32              .     .   213   213  processes    always       setuid
+setgid              106   144    46    46  processes    always
+setgid32              .     .   214   214  processes    always       setgid
+setreuid            113   145    70    70  processes    always
+setreuid32            .     .   203   203  processes    always       setreuid
+setregid            114   143    71    71  processes    always
+setregid32            .     .   204   204  processes    always       setregid
+setresuid           117   147   164   164  processes    always
+setresuid32           .     .   208   208  processes    always       setresuid
+setresgid           119   149   170   170  processes    always
+setresgid32           .     .   210   210  processes    always       setresgid
+setfsuid            122   151   138   138  processes    always
+setfsuid32            .     .   215   215  processes    always       setfsuid
+setfsgid            123   152   139   139  processes    always
+setfsgid32            .     .   216   216  processes    always       setfsgid
+setgroups           116   159    81    81  processes    always
+setgroups32           .     .   206   206  processes    always       setgroups
+capset              126    91   185   185  processes    always
+statfs              137    43   99-   99-  filesystems  always
+statfs64              .     .   268  266-  filesystems  always       statfs
+fstatfs             138    44  100-  100-  filesystems  always
+fstatfs64             .     .   269  267-  filesystems  always       fstatfs
+rt_sigreturn         15  139-   173  173-  sigreturn    always
+sigreturn             .     .   119  119-  sigreturn    always       rt_sigreturn
+
+mmap                  9   222     .     .  mmap         files
+mmap2                 .     .   192   192  mmap         files        mmap
+clone                56   220   120   120  processes    namespaces
+io_uring_setup      425   425   425   425  -            refused
+    a ring would do I/O that no filter sees; programs fall back to calls that one does
+fcntl                72    25    55    55  control      commands
+fcntl64               .     .   221   221  control      commands     fcntl
+
+close                 3    57     6     6  -            passes
+    the last one of a file hangs up, which is noticed; recuse has threads close what they
+    were given
+close_range         436   436   436   436  -            passes
+    the same
+munmap               11   215    91    91  -            passes
+    the last part of a mapping ends its file description, which is noticed; recuse has
+    threads undo what they have mapped
+madvise              28   233   219   220  -            passes
+    it is about memory; recuse has threads fill a mapping, or keep it from children
+mlock               149   228   150   150  -            passes
+    the same
+fchdir               81    50   133   133  -            passes
+    a directory that recuse adds is natively a real, empty one; recuse has threads change
+    into it
+open_tree           428   428   428   428  -            differs
+    nothing of recuse's can be mounted elsewhere: ENOENT; recuse has threads open
+    directories by it
+kcmp                312   272   349   378  -            passes
+    it compares a device's descriptors as they are; recuse asks which ones are the same
+pidfd_getfd         438   438   438   438  -            passes
+    the copy is the same file; recuse fetches the ends of sleeping threads
+seccomp             317   277   354   383  -            differs
+    a program's own filters work, but it cannot have a listener of its own (EBUSY); recuse
+    installs its filter
+getpgid             121   155   132   132  -            passes
+    it is about processes only; `recuse doctor` traps it to see whether that works
+"""
+"""In the order in which the filter compares: the hot ones first. See `recuse.sandbox.table`."""
