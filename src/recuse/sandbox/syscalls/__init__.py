@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from recuse.sandbox.arch import MACHINE, arch
 from recuse.sandbox.syscalls import (
     aio,
-    arm,
     attributes,
-    compat,
     control,
     epoll,
     filesystems,
@@ -27,6 +25,11 @@ from recuse.sandbox.syscalls import (
     workdir,
 )
 from recuse.sandbox.syscalls.call import Handler
+
+if TYPE_CHECKING or MACHINE != "aarch64":
+    from recuse.sandbox.syscalls import compat as narrow
+else:
+    from recuse.sandbox.syscalls import arm as narrow
 
 FAMILIES: Final = {
     "aio": aio,
@@ -61,4 +64,4 @@ def handlers() -> dict[int, Handler]:
 
 def compat_handlers() -> dict[int, Handler]:
     """The handlers of 32-bit programs' calls by number."""
-    return arm.handlers() if MACHINE == "aarch64" else compat.handlers()
+    return narrow.handlers()
