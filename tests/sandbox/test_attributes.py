@@ -3,12 +3,19 @@
 import contextlib
 import errno
 import os
+import re
 import stat
 import time
 
 import pytest
 
 from recuse.sandbox import Sandbox
+
+
+def kernel() -> tuple[int, ...]:
+    """The running kernel's version."""
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+
 
 STATS = """
 STATX = struct.Struct('=IIQIIIHxxQQQQ' + 'qIxxxx' * 4 + 'IIIIQ104x')
@@ -140,6 +147,81 @@ for name in (os.fsencode(args[0]),):
 
 def test_other_calls_on_a_node_and_its_file_do_what_they_do_natively(as_native):
     as_native(SMALL)
+
+
+XATTRS = """
+node = os.fsencode(args[0])
+fd = os.open(node, os.O_RDWR)
+room = ctypes.create_string_buffer(99)
+def at(name, *args):
+    args = [struct.pack('=QII', ctypes.addressof(room), *a) if isinstance(a, tuple) else
+            ctypes.c_long(a) if isinstance(a, int) else a for a in args]
+    return call(SYS[name], *args)
+names = b'user.x', b'trusted.x', b'security.x', b'foo.x', b'foo', b'user.', b'', b'x' * 256
+for name in names:
+    print([call(get, node, name, room, 99) for get in ('getxattr', 'lgetxattr')], end=' ')
+    print(call('fgetxattr', fd, name, room, 99), call('fsetxattr', fd, b'user.' + name, b'y', 1, 0))
+for name in (b'user.x', b'foo.x', b'foo', b'', b'x' * 256):
+    print([call(set, node, name, b'y', 1, 0) for set in ('setxattr', 'lsetxattr')], end=' ')
+    print(call('removexattr', node, name), call('lremovexattr', node, name))
+for size, flags in ((1, 9), (65537, 0)):
+    print(call('setxattr', node, b'user.x', b'y', size, flags))
+print(call('setxattr', node, None, b'y', 1, 0), call('removexattr', node + b'x', b'user.x'))
+"""
+
+AT_XATTRS = """
+print(call('listxattr', node, room, 99), call('flistxattr', fd, room, 99), end=' ')
+print(at('listxattrat', fd, b'', 0x1000, room, 99), at('listxattrat', -100, node, 0, room, 99))
+for name in names:
+    print(at('getxattrat', fd, b'', 0x1000, name, (9, 0), 16), end=' ')
+    print(at('getxattrat', -100, node, 0, name, (9, 0), 16), end=' ')
+    print(at('setxattrat', -100, node, 0x100, b'user.' + name, (1, 0), 16), end=' ')
+    print(at('removexattrat', -100, node, 0, b'user.' + name))
+    print(at('removexattrat', fd, b'', 0x1000, b'user.' + name))
+print(at('getxattrat', -100, node, 0x4000, b'user.x', (9, 0), 16), end=' ')
+print(at('getxattrat', -100, node, 0, b'user.x', (9, 1), 16), end=' ')
+print(at('getxattrat', -100, node, 0, b'user.x', (9, 0), 15), end=' ')
+print(at('setxattrat', -100, node, 0, b'user.x', (9, 8), 16), end=' ')
+print(at('setxattrat', -100, node, 0, b'user.x', (9, 0), 15))
+path = os.open(node, 0o10000000)
+print(at('getxattrat', path, b'', 0x1000, b'user.x', (9, 0), 16))
+print(at('listxattrat', path, b'', 0x1000, room, 99))
+"""
+
+
+def test_extended_attributes_are_as_natively(as_native):
+    as_native(XATTRS)
+
+
+@pytest.mark.skipif(kernel() < (6, 13), reason="there are no such calls")
+def test_extended_attributes_from_a_directory_are_as_natively(as_native):
+    as_native(XATTRS + AT_XATTRS)
+
+
+@pytest.mark.skipif(kernel() < (6, 17), reason="there are no such calls")
+def test_a_filesystem_s_attributes_are_as_natively(as_native):
+    as_native("""
+node, room = os.fsencode(args[0]), bytearray(24)
+fd = os.open(node, os.O_RDWR)
+for name in 'file_getattr', 'file_setattr':
+    for arguments in ((-100, node), (fd, b'')):
+        room = ctypes.create_string_buffer(24)
+        for size, flags in ((24, 0x1000), (24, 0x4000), (23, 0)):
+            print(call(SYS[name], *arguments, room, size, flags))
+""")
+
+
+def test_a_node_has_no_handle(client):
+    # Linux's /dev would give one, other filesystems none: programs go on without.
+    output = client("""
+handle = ctypes.create_string_buffer(struct.pack('=Ii', 128, 0) + bytes(128))
+mount = ctypes.c_int()
+fd = os.open('/dev/echo', os.O_RDWR)
+for args in ((-100, b'/dev/echo', 0), (-100, b'/dev/echo', 0x400), (fd, b'', 0x1000)):
+    print(call('name_to_handle_at', *args[:2], handle, ctypes.byref(mount), args[2]))
+print(call('name_to_handle_at', -100, b'/dev/echos', handle, ctypes.byref(mount), 0))
+""")
+    assert output.split() == ["ENOTSUP", "ENOTSUP", "ENOTSUP", "ENOENT"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make anything in /dev")

@@ -332,6 +332,10 @@ class Areas:
 
         run(mapped.file.device.connection, mapped.file.munmap(mapped.mapping), done)
 
+    def maps(self, tid: int, address: int) -> bool:
+        """Whether what a thread has at an address is of a device."""
+        return bool(self._by_inode) and _inode_at(tid, address) in self._by_inode
+
     def may_grow(self, tid: int, address: int) -> bool:
         """Whether mremap may make the mapping at an address of a thread's longer."""
         if not self._dont_expand:

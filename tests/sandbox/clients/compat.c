@@ -105,6 +105,15 @@ static void act(const char *what)
         int results[] = {statfs(path, &node), fstatfs(device, &node), statfs("/dev", &top)};
         printf("%s: %d %d %d %d\n", what, results[0], results[1], results[2],
                memcmp(&node, &top, sizeof node));
+    } else if (!strcmp(what, "old statfs")) {
+        /* type, size of a block, numbers of blocks and files, an id, longest name, sizes, flags */
+        int node[17] = {[16] = 77}, file[17] = {[16] = 77}, top[16];
+        int results[] = {syscall(SYS_statfs, path, node), syscall(SYS_fstatfs, device, file),
+                         syscall(SYS_statfs, "/dev", top)};
+        printf("%s: %d %d %d %d %d %d %d\n", what, results[0], results[1], results[2],
+               memcmp(node, top, 2 * sizeof(int)) | memcmp(node + 7, top + 7, 9 * sizeof(int)),
+               memcmp(file, top, 2 * sizeof(int)) | memcmp(file + 7, top + 7, 9 * sizeof(int)),
+               node[16], file[16]);
     } else if (!strcmp(what, "sysfs")) {
         DIR *directory = opendir("/sys/class/cuse");
         struct dirent *entry;

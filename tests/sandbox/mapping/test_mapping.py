@@ -235,6 +235,26 @@ def test_a_mapping_that_does_not_grow(client: str) -> None:
         device.mappings.clear()
 
 
+REMAP = """
+def remap(file):
+    mapped = mmap.mmap(file, 4 * mmap.PAGESIZE)
+    mapped[0] = 1
+    address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+    size, page = ctypes.c_size_t(mmap.PAGESIZE), ctypes.c_size_t(2)
+    return call(SYS['remap_file_pages'], ctypes.c_void_p(address), size, 0, page, 0), mapped[0]
+
+own = os.memfd_create('own')
+os.ftruncate(own, 4 * mmap.PAGESIZE)
+print(remap(os.open('/dev/area', os.O_RDWR)), remap(own))
+"""
+
+
+def test_a_mapping_does_not_come_to_show_other_pages(clients: Callable[..., Run]) -> None:
+    """Which its device has not been asked for."""
+    with Area(4 * PAGE) as area, Sandbox(Shared(area)) as sandbox:
+        assert clients(sandbox)(REMAP) == "('EINVAL', 1) (0, 0)\n"
+
+
 def test_two_programs_share_an_area(device: Shared, client: str) -> None:
     commands = f"map 0 2 {RW} {SHARED} 0\n"
     with Sandbox(device) as sandbox:

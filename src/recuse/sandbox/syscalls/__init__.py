@@ -23,6 +23,7 @@ from recuse.sandbox.syscalls import (
     sigreturn,
     status,
     workdir,
+    xattrs,
 )
 from recuse.sandbox.syscalls.call import Handler
 
@@ -49,6 +50,7 @@ FAMILIES: Final = {
     "sigreturn": sigreturn,
     "status": status,
     "workdir": workdir,
+    "xattrs": xattrs,
 }
 """The modules by the names that :mod:`recuse.sandbox.table` has for them."""
 

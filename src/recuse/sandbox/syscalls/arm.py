@@ -133,6 +133,8 @@ _OWN: Final[dict[str, Handler]] = {
 
 
 def _handler(call: Entry) -> Handler:
+    if call.name == "chroot":
+        return processes.change_root  # to it there is nothing else
     native = processes.HANDLERS.get(call.alias)
     return native if native in _SEEN else _OWN.get(call.name, first)
 

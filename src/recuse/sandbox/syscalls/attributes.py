@@ -1,4 +1,4 @@
-"""What programs change of a node: mode, owner, times; and its extended attributes (fs/attr.c)."""
+"""What programs change of a node: mode, owner, times (fs/attr.c)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from recuse.sandbox.syscalls.lookup import (
     AT_EMPTY_PATH,
     AT_SYMLINK_NOFOLLOW,
     by_path_or_descriptor,
-    looked_at,
     named,
     opened,
 )
@@ -209,46 +208,6 @@ def utimensat(supervisor: Supervisor, call: Notification, layout: struct.Struct 
     return set_times(supervisor, call, found, call.a2, layout, from_timespecs)
 
 
-def _attribute(found: Found | None, *, code: int) -> int:
-    if found is None or found.link:
-        return PROCEED
-    if code:
-        raise os_error(code)
-    return 0
-
-
-def getxattr(supervisor: Supervisor, call: Notification) -> int:
-    """``getxattr(path, ...)``: a node has no extended attributes."""
-    return _attribute(looked_at(supervisor, call, AT_FDCWD, call.a0, 0), code=errno.ENODATA)
-
-
-def lgetxattr(supervisor: Supervisor, call: Notification) -> int:
-    """``lgetxattr(path, ...)``."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return _attribute(found, code=errno.ENODATA)
-
-
-def fgetxattr(supervisor: Supervisor, call: Notification) -> int:
-    """``fgetxattr(fd, ...)``."""
-    return _attribute(opened(supervisor, call), code=errno.ENODATA)
-
-
-def listxattr(supervisor: Supervisor, call: Notification) -> int:
-    """``listxattr(path, ...)``."""
-    return _attribute(looked_at(supervisor, call, AT_FDCWD, call.a0, 0), code=0)
-
-
-def llistxattr(supervisor: Supervisor, call: Notification) -> int:
-    """``llistxattr(path, ...)``."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return _attribute(found, code=0)
-
-
-def flistxattr(supervisor: Supervisor, call: Notification) -> int:
-    """``flistxattr(fd, ...)``."""
-    return _attribute(opened(supervisor, call), code=0)
-
-
 HANDLERS: Final[dict[str, Handler]] = {
     "chmod": chmod,
     "fchmod": fchmod,
@@ -262,10 +221,4 @@ HANDLERS: Final[dict[str, Handler]] = {
     "utimes": utimes,
     "futimesat": futimesat,
     "utimensat": utimensat,
-    "getxattr": getxattr,
-    "lgetxattr": lgetxattr,
-    "fgetxattr": fgetxattr,
-    "listxattr": listxattr,
-    "llistxattr": llistxattr,
-    "flistxattr": flistxattr,
 }

@@ -33,6 +33,7 @@ from recuse.sandbox.syscalls import (
     sigreturn,
     status,
     workdir,
+    xattrs,
 )
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.lookup import (
@@ -64,6 +65,7 @@ _NATIVE: Final[dict[str, Handler]] = {
     **epoll.HANDLERS,
     **aio.HANDLERS,
     **mmap.HANDLERS,
+    **xattrs.HANDLERS,
 }
 
 _LOFF = struct.Struct("=q")
@@ -349,6 +351,8 @@ OWN: Final[dict[str, Handler]] = {
     "pselect6_time64": pselect6_time64,
     "socketcall": socketcall,
     "io_submit": io_submit,
+    "statfs": filesystems.compat_statfs,
+    "fstatfs": filesystems.compat_fstatfs,
     "statfs64": filesystems.statfs64,
     "fstatfs64": filesystems.fstatfs64,
     "mmap": old_mmap,

@@ -25,6 +25,11 @@ _STATFS: Final = struct.Struct("=qqQQQQQiiqqq32x")
 """asm-generic/statfs.h"""
 _STATFS64_32: Final = struct.Struct("=IIQQQQQiiIII16x")
 """The ``struct compat_statfs64`` of 32-bit programs (asm/compat.h)."""
+_STATFS_32: Final = struct.Struct("=7Iii3I16x")
+"""The ``struct compat_statfs`` of their older calls (asm-generic/compat.h)."""
+_ALL: Final = (1 << 64) - 1
+"""A number of files that is not known; in 32 bits :data:`_LOW`."""
+_LOW: Final = 0xFFFFFFFF
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,10 +50,20 @@ def _fill(
     alive = supervisor.listener.alive(call.id)
     data = buffer.raw
     if layout is not _STATFS:
-        data = layout.pack(*_STATFS.unpack(data))
+        data = _packed(layout, _STATFS.unpack(data))
     if alive and write_memory(call.pid, address, data) < len(data):
         raise os_error(errno.EFAULT)
     return 0
+
+
+def _packed(layout: struct.Struct, numbers: tuple[int, ...]) -> bytes:
+    """EOVERFLOW if one is too large, but for a number of files that is not known."""
+    if layout is _STATFS_32:
+        numbers = tuple(_LOW if number == _ALL else number for number in numbers)
+    try:
+        return layout.pack(*numbers)
+    except struct.error:
+        raise os_error(errno.EOVERFLOW) from None
 
 
 def statfs(supervisor: Supervisor, call: Notification) -> int:
@@ -75,6 +90,17 @@ def fstatfs64(supervisor: Supervisor, call: Notification) -> int:
         return PROCEED
     found = held(supervisor, call, signed32(call.a0))
     return _fill(supervisor, call, found, call.a2, _STATFS64_32)
+
+
+def compat_statfs(supervisor: Supervisor, call: Notification) -> int:
+    """``statfs(path, buf)`` of a 32-bit program."""
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
+    return _fill(supervisor, call, found, call.a1, _STATFS_32)
+
+
+def compat_fstatfs(supervisor: Supervisor, call: Notification) -> int:
+    """``fstatfs(fd, buf)`` of a 32-bit program."""
+    return _fill(supervisor, call, held(supervisor, call, signed32(call.a0)), call.a1, _STATFS_32)
 
 
 HANDLERS: Final[dict[str, Handler]] = {"statfs": statfs, "fstatfs": fstatfs}

@@ -1,4 +1,4 @@
-"""mmap and mremap (mm/mmap.c, mm/mremap.c; Linux 6.1)."""
+"""mmap, mremap and remap_file_pages (mm/mmap.c, mm/mremap.c; Linux 6.1)."""
 
 from __future__ import annotations
 
@@ -183,7 +183,18 @@ def mremap(supervisor: Supervisor, call: Notification) -> int:
     return PROCEED
 
 
+def remap_file_pages(supervisor: Supervisor, call: Notification) -> int:
+    """``remap_file_pages(address, size, protection, page, flags)``: it maps other pages of a file.
+
+    Linux does so by the driver's mmap. Here the server would not be asked, and would not know.
+    """
+    if supervisor.areas.maps(call.pid, call.a0):
+        raise os_error(errno.EINVAL)
+    return PROCEED
+
+
 HANDLERS: Final[dict[str, Handler]] = {
     "mmap": mmap,
     "mremap": mremap,
+    "remap_file_pages": remap_file_pages,
 }

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.syscalls.call import PROCEED, Handler
+from recuse.sandbox.syscalls.lookup import looked_at
 from recuse.sandbox.tasks import in_our_namespace
+from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
@@ -45,8 +47,16 @@ def change_credentials(supervisor: Supervisor, call: Notification) -> int:
     return PROCEED
 
 
+def chroot(supervisor: Supervisor, call: Notification) -> int:
+    """``chroot(path)``: not into what is no directory (ENOTDIR)."""
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
+    if found is not None and not found.node.is_directory:
+        raise os_error(errno.ENOTDIR)
+    return change_root(supervisor, call)
+
+
 def change_root(supervisor: Supervisor, call: Notification) -> int:
-    """``chroot``, ``pivot_root``, ``unshare`` and ``setns``."""
+    """``pivot_root``, ``unshare`` and ``setns``, and ``chroot`` to a native directory."""
     supervisor.tree.many_roots = True
     return change_credentials(supervisor, call)
 
@@ -89,5 +99,6 @@ HANDLERS: Final[dict[str, Handler]] = {
         ),
         socket_call,
     ),
-    **dict.fromkeys(("chroot", "pivot_root", "unshare", "setns"), change_root),
+    "chroot": chroot,
+    **dict.fromkeys(("pivot_root", "unshare", "setns"), change_root),
 }

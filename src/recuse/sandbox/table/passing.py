@@ -1,4 +1,4 @@
-"""The other system calls of Linux up to 6.18: the kernel runs them, and why that is right.
+"""The other system calls of Linux up to 6.18: why it is right that the kernel runs them.
 
 Nothing here is loaded when a program starts; see `recuse.sandbox.table`.
 """
@@ -9,8 +9,8 @@ from typing import Final
 
 ROWS: Final = """
 = Memory
-    It is about memory only. What a program maps of a device is a memfd's, and the kernel
-    keeps the books of it as of any other.
+    It is about memory. What a program has mapped of a device is a memfd's, and the kernel
+    does with it what it does with any.
 brk                            12  214   45   45
 mprotect                       10  226  125  125
 msync                          26  227  144  144
@@ -45,15 +45,12 @@ arch_prctl                    158    .  384    .
 modify_ldt                    154    .  123    .
 set_thread_area               205    .  243    .
 get_thread_area               211    .  244    .
-remap_file_pages              216  234  257  253 differs
-    other pages of the same memfd appear in a shared mapping, without a question to the
-    server
 userfaultfd                   323  282  374  388
-    buffers whose pages somebody else provides are read and written through /proc as any
-    others
+    A buffer in memory whose pages another program provides is read and written through
+    /proc, which waits for them as the kernel would.
 
 = Processes and threads
-    It is about processes only. The kernel copies, keeps and closes their descriptors, and a
+    It is about processes. The kernel copies, keeps and closes their descriptors, and a
     device's is told by what it is, whoever has it.
 fork                           57    .    2    2
 vfork                          58    .  190  190
@@ -93,10 +90,11 @@ olduname                        .    .  109    .
 oldolduname                     .    .   59    .
 pidfd_open                    434  434  434  434
 clone3                        435  435  435  435 differs
-    its flags are in memory, where no filter sees them: a new mount namespace is noticed at
-    the next execve in it, and until then paths are taken for those of the old one
+    Its flags are in memory, where no filter sees them. A new mount namespace is noticed at
+    the next execve in it; until then, its paths are taken for those of the old one.
 prctl                         157  167  172  172 differs
-    a process that lets nobody look into it (PR_SET_DUMPABLE) sees no devices
+    A process that lets nobody look into it (PR_SET_DUMPABLE) sees no devices, where recuse
+    lacks CAP_SYS_PTRACE.
 ARM_breakpoint                  .    .    . 983041
 ARM_cacheflush                  .    .    . 983042
 ARM_usr26                       .    .    . 983043
@@ -104,11 +102,11 @@ ARM_usr32                       .    .    . 983044
 ARM_set_tls                     .    .    . 983045
 ARM_get_tls                     .    .    . 983046
 ptrace                        101  117   26   26 differs
-    a thread that has a debugger cannot be stopped for recuse as well, so that it cannot map
-    a device
+    A thread that has a debugger cannot be stopped for recuse as well, so it cannot map a
+    device.
 
 = Ids
-    It only tells ids; those that change them are trapped.
+    It only tells ids. The calls that change them are trapped.
 getuid                        102  174   24   24
 getuid32                        .    .  199  199
 getgid                        104  176   47   47
@@ -142,8 +140,8 @@ sched_getattr                 315  275  352  381
 getcpu                        309  168  318  345
 
 = Signals
-    The kernel delivers signals by itself; who waits in a trapped call is looked after by
-    sandbox/signals.py.
+    The kernel delivers signals. What they do to a trapped call is seen to elsewhere: see
+    [signals](signals.md).
 rt_sigaction                   13  134  174  174
 sigaction                       .    .   67   67
 signal                          .    .   48    .
@@ -196,8 +194,8 @@ timer_getoverrun              225  109  262  260
 timer_delete                  226  111  263  261
 
 = Futexes and System V's and POSIX's objects
-    They have names and numbers of their own, and are never devices. A futex in a device's
-    shared memory is one for all that map it.
+    These have names and numbers of their own, and are never devices. A futex in memory that
+    a device shares is one for all that map it.
 futex                         202   98  240  240
 futex_time64                    .    .  422  422
 futex_waitv                   449  449  449  449
@@ -224,8 +222,8 @@ mq_notify                     244  184  281  278
 mq_getsetattr                 245  185  282  279
 
 = The machine and its kernel
-    It is about the whole machine, or about what takes descriptors of its own kinds only: a
-    device's is not valid there, as a socket's is not.
+    It is about the whole machine, or takes descriptors of its own kinds only: a socket is
+    refused as a device is.
 reboot                        169  142   88   88
 sethostname                   170  161   74   74
 setdomainname                 171  162  121  121
@@ -255,20 +253,21 @@ lsm_list_modules              461  461  461  461
 ustat                         136    .   62   62
 sysfs                         139    .  135  135
 finit_module                  313  273  350  379
-    what is no regular file is no module: EINVAL of a socket, as of a device
+    What is not a regular file is not a module: a socket is refused with EINVAL, as a device
+    is.
 bpf                           321  280  357  386 differs
-    with CAP_BPF, a device's descriptor can be put into a map of sockets
+    With CAP_BPF, a device's descriptor can be put into a map of sockets.
 
 = Descriptors
-    The kernel's own bookkeeping is right for a device's descriptor too: its copies are the
-    same file, and which file a number means is asked at each call.
+    The copy is the same open file to the kernel, and so to recuse, which asks at each call
+    what file a number means.
 dup                            32   23   41   41
 dup2                           33    .   63   63
 dup3                          292   24  330  358
 
 = New descriptors
-    What it makes is no device, and none is among its arguments; or one is refused, as any
-    file that is not of the kind.
+    It makes what is not a device, or takes descriptors of its own kind only: a socket is
+    refused as a device is.
 pipe                           22    .   42   42
 pipe2                         293   59  331  359
 socket                         41  198  359  281
@@ -293,7 +292,7 @@ fsconfig                      431  431  431  431
 fsmount                       432  432  432  432
 
 = Asynchronous I/O
-    Contexts are the kernel's, and so are completions, also those of devices: io_submit is
+    Contexts and completions are the kernel's, those of devices too. What submits to them is
     trapped.
 io_setup                      206    0  245  243
 io_destroy                    207    1  246  244
@@ -301,14 +300,10 @@ io_cancel                     210    3  249  247
 io_getevents                  208    4  247  245
 io_pgetevents                 333  292  385  399
 io_pgetevents_time64            .    .  416  416
-io_uring_enter                426  426  426  426
-    cannot be reached: io_uring_setup is refused
-io_uring_register             427  427  427  427
-    the same
 
 = Files by descriptor
-    A socket gives the result that a device gives on Linux: there is nothing to write out or
-    to read ahead, and no size to change.
+    A socket has nothing to write out, to read ahead or to cut off, and says so as a device
+    does.
 fsync                          74   82  118  118
 fdatasync                      75   83  148  148
 syncfs                        306  267  344  373
@@ -320,103 +315,86 @@ fadvise64                     221  223  250    .
 fadvise64_64                    .    .  272    .
 arm_fadvise64_64                .    .    .  270
 readahead                     187  213  225  225 differs
-    of a device that is open for writing only it is EBADF on Linux, and EINVAL here
+    On a device that is open for writing only, Linux says EBADF; here it is EINVAL.
 fallocate                     285   47  324  352 differs
-    without write access it is EBADF on Linux, and ENODEV here
+    Without write access, Linux says EBADF; here it is ENODEV, which devices get otherwise.
 cachestat                     451  451  451  451 differs
-    whoever has a device open for reading only may not ask on Linux (EPERM); here it is told
-    of no pages
-vmsplice                      278   75  316  343
-    a device is no pipe (EBADF), and nor is a socket; where ptrace is refused, a device's
-    descriptor is a pipe's, see [containers](containers.md)
+    Linux tells only those who may write (EPERM); here everybody is told that no pages are
+    cached.
+vmsplice                      278   75  316  343 differs
+    A device is not a pipe (EBADF), and nor is a socket. But where ptrace is refused, a device's
+    descriptor is a pipe's: see [containers](containers.md).
 fsetxattr                     190    7  228  228 differs
-    of a device's descriptor: user.* is EPERM, as on Linux; others are refused too, where
-    Linux's devtmpfs keeps security.* and trusted.*
+    Attributes of users are refused with EPERM, as on Linux; all others are not supported,
+    though Linux's /dev keeps some.
 fremovexattr                  199   16  237  237 differs
-    the same
+    Attributes of users are refused with EPERM, as on Linux; all others are not supported,
+    though Linux's /dev keeps some.
 quotactl_fd                   443  443  443  443
-    a filesystem of devices has no quota, and nor has one of sockets
+    There are no quotas where devices are, and none where sockets are.
 
 = Paths of devices
-    It is not trapped, so the kernel finds nothing at the path of a device, nor of a
-    directory or link that only recuse adds: ENOENT.
-setxattr                      188    5  226  226 differs
-    user.* is EPERM on Linux
-lsetxattr                     189    6  227  227 differs
-    the same
-removexattr                   197   14  235  235 differs
-    the same
-lremovexattr                  198   15  236  236 differs
-    the same
-setxattrat                    463  463  463  463 differs
-    the same
-removexattrat                 466  466  466  466 differs
-    the same
-getxattrat                    464  464  464  464 differs
-    on Linux a device has no such attribute (ENODATA)
-listxattrat                   465  465  465  465 differs
-    on Linux a device has none (0)
-file_getattr                  468  468  468  468 differs
-    EOPNOTSUPP on Linux
-file_setattr                  469  469  469  469 differs
-    EOPNOTSUPP on Linux
-name_to_handle_at             303  264  341  370 differs
-    Linux's devtmpfs gives a handle
+    It takes a path.
 open_by_handle_at             304  265  342  371
-    no handle means a device, since none is given
+    No handle leads to a device, since none is given for one.
 inotify_add_watch             254   27  292  317 differs
-    a device cannot be watched; and a watch of /dev tells nothing of devices that come and
-    go
+    There is nothing to watch at a device's path (ENOENT), and who watches /dev is not told
+    of devices that come and go.
 fanotify_mark                 301  263  339  368 differs
-    the same
+    There is nothing to watch at a device's path (ENOENT), and who watches /dev is not told
+    of devices that come and go.
 mount                         165   40   21   21 differs
-    nothing can be mounted on a device or a directory that recuse adds, or a device bound
-    elsewhere
+    Nothing of recuse's can be mounted elsewhere, and nothing can be mounted on it (ENOENT).
 umount                          .    .   22    .
-    nothing is mounted there
+    Nothing is mounted at a device's path. The error is ENOENT, and not EINVAL.
 umount2                       166   39   52   52
-    nothing is mounted there
+    Nothing is mounted at a device's path. The error is ENOENT, and not EINVAL.
 move_mount                    429  429  429  429 differs
-    as mount
+    Nothing of recuse's can be mounted elsewhere, and nothing can be mounted on it (ENOENT).
 mount_setattr                 442  442  442  442
-    as umount
+    Nothing is mounted at a device's path. The error is ENOENT, and not EINVAL.
 open_tree_attr                467  467  467  467 differs
-    as open_tree
+    Nothing of recuse's can be mounted elsewhere, and nothing can be mounted on it (ENOENT).
 fspick                        433  433  433  433
-    as umount
+    Nothing is mounted at a device's path. The error is ENOENT, and not EINVAL.
 statmount                     457  457  457  457
-    mounts are the kernel's
+    They tell of mounts, which are all the kernel's.
 listmount                     458  458  458  458
-    mounts are the kernel's
+    They tell of mounts, which are all the kernel's.
 acct                          163   89   51   51 differs
-    EACCES on Linux
+    A device's path is refused with ENOENT, and not with the error that says that it is the
+    wrong kind of file.
 swapon                        167  224   87   87 differs
-    EINVAL on Linux
+    A device's path is refused with ENOENT, and not with the error that says that it is the
+    wrong kind of file.
 swapoff                       168  225  115  115 differs
-    EINVAL on Linux
+    A device's path is refused with ENOENT, and not with the error that says that it is the
+    wrong kind of file.
 quotactl                      179   60  131  131 differs
-    ENOTBLK on Linux
+    A device's path is refused with ENOENT, and not with the error that says that it is the
+    wrong kind of file.
 uselib                        134    .   86   86 differs
-    EACCES on Linux
+    A device's path is refused with ENOENT, and not with the error that says that it is the
+    wrong kind of file.
 readdir                         .    .   89    . differs
-    of libc5: it lists no devices
+    It lists no devices. Only libc5 made this call.
 oldstat                         .    .   18    . differs
-    of libc4
+    It finds no devices, or shows a socket. Only libc4 made this call.
 oldlstat                        .    .   84    . differs
-    of libc4
+    It finds no devices, or shows a socket. Only libc4 made this call.
 oldfstat                        .    .   28    . differs
-    of libc4: it shows a socket
+    It finds no devices, or shows a socket. Only libc4 made this call.
 
 = Landlock
-    Rules are for files of the kernel's.
+    Its rules are for files of the kernel's.
 landlock_create_ruleset       444  444  444  444
 landlock_add_rule             445  445  445  445 differs
-    a device's descriptor is not one of a path (EBADFD)
+    A device's descriptor is not one of a path (EBADFD).
 landlock_restrict_self        446  446  446  446 differs
-    it does not keep a program from devices, which recuse opens for it
+    It does not keep a program from devices, which recuse opens for it.
 
 = What no kernel does any more
-    The kernel says ENOSYS, some of these for ever, others since Linux 6.8 at the latest.
+    The kernel says ENOSYS: some were never there, the last of the others went in Linux 6.8.
 afs_syscall                   183    .  137    .
 bdflush                         .    .  134  134
 break                           .    .   17    .
@@ -449,19 +427,17 @@ _sysctl                       156    .  149  149
 ELSEWHERE: Final = {
     ("rt_sigreturn", "arm64"): (
         "passes",
-        "a call that a signal has ended cannot be made once more: its first argument is gone",
+        "A call that a signal has ended cannot be made once more: its first argument is gone.",
     ),
     ("getdents", "i386"): (
         "differs",
-        "it lists no devices; C libraries have used getdents64 for 20 years",
+        "It lists no devices. C libraries call getdents64 instead.",
     ),
-    ("statfs", "i386"): ("differs", "it finds nothing at a device's path: ENOENT"),
-    ("fstatfs", "i386"): ("differs", "it tells of a filesystem of sockets"),
 }
 """Why a call passes on a machine (a ``-`` behind its number) that is trapped on others."""
 
 ON_ARM: Final = (
-    "32-bit programs see no devices on arm64. Trapped is by what they could reach one whose "
+    "32-bit programs see no devices on arm64. What is trapped is what could reach one whose "
     "descriptor they inherit, and what changes what recuse remembers of a process."
 )
 """Why a call passes there that is trapped on others."""

@@ -45,8 +45,8 @@ getdents             78     .  141-  141-  listing      always
 fchmod               91    52    94    94  attributes   always
 fchown               93    55    95    95  attributes   always
 fchown32              .     .   207   207  attributes   always       fchown
-fgetxattr           193    10   231  231-  attributes   always
-flistxattr          196    13   234  234-  attributes   always
+fgetxattr           193    10   231  231-  xattrs       always
+flistxattr          196    13   234  234-  xattrs       always
 newfstatat          262    79     .     .  status       always
 fstatat64             .     .   300   327  status       always       newfstatat
 statx               332   291   383   397  status       always
@@ -77,10 +77,10 @@ utimes              235     .   271  269-  attributes   always
 futimesat           261     .   299  326-  attributes   always
 utimensat           280    88   320  348-  attributes   always
 utimensat_time64      .     .   412  412-  attributes   always       utimensat
-getxattr            191     8   229  229-  attributes   always
-lgetxattr           192     9   230  230-  attributes   always
-listxattr           194    11   232  232-  attributes   always
-llistxattr          195    12   233  233-  attributes   always
+getxattr            191     8   229  229-  xattrs       always
+lgetxattr           192     9   230  230-  xattrs       always
+listxattr           194    11   232  232-  xattrs       always
+llistxattr          195    12   233  233-  xattrs       always
 chdir                80    49    12   12-  workdir      always
 getcwd               79    17   183  183-  workdir      always
 flock                73    32   143   143  locks        always
@@ -143,9 +143,9 @@ setfsgid32            .     .   216   216  processes    always       setfsgid
 setgroups           116   159    81    81  processes    always
 setgroups32           .     .   206   206  processes    always       setgroups
 capset              126    91   185   185  processes    always
-statfs              137    43   99-   99-  filesystems  always
+statfs              137    43    99   99-  filesystems  always
 statfs64              .     .   268  266-  filesystems  always       statfs
-fstatfs             138    44  100-  100-  filesystems  always
+fstatfs             138    44   100  100-  filesystems  always
 fstatfs64             .     .   269  267-  filesystems  always       fstatfs
 rt_sigreturn         15  139-   173  173-  sigreturn    always
 sigreturn             .     .   119  119-  sigreturn    always       rt_sigreturn
@@ -154,36 +154,55 @@ mmap                  9   222     .     .  mmap         files
 mmap2                 .     .   192   192  mmap         files        mmap
 clone                56   220   120   120  processes    namespaces
 io_uring_setup      425   425   425   425  -            refused
-    a ring would do I/O that no filter sees; programs fall back to calls that one does
+    A ring would do I/O that no filter sees. Programs fall back to calls that one does see.
 fcntl                72    25    55    55  control      commands
 fcntl64               .     .   221   221  control      commands     fcntl
 
+setxattr            188     5   226  226-  xattrs       always
+lsetxattr           189     6   227  227-  xattrs       always
+removexattr         197    14   235  235-  xattrs       always
+lremovexattr        198    15   236  236-  xattrs       always
+getxattrat          464   464   464  464-  xattrs       always
+listxattrat         465   465   465  465-  xattrs       always
+setxattrat          463   463   463  463-  xattrs       always
+removexattrat       466   466   466  466-  xattrs       always
+file_getattr        468   468   468  468-  xattrs       always
+file_setattr        469   469   469  469-  xattrs       always
+name_to_handle_at   303   264   341  370-  xattrs       always
+remap_file_pages    216   234   257  253-  mmap         always
+io_uring_enter      426   426   426   426  -            refused
+    There are no rings. One that was made outside the sandbox is of no use in it.
+io_uring_register   427   427   427   427  -            refused
+    There are no rings. One that was made outside the sandbox is of no use in it.
+
 close                 3    57     6     6  -            passes
-    the last one of a file hangs up, which is noticed; recuse has threads close what they
-    were given
+    When the last descriptor of a file is closed, its end hangs up, which recuse notices.
+    recuse also has threads close what they were given.
 close_range         436   436   436   436  -            passes
-    the same
+    As with close, an end that hangs up is noticed. recuse also has threads close what they
+    were given.
 munmap               11   215    91    91  -            passes
-    the last part of a mapping ends its file description, which is noticed; recuse has
-    threads undo what they have mapped
+    The last part of a mapping ends its file description, which recuse notices. recuse also
+    has threads undo what they have mapped.
 madvise              28   233   219   220  -            passes
-    it is about memory; recuse has threads fill a mapping, or keep it from children
+    It is about memory. recuse also has threads fill a mapping, or keep it from children.
 mlock               149   228   150   150  -            passes
-    the same
+    It is about memory. recuse also has threads fill a mapping.
 fchdir               81    50   133   133  -            passes
-    a directory that recuse adds is natively a real, empty one; recuse has threads change
-    into it
+    A directory that recuse adds is natively a real, empty one. recuse also has threads
+    change into it.
 open_tree           428   428   428   428  -            differs
-    nothing of recuse's can be mounted elsewhere: ENOENT; recuse has threads open
-    directories by it
+    Nothing of recuse's can be mounted elsewhere (ENOENT). recuse also has threads open
+    directories by it.
 kcmp                312   272   349   378  -            passes
-    it compares a device's descriptors as they are; recuse asks which ones are the same
+    It compares open files, of which a device's is one. recuse also asks it what a
+    descriptor is.
 pidfd_getfd         438   438   438   438  -            passes
-    the copy is the same file; recuse fetches the ends of sleeping threads
+    The copy is the same open file. recuse also fetches the ends of threads that sleep.
 seccomp             317   277   354   383  -            differs
-    a program's own filters work, but it cannot have a listener of its own (EBUSY); recuse
-    installs its filter
+    A program's own filters work, but it cannot have a listener (EBUSY), since recuse has
+    one.
 getpgid             121   155   132   132  -            passes
-    it is about processes only; `recuse doctor` traps it to see whether that works
+    It is about processes. `recuse doctor` traps it, to see whether that can be done.
 """
 """In the order in which the filter compares: the hot ones first. See `recuse.sandbox.table`."""

@@ -1,0 +1,232 @@
+"""Extended attributes, of which a node has none, and its filesystem's own (fs/xattr.c, Linux 6.18).
+
+Linux keeps some of a device's, as far as the filesystem of its node does: for access lists, and of
+security modules. Here it is as on a filesystem that does not.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.errors import os_error
+from recuse.sandbox.memory import read_memory
+from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.lookup import (
+    AT_EMPTY_PATH,
+    AT_SYMLINK_NOFOLLOW,
+    looked_at,
+    named,
+    opened,
+)
+from recuse.sandbox.tree import AT_FDCWD, Found
+
+if TYPE_CHECKING:
+    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.supervisor import Supervisor
+
+_AT_FLAGS: Final = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
+_AT_SYMLINK_FOLLOW: Final = 0x400
+
+# linux/limits.h, linux/xattr.h
+_NAME_MAX: Final = 255
+_SIZE_MAX: Final = 65536
+_FLAGS: Final = 3
+_ARGUMENTS = struct.Struct("=8xII")
+"""``struct xattr_args``: the value's address, its size, flags."""
+
+_SORTS: Final = (b"user.", b"trusted.", b"security.")
+_ACCESS_LISTS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
+
+_FILE_ATTRIBUTES: Final = 24
+"""The size of the first ``struct file_attr`` (linux/fs.h)."""
+
+
+def _unsupported(found: Found | None) -> int:
+    if found is None or found.link:
+        return PROCEED
+    raise os_error(errno.EOPNOTSUPP)
+
+
+def _get_attribute(
+    supervisor: Supervisor, call: Notification, found: Found | None, address: int
+) -> int:
+    """ENODATA: a node has no extended attributes, of the sorts that there are (fs/xattr.c)."""
+    if found is None or found.link:
+        return PROCEED
+    name = supervisor.strings.read(call.pid, address)
+    if not 0 < len(name) <= _NAME_MAX:
+        raise os_error(errno.ERANGE)
+    known = name.startswith(_SORTS) or name in _ACCESS_LISTS
+    raise os_error(errno.ENODATA if known else errno.EOPNOTSUPP)
+
+
+def _set_attribute(
+    supervisor: Supervisor, call: Notification, found: Found | None, address: int
+) -> int:
+    """EPERM for those that only regular files and directories have, EOPNOTSUPP for others."""
+    if found is None or found.link:
+        return PROCEED
+    name = supervisor.strings.read(call.pid, address)
+    if not 0 < len(name) <= _NAME_MAX:
+        raise os_error(errno.ERANGE)
+    raise os_error(errno.EPERM if name.startswith(b"user.") else errno.EOPNOTSUPP)
+
+
+def _at(
+    supervisor: Supervisor, call: Notification, find: Callable[..., Found | None]
+) -> Found | None:
+    """What ``(dirfd, path, flags, ...)`` name; O_PATH does not do without a path (EBADF)."""
+    if call.a2 & ~_AT_FLAGS:
+        return None
+    if call.a2 & AT_EMPTY_PATH and not (call.a1 and supervisor.strings.read(call.pid, call.a1)):
+        return opened(supervisor, call)
+    return find(supervisor, call, signed32(call.a0), call.a1, call.a2)
+
+
+def _arguments(call: Notification) -> tuple[int, int] | None:
+    """Size and flags of the ``struct xattr_args`` in argument 4; None if it is none."""
+    if call.a5 < _ARGUMENTS.size:
+        return None
+    data = read_memory(call.pid, call.a4, _ARGUMENTS.size)
+    if len(data) < _ARGUMENTS.size:
+        raise os_error(errno.EFAULT)
+    size, flags = _ARGUMENTS.unpack(data)
+    return size, flags
+
+
+def getxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``getxattr(path, name, ...)``."""
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
+    return _get_attribute(supervisor, call, found, call.a1)
+
+
+def lgetxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``lgetxattr(path, name, ...)``."""
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return _get_attribute(supervisor, call, found, call.a1)
+
+
+def fgetxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``fgetxattr(fd, name, ...)``."""
+    return _get_attribute(supervisor, call, opened(supervisor, call), call.a1)
+
+
+def getxattrat(supervisor: Supervisor, call: Notification) -> int:
+    """``getxattrat(dirfd, path, at_flags, name, arguments, size)``."""
+    arguments = _arguments(call)
+    if arguments is None or arguments[1]:
+        return PROCEED
+    return _get_attribute(supervisor, call, _at(supervisor, call, looked_at), call.a3)
+
+
+def _list_attributes(found: Found | None) -> int:
+    return PROCEED if found is None or found.link else 0
+
+
+def listxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``listxattr(path, ...)``."""
+    return _list_attributes(looked_at(supervisor, call, AT_FDCWD, call.a0, 0))
+
+
+def llistxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``llistxattr(path, ...)``."""
+    return _list_attributes(looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW))
+
+
+def flistxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``flistxattr(fd, ...)``."""
+    return _list_attributes(opened(supervisor, call))
+
+
+def listxattrat(supervisor: Supervisor, call: Notification) -> int:
+    """``listxattrat(dirfd, path, at_flags, ...)``."""
+    return _list_attributes(_at(supervisor, call, looked_at))
+
+
+def _bad_value(size: int, flags: int) -> bool:
+    """Whether the kernel refuses an attribute's value before it looks at the path."""
+    return size > _SIZE_MAX or bool(flags & 0xFFFFFFFF & ~_FLAGS)
+
+
+def setxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``setxattr(path, name, value, size, flags)``."""
+    if _bad_value(call.a3, call.a4):
+        return PROCEED
+    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return _set_attribute(supervisor, call, found, call.a1)
+
+
+def lsetxattr(supervisor: Supervisor, call: Notification) -> int:
+    """``lsetxattr(path, name, value, size, flags)``."""
+    if _bad_value(call.a3, call.a4):
+        return PROCEED
+    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return _set_attribute(supervisor, call, found, call.a1)
+
+
+def setxattrat(supervisor: Supervisor, call: Notification) -> int:
+    """``setxattrat(dirfd, path, at_flags, name, arguments, size)``."""
+    arguments = _arguments(call)
+    if arguments is None or _bad_value(*arguments):
+        return PROCEED
+    return _set_attribute(supervisor, call, _at(supervisor, call, named), call.a3)
+
+
+def removexattr(supervisor: Supervisor, call: Notification) -> int:
+    """``removexattr(path, name)``."""
+    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
+    return _set_attribute(supervisor, call, found, call.a1)
+
+
+def lremovexattr(supervisor: Supervisor, call: Notification) -> int:
+    """``lremovexattr(path, name)``."""
+    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return _set_attribute(supervisor, call, found, call.a1)
+
+
+def removexattrat(supervisor: Supervisor, call: Notification) -> int:
+    """``removexattrat(dirfd, path, at_flags, name)``."""
+    return _set_attribute(supervisor, call, _at(supervisor, call, named), call.a3)
+
+
+def file_attributes(supervisor: Supervisor, call: Notification) -> int:
+    """``file_getattr(dirfd, path, attributes, size, at_flags)`` and ``file_setattr``.
+
+    A device has none of what filesystems have for their own files (fs/file_attr.c, Linux 6.17).
+    """
+    if call.a4 & ~_AT_FLAGS or call.a3 < _FILE_ATTRIBUTES:
+        return PROCEED
+    found = named(supervisor, call, signed32(call.a0), call.a1, call.a4)
+    return _unsupported(found)
+
+
+def name_to_handle_at(supervisor: Supervisor, call: Notification) -> int:
+    """``name_to_handle_at(dirfd, path, handle, mount_id, flags)``: a node has no handle."""
+    flags = call.a4 & AT_EMPTY_PATH
+    flags |= 0 if call.a4 & _AT_SYMLINK_FOLLOW else AT_SYMLINK_NOFOLLOW
+    found = named(supervisor, call, signed32(call.a0), call.a1, flags)
+    return _unsupported(found)
+
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "getxattr": getxattr,
+    "lgetxattr": lgetxattr,
+    "fgetxattr": fgetxattr,
+    "getxattrat": getxattrat,
+    "listxattr": listxattr,
+    "llistxattr": llistxattr,
+    "flistxattr": flistxattr,
+    "listxattrat": listxattrat,
+    "setxattr": setxattr,
+    "lsetxattr": lsetxattr,
+    "setxattrat": setxattrat,
+    "removexattr": removexattr,
+    "lremovexattr": lremovexattr,
+    "removexattrat": removexattrat,
+    "file_getattr": file_attributes,
+    "file_setattr": file_attributes,
+    "name_to_handle_at": name_to_handle_at,
+}
