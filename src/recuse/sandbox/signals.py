@@ -116,6 +116,8 @@ class SignalWatch:
         more: from the address, after its ``syscall`` instruction, that is here. If the call waits
         then, it is interrupted as by that signal."""
         self._owed_calls: set[int] = set()
+        self._taking = threading.Lock()
+        """Held while a wait is taken off for its caller's end, and while `attend` replaces one."""
         self._ended: dict[int, int] = {}
         """Threads whose calls were received and have ended with EINTR, from which address on."""
         self._parked = False
@@ -145,9 +147,11 @@ class SignalWatch:
     def attend(self, call: Notification, listener: Listener, look: Callable[[], None]) -> None:
         """Call ``look`` now and then until :meth:`forget`, for a caller that signals cannot reach.
 
-        Such as one that makes calls for us. It replaces what `watch` was told.
+        Such as one that makes calls for us: its own call is answered, and so not alive. This comes
+        before that answer, and replaces what `watch` was told.
         """
-        self.waiting[call.id] = Waiting(call, listener, lambda _: None, look)
+        with self._taking:
+            self.waiting[call.id] = Waiting(call, listener, lambda _: None, look)
         self._wake()
 
     def _wake(self) -> None:
@@ -248,7 +252,10 @@ class SignalWatch:
 
     def _end(self, one: Waiting) -> bool:
         """The caller is gone, unless its call was forgotten meanwhile, and then answered."""
-        left = self.waiting.pop(one.call.id, None)
+        with self._taking:
+            if self.waiting.get(one.call.id) is not one:
+                return False
+            left = self.waiting.pop(one.call.id, None)
         if left is None:
             return False
         self._errands.put(partial(left.interrupt, True))

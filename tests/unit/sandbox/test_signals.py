@@ -84,6 +84,22 @@ def test_who_is_attended_is_looked_at_until_forgotten():
         assert watch.forget(call(1)) is not None
 
 
+def test_who_is_attended_while_he_is_found_gone_is_attended():
+    """His call is answered, and so not alive, as soon as he makes calls for us."""
+    looks = threading.Semaphore(0)
+    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
+
+        class GoneMeanwhile:
+            def alive(self, call_id):
+                watch.attend(call(1), Gone(), looks.release)
+                return False
+
+        watch.watch(call(1), GoneMeanwhile(), lambda fatal: pytest.fail("told"))
+        for _ in range(3):
+            assert looks.acquire(timeout=WAIT_S)
+        assert watch.forget(call(1)) is not None
+
+
 def test_a_late_watch_does_not_replace_one():
     told = threading.Event()
     with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
