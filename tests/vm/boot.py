@@ -97,6 +97,7 @@ OF_THE_SANDBOX = {
         "test_a_device_that_does_not_listen_cannot_keep_a_program_from_dying",
         "test_a_stopped_program_goes_on_where_it_was",
     ],
+    "tests/sandbox/test_ordinary_signals.py": [],
     "tests/sandbox/test_release.py": [
         "test_each_end_releases_once[close]",
         "test_each_end_releases_once[fork]",

@@ -19,13 +19,16 @@ SA_RESTART and they were not received; natively they fail with EINTR always.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import stat
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from recuse.kernel.errors import os_error
 from recuse.runtime.log import Log
 from recuse.sandbox.arch import arch, i386, i386_frame, x86_64_frame
 from recuse.sandbox.descriptors import fetch_descriptor
@@ -58,6 +61,9 @@ _WRITABLE: Final = select.POLLOUT
 
 _MOST_FILES: Final = 256
 """Of a call, that are looked at."""
+
+_FALLS_ASLEEP_S: Final = 0.0001
+"""How long a thread that is about to wait may take to fall asleep, usually."""
 
 _OPENED_AT_ONCE: Final = frozenset({1, 5, 10, *range(136, 144)})
 """Majors of devices whose open waits for nothing: /dev/null and its like, /dev/tty, misc devices,
@@ -334,7 +340,7 @@ def compat_sigreturn(supervisor: Supervisor, call: Notification) -> int:
 
 
 def _repair(supervisor: Supervisor, call: Notification) -> None:
-    stack = _stack_pointer(call.pid)
+    stack = _stack_pointer(call.pid, partial(supervisor.listener.alive, call.id))
     frame = read_memory(call.pid, stack, x86_64_frame.SIZE)
     if len(frame) < x86_64_frame.SIZE or (made := x86_64_frame.interrupted(frame)) is None:
         return
@@ -354,7 +360,7 @@ def _repair(supervisor: Supervisor, call: Notification) -> None:
 
 
 def _repair_compat(offset: int, supervisor: Supervisor, call: Notification) -> None:
-    context = _stack_pointer(call.pid) + offset
+    context = _stack_pointer(call.pid, partial(supervisor.listener.alive, call.id)) + offset
     content = read_memory(call.pid, context, i386_frame.SIZE)
     if len(content) < i386_frame.SIZE or (made := i386_frame.interrupted(content)) is None:
         return
@@ -384,11 +390,27 @@ def _made_anew(
     return made.made_anew(number)
 
 
-def _stack_pointer(tid: int) -> int:
-    """The stack pointer of a thread that waits in a trapped call."""
+def _stack_pointer(tid: int, waits: Callable[[], bool]) -> int:
+    """The stack pointer of a thread that waits in a trapped call.
+
+    Args:
+        tid: the thread.
+        waits: whether it still does.
+
+    Raises:
+        OSError: ESRCH if it is gone.
+    """
     with open(f"/proc/{tid}/syscall", "rb", 0) as file:
-        # "15 0x0 0x0 0x0 0x0 0x0 0x0 0x7ffd... 0x7f12...": number, arguments, sp, pc
-        return int(file.read(256).split()[-2], 16)
+        while True:
+            # "15 0x0 0x0 0x0 0x0 0x0 0x0 0x7ffd... 0x7f12...": number, arguments, sp, pc; or
+            # "running": its call was received on another CPU, before it has gone to sleep.
+            fields = file.read(256).split()
+            if len(fields) > 1:
+                return int(fields[-2], 16)
+            if not waits():
+                raise os_error(errno.ESRCH)
+            time.sleep(_FALLS_ASLEEP_S)
+            file.seek(0)
 
 
 HANDLERS: Final[dict[str, Handler]] = {"rt_sigreturn": rt_sigreturn}
