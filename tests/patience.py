@@ -5,4 +5,4 @@ import os
 SLOWNESS = int(os.environ.get("RECUSE_SLOWNESS", "1"))
 """How many times slower than other machines this one is: an emulated one says so."""
 
-PATIENCE_S = 20 * SLOWNESS
+PATIENCE_S = 50 * SLOWNESS

@@ -10,7 +10,7 @@ import pytest
 from recuse import Device, File, Memory
 from recuse.sandbox import Sandbox
 
-PATIENCE_S = 20
+from ..patience import PATIENCE_S
 
 
 class GateFile(File):

@@ -14,7 +14,7 @@ import pytest
 from recuse import IO, Device, File, Memory, OpenRequest, current_request, ioctl
 from recuse.sandbox import Sandbox
 
-PATIENCE_S = 20
+from ..patience import PATIENCE_S
 
 
 class Inner(ctypes.Structure):

@@ -10,8 +10,9 @@ import pytest
 
 from recuse import Device, File, Sandbox
 
+from ..patience import PATIENCE_S
+
 TEXT = b"The quick brown fox jumps over the lazy dog\n"
-PATIENCE_S = 60
 
 
 class DiskFile(File):

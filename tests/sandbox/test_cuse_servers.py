@@ -14,7 +14,7 @@ from recuse.kernel.devices import DYNAMIC_MAJORS
 from recuse.sandbox.arch import arch
 from recuse.sandbox.nodes import majors_in_use
 
-PATIENCE_S = 60
+from ..patience import PATIENCE_S
 
 # A server without any library. `ready` is printed when the reply to CUSE_INIT has been taken.
 SERVER = r"""

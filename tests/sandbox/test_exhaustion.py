@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-PATIENCE_S = 60
+from ..patience import PATIENCE_S
+
 SCENARIO = Path(__file__).with_name("exhausting.py")
 DOINGS = ["ordinary", "read", "write", "ioctl", "async", "poll", "mmap", "many", "ordinary"]
 

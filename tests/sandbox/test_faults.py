@@ -14,7 +14,7 @@ import pytest
 from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox
 
-PATIENCE_S = 20
+from ..patience import PATIENCE_S
 
 # Its arguments: the socket's path, or nothing for /dev/cuse; what it does wrong, and when.
 SERVER = r"""

@@ -8,7 +8,7 @@ import pytest
 from recuse import Area, Device, File, MmapRequest, OpenRequest
 from recuse.sandbox import Sandbox
 
-PATIENCE_S = 20
+from ..patience import PATIENCE_S
 
 PROGRAM = """
 import mmap, os

@@ -19,7 +19,7 @@ from recuse.channel.socket import Remote
 from recuse.sandbox import Program, Sandbox
 from tests.conftest import Needs
 
-PATIENCE_S = 20
+from ..patience import PATIENCE_S
 
 
 class Request(ctypes.Structure):

@@ -11,7 +11,7 @@ import pytest
 from recuse import Device, File
 from recuse.sandbox import Sandbox
 
-PATIENCE_S = 60
+from ..patience import PATIENCE_S
 
 CALLS_THAT_WAIT = (
     "read",

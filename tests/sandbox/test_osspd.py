@@ -25,7 +25,7 @@ import pytest
 
 from recuse import Sandbox
 
-PATIENCE_S = 60
+from ..patience import PATIENCE_S
 
 RATE_HZ = 48000
 

@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from ..patience import PATIENCE_S
+
 ECHO = """
 from recuse import Device, File
 
@@ -29,7 +31,6 @@ class Echo(Device):
     def open(self, request):
         return EchoFile()
 """
-PATIENCE_S = 20
 
 
 class Terminal:

@@ -12,7 +12,7 @@ import pytest
 from recuse import Device, File, OpenRequest
 from recuse.sandbox import Sandbox
 
-PATIENCE_S = 20
+from ..patience import PATIENCE_S
 
 # TCG's Trusted Platform Module Library, part 2: TPM2_CC_GetRandom, TPM_ST_NO_SESSIONS.
 GET_RANDOM = 0x17B

@@ -6,7 +6,8 @@ import pytest
 
 from recuse.sandbox import Sandbox
 
-PATIENCE_S = 20
+from ..patience import PATIENCE_S
+
 PLACE = "/dev/recuse-input"
 
 
