@@ -224,6 +224,19 @@ print(call('name_to_handle_at', -100, b'/dev/echos', handle, ctypes.byref(mount)
     assert output.split() == ["ENOTSUP", "ENOTSUP", "ENOTSUP", "ENOENT"]
 
 
+def test_nothing_is_moved_by_a_descriptor_of_a_path(as_native):
+    as_native("""
+path = os.open(args[0], 0o10000000)
+reading, writing = os.pipe()
+other = os.memfd_create('other')
+for pair in ((path, other), (other, path)):
+    print(call(SYS['sendfile'], *pair, None, 1), end=' ')
+    print(call(SYS['copy_file_range'], pair[0], None, pair[1], None, 1, 0))
+print(call(SYS['splice'], path, None, writing, None, 1, 0), call(SYS['tee'], path, writing, 1, 0))
+print(call(SYS['splice'], reading, None, path, None, 1, 2), call(SYS['tee'], reading, path, 1, 2))
+""")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make anything in /dev")
 def test_names_that_are_devices_are_taken(make_echo, clients):
     script = """

@@ -215,10 +215,14 @@ def pwritev2(supervisor: Supervisor, call: Notification) -> int:
 
 
 def _either(supervisor: Supervisor, call: Notification, second: int) -> int:
-    """Refuse a transfer inside the kernel if one of its two descriptors is a device."""
+    """Refuse a transfer inside the kernel if one of its two descriptors is a device.
+
+    O_PATH does not do for one (EBADF).
+    """
     find = supervisor.descriptors.find
-    if find(call.pid, call.a0) is not None or find(call.pid, second) is not None:
-        raise os_error(errno.EINVAL)
+    for number in (call.a0, second):
+        if (descriptor := find(call.pid, number)) is not None:
+            raise os_error(errno.EBADF if descriptor.file is None else errno.EINVAL)
     return PROCEED
 
 
