@@ -35,6 +35,11 @@ def no_memory(address, size):
     raise OSError(errno.EFAULT, "")
 
 
+def read_from(memory):
+    """Reads from where something is; all else is empty."""
+    return lambda address, size: memory.get(address, b"")[:size]
+
+
 def number_of(code, **registers):
     made = x86_64_frame.interrupted(frame_of(**registers))
     assert made is not None
@@ -95,7 +100,7 @@ def test_code_that_does_not_tell(code):
     assert number_of(code) is None
 
 
-MUSL = "4889d7 4889ce 4c89c2 4d89ca 4c8b442408 4c8b4c2410 4c895c2408 0f05"
+CANCELLED = "4889d7 4889ce 4c89c2 4d89ca 4c8b442408 4c8b4c2410 4c895c2408 0f05"
 
 
 @pytest.mark.parametrize(
@@ -110,10 +115,48 @@ def test_musls_call_whose_caller_compares_its_number(code, register):
     stack, caller = 0x7000, 0x4000
     memory = {stack: caller.to_bytes(8, "little"), caller: bytes.fromhex(code)}
     made = x86_64_frame.interrupted(frame_of(rsp=stack, **{register: 257}))
-    syscall = bytes.fromhex(MUSL)[-x86_64_frame.CODE_SIZE :]
-    assert made.number_of(syscall, lambda address, size: memory[address][:size]) == 257
+    syscall = bytes.fromhex(CANCELLED)[-x86_64_frame.CODE_SIZE :]
+    assert made.number_of(syscall, read_from(memory)) == 257
     memory[caller] = bytes.fromhex("4883f8fc 90 4883fd03")
-    assert made.number_of(syscall, lambda address, size: memory[address][:size]) is None
+    assert made.number_of(syscall, read_from(memory)) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "where"),
+    [
+        ("4989ca 488b442420 0f05", 0x7020),  # glibc's __syscall_cancel: mov 32(%rsp),%rax
+        ("4989ca 8b442420 0f05", 0x7020),
+        ("488b4510 4989ca 0f05", 0x8010),  # with a frame pointer: mov 16(%rbp),%rax
+        ("488b45f0 0f05", 0x7FF0),
+        ("b806010000 8b442408 0f05", 0x7008),
+    ],
+)
+def test_a_number_on_the_stack(code, where):
+    made = x86_64_frame.interrupted(frame_of(rsp=0x7000, rbp=0x8000))
+    code = bytes.fromhex(code).rjust(x86_64_frame.CODE_SIZE, b"\x90")
+    assert made.number_of(code, read_from({where: struct.pack("=Q", 257)})) == 257
+
+
+@pytest.mark.parametrize(
+    ("code", "where"),
+    [
+        ("488b742430 4989c0 4c89d7 e8fcb40000", 0x7038),  # mov 48(%rsp),%rsi; ...; call
+        ("488b7510 4c89d7 e8fcb40000", 0x8010),
+    ],
+)
+def test_a_number_that_glibc_s_call_was_passed(code, where):
+    caller = 0x4000
+    memory = {
+        0x7000: struct.pack("=Q", caller),
+        caller - x86_64_frame.CODE_SIZE: bytes.fromhex(code).rjust(x86_64_frame.CODE_SIZE, b"\x90"),
+        caller: bytes.fromhex("4c8b5c2418").ljust(x86_64_frame.CODE_SIZE, b"\x90"),
+        where: struct.pack("=Q", 257),
+    }
+    made = x86_64_frame.interrupted(frame_of(rsp=0x7000, rbp=0x8000))
+    syscall = bytes.fromhex(CANCELLED)[-x86_64_frame.CODE_SIZE :]
+    assert made.number_of(syscall, read_from(memory)) == 257
+    memory[caller - x86_64_frame.CODE_SIZE] = b"\x90" * x86_64_frame.CODE_SIZE
+    assert made.number_of(syscall, read_from(memory)) is None
 
 
 @given(st.binary(max_size=x86_64_frame.CODE_SIZE), st.integers(0, (1 << 64) - 1))

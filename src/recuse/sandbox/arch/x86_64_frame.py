@@ -33,12 +33,16 @@ OUTCOME_OFFSET: Final = 144
 """Where in the frame rax, rcx, rsp and rip are: what has come of the call."""
 _OUTCOME = struct.Struct("=4Q")
 
-_MUSL_CALL: Final = bytes.fromhex("4d89ca 4c8b442408 4c8b4c2410 4c895c2408 0f05")
-"""The end of its ``__syscall_cp_asm``: mov %r9,%r10; mov 8(%rsp),%r8; mov 16(%rsp),%r9;
-mov %r11,8(%rsp); syscall."""
+_CANCELLED_CALL: Final = bytes.fromhex("4d89ca 4c8b442408 4c8b4c2410 4c895c2408 0f05")
+"""The end of musl's ``__syscall_cp_asm`` and of glibc's ``__syscall_cancel_arch`` (from 2.41 on):
+mov %r9,%r10; mov 8(%rsp),%r8; mov 16(%rsp),%r9; mov %r11,8(%rsp); syscall. Their second argument
+was the number."""
 
 _FAILED: Final = (1 << 64) - errno.EINTR
 _SYSCALL_SIZE: Final = 2
+_WORD: Final = 8
+_OFFSET = struct.Struct("=b")
+_FROM_STACK: Final = b"\x24"
 
 
 class Interrupted:
@@ -74,8 +78,10 @@ class Interrupted:
         """The number of a call that has failed; None for all but usual code.
 
         It is gone: EINTR is in its register. But all others are as they were, and C libraries load
-        the number directly before the instruction, or nearly so. Where musl's callers do it (its
-        ``__syscall_cp_c``), they compare it afterwards.
+        the number directly before the instruction, or nearly so: glibc's ``__syscall_cancel``
+        (from 2.41 on) from the stack, where it still is. Where a thread may be cancelled, their
+        callers do it: glibc's from the stack, too; musl's (``__syscall_cp_c``) compare it
+        afterwards.
 
         Args:
             code: the :data:`CODE_SIZE` bytes before :attr:`after`.
@@ -89,12 +95,25 @@ class Interrupted:
             return self._register(8 | upper[0] >> 3 & 7 if upper else found["lower"][0] >> 3 & 7)
         if patterns.zero.search(code):
             return 0
-        if code.endswith(_MUSL_CALL):
-            caller = int.from_bytes(read(self._registers[_RSP], 8), "little")
+        stack = self._registers[_RSP]
+        if found := patterns.stack.search(code):
+            return self._on_stack(found, stack, read)
+        if code.endswith(_CANCELLED_CALL):
+            caller = int.from_bytes(read(stack, _WORD), "little")
             if found := patterns.compared.match(read(caller, CODE_SIZE)):
                 upper = found["upper"]
                 return self._register(8 | upper[0] & 7 if upper else found["lower"][0] & 7)
+            if found := patterns.passed.search(read(caller - CODE_SIZE, CODE_SIZE)):
+                return self._on_stack(found, stack + _WORD, read)
         return None
+
+    def _on_stack(
+        self, found: re.Match[bytes], stack: int, read: Callable[[int, int], bytes]
+    ) -> int:
+        """The number at the offset that was found from the stack pointer, or the frame pointer."""
+        base = stack if found["base"] == _FROM_STACK else self._registers[_RBP]
+        (offset,) = _OFFSET.unpack(found["offset"])
+        return int.from_bytes(read(base + offset, 4), "little")
 
     def _register(self, number: int) -> int:
         """The low half of the register that instructions number so."""
@@ -123,8 +142,11 @@ class _Patterns(NamedTuple):
     number: re.Pattern[bytes]
     register: re.Pattern[bytes]
     zero: re.Pattern[bytes]
+    stack: re.Pattern[bytes]
     compared: re.Pattern[bytes]
     """Code after such a call that compares rax with -EINTR, then a register with 3 (close)."""
+    passed: re.Pattern[bytes]
+    """Code that ends with a function's call, whose second argument it has loaded from the stack."""
 
 
 @functools.cache  # and not at import: most programs never need them
@@ -150,6 +172,15 @@ def _patterns() -> _Patterns:
     end = rb"(?:" + b"|".join(between) + rb")*\x0f\x05\Z"
     to_eax = one_byte(lambda n: n & 0xC7 == 0xC0)
     to_eax_not_from = one_byte(lambda n: n & 0xC7 == 0xC0 and n & 0x38)
+    # number(%rsp) or number(%rbp), to eax and to rsi.
+    to_eax_from_stack = rb"(?:\x44(?P<base>\x24)|\x45)(?P<offset>.)"
+    to_rsi_from_stack = rb"(?:\x74(?P<base>\x24)|\x75)(?P<offset>.)"
+    to_others = b"|".join(
+        (
+            lower + rb"\x89" + one_byte(lambda n: n >> 6 == 3 and n & 7 != 6),
+            upper + rb"\x89" + to_any,
+        )
+    )
     return _Patterns(
         re.compile(rb"(?:(?<![\x40-\x4f])\xb8|\x48\xc7\xc0)(?P<number>.{4})" + end, re.DOTALL),
         re.compile(
@@ -159,9 +190,13 @@ def _patterns() -> _Patterns:
             re.DOTALL,
         ),
         re.compile(rb"\x31\xc0" + end, re.DOTALL),
+        re.compile(rb"(?:\x48|(?<![\x40-\x4f]))\x8b" + to_eax_from_stack + end, re.DOTALL),
         re.compile(
             rb".{0,8}\x48\x83\xf8\xfc(?:\x75.|\x0f\x85.{4})"
             rb"(?:\x49\x83(?P<upper>[\xf8-\xff])|\x48\x83(?P<lower>[\xf8-\xff]))\x03",
             re.DOTALL,
+        ),
+        re.compile(
+            rb"\x48\x8b" + to_rsi_from_stack + rb"(?:" + to_others + rb")*\xe8.{4}\Z", re.DOTALL
         ),
     )
