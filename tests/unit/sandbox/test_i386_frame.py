@@ -54,6 +54,41 @@ def test_a_call_without_the_vdso():
     assert number_of("b877000000 cd80") == 119
 
 
+SIX_ARGUMENTS = "53 57 55 8b1f 8b6f08 8b7f04" + CALL
+
+
+@pytest.mark.parametrize("entry", [SYSENTER, SYSCALL])
+@pytest.mark.parametrize(
+    ("caller", "number"),
+    [
+        ("b835010000 89e7 e8d0e40800", 309),  # mov $309,%eax; mov %esp,%edi; call
+        ("8b442438 89c0 e8d0e40800", 257),  # mov 56(%esp),%eax; mov %eax,%eax; call
+        ("8b442438 50 e8d0e40800", None),
+        ("90", None),
+    ],
+)
+def test_a_call_of_six_arguments(entry, caller, number):
+    """``__libc_do_syscall`` makes it, of which glibc's ``__syscall_cancel`` makes all its calls."""
+    memory = {
+        ESP + 12: struct.pack("=I", CALLER),
+        CALLER - i386_frame.CODE_SIZE: padded(SIX_ARGUMENTS),
+        ESP + 28: struct.pack("=I", 0x57001000),
+        0x57001000 - i386_frame.CODE_SIZE: padded(caller),
+        ESP + 32 + 56: struct.pack("=I", 257),
+    }
+    made = i386_frame.interrupted(context_of())
+    read = lambda address, size: memory[address][:size]  # noqa: E731
+    assert made.number_of(padded(entry), read) == number
+
+
+def test_a_number_that_glibc_s_call_was_passed():
+    # mov 24(%esp),%eax; mov 28(%esp),%ebx; mov 32(%esp),%ecx; int $0x80
+    made = i386_frame.interrupted(context_of())
+    memory = {ESP + 24: struct.pack("=I", 257)}
+    code = padded("8b442418 8b5c241c 8b4c2420 cd80")
+    assert made.number_of(code, lambda address, size: memory[address][:size]) == 257
+
+
 @pytest.mark.parametrize(
     ("code", "caller"),
     [

@@ -40,10 +40,11 @@ def read_from(memory):
     return lambda address, size: memory.get(address, b"")[:size]
 
 
-def number_of(code, **registers):
+def number_of(code, memory=None, **registers):
     made = x86_64_frame.interrupted(frame_of(**registers))
     assert made is not None
-    return made.number_of(bytes.fromhex(code).rjust(x86_64_frame.CODE_SIZE, b"\x90"), no_memory)
+    read = no_memory if memory is None else read_from(memory)
+    return made.number_of(bytes.fromhex(code).rjust(x86_64_frame.CODE_SIZE, b"\x90"), read)
 
 
 @pytest.mark.parametrize(
@@ -58,10 +59,17 @@ def number_of(code, **registers):
         ("b813000000 4863fb 4d63d4 0f05", 19),  # movslq %ebx,%rdi; movslq %r12d,%r10
         ("b804000000 488b7c2408 488d742410 0f05", 4),  # mov 8(%rsp),%rdi; lea 16(%rsp),%rsi
         ("b82a000000 41ba08000000 0f05", 42),  # mov $8,%r10d
+        # glibc's tcgetattr: mov %fs:0x28,%rdx; mov %rdx,0x38(%rsp); mov %rsp,%rdx
+        ("b810000000 64488b142528000000 4889542438 4889e2 0f05", 16),
+        ("b810000000 c744243801000000 488b3d785634124889 54243888 0f05", None),
+        ("b810000000 48c744243801000000 488b3d78563412 0f05", 16),
+        ("b810000000 4c8b4500 448b05785634128b7c8304 0f05", 16),
+        ("b810000000 488b4500 0f05", 0x77),  # mov 0(%rbp),%rax
+        ("b810000000 8b4308 0f05", None),  # mov 8(%rbx),%eax
     ],
 )
 def test_a_number_that_the_code_loads(code, number):
-    assert number_of(code) == number
+    assert number_of(code, {0: b"\x77"}) == number
 
 
 @pytest.mark.parametrize(

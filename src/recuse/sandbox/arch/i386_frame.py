@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from recuse.sandbox.arch.code import one_byte
+from recuse.sandbox.arch.code import in_memory, one_byte
 
 SIZE: Final = 64
 """How much of ``struct sigcontext_32`` is needed, up to and with the segment of eip."""
@@ -36,6 +36,12 @@ _VDSO: Final = (b"\x0f\x34" + _INT80, b"\x0f\x05" + _INT80)
 """The end of ``__kernel_vsyscall``: sysenter or syscall, and for calls that are made once more
 ``int $0x80``. It has pushed three registers then."""
 _VDSO_CALLER: Final = 12
+
+_SIX_ARGUMENTS: Final = bytes.fromhex("53 57 55 8b1f 8b6f08 8b7f04 65ff1510000000")
+"""All of glibc's ``__libc_do_syscall`` up to its call of the vdso: it pushes %ebx, %edi and %ebp,
+and loads them from where %edi points to. Its caller has loaded the number."""
+_SIX_CALLER: Final = 12
+_WORD: Final = 4
 
 
 class Interrupted:
@@ -75,16 +81,30 @@ class Interrupted:
             read: reads that many bytes of the thread's memory, fewer where it ends.
         """
         patterns = _patterns()
+        stack = self._registers[_ESP]
         if code.endswith(_VDSO):
-            caller = read(self._registers[_ESP] + _VDSO_CALLER, 4)
-            code = read(int.from_bytes(caller, "little") - CODE_SIZE, CODE_SIZE)
+            stack += _VDSO_CALLER
+            code = _caller(stack, read)
+            stack += _WORD
+            if code.endswith(_SIX_ARGUMENTS):
+                stack += _SIX_CALLER
+                code = _caller(stack, read)
+                stack += _WORD
         elif not code.endswith(_INT80):
             return None
         if found := patterns.number.search(code):
             return int.from_bytes(found["number"], "little")
         if found := patterns.register.search(code):
             return self._registers[_BY_NUMBER[found["register"][0] >> 3 & 7]]
+        if found := patterns.stack.search(code):
+            return int.from_bytes(read(stack + found["offset"][0], _WORD), "little")
         return None
+
+
+def _caller(stack: int, read: Callable[[int, int], bytes]) -> bytes:
+    """The code up to the call that has put its return address on the stack."""
+    address = int.from_bytes(read(stack, _WORD), "little")
+    return read(address - CODE_SIZE, CODE_SIZE)
 
 
 def interrupted(context: bytes) -> Interrupted | None:
@@ -102,29 +122,34 @@ class _Patterns(NamedTuple):
 
     number: re.Pattern[bytes]
     register: re.Pattern[bytes]
+    stack: re.Pattern[bytes]
 
 
 @functools.cache  # and not at import: most programs never need them
 def _patterns() -> _Patterns:
+    any_register = in_memory(lambda _: True)
     between = (
         rb"[\xb9-\xbf].{4}",  # mov $number,%register
         rb"[\x89\x31]" + one_byte(lambda n: n >> 6 == 3 and n & 7),  # mov and xor to a register
         rb"[\x8b\x33]" + one_byte(lambda n: n >> 6 == 3 and n & 0x38),
+        rb"\x89\xc0",  # mov %eax,%eax
         rb"\xe8.{4}\x81[\xc1-\xc7].{4}",  # call of the next instruction's address, add to that
-        rb"[\x51-\x57]",  # push
-        # mov and lea number(%register),%register, and from the stack
-        rb"[\x8b\x8d]" + one_byte(lambda n: n >> 6 == 1 and n & 0x38 and n & 7 != 4) + rb".",
-        rb"[\x8b\x8d]" + one_byte(lambda n: n >> 6 == 1 and n & 0x38 and n & 7 == 4) + rb"\x24.",
-        rb"[\x8b\x8d]" + one_byte(lambda n: n >> 6 == 2 and n & 0x38 and n & 7 != 4) + rb".{4}",
-        rb"[\x8b\x8d]" + one_byte(lambda n: n >> 6 == 2 and n & 0x38 and n & 7 == 4) + rb"\x24.{4}",
-        rb"\x8b" + one_byte(lambda n: n >> 6 == 0 and n & 0x38 and n & 7 not in {4, 5}),
+        # mov and lea from memory to a register; %gs has the canary that guards the stack.
+        rb"\x65?[\x8b\x8d]" + in_memory(bool),
+        rb"\x89" + any_register,  # mov %register to memory
+        rb"\xc7" + in_memory(lambda register: not register) + rb".{4}",  # mov $number to memory
     )
-    call = rb"(?:\x65\xff\x15\x10\x00\x00\x00|\xcd\x80)\Z"  # call *%gs:0x10; int $0x80
+    push = rb"[\x50-\x57]"
+    # call *%gs:0x10; int $0x80; call of a function
+    call = rb"(?:\x65\xff\x15\x10\x00\x00\x00|\xcd\x80|\xe8.{4})\Z"
+    moves = b"|".join(between)
     return _Patterns(
-        re.compile(rb"\xb8(?P<number>.{4})(?:" + b"|".join(between) + rb")*" + call, re.DOTALL),
+        re.compile(rb"\xb8(?P<number>.{4})(?:" + moves + b"|" + push + rb")*" + call, re.DOTALL),
         re.compile(
             # Nothing between: it could change the register.
             rb"\x89(?P<register>%b)%b" % (one_byte(lambda n: n & 0xC7 == 0xC0 and n & 0x38), call),
             re.DOTALL,
         ),
+        # mov number(%esp),%eax
+        re.compile(rb"\x8b\x44\x24(?P<offset>[\x00-\x7f])(?:" + moves + rb")*" + call, re.DOTALL),
     )

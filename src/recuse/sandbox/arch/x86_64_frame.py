@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from recuse.sandbox.arch.code import one_byte
+from recuse.sandbox.arch.code import in_memory, one_byte
 
 SIZE: Final = 176
 """How much of ``struct ucontext`` is needed, up to and with ``uc_mcontext.rip``.
@@ -157,7 +157,7 @@ def _patterns() -> _Patterns:
     lower = one_byte(lambda n: n & 0xF1 == 0x40) + b"?"
     to_any = one_byte(lambda n: n >> 6 == 3)
     not_to_eax = one_byte(lambda n: n >> 6 == 3 and n & 7)
-    from_stack = one_byte(lambda n: n & 0xC7 == 0x44 and n & 0x38) + rb"\x24."
+    any_register = in_memory(lambda _: True)
     between = (
         rb"[\xb9-\xbf].{4}",  # mov $number,%register
         rb"[\x41\x49][\xb8-\xbf].{4}",
@@ -167,7 +167,11 @@ def _patterns() -> _Patterns:
         upper + rb"[\x89\x31]" + to_any,
         lower + rb"\x63" + one_byte(lambda n: n >> 6 == 3 and n & 0x38),  # movslq
         one_byte(lambda n: n & 0xF4 == 0x44) + rb"\x63" + to_any,
-        rb"\x48?[\x8b\x8d]" + from_stack,  # mov and lea number(%rsp),%register
+        # mov, lea and movslq from memory to a register; %fs has the canary that guards the stack.
+        rb"\x64?" + one_byte(lambda n: n & 0xF4 == 0x40) + rb"?[\x63\x8b\x8d]" + in_memory(bool),
+        rb"\x64?" + one_byte(lambda n: n & 0xF4 == 0x44) + rb"[\x63\x8b\x8d]" + any_register,
+        rb"[\x40-\x4f]?\x89" + any_register,  # mov %register to memory
+        rb"[\x40-\x4f]?\xc7" + in_memory(lambda register: not register) + rb".{4}",  # mov $number
     )
     end = rb"(?:" + b"|".join(between) + rb")*\x0f\x05\Z"
     to_eax = one_byte(lambda n: n & 0xC7 == 0xC0)
