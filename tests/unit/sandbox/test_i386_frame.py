@@ -40,6 +40,12 @@ def number_of(code, caller="", **registers):
         ("b836000000 b909540000 ba01000000", 54),  # mov to ecx, mov to edx
         ("b836000000 e8ca790500 81c619551000 53 8b4c2410 8b542414 8b5c240c", 54),
         ("b8c3000000 89fb 8b4dfc", 195),  # mov %edi,%ebx; mov -4(%ebp),%ecx
+        # With a guard of the stack: push; sub $96,%esp; mov %gs:0x14,%esi; mov %esi,92(%esp)
+        ("b80c010000 b954000000 56 53 83ec60 658b3514000000 8974245c 8b742474 8d542408", 268),
+        # mov 68(%esp),%edx; mov %edx,%ebp; sar $31,%ebp; mov %ebp,%ecx
+        ("b88c000000 658b1514000000 8954241c 8b542444 89d5 c1fd1f 89e9", 140),
+        # mov %edx,332(%esp); cmp $269,%edx; cmovae %ebp,%esi; or $8,%dh
+        ("b88c000000 8994244c010000 81fa0d010000 0f43f5 80ce08", 140),
     ],
 )
 def test_a_number_that_the_vdsos_caller_loads(entry, code, number):
@@ -96,6 +102,9 @@ def test_a_number_that_glibc_s_call_was_passed():
         (SYSENTER, ""),
         (SYSENTER, "b80a000000 ffd0" + CALL),  # call *%eax
         (SYSENTER, "b80a000000 89d8" + CALL[:-2]),
+        (SYSENTER, "b80a000000 83c801" + CALL),  # or $1,%eax
+        (SYSENTER, "b80a000000 80cc01" + CALL),  # or $1,%ah
+        (SYSENTER, "b80a000000 0f43c5" + CALL),  # cmovae %ebp,%eax
         ("b87700 cd80", ""),
     ],
 )

@@ -66,6 +66,11 @@ def number_of(code, memory=None, **registers):
         ("b810000000 4c8b4500 448b05785634128b7c8304 0f05", 16),
         ("b810000000 488b4500 0f05", 0x77),  # mov 0(%rbp),%rax
         ("b810000000 8b4308 0f05", None),  # mov 8(%rbx),%eax
+        ("b810000000 4883ec18 4183c001 53 4154 490f43d8 0f05", 16),  # sub, add, push, cmovae
+        ("b810000000 83c801 0f05", None),  # or $1,%eax
+        ("b810000000 83f801 0f05", 16),  # cmp $1,%eax
+        ("b810000000 0f43c5 0f05", None),
+        ("b810000000 440f43c5 49b81122334455667788 0f05", 16),  # cmovae %ebp,%r8d; movabs to %r8
     ],
 )
 def test_a_number_that_the_code_loads(code, number):

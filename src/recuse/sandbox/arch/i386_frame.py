@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from recuse.sandbox.arch.code import in_memory, one_byte
+from recuse.sandbox.arch.code import leaves_eax, one_byte
 
 SIZE: Final = 64
 """How much of ``struct sigcontext_32`` is needed, up to and with the segment of eip."""
@@ -24,7 +24,7 @@ OUTCOME_OFFSET: Final = 44
 """Where in it eax, the trap's number, the error code and eip are."""
 _OUTCOME = struct.Struct("=4I")
 
-CODE_SIZE: Final = 48
+CODE_SIZE: Final = 80
 
 _REGISTERS = struct.Struct("=16x12I")  # up to eip
 _EDI, _ESI, _EBP, _ESP, _EBX, _EDX, _ECX, _EAX, _TRAP, _ERROR, _EIP = range(11)
@@ -127,29 +127,23 @@ class _Patterns(NamedTuple):
 
 @functools.cache  # and not at import: most programs never need them
 def _patterns() -> _Patterns:
-    any_register = in_memory(lambda _: True)
-    between = (
-        rb"[\xb9-\xbf].{4}",  # mov $number,%register
-        rb"[\x89\x31]" + one_byte(lambda n: n >> 6 == 3 and n & 7),  # mov and xor to a register
-        rb"[\x8b\x33]" + one_byte(lambda n: n >> 6 == 3 and n & 0x38),
-        rb"\x89\xc0",  # mov %eax,%eax
+    moves = leaves_eax(rb"\x65", wide=False)
+    others = (
+        moves,
+        rb"[\x50-\x57]",  # push %register
         rb"\xe8.{4}\x81[\xc1-\xc7].{4}",  # call of the next instruction's address, add to that
-        # mov and lea from memory to a register; %gs has the canary that guards the stack.
-        rb"\x65?[\x8b\x8d]" + in_memory(bool),
-        rb"\x89" + any_register,  # mov %register to memory
-        rb"\xc7" + in_memory(lambda register: not register) + rb".{4}",  # mov $number to memory
     )
-    push = rb"[\x50-\x57]"
     # call *%gs:0x10; int $0x80; call of a function
     call = rb"(?:\x65\xff\x15\x10\x00\x00\x00|\xcd\x80|\xe8.{4})\Z"
-    moves = b"|".join(between)
     return _Patterns(
-        re.compile(rb"\xb8(?P<number>.{4})(?:" + moves + b"|" + push + rb")*" + call, re.DOTALL),
+        re.compile(rb"\xb8(?P<number>.{4})(?:" + b"|".join(others) + rb")*" + call, re.DOTALL),
         re.compile(
             # Nothing between: it could change the register.
             rb"\x89(?P<register>%b)%b" % (one_byte(lambda n: n & 0xC7 == 0xC0 and n & 0x38), call),
             re.DOTALL,
         ),
         # mov number(%esp),%eax
-        re.compile(rb"\x8b\x44\x24(?P<offset>[\x00-\x7f])(?:" + moves + rb")*" + call, re.DOTALL),
+        re.compile(
+            rb"\x8b\x44\x24(?P<offset>[\x00-\x7f])" + moves + rb"*(?:\x89\xc0)?" + call, re.DOTALL
+        ),
     )

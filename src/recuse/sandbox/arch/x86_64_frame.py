@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from recuse.sandbox.arch.code import in_memory, one_byte
+from recuse.sandbox.arch.code import leaves_eax, one_byte
 
 SIZE: Final = 176
 """How much of ``struct ucontext`` is needed, up to and with ``uc_mcontext.rip``.
@@ -21,7 +21,7 @@ SIZE: Final = 176
 At rt_sigreturn(2) the stack pointer points to its beginning.
 """
 
-CODE_SIZE: Final = 48
+CODE_SIZE: Final = 80
 """How many bytes of code, up to and with ``syscall``, tell which call it made."""
 
 _REGISTERS = struct.Struct("=40x17Q")
@@ -151,38 +151,20 @@ class _Patterns(NamedTuple):
 
 @functools.cache  # and not at import: most programs never need them
 def _patterns() -> _Patterns:
-    # A prefix of 0x40 to 0x4f has a bit 8 for 64-bit operands, and bits 4 and 1 for the upper
-    # eight registers as the first and the second operand of the byte after the operation.
-    upper = one_byte(lambda n: n & 0xF1 == 0x41)
-    lower = one_byte(lambda n: n & 0xF1 == 0x40) + b"?"
-    to_any = one_byte(lambda n: n >> 6 == 3)
-    not_to_eax = one_byte(lambda n: n >> 6 == 3 and n & 7)
-    any_register = in_memory(lambda _: True)
-    between = (
-        rb"[\xb9-\xbf].{4}",  # mov $number,%register
-        rb"[\x41\x49][\xb8-\xbf].{4}",
-        rb"\x48\xc7[\xc1-\xc7].{4}",
-        rb"\x49\xc7[\xc0-\xc7].{4}",
-        lower + rb"[\x89\x31]" + not_to_eax,  # mov and xor %register,%register
-        upper + rb"[\x89\x31]" + to_any,
-        lower + rb"\x63" + one_byte(lambda n: n >> 6 == 3 and n & 0x38),  # movslq
-        one_byte(lambda n: n & 0xF4 == 0x44) + rb"\x63" + to_any,
-        # mov, lea and movslq from memory to a register; %fs has the canary that guards the stack.
-        rb"\x64?" + one_byte(lambda n: n & 0xF4 == 0x40) + rb"?[\x63\x8b\x8d]" + in_memory(bool),
-        rb"\x64?" + one_byte(lambda n: n & 0xF4 == 0x44) + rb"[\x63\x8b\x8d]" + any_register,
-        rb"[\x40-\x4f]?\x89" + any_register,  # mov %register to memory
-        rb"[\x40-\x4f]?\xc7" + in_memory(lambda register: not register) + rb".{4}",  # mov $number
-    )
-    end = rb"(?:" + b"|".join(between) + rb")*\x0f\x05\Z"
+    moves = leaves_eax(rb"\x64", wide=True)
+    syscall = rb"\x0f\x05\Z"
+    end = rb"(?:" + moves + rb"|\x41?[\x50-\x57])*" + syscall  # or push %register
     to_eax = one_byte(lambda n: n & 0xC7 == 0xC0)
     to_eax_not_from = one_byte(lambda n: n & 0xC7 == 0xC0 and n & 0x38)
     # number(%rsp) or number(%rbp), to eax and to rsi.
     to_eax_from_stack = rb"(?:\x44(?P<base>\x24)|\x45)(?P<offset>.)"
     to_rsi_from_stack = rb"(?:\x74(?P<base>\x24)|\x75)(?P<offset>.)"
-    to_others = b"|".join(
+    to_others = b"|".join(  # mov %register
         (
-            lower + rb"\x89" + one_byte(lambda n: n >> 6 == 3 and n & 7 != 6),
-            upper + rb"\x89" + to_any,
+            one_byte(lambda n: n & 0xF1 == 0x40)
+            + rb"\x89"
+            + one_byte(lambda n: n >> 6 == 3 and n & 7 != 6),
+            one_byte(lambda n: n & 0xF1 == 0x41) + rb"\x89" + one_byte(lambda n: n >> 6 == 3),
         )
     )
     return _Patterns(
@@ -194,7 +176,10 @@ def _patterns() -> _Patterns:
             re.DOTALL,
         ),
         re.compile(rb"\x31\xc0" + end, re.DOTALL),
-        re.compile(rb"(?:\x48|(?<![\x40-\x4f]))\x8b" + to_eax_from_stack + end, re.DOTALL),
+        re.compile(
+            rb"(?:\x48|(?<![\x40-\x4f]))\x8b" + to_eax_from_stack + moves + b"*" + syscall,
+            re.DOTALL,
+        ),
         re.compile(
             rb".{0,8}\x48\x83\xf8\xfc(?:\x75.|\x0f\x85.{4})"
             rb"(?:\x49\x83(?P<upper>[\xf8-\xff])|\x48\x83(?P<lower>[\xf8-\xff]))\x03",
