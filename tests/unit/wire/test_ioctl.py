@@ -14,6 +14,7 @@ class Range(ctypes.Structure):
 
     _fields_ = (("start", ctypes.c_uint64), ("length", ctypes.c_uint32))
     _pack_ = 4
+    _layout_ = "ms"  # which Python 3.14 wants to be told
 
 
 @pytest.mark.parametrize(
