@@ -78,6 +78,15 @@ def may_trace() -> bool:
 
 
 @functools.cache
+def may_open_tree() -> bool:
+    """Whether open_tree(2) may be called."""
+    file = _libc.syscall(arch.INJECTED["open_tree"], -1, b"/", os.O_CLOEXEC)
+    if file >= 0:
+        os.close(file)
+    return bool(file >= 0)
+
+
+@functools.cache
 def may_copy_memory() -> bool:
     """Whether process_vm_readv(2) and process_vm_writev(2) may be called."""
     own = ctypes.create_string_buffer(1)

@@ -121,6 +121,7 @@ class Sandbox:
         supervisor = Supervisor(self._machine, launch.listener, broken)
         supervisor.first_process = launch.program.pid
         try:
+            self._machine.tasks.begins(launch.program.program_pid)
             supervisor.start()
             if not has_room(_DESCRIPTORS):
                 raise os_error(errno.ENFILE)

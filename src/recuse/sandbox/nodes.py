@@ -20,6 +20,7 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.operation import Operation, run
 from recuse.kernel.request import PAGE_SIZE
 from recuse.runtime.records import field, record
+from recuse.sandbox import native_files
 
 CUSE_NUMBER = (10, 203)
 """Major and minor number of /dev/cuse (linux/miscdevice.h)."""
@@ -129,18 +130,18 @@ def _leading_number(text: str, end: str) -> int:
 
 
 def native_node(file: int) -> Node:
-    """What a descriptor leads to, which was opened with O_PATH, looking like a node.
+    """What a descriptor leads to, which opens nothing (O_PATH), looking like a node.
 
     Raises:
         OSError: if the file cannot be looked at.
     """
     found = os.fstat(file)
-    path = os.readlink(b"/proc/self/fd/%d" % file)
+    path = native_files.path_of(file)
     node = Node(path, found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_dev)
     node.rdev, node.size = found.st_rdev, found.st_size
     node.subdirectories = found.st_nlink - 2
     node.block_size = found.st_blksize
-    node.target = os.readlink(b"", dir_fd=file) if stat.S_ISLNK(found.st_mode) else b""
+    node.target = native_files.target_of(file) if stat.S_ISLNK(found.st_mode) else b""
     node.accessed_ns, node.modified_ns = found.st_atime_ns, found.st_mtime_ns
     node.changed_ns = found.st_ctime_ns
     return node
@@ -337,11 +338,6 @@ class Nodes:
         if place is None and status.st_ino in self._kernel_inodes:
             place = self._kernel_places.get((_filesystem_type(directory), status.st_ino))
         return place
-
-    @staticmethod
-    def is_proc(file: int) -> bool:
-        """Whether a descriptor's file is on a filesystem of type proc."""
-        return _filesystem_type(b"/proc/self/fd/%d" % file) == _PROC_MAGIC
 
     def _unlink(self, node: Node) -> None:
         node.removed = True

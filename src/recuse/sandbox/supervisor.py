@@ -22,6 +22,7 @@ from recuse.sandbox.arch import arch, name_of
 from recuse.sandbox.listener import Listener, Notification, TableFullError
 from recuse.sandbox.machine import Machine
 from recuse.sandbox.memory import CallerMemory, HiddenError, UnreadableError
+from recuse.sandbox.rights import LostRightsError
 from recuse.sandbox.signals import ERESTARTSYS
 from recuse.sandbox.syscalls import compat_handlers, handlers
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
@@ -147,6 +148,8 @@ class Supervisor:
                 break
             except MemoryError:  # not even for this: the program waits until there is some
                 time.sleep(TICK)
+        if isinstance(error, LostRightsError):
+            error.stop()
         if not isinstance(error, OSError | MemoryError):
             name = name_of(call.arch, call.number)
             _log.error("internal error in %s of thread %d", name, call.pid, exc_info=error)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import threading
 from typing import Final
@@ -19,6 +20,7 @@ from recuse.kernel.errors import os_error
 from recuse.runtime.records import record
 from recuse.sandbox.ends import Ends
 from recuse.sandbox.memory import WritableMap
+from recuse.sandbox.rights import Acting, Rights, labels_of, own_rights
 
 
 @record
@@ -53,6 +55,10 @@ class Task:
     real_credentials: Credentials
     """As access(2) asks: with the real ids, and without capabilities unless that is root."""
     writable: WritableMap
+    acting: Acting | None
+    """Has a thread of ours touch files with its rights; None if these are not less than ours."""
+    real_rights: Rights
+    """Those with which access(2) asks."""
 
 
 _KEY: Final = int.from_bytes(os.urandom(8), "little")
@@ -64,30 +70,7 @@ _CAP_DAC_READ_SEARCH = 2
 _CAP_FOWNER = 3
 _CAP_FSETID = 4
 
-
-def read_task(tid: int) -> Task:
-    """Read a thread's identity from ``/proc/TID/status``.
-
-    Raises:
-        OSError: ESRCH if there is no such thread.
-    """
-    lines = _read_status(tid)
-    uids = [int(uid) for uid in lines[b"Uid"].split()]
-    gids = [int(gid) for gid in lines[b"Gid"].split()]
-    groups = frozenset(int(group) for group in lines[b"Groups"].split())
-    effective, permitted = int(lines[b"CapEff"], 16), int(lines[b"CapPrm"], 16)
-    if effective | permitted and not in_our_namespace(tid, "user"):
-        # Root of a user namespace of its own has no power over the files of this one.
-        effective = permitted = 0
-    tgid = int(lines[b"Tgid"])
-    return Task(
-        tid=tid,
-        tgid=tgid,
-        owner=lock_owner(tgid),
-        credentials=_credentials(uids[3], gids[3], groups, effective),
-        real_credentials=_credentials(uids[0], gids[0], groups, 0 if uids[0] else permitted),
-        writable=WritableMap(tid),
-    )
+_MOST_RIGHTS: Final = 256
 
 
 def lock_owner(tgid: int) -> int:
@@ -157,9 +140,20 @@ def _credentials(uid: int, gid: int, groups: frozenset[int], capabilities: int) 
 def in_our_namespace(tid: int, kind: str) -> bool:
     """Whether a thread has the supervisor's namespace of a kind ("mnt"), so far as can be told."""
     try:
-        return os.stat(f"/proc/{tid}/ns/{kind}").st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino
+        return os.stat(f"/proc/{tid}/ns/{kind}").st_ino == _own_namespace(kind)
     except OSError:
         return False
+
+
+@functools.cache
+def _own_namespace(kind: str) -> int:
+    """The inode number of the supervisor's."""
+    return os.stat(f"/proc/self/ns/{kind}").st_ino
+
+
+def umask_of(tid: int) -> int:
+    """A thread's umask. OSError, ESRCH, if there is no such thread."""
+    return int(_read_status(tid)[b"Umask"], 8)
 
 
 class Tasks:
@@ -170,6 +164,18 @@ class Tasks:
         self._tasks: dict[int, Task] = {}
         self._ends = Ends()
         self._poll = self._ends.poll
+        self._own = own_rights()
+        self._acting: dict[Rights, Acting] = {}
+        self.alike = True
+        """Whether all programs have the supervisor's rights, so far as has been seen.
+
+        Not seen is who has made a user namespace by clone3(2) and executed nothing since. So this
+        is enough to leave a path to the kernel, and not to open a file."""
+
+        self._begun: set[int] = set()
+        """The sandbox's programs from which all others descend."""
+        self._restricted: set[int] = set()
+        """Processes that have restricted themselves by landlock_restrict_self(2)."""
 
     def get(self, tid: int) -> Task:
         """The thread's record, made now if there is none.
@@ -183,13 +189,91 @@ class Tasks:
         if task is None:
             with self._lock:
                 kept = self._ends.watch(tid)
-                task = read_task(tid)
+                task = self._read(tid)
                 if kept:
                     self._tasks[tid] = task
         return task
 
-    def forget(self, tid: int) -> None:
+    def _read(self, tid: int) -> Task:
+        """Read a thread's identity from ``/proc/TID/status``.
+
+        Raises:
+            OSError: ESRCH if there is no such thread.
+        """
+        lines = _read_status(tid)
+        uids = [int(uid) for uid in lines[b"Uid"].split()]
+        gids = [int(gid) for gid in lines[b"Gid"].split()]
+        groups = frozenset(int(group) for group in lines[b"Groups"].split())
+        effective, permitted = int(lines[b"CapEff"], 16), int(lines[b"CapPrm"], 16)
+        if effective | permitted and not in_our_namespace(tid, "user"):
+            # Root of a user namespace of its own has no power over the files of this one.
+            effective = permitted = 0
+        tgid = int(lines[b"Tgid"])
+        at_access = 0 if uids[0] else permitted
+        in_order = tuple(sorted(groups))
+        return Task(
+            tid=tid,
+            tgid=tgid,
+            owner=lock_owner(tgid),
+            credentials=_credentials(uids[3], gids[3], groups, effective),
+            real_credentials=_credentials(uids[0], gids[0], groups, at_access),
+            writable=WritableMap(tid),
+            acting=self.acting_as(Rights(uids[3], gids[3], uids[1], gids[1], in_order, effective)),
+            real_rights=Rights(uids[0], gids[0], uids[0], gids[0], in_order, at_access),
+        )
+
+    def acting_as(self, rights: Rights) -> Acting | None:
+        """What has a thread of ours act with some rights; None if they are not less than ours."""
+        if rights.include(self._own.rights):
+            return None
+        acting = self._acting.get(rights)
+        if acting is None:
+            if len(self._acting) >= _MOST_RIGHTS:
+                self._acting.clear()
+            acting = self._acting[rights] = Acting(self._own, rights)
+        return acting
+
+    def begins(self, tid: int) -> None:
+        """The sandbox's programs descend from this thread, which is about to execute the first.
+
+        Raises:
+            OSError: ESRCH if it is gone.
+        """
+        self._begun.add(tid)
+        if self._read(tid).acting is not None:
+            self.alike = False
+
+    def check_confinement(self, tid: int) -> None:
+        """Raise EACCES if a security module may give a thread less than it gives the supervisor.
+
+        What Landlock leaves to a program cannot be asked.
+        """
+        if self._restricted and self._may_be_restricted(tid):
+            raise os_error(errno.EACCES)
+        if labels_of(str(tid)) != labels_of("thread-self"):
+            raise os_error(errno.EACCES)
+
+    def restrict(self, tid: int) -> None:
+        """The thread is about to restrict itself, and what descends from it, by Landlock."""
+        self._restricted.add(self.get(tid).tgid)
+
+    def _may_be_restricted(self, tid: int) -> bool:
+        process = self.get(tid).tgid
+        while process > 1:
+            if process in self._restricted:
+                return True
+            if process in self._begun:
+                return False
+            process = parent_of(process)
+        return True  # its parents have ended, and may have been so
+
+    def change(self, tid: int) -> None:
         """The thread's credentials are about to change."""
+        self.alike = False
+        self.forget(tid)
+
+    def forget(self, tid: int) -> None:
+        """What is known of the thread may not be so any more."""
         if tid in self._tasks:
             with self._lock:
                 self._tasks.pop(tid, None)

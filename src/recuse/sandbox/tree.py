@@ -13,30 +13,30 @@ decided by inode numbers with one or two stat calls. Only the rest is walked nam
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 
 from recuse.kernel.errors import os_error
+from recuse.sandbox import native_files
 from recuse.sandbox.arch import arch
 from recuse.sandbox.descriptors import Descriptors
-from recuse.sandbox.nodes import Node, Nodes
-from recuse.sandbox.shadows import Shadows
-from recuse.sandbox.tasks import Tasks
-from recuse.sandbox.walk import (
+from recuse.sandbox.found import AbsentError, Found, NativeFile, OutsideError
+from recuse.sandbox.native_files import (
     AT_FDCWD,
-    O_PATH,
     RESOLVE_BENEATH,
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
-    AbsentError,
-    Found,
-    OutsideError,
-    Walk,
     meets_magic,
     open_path,
     start_of,
 )
+from recuse.sandbox.nodes import Node, Nodes
+from recuse.sandbox.rights import Acting
+from recuse.sandbox.shadows import Shadows
+from recuse.sandbox.tasks import Tasks
+from recuse.sandbox.walk import Walk
 
 __all__ = [
     "AT_FDCWD",
@@ -44,15 +44,17 @@ __all__ = [
     "RESOLVE_IN_ROOT",
     "AbsentError",
     "Found",
+    "NativeFile",
     "OutsideError",
     "Tree",
 ]
 
 
+_ITSELF = contextlib.nullcontext()
+"""Where nothing is to be taken on."""
+
 _OF_THE_READER = (b"/proc/self", b"/proc/thread-self", b"/dev/fd", b"/dev/std")
 """How paths begin that lead to whoever looks."""
-
-_DIRECTORY = os.O_RDONLY | O_PATH | os.O_CLOEXEC
 
 
 class Tree:
@@ -80,6 +82,7 @@ class Tree:
         follow: bool = True,
         scope: int = 0,
         opening: bool = False,
+        real: bool = False,
     ) -> Found | None:
         """Find what a path leads to.
 
@@ -92,6 +95,7 @@ class Tree:
                 the directory that it starts from (openat2).
             opening: whether it is to be opened: then a native node with a device's number leads to
                 the device.
+            real: whether it is looked for with the thread's real ids, as access(2) does.
 
         Returns:
             None if it is nothing of ours: the kernel then gives the answer.
@@ -108,8 +112,9 @@ class Tree:
             if node is not None and not (follow and node.target):
                 return Found(node)
         if not scope and not self.nodes.hides_links:
-            if self.many_roots:
-                if self._elsewhere_there(tid, base, path, follow, opening):
+            acting = None if self._tasks.alike else self._tasks.get(tid).acting
+            if self.many_roots or acting is not None:
+                if self._elsewhere_there(tid, base, path, follow, opening, acting):
                     return None
             elif self._elsewhere(tid, base, path, follow, opening):
                 return None
@@ -121,6 +126,7 @@ class Tree:
             tid,
             own_root=self.many_roots,
             scope=scope,
+            real=real,
         ) as walk:
             return walk.find(base, path, follow=follow, opening=opening)
 
@@ -152,11 +158,11 @@ class Tree:
         )
         try:
             if follow and not looks:
-                if os.access(native, os.F_OK):
+                if native_files.access(native, os.F_OK):
                     return True  # the quickest way to know that something is there
                 # A dangling link may point to a node.
-                return not stat.S_ISLNK(os.lstat(native).st_mode)
-            found = os.stat(native) if follow else os.lstat(native)
+                return not stat.S_ISLNK(native_files.link_status(native).st_mode)
+            found = (native_files.status if follow else native_files.link_status)(native)
             return not self._may_be_ours(found, opening)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
@@ -165,7 +171,7 @@ class Tree:
             return False
         above = native.rpartition(b"/")[0] or b"/"
         try:
-            parent = os.stat(above)
+            parent = native_files.status(above)
         except OSError:
             return False  # may lie in a directory of ours
         if (parent.st_dev, parent.st_ino) in self.nodes.places:
@@ -176,37 +182,64 @@ class Tree:
             return False  # the working directory may be a shadow
         if not opened and self._goes_through_magic(above, start):
             return False
-        return not (follow and looks and os.path.islink(native))
+        return not (follow and looks and native_files.is_link(native))
 
-    def _elsewhere_there(
-        self, tid: int, base: int, path: bytes, follow: bool, opening: bool
+    def _elsewhere_there(  # noqa: PLR0917 - on the way of every path
+        self,
+        tid: int,
+        base: int,
+        path: bytes,
+        follow: bool,
+        opening: bool,
+        acting: Acting | None,
     ) -> bool:
-        """The same for a thread that may have a root or mounts of its own.
+        """The same for a thread that may have a root or mounts of its own, or fewer rights.
 
-        Only what is there is told apart quickly.
+        Only what is there, or missing in a directory without any of ours, is told apart quickly.
         """
         if path.startswith(_OF_THE_READER) or self.nodes.hides_files or path.endswith(b"devices"):
             return False
         if self.shadows.used and path.startswith(b"."):
             return False
         is_absolute = path.startswith(b"/")
+        start = start_of(tid, base)
+        if is_absolute:
+            start = b"/proc/%d/root" % tid if self.many_roots else b"/"
         try:
-            start = b"/proc/%d/root" % tid if is_absolute else start_of(tid, base)
-            directory = os.open(start, _DIRECTORY)
+            directory = native_files.look(start)
         except OSError:
             return False
+        resolve = RESOLVE_NO_MAGICLINKS | (RESOLVE_IN_ROOT if is_absolute else RESOLVE_BENEATH)
         try:
-            resolve = RESOLVE_IN_ROOT if is_absolute else RESOLVE_BENEATH
-            flags = 0 if follow else arch.O_NOFOLLOW
-            file = open_path(directory, path, resolve | RESOLVE_NO_MAGICLINKS, flags)
+            with acting or _ITSELF:
+                return self._elsewhere_in(directory, path, resolve, follow, opening)
+        except OSError:
+            return False
         finally:
             os.close(directory)
-        if file < 0:
+
+    def _elsewhere_in(
+        self, directory: int, path: bytes, resolve: int, follow: bool, opening: bool
+    ) -> bool:
+        file = open_path(directory, path, resolve, 0 if follow else arch.O_NOFOLLOW)
+        if file >= 0:
+            try:
+                return not self._may_be_ours(os.fstat(file), opening)
+            finally:
+                os.close(file)
+        above, _, name = path.rpartition(b"/")
+        if file != -errno.ENOENT or name in (b"", b".", b"..") or self.shadows.used:
+            return False
+        parent = open_path(directory, above or b".", resolve)
+        if parent < 0:
             return False
         try:
-            return not self._may_be_ours(os.fstat(file), opening)
+            found = os.fstat(parent)
+            if found.st_dev == self.nodes.proc_device or native_files.is_link_in(name, parent):
+                return False
+            return self.nodes.place(b"/proc/self/fd/%d" % parent, found) is None
         finally:
-            os.close(file)
+            os.close(parent)
 
     def _may_be_ours(self, found: os.stat_result, opening: bool) -> bool:
         """Whether what is there natively is hidden by a node, or has a device's number."""
@@ -216,7 +249,7 @@ class Tree:
 
     def _in_shadow(self, start: bytes) -> bool:
         try:
-            return self.shadows.standing_for(os.stat(start)) is not None
+            return self.shadows.standing_for(native_files.status(start)) is not None
         except OSError:
             return False
 
@@ -244,7 +277,7 @@ class Tree:
         """
         start = start_of(tid, number)
         try:
-            status = os.stat(start)
+            status = native_files.status(start)
         except OSError:
             return None, False
         path = self.shadows.standing_for(status)

@@ -9,70 +9,40 @@ of a chroot on which it is mounted; a filesystem of its own that is mounted on /
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import errno
 import os
 import stat
-import struct
+from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.runtime.records import record
-from recuse.sandbox.arch import arch
+from recuse.sandbox import native_files
+from recuse.sandbox.found import AbsentError, Found, NativeFile, OutsideError
+from recuse.sandbox.native_files import RESOLVE_BENEATH, start_of
 from recuse.sandbox.nodes import Node, Nodes, native_node
-from recuse.sandbox.permissions import MAY_EXECUTE, check, grants
-from recuse.sandbox.tasks import Credentials, numbers_in
+from recuse.sandbox.permissions import MAY_EXECUTE, check
+from recuse.sandbox.tasks import Credentials, in_our_namespace, numbers_in
 
 if TYPE_CHECKING:
     from recuse.sandbox.descriptors import Descriptors
+    from recuse.sandbox.rights import Acting
     from recuse.sandbox.shadows import Shadows
     from recuse.sandbox.tasks import Tasks
 
-AT_FDCWD: Final = -100
-
-RESOLVE_NO_MAGICLINKS: Final = 0x02
-RESOLVE_BENEATH: Final = 0x08
-RESOLVE_IN_ROOT: Final = 0x10
-"""openat2(2)."""
-_OPEN_HOW = struct.Struct("=QQQ")
-
 _MAX_LINKS: Final = 40
-
-O_PATH: Final = 0o10000000
-_LOOK: Final = O_PATH | os.O_CLOEXEC
-_LOOK_AT_LINK: Final = _LOOK | arch.O_NOFOLLOW
 
 _PROC_ROOT_INODE: Final = 1
 """The inode number of every /proc (linux/proc_fs.h, PROC_ROOT_INO)."""
 
+_OWN_IN_PROC: Final = frozenset((b"task", b"fd", b"cwd", b"root", b"exe"))
+"""What everybody may follow in the directory of his own process, besides numbers, whatever else
+that lets nobody look into it (fs/proc/base.c, proc_fd_access_allowed)."""
+
 _OWN_LACKS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What the supervisor lacks; of the path it says nothing."""
-
-_ST_NODEV: Final = 4
-"""statvfs(3): device nodes of that mount cannot be opened."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def open_path(directory: int, path: bytes, resolve: int, flags: int = 0) -> int:
-    """openat2 with O_PATH: a descriptor, or a negative errno."""
-    how = _OPEN_HOW.pack(_LOOK | flags, 0, resolve)
-    result: int = _libc.syscall(arch.SYSCALLS["openat2"], directory, path, how, len(how))
-    return result if result >= 0 else -ctypes.get_errno()
-
-
-def meets_magic(directory: int, path: bytes) -> bool:
-    """Whether following ``path`` meets a link of the magic kind, as ``/proc/PID/fd/N`` is one."""
-    file = open_path(directory, path, RESOLVE_NO_MAGICLINKS)
-    if file >= 0:
-        os.close(file)
-    return file == -errno.ELOOP
-
-
-def start_of(tid: int, base: int) -> bytes:
-    """The link to a thread's directory: the working one, or that of a descriptor."""
-    return b"/proc/%d/cwd" % tid if base == AT_FDCWD else b"/proc/%d/fd/%d" % (tid, base)
 
 
 def _names(path: bytes) -> list[bytes]:
@@ -82,65 +52,6 @@ def _names(path: bytes) -> list[bytes]:
         names.append(b".")
     names.reverse()
     return names
-
-
-def _mount_of(file: int) -> bytes:
-    """The line of ``/proc/self/fdinfo`` that tells which mount a descriptor was opened on."""
-    with open(f"/proc/self/fdinfo/{file}", "rb") as lines:
-        return next(line for line in lines if line.startswith(b"mnt_id:"))
-
-
-class AbsentError(FileNotFoundError):
-    """A name is missing in a directory that exists only in the sandbox.
-
-    Calls that would make it fail otherwise: nobody can make one there.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
-
-
-class OutsideError(FileNotFoundError):
-    """A path leads through a directory or link of ours to a file that is there natively.
-
-    The kernel cannot find it by that path. Calls that only look at a file are answered for it; for
-    all others it is as if it were missing. It holds a descriptor of that file, as long as it lives.
-    """
-
-    def __init__(self, file: int) -> None:
-        super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
-        self._file = os.dup(file)
-
-    @property
-    def path(self) -> bytes:
-        """A path to the file, for the supervisor; the link itself is of the magic kind."""
-        return b"/proc/self/fd/%d" % self._file
-
-    @property
-    def in_proc(self) -> bool:
-        """Whether it is one of ``/proc``, whose content depends on who opens it."""
-        return Nodes.is_proc(self._file)
-
-    def node(self) -> Node:
-        """The file as if it were a node; for looking only."""
-        return native_node(self._file)
-
-    def __del__(self) -> None:
-        file, self._file = self._file, -1
-        if file >= 0:
-            os.close(file)
-
-
-class Found(NamedTuple):
-    """What a path leads to."""
-
-    node: Node
-    link: bool = False
-    """The path names not the node but a ``/proc/PID/fd`` link to it, and was not to be followed."""
-    links: int = 0
-    """How many symbolic links were followed."""
-    magic: bool = False
-    """One of them was a ``/proc/PID/fd`` link."""
 
 
 @record
@@ -167,6 +78,7 @@ class Walk:
         *,
         own_root: bool,
         scope: int,
+        real: bool,
     ) -> None:
         """Prepare.
 
@@ -178,6 +90,7 @@ class Walk:
             tid: the thread that looks.
             own_root: whether its root or mounts may be other ones than the supervisor's.
             scope: see :meth:`recuse.sandbox.tree.Tree.find`.
+            real: likewise.
         """
         self._nodes = nodes
         self._by_path = nodes.by_path
@@ -187,6 +100,7 @@ class Walk:
         self._tid = tid
         self._own_root = own_root
         self._scope = scope
+        self._real = real
         self._root: _Spot | Node | None = None
         self._here: _Spot | None = None
         """Where the walk is natively; with ``_node``, where it left what is native."""
@@ -196,6 +110,15 @@ class Walk:
         self._links = 0
         self._magic = False
         self._who: Credentials | None = None
+        self._acting: Acting | None = None
+        self._callers = False
+        """Whether it is natively in the directory of the thread's own process in a ``/proc``."""
+        self._supervisors = False
+        """Whether it is natively in the directory of this process in a ``/proc``."""
+        self._out_of_reach = False
+        """Whether it is natively in a directory of the supervisor's for what is ours there."""
+        self._above: os.stat_result | None = None
+        """What it came from to where it is natively, by a name."""
 
     def __enter__(self) -> Walk:
         """Do nothing."""
@@ -215,7 +138,11 @@ class Walk:
     def find(self, base: int, path: bytes, *, follow: bool, opening: bool) -> Found | None:
         """Go along a path; see :meth:`recuse.sandbox.tree.Tree.find`."""
         try:
-            return self._find(base, path, follow, opening)
+            self._begin(base, path)
+            if self._acting is None:
+                return self._find(path, follow, opening)
+            with self._acting:
+                return self._find(path, follow, opening)
         except OSError as error:
             if error.errno in _OWN_LACKS:
                 raise os_error(errno.ENFILE) from None  # it may be ours
@@ -223,9 +150,23 @@ class Walk:
                 raise  # from a directory's shadow, the kernel would get somewhere else
             return None
 
-    def _find(self, base: int, path: bytes, follow: bool, opening: bool) -> Found | None:
+    def _begin(self, base: int, path: bytes) -> None:
+        """Go to where the path begins.
+
+        This, and the thread's root, it has, whoever might look into it otherwise.
+        """
+        task = self._tasks.get(self._tid)
+        self._who, self._acting = task.credentials, task.acting
+        if self._real:
+            self._who, self._acting = task.real_credentials, self._tasks.acting_as(task.real_rights)
+        # A thread that has made itself mounts by clone3(2) is not known to have them.
+        self._own_root = self._own_root or not in_our_namespace(self._tid, "mnt")
         if not path.startswith(b"/") or self._scope:
-            self._go(os.open(start_of(self._tid, base), _LOOK))
+            self._go(native_files.look(start_of(self._tid, base)))
+        if self._own_root:
+            self._root_now()
+
+    def _find(self, path: bytes, follow: bool, opening: bool) -> Found | None:
         if path.startswith(b"/"):
             self._go_to_root()
         names = _names(path)
@@ -258,43 +199,54 @@ class Walk:
             return Found(self._node, links=self._links, magic=self._magic)
         here = self._here
         assert here is not None
+        self._check_reach()
         if opening:
             node = self._nodes.by_number.get(here.status.st_rdev)
             if node is not None and stat.S_ISCHR(here.status.st_mode):
                 # The number decides, not the name (fs/char_dev.c, chrdev_open).
-                if os.fstatvfs(here.file).f_flag & _ST_NODEV:
+                if native_files.opens_no_devices(here.file):
                     return None  # EACCES
                 second = native_node(here.file)
                 second.device = node.device
-                return Found(second, links=self._links, magic=self._magic)
+                native = NativeFile(here.file, here.status, self._above)
+                return Found(second, links=self._links, magic=self._magic, native=native)
         if self._through_ours:
-            raise OutsideError(here.file)
+            native = NativeFile(here.file, here.status, self._above)
+            raise OutsideError(native, self._links, self._magic)
         return None
 
-    def _credentials(self) -> Credentials:
-        if self._who is None:
-            self._who = self._tasks.get(self._tid).credentials
-        return self._who
+    @contextlib.contextmanager
+    def _own_rights(self) -> Iterator[None]:
+        """The supervisor's rights in a ``with`` block, for what is the thread's own."""
+        acting = self._acting
+        if acting is None:
+            yield
+            return
+        self._acting = None
+        try:
+            with acting.paused():
+                yield
+        finally:
+            self._acting = acting
 
     def _check_search(self) -> None:
-        """Raise ENOTDIR or EACCES unless a name may be looked up here.
-
-        The supervisor may have more rights than the program.
-        """
+        """Raise ENOTDIR or EACCES unless a name may be looked up here."""
         node = self._node
         if node is not None:
             self._through_ours = True
             if not node.is_directory:
                 raise os_error(errno.ENOTDIR)
-            check(node, self._credentials(), MAY_EXECUTE)
+            assert self._who is not None
+            check(node, self._who, MAY_EXECUTE)
             return
         assert self._here is not None
-        status = self._here.status
-        if not stat.S_ISDIR(status.st_mode):
+        if not stat.S_ISDIR(self._here.status.st_mode):
             raise os_error(errno.ENOTDIR)
-        who = self._credentials()
-        if not grants(status.st_mode, status.st_uid, status.st_gid, who, MAY_EXECUTE):
-            raise os_error(errno.EACCES)
+        if self._callers:
+            with self._own_rights():
+                native_files.check_search(self._here.file)
+        else:
+            native_files.check_search(self._here.file)
 
     def _node_named(self, name: bytes) -> Node | None:
         if self._node is not None:
@@ -322,6 +274,9 @@ class Walk:
         spot = self._spot(file, status)
         self._leave()
         self._here = spot
+        self._callers = self._supervisors = False
+        self._above = None
+        self._out_of_reach = False
         path = self._shadows.standing_for(spot.status)
         if path is not None:
             self._leave()
@@ -351,7 +306,7 @@ class Walk:
     def _root_now(self) -> _Spot | Node:
         if self._root is None:
             root = b"/proc/%d/root" % self._tid if self._own_root else b"/"
-            self._root = self._spot(os.open(root, _LOOK))
+            self._root = self._spot(native_files.look(root))
         return self._root
 
     def _at_root(self) -> bool:
@@ -367,7 +322,7 @@ class Walk:
         assert self._here is not None
         if not os.path.samestat(root.status, self._here.status):
             return False
-        return _mount_of(root.file) == _mount_of(self._here.file)
+        return native_files.mount_of(root.file) == native_files.mount_of(self._here.file)
 
     def _up(self) -> None:
         if self._at_root():
@@ -377,13 +332,34 @@ class Walk:
         node, here = self._node, self._here
         if node is None:
             assert here is not None
-            self._go(os.open(b"..", _LOOK, dir_fd=here.file))
+            self._check_reach()
+            self._go(native_files.look(b"..", here.file))
             return
         above = node.path.rpartition(b"/")[0] or b"/"
         self._node = self._by_path.get(above)
         if self._node is None and (here is None or here.place != above):
             # It was not reached through the directory that it is in.
-            self._go(os.open(above, _LOOK))
+            self._go_by_path(above)
+
+    def _go_by_path(self, path: bytes) -> None:
+        """Go to a native directory by the path under which our nodes in it are known."""
+        if self._own_root:
+            root = self._root_now()
+            if isinstance(root, _Spot):
+                flags = native_files.RESOLVE_IN_ROOT | native_files.RESOLVE_NO_MAGICLINKS
+                file = native_files.open_path(root.file, path, flags)
+                if file >= 0:
+                    self._go(file)
+                    if self._here is not None and self._here.place == path:
+                        return
+        # From the thread's root it may be out of reach, but for what is ours in it.
+        self._go(native_files.look(path))
+        self._out_of_reach = self._own_root or bool(self._scope)
+
+    def _check_reach(self) -> None:
+        """Raise ENOENT if what is here natively is not to be reached."""
+        if self._out_of_reach:
+            raise os_error(errno.ENOENT)
 
     def _leave(self) -> None:
         here, self._here, self._node = self._here, None, None
@@ -409,21 +385,65 @@ class Walk:
         """
         here = self._here
         assert here is not None
-        file = os.open(name, _LOOK_AT_LINK, dir_fd=here.file)
+        self._check_reach()
+        if self._supervisors:
+            raise os_error(errno.EACCES)
+        if here.status.st_ino == _PROC_ROOT_INODE and self._is_supervisors(here, name):
+            found = self._step_from(here, name, names, follow)
+            self._supervisors = True
+            return found
+        if self._acting is None or not self._is_callers(here, name):
+            return self._step_from(here, name, names, follow)
+        with self._own_rights():
+            found = self._step_from(here, name, names, follow)
+        # Not where a link leads.
+        self._callers = self._above is here.status
+        return found
+
+    def _is_supervisors(self, here: _Spot, name: bytes) -> bool:
+        """Whether that is this very process in a ``/proc``.
+
+        Whatever it acts as, a thread may follow all links to what its own process has.
+        """
+        return (
+            name.isdigit()
+            and native_files.is_proc(here.file)
+            and native_files.is_there(b"self/task/" + name, here.file)
+        )
+
+    def _is_callers(self, here: _Spot, name: bytes) -> bool:
+        """Whether that is the directory of the thread's own process in a ``/proc``, or in that."""
+        if here.status.st_ino == _PROC_ROOT_INODE and native_files.is_proc(here.file):
+            if name.isdigit():
+                with contextlib.suppress(OSError):
+                    return int(name) in self._numbers(here)
+            return False
+        return self._callers and (name.isdigit() or name in _OWN_IN_PROC)
+
+    def _step_from(
+        self, here: _Spot, name: bytes, names: list[bytes], follow: bool
+    ) -> Found | None:
+        file = native_files.look(name, here.file, follow=False)
         try:
             status = os.fstat(file)
             is_link = stat.S_ISLNK(status.st_mode)
             # Quickly, if it is the supervisor's own.
-            in_proc = is_link and (status.st_dev == self._nodes.proc_device or Nodes.is_proc(file))
+            in_proc = is_link and (
+                status.st_dev == self._nodes.proc_device or native_files.is_proc(file)
+            )
             target = self._target(name, here, file, in_proc) if is_link else b""
+            if is_link and not in_proc and (names or follow):
+                assert self._who is not None
+                native_files.check_follow(file, status, here.status, self._who.uid)
         except BaseException:
             os.close(file)
             raise
         if not is_link:
             self._go(file, status)
+            self._above = here.status
             return None
         in_root = here.status.st_ino == _PROC_ROOT_INODE  # where there are none
-        is_magic = in_proc and not in_root and meets_magic(here.file, name)
+        is_magic = in_proc and not in_root and native_files.meets_magic(here.file, name)
         if not names and not follow:
             ours = self._at_magic_link(here, name, target) if is_magic else None
             if ours is not None:
@@ -441,7 +461,7 @@ class Walk:
         self._magic = True
         node = self._descriptor_node(target)
         if node is None:
-            self._go(os.open(name, _LOOK, dir_fd=here.file))
+            self._go(native_files.look(name, here.file))
         else:
             self._leave()
             self._node = node
@@ -454,20 +474,21 @@ class Walk:
                 return b"%d" % self._numbers(here)[0]
             if name == b"thread-self":
                 return b"%d/task/%d" % self._numbers(here)
-        return os.readlink(b"", dir_fd=link)
+        return native_files.target_of(link)
 
     def _numbers(self, proc: _Spot) -> tuple[int, int]:
         """The process's and the thread's numbers in a ``/proc``."""
-        if proc.status.st_dev == self._nodes.proc_device:
-            return self._tasks.get(self._tid).tgid, self._tid
-        return numbers_in(proc.file, self._tid)
+        with self._own_rights():
+            if proc.status.st_dev == self._nodes.proc_device:
+                return self._tasks.get(self._tid).tgid, self._tid
+            return numbers_in(proc.file, self._tid)
 
     def _at_magic_link(self, here: _Spot, name: bytes, target: bytes) -> Node | None:
         """The node that a link of the magic kind leads to."""
         node = self._descriptor_node(target)
         if node is not None or not self._shadows.used:
             return node
-        path = self._shadows.standing_for(os.stat(name, dir_fd=here.file))
+        path = self._shadows.standing_for(native_files.status(name, dir_fd=here.file))
         return None if path is None else self._by_path.get(path)
 
     def _descriptor_node(self, target: bytes) -> Node | None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -71,3 +72,27 @@ def test_exec_of_a_thread_that_was_never_seen_forgets_its_process(known, tid):
     leader = known.get(os.getpid())
     known.forget_process(tid)
     assert known.get(os.getpid()) is not leader
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
+@pytest.mark.parametrize(("uid", "alike"), [(0, True), (1000, False)])
+def test_a_program_that_is_started_as_another_user(known, uid, alike):
+    with subprocess.Popen(["sleep", "60"], user=uid) as process:
+        try:
+            known.begins(process.pid)
+            assert known.alike is alike
+            assert (known.get(process.pid).acting is None) is alike
+        finally:
+            process.kill()
+    if alike:
+        known.change(os.getpid())
+        assert not known.alike
+
+
+def test_who_may_be_restricted(known):
+    known.check_confinement(os.getpid())
+    known.restrict(os.getppid())
+    with pytest.raises(PermissionError):
+        known.check_confinement(os.getpid())
+    known.begins(os.getpid())
+    known.check_confinement(os.getpid())

@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
+from recuse.sandbox import native_files
 from recuse.sandbox.arch import arch
 from recuse.sandbox.memory import write_memory
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
@@ -43,12 +44,11 @@ def _fill(
 ) -> int:
     if found is None or found.link:
         return PROCEED
-    top = b"/" + found.node.path.split(b"/", 2)[1]
-    buffer = ctypes.create_string_buffer(_STATFS.size)
-    if _libc.syscall(arch.SYSCALLS["statfs"], top, buffer) < 0:
-        raise os_error(ctypes.get_errno())
+    if found.native is None:
+        data = _statfs(b"/" + found.node.path.split(b"/", 2)[1])
+    else:
+        data = native_files.statfs(found.native.descriptor)
     alive = supervisor.listener.alive(call.id)
-    data = buffer.raw
     if layout is not _STATFS:
         data = _packed(layout, _STATFS.unpack(data))
     if alive and write_memory(call.pid, address, data) < len(data):
@@ -64,6 +64,13 @@ def _packed(layout: struct.Struct, numbers: tuple[int, ...]) -> bytes:
         return layout.pack(*numbers)
     except struct.error:
         raise os_error(errno.EOVERFLOW) from None
+
+
+def _statfs(top: bytes) -> bytes:
+    buffer = ctypes.create_string_buffer(_STATFS.size)
+    if _libc.syscall(arch.SYSCALLS["statfs"], top, buffer) < 0:
+        raise os_error(ctypes.get_errno())
+    return buffer.raw
 
 
 def statfs(supervisor: Supervisor, call: Notification) -> int:

@@ -9,7 +9,6 @@ work as always.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -20,11 +19,13 @@ from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_borrow
 from recuse.sandbox.borrowing import Borrowing
 from recuse.sandbox.memory import write_memory
+from recuse.sandbox.native_files import list_next
 from recuse.sandbox.nodes import Nodes
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
+    from recuse.sandbox.rights import Acting
     from recuse.sandbox.supervisor import Supervisor
 
 _HEADER = struct.Struct("=QqH")
@@ -36,8 +37,6 @@ take for the end. The window is small since sysfs uses hashes below that (fs/ker
 
 _Entry = tuple[bytes, int, int]
 """Name, inode number and mode."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
@@ -58,7 +57,10 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
             position = os.lseek(directory, 0, os.SEEK_CUR)
             index = position - _FIRST_POSITION
             ours = 0 <= index < _POSITIONS
-            data = b"" if ours or only_here else _native(directory, call.number, room)
+            data = b""
+            if not ours and not only_here:
+                acting = supervisor.tasks.get(call.pid).acting
+                data = list_next(acting, directory, call.number, room)
             if not data:
                 index = index if ours else 0
                 entries = _entries(tree.nodes, path)[index:]
@@ -94,7 +96,8 @@ def _list_apart(
     try:
         with open(f"/proc/{call.pid}/fdinfo/{number}", "rb") as file:
             position = int(file.readline().split()[1])
-        if not only_here and _has_native(call, number, position, room):
+        acting = supervisor.tasks.get(call.pid).acting
+        if not only_here and _has_native(acting, call, number, position, room):
             listings.pop(key, None)
             return PROCEED
     except OSError:
@@ -118,12 +121,14 @@ def _list_apart(
     return len(data)
 
 
-def _has_native(call: Notification, number: int, position: int, room: int) -> bool:
+def _has_native(
+    acting: Acting | None, call: Notification, number: int, position: int, room: int
+) -> bool:
     """Whether the kernel has something to list. OSError if it cannot be found out."""
     directory = os.open(f"/proc/{call.pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.lseek(directory, position, os.SEEK_SET)
-        return bool(_native(directory, call.number, room))
+        return bool(list_next(acting, directory, call.number, room))
     finally:
         os.close(directory)
 
@@ -146,15 +151,6 @@ def _store(call: Notification, data: bytes) -> bool:
         return write_memory(call.pid, call.a1, data) == len(data)
     except OSError:
         return False
-
-
-def _native(directory: int, number: int, room: int) -> bytes:
-    """What the kernel lists next."""
-    buffer = ctypes.create_string_buffer(room)
-    count = _libc.syscall(number, directory, buffer, room)
-    if count < 0:
-        raise os_error(ctypes.get_errno())
-    return buffer.raw[:count]
 
 
 def _encode(entries: list[_Entry], position: int, room: int, *, typed: bool) -> tuple[bytes, int]:

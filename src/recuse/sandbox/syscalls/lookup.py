@@ -18,10 +18,18 @@ AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_EMPTY_PATH: Final = 0x1000
 
 
-def named(
-    supervisor: Supervisor, call: Notification, base: int, address: int, flags: int
+def named(  # noqa: PLR0917 - as the calls' arguments come
+    supervisor: Supervisor,
+    call: Notification,
+    base: int,
+    address: int,
+    flags: int,
+    real: bool = False,
 ) -> Found | None:
-    """What a directory descriptor, a path and AT_ flags name; None if nothing of ours."""
+    """What a directory descriptor, a path and AT_ flags name; None if nothing of ours.
+
+    With ``real``, as the thread's real user finds it.
+    """
     try:
         path = supervisor.strings.read(call.pid, address) if address else b""
     except UnreadableError:
@@ -30,7 +38,7 @@ def named(
         raise
     if path:
         follow = not flags & AT_SYMLINK_NOFOLLOW
-        return supervisor.tree.find(call.pid, base, path, follow=follow)
+        return supervisor.tree.find(call.pid, base, path, follow=follow, real=real)
     if not flags & AT_EMPTY_PATH:
         return None
     if base == AT_FDCWD:
@@ -43,14 +51,19 @@ def _directory(supervisor: Supervisor, call: Notification, number: int) -> Found
     return Found(node) if node is not None else None
 
 
-def looked_at(
-    supervisor: Supervisor, call: Notification, base: int, address: int, flags: int
+def looked_at(  # noqa: PLR0917 - as the calls' arguments come
+    supervisor: Supervisor,
+    call: Notification,
+    base: int,
+    address: int,
+    flags: int,
+    real: bool = False,
 ) -> Found | None:
     """The same, for calls that change nothing."""
     try:
-        return named(supervisor, call, base, address, flags)
+        return named(supervisor, call, base, address, flags, real)
     except OutsideError as outside:
-        return Found(outside.node())
+        return Found(outside.file.node(), native=outside.file)
 
 
 def held(supervisor: Supervisor, call: Notification, number: int) -> Found | None:

@@ -11,20 +11,33 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile, open_file
 from recuse.kernel.request import PAGE_SIZE
-from recuse.sandbox.abilities import may_borrow
+from recuse.sandbox.abilities import may_borrow, may_open_tree, may_trace
 from recuse.sandbox.arch import arch
+from recuse.sandbox.by_thread import look_by_thread
 from recuse.sandbox.channels import ChannelFile
 from recuse.sandbox.descriptors import Descriptor
+from recuse.sandbox.inject import GoneError, Injection
 from recuse.sandbox.memory import read_memory
+from recuse.sandbox.native_files import (
+    O_PATH,
+    O_TMPFILE,
+    RESOLVE_NO_MAGICLINKS,
+    check_access,
+    check_create,
+    open_again,
+)
 from recuse.sandbox.nodes import Node
 from recuse.sandbox.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.sysfs import AttributeFile
+from recuse.sandbox.tasks import umask_of
 from recuse.sandbox.tree import (
     AT_FDCWD,
     RESOLVE_BENEATH,
     RESOLVE_IN_ROOT,
     AbsentError,
+    Found,
+    NativeFile,
     OutsideError,
 )
 
@@ -32,13 +45,10 @@ if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
-_O_TMPFILE: Final = 0o20000000
-_O_PATH: Final = 0o10000000
 _KNOWN_FLAGS: Final = 0o37777703
 """VALID_OPEN_FLAGS: all that fcntl.h of this architecture names."""
 
-_PATH_FLAGS: Final = arch.O_DIRECTORY | arch.O_NOFOLLOW | _O_PATH | os.O_CLOEXEC
-_RESOLVE_NO_MAGICLINKS: Final = 0x02
+_PATH_FLAGS: Final = arch.O_DIRECTORY | arch.O_NOFOLLOW | O_PATH | os.O_CLOEXEC
 _RESOLVE_NO_SYMLINKS: Final = 0x04
 _RESOLVE_CACHED: Final = 0x20
 _RESOLVE_KNOWN: Final = 0x3F
@@ -63,6 +73,7 @@ def _open(
     address: int,
     flags: int,
     *,
+    mode: int = 0,
     resolve: int = 0,
 ) -> int:
     path = supervisor.strings.read(call.pid, address)
@@ -72,7 +83,7 @@ def _open(
     follow = not (flags & arch.O_NOFOLLOW or exclusive)
     try:
         scope = resolve & _SCOPES
-        opening = not flags & _O_PATH
+        opening = not flags & O_PATH
         found = supervisor.tree.find(
             call.pid, base, path, follow=follow, scope=scope, opening=opening
         )
@@ -81,17 +92,14 @@ def _open(
             raise os_error(errno.EACCES) from None
         raise
     except OutsideError as outside:
-        return _open_outside(supervisor, call, outside, flags)
+        return _open_outside(supervisor, call, outside, flags, mode, resolve)
     except NotADirectoryError:
         if flags & os.O_CREAT and path.endswith(b"/"):
             raise os_error(errno.EISDIR) from None
         raise
     if found is None:
         return PROCEED
-    if (resolve & _RESOLVE_NO_SYMLINKS and found.links) or (
-        resolve & _RESOLVE_NO_MAGICLINKS and found.magic
-    ):
-        raise os_error(errno.ELOOP)
+    _check_resolve(resolve, found)
     if exclusive:
         raise os_error(errno.EEXIST)
     if found.link:
@@ -102,7 +110,7 @@ def _open(
         return _open_directory(supervisor, call, node, flags)
     if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
         raise os_error(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
-    if flags & _O_PATH:
+    if flags & O_PATH:
         _install(supervisor, call, Descriptor(node, flags & _STATUS_FLAGS), flags)
         return ANSWERED
     if node.target:
@@ -113,38 +121,90 @@ def _open(
     wanted = _ACCESS[flags & os.O_ACCMODE]
     if flags & os.O_TRUNC:
         wanted |= MAY_WRITE
-    check(node, supervisor.tasks.get(call.pid).credentials, wanted)
+    task = supervisor.tasks.get(call.pid)
+    if found.native is None:
+        check(node, task.credentials, wanted)
+    else:
+        check_access(task.acting, found.native.descriptor, wanted)
     if node.is_attribute:
         return _open_attribute(supervisor, call, node, flags)
     return _open_device(supervisor, call, node, flags)
 
 
-def _open_outside(
-    supervisor: Supervisor, call: Notification, outside: OutsideError, flags: int
+def _open_outside(  # noqa: PLR0917 - as the calls' arguments come
+    supervisor: Supervisor,
+    call: Notification,
+    outside: OutsideError,
+    flags: int,
+    mode: int,
+    resolve: int,
 ) -> int:
     """Open a native file that the kernel does not find by the path: a directory or plain file.
 
     Others may depend on who opens them, as files of ``/proc`` do.
     """
-    node = outside.node()
-    if outside.in_proc or not (
-        stat.S_ISDIR(node.mode) or stat.S_ISREG(node.mode) or (node.target and flags & _O_PATH)
+    file = outside.file
+    kind = file.status.st_mode
+    if not flags & O_PATH and (
+        file.in_proc or not (stat.S_ISDIR(kind) or stat.S_ISREG(kind) or stat.S_ISLNK(kind))
     ):
         raise outside
+    _check_resolve(resolve, outside)
     if flags & os.O_CREAT and flags & os.O_EXCL:
         raise os_error(errno.EEXIST)
-    if flags & _O_PATH and not node.is_directory:
-        if flags & arch.O_DIRECTORY:
+    if stat.S_ISLNK(kind) and not flags & O_PATH:
+        raise os_error(errno.ELOOP)
+    task = supervisor.tasks.get(call.pid)
+    if flags & os.O_CREAT:
+        if stat.S_ISDIR(kind):
+            raise os_error(errno.EISDIR)
+        if file.directory is not None:
+            check_create(file.status, file.directory, task.credentials.uid)
+    if flags & O_PATH:
+        if flags & arch.O_DIRECTORY and not stat.S_ISDIR(kind):
             raise os_error(errno.ENOTDIR)
+        return _look_outside(supervisor, call, file, flags)
+    supervisor.tasks.check_confinement(call.pid)
+    umask = umask_of(call.pid) if flags & O_TMPFILE else 0
+    opened = open_again(task.acting, file.descriptor, flags, mode & 0o7777, umask)
+    return _give_native(supervisor, call, opened, flags)
+
+
+def _check_resolve(resolve: int, found: Found | OutsideError) -> None:
+    """Raise ELOOP if a path was not to lead over links, as openat2's argument says."""
+    if (resolve & _RESOLVE_NO_SYMLINKS and found.links) or (
+        resolve & RESOLVE_NO_MAGICLINKS and found.magic
+    ):
+        raise os_error(errno.ELOOP)
+
+
+def _look_outside(supervisor: Supervisor, call: Notification, file: NativeFile, flags: int) -> int:
+    """Open a native file with O_PATH.
+
+    The kernel lets nobody give a program such a descriptor, so the thread opens it itself. Where it
+    cannot be made to, a descriptor of ours stands for what is no directory, and a directory is
+    opened for reading, if the program may read it.
+    """
+    node = file.node()
+    if may_trace() and may_open_tree():
+        try:
+            with Injection(supervisor.listener, call) as thread:
+                supervisor.forget(call)
+                try:
+                    thread.result = look_by_thread(thread, call.pid, node, flags & os.O_CLOEXEC)
+                except OSError as error:
+                    thread.result = -(error.errno or errno.EIO)
+            return ANSWERED
+        except GoneError:
+            return ANSWERED
+        except PermissionError:
+            pass  # it has a debugger
+    if not node.is_directory:
         _install(supervisor, call, Descriptor(node, flags & _STATUS_FLAGS), flags)
         return ANSWERED
-    if not flags & _O_PATH:
-        wanted = _ACCESS[flags & os.O_ACCMODE] | (MAY_WRITE if flags & os.O_TRUNC else 0)
-        check(node, supervisor.tasks.get(call.pid).credentials, wanted)
-    # The kernel lets nobody hand over a descriptor that was opened with O_PATH.
-    unwanted = os.O_CREAT | _O_PATH | arch.O_NOFOLLOW
-    file = os.open(outside.path, flags & ~unwanted | os.O_CLOEXEC)
-    return _give_native(supervisor, call, file, flags)
+    acting = supervisor.tasks.get(call.pid).acting
+    opened = open_again(acting, file.descriptor, arch.O_DIRECTORY, 0, 0)
+    return _give_native(supervisor, call, opened, flags)
 
 
 def _give_native(supervisor: Supervisor, call: Notification, file: int, flags: int) -> int:
@@ -160,9 +220,8 @@ def _give_native(supervisor: Supervisor, call: Notification, file: int, flags: i
 def _open_directory(supervisor: Supervisor, call: Notification, node: Node, flags: int) -> int:
     if flags & os.O_CREAT or flags & os.O_ACCMODE != os.O_RDONLY:
         raise os_error(errno.EISDIR)
-    if not flags & _O_PATH:
-        check(node, supervisor.tasks.get(call.pid).credentials, MAY_READ)
-    # Not with O_PATH: the kernel lets nobody hand over such a descriptor.
+    # With O_PATH, too: it is one that can be read, as the kernel lets nobody give away another.
+    check(node, supervisor.tasks.get(call.pid).credentials, MAY_READ)
     return _give_native(supervisor, call, supervisor.tree.shadows.open(node), flags)
 
 
@@ -304,17 +363,18 @@ def install_file(supervisor: Supervisor, call: Notification, file: OpenFile, clo
 def _legacy(flags: int) -> int:
     """The flags of the calls that ignore what they do not know (build_open_how)."""
     flags &= _KNOWN_FLAGS
-    return flags & _PATH_FLAGS if flags & _O_PATH else flags
+    return flags & _PATH_FLAGS if flags & O_PATH else flags
 
 
 def open_(supervisor: Supervisor, call: Notification) -> int:
     """``open(path, flags, mode)``."""
-    return _open(supervisor, call, AT_FDCWD, call.a0, _legacy(call.a1))
+    return _open(supervisor, call, AT_FDCWD, call.a0, _legacy(call.a1), mode=call.a2)
 
 
 def openat(supervisor: Supervisor, call: Notification) -> int:
     """``openat(dirfd, path, flags, mode)``."""
-    return _open(supervisor, call, signed32(call.a0), call.a1, _legacy(call.a2))
+    flags = _legacy(call.a2)
+    return _open(supervisor, call, signed32(call.a0), call.a1, flags, mode=call.a3)
 
 
 def creat(supervisor: Supervisor, call: Notification) -> int:
@@ -335,20 +395,21 @@ def openat2(supervisor: Supervisor, call: Notification) -> int:
         return PROCEED
     how = read_memory(call.pid, call.a2, size)
     flags, mode, resolve = _OPEN_HOW.unpack_from(how.ljust(_OPEN_HOW.size, b"\0"))
-    creates = flags & (os.O_CREAT | _O_TMPFILE)
+    creates = flags & (os.O_CREAT | O_TMPFILE)
     if (
         len(how) < size
         or any(how[_OPEN_HOW.size :])
         or flags & ~_KNOWN_FLAGS
         or mode & ~0o7777
         or (mode and not creates)
-        or (flags & _O_PATH and flags & ~_PATH_FLAGS)
+        or (flags & O_PATH and flags & ~_PATH_FLAGS)
         or resolve & ~_RESOLVE_KNOWN
         or resolve & _SCOPES == _SCOPES
         or (resolve & _RESOLVE_CACHED and flags & os.O_TRUNC | creates)
     ):
         return PROCEED
-    return _open(supervisor, call, signed32(call.a0), call.a1, flags, resolve=resolve)
+    base = signed32(call.a0)
+    return _open(supervisor, call, base, call.a1, flags, mode=mode, resolve=resolve)
 
 
 def truncate(supervisor: Supervisor, call: Notification) -> int:

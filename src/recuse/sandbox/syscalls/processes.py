@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def clone(supervisor: Supervisor, call: Notification) -> int:
     """``clone(flags, ...)`` of a process with namespaces of its own, mounts or users among them."""
     supervisor.tree.many_roots = True
+    supervisor.tasks.alike = False
     return PROCEED
 
 
@@ -33,6 +34,8 @@ def execute(supervisor: Supervisor, call: Notification) -> int:
     """``execve`` and ``execveat``: a new memory image, and perhaps a new thread id."""
     if not supervisor.tree.many_roots and not in_our_namespace(call.pid, "mnt"):
         supervisor.tree.many_roots = True  # clone3 made it, whose flags no filter sees
+    if supervisor.tasks.alike and not in_our_namespace(call.pid, "user"):
+        supervisor.tasks.alike = False
     supervisor.descriptors.unseen.executes(call.pid)
     supervisor.tasks.forget_ended()
     supervisor.tasks.forget_process(call.pid)
@@ -43,7 +46,7 @@ def execute(supervisor: Supervisor, call: Notification) -> int:
 
 def change_credentials(supervisor: Supervisor, call: Notification) -> int:
     """The ``set*id`` calls, ``setgroups`` and ``capset``."""
-    supervisor.tasks.forget(call.pid)
+    supervisor.tasks.change(call.pid)
     return PROCEED
 
 
@@ -53,6 +56,12 @@ def chroot(supervisor: Supervisor, call: Notification) -> int:
     if found is not None and not found.node.is_directory:
         raise os_error(errno.ENOTDIR)
     return change_root(supervisor, call)
+
+
+def restrict(supervisor: Supervisor, call: Notification) -> int:
+    """``landlock_restrict_self(ruleset, flags)``."""
+    supervisor.tasks.restrict(call.pid)
+    return PROCEED
 
 
 def change_root(supervisor: Supervisor, call: Notification) -> int:
@@ -101,4 +110,5 @@ HANDLERS: Final[dict[str, Handler]] = {
     ),
     "chroot": chroot,
     **dict.fromkeys(("pivot_root", "unshare", "setns"), change_root),
+    "landlock_restrict_self": restrict,
 }

@@ -34,6 +34,7 @@ from recuse.sandbox.arch import arch, i386, i386_frame, x86_64_frame
 from recuse.sandbox.descriptors import fetch_descriptor
 from recuse.sandbox.filter import TRAPPED_FCNTL
 from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
+from recuse.sandbox.native_files import start_of, status_from
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.poll import PollFiles, SelectFiles
 from recuse.sandbox.tree import AT_FDCWD
@@ -106,6 +107,7 @@ _NEVER: Final = (
     "copy_file_range", "mmap", "mremap", "execve", "execveat", "clone", "epoll_ctl",
     "unshare", "setns", "chroot", "pivot_root", "setuid", "setgid", "setreuid", "setregid",
     "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups", "capset",
+    "landlock_restrict_self",
     "bind", "listen", "connect", "shutdown",
     "getsockname", "getpeername", "getsockopt", "setsockopt",
 )  # fmt: skip
@@ -185,10 +187,12 @@ def _open(path: int, base: int | None = None) -> _Decision:
     def decide(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
         name = supervisor.strings.read(call.pid, made.argument(path))
         directory = AT_FDCWD if base is None else signed32(made.argument(base))
-        place = f"fd/{directory}" if directory != AT_FDCWD else "cwd"
-        start = "root" if name.startswith(b"/") else place
+        start = b"/proc/%d/root" % call.pid
+        if not name.startswith(b"/"):
+            start = start_of(call.pid, directory)
         try:
-            found = os.stat(f"/proc/{call.pid}/{start}/".encode() + name.lstrip(b"/"))
+            acting = supervisor.tasks.get(call.pid).acting
+            found = status_from(acting, start, name.lstrip(b"/") or b".")
         except OSError:
             return True  # it is not there yet, or it is not to be found: that takes no time
         if stat.S_ISCHR(found.st_mode):

@@ -12,6 +12,7 @@ from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.arch.status import Status
 from recuse.sandbox.memory import write_memory
+from recuse.sandbox.native_files import check_access
 from recuse.sandbox.permissions import check
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.lookup import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, held, looked_at
@@ -139,19 +140,24 @@ def _access(
     if found is None or found.link or wanted & ~_MAY_ALL:
         return PROCEED
     task = supervisor.tasks.get(call.pid)
-    check(found.node, task.credentials if flags & _AT_EACCESS else task.real_credentials, wanted)
+    effective = flags & _AT_EACCESS
+    if found.native is None:
+        check(found.node, task.credentials if effective else task.real_credentials, wanted)
+    else:
+        acting = task.acting if effective else supervisor.tasks.acting_as(task.real_rights)
+        check_access(acting, found.native.descriptor, wanted)
     return 0
 
 
 def access(supervisor: Supervisor, call: Notification) -> int:
     """``access(path, mode)``."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
+    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0, real=True)
     return _access(supervisor, call, found, signed32(call.a1))
 
 
 def faccessat(supervisor: Supervisor, call: Notification) -> int:
     """``faccessat(dirfd, path, mode)``: this call has no flags."""
-    found = looked_at(supervisor, call, signed32(call.a0), call.a1, 0)
+    found = looked_at(supervisor, call, signed32(call.a0), call.a1, 0, real=True)
     return _access(supervisor, call, found, signed32(call.a2))
 
 
@@ -159,7 +165,8 @@ def faccessat2(supervisor: Supervisor, call: Notification) -> int:
     """``faccessat2(dirfd, path, mode, flags)``."""
     if call.a3 & ~_ACCESS_FLAGS:
         return PROCEED
-    found = looked_at(supervisor, call, signed32(call.a0), call.a1, call.a3)
+    real = not call.a3 & _AT_EACCESS
+    found = looked_at(supervisor, call, signed32(call.a0), call.a1, call.a3, real)
     return _access(supervisor, call, found, signed32(call.a2), call.a3)
 
 

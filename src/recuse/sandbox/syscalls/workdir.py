@@ -14,21 +14,18 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
-from recuse.sandbox.filter import MAP_ANONYMOUS
+from recuse.sandbox.by_thread import look_by_thread
 from recuse.sandbox.inject import GoneError, Injection
-from recuse.sandbox.memory import PAGE, write_memory
+from recuse.sandbox.memory import write_memory
+from recuse.sandbox.native_files import open_again
 from recuse.sandbox.permissions import MAY_EXECUTE, check
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
-from recuse.sandbox.tree import AT_FDCWD, OutsideError
+from recuse.sandbox.tree import AT_FDCWD, NativeFile, OutsideError
 
 if TYPE_CHECKING:
     from recuse.sandbox.listener import Notification
     from recuse.sandbox.nodes import Node
     from recuse.sandbox.supervisor import Supervisor
-
-_READ_WRITE: Final = 3
-_PRIVATE: Final = 2
-_FLAGS: Final = os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
 
 
 def chdir(supervisor: Supervisor, call: Notification) -> int:
@@ -37,23 +34,26 @@ def chdir(supervisor: Supervisor, call: Notification) -> int:
     try:
         found = supervisor.tree.find(call.pid, AT_FDCWD, path) if path else None
     except OutsideError as outside:
-        node = outside.node()
-        _check(supervisor, call, node)
-        try:
-            directory = os.open(outside.path, _FLAGS)
-        except PermissionError:  # it may be searched, and not read
-            return _go(supervisor, call, node)
-        return _go(supervisor, call, directory)
+        return _go_outside(supervisor, call, outside.file)
     if found is None:
         return PROCEED
-    _check(supervisor, call, found.node)
+    if not found.node.is_directory:
+        raise os_error(errno.ENOTDIR)
+    check(found.node, supervisor.tasks.get(call.pid).credentials, MAY_EXECUTE)
     return _go(supervisor, call, supervisor.tree.shadows.open(found.node))
 
 
-def _check(supervisor: Supervisor, call: Notification, node: Node) -> None:
-    if not stat.S_ISDIR(node.mode):
+def _go_outside(supervisor: Supervisor, call: Notification, file: NativeFile) -> int:
+    """Go to what is there natively. Whether it may be searched the thread is told itself."""
+    if not stat.S_ISDIR(file.status.st_mode):
         raise os_error(errno.ENOTDIR)
-    check(node, supervisor.tasks.get(call.pid).credentials, MAY_EXECUTE)
+    acting = supervisor.tasks.get(call.pid).acting
+    try:
+        # As all of a process's threads can read what one of them is given.
+        directory = open_again(acting, file.descriptor, arch.O_DIRECTORY, 0, 0)
+    except PermissionError:  # it may be searched, and not read
+        return _go(supervisor, call, file.node())
+    return _go(supervisor, call, directory)
 
 
 def _go(supervisor: Supervisor, call: Notification, directory: int | Node) -> int:
@@ -65,10 +65,8 @@ def _go(supervisor: Supervisor, call: Notification, directory: int | Node) -> in
                 if isinstance(directory, int):
                     number = thread.give(directory)
                 else:
-                    number = _open(thread, call, directory.path)
+                    number = look_by_thread(thread, call.pid, directory, os.O_CLOEXEC)
                 try:
-                    if not isinstance(directory, int):
-                        _check_same(directory, call.pid, number)
                     thread.result = thread.call("fchdir", number)
                 finally:
                     thread.take_back(number)
@@ -82,28 +80,6 @@ def _go(supervisor: Supervisor, call: Notification, directory: int | Node) -> in
         if isinstance(directory, int):
             os.close(directory)
     return ANSWERED
-
-
-def _open(thread: Injection, call: Notification, path: bytes) -> int:
-    """Have the thread open a path as O_PATH does, by a call that is not trapped."""
-    page = thread.call("mmap", 0, PAGE, _READ_WRITE, _PRIVATE | MAP_ANONYMOUS, 0xFFFFFFFF, 0)
-    try:
-        data = path + b"\0"
-        if write_memory(call.pid, page, data) < len(data):
-            raise os_error(errno.EFAULT)
-        return thread.call("open_tree", AT_FDCWD & 0xFFFFFFFF, page, os.O_CLOEXEC)
-    finally:
-        thread.call("munmap", page, PAGE)
-
-
-def _check_same(directory: Node, tid: int, number: int) -> None:
-    """Raise ENOENT unless a thread's descriptor is of that directory.
-
-    The path may lead elsewhere from its root, or by now.
-    """
-    found = os.stat(f"/proc/{tid}/fd/{number}")
-    if (found.st_dev, found.st_ino) != (directory.filesystem, directory.inode):
-        raise os_error(errno.ENOENT)
 
 
 def getcwd(supervisor: Supervisor, call: Notification) -> int:

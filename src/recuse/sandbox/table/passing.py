@@ -390,8 +390,6 @@ oldfstat                        .    .   28    . differs
 landlock_create_ruleset       444  444  444  444
 landlock_add_rule             445  445  445  445 differs
     A device's descriptor is not one of a path (EBADFD).
-landlock_restrict_self        446  446  446  446 differs
-    It does not keep a program from devices, which recuse opens for it.
 
 = What no kernel does any more
     The kernel says ENOSYS: some were never there, the last of the others went in Linux 6.8.

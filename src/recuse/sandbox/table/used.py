@@ -143,6 +143,7 @@ setfsgid32            .     .   216   216  processes    always       setfsgid
 setgroups           116   159    81    81  processes    always
 setgroups32           .     .   206   206  processes    always       setgroups
 capset              126    91   185   185  processes    always
+landlock_restrict_self  446   446   446   446  processes    always
 statfs              137    43    99   99-  filesystems  always
 statfs64              .     .   268  266-  filesystems  always       statfs
 fstatfs             138    44   100  100-  filesystems  always

@@ -1,0 +1,358 @@
+"""With whose rights the supervisor touches files: for a program, never with more than it has.
+
+Most programs have the supervisor's own rights, and nothing is to be done for them. For the others a
+thread of the supervisor acts as the program for a moment: with its user, group, groups and
+effective capabilities, so that the kernel decides about modes, access control lists, owners and
+whatever else it asks for. These are a thread's own; the C library's functions of these names would
+change all threads, so the bare system calls are made (credentials(7), kernel/cred.c; Linux 6.1).
+
+Of a thread's ids only the filesystem ones are changed (setfsuid(2)). They do not count when others
+send it signals, or trace it: so a program of that user can do nothing to the supervisor meanwhile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, NamedTuple, TypeVar
+
+from recuse.kernel.errors import os_error
+from recuse.runtime import threads
+from recuse.runtime.log import Log
+from recuse.sandbox.arch import arch
+
+_PR_GET_DUMPABLE: Final = 3
+_PR_SET_DUMPABLE: Final = 4
+_CLONE_FS: Final = 0x200
+
+_CAPABILITY_VERSION: Final = 0x20080522
+_CAPABILITY_HEADER: Final = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+_CAPABILITY_DATA: Final = struct.Struct("=6I")
+_32_BITS: Final = 0xFFFFFFFF
+_SAME: Final = 0xFFFFFFFF
+"""An id that is none: what setfsuid is asked with, and what leaves an id as it is."""
+
+_PAUSE_S: Final = 0.01
+
+_log = Log("recuse.sandbox")
+
+# None of these waits: no other thread that needs the interpreter gets in between.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_call = _libc.syscall
+_SETFSUID: Final = arch.SYSCALLS["setfsuid"]
+_SETFSGID: Final = arch.SYSCALLS["setfsgid"]
+_SETGROUPS: Final = arch.SYSCALLS["setgroups"]
+_SETRESUID: Final = arch.SYSCALLS["setresuid"]
+_SETRESGID: Final = arch.SYSCALLS["setresgid"]
+_CAPSET: Final = arch.SYSCALLS["capset"]
+
+T = TypeVar("T")
+
+
+class LostRightsError(BaseException):
+    """A thread of the supervisor has not got its own rights back, and must serve nobody any more.
+
+    What holds the call that it has served answers it, and then calls :meth:`stop`.
+    """
+
+    def stop(self) -> None:
+        """Do not return: somebody else leads while this thread stands here."""
+        _log.error("a thread of recuse's cannot get its own rights back, and serves no more")
+        threading.Event().wait()
+
+
+class Rights(NamedTuple):
+    """With what a thread touches files (credentials(7)), in the supervisor's user namespace."""
+
+    uid: int
+    """The filesystem user id, which follows the effective one."""
+    gid: int
+    euid: int
+    egid: int
+    groups: tuple[int, ...]
+    """In order."""
+    capabilities: int
+    """The effective ones, as bits."""
+
+    def include(self, others: Rights) -> bool:
+        """Whether who has these has all that others have, so far as files are concerned."""
+        return self[:5] == others[:5] and not others.capabilities & ~self.capabilities
+
+
+class OwnRights(NamedTuple):
+    """The supervisor's."""
+
+    rights: Rights
+    permitted: int
+    inheritable: int
+    dumpable: bool
+    """Whether others of its user may look into it, which a change of ids takes away (prctl(2))."""
+
+
+def labels_of(thread: str) -> tuple[bytes, ...]:
+    """What security modules call a thread, by its name in ``/proc``; nothing where there are none.
+
+    SELinux, AppArmor and others decide by that, and a thread of the supervisor's cannot take it on.
+    """
+    labels = []
+    for name in ("current", "apparmor/current"):
+        try:
+            with open(f"/proc/{thread}/attr/{name}", "rb") as file:
+                labels.append(file.read())
+        except OSError:
+            labels.append(b"")
+    return tuple(labels)
+
+
+def own_rights() -> OwnRights:
+    """Those of the calling thread."""
+    with open("/proc/thread-self/status", "rb") as status:
+        lines = dict(line.split(b":", 1) for line in status.read().splitlines())
+    uids, gids = (lines[name].split() for name in (b"Uid", b"Gid"))
+    groups = tuple(sorted({int(group) for group in lines[b"Groups"].split()}))
+    uid, gid, euid, egid = (int(number) for number in (uids[3], gids[3], uids[1], gids[1]))
+    rights = Rights(uid, gid, euid, egid, groups, int(lines[b"CapEff"], 16))
+    dumpable = _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 1
+    return OwnRights(rights, int(lines[b"CapPrm"], 16), int(lines[b"CapInh"], 16), dumpable)
+
+
+class _Capabilities:
+    """Sets that a thread can be given."""
+
+    def __init__(self, effective: int, permitted: int, inheritable: int) -> None:
+        low = (effective & _32_BITS, permitted & _32_BITS, inheritable & _32_BITS)
+        self._data = _CAPABILITY_DATA.pack(
+            *low, *(bits >> 32 for bits in (effective, permitted, inheritable))
+        )
+
+    def take(self) -> None:
+        _check(_call(_CAPSET, _CAPABILITY_HEADER, self._data))
+
+
+class _Groups:
+    """A list of groups that a thread can be given."""
+
+    def __init__(self, groups: tuple[int, ...]) -> None:
+        self._count = len(groups)
+        self._array = (ctypes.c_uint32 * max(1, len(groups)))(*groups)
+
+    def take(self) -> None:
+        _check(_call(_SETGROUPS, self._count, self._array))
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        raise os_error(ctypes.get_errno())
+
+
+def _take_fsuid(uid: int) -> None:
+    _call(_SETFSUID, uid)  # which says what it was, and not whether it is
+    if _call(_SETFSUID, _SAME) & _32_BITS != uid:
+        raise os_error(errno.EPERM)
+
+
+def _take_fsgid(gid: int) -> None:
+    _call(_SETFSGID, gid)
+    if _call(_SETFSGID, _SAME) & _32_BITS != gid:
+        raise os_error(errno.EPERM)
+
+
+_becoming_lock = threading.Lock()
+_becoming = 0
+"""How many threads have another effective user at the moment (:meth:`Acting.become`)."""
+
+
+def _stay_dumpable(own: OwnRights) -> None:
+    """Undo that the kernel lets nobody look into a process that has had other ids.
+
+    Not while a thread has another *effective* user: its files in ``/proc`` would be that user's.
+    """
+    if own.dumpable:
+        with _becoming_lock:
+            if not _becoming:
+                _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+class Acting:
+    """The calling thread has a program's rights, or its own if these are less, in ``with`` blocks.
+
+    To be used by any number of threads at a time. What is done in such a block should not start
+    threads, and calls nobody's code but the kernel's.
+    """
+
+    __slots__ = ("_many", "_own", "_steps", "_theirs")
+
+    def __init__(self, own: OwnRights, theirs: Rights) -> None:
+        """Prepare."""
+        self._own = own
+        self._theirs = theirs
+        had = own.rights
+        # Those that it may have again stay permitted.
+        few = _Capabilities(self._capabilities, own.permitted, own.inheritable)
+        self._many = _Capabilities(had.capabilities, own.permitted, own.inheritable)
+        self._steps: list[tuple[Callable[[], object], Callable[[], object]]] = []
+        """What takes something on, and what takes it back."""
+        if theirs.groups != had.groups:
+            self._steps.append((_Groups(theirs.groups).take, _Groups(had.groups).take))
+        if theirs.gid != had.gid:
+            self._steps.append((partial(_take_fsgid, theirs.gid), partial(_take_fsgid, had.gid)))
+        if theirs.uid != had.uid:
+            self._steps.append((partial(_take_fsuid, theirs.uid), partial(_take_fsuid, had.uid)))
+        self._steps.append((few.take, self._many.take))
+
+    @property
+    def _capabilities(self) -> int:
+        return self._theirs.capabilities & self._own.rights.capabilities
+
+    def __enter__(self) -> None:
+        """Take the rights on.
+
+        Raises:
+            OSError: EACCES if this process may not; it has its own then.
+        """
+        done = 0
+        try:
+            for take, _ in self._steps:
+                take()
+                done += 1
+        except BaseException as error:
+            if done:
+                self._return(done)
+            if isinstance(error, OSError):
+                raise os_error(errno.EACCES) from None
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Take the thread's own back. Raises LostRightsError if that fails."""
+        self._return(len(self._steps))
+
+    def paused(self) -> _Paused:
+        """For a ``with`` block inside of such a one: the thread has its own rights in it."""
+        return _Paused(self)
+
+    def _return(self, done: int) -> None:
+        """Undo the first ``done`` steps."""
+        while True:
+            try:
+                self._many.take()
+                for _, take_back in reversed(self._steps[:done]):
+                    take_back()
+                self._many.take()  # a change of the user gives some, too
+            except MemoryError:  # not even for this: there must be some before it can go on
+                time.sleep(_PAUSE_S)
+            except OSError as error:
+                raise LostRightsError(str(error)) from error
+            else:
+                break
+        _stay_dumpable(self._own)
+
+    def become(self) -> None:
+        """Take the rights on for good, in a thread that ends then.
+
+        The effective ids as well, which an open file remembers (struct file, f_cred). The real and
+        saved ones stay: so nobody else can signal the thread, or trace it.
+
+        Raises:
+            OSError: EACCES if this process may not.
+        """
+        try:
+            self._become()
+        except OSError:
+            raise os_error(errno.EACCES) from None
+
+    def _become(self) -> None:
+        own, theirs = self._own, self._theirs
+        had = own.rights
+        if theirs.groups != had.groups:
+            _Groups(theirs.groups).take()
+        if (theirs.gid, theirs.egid) != (had.gid, had.egid):
+            _check(_call(_SETRESGID, _SAME, theirs.egid, _SAME))
+            _take_fsgid(theirs.gid)
+        if (theirs.uid, theirs.euid) != (had.uid, had.euid):
+            _check(_call(_SETRESUID, _SAME, theirs.euid, _SAME))
+            # Which has taken all capabilities if it was root.
+            _Capabilities(had.capabilities, own.permitted, own.inheritable).take()
+            _take_fsuid(theirs.uid)
+        few = self._capabilities
+        _Capabilities(few, few, own.inheritable & few).take()
+
+    def unbecome(self) -> None:
+        """Take the effective ids of the supervisor back, as far as possible."""
+        had = self._own.rights
+        _call(_SETRESUID, _SAME, had.euid, _SAME)
+        _call(_SETRESGID, _SAME, had.egid, _SAME)
+
+
+class _Paused:
+    """See :meth:`Acting.paused`."""
+
+    __slots__ = ("_acting",)
+
+    def __init__(self, acting: Acting) -> None:
+        self._acting = acting
+
+    def __enter__(self) -> None:
+        self._acting.__exit__(None, None, None)
+
+    def __exit__(self, *_: object) -> None:
+        self._acting.__enter__()
+
+
+def in_own_thread(acting: Acting | None, umask: int, work: Callable[[int], T]) -> T:
+    """Run ``work`` in a thread of its own, which has a program's rights and umask, and ends then.
+
+    Args:
+        acting: whose rights it has; None for the supervisor's own.
+        umask: of the files that it makes. All of a process's threads have one in common.
+        work: what to do; it is given the bits that it has to take from a mode itself, where a
+            thread cannot have a umask of its own.
+
+    Raises:
+        OSError: EACCES if the rights cannot be taken on, EAGAIN if there can be no thread; what
+            ``work`` raises.
+    """
+    if threads.must_not_block():
+        raise threads.no_more()
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            try:
+                left = umask
+                if _libc.unshare(_CLONE_FS) == 0:  # which containers may refuse
+                    _libc.umask(umask)
+                    left = 0
+                if acting is not None:
+                    acting.become()
+                outcome.extend((work(left), None))
+            finally:
+                if acting is not None:
+                    acting.unbecome()
+        except BaseException as error:
+            outcome.extend((None, error))
+
+    global _becoming
+    with _becoming_lock:
+        _becoming += 1
+    try:
+        threads.start(run, name="recuse-as-caller").join()
+    finally:
+        with _becoming_lock:
+            _becoming -= 1
+        if acting is not None:
+            _stay_dumpable(acting._own)
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result  # type: ignore[no-any-return]
