@@ -104,6 +104,97 @@ def violations(source: str, room: str, package: list[str]) -> list[str]:
     return found
 
 
+# What finds a file by a path, of the standard library and of the kernel.
+FILE_FUNCTIONS = {
+    *("open", "stat", "lstat", "access", "listdir", "scandir", "readlink", "statvfs", "walk"),
+    *("mkdir", "mknod", "rmdir", "unlink", "remove", "rename", "link", "symlink", "chmod", "chown"),
+    *("utime", "truncate", "chdir", "execv", "execve", "getxattr", "setxattr", "listxattr"),
+    *("exists", "lexists", "islink", "isdir", "isfile", "ismount", "realpath", "samefile"),
+    *(
+        "statfs",
+        "statx",
+        "openat",
+        "openat2",
+        "open_tree",
+        "faccessat2",
+        "newfstatat",
+        "getdents64",
+    ),
+}
+# Where the sandbox may do that besides native_files, with paths that no program has named. (What
+# begins with /proc is the supervisor's own business: it is about processes by their numbers.)
+OWN_PATHS = {
+    "abilities": "tries which calls are allowed, on its own root",
+    "foreground": "the terminal",
+    "handles": "a process's status, from a descriptor of its directory",
+    "init": "the program to be executed; it is a process of its own, with the program's rights",
+    "launch": "the interpreter",
+    "nodes": "where nodes are made: paths that the devices' authors and recuse itself give",
+    "shadows": "directories that stand for recuse's own",
+    "syscalls/filesystems": "the directories /dev, /sys and /proc",
+    "syscalls/listing": "the directory above one of recuse's own",
+    "tasks": "a process's status, in a /proc of another pid namespace",
+}
+
+
+def file_uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Each call that finds a file by a path which does not begin with /proc: line and name."""
+    for node in ast.walk(tree):
+        name = argument = ""
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            argument = ast.unparse(node.args[0]).lstrip("fb") if node.args else ""
+            if name != "open" and not name.startswith(("os.", "posix.", "_libc.", "pathlib.")):
+                continue
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            name = ast.unparse(node.value)
+            if not name.endswith(("SYSCALLS", "INJECTED")):
+                continue
+            name = f"SYSCALLS.{node.slice.value!r}".replace("'", "")
+        else:
+            continue
+        if name.rpartition(".")[2] in FILE_FUNCTIONS and not argument.startswith("'/proc/"):
+            yield node.lineno, name
+
+
+def test_native_files_are_named_in_one_module() -> None:
+    """There it is seen to that nothing is done with more rights than a program has."""
+    found = []
+    used = set()
+    for file in sorted((SOURCE / "sandbox").rglob("*.py")):
+        module = str(file.relative_to(SOURCE / "sandbox").with_suffix(""))
+        for line, name in file_uses(ast.parse(file.read_text(encoding="utf-8"))):
+            if module in OWN_PATHS:
+                used.add(module)
+            elif module != "native_files":
+                found.append(f"{file.relative_to(ROOT)}, line {line}: {name}")
+    assert found == []
+    assert used == set(OWN_PATHS)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "os.open(path, 0)",
+        "open(name)",
+        "os.path.exists(b'/' + name)",
+        "os.stat(name, dir_fd=file)",
+        "_libc.syscall(arch.SYSCALLS['openat2'], 1)",
+        "_libc.statfs(path, buffer)",
+        "os.open(f'{place}/x', 0)",
+    ],
+)
+def test_a_native_file_that_is_named_is_found(source: str) -> None:
+    assert len(list(file_uses(ast.parse(source)))) == 1
+
+
+@pytest.mark.parametrize(
+    "source", ["open(f'/proc/{tid}/status')", "os.readlink(b'/proc/self/fd/%d' % file)", "find(x)"]
+)
+def test_what_names_no_native_file_is_not(source: str) -> None:
+    assert not list(file_uses(ast.parse(source)))
+
+
 def tracked_files() -> list[Path]:
     """The files of the repository, without the licence."""
     listing = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 import recuse
 
 PRELUDE = """
-import os, subprocess, sys
+import os, subprocess, sys, tempfile
 from recuse import Device, File
 from recuse.sandbox import Sandbox
 class FifoFile(File):
@@ -306,6 +306,42 @@ except OSError as error: print(error.strerror, os.getcwd())
     lines = output.splitlines()
     assert lines[:2] == [f"{directory} found 4"] * 2
     assert os.geteuid() != 0 or lines[2] == " ".join(closed)
+
+
+THROUGH = "/sys/class/cuse/../../.."
+
+
+@pytest.mark.right("user namespaces")
+def test_a_user_namespace_of_its_own_gives_no_more(nobody):
+    """There is nobody whose rights the supervisor could take on: they are its own, or less."""
+    output = nobody(f"""
+with tempfile.TemporaryDirectory() as place:
+    os.chmod(place, 0o700)
+    for name, mode in ('mine', 0o600), ('shut', 0):
+        open(f'{{place}}/{{name}}', 'w').write('found')
+        os.chmod(f'{{place}}/{{name}}', mode)
+    with Sandbox(Fifo()) as sandbox:
+        python(sandbox, f'''
+import errno
+libc = ctypes.CDLL(None)
+def tried(path):
+    try: return open(path).read()
+    except OSError as error: return errno.errorcode[error.errno]
+def made(path):
+    try: fd = os.open(path, os.O_TMPFILE | os.O_RDWR, 0o666)
+    except OSError as error: return errno.errorcode[error.errno]
+    return oct(os.fstat(fd).st_mode)
+def look():
+    for path in ("{{place}}/mine", "{{place}}/shut", "/root/x"):
+        print(tried(path) == tried("{THROUGH}" + path), end=" ")
+    print(made("{{place}}") == made("{THROUGH}{{place}}"), made("{THROUGH}/etc"), flush=True)
+os.umask(0o027)
+look()
+assert libc.unshare(0x10000000) == 0
+look()
+''')
+""")
+    assert output.splitlines() == ["True True True True EACCES"] * 2
 
 
 def test_going_to_a_directory_that_exists_only_here(nobody):
