@@ -85,6 +85,10 @@ class Readiness:
         self._watches: dict[Key, Watch] = {}
         self._too_many_watches = MANY
         self._woken: dict[int, Sleeper] = {}
+        self._wakes = 0
+        """How often sleepers were to be woken."""
+        self._moves = 0
+        """How often an answer was made visible, or somebody was found that may sleep."""
         self._queued = False
         file.wake_pollers = self._changed
 
@@ -239,6 +243,7 @@ class Readiness:
     def _may_sleep(self, sleeper: Sleeper) -> None:
         """Ask the device on behalf of a thread that may sleep unregistered."""
         with self._lock:
+            self._moves += 1
             # If there is another, it is in a later call.
             self._sleepers.setdefault(sleeper.caller.pid, sleeper)
             self._put()
@@ -267,6 +272,7 @@ class Readiness:
             self._wake()
 
     def _raise(self, bits: int, events: int) -> None:
+        self._moves += 1
         end = self._end
         if bits & POLLPRI and events & POLLPRI:
             end.make_urgent()
@@ -282,6 +288,7 @@ class Readiness:
             self._wake()
 
     def _wake(self) -> None:
+        self._wakes += 1
         for watch in self._watches.values():
             watch.listed = True
         if self._watches:
@@ -303,6 +310,7 @@ class Readiness:
             self._queued = False
             woken, self._woken = self._woken, {}
             doubtful, self._doubtful = self._doubtful, {}
+            wakes, moves = self._wakes, self._moves
         for sleeps in doubtful.values():
             for readiness, sleeper in sleeps:
                 readiness._may_sleep(sleeper)
@@ -311,13 +319,34 @@ class Readiness:
             for tid in [tid for tid, who in self._sleepers.items() if not who.sleeps()]:
                 del self._sleepers[tid]
             sleepers = [*watchers, *self._sleepers.values()]
-            if not sleepers:
-                self._hint()
         if sleepers:
             self._ask(sleepers, watchers, woken)
-        elif self.file.device.connection.ended:
+            return
+        self._tell_nobody(wakes, moves)
+        if self.file.device.connection.ended:
             with self._lock:
                 self._told(POLLERR, [])
+
+    def _tell_nobody(self, wakes: int, moves: int) -> None:
+        """Hint, unless somebody sleeps by now who was shown how things are: he would wake up.
+
+        The two numbers are those of the moment before it was found that nobody slept.
+        """
+        while True:
+            with self._waker.lock, self._lock:
+                if wakes != self._wakes:
+                    return  # who sleeps now is told in a turn of its own, and not twice
+                if moves == self._moves:
+                    self._hint()
+                    return
+                moves = self._moves
+                polls, waits = list(self._sleepers.values()), self._waker.sleepers.copy()
+            sleepers = self._waker.of_epolls(waits, self._inode)
+            sleepers += [who for who in polls if who.sleeps()]
+            if sleepers:
+                # He has had the change, if it was one to him: this shows it to the others.
+                self._ask(sleepers, [], {})
+                return
 
     def _hint(self) -> None:
         """Make the epolls take the file into their ready lists, where it is looked at later."""

@@ -1,5 +1,6 @@
 """What is said late to an epoll: nothing that its waiter has had, and that is gone again."""
 
+import itertools
 import os
 import signal
 import threading
@@ -8,6 +9,7 @@ import pytest
 
 from recuse.sandbox import Sandbox
 from recuse.sandbox.readiness import Readiness
+from recuse.sandbox.waker import Waker
 
 from .polled import EPOLL, PATIENCE_S, PRELUDE, Box, BoxFile, program_pid, wait_asleep
 
@@ -119,4 +121,71 @@ says(epoll.poll(20))
         wait_asleep(program_pid(box), *EPOLL)
         box.put(b"more")
         assert program.stdout.readline() == b"[(3, 1)]\n"
+        assert program.wait(PATIENCE_S) == 0
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """``(looked, turns, refreshed)``: who has seen who sleeps waits for his turn, the first two."""
+    looked, refreshed = threading.Event(), threading.Event()
+    turns = [threading.Event(), threading.Event()]
+    left = list(turns)
+    of_epolls, refresh = Waker.of_epolls, Readiness.refresh
+
+    def hold(waker, *args):
+        found = of_epolls(waker, *args)
+        turn = left.pop(0) if left else None
+        looked.set()
+        assert turn is None or turn.wait(PATIENCE_S)
+        return found
+
+    def note(readiness):
+        refresh(readiness)
+        refreshed.set()
+
+    monkeypatch.setattr(Waker, "of_epolls", hold)
+    monkeypatch.setattr(Readiness, "refresh", note)
+    yield looked, turns, refreshed
+    for turn in turns:
+        turn.set()
+
+
+@pytest.mark.parametrize("how", [*itertools.product(["0", "select.EPOLLET"], [False, True])])
+def test_nobody_waited_when_it_changed(sandbox, box, start, looks, how):
+    """That is found late, when somebody waits: to him it is no news, but the next change is."""
+    mode, twice = how
+    script = f"""
+def says(what):
+    os.write(1, f"{{what}}\\n".encode())
+epoll = select.epoll()
+epoll.register(fd, IN | OUT | {mode})
+unwatched = select.epoll()
+unwatched.register(fd, IN)
+says(os.getpid())
+sys.stdin.readline()
+says(epoll.poll(20))
+says(epoll.poll(0))
+"""
+    looked, turns, refreshed = looks
+    box.room = 0
+    with start(sandbox, PRELUDE + script) as program:
+        tid = int(program.stdout.readline())
+        box.put()
+        assert looked.wait(PATIENCE_S)
+        program.stdin.write(b"\n")
+        program.stdin.flush()
+        wait_asleep(tid, *EPOLL)
+        if twice:
+            looked.clear()
+            box.put(room=1)
+            assert looked.wait(PATIENCE_S)
+        else:
+            turns[1].set()
+        turns[0].set()
+        assert refreshed.wait(PATIENCE_S)
+        turns[1].set()
+        if not twice:
+            box.put(room=1)
+        assert program.stdout.readline() == b"[(3, 4)]\n"
+        assert program.stdout.readline() == (b"[(3, 4)]\n" if mode == "0" else b"[]\n")
         assert program.wait(PATIENCE_S) == 0
