@@ -175,6 +175,7 @@ class Borrowing:
 
     def _attach(self) -> None:
         """Have the thread make calls for us, and give it what it sends through."""
+        supervisor = self._supervisor
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         except OSError as error:
@@ -184,10 +185,8 @@ class Borrowing:
         self._stack = stack = contextlib.ExitStack()
         self._ours = stack.enter_context(ours)
         with theirs:
-            thread = stack.enter_context(Injection(self._supervisor.listener, self._call))
-            self._thread = thread
-            thread.result = -errno.EIO
-            self._supervisor.forget(self._call)
+            thread = Injection(supervisor.listener, self._call, supervisor.signals)
+            self._thread = stack.enter_context(thread)
             try:
                 self._there = thread.give(theirs.fileno())
             except OSError as error:

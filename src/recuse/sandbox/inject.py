@@ -29,6 +29,7 @@ from recuse.sandbox.abilities import may_trace
 from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.arch.registers import Registers
 from recuse.sandbox.listener import Listener, Notification
+from recuse.sandbox.signals import SignalWatch
 
 # linux/ptrace.h
 _DETACH: Final = 17
@@ -91,11 +92,16 @@ class Injection:
 
     Its own call is answered at the end of the block, with `result`. Each of the methods raises
     GoneError if the thread has been killed meanwhile, or is found to have gone on.
+
+    A thread that is killed ends only when its tracer looks. Before that, neither does the first
+    thread of its process, whose tracer may be the one that this one waits for. So it is looked at
+    from elsewhere as well (`SignalWatch.attend`).
     """
 
-    def __init__(self, listener: Listener, call: Notification) -> None:
-        """Prepare, for what the thread waits in."""
+    def __init__(self, listener: Listener, call: Notification, signals: SignalWatch) -> None:
+        """Prepare, for what the thread waits in; signals interrupt it no more from then on."""
         self._listener = listener
+        self._signals = signals
         self._call = call
         self._tid = call.pid
         self._machine = arch if call.arch == arch.AUDIT_ARCH else compat
@@ -109,8 +115,7 @@ class Injection:
         self._mask = ctypes.c_uint64()
         self._busy = threading.Lock()
         """Held while its tracer waits for it."""
-        self._stopped = False
-        self._gone = False
+        self._ours = self._stopped = self._gone = False
         self._anew = False
         self.result = -errno.EIO
         """What the thread's own call returns in the end; a negative errno makes it fail."""
@@ -123,12 +128,16 @@ class Injection:
                 and is the caller's to answer.
             GoneError: the same, but for the answer.
         """
+        # First, as nothing may fail once the thread is ours.
+        self._signals.attend(self._call, self._listener, self._look)
         try:
             self._do(_SEIZE, 0, _O_TRACESYSGOOD | _O_EXITKILL)
-        except OSError:
-            if not may_trace():
+        except BaseException as error:
+            self._signals.forget(self._call)
+            if isinstance(error, OSError) and not may_trace():
                 _tell_once()
             raise
+        self._ours = True
         return self
 
     @property
@@ -230,17 +239,6 @@ class Injection:
         except ChildProcessError:
             return True
 
-    def look(self) -> None:
-        """See whether the thread was killed; from any thread of this process, now and then.
-
-        While its tracer does something else, a thread that was killed cannot end without this.
-        """
-        if self._busy.acquire(blocking=False):
-            with contextlib.suppress(GoneError):
-                if not self._gone:
-                    self._wait(os.WNOHANG)
-            self._busy.release()
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -248,22 +246,36 @@ class Injection:
         traceback: TracebackType | None,
     ) -> None:
         """Let the thread go, with the result that it is to see."""
-        with self._busy, contextlib.suppress(GoneError):
-            self._stop()
-            registers, layout = self._registers, self._layout
-            ctypes.memmove(registers, self._saved, len(self._saved))
-            if self._anew:
-                registers[layout.instruction] -= layout.instruction_size
-                if layout.original is None:
-                    registers[layout.result] = self._call.a0  # which was the first argument
-                else:
-                    registers[layout.number] = registers[layout.original]
+        try:
+            with self._busy, contextlib.suppress(GoneError):
+                self._let_go()
+        finally:
+            self._signals.forget(self._call)
+
+    def _let_go(self) -> None:
+        self._stop()
+        registers, layout = self._registers, self._layout
+        ctypes.memmove(registers, self._saved, len(self._saved))
+        if self._anew:
+            registers[layout.instruction] -= layout.instruction_size
+            if layout.original is None:
+                registers[layout.result] = self._call.a0  # which was the first argument
             else:
-                registers[layout.result] = self.result
-            self._set_registers()
-            self._do(_SETSIGMASK, 8, ctypes.addressof(self._mask))
-            self._do(_DETACH)
-            self._gone = True
+                registers[layout.number] = registers[layout.original]
+        else:
+            registers[layout.result] = self.result
+        self._set_registers()
+        self._do(_SETSIGMASK, 8, ctypes.addressof(self._mask))
+        self._do(_DETACH)
+        self._gone = True
+
+    def _look(self) -> None:
+        """See whether the thread was killed; from any thread of this process, now and then."""
+        if self._busy.acquire(blocking=False):
+            with contextlib.suppress(GoneError):
+                if self._ours and not self._gone:
+                    self._wait(os.WNOHANG)
+            self._busy.release()
 
     def _stop(self) -> None:
         """Stop the thread on its way out of its call."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -135,3 +136,38 @@ print(os.wait()[1])
     with start(sandbox, PRELUDE + script) as program:
         assert program.stdout.read() == b"EPERM\n0\n"
         assert program.wait(PATIENCE_S) == 0
+
+
+def test_death_of_two_that_lend(start, monkeypatch):
+    """The first thread of a process has ended when the others have, which we hear of if we look."""
+    boxes = [Box(name=name) for name in ("box", "one")]
+    script = """
+one = os.open("/dev/one", os.O_RDWR)
+sys.stdin.readline()
+threading.Thread(target=poll, args=(-1, (fd, IN), (one, IN))).start()
+poll(-1, (one, IN))
+"""
+    write, lend = borrowing.write_memory, borrowing.Borrowing._lend
+    first, other = threading.Event(), threading.Event()
+
+    def hold(tid, *args):
+        if tid == program.program_pid:
+            # With the lock of what it lends, for which the other one will wait.
+            first.set()
+            assert other.wait(PATIENCE_S)
+            os.kill(tid, signal.SIGKILL)
+        return write(tid, *args)
+
+    def note(self, numbers):
+        if self.tid != program.program_pid:
+            assert first.wait(PATIENCE_S)
+        lent = lend(self, numbers)
+        other.set()
+        return lent
+
+    monkeypatch.setattr(borrowing, "write_memory", hold)
+    monkeypatch.setattr(borrowing.Borrowing, "_lend", note)
+    with Sandbox(*boxes) as sandbox, start(sandbox, PRELUDE + script) as program:
+        program.stdin.write(b"\n")
+        program.stdin.flush()
+        assert program.wait(PATIENCE_S) == -signal.SIGKILL

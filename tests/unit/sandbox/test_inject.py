@@ -26,6 +26,16 @@ class Nobody:
         return None
 
 
+class Nowhere:
+    """Looks at no thread."""
+
+    def attend(self, *_: object) -> None:
+        pass
+
+    def forget(self, call: Notification) -> None:
+        pass
+
+
 @pytest.fixture
 def cat() -> Iterator[subprocess.Popen[bytes]]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -37,7 +47,7 @@ def cat() -> Iterator[subprocess.Popen[bytes]]:
 
 def injection(tid: int) -> Injection:
     call = Notification(1, tid, 0, 9, arch.AUDIT_ARCH, 0, 0, 0, 0, 0, 0, 0)
-    return Injection(Nobody(), call)  # type: ignore[arg-type]
+    return Injection(Nobody(), call, Nowhere())  # type: ignore[arg-type]
 
 
 def echo(cat: subprocess.Popen[bytes]) -> bytes:

@@ -286,7 +286,7 @@ def _submit(  # noqa: PLR0917 - all that a call is
     """Have the thread submit the control blocks, of which the first ones are ``done``."""
     submitted = 0
     try:
-        with Injection(supervisor.listener, call) as thread:
+        with Injection(supervisor.listener, call, supervisor.signals) as thread:
             try:
                 if completion is not None:
                     with completion.given(thread):

@@ -64,8 +64,6 @@ class _ThreadMapper:
         supervisor = self._supervisor
         self._wanted, self._flags = call, flags
         self._hold = supervisor.areas.hold(memory, self._access)
-        # While the server is told what the thread did, it may be killed.
-        supervisor.signals.attend(self._call, supervisor.listener, self._look)
         try:
             return self._map(call, flags, self._hold.descriptor.fileno())
         except GoneError:
@@ -73,8 +71,8 @@ class _ThreadMapper:
 
     def _map(self, wanted: MmapCall, flags: int, descriptor: int) -> int:
         supervisor = self._supervisor
-        thread = self._stack.enter_context(Injection(supervisor.listener, self._call))
-        self._thread = thread
+        thread = Injection(supervisor.listener, self._call, supervisor.signals)
+        self._thread = self._stack.enter_context(thread)
         number = thread.give(descriptor)
         given = wanted.flags | MAP_DENYWRITE
         if wanted.private:
@@ -97,10 +95,6 @@ class _ThreadMapper:
         if flags & RECUSE_MMAP_DONT_COPY:
             thread.call("madvise", self._address, wanted.pages, _MADV_DONTFORK)
         return self._address
-
-    def _look(self) -> None:
-        if self._thread is not None:
-            self._thread.look()
 
     def unmap(self) -> None:
         """See `recuse.kernel.mmap.Mapper`."""

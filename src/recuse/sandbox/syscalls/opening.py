@@ -188,8 +188,7 @@ def _look_outside(supervisor: Supervisor, call: Notification, file: NativeFile, 
     node = file.node()
     if may_trace() and may_open_tree():
         try:
-            with Injection(supervisor.listener, call) as thread:
-                supervisor.forget(call)
+            with Injection(supervisor.listener, call, supervisor.signals) as thread:
                 try:
                     thread.result = look_by_thread(thread, call.pid, node, flags & os.O_CLOEXEC)
                 except OSError as error:

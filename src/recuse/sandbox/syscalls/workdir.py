@@ -59,8 +59,7 @@ def _go_outside(supervisor: Supervisor, call: Notification, file: NativeFile) ->
 def _go(supervisor: Supervisor, call: Notification, directory: int | Node) -> int:
     """Have the thread go to a directory: by a descriptor of ours, which is closed, or by path."""
     try:
-        with Injection(supervisor.listener, call) as thread:
-            supervisor.forget(call)
+        with Injection(supervisor.listener, call, supervisor.signals) as thread:
             try:
                 if isinstance(directory, int):
                     number = thread.give(directory)
