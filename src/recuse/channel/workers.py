@@ -36,6 +36,10 @@ _IDLE_TICKS = 100
 _RELIEF_S = 0.02
 """How long what would block waits for a thread before it fails."""
 
+_THREAD_S: Final = 2
+_HANDLER_S: Final = 0.1
+"""How long, at most, `Workers.join` waits for threads that end, and for handlers that may block."""
+
 _PAUSE_S: Final = 0.01
 _MOST_PAUSE_S: Final = 0.5
 _TRIES: Final = 10
@@ -123,6 +127,8 @@ class Workers(Generic[T]):
         self._relief = threading.Condition(self._lock)
         self._wants_relief = False
         self._made = 0
+        self._live: dict[threading.Thread, _Turn[T]] = {}
+        """The threads that have not ended, and the turn that each has, or had last."""
         self._ended = threading.Event()
         self._parked = False
         self._unpark = threading.Event()
@@ -144,11 +150,19 @@ class Workers(Generic[T]):
             raise
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the end of the source; False if it has not come by then.
+        """Wait for the end of the source, and of the threads; False if it has not come by then.
 
-        Threads whose handlers still block then are not waited for: they end with their handlers.
+        Threads whose handlers still block then are not waited for but a moment: they end with their
+        handlers.
         """
-        return self._ended.wait(timeout)
+        if not self._ended.wait(timeout):
+            return False
+        now = time.monotonic()
+        for thread, turn in list(self._live.items()):
+            if thread is not threading.current_thread():
+                end = now + (_HANDLER_S if turn.count % 2 else _THREAD_S)
+                thread.join(max(end - time.monotonic(), 0))
+        return True
 
     def _pass_lead(self, turn: _Turn[T]) -> None:
         with self._lock:
@@ -184,6 +198,13 @@ class Workers(Generic[T]):
         return True
 
     def _work(self, turn: _Turn[T]) -> None:
+        self._live[threading.current_thread()] = turn
+        try:
+            self._take_turns(turn)
+        finally:
+            self._live.pop(threading.current_thread(), None)
+
+    def _take_turns(self, turn: _Turn[T]) -> None:
         while True:
             try:
                 if turn is _MONITOR:
@@ -202,6 +223,7 @@ class Workers(Generic[T]):
 
     def _lead(self, turn: _Turn[T]) -> bool:
         """Receive and handle until the turn is over; False at the end of the source."""
+        self._live[threading.current_thread()] = turn
         receive, handle = self._receive, self._handle
         _this_thread.led = self, turn
         if turn.given:
@@ -343,6 +365,7 @@ class Workers(Generic[T]):
 
     def _lead_as_last(self, turn: _Turn[T]) -> None:
         """Lead until there is another thread; what is handled here must not block."""
+        self._live[threading.current_thread()] = turn
         while turn.last and not turn.over:
             try:
                 item = self._receive()

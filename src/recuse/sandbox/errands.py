@@ -25,12 +25,18 @@ class Errands:
             OSError: EAGAIN if there can be no threads.
         """
         self._queue: queue.SimpleQueue[Errand | None] = queue.SimpleQueue()
-        self._workers: Workers[Errand] = Workers(self._queue.get, _do, name="recuse-errands")
+        self._workers: Workers[Errand] = Workers(self._get, _do, name="recuse-errands")
         self._workers.start()
 
     def put(self, errand: Errand) -> None:
         """Have something done, in a thread that it may block; never waits."""
         self._queue.put(errand)
+
+    def _get(self) -> Errand | None:
+        errand = self._queue.get()
+        if errand is None:
+            self._queue.put(None)  # for a moment, there may be another thread here
+        return errand
 
     def close(self) -> None:
         """End, when all that was put has been begun."""

@@ -16,11 +16,11 @@ WAIT_S = 20.0
 class Source:
     """Items put by the test; None is the end."""
 
-    def __init__(self, handle: Callable[[object], None]) -> None:
+    def __init__(self, handle: Callable[[object], None], name: str = "recuse") -> None:
         self.items: queue.SimpleQueue[object | None] = queue.SimpleQueue()
         self.stuck: queue.SimpleQueue[tuple[object, Callable[[], bool]]] = queue.SimpleQueue()
         self.workers: Workers[object] = Workers(
-            self.items.get, handle, stuck=lambda *told: self.stuck.put(told)
+            self.items.get, handle, stuck=lambda *told: self.stuck.put(told), name=name
         )
 
     def __enter__(self) -> Source:
@@ -39,6 +39,14 @@ def test_items_are_handled_in_order_by_one_thread_while_none_blocks() -> None:
             source.items.put(number)
         results = [handled.get(timeout=WAIT_S) for _ in range(100)]
     assert [item for item, _ in results] == list(range(100))
+
+
+def test_no_thread_is_left_after_the_end() -> None:
+    """None that might still hold what it has handled."""
+    for _ in range(50):
+        with Source(lambda _: None, "ending") as source:
+            source.items.put(1)
+        assert not [one for one in threading.enumerate() if one.name.startswith("ending")]
 
 
 def test_another_thread_leads_while_a_handler_blocks() -> None:
