@@ -11,8 +11,9 @@ room for two pages:
 
 There is no way to show neither: whoever waits for both and gets none is told that it can write, and
 finds that it cannot. Nor is there POLLPRI, POLLERR or POLLHUP: a wait for these alone is refused.
-To be noticed once more, a pipe has to look otherwise for a moment. Our end is open for reading
-only, and hangs up when theirs is closed.
+To be noticed once more, a pipe is given the size that it has: there might be more room, so who
+waits for it looks again (pipe_resize_ring). Our end is open for reading only, and hangs up when
+theirs is closed.
 """
 
 from __future__ import annotations
@@ -91,12 +92,8 @@ class PipeEnd:
     def make_readable(self) -> None:
         """Show POLLIN; again, to be noticed once more."""
         with self._lock:
-            if self._count == 2:
-                self._take()
-                self._put()
-            elif self._count == 1:
-                self._put()
-                self._take()
+            if self._count:
+                self._touch()
             else:
                 self._put()
 
@@ -111,12 +108,9 @@ class PipeEnd:
                 self._take()
 
     def touch_writable(self) -> None:
-        """Show POLLOUT as before, to be noticed once more: that happens to a pipe that was full."""
+        """Show POLLOUT as before, to be noticed once more."""
         with self._lock:
-            count = self._count
-            self._fill()
-            while self._count > count:
-                self._take()
+            self._touch()
 
     def lower(
         self,
@@ -161,6 +155,13 @@ class PipeEnd:
             ours, self.ours = self.ours, -1
             if ours >= 0:
                 os.close(ours)
+
+    def _touch(self) -> None:
+        if self.ours >= 0:
+            try:
+                fcntl.fcntl(self.ours, _F_SETPIPE_SZ, 2 * _PAGE)
+            except OSError:
+                _log.exception("no memory left to show that something has changed")
 
     def _fill(self) -> None:
         for _ in range(2 - self._count):

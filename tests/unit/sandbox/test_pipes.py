@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import select
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from recuse.sandbox.pipes import PipeEnd
 
+WAIT_S = 20.0
 IN, OUT = select.POLLIN, select.POLLOUT
 
 
@@ -67,6 +70,25 @@ def test_what_is_shown_already_is_noticed_once_more(end: PipeEnd, state: int) ->
             end.touch_writable()
             assert epoll.poll(0) == [(end.theirs, state)]
     assert shown(end) == state
+
+
+@pytest.mark.parametrize("state", [OUT, IN])
+def test_it_shows_nothing_else_meanwhile(end: PipeEnd, state: int) -> None:
+    end.lower(None, drain=state == OUT, fill=state == IN, spare=False)
+    seen: queue.SimpleQueue[list[tuple[int, int]]] = queue.SimpleQueue()
+    with select.epoll() as epoll:
+        epoll.register(end.theirs, IN | OUT | select.EPOLLET)
+
+        def wait() -> None:
+            for _ in range(300):
+                seen.put(epoll.poll(WAIT_S))
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        for _ in range(300):
+            assert seen.get(timeout=WAIT_S) == [(end.theirs, state)]
+            (end.touch_writable if state == OUT else end.make_readable)()
+        waiter.join()
 
 
 def test_a_severed_one_wakes_everybody_for_good(end: PipeEnd) -> None:
