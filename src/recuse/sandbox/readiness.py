@@ -43,12 +43,14 @@ elsewhere: in a child, behind another number."""
 class Watch:
     """An epoll that watches a file."""
 
-    __slots__ = ("events", "listed")
+    __slots__ = ("due", "events", "listed")
 
     def __init__(self, events: int) -> None:
         self.events = events
         self.listed = True
         """Whether the file is on the epoll's ready list: then a wait asks the device first."""
+        self.due = False
+        """Whether the device has said that something changed, and the epoll knows nothing of it."""
 
 
 class Moment(NamedTuple):
@@ -181,11 +183,12 @@ class Readiness:
             if full:
                 self._end.make_readable()
 
-    def unlist(self, key: Key) -> None:
-        """Take it off an epoll's ready list."""
+    def told(self, key: Key, *, listed: bool) -> None:
+        """An epoll is told how things are; ``listed`` is whether it stays on its ready list."""
         watch = self._watches.get(key)
         if watch is not None:
-            watch.listed = False
+            watch.due = False
+            watch.listed = watch.listed and listed
 
     def show(self, bits: int, events: int, asked: Moment, fetch: Callable[[], int]) -> None:
         """Make the end show those of ``events`` that are in ``bits``, and the others not.
@@ -290,7 +293,7 @@ class Readiness:
     def _wake(self) -> None:
         self._wakes += 1
         for watch in self._watches.values():
-            watch.listed = True
+            watch.listed = watch.due = True
         if self._watches:
             self._woken.update(self._waker.sleepers)
         if self.polled:
@@ -336,8 +339,9 @@ class Readiness:
             with self._waker.lock, self._lock:
                 if wakes != self._wakes:
                     return  # who sleeps now is told in a turn of its own, and not twice
-                if moves == self._moves:
-                    self._hint()
+                due = [watch for watch in self._watches.values() if watch.due]
+                if not due or moves == self._moves:
+                    self._hint(due)
                     return
                 moves = self._moves
                 polls, waits = list(self._sleepers.values()), self._waker.sleepers.copy()
@@ -348,14 +352,14 @@ class Readiness:
                 self._ask(sleepers, [], {})
                 return
 
-    def _hint(self) -> None:
-        """Make the epolls take the file into their ready lists, where it is looked at later."""
-        listed = [watch for watch in self._watches.values() if watch.listed]
-        for watch in listed:
+    def _hint(self, due: list[Watch]) -> None:
+        """Make epolls take the file into their ready lists, where it is looked at later."""
+        for watch in due:
+            watch.due = False
             if watch.events & EPOLLET:
                 self._end.make_readable()
                 self._end.touch_writable()
-        if listed:
+        if due:
             self._raise(READING | WRITING, 0)
 
     def _touch(self, bits: int) -> None:
@@ -398,8 +402,8 @@ class Readiness:
             operator.or_, (who.events for who in (*watchers, *self._sleepers.values())), 0
         )
         for who in watchers:
-            if who.events & EPOLLET or not bits & who.events:
-                self.unlist((who.tgid, who.epoll, who.number))
+            listed = bool(bits & who.events and not who.events & EPOLLET)
+            self.told((who.tgid, who.epoll, who.number), listed=listed)
         self._raise(bits, events)
         for who in watchers:
             if who.events & EPOLLET:

@@ -56,8 +56,7 @@ def epoll_ctl(supervisor: Supervisor, call: Notification) -> int:
     one = Asked(0, number, events, descriptor)
 
     def then() -> int:
-        if not one.bits & events:
-            readiness.unlist(key)
+        readiness.told(key, listed=bool(one.bits & events))
         with Borrowing(supervisor, call) as borrowing:
             one.show(borrowing)
             return borrowing.finish(PROCEED)
@@ -95,10 +94,10 @@ def epoll_wait(supervisor: Supervisor, call: Notification) -> int:
                 if one.descriptor.readiness is not None:
                     one.descriptor.readiness.feed(one.fetcher(borrowing))
             for one in asked:
-                if one.readiness is not None and (
-                    one.events & (EPOLLET | _EPOLLONESHOT) or not one.bits & one.events
-                ):
-                    one.readiness.unlist((*epoll, one.number))
+                if one.readiness is not None:
+                    once = one.events & (EPOLLET | _EPOLLONESHOT)
+                    listed = bool(one.bits & one.events and not once)
+                    one.readiness.told((*epoll, one.number), listed=listed)
                 one.show(borrowing)
             return borrowing.finish(PROCEED)
 
