@@ -267,3 +267,11 @@ def compiled() -> Iterator[Callable[..., str]]:
             return program
 
         yield build
+
+
+@pytest.fixture
+def place():
+    """A directory that everybody may search, of root."""
+    with tempfile.TemporaryDirectory(prefix="rights-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)

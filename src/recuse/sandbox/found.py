@@ -37,9 +37,9 @@ class NativeFile:
         self.descriptor = os.dup(file)
 
     @property
-    def in_proc(self) -> bool:
-        """Whether it is one of ``/proc``, whose content depends on who opens it."""
-        return native_files.is_proc(self.descriptor)
+    def of_the_opener(self) -> bool:
+        """Whether its content may depend on who opens it, as that of ``/proc`` does."""
+        return native_files.depends_on_opener(self.descriptor)
 
     def node(self) -> Node:
         """The file as if it were a node; for looking only."""

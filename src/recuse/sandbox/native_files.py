@@ -39,8 +39,14 @@ O_TMPFILE: Final = 0o20000000
 LOOK: Final = O_PATH | os.O_CLOEXEC
 LOOK_AT_LINK: Final = LOOK | arch.O_NOFOLLOW
 
+PROC_ROOT_INODE: Final = 1
+"""The inode number of every /proc (linux/proc_fs.h, PROC_ROOT_INO)."""
+_DEEPEST_IN_PROC: Final = 5
+"""More than directories of a process are below its own: ``/proc/PID/task/TID/fd``."""
+
 _PROC_MAGIC: Final = 0x9FA0
-"""linux/magic.h"""
+_OF_THE_OPENER: Final = frozenset((_PROC_MAGIC, 0x27E0EB, 0x63677270, 0x6E736673))
+"""linux/magic.h: proc; cgroup, cgroup2 and namespaces."""
 
 _ST_NODEV: Final = 4
 _ST_NOSYMFOLLOW: Final = 0x2000
@@ -77,15 +83,6 @@ def status_from(acting: Acting | None, start: bytes, path: bytes) -> os.stat_res
         os.close(directory)
 
 
-def is_there(path: bytes, directory: int) -> bool:
-    """Whether a path from a directory leads to something that may be looked at."""
-    try:
-        os.stat(path, dir_fd=directory)
-    except OSError:
-        return False
-    return True
-
-
 def is_link_in(name: bytes, directory: int) -> bool:
     """Whether there is a symbolic link of that name in a directory."""
     try:
@@ -118,6 +115,20 @@ def meets_magic(directory: int, path: bytes) -> bool:
     if file >= 0:
         os.close(file)
     return file == -errno.ELOOP
+
+
+def is_supervisors(directory: int) -> bool:
+    """Whether a directory of a ``/proc`` belongs to this very process."""
+    with contextlib.suppress(OSError):
+        up = b""
+        for _ in range(_DEEPEST_IN_PROC):
+            if os.stat(up + b"../", dir_fd=directory).st_ino == PROC_ROOT_INODE:
+                # There it is by this thread's number in the namespace of that /proc.
+                thread = os.readlink(up + b"../thread-self", dir_fd=directory)
+                os.stat(up + b"task/" + thread.rpartition(b"/")[2], dir_fd=directory)
+                return True
+            up += b"../"
+    return False
 
 
 def target_of(link: int) -> bytes:
@@ -178,6 +189,11 @@ def filesystem_type(file: int) -> int:
 def is_proc(file: int) -> bool:
     """Whether a descriptor's file is on a filesystem of type proc."""
     return filesystem_type(file) == _PROC_MAGIC
+
+
+def depends_on_opener(file: int) -> bool:
+    """Whether what is read or written there may depend on who has opened it, or its namespaces."""
+    return filesystem_type(file) in _OF_THE_OPENER
 
 
 def statfs(file: int) -> bytes:

@@ -21,7 +21,7 @@ from recuse.kernel.errors import os_error
 from recuse.runtime.records import record
 from recuse.sandbox import native_files
 from recuse.sandbox.found import AbsentError, Found, NativeFile, OutsideError
-from recuse.sandbox.native_files import RESOLVE_BENEATH, start_of
+from recuse.sandbox.native_files import PROC_ROOT_INODE, RESOLVE_BENEATH, start_of
 from recuse.sandbox.nodes import Node, Nodes, native_node
 from recuse.sandbox.permissions import MAY_EXECUTE, check
 from recuse.sandbox.tasks import Credentials, in_our_namespace, numbers_in
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from recuse.sandbox.tasks import Tasks
 
 _MAX_LINKS: Final = 40
-
-_PROC_ROOT_INODE: Final = 1
-"""The inode number of every /proc (linux/proc_fs.h, PROC_ROOT_INO)."""
 
 _OWN_IN_PROC: Final = frozenset((b"task", b"fd", b"cwd", b"root", b"exe"))
 """What everybody may follow in the directory of his own process, besides numbers, whatever else
@@ -113,8 +110,6 @@ class Walk:
         self._acting: Acting | None = None
         self._callers = False
         """Whether it is natively in the directory of the thread's own process in a ``/proc``."""
-        self._supervisors = False
-        """Whether it is natively in the directory of this process in a ``/proc``."""
         self._out_of_reach = False
         """Whether it is natively in a directory of the supervisor's for what is ours there."""
         self._above: os.stat_result | None = None
@@ -274,7 +269,7 @@ class Walk:
         spot = self._spot(file, status)
         self._leave()
         self._here = spot
-        self._callers = self._supervisors = False
+        self._callers = False
         self._above = None
         self._out_of_reach = False
         path = self._shadows.standing_for(spot.status)
@@ -386,12 +381,6 @@ class Walk:
         here = self._here
         assert here is not None
         self._check_reach()
-        if self._supervisors:
-            raise os_error(errno.EACCES)
-        if here.status.st_ino == _PROC_ROOT_INODE and self._is_supervisors(here, name):
-            found = self._step_from(here, name, names, follow)
-            self._supervisors = True
-            return found
         if self._acting is None or not self._is_callers(here, name):
             return self._step_from(here, name, names, follow)
         with self._own_rights():
@@ -400,20 +389,9 @@ class Walk:
         self._callers = self._above is here.status
         return found
 
-    def _is_supervisors(self, here: _Spot, name: bytes) -> bool:
-        """Whether that is this very process in a ``/proc``.
-
-        Whatever it acts as, a thread may follow all links to what its own process has.
-        """
-        return (
-            name.isdigit()
-            and native_files.is_proc(here.file)
-            and native_files.is_there(b"self/task/" + name, here.file)
-        )
-
     def _is_callers(self, here: _Spot, name: bytes) -> bool:
         """Whether that is the directory of the thread's own process in a ``/proc``, or in that."""
-        if here.status.st_ino == _PROC_ROOT_INODE and native_files.is_proc(here.file):
+        if here.status.st_ino == PROC_ROOT_INODE and native_files.is_proc(here.file):
             if name.isdigit():
                 with contextlib.suppress(OSError):
                     return int(name) in self._numbers(here)
@@ -442,8 +420,12 @@ class Walk:
             self._go(file, status)
             self._above = here.status
             return None
-        in_root = here.status.st_ino == _PROC_ROOT_INODE  # where there are none
+        in_root = here.status.st_ino == PROC_ROOT_INODE  # where there are none
         is_magic = in_proc and not in_root and native_files.meets_magic(here.file, name)
+        if is_magic and native_files.is_supervisors(here.file):
+            # Whatever it acts as, a thread may follow all links to what its own process has.
+            os.close(file)
+            raise os_error(errno.EACCES)
         if not names and not follow:
             ours = self._at_magic_link(here, name, target) if is_magic else None
             if ours is not None:
@@ -469,7 +451,7 @@ class Walk:
 
     def _target(self, name: bytes, here: _Spot, link: int, in_proc: bool) -> bytes:
         """What a link says to the thread."""
-        if in_proc and here.status.st_ino == _PROC_ROOT_INODE:
+        if in_proc and here.status.st_ino == PROC_ROOT_INODE:
             if name == b"self":
                 return b"%d" % self._numbers(here)[0]
             if name == b"thread-self":

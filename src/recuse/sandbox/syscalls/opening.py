@@ -146,7 +146,7 @@ def _open_outside(  # noqa: PLR0917 - as the calls' arguments come
     file = outside.file
     kind = file.status.st_mode
     if not flags & O_PATH and (
-        file.in_proc or not (stat.S_ISDIR(kind) or stat.S_ISREG(kind) or stat.S_ISLNK(kind))
+        file.of_the_opener or not (stat.S_ISDIR(kind) or stat.S_ISREG(kind) or stat.S_ISLNK(kind))
     ):
         raise outside
     _check_resolve(resolve, outside)

@@ -49,9 +49,10 @@ def _go_outside(supervisor: Supervisor, call: Notification, file: NativeFile) ->
         raise os_error(errno.ENOTDIR)
     acting = supervisor.tasks.get(call.pid).acting
     try:
+        supervisor.tasks.check_confinement(call.pid)
         # As all of a process's threads can read what one of them is given.
         directory = open_again(acting, file.descriptor, arch.O_DIRECTORY, 0, 0)
-    except PermissionError:  # it may be searched, and not read
+    except PermissionError:  # it may be searched, and perhaps not read
         return _go(supervisor, call, file.node())
     return _go(supervisor, call, directory)
 
