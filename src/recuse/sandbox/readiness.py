@@ -346,11 +346,17 @@ class Readiness:
                 moves = self._moves
                 polls, waits = list(self._sleepers.values()), self._waker.sleepers.copy()
             sleepers = self._waker.of_epolls(waits, self._inode)
+            # Who has asked since has had the change, if it was one to him: not twice.
+            watchers = [who for who in sleepers if self._is_due(who)]
             sleepers += [who for who in polls if who.sleeps()]
             if sleepers:
-                # He has had the change, if it was one to him: this shows it to the others.
-                self._ask(sleepers, [], {})
+                tids = {who.caller.pid for who in watchers}
+                self._ask(sleepers, watchers, {tid: waits[tid] for tid in tids})
                 return
+
+    def _is_due(self, who: Sleeper) -> bool:
+        watch = self._watches.get((who.tgid, who.epoll, who.number))
+        return watch is None or watch.due
 
     def _hint(self, due: list[Watch]) -> None:
         """Make epolls take the file into their ready lists, where it is looked at later."""

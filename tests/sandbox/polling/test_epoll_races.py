@@ -9,6 +9,7 @@ import pytest
 
 from recuse.sandbox import Sandbox
 from recuse.sandbox.readiness import Readiness
+from recuse.sandbox.syscalls import epoll
 from recuse.sandbox.waker import Waker
 
 from .polled import EPOLL, PATIENCE_S, PRELUDE, Box, BoxFile, program_pid, wait_asleep
@@ -188,4 +189,42 @@ says(epoll.poll(0))
             box.put(room=1)
         assert program.stdout.readline() == b"[(3, 4)]\n"
         assert program.stdout.readline() == (b"[(3, 4)]\n" if mode == "0" else b"[]\n")
+        assert program.wait(PATIENCE_S) == 0
+
+
+def test_an_edge_on_the_way_into_a_wait(sandbox, box, start, looks, monkeypatch):
+    """It comes after it was looked for, and before it is known that somebody waits."""
+    script = """
+def says(what):
+    os.write(1, f"{what}\\n".encode())
+epoll = select.epoll()
+epoll.register(fd, IN | select.EPOLLET)
+unwatched = select.epoll()
+unwatched.register(fd, OUT)
+says(epoll.poll(20))
+sys.stdin.readline()
+says(epoll.poll(20))
+"""
+    looked, turns, _ = looks
+    listed = epoll._listed
+
+    def late(*args):
+        found = listed(*args)
+        box.put(b"more")
+        return found
+
+    box.data = b"data"
+    with start(sandbox, PRELUDE + script) as program:
+        assert program.stdout.readline() == b"[(3, 1)]\n"
+        monkeypatch.setattr(epoll, "_listed", late)
+        program.stdin.write(b"\n")
+        program.stdin.flush()
+        wait_asleep(program_pid(box), *EPOLL)
+        monkeypatch.setattr(epoll, "_listed", listed)
+        assert looked.wait(PATIENCE_S)
+        readiness = next(iter(sandbox._machine.descriptors.waker.watched))
+        readiness._moves += 1  # as if another thread had asked meanwhile
+        turns[1].set()
+        turns[0].set()
+        assert program.stdout.readline() == b"[(3, 1)]\n"
         assert program.wait(PATIENCE_S) == 0
