@@ -20,6 +20,9 @@ from typing import NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 
+from recuse.sandbox import answers
+from recuse.sandbox.answers import CallError
+
 # How long an example takes says how busy the machine is.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
@@ -70,6 +73,20 @@ def remove(child: int) -> None:
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, WALL)
+
+
+@pytest.fixture(autouse=True)
+def no_mistakes_in_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test in which a trapped call was answered twice, or lost."""
+    mistakes: list[str] = []
+
+    def on_mistake(what: str) -> None:
+        mistakes.append(what)
+        raise CallError(what)
+
+    monkeypatch.setattr(answers, "on_mistake", on_mistake)
+    yield
+    assert not mistakes
 
 
 @pytest.fixture(autouse=True)

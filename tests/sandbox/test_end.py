@@ -20,8 +20,8 @@ either_way = pytest.mark.parametrize("polls_first", [False, True], ids=["as need
 def serve(listener: Listener, received: list[int], returned: threading.Semaphore) -> None:
     """Let all calls go on, as one of several threads, until the end."""
     while (call := listener.receive()) is not None:
-        received.append(call.id)
-        listener.proceed(call.id)
+        received.append(call[0])
+        listener.proceed(call[0])
     returned.release()
 
 

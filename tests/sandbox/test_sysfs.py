@@ -19,7 +19,7 @@ from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 from recuse.cli.spec import load, parse
 from recuse.sandbox import Sandbox
-from recuse.sandbox.supervisor import Supervisor
+from recuse.sandbox.call import TrappedCall
 
 CLIENTS = Path(__file__).parent / "clients"
 OWN = "/sys/devices/virtual/cuse/echo"
@@ -408,18 +408,18 @@ def test_abort_lets_go_of_who_waits_for_a_plain_method(shells, path, blocked_bef
 @pytest.mark.parametrize("path", ["/dev/input/recuse9", "{own}/slow"])
 def test_abort_comes_before_it_is_seen_that_a_method_blocks(shells, monkeypatch, path):
     gone = threading.Event()
-    stuck = Supervisor._stuck
+    blocks = TrappedCall.blocks
 
-    def late(self, call, blocks):
+    def late(self, still):
         assert gone.wait(20)
-        stuck(self, call, blocks)
+        blocks(self, still)
 
     class Telling(Stuck):
         def close(self):
             super().close()
             gone.set()
 
-    monkeypatch.setattr(Supervisor, "_stuck", late)
+    monkeypatch.setattr(TrappedCall, "blocks", late)
     device = Telling()
     own = "/sys/class/cuse/input!recuse9"
     path = path.format(own=own)

@@ -248,6 +248,8 @@ class Workers(Generic[T]):
             except BaseException:
                 _log.exception("internal error while handling %r", item)
             turn.count += 1
+            # Who waits for the next one here does not keep this one.
+            item = turn.item = None
         return True
 
     def _handle_one(self, turn: _Turn[T]) -> None:
@@ -258,6 +260,7 @@ class Workers(Generic[T]):
         except BaseException:
             _log.exception("internal error while handling %r", turn.item)
         turn.count += 1
+        turn.item = None
 
     def _try_again(self, error: BaseException) -> bool:
         """Wait a moment after an error in receiving; False if it is no use."""
@@ -391,6 +394,7 @@ class Workers(Generic[T]):
                 LAST_THREADS.pop(get_ident(), None)
                 with self._lock:
                     turn.count += 1
+                item = turn.item = None
             if self._refused:
                 self._tell_of_lack()
 

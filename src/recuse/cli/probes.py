@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from recuse.sandbox.arch import arch
 from recuse.sandbox.descriptors import EPOLL_SLOT, KCMP_EPOLL_TFD
-from recuse.sandbox.listener import Listener, Notification
+from recuse.sandbox.listener import Listener
 from recuse.sandbox.memory import UnreadableError, read_memory
 
 # linux/prctl.h, linux/seccomp.h, linux/filter.h
@@ -92,7 +92,7 @@ def _install_filter(flags: int) -> int:
     return _check(_libc.syscall(seccomp, _SET_MODE_FILTER, flags, ctypes.byref(program)))
 
 
-def _trap(flags: int, answer: Callable[[Listener, Notification], object]) -> int:
+def _trap(flags: int, answer: Callable[[Listener, int], object]) -> int:
     """Let a child make a trapped call, and `answer` it; returns the call's result."""
 
     def make_call(theirs: socket.socket) -> None:
@@ -115,7 +115,7 @@ def _trap(flags: int, answer: Callable[[Listener, Notification], object]) -> int
             call = listener.receive()
             if call is None:
                 raise ProcessLookupError("the child of an experiment is gone")
-            answer(listener, call)
+            answer(listener, call[0])
             result: int = struct.unpack("=q", ours.recv(8))[0]
         finally:
             listener.close()
@@ -132,7 +132,7 @@ def notification_sizes() -> tuple[int, int, int]:
 
 def trap_a_call() -> None:
     """Answer a child's system call in its stead."""
-    result = _trap(_NEW_LISTENER, lambda listener, call: listener.answer(call.id, 12345))
+    result = _trap(_NEW_LISTENER, lambda listener, call: listener.answer(call, 12345))
     if result != 12345:
         raise OSError(0, f"a trapped call returned {result}, not its answer")
 
@@ -140,17 +140,17 @@ def trap_a_call() -> None:
 def wait_killable() -> None:
     """Have a child's trapped call wait on when a signal that it catches arrives."""
     flags = _NEW_LISTENER | _WAIT_KILLABLE_RECV
-    _trap(flags, lambda listener, call: listener.proceed(call.id))
+    _trap(flags, lambda listener, call: listener.proceed(call))
 
 
 def add_descriptor() -> None:
     """Give a child a descriptor as its system call's result."""
 
-    def answer(listener: Listener, call: Notification) -> None:
+    def answer(listener: Listener, call: int) -> None:
         descriptor = os.open(os.devnull, os.O_RDONLY)
         try:
-            number = listener.add_descriptor(call.id, descriptor, cloexec=True)
-            listener.answer(call.id, number or 0)
+            number = listener.add_descriptor(call, descriptor, cloexec=True)
+            listener.answer(call, number or 0)
         finally:
             os.close(descriptor)
 
@@ -161,9 +161,9 @@ def sync_wake_up() -> bool:
     """Whether program and supervisor can share a CPU while one waits for the other."""
     found = []
 
-    def answer(listener: Listener, call: Notification) -> None:
+    def answer(listener: Listener, call: int) -> None:
         found.append(listener.prefer_sync_wake_up())
-        listener.proceed(call.id)
+        listener.proceed(call)
 
     _trap(_NEW_LISTENER, answer)
     return found[0]

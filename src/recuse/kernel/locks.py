@@ -53,7 +53,7 @@ class FileLocks:
         """Wait for a lock no more; False if it was granted meanwhile."""
         with self._lock:
             for index, (_, _, waiting) in enumerate(self._waiting):
-                if waiting is granted:
+                if waiting == granted:
                     del self._waiting[index]
                     return True
         return False

@@ -18,15 +18,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from recuse.kernel.errors import os_error
+from recuse.sandbox.answers import ANSWERED, PROCEED
 from recuse.sandbox.descriptors import can_fetch, fetch_descriptor
 from recuse.sandbox.filter import LENDING
 from recuse.sandbox.inject import GoneError, Injection
 from recuse.sandbox.memory import write_memory
-from recuse.sandbox.syscalls.call import ANSWERED, PROCEED
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.call import TrappedCall
 
 _PAGE: Final = 4096
 _VECTOR_AT, _DATA_AT, _CONTROL_AT = 64, 96, 128
@@ -80,15 +79,13 @@ class Borrowing:
         "_ours",
         "_page",
         "_stack",
-        "_supervisor",
         "_tgid",
         "_there",
         "_thread",
         "tid",
     )
 
-    def __init__(self, supervisor: Supervisor, call: Notification) -> None:
-        self._supervisor = supervisor
+    def __init__(self, call: TrappedCall) -> None:
         self._call = call
         self.tid = call.pid
         self._stack: contextlib.ExitStack | None = None
@@ -110,7 +107,7 @@ class Borrowing:
             OSError: ESRCH if it is gone.
         """
         if self._fetches is None:
-            self._tgid = self._supervisor.tasks.get(self.tid).tgid
+            self._tgid = self._call.task.tgid
             self._fetches = can_fetch(self.tid, self._tgid)
         return self._fetches
 
@@ -175,7 +172,6 @@ class Borrowing:
 
     def _attach(self) -> None:
         """Have the thread make calls for us, and give it what it sends through."""
-        supervisor = self._supervisor
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         except OSError as error:
@@ -185,8 +181,8 @@ class Borrowing:
         self._stack = stack = contextlib.ExitStack()
         self._ours = stack.enter_context(ours)
         with theirs:
-            thread = Injection(supervisor.listener, self._call, supervisor.signals)
-            self._thread = stack.enter_context(thread)
+            thread = stack.enter_context(Injection(self._call))
+            self._thread = thread
             try:
                 self._there = thread.give(theirs.fileno())
             except OSError as error:
@@ -199,7 +195,7 @@ class Borrowing:
 
     def alive(self) -> bool:
         """Whether the thread still waits in its call, or has lent something in it."""
-        return self._thread is not None or self._supervisor.listener.alive(self._call.id)
+        return self._thread is not None or self._call.alive()
 
     def finish(self, result: int) -> int:
         """Return what the call's handler is to return if the call's result is to be this.

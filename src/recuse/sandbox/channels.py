@@ -18,10 +18,10 @@ from recuse.kernel.caller import Caller
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import DeviceTable
 from recuse.kernel.errors import os_error
+from recuse.sandbox.answers import ANSWERED
+from recuse.sandbox.call import TrappedCall
 from recuse.sandbox.descriptors import Descriptor
-from recuse.sandbox.listener import Notification
 from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
-from recuse.sandbox.syscalls.call import ANSWERED
 
 if TYPE_CHECKING:
     from recuse.sandbox.supervisor import Supervisor
@@ -46,7 +46,7 @@ class ChannelFile:
         self._connection = self._cuse.connection
         self._lock = threading.Lock()
         self._lost: list[int] = []
-        self._readers: deque[tuple[Supervisor, Notification, Segments]] = deque()
+        self._readers: deque[tuple[TrappedCall, Segments]] = deque()
         # A new descriptor is readable, which is right while CUSE_INIT is there to be read.
         self._signalled = True
         self._connection.on_pending = self._serve_readers
@@ -64,7 +64,7 @@ class ChannelFile:
     def read(
         self,
         supervisor: Supervisor,
-        call: Notification,
+        call: TrappedCall,
         segments: Segments,
         position: int | None = None,
     ) -> int:
@@ -77,17 +77,17 @@ class ChannelFile:
         try:
             with self._lock:
                 try:
-                    return self._take(supervisor, call, segments)
+                    return self._take(call, segments)
                 except BlockingIOError:
                     if self.flags & os.O_NONBLOCK:
                         raise
-                    self._readers.append((supervisor, call, segments))
-                    self._watch(supervisor, call)
+                    self._readers.append((call, segments))
+                    call.wait(self._interrupt)
                     return ANSWERED
         finally:
             self._end_lost()
 
-    def _take(self, supervisor: Supervisor, call: Notification, segments: Segments) -> int:
+    def _take(self, call: TrappedCall, segments: Segments) -> int:
         try:
             message = self._connection.read(sum(length for _, length in segments))
         finally:
@@ -106,16 +106,14 @@ class ChannelFile:
             with contextlib.suppress(OSError, IndexError):
                 self._connection.write(_REPLY.pack(_REPLY.size, -errno.EIO, self._lost.pop()))
 
-    def _watch(self, supervisor: Supervisor, call: Notification) -> None:
-        def interrupt(_: bool) -> None:
-            with self._lock:
-                for reader in self._readers:
-                    if reader[1] is call:
-                        self._readers.remove(reader)
-                        supervisor.restart(call)
-                        return
-
-        supervisor.signals.watch(call, supervisor.listener, interrupt)
+    def _interrupt(self, call: TrappedCall, fatal: bool) -> None:
+        del fatal
+        with self._lock:
+            for reader in self._readers:
+                if reader[0] is call:
+                    self._readers.remove(reader)
+                    call.restart()
+                    return
 
     def _settle(self) -> None:
         """Make the descriptor unreadable if there is no request any more; with the lock held."""
@@ -132,24 +130,22 @@ class ChannelFile:
     def _hand_out(self) -> None:
         with self._lock:
             while self._readers:
-                supervisor, call, segments = self._readers[0]
-                if not supervisor.listener.alive(call.id):
-                    supervisor.signals.forget(call)
+                call, segments = self._readers[0]
+                if not call.alive():
                     self._readers.popleft()
                     continue
                 size, number = 0, 0
                 try:
-                    size = self._take(supervisor, call, segments)
+                    size = self._take(call, segments)
                 except BlockingIOError:
                     return
                 except OSError as error:
                     number = error.errno or errno.EIO
-                supervisor.signals.forget(call)
                 self._readers.popleft()
                 if number:
-                    supervisor.listener.fail(call.id, number)
+                    call.fail(number)
                 else:
-                    supervisor.listener.answer(call.id, size)
+                    call.answer(size)
             if not self._signalled and (self._connection.readable or self._connection.ended):
                 self._signalled = True
                 self._end.make_readable()
@@ -157,7 +153,7 @@ class ChannelFile:
     def write(
         self,
         supervisor: Supervisor,
-        call: Notification,
+        call: TrappedCall,
         segments: Segments,
         position: int | None = None,
     ) -> int:

@@ -432,8 +432,14 @@ class Descriptors:
             # block.
             self._errands.put(go_on)
 
-    def after_releases(self, node: Node, go_on: Callable[[], None]) -> None:
-        """Call ``go_on`` when all files of the node that were let go are released: now, or later.
+    def releases(self, node: Node) -> Releases:
+        """What to wait for so that all files of the node that were let go are released."""
+        return Releases(self, node)
+
+    def after_releases(self, node: Node, go_on: Callable[[], None]) -> bool:
+        """Call ``go_on`` when all files of the node that were let go are released.
+
+        Returns False if they are already; it is not called then.
 
         A program's close returns before the supervisor hears of it. Who opens the device next must
         find it released all the same, as after a close that waits for RELEASE.
@@ -446,9 +452,9 @@ class Descriptors:
         with self._lock:
             if self._releasing[node]:
                 self._after_releases.append((node, go_on))
-                return
+                return True
             del self._releasing[node]
-        go_on()
+        return False
 
     def settle(self, timeout_s: float) -> None:
         """Wait until what programs have let go is released, so far as that takes no longer."""
@@ -497,6 +503,20 @@ class Descriptors:
             self._held.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+
+class Releases:
+    """See `Descriptors.releases`: a :class:`recuse.sandbox.call.Pause`."""
+
+    __slots__ = ("_descriptors", "_node")
+
+    def __init__(self, descriptors: Descriptors, node: Node) -> None:
+        self._descriptors = descriptors
+        self._node = node
+
+    def begin(self, go_on: Callable[[], None]) -> bool:
+        """See `recuse.sandbox.call.Pause`."""
+        return self._descriptors.after_releases(self._node, go_on)
 
 
 def _release(file: OpenFile | ChannelFile | AttributeFile, released: Callable[[], None]) -> None:

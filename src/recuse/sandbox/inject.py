@@ -28,8 +28,7 @@ from recuse.runtime.log import Log
 from recuse.sandbox.abilities import may_trace
 from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.arch.registers import Registers
-from recuse.sandbox.listener import Listener, Notification
-from recuse.sandbox.signals import SignalWatch
+from recuse.sandbox.call import TrappedCall
 
 # linux/ptrace.h
 _DETACH: Final = 17
@@ -98,10 +97,8 @@ class Injection:
     from elsewhere as well (`SignalWatch.attend`).
     """
 
-    def __init__(self, listener: Listener, call: Notification, signals: SignalWatch) -> None:
-        """Prepare, for what the thread waits in; signals interrupt it no more from then on."""
-        self._listener = listener
-        self._signals = signals
+    def __init__(self, call: TrappedCall) -> None:
+        """Prepare, for what the thread waits in."""
         self._call = call
         self._tid = call.pid
         self._machine = arch if call.arch == arch.AUDIT_ARCH else compat
@@ -129,11 +126,11 @@ class Injection:
             GoneError: the same, but for the answer.
         """
         # First, as nothing may fail once the thread is ours.
-        self._signals.attend(self._call, self._listener, self._look)
+        self._call.attend(self._look)
         try:
             self._do(_SEIZE, 0, _O_TRACESYSGOOD | _O_EXITKILL)
         except BaseException as error:
-            self._signals.forget(self._call)
+            self._call.leave()
             if isinstance(error, OSError) and not may_trace():
                 _tell_once()
             raise
@@ -153,7 +150,7 @@ class Injection:
         Raises:
             OSError: EMFILE if the process has no room for it.
         """
-        number = self._listener.add_descriptor(self._call.id, descriptor, cloexec=True)
+        number = self._call.add_descriptor(descriptor, cloexec=True)
         if number is None:
             raise GoneError
         return number
@@ -250,10 +247,11 @@ class Injection:
             with self._busy, contextlib.suppress(GoneError):
                 self._let_go()
         finally:
-            self._signals.forget(self._call)
+            self._call.leave()
 
     def _let_go(self) -> None:
         self._stop()
+        self._call.let_go(self.result)
         registers, layout = self._registers, self._layout
         ctypes.memmove(registers, self._saved, len(self._saved))
         if self._anew:
@@ -282,7 +280,7 @@ class Injection:
         if self._stopped:
             return
         self._do(_INTERRUPT)
-        waits = self._listener.answer(self._call.id, 0)
+        waits = self._call.hold()
         status = self._wait()
         if not waits:
             # It is not where we believe it is; what it was about to be told is still to be told.

@@ -14,8 +14,7 @@ import re
 import select
 import struct
 import threading
-from collections.abc import Callable
-from typing import Final, NamedTuple, cast
+from typing import Final
 
 _RECV: Final = 0xC0502100
 _SEND: Final = 0xC0182101
@@ -50,29 +49,6 @@ def _wakes_receivers_at_end(release: str) -> bool:
 POLLS_FIRST: Final = not _wakes_receivers_at_end(os.uname().release)
 
 
-class Notification(NamedTuple):
-    """One trapped system call."""
-
-    id: int
-    """The kernel's name for the call while it waits."""
-    pid: int
-    """The calling *thread*, in the supervisor's pid namespace."""
-    flags: int
-    number: int
-    arch: int
-    instruction: int
-    a0: int
-    a1: int
-    a2: int
-    a3: int
-    a4: int
-    a5: int
-
-
-# What Notification._make does, which would call it, check the length and call it back.
-_make = cast("Callable[[type[Notification], tuple[int, ...]], Notification]", tuple.__new__)
-
-
 class TableFullError(OSError):
     """EMFILE that is the caller's: its table is full, not this process's."""
 
@@ -103,13 +79,14 @@ class Listener:
         result = _libc.ioctl(self._descriptor, ctypes.c_ulong(_SET_FLAGS), _SYNC_WAKE_UP)
         return bool(result == 0)
 
-    def receive(self) -> Notification | None:
+    def receive(self) -> tuple[int, ...] | None:
         """Wait for the next trapped call.
 
         Any number of threads may be in here. One gets the call; at the end all get None.
 
         Returns:
-            None when the last process under the filter has ended.
+            What a :class:`recuse.sandbox.call.TrappedCall` is made of; None when the last process
+            under the filter has ended.
         """
         if not self._polls_first:
             return self._receive()
@@ -121,7 +98,7 @@ class Listener:
             self._over = call is None
             return call
 
-    def _receive(self) -> Notification | None:
+    def _receive(self) -> tuple[int, ...] | None:
         while True:
             if self._polls_first and self._poll.poll()[0][1] & ~select.POLLIN:
                 return None  # POLLHUP, or POLLNVAL if it is closed
@@ -143,7 +120,7 @@ class Listener:
                 if error.errno in (errno.EBADF, errno.ENOTTY):
                     return None  # or the number is something else's by now
                 raise
-            return _make(Notification, _NOTIFICATION.unpack(buffer))
+            return _NOTIFICATION.unpack(buffer)
 
     def _hung_up(self) -> bool:
         descriptor = self._descriptor

@@ -73,7 +73,7 @@ class Machine:
 
     def _ended(self, connection: Connection) -> None:
         for supervisor in list(self.supervisors):
-            supervisor.let_go(connection.abandoned)
+            supervisor.let_go(connection)
 
     def add(self, device: Device | Joinable) -> None:
         """Connect a device: it is in the tree when this returns.

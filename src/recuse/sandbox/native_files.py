@@ -269,18 +269,19 @@ def open_again(acting: Acting | None, file: int, flags: int, mode: int, umask: i
     return in_own_thread(acting, umask, lambda left: os.open(path, flags, mode & ~left))
 
 
-def list_next(acting: Acting | None, directory: int, number: int, room: int) -> bytes:
+def list_next(acting: Acting | None, directory: int, room: int, *, typed: bool) -> bytes:
     """What the kernel lists next of an open directory.
 
     Args:
         acting: with whose rights: not everybody is shown all of a /proc (hidepid).
         directory: a copy of the program's own descriptor.
-        number: of the system call, getdents or getdents64.
         room: for how many bytes.
+        typed: as getdents64 lists it, and not as getdents.
 
     Raises:
         OSError: as getdents.
     """
+    number = arch.SYSCALLS["getdents64" if typed else "getdents"]
     buffer = ctypes.create_string_buffer(room)
     with acting or _NOBODY_ELSE:
         count = _libc.syscall(number, directory, buffer, room)

@@ -17,10 +17,11 @@ from recuse.kernel import sysfs
 from recuse.kernel.caller import Caller
 from recuse.kernel.devices import CharDevice, DeviceTable
 from recuse.kernel.errors import os_error
-from recuse.kernel.operation import Operation, run
+from recuse.kernel.operation import Operation
 from recuse.kernel.request import PAGE_SIZE
 from recuse.runtime.records import field, record
 from recuse.sandbox import native_files
+from recuse.sandbox.call import OnDevice
 
 CUSE_NUMBER = (10, 203)
 """Major and minor number of /dev/cuse (linux/miscdevice.h)."""
@@ -34,8 +35,6 @@ _SYSFS_MAGIC: Final = 0x62656572
 """linux/magic.h"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-_Done = Callable[[bytes | None, OSError | None], None]
 
 
 @record
@@ -65,8 +64,8 @@ class Node:
     """It stands for the files that the device's ioctls have made, and cannot be opened."""
     target: bytes = b""
     """Where a symbolic link leads; empty for everything else."""
-    show: Callable[[Caller, _Done], None] | None = None
-    """Makes an attribute's content, now or later; None if it cannot be read."""
+    show: Callable[[Caller], bytes | OnDevice[bytes]] | None = None
+    """Makes an attribute's content, or tells what makes it; None if it cannot be read."""
     store: Callable[[bytes], None] | None = None
     """Takes what is written to an attribute; None if it cannot be written."""
     subdirectories: int = 0
@@ -357,15 +356,12 @@ class Nodes:
 
 
 def _show(
-    device: CharDevice,
-    show: Callable[[Caller], Operation[bytes]],
-    caller: Caller,
-    done: _Done,
-) -> None:
-    run(device.connection, show(caller), done)
+    device: CharDevice, show: Callable[[Caller], Operation[bytes]], caller: Caller
+) -> OnDevice[bytes]:
+    return OnDevice(device, show(caller))
 
 
-def _show_devices(table: DeviceTable, _: Caller, done: _Done) -> None:
+def _show_devices(table: DeviceTable, _: Caller) -> bytes:
     """What is to be read from ``/proc/devices``."""
     try:
         with open(PROC_DEVICES, encoding="utf-8", errors="surrogateescape") as file:
@@ -373,4 +369,4 @@ def _show_devices(table: DeviceTable, _: Caller, done: _Done) -> None:
     except OSError:
         native = ""
     devices = [(device.name, device.major) for device in table]
-    done(sysfs.character_devices(native, devices).encode("utf-8", "surrogateescape"), None)
+    return sysfs.character_devices(native, devices).encode("utf-8", "surrogateescape")

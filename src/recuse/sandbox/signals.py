@@ -21,22 +21,16 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
+from weakref import ref
 
 from recuse.runtime import threads
 from recuse.runtime.log import Log, report
+from recuse.sandbox.answers import ERESTARTSYS, OwedCall
+from recuse.sandbox.call import TrappedCall
 from recuse.sandbox.errands import Errands
-from recuse.sandbox.listener import Listener, Notification
 
 _log = Log("recuse.sandbox")
-
-ERESTARTSYS: Final = 512
-"""Kernel-internal error (linux/errno.h) that no program ever sees.
-
-The kernel runs the handler and makes the call fail with EINTR or start anew, as SA_RESTART says, or
-it stops the process and has the call start anew later. Only for a thread that has TIF_SIGPENDING:
-another one would get the number 512.
-"""
 
 TICK: Final = 0.02
 """How long, in seconds, a signal may be pending before it is noticed; twice that for new waits, and
@@ -49,24 +43,21 @@ _IDLE_TICKS: Final = 25
 _MOST_OWED: Final = 64
 _MOST_ENDED: Final = 1024
 
-Interrupt = Callable[[bool], None]
+Interrupt: TypeAlias = Callable[[TrappedCall, bool], None]
 """Told that a signal has come for a caller that waits, or (True) that it is no more."""
 
 
 class Waiting:
-    """A call that waits."""
+    """A call that waits. It does not keep the call."""
 
-    __slots__ = ("attend", "call", "found", "interrupt", "listener", "looks", "owed")
+    __slots__ = ("attend", "call", "found", "id", "interrupt", "looks", "owed", "pid")
 
     def __init__(
-        self,
-        call: Notification,
-        listener: Listener,
-        interrupt: Interrupt,
-        attend: Callable[[], None] | None = None,
+        self, call: TrappedCall, interrupt: Interrupt, attend: Callable[[], None] | None = None
     ) -> None:
-        self.call = call
-        self.listener = listener
+        self.call = ref(call)
+        self.id = call.id
+        self.pid = call.pid
         self.interrupt = interrupt
         self.attend = attend
         """Is called at each look, which then does nothing else."""
@@ -89,7 +80,7 @@ class Waiting:
         """
         if not self.found or not self.sure or any(signals.caught for signals in self.found):
             return False
-        now = pending_signals(self.call.pid)
+        now = pending_signals(self.pid)
         return now is None or not now.caught
 
 
@@ -125,16 +116,19 @@ class SignalWatch:
         self._closed = threading.Event()
         self._thread = threads.start(self._work, name="recuse-signals")
 
-    def watch(
-        self, call: Notification, listener: Listener, interrupt: Interrupt, *, late: bool = False
-    ) -> None:
+    def watch(self, call: TrappedCall, interrupt: Interrupt, *, late: bool = False) -> None:
         """Call ``interrupt`` if a signal is pending for the caller, or the caller is killed.
 
-        Until :meth:`forget`, which comes before the call is answered, and again for each look that
-        finds a signal; but no more after ``interrupt(True)``. It replaces an earlier one; a
-        ``late`` one, from another thread than the one that serves the call, does not.
+        Until the call is answered, and again for each look that finds a signal; but no more after
+        ``interrupt(call, True)``. It replaces an earlier one; a ``late`` one, perhaps from another
+        thread than the one that has the call, does not.
+
+        Args:
+            call: is not kept: who waits for something is kept by what it waits for.
+            interrupt: must not refer to the call either, but is given it.
+            late: see there.
         """
-        waiting = Waiting(call, listener, interrupt)
+        waiting = Waiting(call, interrupt)
         if self._owed_calls and call.id in self._owed_calls:
             self._owed_calls.discard(call.id)
             waiting.owed = True
@@ -142,30 +136,33 @@ class SignalWatch:
             self.waiting.setdefault(call.id, waiting)
         else:
             self.waiting[call.id] = waiting
+        # The other way round than who answers it: one of the two sees the other.
+        if call.over and self.waiting.get(call.id) is waiting:
+            self.waiting.pop(call.id, None)
         self._wake()
 
-    def attend(self, call: Notification, listener: Listener, look: Callable[[], None]) -> None:
-        """Call ``look`` now and then until :meth:`forget`, for a caller that signals cannot reach.
+    def attend(self, call: TrappedCall, look: Callable[[], None]) -> None:
+        """Call ``look`` now and then until `OwedCall.leave`: signals cannot reach its caller.
 
         Such as one that makes calls for us: its own call is answered, and so not alive. This comes
         before that answer, and replaces what `watch` was told.
         """
         with self._taking:
-            self.waiting[call.id] = Waiting(call, listener, lambda _: None, look)
+            self.waiting[call.id] = Waiting(call, _ignore, look)
         self._wake()
 
     def _wake(self) -> None:
         if self._parked:
             self._unpark.set()
 
-    def received(self, call: Notification) -> None:
+    def received(self, call: TrappedCall) -> None:
         """A call has come, perhaps one of those of :attr:`owed`."""
         if self.owed.pop(call.pid, None) == call.instruction:
             if len(self._owed_calls) >= _MOST_OWED:
                 self._owed_calls.clear()  # those did not wait
             self._owed_calls.add(call.id)
 
-    def ends(self, call: Notification) -> None:
+    def ends(self, call: OwedCall) -> None:
         """A call is about to end with EINTR, or ERESTARTSYS: that is its result."""
         if len(self._ended) >= _MOST_ENDED:
             self._ended.clear()  # no handler has run for those, or they are gone
@@ -177,10 +174,6 @@ class SignalWatch:
             return False
         self._ended.pop(tid, None)
         return True
-
-    def forget(self, call: Notification) -> Waiting | None:
-        """The call waits no more; returns what was known of its wait."""
-        return self.waiting.pop(call.id, None)
 
     def close(self) -> None:
         """Stop looking."""
@@ -228,38 +221,48 @@ class SignalWatch:
         if not one.looks:
             one.looks = 1  # most calls are answered soon
             return
+        call = one.call()
+        if call is None:
+            with self._taking:
+                if self.waiting.get(one.id) is one:
+                    self.waiting.pop(one.id, None)
+            return
         if one.attend is not None:
             one.attend()
             return
         if one.owed:
             one.owed = False
-            self._errands.put(partial(one.interrupt, False))
+            self._errands.put(partial(one.interrupt, call, False))
             return
-        signals = pending_signals(one.call.pid, stopping)
-        if not one.listener.alive(one.call.id):
-            self._end(one)
+        signals = pending_signals(one.pid, stopping)
+        if not call.alive():
+            self._end(one, call)
         elif signals is None:
             one.looks = 1
         elif signals.deadly:
             # It dies with a core dump as soon as it is let go; nobody will miss the result.
-            if self._end(one):
-                one.listener.fail(one.call.id, ERESTARTSYS)
+            if self._end(one, call):
+                call.give_up(ERESTARTSYS)
         else:
             one.looks += 1
             if one.looks > 2 or signals.for_thread:
                 one.found = [*one.found[-1:], signals]
-                self._errands.put(partial(one.interrupt, False))
+                self._errands.put(partial(one.interrupt, call, False))
 
-    def _end(self, one: Waiting) -> bool:
+    def _end(self, one: Waiting, call: TrappedCall) -> bool:
         """The caller is gone, unless its call was forgotten meanwhile, and then answered."""
         with self._taking:
-            if self.waiting.get(one.call.id) is not one:
+            if self.waiting.get(one.id) is not one:
                 return False
-            left = self.waiting.pop(one.call.id, None)
+            left = self.waiting.pop(one.id, None)
         if left is None:
             return False
-        self._errands.put(partial(left.interrupt, True))
+        self._errands.put(partial(left.interrupt, call, True))
         return True
+
+
+def _ignore(call: TrappedCall, fatal: bool) -> None:
+    del call, fatal
 
 
 class Signals(NamedTuple):

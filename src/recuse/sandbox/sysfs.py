@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.caller import Caller
 from recuse.kernel.errors import os_error
 from recuse.kernel.request import PAGE_SIZE
+from recuse.sandbox.call import OnDevice, Outcome, Steps, TrappedCall
 from recuse.sandbox.memory import read_memory
-from recuse.sandbox.syscalls.call import ANSWERED
 
 if TYPE_CHECKING:
     from recuse.sandbox.descriptors import Descriptor
-    from recuse.sandbox.listener import Notification
     from recuse.sandbox.nodes import Node
     from recuse.sandbox.supervisor import Supervisor
 
@@ -45,14 +44,14 @@ class AttributeFile:
         """The last descriptor is gone."""
 
     def read(
-        self, supervisor: Supervisor, call: Notification, segments: Segments, position: int | None
-    ) -> int:
+        self, supervisor: Supervisor, call: TrappedCall, segments: Segments, position: int | None
+    ) -> Outcome:
         """Read from ``position``, or from the file's own, which moves then.
 
         Raises:
             OSError: ENODEV if the device is gone; EFAULT; what the device's server says.
         """
-        caller = supervisor.caller(call)
+        caller = call.caller()
         if self._node.removed or self._node.show is None:
             raise os_error(errno.ENODEV)
         with self._lock:
@@ -60,19 +59,23 @@ class AttributeFile:
             if at and at == self._next:
                 return self._take(caller, segments, at, move=position is None)
 
-        def shown(content: bytes | None, error: OSError | None) -> None:
-            result = None
-            if content is not None:
-                with self._lock:
-                    self._content = content
-                    try:
-                        result = self._take(caller, segments, at, move=position is None)
-                    except OSError as fault:
-                        error = fault
-            supervisor.finish(call, result, error)
+        content = self._node.show(caller)
+        if isinstance(content, OnDevice):
+            return self._ask(content, caller, segments, at, move=position is None)
+        return self._begin(content, caller, segments, at, move=position is None)
 
-        self._node.show(caller, shown)
-        return ANSWERED
+    def _ask(
+        self, asked: OnDevice[bytes], caller: Caller, segments: Segments, at: int, *, move: bool
+    ) -> Steps[int]:
+        content = yield asked
+        return self._begin(content, caller, segments, at, move=move)
+
+    def _begin(
+        self, content: bytes, caller: Caller, segments: Segments, at: int, *, move: bool
+    ) -> int:
+        with self._lock:
+            self._content = content
+            return self._take(caller, segments, at, move=move)
 
     def _take(self, caller: Caller, segments: Segments, at: int, *, move: bool) -> int:
         """Copy content to the caller; called with the lock held."""
@@ -93,7 +96,7 @@ class AttributeFile:
     def write(
         self,
         supervisor: Supervisor,
-        call: Notification,
+        call: TrappedCall,
         segments: Segments,
         position: int | None,
     ) -> int:

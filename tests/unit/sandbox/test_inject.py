@@ -11,29 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from recuse.sandbox.arch import arch
 from recuse.sandbox.inject import GoneError, Injection
-from recuse.sandbox.listener import Notification
+
+from .support import made_call
 
 
 class Nobody:
     """A listener for which no call waits."""
 
+    def alive(self, call_id: int) -> bool:
+        return False
+
     def answer(self, call_id: int, value: int) -> bool:
+        return False
+
+    def fail(self, call_id: int, number: int) -> bool:
         return False
 
     def add_descriptor(self, call_id: int, descriptor: int, *, cloexec: bool) -> int | None:
         return None
-
-
-class Nowhere:
-    """Looks at no thread."""
-
-    def attend(self, *_: object) -> None:
-        pass
-
-    def forget(self, call: Notification) -> None:
-        pass
 
 
 @pytest.fixture
@@ -46,8 +42,7 @@ def cat() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def injection(tid: int) -> Injection:
-    call = Notification(1, tid, 0, 9, arch.AUDIT_ARCH, 0, 0, 0, 0, 0, 0, 0)
-    return Injection(Nobody(), call, Nowhere())  # type: ignore[arg-type]
+    return Injection(made_call(Nobody(), pid=tid))
 
 
 def echo(cat: subprocess.Popen[bytes]) -> bytes:

@@ -1,5 +1,6 @@
 """Looking for signals that are pending for a thread that waits."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,8 +11,9 @@ from contextlib import closing, contextmanager
 import pytest
 
 from recuse.sandbox.errands import Errands
-from recuse.sandbox.listener import Notification
 from recuse.sandbox.signals import SignalWatch, pending_signals
+
+from .support import made_call
 
 WAIT_S = 20
 
@@ -22,90 +24,140 @@ class Gone:
     def alive(self, call_id):
         return False
 
+    def fail(self, call_id, number):
+        return False
 
-def call(number):
-    return Notification(number, threading.get_native_id(), *[0] * 10)
+
+def call(number, watch, listener=None):
+    """A call of this thread's that has been withdrawn."""
+    return made_call(listener or Gone(), watch, id=number, pid=threading.get_native_id())
 
 
-def test_an_interrupt_that_blocks_keeps_no_other_from_being_told():
+@pytest.fixture
+def watch():
+    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
+        yield watch
+
+
+def test_an_interrupt_that_blocks_keeps_no_other_from_being_told(watch):
     go_on, told = threading.Event(), threading.Event()
+    calls = [call(number, watch) for number in range(3)]
 
-    def block(fatal):
+    def block(one, fatal):
+        assert one is calls[0]
         assert fatal
         go_on.wait(WAIT_S)
 
-    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
-        watch.watch(call(1), Gone(), block)
-        watch.watch(call(2), Gone(), lambda fatal: told.set())
-        assert told.wait(WAIT_S)
-        watch.watch(call(3), Gone(), lambda fatal: go_on.set())
-        assert go_on.wait(WAIT_S)
+    watch.watch(calls[0], block)
+    watch.watch(calls[1], lambda call, fatal: told.set())
+    assert told.wait(WAIT_S)
+    watch.watch(calls[2], lambda call, fatal: go_on.set())
+    assert go_on.wait(WAIT_S)
+    assert watch.waiting == {}
+
+
+def test_what_is_answered_is_not_told(watch):
+    told = threading.Event()
+    for number in range(1, 100):
+        wrong = []
+        answered = call(number, watch)
+        watch.watch(answered, lambda call, fatal, wrong=wrong: wrong.append(call))
+        waited = number in watch.waiting
+        answered.fail(errno.EIO)
+        assert number not in watch.waiting
+        if waited:  # or it was looked at before, on a machine that is that busy
+            break
+    last = call(100, watch)
+    watch.watch(last, lambda call, fatal: told.set())
+    assert told.wait(WAIT_S)
+    assert not wrong
+
+
+def test_what_was_answered_before_is_not_watched(watch):
+    """As by another thread, to which it was left."""
+    for late in (False, True):
+        answered = call(1, watch)
+        answered.fail(errno.EIO)
+        watch.watch(answered, lambda call, fatal: pytest.fail("told"), late=late)
         assert watch.waiting == {}
 
 
-def test_what_is_forgotten_is_not_told():
+def test_a_watch_does_not_keep_a_call(watch):
     told = threading.Event()
-    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
-        for number in range(1, 100):
-            wrong: list[bool] = []
-            watch.watch(call(number), Gone(), wrong.append)
-            forgotten = watch.forget(call(number))
-            if forgotten is not None:  # or it was looked at before, on a machine that is that busy
-                break
-        assert forgotten.call.id == number
-        assert watch.forget(call(number)) is None
-        watch.watch(call(100), Gone(), lambda fatal: told.set())
-        assert told.wait(WAIT_S)
-        assert not wrong
+    watch.watch(call(1, watch), lambda call, fatal: pytest.fail("told"))
+    kept = call(2, watch)
+    watch.watch(kept, lambda call, fatal: told.set())
+    assert told.wait(WAIT_S)
+    assert watch.waiting == {}
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_any_watch_wakes_who_looks(late):
+def test_any_watch_wakes_who_looks(watch, late):
     told = threading.Event()
-    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
-        watch.watch(call(1), Gone(), lambda fatal: told.set(), late=late)
-        assert told.wait(WAIT_S)
-        told.clear()
-        parked = threading.Event()
-        wait = watch._unpark.wait
-        watch._unpark.wait = lambda: (parked.set(), wait())
-        assert parked.wait(WAIT_S)  # for want of anything to look at
-        watch.watch(call(2), Gone(), lambda fatal: told.set(), late=late)
-        assert told.wait(WAIT_S)
+    calls = call(1, watch), call(2, watch)
+    watch.watch(calls[0], lambda call, fatal: told.set(), late=late)
+    assert told.wait(WAIT_S)
+    told.clear()
+    parked = threading.Event()
+    wait = watch._unpark.wait
+    watch._unpark.wait = lambda: (parked.set(), wait())
+    assert parked.wait(WAIT_S)  # for want of anything to look at
+    watch.watch(calls[1], lambda call, fatal: told.set(), late=late)
+    assert told.wait(WAIT_S)
 
 
-def test_who_is_attended_is_looked_at_until_forgotten():
+def test_who_is_attended_is_looked_at_until_the_end(watch):
     looks = threading.Semaphore(0)
-    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
-        watch.attend(call(1), Gone(), looks.release)
-        watch.watch(call(1), Gone(), lambda fatal: pytest.fail("told"), late=True)
-        for _ in range(3):
-            assert looks.acquire(timeout=WAIT_S)
-        assert watch.forget(call(1)) is not None
+    attended = call(1, watch)
+    watch.attend(attended, looks.release)
+    watch.watch(attended, lambda call, fatal: pytest.fail("told"), late=True)
+    for _ in range(3):
+        assert looks.acquire(timeout=WAIT_S)
+    attended.fail(errno.EIO)
+    assert watch.waiting == {}
 
 
-def test_who_is_attended_while_he_is_found_gone_is_attended():
+def test_who_is_attended_while_he_is_found_gone_is_attended(watch):
     """His call is answered, and so not alive, as soon as he makes calls for us."""
     looks = threading.Semaphore(0)
-    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
 
-        class GoneMeanwhile:
-            def alive(self, call_id):
-                watch.attend(call(1), Gone(), looks.release)
-                return False
+    class GoneMeanwhile(Gone):
+        def alive(self, call_id):
+            watch.attend(attended, looks.release)
+            return False
 
-        watch.watch(call(1), GoneMeanwhile(), lambda fatal: pytest.fail("told"))
-        for _ in range(3):
-            assert looks.acquire(timeout=WAIT_S)
-        assert watch.forget(call(1)) is not None
+    attended = call(1, watch, GoneMeanwhile())
+    watch.watch(attended, lambda call, fatal: pytest.fail("told"))
+    for _ in range(3):
+        assert looks.acquire(timeout=WAIT_S)
+    assert 1 in watch.waiting
 
 
-def test_a_late_watch_does_not_replace_one():
+def test_who_holds_a_thread_may_attend_it(watch):
+    class Waits(Gone):
+        def answer(self, call_id, value):
+            return True
+
+    attended, other = call(1, watch, Waits()), call(2, watch, Waits())
+    watch.watch(attended, lambda call, fatal: pytest.fail("told"))
+    attended.attend(lambda: None)
+    for one in (attended, other):
+        assert one.hold()
+        watch.watch(one, lambda call, fatal: pytest.fail("told"), late=True)
+    assert list(watch.waiting) == [1]
+    assert watch.waiting[1].attend is not None
+    for one in (attended, other):
+        one.let_go(0)
+        one.leave()
+    assert watch.waiting == {}
+
+
+def test_a_late_watch_does_not_replace_one(watch):
     told = threading.Event()
-    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
-        watch.watch(call(1), Gone(), lambda fatal: told.set())
-        watch.watch(call(1), Gone(), lambda fatal: pytest.fail("told"), late=True)
-        assert told.wait(WAIT_S)
+    watched = call(1, watch)
+    watch.watch(watched, lambda call, fatal: told.set())
+    watch.watch(watched, lambda call, fatal: pytest.fail("told"), late=True)
+    assert told.wait(WAIT_S)
 
 
 SCRIPT = """

@@ -44,8 +44,8 @@ from recuse.sandbox.syscalls.rw import (
 
 if TYPE_CHECKING:
     from recuse.kernel.operation import Operation
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.descriptors import Descriptor
-    from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
 # linux/aio_abi.h
@@ -107,7 +107,7 @@ class _Block(NamedTuple):
         return self.opcode == _POLL and descriptor is not None and descriptor.is_asked
 
 
-def io_submit(supervisor: Supervisor, call: Notification, pointer: struct.Struct = _POINTER) -> int:
+def io_submit(supervisor: Supervisor, call: TrappedCall, pointer: struct.Struct = _POINTER) -> int:
     """``io_submit(context, count, blocks)``."""
     count = signed64(call.a1)
     if not len(supervisor.descriptors) or count <= 0:
@@ -117,7 +117,7 @@ def io_submit(supervisor: Supervisor, call: Notification, pointer: struct.Struct
         return PROCEED
     ours = [index for index, block in enumerate(blocks) if block.transfers]
     if not ours:
-        with Borrowing(supervisor, call) as borrowing:
+        with Borrowing(call) as borrowing:
             _watch(supervisor, call, blocks, borrowing)
             return borrowing.finish(PROCEED)
     leading = next((index for index, at in enumerate(ours) if at != index), len(ours))
@@ -128,7 +128,7 @@ def io_submit(supervisor: Supervisor, call: Notification, pointer: struct.Struct
         try:
             if not may_trace() or _has_debugger(call.pid):
                 raise os_error(errno.EINVAL)
-            borrowing = Borrowing(supervisor, call)
+            borrowing = Borrowing(call)
             if any(block.is_polled for block in blocks[leading:end]) and not borrowing.fetches:
                 raise os_error(errno.EINVAL)  # a thread lends nothing on the way
             if leading:
@@ -142,18 +142,17 @@ def io_submit(supervisor: Supervisor, call: Notification, pointer: struct.Struct
                     break  # see `_Completion.submit`
         except OSError as error:
             if not done:
-                supervisor.finish(call, None, error)
+                call.finish(None, error)
                 return ANSWERED
         if len(done) < leading:
             end = len(done)
         _watch(supervisor, call, blocks[len(done) : end], borrowing)
-        supervisor.forget(call)
         _submit(supervisor, call, blocks[:end], done, completion, pointer)
     return ANSWERED
 
 
 def _blocks(
-    supervisor: Supervisor, call: Notification, count: int, pointer: struct.Struct
+    supervisor: Supervisor, call: TrappedCall, count: int, pointer: struct.Struct
 ) -> list[_Block]:
     """The control blocks of a call, up to one that cannot be read."""
     blocks: list[_Block] = []
@@ -171,7 +170,7 @@ def _blocks(
 
 
 def read_blocks(
-    call: Notification, count: int, pointer: struct.Struct
+    call: TrappedCall, count: int, pointer: struct.Struct
 ) -> Iterator[tuple[int, bytes]]:
     """The addresses and contents of ``struct iocb``, up to one that cannot be read."""
     try:
@@ -201,7 +200,7 @@ def _has_debugger(tid: int) -> bool:
         raise os_error(errno.ESRCH) from None
 
 
-def _room(call: Notification) -> int:
+def _room(call: TrappedCall) -> int:
     """For how many completions a context has room, for a program that keeps to what it asked for.
 
     It has more than twice as much (ioctx_alloc); what is submitted to it and has not ended cannot
@@ -220,7 +219,7 @@ def _room(call: Notification) -> int:
 
 
 def _transfer(
-    supervisor: Supervisor, call: Notification, block: _Block, pointer: struct.Struct
+    supervisor: Supervisor, call: TrappedCall, block: _Block, pointer: struct.Struct
 ) -> int:
     """Do what a control block says; return the number of bytes.
 
@@ -240,17 +239,17 @@ def _transfer(
     else:
         iovec = IOVEC[pointer.size]
         segments = vector_segments(call.pid, block.buffer, block.size, iovec)
-    caller = supervisor.caller(call)
+    caller = call.caller()
     operation: Operation[int]
     if reads:
         operation = file.read(caller, segments, block.offset)
     else:
         operation = file.write(caller, segments, block.offset, sync_flags(block.rw_flags))
-    return supervisor.run_here(call, file.device, operation)
+    return call.complete(file.device, operation)
 
 
 def _watch(
-    supervisor: Supervisor, call: Notification, blocks: list[_Block], borrowing: Borrowing
+    supervisor: Supervisor, call: TrappedCall, blocks: list[_Block], borrowing: Borrowing
 ) -> None:
     """Have the devices asked that the kernel is about to poll, and their descriptors show that."""
     for index, block in enumerate(blocks):
@@ -264,20 +263,19 @@ def _watch(
         one = Asked(index, descriptor_of(block.content), events, descriptor)
         readiness = one.readiness = supervisor.descriptors.readiness(descriptor, file)
         one.moment = readiness.asking()
-        caller = supervisor.caller(call)
+        caller = call.caller()
         try:
             operation = file.poll(caller, events, True)
-            one.bits = supervisor.run_here(call, file.device, operation)
+            one.bits = call.complete(file.device, operation)
         except OSError:
             one.bits = POLLERR
-        supervisor.forget(call)
         fetch = one.fetcher(borrowing)
         readiness.wait(one.bits, caller, events, one.moment, fetch)
 
 
 def _submit(  # noqa: PLR0917 - all that a call is
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     blocks: list[_Block],
     done: list[int],
     completion: _Completion | None,
@@ -286,7 +284,7 @@ def _submit(  # noqa: PLR0917 - all that a call is
     """Have the thread submit the control blocks, of which the first ones are ``done``."""
     submitted = 0
     try:
-        with Injection(supervisor.listener, call, supervisor.signals) as thread:
+        with Injection(call) as thread:
             try:
                 if completion is not None:
                     with completion.given(thread):
@@ -305,7 +303,7 @@ def _submit(  # noqa: PLR0917 - all that a call is
     except GoneError:
         pass
     except OSError:
-        supervisor.listener.fail(call.id, errno.EIO if done else errno.EINVAL)
+        call.fail(errno.EIO if done else errno.EINVAL)
 
 
 class _Completion:

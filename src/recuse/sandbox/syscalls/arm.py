@@ -20,7 +20,7 @@ from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.table import Entry
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.supervisor import Supervisor
 
 _log = Log("recuse.sandbox")
@@ -38,7 +38,7 @@ def _tell() -> None:
     )
 
 
-def _refuse(supervisor: Supervisor, call: Notification, numbers: Iterable[int]) -> int:
+def _refuse(supervisor: Supervisor, call: TrappedCall, numbers: Iterable[int]) -> int:
     """PROCEED if none of these descriptors is a device's, or else ENOSYS."""
     if any(supervisor.descriptors.find(call.pid, number) is not None for number in numbers):
         _tell()
@@ -46,39 +46,39 @@ def _refuse(supervisor: Supervisor, call: Notification, numbers: Iterable[int]) 
     return PROCEED
 
 
-def first(supervisor: Supervisor, call: Notification) -> int:
+def first(supervisor: Supervisor, call: TrappedCall) -> int:
     """A call whose first argument is the only descriptor."""
     return _refuse(supervisor, call, (call.a0,))
 
 
-def first_two(supervisor: Supervisor, call: Notification) -> int:
+def first_two(supervisor: Supervisor, call: TrappedCall) -> int:
     """``sendfile(to, from, ...)`` and ``tee(from, to, ...)``."""
     return _refuse(supervisor, call, (call.a0, call.a1))
 
 
-def first_and_third(supervisor: Supervisor, call: Notification) -> int:
+def first_and_third(supervisor: Supervisor, call: TrappedCall) -> int:
     """``splice(from, offset, to, ...)`` and ``copy_file_range``."""
     return _refuse(supervisor, call, (call.a0, call.a2))
 
 
-def epoll_ctl(supervisor: Supervisor, call: Notification) -> int:
+def epoll_ctl(supervisor: Supervisor, call: TrappedCall) -> int:
     """``epoll_ctl(epoll, operation, fd, event)``."""
     return _refuse(supervisor, call, (call.a2,))
 
 
-def mmap2(supervisor: Supervisor, call: Notification) -> int:
+def mmap2(supervisor: Supervisor, call: TrappedCall) -> int:
     """``mmap2(addr, length, prot, flags, fd, pages)``."""
     return _refuse(supervisor, call, (call.a4,))
 
 
-def status(supervisor: Supervisor, call: Notification) -> int:
+def status(supervisor: Supervisor, call: TrappedCall) -> int:
     """``statx(fd, path, ...)`` and ``fstatat64``: they are about the descriptor without a path."""
     if not len(supervisor.descriptors) or read_memory(call.pid, call.a1, 1) != b"\0":
         return PROCEED
     return _refuse(supervisor, call, (call.a0,))
 
 
-def poll(supervisor: Supervisor, call: Notification) -> int:
+def poll(supervisor: Supervisor, call: TrappedCall) -> int:
     """``poll(fds, nfds, ...)`` and ppoll."""
     size = min(call.a1, _MOST_POLLED) * _POLLFD_BYTES
     if not len(supervisor.descriptors) or not size:
@@ -90,7 +90,7 @@ def poll(supervisor: Supervisor, call: Notification) -> int:
     )
 
 
-def select(supervisor: Supervisor, call: Notification) -> int:
+def select(supervisor: Supervisor, call: TrappedCall) -> int:
     """``_newselect(nfds, in, out, exceptions, ...)`` and pselect6."""
     count = min(call.a0 & 0x7FFFFFFF, _MOST_POLLED)
     if not len(supervisor.descriptors) or not count:
@@ -102,7 +102,7 @@ def select(supervisor: Supervisor, call: Notification) -> int:
     return _refuse(supervisor, call, (number for number in range(count) if bits >> number & 1))
 
 
-def io_submit(supervisor: Supervisor, call: Notification) -> int:
+def io_submit(supervisor: Supervisor, call: TrappedCall) -> int:
     """``io_submit(context, count, blocks)``."""
     if not len(supervisor.descriptors) or signed32(call.a1) <= 0:
         return PROCEED

@@ -23,7 +23,7 @@ from recuse.sandbox.syscalls.lookup import (
 from recuse.sandbox.tree import AT_FDCWD, Found
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.supervisor import Supervisor
 
 # Calls with other flags than these are refused by the kernel before it looks at the path, so they
@@ -42,11 +42,11 @@ _Times = tuple[int | None, int | None]
 """Access and modification time in nanoseconds since the epoch; None leaves one as it is."""
 
 
-def _change_mode(supervisor: Supervisor, call: Notification, found: Found | None, mode: int) -> int:
+def _change_mode(supervisor: Supervisor, call: TrappedCall, found: Found | None, mode: int) -> int:
     if found is None or found.link:
         return PROCEED
     node = found.node
-    check_owner(node, supervisor.tasks.get(call.pid).credentials)
+    check_owner(node, call.task.credentials)
     node.mode = stat.S_IFMT(node.mode) | mode & 0o7777
     if node.is_directory and mode & 0o111 != 0o111:
         supervisor.tree.private_directories = True
@@ -54,23 +54,23 @@ def _change_mode(supervisor: Supervisor, call: Notification, found: Found | None
     return 0
 
 
-def chmod(supervisor: Supervisor, call: Notification) -> int:
+def chmod(supervisor: Supervisor, call: TrappedCall) -> int:
     """``chmod(path, mode)``."""
     return _change_mode(supervisor, call, named(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
 
 
-def fchmod(supervisor: Supervisor, call: Notification) -> int:
+def fchmod(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fchmod(fd, mode)``."""
     return _change_mode(supervisor, call, opened(supervisor, call), call.a1)
 
 
-def fchmodat(supervisor: Supervisor, call: Notification) -> int:
+def fchmodat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fchmodat(dirfd, path, mode)``: this call has no flags."""
     found = named(supervisor, call, signed32(call.a0), call.a1, 0)
     return _change_mode(supervisor, call, found, call.a2)
 
 
-def fchmodat2(supervisor: Supervisor, call: Notification) -> int:
+def fchmodat2(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fchmodat2(dirfd, path, mode, flags)``."""
     if call.a3 & ~_CHANGE_FLAGS:
         return PROCEED
@@ -79,11 +79,11 @@ def fchmodat2(supervisor: Supervisor, call: Notification) -> int:
 
 
 def change_owner(
-    supervisor: Supervisor, call: Notification, found: Found | None, uid: int, gid: int
+    supervisor: Supervisor, call: TrappedCall, found: Found | None, uid: int, gid: int
 ) -> int:
     if found is None or found.link:
         return PROCEED
-    node, who = found.node, supervisor.tasks.get(call.pid).credentials
+    node, who = found.node, call.task.credentials
     uid, gid = uid & _NO_ID, gid & _NO_ID
     if uid not in (_NO_ID, node.uid) and not who.changes_owners:
         raise os_error(errno.EPERM)
@@ -101,24 +101,24 @@ def change_owner(
     return 0
 
 
-def chown(supervisor: Supervisor, call: Notification) -> int:
+def chown(supervisor: Supervisor, call: TrappedCall) -> int:
     """``chown(path, uid, gid)``."""
     found = named(supervisor, call, AT_FDCWD, call.a0, 0)
     return change_owner(supervisor, call, found, call.a1, call.a2)
 
 
-def lchown(supervisor: Supervisor, call: Notification) -> int:
+def lchown(supervisor: Supervisor, call: TrappedCall) -> int:
     """``lchown(path, uid, gid)``."""
     found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return change_owner(supervisor, call, found, call.a1, call.a2)
 
 
-def fchown(supervisor: Supervisor, call: Notification) -> int:
+def fchown(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fchown(fd, uid, gid)``."""
     return change_owner(supervisor, call, opened(supervisor, call), call.a1, call.a2)
 
 
-def fchownat(supervisor: Supervisor, call: Notification) -> int:
+def fchownat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fchownat(dirfd, path, uid, gid, flags)``."""
     if call.a4 & ~_CHANGE_FLAGS:
         return PROCEED
@@ -128,7 +128,7 @@ def fchownat(supervisor: Supervisor, call: Notification) -> int:
 
 def set_times(  # noqa: PLR0917 - as the calls' arguments come
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     found: Found | None,
     address: int,
     layout: struct.Struct,
@@ -137,7 +137,7 @@ def set_times(  # noqa: PLR0917 - as the calls' arguments come
     """Set both times to what ``decode`` makes of the numbers at ``address``; to now if it is 0."""
     if found is None or found.link:
         return PROCEED
-    node, who = found.node, supervisor.tasks.get(call.pid).credentials
+    node, who = found.node, call.task.credentials
     now = time.time_ns()
     times: _Times = (now, now)
     if address:
@@ -182,25 +182,25 @@ def from_seconds(numbers: tuple[int, ...]) -> _Times:
     return numbers[0] * _SECOND, numbers[1] * _SECOND
 
 
-def utime(supervisor: Supervisor, call: Notification) -> int:
+def utime(supervisor: Supervisor, call: TrappedCall) -> int:
     """``utime(path, times)``."""
     found = named(supervisor, call, AT_FDCWD, call.a0, 0)
     return set_times(supervisor, call, found, call.a1, _SECONDS, from_seconds)
 
 
-def utimes(supervisor: Supervisor, call: Notification) -> int:
+def utimes(supervisor: Supervisor, call: TrappedCall) -> int:
     """``utimes(path, times)``."""
     found = named(supervisor, call, AT_FDCWD, call.a0, 0)
     return set_times(supervisor, call, found, call.a1, _TIMES, from_timevals)
 
 
-def futimesat(supervisor: Supervisor, call: Notification) -> int:
+def futimesat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``futimesat(dirfd, path, times)``."""
     found = by_path_or_descriptor(supervisor, call, 0)
     return set_times(supervisor, call, found, call.a2, _TIMES, from_timevals)
 
 
-def utimensat(supervisor: Supervisor, call: Notification, layout: struct.Struct = _TIMES) -> int:
+def utimensat(supervisor: Supervisor, call: TrappedCall, layout: struct.Struct = _TIMES) -> int:
     """``utimensat(dirfd, path, times, flags)``; futimens passes no path."""
     if call.a3 & ~_CHANGE_FLAGS or (call.a1 == 0 and call.a3):
         return PROCEED

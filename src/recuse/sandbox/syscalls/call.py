@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from recuse.sandbox.answers import ANSWERED, PROCEED
+from recuse.sandbox.call import Outcome, TrappedCall
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
-PROCEED: Final = -1
-"""A handler's result: the call has nothing to do with devices; let the kernel run it."""
+__all__ = ["ANSWERED", "PROCEED", "Handler", "signed32", "signed64"]
 
-ANSWERED: Final = -2
-"""A handler's result: the call was answered, or will be when its operation ends."""
-
-Handler = Callable[["Supervisor", "Notification"], int]
+Handler = Callable[["Supervisor", TrappedCall], Outcome]
 """Handles one trapped call.
 
-Returns the call's result (not negative), or PROCEED or ANSWERED. An OSError is the call's error.
-Anything else that escapes is a fault of recuse: the call fails with EIO, it never proceeds.
+Returns the call's result (not negative), or PROCEED or ANSWERED; or it is a generator that returns
+them, which waits for what it yields. An OSError is the call's error. Anything else that escapes is
+a fault of recuse: the call fails with EIO, it never proceeds.
 """
 
 

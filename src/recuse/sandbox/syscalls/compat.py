@@ -13,7 +13,8 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.arch import i386, x86_64
+from recuse.sandbox.arch import i386
+from recuse.sandbox.call import Outcome, TrappedCall
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.syscalls import (
     aio,
@@ -46,7 +47,6 @@ from recuse.sandbox.syscalls.lookup import (
 from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
 _NATIVE: Final[dict[str, Handler]] = {
@@ -84,12 +84,7 @@ _SENDING: Final = {16: passing.send_message, 20: passing.send_messages}
 
 def _as(name: str) -> Handler:
     """The handler of the 64-bit call of that name, which takes the same arguments."""
-    handler, number = _NATIVE[name], x86_64.SYSCALLS[name]
-
-    def handle(supervisor: Supervisor, call: Notification) -> int:
-        return handler(supervisor, call._replace(number=number))
-
-    return handle
+    return _NATIVE[name]
 
 
 def _wide(low: int, high: int) -> int:
@@ -97,63 +92,65 @@ def _wide(low: int, high: int) -> int:
     return high << 32 | low
 
 
-def pread64(supervisor: Supervisor, call: Notification) -> int:
+def pread64(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``pread64(fd, buf, count, low, high)``."""
-    return rw.pread64(supervisor, call._replace(a3=_wide(call.a3, call.a4)))
+    call.a3 = _wide(call.a3, call.a4)
+    return rw.pread64(supervisor, call)
 
 
-def pwrite64(supervisor: Supervisor, call: Notification) -> int:
+def pwrite64(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``pwrite64(fd, buf, count, low, high)``."""
-    return rw.pwrite64(supervisor, call._replace(a3=_wide(call.a3, call.a4)))
+    call.a3 = _wide(call.a3, call.a4)
+    return rw.pwrite64(supervisor, call)
 
 
-def readv(supervisor: Supervisor, call: Notification) -> int:
+def readv(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``readv(fd, iov, count)``."""
     return rw.vectored(supervisor, call, os.O_RDONLY, None, 0, rw.COMPAT_IOVEC)
 
 
-def writev(supervisor: Supervisor, call: Notification) -> int:
+def writev(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``writev(fd, iov, count)``."""
     return rw.vectored(supervisor, call, os.O_WRONLY, None, 0, rw.COMPAT_IOVEC)
 
 
-def preadv(supervisor: Supervisor, call: Notification) -> int:
+def preadv(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``preadv(fd, iov, count, low, high)``."""
     position = _wide(call.a3, call.a4)
     return rw.vectored(supervisor, call, os.O_RDONLY, position, 0, rw.COMPAT_IOVEC)
 
 
-def pwritev(supervisor: Supervisor, call: Notification) -> int:
+def pwritev(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``pwritev(fd, iov, count, low, high)``."""
     position = _wide(call.a3, call.a4)
     return rw.vectored(supervisor, call, os.O_WRONLY, position, 0, rw.COMPAT_IOVEC)
 
 
-def preadv2(supervisor: Supervisor, call: Notification) -> int:
+def preadv2(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``preadv2(fd, iov, count, low, high, flags)``."""
     position, flags = rw.at(_wide(call.a3, call.a4)), signed32(call.a5)
     return rw.vectored(supervisor, call, os.O_RDONLY, position, flags, rw.COMPAT_IOVEC)
 
 
-def pwritev2(supervisor: Supervisor, call: Notification) -> int:
+def pwritev2(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``pwritev2(fd, iov, count, low, high, flags)``."""
     position, flags = rw.at(_wide(call.a3, call.a4)), signed32(call.a5)
     return rw.vectored(supervisor, call, os.O_WRONLY, position, flags, rw.COMPAT_IOVEC)
 
 
-def lseek(supervisor: Supervisor, call: Notification) -> int:
+def lseek(supervisor: Supervisor, call: TrappedCall) -> int:
     """``lseek(fd, offset, whence)``; EOVERFLOW for a position that 32 bits do not hold."""
-    offset = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF  # as a register of 64 bits has it
-    position = rw.lseek(supervisor, call._replace(a1=offset))
+    call.a1 = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF  # as a register of 64 bits has it
+    position = rw.lseek(supervisor, call)
     if position > 0x7FFFFFFF:
         raise os_error(errno.EOVERFLOW)
     return position
 
 
-def llseek(supervisor: Supervisor, call: Notification) -> int:
+def llseek(supervisor: Supervisor, call: TrappedCall) -> int:
     """``_llseek(fd, high, low, result, whence)``."""
-    whence = call.a4
-    position = rw.lseek(supervisor, call._replace(a1=_wide(call.a2, call.a1), a2=whence))
+    call.a1, call.a2 = _wide(call.a2, call.a1), call.a4
+    position = rw.lseek(supervisor, call)
     if position == PROCEED:
         return PROCEED
     if write_memory(call.pid, call.a3, _LOFF.pack(position)) < _LOFF.size:
@@ -161,43 +158,43 @@ def llseek(supervisor: Supervisor, call: Notification) -> int:
     return 0
 
 
-def stat(supervisor: Supervisor, call: Notification) -> int:
+def stat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``stat(path, buf)``."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
     return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat)
 
 
-def lstat(supervisor: Supervisor, call: Notification) -> int:
+def lstat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``lstat(path, buf)``."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat)
 
 
-def fstat(supervisor: Supervisor, call: Notification) -> int:
+def fstat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fstat(fd, buf)``."""
     found = held(supervisor, call, signed32(call.a0))
     return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat)
 
 
-def stat64(supervisor: Supervisor, call: Notification) -> int:
+def stat64(supervisor: Supervisor, call: TrappedCall) -> int:
     """``stat64(path, buf)``."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
     return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat64)
 
 
-def lstat64(supervisor: Supervisor, call: Notification) -> int:
+def lstat64(supervisor: Supervisor, call: TrappedCall) -> int:
     """``lstat64(path, buf)``."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat64)
 
 
-def fstat64(supervisor: Supervisor, call: Notification) -> int:
+def fstat64(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fstat64(fd, buf)``."""
     found = held(supervisor, call, signed32(call.a0))
     return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat64)
 
 
-def fstatat64(supervisor: Supervisor, call: Notification) -> int:
+def fstatat64(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fstatat64(dirfd, path, buf, flags)``."""
     return status.newfstatat(supervisor, call, i386.pack_stat64)
 
@@ -208,22 +205,25 @@ def _id(number: int) -> int:
     return 0xFFFFFFFF if number == 0xFFFF else number
 
 
-def chown(supervisor: Supervisor, call: Notification) -> int:
+def chown(supervisor: Supervisor, call: TrappedCall) -> int:
     """``chown(path, uid, gid)`` with ids of 16 bits."""
-    return attributes.chown(supervisor, call._replace(a1=_id(call.a1), a2=_id(call.a2)))
+    call.a1, call.a2 = _id(call.a1), _id(call.a2)
+    return attributes.chown(supervisor, call)
 
 
-def lchown(supervisor: Supervisor, call: Notification) -> int:
+def lchown(supervisor: Supervisor, call: TrappedCall) -> int:
     """``lchown(path, uid, gid)`` with ids of 16 bits."""
-    return attributes.lchown(supervisor, call._replace(a1=_id(call.a1), a2=_id(call.a2)))
+    call.a1, call.a2 = _id(call.a1), _id(call.a2)
+    return attributes.lchown(supervisor, call)
 
 
-def fchown(supervisor: Supervisor, call: Notification) -> int:
+def fchown(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fchown(fd, uid, gid)`` with ids of 16 bits."""
-    return attributes.fchown(supervisor, call._replace(a1=_id(call.a1), a2=_id(call.a2)))
+    call.a1, call.a2 = _id(call.a1), _id(call.a2)
+    return attributes.fchown(supervisor, call)
 
 
-def utime(supervisor: Supervisor, call: Notification) -> int:
+def utime(supervisor: Supervisor, call: TrappedCall) -> int:
     """``utime(path, times)``."""
     found = named(supervisor, call, AT_FDCWD, call.a0, 0)
     return attributes.set_times(
@@ -231,7 +231,7 @@ def utime(supervisor: Supervisor, call: Notification) -> int:
     )
 
 
-def utimes(supervisor: Supervisor, call: Notification) -> int:
+def utimes(supervisor: Supervisor, call: TrappedCall) -> int:
     """``utimes(path, times)``."""
     found = named(supervisor, call, AT_FDCWD, call.a0, 0)
     return attributes.set_times(
@@ -239,7 +239,7 @@ def utimes(supervisor: Supervisor, call: Notification) -> int:
     )
 
 
-def futimesat(supervisor: Supervisor, call: Notification) -> int:
+def futimesat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``futimesat(dirfd, path, times)``."""
     found = by_path_or_descriptor(supervisor, call, 0)
     return attributes.set_times(
@@ -247,75 +247,74 @@ def futimesat(supervisor: Supervisor, call: Notification) -> int:
     )
 
 
-def utimensat(supervisor: Supervisor, call: Notification) -> int:
+def utimensat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``utimensat(dirfd, path, times, flags)`` with times of 32 bits."""
     return attributes.utimensat(supervisor, call, _TIMES32)
 
 
-def socketcall(supervisor: Supervisor, call: Notification) -> int:
+def socketcall(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``socketcall(call, args)``: what older C libraries use for all that sockets can do."""
     which = signed32(call.a0)
     if which in (_SYS_SOCKET, _SYS_SOCKETPAIR):
         return PROCEED
     words = read_memory(call.pid, call.a1, 12)
-    number, message, count = _ARGUMENTS.unpack(words.ljust(12, b"\0"))
-    inner = call._replace(a0=number, a1=message, a2=count)
+    call.a0, call.a1, call.a2 = _ARGUMENTS.unpack(words.ljust(12, b"\0"))
     if which in _SENDING and len(words) == _ARGUMENTS.size:
-        return _SENDING[which](supervisor, inner)
-    return processes.socket_call(supervisor, inner)
+        return _SENDING[which](supervisor, call)
+    return processes.socket_call(supervisor, call)
 
 
-def ppoll(supervisor: Supervisor, call: Notification) -> int:
+def ppoll(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``ppoll(fds, nfds, timeout, mask, size)`` with times of 32 bits."""
     return poll.ppoll(supervisor, call, _SECONDS32)
 
 
-def newselect(supervisor: Supervisor, call: Notification) -> int:
+def newselect(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``_newselect(nfds, in, out, exceptions, timeout)``."""
     return poll.select(supervisor, call, _SECONDS32, word=4)
 
 
-def select(supervisor: Supervisor, call: Notification) -> int:
+def select(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``select(args)``: the arguments are a structure."""
     if not supervisor.descriptors.polled:
         return PROCEED
     array = read_memory(call.pid, call.a0, _OLD_SELECT.size)
     if len(array) < _OLD_SELECT.size:
         return PROCEED
-    a0, a1, a2, a3, a4 = _OLD_SELECT.unpack(array)
-    inner = call._replace(a0=a0, a1=a1, a2=a2, a3=a3, a4=a4)
-    return poll.select(supervisor, inner, _SECONDS32, word=4, registers=call)
+    registers = call.a0, call.a1
+    call.a0, call.a1, call.a2, call.a3, call.a4 = _OLD_SELECT.unpack(array)
+    return poll.select(supervisor, call, _SECONDS32, word=4, registers=registers)
 
 
-def pselect6(supervisor: Supervisor, call: Notification) -> int:
+def pselect6(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``pselect6(nfds, in, out, exceptions, timeout, mask)`` with times of 32 bits."""
     return poll.pselect6(supervisor, call, _SECONDS32, word=4)
 
 
-def pselect6_time64(supervisor: Supervisor, call: Notification) -> int:
+def pselect6_time64(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``pselect6(nfds, in, out, exceptions, timeout, mask)``."""
     return poll.pselect6(supervisor, call, word=4)
 
 
-def io_submit(supervisor: Supervisor, call: Notification) -> int:
+def io_submit(supervisor: Supervisor, call: TrappedCall) -> int:
     """``io_submit(context, count, blocks)`` with pointers of 32 bits to the same structures."""
-    count = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF
-    return aio.io_submit(supervisor, call._replace(a1=count), aio.COMPAT_POINTER)
+    call.a1 = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF
+    return aio.io_submit(supervisor, call, aio.COMPAT_POINTER)
 
 
-def mmap2(supervisor: Supervisor, call: Notification) -> int:
+def mmap2(supervisor: Supervisor, call: TrappedCall) -> int:
     """``mmap2(addr, length, prot, flags, fd, pages)``."""
-    return mmap.mmap(supervisor, call._replace(a5=call.a5 * i386.MMAP_UNIT))
+    call.a5 *= i386.MMAP_UNIT
+    return mmap.mmap(supervisor, call)
 
 
-def old_mmap(supervisor: Supervisor, call: Notification) -> int:
+def old_mmap(supervisor: Supervisor, call: TrappedCall) -> int:
     """``mmap(args)``: what C libraries used before mmap2; all six arguments are in memory."""
     arguments = read_memory(call.pid, call.a0, _MMAP_ARGUMENTS.size)
     if len(arguments) < _MMAP_ARGUMENTS.size:
         return PROCEED
-    address, length, protection, flags, descriptor, offset = _MMAP_ARGUMENTS.unpack(arguments)
-    inner = call._replace(a0=address, a1=length, a2=protection, a3=flags, a4=descriptor, a5=offset)
-    return mmap.mmap(supervisor, inner)
+    call.a0, call.a1, call.a2, call.a3, call.a4, call.a5 = _MMAP_ARGUMENTS.unpack(arguments)
+    return mmap.mmap(supervisor, call)
 
 
 OWN: Final[dict[str, Handler]] = {

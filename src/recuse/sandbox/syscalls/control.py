@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.sandbox.arch import arch, compat
+from recuse.sandbox.call import OnDevice, Outcome, Pause, Steps, TrappedCall
 from recuse.sandbox.filter import F_GETFL, F_SETFL
 from recuse.sandbox.memory import read_memory
-from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.opening import install_file
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
 # Commands that the kernel answers for every file before it asks the driver (linux/fs.h).
@@ -41,7 +41,7 @@ _NOT_FOR_DEVICES: Final = frozenset(
 _SETFL_MASK: Final = os.O_APPEND | os.O_NONBLOCK | arch.O_DIRECT | os.O_NOATIME
 
 
-def ioctl(supervisor: Supervisor, call: Notification) -> int:
+def ioctl(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``ioctl(fd, command, argument)``."""
     descriptor = supervisor.descriptors.find(call.pid, call.a0)
     if descriptor is None:
@@ -66,26 +66,28 @@ def ioctl(supervisor: Supervisor, call: Notification) -> int:
         return 0
     install = partial(install_file, supervisor, call) if file.device.new_files else None
     of_32_bit = call.arch == compat.AUDIT_ARCH
-    operation = file.ioctl(supervisor.caller(call), command, call.a2, of_32_bit, install)
+    operation = file.ioctl(call.caller(), command, call.a2, of_32_bit, install)
     if install is not None and (made := supervisor.tree.nodes.anonymous_or_none(file.device)):
         # What an earlier one has made and the program has closed is released first: it may be in
         # the way of this one.
-        answer = partial(supervisor.finish, call)
-        go_on = partial(supervisor.drive, call, file.device, operation, answer)
-        supervisor.descriptors.after_releases(made, go_on)
-    else:
-        supervisor.run(call, file, operation)
-    return ANSWERED
+        return _after(supervisor.descriptors.releases(made), OnDevice(file.device, operation))
+    return call.run(file.device, operation)
 
 
-def _read_int(call: Notification) -> bytes:
+def _after(pause: Pause, step: OnDevice[int]) -> Steps[int]:
+    yield pause
+    result: int = yield step
+    return result
+
+
+def _read_int(call: TrappedCall) -> bytes:
     data = read_memory(call.pid, call.a2, 4)
     if len(data) < 4:
         raise os_error(errno.EFAULT)
     return data
 
 
-def fcntl(supervisor: Supervisor, call: Notification) -> int:
+def fcntl(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fcntl(fd, command, argument)``, for the commands that the filter traps."""
     command = signed32(call.a1)
     descriptor = supervisor.descriptors.find(call.pid, call.a0)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.sandbox.borrowing import Borrowing
+from recuse.sandbox.call import Outcome, Steps, TrappedCall
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.native import EPOLLET, POLLERR, POLLHUP
-from recuse.sandbox.syscalls.asking import Asked, Asking
+from recuse.sandbox.syscalls.asking import Asked, ask
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.waker import Sleeper, watched_by
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
 _EPOLL_CTL_ADD: Final = 1
@@ -31,7 +31,7 @@ _EPOLLONESHOT: Final = 1 << 30
 _EVENT = struct.Struct("=I8x")
 
 
-def epoll_ctl(supervisor: Supervisor, call: Notification) -> int:
+def epoll_ctl(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``epoll_ctl(epoll, operation, fd, event)``."""
     operation = signed32(call.a1)
     if not supervisor.descriptors.polled or not _EPOLL_CTL_ADD <= operation <= _EPOLL_CTL_MOD:
@@ -43,7 +43,7 @@ def epoll_ctl(supervisor: Supervisor, call: Notification) -> int:
     file = descriptor.file
     if not isinstance(file, OpenFile):  # O_PATH
         raise os_error(errno.EBADF)
-    key = (supervisor.tasks.get(call.pid).tgid, call.a0 & 0xFFFFFFFF, number)
+    key = (call.task.tgid, call.a0 & 0xFFFFFFFF, number)
     readiness = supervisor.descriptors.readiness(descriptor, file)
     if operation == _EPOLL_CTL_DEL:
         readiness.unwatch(key)
@@ -53,27 +53,30 @@ def epoll_ctl(supervisor: Supervisor, call: Notification) -> int:
         return PROCEED
     events = _EVENT.unpack(event)[0] | POLLERR | POLLHUP
     readiness.watch(key, events)
-    one = Asked(0, number, events, descriptor)
-
-    def then() -> int:
-        readiness.told(key, listed=bool(one.bits & events))
-        with Borrowing(supervisor, call) as borrowing:
-            one.show(borrowing)
-            return borrowing.finish(PROCEED)
-
-    return Asking(supervisor, call, [one], 0, then).go_on()
+    return _add(supervisor, call, Asked(0, number, events, descriptor), key)
 
 
-def epoll_wait(supervisor: Supervisor, call: Notification) -> int:
+def _add(
+    supervisor: Supervisor, call: TrappedCall, one: Asked, key: tuple[int, int, int]
+) -> Steps[int]:
+    """Ask a device that is added or changed, and have its descriptor show that."""
+    yield from ask(supervisor, call, call.caller(), [one], 0)
+    if one.readiness is not None:
+        one.readiness.told(key, listed=bool(one.bits & one.events))
+    with Borrowing(call) as borrowing:
+        one.show(borrowing)
+        return borrowing.finish(PROCEED)
+
+
+def epoll_wait(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``epoll_wait(epoll, events, count, timeout)``, epoll_pwait and epoll_pwait2."""
     waker = supervisor.descriptors.waker
     if not waker.watched:
         return PROCEED
     number = call.a0 & 0xFFFFFFFF
-    task = supervisor.tasks.get(call.pid)
-    epoll = (task.tgid, number)
+    epoll = (call.task.tgid, number)
     arguments = f" {call.a0:#x} {call.a1:#x} "
-    sleeper = Sleeper(supervisor.caller(call, task), arguments, epoll=number, tgid=epoll[0])
+    sleeper = Sleeper(call.caller(), arguments, epoll=number, tgid=epoll[0])
     with waker.lock:
         listed = waker.listed
         if listed:
@@ -86,26 +89,37 @@ def epoll_wait(supervisor: Supervisor, call: Notification) -> int:
             waker.asleep(sleeper)
         return PROCEED
 
-    def then() -> int:
-        with waker.lock:
-            waker.asleep(sleeper)
-        with Borrowing(supervisor, call) as borrowing:
-            for one in hungry:
-                if one.descriptor.readiness is not None:
-                    one.descriptor.readiness.feed(one.fetcher(borrowing))
-            for one in asked:
-                if one.readiness is not None:
-                    once = one.events & (EPOLLET | _EPOLLONESHOT)
-                    listed = bool(one.bits & one.events and not once)
-                    one.readiness.told((*epoll, one.number), listed=listed)
-                one.show(borrowing)
-            return borrowing.finish(PROCEED)
+    return _wait(supervisor, call, sleeper, asked, hungry)
 
-    return Asking(supervisor, call, asked, 0, then).go_on()
+
+def _wait(
+    supervisor: Supervisor,
+    call: TrappedCall,
+    sleeper: Sleeper,
+    asked: list[Asked],
+    hungry: list[Asked],
+) -> Steps[int]:
+    """Ask devices before a wait for an epoll, and have their descriptors show that."""
+    yield from ask(supervisor, call, sleeper.caller, asked, 0)
+    epoll = (call.task.tgid, call.a0 & 0xFFFFFFFF)
+    waker = supervisor.descriptors.waker
+    with waker.lock:
+        waker.asleep(sleeper)
+    with Borrowing(call) as borrowing:
+        for one in hungry:
+            if one.descriptor.readiness is not None:
+                one.descriptor.readiness.feed(one.fetcher(borrowing))
+        for one in asked:
+            if one.readiness is not None:
+                once = one.events & (EPOLLET | _EPOLLONESHOT)
+                listed = bool(one.bits & one.events and not once)
+                one.readiness.told((*epoll, one.number), listed=listed)
+            one.show(borrowing)
+        return borrowing.finish(PROCEED)
 
 
 def _listed(
-    supervisor: Supervisor, call: Notification, epoll: tuple[int, int]
+    supervisor: Supervisor, call: TrappedCall, epoll: tuple[int, int]
 ) -> tuple[list[Asked], list[Asked]]:
     """The devices to be asked before a wait for an epoll, and those to be fed."""
     found: list[Asked] = []

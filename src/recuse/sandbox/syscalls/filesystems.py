@@ -19,7 +19,7 @@ from recuse.sandbox.syscalls.lookup import held, looked_at
 from recuse.sandbox.tree import AT_FDCWD, Found
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.supervisor import Supervisor
 
 _STATFS: Final = struct.Struct("=qqQQQQQiiqqq32x")
@@ -37,7 +37,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def _fill(
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     found: Found | None,
     address: int,
     layout: struct.Struct = _STATFS,
@@ -48,7 +48,7 @@ def _fill(
         data = _statfs(b"/" + found.node.path.split(b"/", 2)[1])
     else:
         data = native_files.statfs(found.native.descriptor)
-    alive = supervisor.listener.alive(call.id)
+    alive = call.alive()
     if layout is not _STATFS:
         data = _packed(layout, _STATFS.unpack(data))
     if alive and write_memory(call.pid, address, data) < len(data):
@@ -73,17 +73,17 @@ def _statfs(top: bytes) -> bytes:
     return buffer.raw
 
 
-def statfs(supervisor: Supervisor, call: Notification) -> int:
+def statfs(supervisor: Supervisor, call: TrappedCall) -> int:
     """``statfs(path, buf)``."""
     return _fill(supervisor, call, looked_at(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
 
 
-def fstatfs(supervisor: Supervisor, call: Notification) -> int:
+def fstatfs(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fstatfs(fd, buf)``."""
     return _fill(supervisor, call, held(supervisor, call, signed32(call.a0)), call.a1)
 
 
-def statfs64(supervisor: Supervisor, call: Notification) -> int:
+def statfs64(supervisor: Supervisor, call: TrappedCall) -> int:
     """``statfs64(path, size, buf)`` of a 32-bit program."""
     if call.a1 != _STATFS64_32.size:
         return PROCEED  # EINVAL
@@ -91,7 +91,7 @@ def statfs64(supervisor: Supervisor, call: Notification) -> int:
     return _fill(supervisor, call, found, call.a2, _STATFS64_32)
 
 
-def fstatfs64(supervisor: Supervisor, call: Notification) -> int:
+def fstatfs64(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fstatfs64(fd, size, buf)`` of a 32-bit program."""
     if call.a1 != _STATFS64_32.size:
         return PROCEED
@@ -99,13 +99,13 @@ def fstatfs64(supervisor: Supervisor, call: Notification) -> int:
     return _fill(supervisor, call, found, call.a2, _STATFS64_32)
 
 
-def compat_statfs(supervisor: Supervisor, call: Notification) -> int:
+def compat_statfs(supervisor: Supervisor, call: TrappedCall) -> int:
     """``statfs(path, buf)`` of a 32-bit program."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
     return _fill(supervisor, call, found, call.a1, _STATFS_32)
 
 
-def compat_fstatfs(supervisor: Supervisor, call: Notification) -> int:
+def compat_fstatfs(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fstatfs(fd, buf)`` of a 32-bit program."""
     return _fill(supervisor, call, held(supervisor, call, signed32(call.a0)), call.a1, _STATFS_32)
 

@@ -24,8 +24,7 @@ from recuse.sandbox.nodes import Nodes
 from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
-    from recuse.sandbox.rights import Acting
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.supervisor import Supervisor
 
 _HEADER = struct.Struct("=QqH")
@@ -39,7 +38,7 @@ _Entry = tuple[bytes, int, int]
 """Name, inode number and mode."""
 
 
-def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
+def _list(supervisor: Supervisor, call: TrappedCall, *, typed: bool) -> int:
     tree = supervisor.tree
     path, only_here = tree.place(call.pid, signed32(call.a0))
     if path is None:
@@ -51,7 +50,7 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
     room = min(call.a2 & 0xFFFFFFFF, _LARGEST)
     if not may_borrow():
         return _list_apart(supervisor, call, path, room, only_here=only_here, typed=typed)
-    with Borrowing(supervisor, call) as borrowing:
+    with Borrowing(call) as borrowing:
         directory = borrowing.copy(signed32(call.a0))
         try:
             position = os.lseek(directory, 0, os.SEEK_CUR)
@@ -59,8 +58,7 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
             ours = 0 <= index < _POSITIONS
             data = b""
             if not ours and not only_here:
-                acting = supervisor.tasks.get(call.pid).acting
-                data = list_next(acting, directory, call.number, room)
+                data = list_next(call.task.acting, directory, room, typed=typed)
             if not data:
                 index = index if ours else 0
                 entries = _entries(tree.nodes, path)[index:]
@@ -78,7 +76,7 @@ def _list(supervisor: Supervisor, call: Notification, *, typed: bool) -> int:
 
 def _list_apart(
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     path: bytes,
     room: int,
     *,
@@ -92,12 +90,11 @@ def _list_apart(
     """
     number = signed32(call.a0)
     listings = supervisor.tree.listings
-    key = (supervisor.tasks.get(call.pid).tgid, number)
+    key = (call.task.tgid, number)
     try:
         with open(f"/proc/{call.pid}/fdinfo/{number}", "rb") as file:
             position = int(file.readline().split()[1])
-        acting = supervisor.tasks.get(call.pid).acting
-        if not only_here and _has_native(acting, call, number, position, room):
+        if not only_here and _has_native(call, number, position, room, typed=typed):
             listings.pop(key, None)
             return PROCEED
     except OSError:
@@ -121,14 +118,12 @@ def _list_apart(
     return len(data)
 
 
-def _has_native(
-    acting: Acting | None, call: Notification, number: int, position: int, room: int
-) -> bool:
+def _has_native(call: TrappedCall, number: int, position: int, room: int, *, typed: bool) -> bool:
     """Whether the kernel has something to list. OSError if it cannot be found out."""
     directory = os.open(f"/proc/{call.pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.lseek(directory, position, os.SEEK_SET)
-        return bool(list_next(acting, directory, call.number, room))
+        return bool(list_next(call.task.acting, directory, room, typed=typed))
     finally:
         os.close(directory)
 
@@ -146,7 +141,7 @@ def _entries(nodes: Nodes, path: bytes) -> list[_Entry]:
     return [(b".", directory.inode, mode), (b"..", inode, mode), *entries]
 
 
-def _store(call: Notification, data: bytes) -> bool:
+def _store(call: TrappedCall, data: bytes) -> bool:
     try:
         return write_memory(call.pid, call.a1, data) == len(data)
     except OSError:
@@ -171,12 +166,12 @@ def _encode(entries: list[_Entry], position: int, room: int, *, typed: bool) -> 
     return bytes(data), len(entries)
 
 
-def getdents64(supervisor: Supervisor, call: Notification) -> int:
+def getdents64(supervisor: Supervisor, call: TrappedCall) -> int:
     """``getdents64(fd, buf, count)``."""
     return _list(supervisor, call, typed=True)
 
 
-def getdents(supervisor: Supervisor, call: Notification) -> int:
+def getdents(supervisor: Supervisor, call: TrappedCall) -> int:
     """``getdents(fd, buf, count)``."""
     return _list(supervisor, call, typed=False)
 

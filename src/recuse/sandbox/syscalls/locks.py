@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.locks import FileLocks
+from recuse.sandbox.call import Outcome, Pause, Steps, TrappedCall
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
 _EXCLUSIVE: Final = {fcntl.LOCK_SH: False, fcntl.LOCK_EX: True}
 
 
-def flock(supervisor: Supervisor, call: Notification) -> int:
+def flock(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``flock(fd, operation)``."""
     descriptor = supervisor.descriptors.find(call.pid, call.a0)
     wanted = call.a1 & ~fcntl.LOCK_NB & 0xFFFFFFFF
@@ -39,33 +39,29 @@ def flock(supervisor: Supervisor, call: Notification) -> int:
         locks.unlock(file)
     elif not locks.lock(file, exclusive=_EXCLUSIVE[wanted]):
         # A file that was closed, or whose process has ended, is in nobody's way.
-        again = partial(_again, supervisor, call, locks, file)
-        supervisor.descriptors.after_releases(descriptor.node, again)
-        return ANSWERED
+        released = supervisor.descriptors.releases(descriptor.node)
+        return _again(call, released, locks, file)
     return 0
 
 
-def _again(supervisor: Supervisor, call: Notification, locks: FileLocks, file: OpenFile) -> None:
-    """Lock, and if that cannot be done, fail or wait."""
+def _again(call: TrappedCall, released: Pause, locks: FileLocks, file: OpenFile) -> Steps[int]:
+    """Lock after a pause, and if that cannot be done, fail or wait."""
+    yield released
     exclusive = _EXCLUSIVE[call.a1 & ~fcntl.LOCK_NB & 0xFFFFFFFF]
     if call.a1 & fcntl.LOCK_NB:
         if locks.lock(file, exclusive=exclusive):
-            supervisor.listener.answer(call.id, 0)
-        else:
-            supervisor.listener.fail(call.id, errno.EWOULDBLOCK)
-        return
-
-    def granted() -> bool:
-        supervisor.forget(call)
-        return supervisor.listener.answer(call.id, 0)
-
-    def interrupt(_: bool) -> None:
-        if locks.cancel(granted):
-            supervisor.restart(call)
-
-    supervisor.signals.watch(call, supervisor.listener, interrupt)
-    if locks.lock(file, exclusive=exclusive, granted=granted) and not granted():
+            return 0
+        raise os_error(errno.EWOULDBLOCK)
+    call.wait(partial(_interrupt, locks))
+    if locks.lock(file, exclusive=exclusive, granted=call.grant) and not call.grant():
         locks.unlock(file)
+    return ANSWERED
+
+
+def _interrupt(locks: FileLocks, call: TrappedCall, fatal: bool) -> None:
+    del fatal
+    if locks.cancel(call.grant):
+        call.restart()
 
 
 HANDLERS: Final[dict[str, Handler]] = {"flock": flock}

@@ -11,7 +11,7 @@ from recuse.sandbox.syscalls.call import signed32
 from recuse.sandbox.tree import AT_FDCWD, Found, OutsideError
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.supervisor import Supervisor
 
 AT_SYMLINK_NOFOLLOW: Final = 0x100
@@ -20,7 +20,7 @@ AT_EMPTY_PATH: Final = 0x1000
 
 def named(  # noqa: PLR0917 - as the calls' arguments come
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     base: int,
     address: int,
     flags: int,
@@ -46,14 +46,14 @@ def named(  # noqa: PLR0917 - as the calls' arguments come
     return held(supervisor, call, base)
 
 
-def _directory(supervisor: Supervisor, call: Notification, number: int) -> Found | None:
+def _directory(supervisor: Supervisor, call: TrappedCall, number: int) -> Found | None:
     node = supervisor.tree.directory(call.pid, number)
     return Found(node) if node is not None else None
 
 
 def looked_at(  # noqa: PLR0917 - as the calls' arguments come
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     base: int,
     address: int,
     flags: int,
@@ -66,7 +66,7 @@ def looked_at(  # noqa: PLR0917 - as the calls' arguments come
         return Found(outside.file.node(), native=outside.file)
 
 
-def held(supervisor: Supervisor, call: Notification, number: int) -> Found | None:
+def held(supervisor: Supervisor, call: TrappedCall, number: int) -> Found | None:
     """What a descriptor refers to; None if nothing of ours."""
     descriptor = supervisor.descriptors.find(call.pid, number)
     if descriptor is not None:
@@ -74,7 +74,7 @@ def held(supervisor: Supervisor, call: Notification, number: int) -> Found | Non
     return _directory(supervisor, call, number) if number >= 0 else None
 
 
-def opened(supervisor: Supervisor, call: Notification) -> Found | None:
+def opened(supervisor: Supervisor, call: TrappedCall) -> Found | None:
     """What descriptor argument 0 refers to, for calls that O_PATH does not do for (EBADF)."""
     number = signed32(call.a0)
     descriptor = supervisor.descriptors.find(call.pid, number)
@@ -83,7 +83,7 @@ def opened(supervisor: Supervisor, call: Notification) -> Found | None:
     return held(supervisor, call, number)
 
 
-def by_path_or_descriptor(supervisor: Supervisor, call: Notification, flags: int) -> Found | None:
+def by_path_or_descriptor(supervisor: Supervisor, call: TrappedCall, flags: int) -> Found | None:
     base = signed32(call.a0)
     if call.a1 == 0:
         return opened(supervisor, call)

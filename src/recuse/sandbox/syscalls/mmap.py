@@ -29,7 +29,7 @@ from recuse.wire.descriptor import OwnedDescriptor
 
 if TYPE_CHECKING:
     from recuse.sandbox.areas import Hold
-    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.nodes import Node
     from recuse.sandbox.supervisor import Supervisor
 
@@ -45,7 +45,7 @@ class _ThreadMapper:
     From the moment in which that begins, the thread is ours, and answered at the end of the block.
     """
 
-    def __init__(self, supervisor: Supervisor, call: Notification, access: int) -> None:
+    def __init__(self, supervisor: Supervisor, call: TrappedCall, access: int) -> None:
         self._supervisor = supervisor
         self._call = call
         self._access = access
@@ -70,9 +70,8 @@ class _ThreadMapper:
             raise os_error(errno.EINTR) from None
 
     def _map(self, wanted: MmapCall, flags: int, descriptor: int) -> int:
-        supervisor = self._supervisor
-        thread = Injection(supervisor.listener, self._call, supervisor.signals)
-        self._thread = self._stack.enter_context(thread)
+        thread = self._stack.enter_context(Injection(self._call))
+        self._thread = thread
         number = thread.give(descriptor)
         given = wanted.flags | MAP_DENYWRITE
         if wanted.private:
@@ -105,7 +104,7 @@ class _ThreadMapper:
     def copy(self, offset: int) -> Copy:
         """See `recuse.kernel.mmap.Mapper`."""
         supervisor, call = self._supervisor, self._call
-        return supervisor.areas.copies.begin(offset, lambda: supervisor.listener.alive(call.id))
+        return supervisor.areas.copies.begin(offset, call.alive)
 
     def succeed(self, file: OpenFile, node: Node, mapping: Mapping) -> None:
         """Let the thread go with its mapping."""
@@ -129,10 +128,8 @@ class _ThreadMapper:
     def fail(self, error: OSError) -> None:
         """Let the thread go with an error."""
         if self._thread is None:
-            self._supervisor.finish(self._call, None, error)
+            self._call.finish(None, error)
         else:
-            if error.errno == errno.EINTR:
-                self._supervisor.signals.ends(self._call)
             self._thread.result = -(error.errno or errno.EIO)
 
     def __exit__(
@@ -141,13 +138,12 @@ class _ThreadMapper:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._supervisor.forget(self._call)
         self._stack.close()
         if self._hold is not None:
             self._supervisor.areas.abandon(self._hold)
 
 
-def mmap(supervisor: Supervisor, call: Notification) -> int:
+def mmap(supervisor: Supervisor, call: TrappedCall) -> int:
     """``mmap(addr, length, prot, flags, fd, offset)``."""
     flags = call.a3 & 0xFFFFFFFF
     if flags & MAP_ANONYMOUS:
@@ -162,9 +158,9 @@ def mmap(supervisor: Supervisor, call: Notification) -> int:
         raise os_error(errno.ENODEV)
     wanted = MmapCall(call.a0, call.a1, signed32(call.a2), signed32(flags), call.a5)
     with _ThreadMapper(supervisor, call, file.flags & os.O_ACCMODE) as mapper:
-        operation = file.mmap(supervisor.caller(call), mapper, wanted)
+        operation = file.mmap(call.caller(), mapper, wanted)
         try:
-            mapping = supervisor.run_here(call, file.device, operation)
+            mapping = call.complete(file.device, operation)
         except OSError as error:
             mapper.fail(error)
         else:
@@ -172,7 +168,7 @@ def mmap(supervisor: Supervisor, call: Notification) -> int:
     return ANSWERED
 
 
-def mremap(supervisor: Supervisor, call: Notification) -> int:
+def mremap(supervisor: Supervisor, call: TrappedCall) -> int:
     """``mremap(old, old_length, length, flags, new)``: not all mappings may grow."""
     old, new = (-(-length // PAGE_SIZE) for length in (call.a1, call.a2))
     if new > old and not supervisor.areas.may_grow(call.pid, call.a0):
@@ -180,7 +176,7 @@ def mremap(supervisor: Supervisor, call: Notification) -> int:
     return PROCEED
 
 
-def remap_file_pages(supervisor: Supervisor, call: Notification) -> int:
+def remap_file_pages(supervisor: Supervisor, call: TrappedCall) -> int:
     """``remap_file_pages(address, size, protection, page, flags)``: it maps other pages of a file.
 
     Linux does so by the driver's mmap. Here the server would not be asked, and would not know.

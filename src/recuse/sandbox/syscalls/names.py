@@ -16,21 +16,21 @@ from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.tree import AT_FDCWD, AbsentError
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.supervisor import Supervisor
 
 
 _AT_REMOVEDIR: Final = 0x200
 
 
-def _node(supervisor: Supervisor, call: Notification, base: int, address: int) -> Node | None:
+def _node(supervisor: Supervisor, call: TrappedCall, base: int, address: int) -> Node | None:
     """The node of that very name, links not followed."""
     path = supervisor.strings.read(call.pid, address)
     found = supervisor.tree.find(call.pid, base, path, follow=False) if path else None
     return found.node if found is not None and not found.link else None
 
 
-def _make(supervisor: Supervisor, call: Notification, base: int, address: int) -> int:
+def _make(supervisor: Supervisor, call: TrappedCall, base: int, address: int) -> int:
     try:
         if _node(supervisor, call, base, address) is not None:
             raise os_error(errno.EEXIST)
@@ -41,7 +41,7 @@ def _make(supervisor: Supervisor, call: Notification, base: int, address: int) -
 
 def _remove(
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     base: int,
     address: int,
     *,
@@ -53,28 +53,28 @@ def _remove(
     return PROCEED
 
 
-def make_first(supervisor: Supervisor, call: Notification) -> int:
+def make_first(supervisor: Supervisor, call: TrappedCall) -> int:
     """``mkdir(path, ...)``."""
     return _make(supervisor, call, AT_FDCWD, call.a0)
 
 
-def make_second(supervisor: Supervisor, call: Notification) -> int:
+def make_second(supervisor: Supervisor, call: TrappedCall) -> int:
     """``symlink(target, path)``."""
     return _make(supervisor, call, AT_FDCWD, call.a1)
 
 
-def make_at(supervisor: Supervisor, call: Notification) -> int:
+def make_at(supervisor: Supervisor, call: TrappedCall) -> int:
     """``mkdirat(dirfd, path, ...)``."""
     return _make(supervisor, call, signed32(call.a0), call.a1)
 
 
-def mknod(supervisor: Supervisor, call: Notification) -> int:
+def mknod(supervisor: Supervisor, call: TrappedCall) -> int:
     """``mknod(path, mode, number)``."""
     _see_number(supervisor, call.a1, call.a2)
     return make_first(supervisor, call)
 
 
-def mknodat(supervisor: Supervisor, call: Notification) -> int:
+def mknodat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``mknodat(dirfd, path, mode, number)``."""
     _see_number(supervisor, call.a2, call.a3)
     return make_at(supervisor, call)
@@ -87,59 +87,59 @@ def _see_number(supervisor: Supervisor, mode: int, number: int) -> None:
         nodes.numbers_elsewhere = True
 
 
-def symlinkat(supervisor: Supervisor, call: Notification) -> int:
+def symlinkat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``symlinkat(target, dirfd, path)``."""
     return _make(supervisor, call, signed32(call.a1), call.a2)
 
 
-def link(supervisor: Supervisor, call: Notification) -> int:
+def link(supervisor: Supervisor, call: TrappedCall) -> int:
     """``link(old, new)``: a node has no second name."""
     return _link(supervisor, call, (AT_FDCWD, call.a0), (AT_FDCWD, call.a1))
 
 
-def linkat(supervisor: Supervisor, call: Notification) -> int:
+def linkat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``linkat(olddirfd, old, newdirfd, new, flags)``."""
     old, new = (signed32(call.a0), call.a1), (signed32(call.a2), call.a3)
     return _link(supervisor, call, old, new)
 
 
 def _link(
-    supervisor: Supervisor, call: Notification, old: tuple[int, int], new: tuple[int, int]
+    supervisor: Supervisor, call: TrappedCall, old: tuple[int, int], new: tuple[int, int]
 ) -> int:
     _make(supervisor, call, *new)
     return _remove(supervisor, call, *old)
 
 
-def rename(supervisor: Supervisor, call: Notification) -> int:
+def rename(supervisor: Supervisor, call: TrappedCall) -> int:
     """``rename(old, new)``."""
     _remove(supervisor, call, AT_FDCWD, call.a0)
     return _replace(supervisor, call, AT_FDCWD, call.a1)
 
 
-def renameat(supervisor: Supervisor, call: Notification) -> int:
+def renameat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``renameat(olddirfd, old, newdirfd, new)`` and ``renameat2``."""
     _remove(supervisor, call, signed32(call.a0), call.a1)
     return _replace(supervisor, call, signed32(call.a2), call.a3)
 
 
-def _replace(supervisor: Supervisor, call: Notification, base: int, address: int) -> int:
+def _replace(supervisor: Supervisor, call: TrappedCall, base: int, address: int) -> int:
     try:
         return _remove(supervisor, call, base, address)
     except AbsentError:
         raise os_error(errno.EPERM) from None
 
 
-def unlink(supervisor: Supervisor, call: Notification) -> int:
+def unlink(supervisor: Supervisor, call: TrappedCall) -> int:
     """``unlink(path)``."""
     return _remove(supervisor, call, AT_FDCWD, call.a0)
 
 
-def rmdir(supervisor: Supervisor, call: Notification) -> int:
+def rmdir(supervisor: Supervisor, call: TrappedCall) -> int:
     """``rmdir(path)``."""
     return _remove(supervisor, call, AT_FDCWD, call.a0, directory=True)
 
 
-def unlinkat(supervisor: Supervisor, call: Notification) -> int:
+def unlinkat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``unlinkat(dirfd, path, flags)``."""
     base, directory = signed32(call.a0), bool(call.a2 & _AT_REMOVEDIR)
     return _remove(supervisor, call, base, call.a1, directory=directory)

@@ -14,6 +14,7 @@ from recuse.kernel.request import PAGE_SIZE
 from recuse.sandbox.abilities import may_borrow, may_open_tree, may_trace
 from recuse.sandbox.arch import arch
 from recuse.sandbox.by_thread import look_by_thread
+from recuse.sandbox.call import OnDevice, Outcome, Steps, TrappedCall
 from recuse.sandbox.channels import ChannelFile
 from recuse.sandbox.descriptors import Descriptor
 from recuse.sandbox.inject import GoneError, Injection
@@ -42,7 +43,6 @@ from recuse.sandbox.tree import (
 )
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
 _KNOWN_FLAGS: Final = 0o37777703
@@ -68,14 +68,14 @@ _STATUS_FLAGS: Final = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.
 
 def _open(
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     base: int,
     address: int,
     flags: int,
     *,
     mode: int = 0,
     resolve: int = 0,
-) -> int:
+) -> Outcome:
     path = supervisor.strings.read(call.pid, address)
     if not path:
         return PROCEED
@@ -111,8 +111,7 @@ def _open(
     if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
         raise os_error(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
     if flags & O_PATH:
-        _install(supervisor, call, Descriptor(node, flags & _STATUS_FLAGS), flags)
-        return ANSWERED
+        return _install(supervisor, call, Descriptor(node, flags & _STATUS_FLAGS), flags)
     if node.target:
         raise os_error(errno.ELOOP)
     if call.arch == arch.AUDIT_ARCH:
@@ -121,7 +120,7 @@ def _open(
     wanted = _ACCESS[flags & os.O_ACCMODE]
     if flags & os.O_TRUNC:
         wanted |= MAY_WRITE
-    task = supervisor.tasks.get(call.pid)
+    task = call.task
     if found.native is None:
         check(node, task.credentials, wanted)
     else:
@@ -133,7 +132,7 @@ def _open(
 
 def _open_outside(  # noqa: PLR0917 - as the calls' arguments come
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     outside: OutsideError,
     flags: int,
     mode: int,
@@ -154,7 +153,7 @@ def _open_outside(  # noqa: PLR0917 - as the calls' arguments come
         raise os_error(errno.EEXIST)
     if stat.S_ISLNK(kind) and not flags & O_PATH:
         raise os_error(errno.ELOOP)
-    task = supervisor.tasks.get(call.pid)
+    task = call.task
     if flags & os.O_CREAT:
         if stat.S_ISDIR(kind):
             raise os_error(errno.EISDIR)
@@ -178,7 +177,7 @@ def _check_resolve(resolve: int, found: Found | OutsideError) -> None:
         raise os_error(errno.ELOOP)
 
 
-def _look_outside(supervisor: Supervisor, call: Notification, file: NativeFile, flags: int) -> int:
+def _look_outside(supervisor: Supervisor, call: TrappedCall, file: NativeFile, flags: int) -> int:
     """Open a native file with O_PATH.
 
     The kernel lets nobody give a program such a descriptor, so the thread opens it itself. Where it
@@ -188,7 +187,7 @@ def _look_outside(supervisor: Supervisor, call: Notification, file: NativeFile, 
     node = file.node()
     if may_trace() and may_open_tree():
         try:
-            with Injection(supervisor.listener, call, supervisor.signals) as thread:
+            with Injection(call) as thread:
                 try:
                     thread.result = look_by_thread(thread, call.pid, node, flags & os.O_CLOEXEC)
                 except OSError as error:
@@ -199,32 +198,31 @@ def _look_outside(supervisor: Supervisor, call: Notification, file: NativeFile, 
         except PermissionError:
             pass  # it has a debugger
     if not node.is_directory:
-        _install(supervisor, call, Descriptor(node, flags & _STATUS_FLAGS), flags)
-        return ANSWERED
-    acting = supervisor.tasks.get(call.pid).acting
+        return _install(supervisor, call, Descriptor(node, flags & _STATUS_FLAGS), flags)
+    acting = call.task.acting
     opened = open_again(acting, file.descriptor, arch.O_DIRECTORY, 0, 0)
     return _give_native(supervisor, call, opened, flags)
 
 
-def _give_native(supervisor: Supervisor, call: Notification, file: int, flags: int) -> int:
+def _give_native(supervisor: Supervisor, call: TrappedCall, file: int, flags: int) -> int:
     """Give the program a descriptor of ours, and close ours."""
     try:
         cloexec = bool(flags & os.O_CLOEXEC)
-        number = supervisor.listener.add_descriptor(call.id, file, cloexec=cloexec)
+        number = call.add_descriptor(file, cloexec=cloexec)
     finally:
         os.close(file)
     return ANSWERED if number is None else number
 
 
-def _open_directory(supervisor: Supervisor, call: Notification, node: Node, flags: int) -> int:
+def _open_directory(supervisor: Supervisor, call: TrappedCall, node: Node, flags: int) -> int:
     if flags & os.O_CREAT or flags & os.O_ACCMODE != os.O_RDONLY:
         raise os_error(errno.EISDIR)
     # With O_PATH, too: it is one that can be read, as the kernel lets nobody give away another.
-    check(node, supervisor.tasks.get(call.pid).credentials, MAY_READ)
+    check(node, call.task.credentials, MAY_READ)
     return _give_native(supervisor, call, supervisor.tree.shadows.open(node), flags)
 
 
-def _open_attribute(supervisor: Supervisor, call: Notification, node: Node, flags: int) -> int:
+def _open_attribute(supervisor: Supervisor, call: TrappedCall, node: Node, flags: int) -> int:
     # fs/kernfs/file.c, kernfs_fop_open: the mode counts for root, too.
     access = _ACCESS[flags & os.O_ACCMODE]
     if (access & MAY_READ and not (node.mode & 0o444 and node.show)) or (
@@ -235,68 +233,29 @@ def _open_attribute(supervisor: Supervisor, call: Notification, node: Node, flag
         raise os_error(errno.EINVAL)
     descriptor = Descriptor(node, flags & _STATUS_FLAGS)
     descriptor.file = AttributeFile(descriptor)
-    _install(supervisor, call, descriptor, flags)
-    return ANSWERED
+    return _install(supervisor, call, descriptor, flags)
 
 
-def _open_device(supervisor: Supervisor, call: Notification, node: Node, flags: int) -> int:
+def _open_device(supervisor: Supervisor, call: TrappedCall, node: Node, flags: int) -> Steps[int]:
     status = flags & _STATUS_FLAGS
     if node.anonymous:
         raise os_error(errno.ENXIO)
     device = node.device
-    caller = supervisor.caller(call)
-
-    def begin_channel() -> None:
-        try:
-            descriptor = Descriptor(node, status, pipe=True)
-            descriptor.file = ChannelFile(supervisor.table, descriptor, caller)
-            _install(supervisor, call, descriptor, flags)
-        except OSError as error:
-            supervisor.finish(call, 0, error)
-
+    caller = call.caller()
     if device is None:
         # A server that follows one that has ended finds the device's name free.
-        supervisor.descriptors.after_releases(node, begin_channel)
-        return ANSWERED
-
-    def begin() -> None:
-        try:
-            descriptor = Descriptor(node, status, pipe=not may_borrow())
-        except OSError as error:
-            supervisor.finish(call, 0, error)
-            return
-
-        def opened(file: OpenFile | None, error: OSError | None) -> None:
-            try:
-                if file is None:
-                    descriptor.close()
-                    supervisor.finish(call, 0, error)
-                else:
-                    supervisor.forget(call)
-                    _hold(supervisor, call, descriptor, file, flags)
-            except OSError as reason:
-                supervisor.finish(call, 0, reason)
-
-        opening = open_file(device, flags & ~os.O_CLOEXEC, caller)
-        supervisor.drive(call, device, opening, opened)
-
+        yield supervisor.descriptors.releases(node)
+        descriptor = Descriptor(node, status, pipe=True)
+        descriptor.file = ChannelFile(supervisor.table, descriptor, caller)
+        return _install(supervisor, call, descriptor, flags)
     supervisor.areas.settle()
-    supervisor.descriptors.after_releases(node, begin)
-    return ANSWERED
-
-
-def _hold(
-    supervisor: Supervisor,
-    call: Notification,
-    descriptor: Descriptor,
-    file: OpenFile,
-    flags: int,
-) -> None:
-    """Give the program the file that the device has opened.
-
-    Raises:
-        OSError: EMFILE or EINVAL; the file is released again.
-    """
+    yield supervisor.descriptors.releases(node)
+    descriptor = Descriptor(node, status, pipe=not may_borrow())
+    try:
+        file: OpenFile = yield OnDevice(device, open_file(device, flags & ~os.O_CLOEXEC, caller))
+    except BaseException:
+        descriptor.close()
+        raise
     file.flags = descriptor.flags
     descriptor.file = file
     if flags & arch.O_DIRECT:
@@ -304,24 +263,21 @@ def _hold(
         supervisor.descriptors.add(descriptor)
         supervisor.descriptors.drop(descriptor)
         raise os_error(errno.EINVAL)
-    _install(supervisor, call, descriptor, flags)
+    return _install(supervisor, call, descriptor, flags)
 
 
-def _install(
-    supervisor: Supervisor, call: Notification, descriptor: Descriptor, flags: int
-) -> None:
-    """Give the program its descriptor, as the result of the call.
+def _install(supervisor: Supervisor, call: TrappedCall, descriptor: Descriptor, flags: int) -> int:
+    """Give the program its descriptor; return its number, or ANSWERED if the caller is gone.
 
     Raises:
         OSError: EMFILE; the file is released again.
     """
     number = _give(supervisor, call, descriptor, cloexec=bool(flags & os.O_CLOEXEC))
-    if number is not None:
-        supervisor.listener.answer(call.id, number)
+    return ANSWERED if number is None else number
 
 
 def _give(
-    supervisor: Supervisor, call: Notification, descriptor: Descriptor, *, cloexec: bool
+    supervisor: Supervisor, call: TrappedCall, descriptor: Descriptor, *, cloexec: bool
 ) -> int | None:
     """Put a descriptor into the caller's table; return its number, None if the caller is gone.
 
@@ -330,7 +286,7 @@ def _give(
     """
     supervisor.descriptors.add(descriptor)
     try:
-        number = supervisor.listener.add_descriptor(call.id, descriptor.theirs, cloexec=cloexec)
+        number = call.add_descriptor(descriptor.theirs, cloexec=cloexec)
     except OSError:
         supervisor.descriptors.drop(descriptor)
         raise
@@ -343,7 +299,7 @@ def _give(
     return number
 
 
-def install_file(supervisor: Supervisor, call: Notification, file: OpenFile, cloexec: bool) -> int:
+def install_file(supervisor: Supervisor, call: TrappedCall, file: OpenFile, cloexec: bool) -> int:
     """Give the caller a descriptor of a file that its ioctl has made; return the number.
 
     Raises:
@@ -365,25 +321,25 @@ def _legacy(flags: int) -> int:
     return flags & _PATH_FLAGS if flags & O_PATH else flags
 
 
-def open_(supervisor: Supervisor, call: Notification) -> int:
+def open_(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``open(path, flags, mode)``."""
     return _open(supervisor, call, AT_FDCWD, call.a0, _legacy(call.a1), mode=call.a2)
 
 
-def openat(supervisor: Supervisor, call: Notification) -> int:
+def openat(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``openat(dirfd, path, flags, mode)``."""
     flags = _legacy(call.a2)
     return _open(supervisor, call, signed32(call.a0), call.a1, flags, mode=call.a3)
 
 
-def creat(supervisor: Supervisor, call: Notification) -> int:
+def creat(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``creat(path, mode)``."""
     # The same call for 32-bit programs.
     flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | arch.O_LARGEFILE
     return _open(supervisor, call, AT_FDCWD, call.a0, flags)
 
 
-def openat2(supervisor: Supervisor, call: Notification) -> int:
+def openat2(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``openat2(dirfd, path, how, size)``.
 
     What the kernel refuses without looking at the path (copy_struct_from_user, build_open_flags)
@@ -411,14 +367,14 @@ def openat2(supervisor: Supervisor, call: Notification) -> int:
     return _open(supervisor, call, base, call.a1, flags, mode=mode, resolve=resolve)
 
 
-def truncate(supervisor: Supervisor, call: Notification) -> int:
+def truncate(supervisor: Supervisor, call: TrappedCall) -> int:
     """``truncate(path, length)``: a device has no length."""
     path = supervisor.strings.read(call.pid, call.a0)
     found = supervisor.tree.find(call.pid, AT_FDCWD, path) if path else None
     if found is None:
         return PROCEED
     if found.node.is_attribute:
-        check(found.node, supervisor.tasks.get(call.pid).credentials, MAY_WRITE)
+        check(found.node, call.task.credentials, MAY_WRITE)
         return 0  # as open with O_TRUNC, it has no effect
     raise os_error(errno.EISDIR if found.node.is_directory else errno.EINVAL)
 

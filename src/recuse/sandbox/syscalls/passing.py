@@ -25,7 +25,7 @@ from recuse.sandbox.syscalls.processes import socket_call
 from recuse.sandbox.tasks import parent_of
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.supervisor import Supervisor
 
 _log = Log("recuse.sandbox")
@@ -44,7 +44,7 @@ _WIDE: Final[_Form] = struct.Struct("=32xQQ8x"), struct.Struct("=Qii"), 8
 _NARROW: Final[_Form] = struct.Struct("=16xII4x"), struct.Struct("=Iii"), 4
 
 
-def send_message(supervisor: Supervisor, call: Notification) -> int:
+def send_message(supervisor: Supervisor, call: TrappedCall) -> int:
     """``sendmsg(fd, message, flags)``."""
     socket_call(supervisor, call)
     if not len(supervisor.descriptors):
@@ -52,7 +52,7 @@ def send_message(supervisor: Supervisor, call: Notification) -> int:
     return _check(supervisor, call, 1, _form(call)[0].size)
 
 
-def send_messages(supervisor: Supervisor, call: Notification) -> int:
+def send_messages(supervisor: Supervisor, call: TrappedCall) -> int:
     """``sendmmsg(fd, messages, count, flags)``."""
     socket_call(supervisor, call)
     if not len(supervisor.descriptors):
@@ -62,11 +62,11 @@ def send_messages(supervisor: Supervisor, call: Notification) -> int:
     return _check(supervisor, call, min(call.a2 & 0xFFFFFFFF, _MOST_MESSAGES), size)
 
 
-def _form(call: Notification) -> _Form:
+def _form(call: TrappedCall) -> _Form:
     return _WIDE if call.arch == arch.AUDIT_ARCH else _NARROW
 
 
-def _check(supervisor: Supervisor, call: Notification, count: int, size: int) -> int:
+def _check(supervisor: Supervisor, call: TrappedCall, count: int, size: int) -> int:
     """Refuse messages with a device for a process outside; argument 1 is their headers' address.
 
     Raises:
@@ -85,7 +85,7 @@ def _check(supervisor: Supervisor, call: Notification, count: int, size: int) ->
     return PROCEED
 
 
-def _rights(call: Notification, address: int, length: int) -> list[int]:
+def _rights(call: TrappedCall, address: int, length: int) -> list[int]:
     """The descriptors in a message's control data, as far as these make sense."""
     heading = _form(call)[1]
     numbers: list[int] = []
@@ -109,12 +109,12 @@ def _rights(call: Notification, address: int, length: int) -> list[int]:
     return numbers
 
 
-def _let_inside_only(supervisor: Supervisor, call: Notification) -> int:
+def _let_inside_only(supervisor: Supervisor, call: TrappedCall) -> int:
     # A thread that has lent its socket makes its call anew, and must not be asked again.
     if call.pid in supervisor.let_pass:
         supervisor.let_pass.discard(call.pid)
         return PROCEED
-    with Borrowing(supervisor, call) as borrowing:
+    with Borrowing(call) as borrowing:
         try:
             copy = borrowing.copy(signed32(call.a0))
         except PermissionError:

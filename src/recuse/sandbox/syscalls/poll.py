@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_borrow
 from recuse.sandbox.borrowing import Borrowing, close_all
+from recuse.sandbox.call import Outcome, Steps, TrappedCall
 from recuse.sandbox.memory import read_memory, write_memory
 from recuse.sandbox.native import POLLERR, POLLHUP, POLLNVAL, READABLE, READING, WRITABLE, WRITING
-from recuse.sandbox.syscalls.asking import Asked, Asking
+from recuse.sandbox.syscalls.asking import Asked, ask
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.waker import Sleeper
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
 
 _ALWAYS: Final = POLLERR | POLLHUP
@@ -199,19 +199,21 @@ def _is_refused(tid: int, count: int) -> bool:
 class _Polling:
     """One poll or select that has devices among its files."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - all that a call is
         self,
         supervisor: Supervisor,
-        call: Notification,
+        call: TrappedCall,
         files: Files,
         asked: list[Asked],
         clock: _Clock,
+        registers: tuple[int, int],
     ) -> None:
         self._supervisor = supervisor
         self._call = call
         self._files = files
         self._asked = asked
         self._clock = clock
+        self._registers = registers
         self._found: dict[int, int] = {}
         """By index, what was ready before the devices were asked; if so, this ends the call."""
         self._others: list[tuple[int, int, int]] = []
@@ -222,10 +224,12 @@ class _Polling:
                 for index, (number, events) in enumerate(files.entries)
                 if index not in ours and number >= 0
             ]
-        self._asking = Asking(supervisor, call, asked, self._waits(), self._decide)
+        self._caller = call.caller()
 
-    def begin(self) -> int:
-        return self._asking.go_on()
+    def steps(self) -> Steps[int]:
+        """Ask the devices, and decide what becomes of the call."""
+        yield from ask(self._supervisor, self._call, self._caller, self._asked, self._waits())
+        return self._decide()
 
     def _waits(self) -> int:
         """The index from which on no file is waited for: one is ready, or the timeout is 0."""
@@ -235,7 +239,7 @@ class _Polling:
         before = [other for other in self._others if other[0] < last]
         if not before:
             return last + 1
-        with Borrowing(self._supervisor, self._call) as borrowing:
+        with Borrowing(self._call) as borrowing:
             if not borrowing.fetches:
                 # The thread would have to be stopped for that. So a device may be told that
                 # somebody waits for it though nobody does.
@@ -263,7 +267,7 @@ class _Polling:
             (ready or not self._clock.waits) and not (self._others and self._expressible())
         ):
             return self._answer()
-        with Borrowing(self._supervisor, self._call) as borrowing:
+        with Borrowing(self._call) as borrowing:
             if not self._clock.waits:
                 for one in self._asked:
                     one.show(borrowing)
@@ -277,9 +281,9 @@ class _Polling:
         Even if one is ready, the kernel may not see that: another thread, whose call comes between,
         may find it not ready any more, and have its descriptor show that.
         """
-        arguments = f" {self._call.a0:#x} {self._call.a1:#x} "
+        arguments = " {:#x} {:#x} ".format(*self._registers)
         waits = [
-            (one, one.readiness, Sleeper(self._asking.caller, arguments, one.events))
+            (one, one.readiness, Sleeper(self._caller, arguments, one.events))
             for one in self._asked
             if one.readiness is not None
         ]
@@ -305,7 +309,7 @@ class _Polling:
     def _answer(self) -> int:
         bits = [0] * len(self._files.entries)
         rest = [other for other in self._others if other[0] not in self._found]
-        with Borrowing(self._supervisor, self._call) as borrowing:
+        with Borrowing(self._call) as borrowing:
             others = _poll_others(borrowing, rest, strict=self._files.strict)
             for index, found in (*self._found.items(), *others):
                 bits[index] = found
@@ -406,7 +410,13 @@ class _Milliseconds(_Clock):
         pass
 
 
-def _begin(supervisor: Supervisor, call: Notification, files: Files, clock: _Clock) -> int:
+def _begin(
+    supervisor: Supervisor,
+    call: TrappedCall,
+    files: Files,
+    clock: _Clock,
+    registers: tuple[int, int] | None = None,
+) -> Outcome:
     find = supervisor.descriptors.find
     asked = []
     for index, (number, events) in enumerate(files.entries):
@@ -415,10 +425,11 @@ def _begin(supervisor: Supervisor, call: Notification, files: Files, clock: _Clo
             asked.append(Asked(index, number, events, descriptor))
     if not asked or not clock.valid:
         return PROCEED
-    return _Polling(supervisor, call, files, asked, clock).begin()
+    registers = registers or (call.a0, call.a1)
+    return _Polling(supervisor, call, files, asked, clock, registers).steps()
 
 
-def poll(supervisor: Supervisor, call: Notification) -> int:
+def poll(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``poll(fds, nfds, timeout)``."""
     count = call.a1 & 0xFFFFFFFF
     if not supervisor.descriptors.polled or _is_refused(call.pid, count):
@@ -427,7 +438,7 @@ def poll(supervisor: Supervisor, call: Notification) -> int:
     return _begin(supervisor, call, files, _Milliseconds(call.a2))
 
 
-def ppoll(supervisor: Supervisor, call: Notification, form: struct.Struct = TIMESPEC) -> int:
+def ppoll(supervisor: Supervisor, call: TrappedCall, form: struct.Struct = TIMESPEC) -> Outcome:
     """``ppoll(fds, nfds, timeout, mask, size)``."""
     count = call.a1 & 0xFFFFFFFF
     if not supervisor.descriptors.polled or _is_refused(call.pid, count):
@@ -438,27 +449,27 @@ def ppoll(supervisor: Supervisor, call: Notification, form: struct.Struct = TIME
 
 def select(  # noqa: PLR0917 - as pselect6 and 32-bit programs have it
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     form: struct.Struct = TIMEVAL,
     unit: int = _MICRO,
     word: int = 8,
-    registers: Notification | None = None,
-) -> int:
+    registers: tuple[int, int] | None = None,
+) -> Outcome:
     """``select(nfds, in, out, exceptions, timeout)``, and pselect6 with other times.
 
-    ``registers`` is the call as it was made, if its arguments are not in registers.
+    ``registers`` are the first two of the call as it was made, if its arguments are elsewhere.
     """
     count = signed32(call.a0)
     if not supervisor.descriptors.polled or count <= 0:
         return PROCEED
     files = SelectFiles(call.pid, (call.a1, call.a2, call.a3), count, word)
     clock = _Clock(call.pid, call.a4, form, unit)
-    return _begin(supervisor, registers or call, files, clock)
+    return _begin(supervisor, call, files, clock, registers)
 
 
 def pselect6(
-    supervisor: Supervisor, call: Notification, form: struct.Struct = TIMESPEC, word: int = 8
-) -> int:
+    supervisor: Supervisor, call: TrappedCall, form: struct.Struct = TIMESPEC, word: int = 8
+) -> Outcome:
     """``pselect6(nfds, in, out, exceptions, timeout, mask)``."""
     return select(supervisor, call, form, _NANO, word)
 

@@ -12,25 +12,25 @@ from recuse.sandbox.tasks import in_our_namespace
 from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.supervisor import Supervisor
 
 
-def clone(supervisor: Supervisor, call: Notification) -> int:
+def clone(supervisor: Supervisor, call: TrappedCall) -> int:
     """``clone(flags, ...)`` of a process with namespaces of its own, mounts or users among them."""
     supervisor.tree.many_roots = True
     supervisor.tasks.alike = False
     return PROCEED
 
 
-def socket_call(supervisor: Supervisor, call: Notification) -> int:
+def socket_call(supervisor: Supervisor, call: TrappedCall) -> int:
     """What only sockets can do: a device says ENOTSOCK."""
     if supervisor.descriptors.find(call.pid, call.a0) is not None:
         raise os_error(errno.ENOTSOCK)
     return PROCEED
 
 
-def execute(supervisor: Supervisor, call: Notification) -> int:
+def execute(supervisor: Supervisor, call: TrappedCall) -> int:
     """``execve`` and ``execveat``: a new memory image, and perhaps a new thread id."""
     if not supervisor.tree.many_roots and not in_our_namespace(call.pid, "mnt"):
         supervisor.tree.many_roots = True  # clone3 made it, whose flags no filter sees
@@ -44,13 +44,13 @@ def execute(supervisor: Supervisor, call: Notification) -> int:
     return PROCEED
 
 
-def change_credentials(supervisor: Supervisor, call: Notification) -> int:
+def change_credentials(supervisor: Supervisor, call: TrappedCall) -> int:
     """The ``set*id`` calls, ``setgroups`` and ``capset``."""
     supervisor.tasks.change(call.pid)
     return PROCEED
 
 
-def chroot(supervisor: Supervisor, call: Notification) -> int:
+def chroot(supervisor: Supervisor, call: TrappedCall) -> int:
     """``chroot(path)``: not into what is no directory (ENOTDIR)."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
     if found is not None and not found.node.is_directory:
@@ -58,13 +58,13 @@ def chroot(supervisor: Supervisor, call: Notification) -> int:
     return change_root(supervisor, call)
 
 
-def restrict(supervisor: Supervisor, call: Notification) -> int:
+def restrict(supervisor: Supervisor, call: TrappedCall) -> int:
     """``landlock_restrict_self(ruleset, flags)``."""
     supervisor.tasks.restrict(call.pid)
     return PROCEED
 
 
-def change_root(supervisor: Supervisor, call: Notification) -> int:
+def change_root(supervisor: Supervisor, call: TrappedCall) -> int:
     """``pivot_root``, ``unshare`` and ``setns``, and ``chroot`` to a native directory."""
     supervisor.tree.many_roots = True
     return change_credentials(supervisor, call)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.sandbox.arch import arch
+from recuse.sandbox.call import Outcome, TrappedCall
 from recuse.sandbox.memory import read_memory
 from recuse.sandbox.syscalls.call import (
-    ANSWERED,
     PROCEED,
     Handler,
     signed32,
@@ -22,7 +22,6 @@ from recuse.sandbox.syscalls.call import (
 if TYPE_CHECKING:
     from recuse.sandbox.channels import ChannelFile
     from recuse.sandbox.descriptors import Descriptor
-    from recuse.sandbox.listener import Notification
     from recuse.sandbox.supervisor import Supervisor
     from recuse.sandbox.sysfs import AttributeFile
 
@@ -94,22 +93,21 @@ def vector_segments(
 
 def _transfer(  # noqa: PLR0917 - by position, on the way of every read
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     file: OpenFile | ChannelFile | AttributeFile,
     wanted: int,
     segments: list[tuple[int, int]],
     position: int | None,
-) -> int:
+) -> Outcome:
     if isinstance(file, OpenFile):
         operation = file.read if wanted == _O_RDONLY else file.write
-        supervisor.run(call, file, operation(supervisor.caller(call), segments, position))
-        return ANSWERED
+        return call.run(file.device, operation(call.caller(), segments, position))
     if wanted == _O_RDONLY:
         return file.read(supervisor, call, segments, position)
     return file.write(supervisor, call, segments, position)
 
 
-def _plain(supervisor: Supervisor, call: Notification, wanted: int, position: int | None) -> int:
+def _plain(supervisor: Supervisor, call: TrappedCall, wanted: int, position: int | None) -> Outcome:
     """Do read or write (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2, as vfs_read does."""
     descriptor = supervisor.descriptors.find(call.pid, call.a0)
     if descriptor is None:
@@ -119,12 +117,12 @@ def _plain(supervisor: Supervisor, call: Notification, wanted: int, position: in
     return _transfer(supervisor, call, file, wanted, segments, position)
 
 
-def read(supervisor: Supervisor, call: Notification) -> int:
+def read(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``read(fd, buf, count)``."""
     return _plain(supervisor, call, _O_RDONLY, None)
 
 
-def write(supervisor: Supervisor, call: Notification) -> int:
+def write(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``write(fd, buf, count)``."""
     return _plain(supervisor, call, _O_WRONLY, None)
 
@@ -132,24 +130,24 @@ def write(supervisor: Supervisor, call: Notification) -> int:
 # A negative position is refused by the kernel before it looks at the descriptor.
 
 
-def pread64(supervisor: Supervisor, call: Notification) -> int:
+def pread64(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``pread64(fd, buf, count, offset)``."""
     return PROCEED if signed64(call.a3) < 0 else _plain(supervisor, call, _O_RDONLY, call.a3)
 
 
-def pwrite64(supervisor: Supervisor, call: Notification) -> int:
+def pwrite64(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``pwrite64(fd, buf, count, offset)``."""
     return PROCEED if signed64(call.a3) < 0 else _plain(supervisor, call, _O_WRONLY, call.a3)
 
 
 def vectored(  # noqa: PLR0917 - by position, on the way of every readv
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     wanted: int,
     position: int | None,
     flags: int = 0,
     iovec: struct.Struct = _IOVEC,
-) -> int:
+) -> Outcome:
     """Do readv or writev (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2."""
     if position is not None and signed64(position) < 0:
         return PROCEED
@@ -163,9 +161,8 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
     if flags & ~RWF_KNOWN:
         raise os_error(errno.EOPNOTSUPP)
     if flags & (_RWF_DSYNC | _RWF_SYNC) and wanted == _O_WRONLY and isinstance(file, OpenFile):
-        caller = supervisor.caller(call)
-        supervisor.run(call, file, file.write(caller, segments, position, sync_flags(flags)))
-        return ANSWERED
+        caller = call.caller()
+        return call.run(file.device, file.write(caller, segments, position, sync_flags(flags)))
     return _transfer(supervisor, call, file, wanted, segments, position)
 
 
@@ -176,12 +173,12 @@ def sync_flags(flags: int) -> int:
     return os.O_DSYNC if flags & _RWF_DSYNC else 0
 
 
-def readv(supervisor: Supervisor, call: Notification) -> int:
+def readv(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``readv(fd, iov, count)``."""
     return vectored(supervisor, call, _O_RDONLY, None)
 
 
-def writev(supervisor: Supervisor, call: Notification) -> int:
+def writev(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``writev(fd, iov, count)``."""
     return vectored(supervisor, call, _O_WRONLY, None)
 
@@ -189,12 +186,12 @@ def writev(supervisor: Supervisor, call: Notification) -> int:
 # On 64-bit machines the low word of the position is all of it.
 
 
-def preadv(supervisor: Supervisor, call: Notification) -> int:
+def preadv(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``preadv(fd, iov, count, low, high)``."""
     return vectored(supervisor, call, _O_RDONLY, call.a3)
 
 
-def pwritev(supervisor: Supervisor, call: Notification) -> int:
+def pwritev(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``pwritev(fd, iov, count, low, high)``."""
     return vectored(supervisor, call, _O_WRONLY, call.a3)
 
@@ -204,17 +201,17 @@ def at(position: int) -> int | None:
     return None if signed64(position) == -1 else position
 
 
-def preadv2(supervisor: Supervisor, call: Notification) -> int:
+def preadv2(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``preadv2(fd, iov, count, low, high, flags)``."""
     return vectored(supervisor, call, _O_RDONLY, at(call.a3), signed32(call.a5))
 
 
-def pwritev2(supervisor: Supervisor, call: Notification) -> int:
+def pwritev2(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     """``pwritev2(fd, iov, count, low, high, flags)``."""
     return vectored(supervisor, call, _O_WRONLY, at(call.a3), signed32(call.a5))
 
 
-def _either(supervisor: Supervisor, call: Notification, second: int) -> int:
+def _either(supervisor: Supervisor, call: TrappedCall, second: int) -> int:
     """Refuse a transfer inside the kernel if one of its two descriptors is a device.
 
     O_PATH does not do for one (EBADF).
@@ -226,22 +223,22 @@ def _either(supervisor: Supervisor, call: Notification, second: int) -> int:
     return PROCEED
 
 
-def sendfile(supervisor: Supervisor, call: Notification) -> int:
+def sendfile(supervisor: Supervisor, call: TrappedCall) -> int:
     """``sendfile(out, in, offset, count)``: CUSE has no splice; programs read and write."""
     return _either(supervisor, call, call.a1)
 
 
-def splice(supervisor: Supervisor, call: Notification) -> int:
+def splice(supervisor: Supervisor, call: TrappedCall) -> int:
     """``splice(in, off_in, out, off_out, count, flags)`` and copy_file_range alike."""
     return _either(supervisor, call, call.a2)
 
 
-def tee(supervisor: Supervisor, call: Notification) -> int:
+def tee(supervisor: Supervisor, call: TrappedCall) -> int:
     """``tee(in, out, count, flags)``."""
     return _either(supervisor, call, call.a1)
 
 
-def lseek(supervisor: Supervisor, call: Notification) -> int:
+def lseek(supervisor: Supervisor, call: TrappedCall) -> int:
     """``lseek(fd, offset, whence)``."""
     descriptor = supervisor.descriptors.find(call.pid, call.a0)
     if descriptor is None:

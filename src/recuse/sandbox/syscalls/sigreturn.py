@@ -40,18 +40,18 @@ from recuse.sandbox.syscalls.poll import PollFiles, SelectFiles
 from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.supervisor import Supervisor
 
 _log = Log("recuse.sandbox")
 
 Interrupted: TypeAlias = "x86_64_frame.Interrupted | i386_frame.Interrupted"
 
-_Repair: TypeAlias = "Callable[[Supervisor, Notification], None]"
+_Repair: TypeAlias = "Callable[[Supervisor, TrappedCall], None]"
 
 _CODE_SIZE: Final = max(x86_64_frame.CODE_SIZE, i386_frame.CODE_SIZE)
 
-_Decision: TypeAlias = "Callable[[Supervisor, Notification, Interrupted], bool]"
+_Decision: TypeAlias = "Callable[[Supervisor, TrappedCall, Interrupted], bool]"
 """Whether a call that was not received would have gone on natively, and so is made once more."""
 
 _Files: TypeAlias = "Callable[[int, Interrupted], list[tuple[int, int]]]"
@@ -115,12 +115,12 @@ _NEVER: Final = (
 connection has been begun: one that was not received has not."""
 
 
-def _never(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+def _never(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
     del supervisor, call, made
     return True
 
 
-def _is_ready(supervisor: Supervisor, call: Notification, number: int, events: int) -> bool:
+def _is_ready(supervisor: Supervisor, call: TrappedCall, number: int, events: int) -> bool:
     """Whether a descriptor of the caller's is ready, or none.
 
     Raises:
@@ -132,7 +132,7 @@ def _is_ready(supervisor: Supervisor, call: Notification, number: int, events: i
         return True  # it is no descriptor, and that is what the call says
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
         return True
-    copy = fetch_descriptor(call.pid, supervisor.tasks.get(call.pid).tgid, number)
+    copy = fetch_descriptor(call.pid, call.task.tgid, number)
     try:
         poll = select.poll()
         poll.register(copy, events)
@@ -144,7 +144,7 @@ def _is_ready(supervisor: Supervisor, call: Notification, number: int, events: i
 def _ready(events: int) -> _Decision:
     """Of calls that wait until their file is ready: it is so already."""
 
-    def decide(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+    def decide(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
         number = made.argument(0) & 0xFFFFFFFF
         if supervisor.descriptors.find(call.pid, number) is not None:
             return True  # if it waits, its server is told of the signal
@@ -153,7 +153,7 @@ def _ready(events: int) -> _Decision:
     return decide
 
 
-def _socketcall(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+def _socketcall(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
     """Of ``socketcall(kind, args)``, whose arguments are in memory."""
     kind = made.argument(0)
     if kind not in _SOCKETCALL_EVENTS:
@@ -162,18 +162,18 @@ def _socketcall(supervisor: Supervisor, call: Notification, made: Interrupted) -
     return _is_ready(supervisor, call, number, _SOCKETCALL_EVENTS[kind])
 
 
-def _control(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+def _control(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
     if made.argument(1) & 0xFFFFFFFF not in _WAITING_IOCTLS:
         return True
     return supervisor.descriptors.find(call.pid, made.argument(0) & 0xFFFFFFFF) is not None
 
 
-def _fcntl(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+def _fcntl(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
     del supervisor, call
     return made.argument(1) & 0xFFFFFFFF in TRAPPED_FCNTL
 
 
-def _flock(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+def _flock(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
     del supervisor, call
     return bool(made.argument(1) & _LOCK_NB)
 
@@ -184,14 +184,14 @@ def _open(path: int, base: int | None = None) -> _Decision:
     Only an open of a pipe or a device waits until a signal comes.
     """
 
-    def decide(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+    def decide(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
         name = supervisor.strings.read(call.pid, made.argument(path))
         directory = AT_FDCWD if base is None else signed32(made.argument(base))
         start = b"/proc/%d/root" % call.pid
         if not name.startswith(b"/"):
             start = start_of(call.pid, directory)
         try:
-            acting = supervisor.tasks.get(call.pid).acting
+            acting = call.task.acting
             found = status_from(acting, start, name.lstrip(b"/") or b".")
         except OSError:
             return True  # it is not there yet, or it is not to be found: that takes no time
@@ -211,7 +211,7 @@ def _waits_not(
     ``time`` points to.
     """
 
-    def decide(supervisor: Supervisor, call: Notification, made: Interrupted) -> bool:
+    def decide(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
         if milliseconds is not None:
             if signed32(made.argument(milliseconds)) == 0:
                 return True
@@ -311,7 +311,7 @@ def _compat_decisions() -> dict[int | None, _Decision]:
 _COMPAT_BY_NUMBER: Final = _compat_decisions()
 
 
-def _end(supervisor: Supervisor, call: Notification, repair: _Repair) -> int:
+def _end(supervisor: Supervisor, call: TrappedCall, repair: _Repair) -> int:
     """End a handler.
 
     It always goes on: the thread has nowhere to go on to without. So whatever goes wrong here
@@ -326,25 +326,25 @@ def _end(supervisor: Supervisor, call: Notification, repair: _Repair) -> int:
     return PROCEED
 
 
-def rt_sigreturn(supervisor: Supervisor, call: Notification) -> int:
+def rt_sigreturn(supervisor: Supervisor, call: TrappedCall) -> int:
     """``rt_sigreturn()``."""
     return _end(supervisor, call, _repair)
 
 
-def compat_rt_sigreturn(supervisor: Supervisor, call: Notification) -> int:
+def compat_rt_sigreturn(supervisor: Supervisor, call: TrappedCall) -> int:
     """``rt_sigreturn()`` of a 32-bit program, whose handler has SA_SIGINFO."""
     return _end(
         supervisor, call, partial(_repair_compat, i386_frame.CONTEXT_OFFSETS["rt_sigreturn"])
     )
 
 
-def compat_sigreturn(supervisor: Supervisor, call: Notification) -> int:
+def compat_sigreturn(supervisor: Supervisor, call: TrappedCall) -> int:
     """``sigreturn()`` of a 32-bit program."""
     return _end(supervisor, call, partial(_repair_compat, i386_frame.CONTEXT_OFFSETS["sigreturn"]))
 
 
-def _repair(supervisor: Supervisor, call: Notification) -> None:
-    stack = _stack_pointer(call.pid, partial(supervisor.listener.alive, call.id))
+def _repair(supervisor: Supervisor, call: TrappedCall) -> None:
+    stack = _stack_pointer(call.pid, call.alive)
     frame = read_memory(call.pid, stack, x86_64_frame.SIZE)
     if len(frame) < x86_64_frame.SIZE or (made := x86_64_frame.interrupted(frame)) is None:
         return
@@ -359,23 +359,23 @@ def _repair(supervisor: Supervisor, call: Notification) -> None:
         outcome: bytes | None = made.failed()
     else:
         outcome = _made_anew(supervisor, call, made, _BY_NUMBER)
-    if outcome is not None and supervisor.listener.alive(call.id):
+    if outcome is not None and call.alive():
         write_memory(call.pid, stack + x86_64_frame.OUTCOME_OFFSET, outcome)
 
 
-def _repair_compat(offset: int, supervisor: Supervisor, call: Notification) -> None:
-    context = _stack_pointer(call.pid, partial(supervisor.listener.alive, call.id)) + offset
+def _repair_compat(offset: int, supervisor: Supervisor, call: TrappedCall) -> None:
+    context = _stack_pointer(call.pid, call.alive) + offset
     content = read_memory(call.pid, context, i386_frame.SIZE)
     if len(content) < i386_frame.SIZE or (made := i386_frame.interrupted(content)) is None:
         return
     outcome = _made_anew(supervisor, call, made, _COMPAT_BY_NUMBER)
-    if outcome is not None and supervisor.listener.alive(call.id):
+    if outcome is not None and call.alive():
         write_memory(call.pid, context + i386_frame.OUTCOME_OFFSET, outcome)
 
 
 def _made_anew(
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     made: Interrupted,
     decisions: dict[int | None, _Decision],
 ) -> bytes | None:

@@ -19,7 +19,7 @@ from recuse.sandbox.syscalls.lookup import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, h
 from recuse.sandbox.tree import AT_FDCWD, Found
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.supervisor import Supervisor
 
 _AT_EACCESS: Final = 0x200
@@ -39,14 +39,14 @@ _STATX = struct.Struct("=IIQIIIHxxQQQQ" + "qIxxxx" * 4 + "IIIIQ104x")
 _STATX_BASIC: Final = 0x7FF
 
 
-def _write(supervisor: Supervisor, call: Notification, address: int, data: bytes) -> None:
-    if supervisor.listener.alive(call.id) and write_memory(call.pid, address, data) < len(data):
+def _write(supervisor: Supervisor, call: TrappedCall, address: int, data: bytes) -> None:
+    if call.alive() and write_memory(call.pid, address, data) < len(data):
         raise os_error(errno.EFAULT)
 
 
 def fill_stat(
     supervisor: Supervisor,
-    call: Notification,
+    call: TrappedCall,
     found: Found | None,
     address: int,
     pack: Callable[[Status], bytes] = arch.pack_stat,
@@ -71,24 +71,24 @@ def fill_stat(
     return 0
 
 
-def stat_(supervisor: Supervisor, call: Notification) -> int:
+def stat_(supervisor: Supervisor, call: TrappedCall) -> int:
     """``stat(path, buf)``."""
     return fill_stat(supervisor, call, looked_at(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
 
 
-def lstat(supervisor: Supervisor, call: Notification) -> int:
+def lstat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``lstat(path, buf)``."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return fill_stat(supervisor, call, found, call.a1)
 
 
-def fstat(supervisor: Supervisor, call: Notification) -> int:
+def fstat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fstat(fd, buf)``."""
     return fill_stat(supervisor, call, held(supervisor, call, signed32(call.a0)), call.a1)
 
 
 def newfstatat(
-    supervisor: Supervisor, call: Notification, pack: Callable[[Status], bytes] = arch.pack_stat
+    supervisor: Supervisor, call: TrappedCall, pack: Callable[[Status], bytes] = arch.pack_stat
 ) -> int:
     """``newfstatat(dirfd, path, buf, flags)``."""
     if call.a3 & ~_STAT_FLAGS:
@@ -97,7 +97,7 @@ def newfstatat(
     return fill_stat(supervisor, call, found, call.a2, pack)
 
 
-def statx(supervisor: Supervisor, call: Notification) -> int:
+def statx(supervisor: Supervisor, call: TrappedCall) -> int:
     """``statx(dirfd, path, flags, mask, buf)``."""
     if (
         call.a2 & ~_STAT_FLAGS
@@ -135,11 +135,11 @@ def statx(supervisor: Supervisor, call: Notification) -> int:
 
 
 def _access(
-    supervisor: Supervisor, call: Notification, found: Found | None, wanted: int, flags: int = 0
+    supervisor: Supervisor, call: TrappedCall, found: Found | None, wanted: int, flags: int = 0
 ) -> int:
     if found is None or found.link or wanted & ~_MAY_ALL:
         return PROCEED
-    task = supervisor.tasks.get(call.pid)
+    task = call.task
     effective = flags & _AT_EACCESS
     if found.native is None:
         check(found.node, task.credentials if effective else task.real_credentials, wanted)
@@ -149,19 +149,19 @@ def _access(
     return 0
 
 
-def access(supervisor: Supervisor, call: Notification) -> int:
+def access(supervisor: Supervisor, call: TrappedCall) -> int:
     """``access(path, mode)``."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0, real=True)
     return _access(supervisor, call, found, signed32(call.a1))
 
 
-def faccessat(supervisor: Supervisor, call: Notification) -> int:
+def faccessat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``faccessat(dirfd, path, mode)``: this call has no flags."""
     found = looked_at(supervisor, call, signed32(call.a0), call.a1, 0, real=True)
     return _access(supervisor, call, found, signed32(call.a2))
 
 
-def faccessat2(supervisor: Supervisor, call: Notification) -> int:
+def faccessat2(supervisor: Supervisor, call: TrappedCall) -> int:
     """``faccessat2(dirfd, path, mode, flags)``."""
     if call.a3 & ~_ACCESS_FLAGS:
         return PROCEED
@@ -171,7 +171,7 @@ def faccessat2(supervisor: Supervisor, call: Notification) -> int:
 
 
 def _readlink(
-    supervisor: Supervisor, call: Notification, found: Found | None, buffer: int, size: int
+    supervisor: Supervisor, call: TrappedCall, found: Found | None, buffer: int, size: int
 ) -> int:
     if found is None:
         return PROCEED
@@ -183,13 +183,13 @@ def _readlink(
     return len(target)
 
 
-def readlink(supervisor: Supervisor, call: Notification) -> int:
+def readlink(supervisor: Supervisor, call: TrappedCall) -> int:
     """``readlink(path, buf, size)``: a device is no link, ``/proc/self/fd/N`` is one to it."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return _readlink(supervisor, call, found, call.a1, signed32(call.a2))
 
 
-def readlinkat(supervisor: Supervisor, call: Notification) -> int:
+def readlinkat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``readlinkat(dirfd, path, buf, size)``."""
     flags = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
     found = looked_at(supervisor, call, signed32(call.a0), call.a1, flags)

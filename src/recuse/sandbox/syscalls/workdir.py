@@ -23,12 +23,12 @@ from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
 from recuse.sandbox.tree import AT_FDCWD, NativeFile, OutsideError
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.nodes import Node
     from recuse.sandbox.supervisor import Supervisor
 
 
-def chdir(supervisor: Supervisor, call: Notification) -> int:
+def chdir(supervisor: Supervisor, call: TrappedCall) -> int:
     """``chdir(path)``; EACCES for a thread that has a debugger, and so can make no calls for us."""
     path = supervisor.strings.read(call.pid, call.a0)
     try:
@@ -39,15 +39,15 @@ def chdir(supervisor: Supervisor, call: Notification) -> int:
         return PROCEED
     if not found.node.is_directory:
         raise os_error(errno.ENOTDIR)
-    check(found.node, supervisor.tasks.get(call.pid).credentials, MAY_EXECUTE)
+    check(found.node, call.task.credentials, MAY_EXECUTE)
     return _go(supervisor, call, supervisor.tree.shadows.open(found.node))
 
 
-def _go_outside(supervisor: Supervisor, call: Notification, file: NativeFile) -> int:
+def _go_outside(supervisor: Supervisor, call: TrappedCall, file: NativeFile) -> int:
     """Go to what is there natively. Whether it may be searched the thread is told itself."""
     if not stat.S_ISDIR(file.status.st_mode):
         raise os_error(errno.ENOTDIR)
-    acting = supervisor.tasks.get(call.pid).acting
+    acting = call.task.acting
     try:
         supervisor.tasks.check_confinement(call.pid)
         # As all of a process's threads can read what one of them is given.
@@ -57,10 +57,10 @@ def _go_outside(supervisor: Supervisor, call: Notification, file: NativeFile) ->
     return _go(supervisor, call, directory)
 
 
-def _go(supervisor: Supervisor, call: Notification, directory: int | Node) -> int:
+def _go(supervisor: Supervisor, call: TrappedCall, directory: int | Node) -> int:
     """Have the thread go to a directory: by a descriptor of ours, which is closed, or by path."""
     try:
-        with Injection(supervisor.listener, call, supervisor.signals) as thread:
+        with Injection(call) as thread:
             try:
                 if isinstance(directory, int):
                     number = thread.give(directory)
@@ -82,7 +82,7 @@ def _go(supervisor: Supervisor, call: Notification, directory: int | Node) -> in
     return ANSWERED
 
 
-def getcwd(supervisor: Supervisor, call: Notification) -> int:
+def getcwd(supervisor: Supervisor, call: TrappedCall) -> int:
     """``getcwd(buf, size)``, which the C library's function of that name calls."""
     node = supervisor.tree.directory(call.pid, AT_FDCWD)
     if node is None:
@@ -90,7 +90,7 @@ def getcwd(supervisor: Supervisor, call: Notification) -> int:
     data = node.path + b"\0"
     if call.a1 < len(data):
         raise os_error(errno.ERANGE)
-    if supervisor.listener.alive(call.id) and write_memory(call.pid, call.a0, data) < len(data):
+    if call.alive() and write_memory(call.pid, call.a0, data) < len(data):
         raise os_error(errno.EFAULT)
     return len(data)
 

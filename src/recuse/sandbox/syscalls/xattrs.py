@@ -24,7 +24,7 @@ from recuse.sandbox.syscalls.lookup import (
 from recuse.sandbox.tree import AT_FDCWD, Found
 
 if TYPE_CHECKING:
-    from recuse.sandbox.listener import Notification
+    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.supervisor import Supervisor
 
 _AT_FLAGS: Final = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
@@ -51,7 +51,7 @@ def _unsupported(found: Found | None) -> int:
 
 
 def _get_attribute(
-    supervisor: Supervisor, call: Notification, found: Found | None, address: int
+    supervisor: Supervisor, call: TrappedCall, found: Found | None, address: int
 ) -> int:
     """ENODATA: a node has no extended attributes, of the sorts that there are (fs/xattr.c)."""
     if found is None or found.link:
@@ -64,7 +64,7 @@ def _get_attribute(
 
 
 def _set_attribute(
-    supervisor: Supervisor, call: Notification, found: Found | None, address: int
+    supervisor: Supervisor, call: TrappedCall, found: Found | None, address: int
 ) -> int:
     """EPERM for those that only regular files and directories have, EOPNOTSUPP for others."""
     if found is None or found.link:
@@ -76,7 +76,7 @@ def _set_attribute(
 
 
 def _at(
-    supervisor: Supervisor, call: Notification, find: Callable[..., Found | None]
+    supervisor: Supervisor, call: TrappedCall, find: Callable[..., Found | None]
 ) -> Found | None:
     """What ``(dirfd, path, flags, ...)`` name; O_PATH does not do without a path (EBADF)."""
     if call.a2 & ~_AT_FLAGS:
@@ -86,7 +86,7 @@ def _at(
     return find(supervisor, call, signed32(call.a0), call.a1, call.a2)
 
 
-def _arguments(call: Notification) -> tuple[int, int] | None:
+def _arguments(call: TrappedCall) -> tuple[int, int] | None:
     """Size and flags of the ``struct xattr_args`` in argument 4; None if it is none."""
     if call.a5 < _ARGUMENTS.size:
         return None
@@ -97,24 +97,24 @@ def _arguments(call: Notification) -> tuple[int, int] | None:
     return size, flags
 
 
-def getxattr(supervisor: Supervisor, call: Notification) -> int:
+def getxattr(supervisor: Supervisor, call: TrappedCall) -> int:
     """``getxattr(path, name, ...)``."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
     return _get_attribute(supervisor, call, found, call.a1)
 
 
-def lgetxattr(supervisor: Supervisor, call: Notification) -> int:
+def lgetxattr(supervisor: Supervisor, call: TrappedCall) -> int:
     """``lgetxattr(path, name, ...)``."""
     found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return _get_attribute(supervisor, call, found, call.a1)
 
 
-def fgetxattr(supervisor: Supervisor, call: Notification) -> int:
+def fgetxattr(supervisor: Supervisor, call: TrappedCall) -> int:
     """``fgetxattr(fd, name, ...)``."""
     return _get_attribute(supervisor, call, opened(supervisor, call), call.a1)
 
 
-def getxattrat(supervisor: Supervisor, call: Notification) -> int:
+def getxattrat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``getxattrat(dirfd, path, at_flags, name, arguments, size)``."""
     arguments = _arguments(call)
     if arguments is None or arguments[1]:
@@ -126,22 +126,22 @@ def _list_attributes(found: Found | None) -> int:
     return PROCEED if found is None or found.link else 0
 
 
-def listxattr(supervisor: Supervisor, call: Notification) -> int:
+def listxattr(supervisor: Supervisor, call: TrappedCall) -> int:
     """``listxattr(path, ...)``."""
     return _list_attributes(looked_at(supervisor, call, AT_FDCWD, call.a0, 0))
 
 
-def llistxattr(supervisor: Supervisor, call: Notification) -> int:
+def llistxattr(supervisor: Supervisor, call: TrappedCall) -> int:
     """``llistxattr(path, ...)``."""
     return _list_attributes(looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW))
 
 
-def flistxattr(supervisor: Supervisor, call: Notification) -> int:
+def flistxattr(supervisor: Supervisor, call: TrappedCall) -> int:
     """``flistxattr(fd, ...)``."""
     return _list_attributes(opened(supervisor, call))
 
 
-def listxattrat(supervisor: Supervisor, call: Notification) -> int:
+def listxattrat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``listxattrat(dirfd, path, at_flags, ...)``."""
     return _list_attributes(_at(supervisor, call, looked_at))
 
@@ -151,7 +151,7 @@ def _bad_value(size: int, flags: int) -> bool:
     return size > _SIZE_MAX or bool(flags & 0xFFFFFFFF & ~_FLAGS)
 
 
-def setxattr(supervisor: Supervisor, call: Notification) -> int:
+def setxattr(supervisor: Supervisor, call: TrappedCall) -> int:
     """``setxattr(path, name, value, size, flags)``."""
     if _bad_value(call.a3, call.a4):
         return PROCEED
@@ -159,7 +159,7 @@ def setxattr(supervisor: Supervisor, call: Notification) -> int:
     return _set_attribute(supervisor, call, found, call.a1)
 
 
-def lsetxattr(supervisor: Supervisor, call: Notification) -> int:
+def lsetxattr(supervisor: Supervisor, call: TrappedCall) -> int:
     """``lsetxattr(path, name, value, size, flags)``."""
     if _bad_value(call.a3, call.a4):
         return PROCEED
@@ -167,7 +167,7 @@ def lsetxattr(supervisor: Supervisor, call: Notification) -> int:
     return _set_attribute(supervisor, call, found, call.a1)
 
 
-def setxattrat(supervisor: Supervisor, call: Notification) -> int:
+def setxattrat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``setxattrat(dirfd, path, at_flags, name, arguments, size)``."""
     arguments = _arguments(call)
     if arguments is None or _bad_value(*arguments):
@@ -175,24 +175,24 @@ def setxattrat(supervisor: Supervisor, call: Notification) -> int:
     return _set_attribute(supervisor, call, _at(supervisor, call, named), call.a3)
 
 
-def removexattr(supervisor: Supervisor, call: Notification) -> int:
+def removexattr(supervisor: Supervisor, call: TrappedCall) -> int:
     """``removexattr(path, name)``."""
     found = named(supervisor, call, AT_FDCWD, call.a0, 0)
     return _set_attribute(supervisor, call, found, call.a1)
 
 
-def lremovexattr(supervisor: Supervisor, call: Notification) -> int:
+def lremovexattr(supervisor: Supervisor, call: TrappedCall) -> int:
     """``lremovexattr(path, name)``."""
     found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return _set_attribute(supervisor, call, found, call.a1)
 
 
-def removexattrat(supervisor: Supervisor, call: Notification) -> int:
+def removexattrat(supervisor: Supervisor, call: TrappedCall) -> int:
     """``removexattrat(dirfd, path, at_flags, name)``."""
     return _set_attribute(supervisor, call, _at(supervisor, call, named), call.a3)
 
 
-def file_attributes(supervisor: Supervisor, call: Notification) -> int:
+def file_attributes(supervisor: Supervisor, call: TrappedCall) -> int:
     """``file_getattr(dirfd, path, attributes, size, at_flags)`` and ``file_setattr``.
 
     A device has none of what filesystems have for their own files (fs/file_attr.c, Linux 6.17).
@@ -203,7 +203,7 @@ def file_attributes(supervisor: Supervisor, call: Notification) -> int:
     return _unsupported(found)
 
 
-def name_to_handle_at(supervisor: Supervisor, call: Notification) -> int:
+def name_to_handle_at(supervisor: Supervisor, call: TrappedCall) -> int:
     """``name_to_handle_at(dirfd, path, handle, mount_id, flags)``: a node has no handle."""
     flags = call.a4 & AT_EMPTY_PATH
     flags |= 0 if call.a4 & _AT_SYMLINK_FOLLOW else AT_SYMLINK_NOFOLLOW

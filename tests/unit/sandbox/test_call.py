@@ -1,0 +1,447 @@
+"""Operations that answer a trapped call, and handlers that wait."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from recuse.channel.workers import Workers
+from recuse.kernel.operation import Operation
+from recuse.kernel.request import Request
+from recuse.sandbox.answers import PROCEED, State
+from recuse.sandbox.call import OnDevice, Outcome, Steps, TrappedCall
+from recuse.sandbox.errands import Errands
+from recuse.sandbox.signals import SignalWatch
+from recuse.wire.fuse import FUSE_INTERRUPT, FUSE_READ
+
+from ..kernel.support import Answer, Message, Server, device, drain
+from .support import NoSignals, Programs, made_call, mistakes  # noqa: F401 - a fixture
+
+WAIT_S = 20
+
+
+def ask(times: int = 1, force: bool = False) -> Operation[int]:
+    """Send some requests; the result is how many bytes the answers have."""
+    done = 0
+    for _ in range(times):
+        reply = yield Request(FUSE_READ, bytes(40), 0, 64, pid=7, force=force)
+        if reply.error:
+            raise OSError(-reply.error, "")
+        done += len(reply.payload)
+    return done
+
+
+class Waits:
+    """A call, a device, and its server, which answers when it is told to."""
+
+    def __init__(self, signals: Any = None) -> None:
+        self.programs = Programs()
+        self.call: TrappedCall | None = made_call(self.programs, signals, pid=7)
+        self.device = device()
+        self.server = Server(self.device.connection)
+
+    @property
+    def answers(self) -> list[int | str]:
+        return self.programs.answers
+
+    def take(self) -> TrappedCall:
+        """The call; from now on it is the caller's."""
+        call, self.call = self.call, None
+        assert call is not None
+        return call
+
+    def reply(self, answer: Answer = b"12") -> None:
+        """Answer the last request."""
+        assert answer is not None
+        self.server.reply(self.server.messages[-1], answer)
+
+
+def test_what_a_server_answers_at_once_is_the_answer() -> None:
+    waits = Waits()
+    waits.server.handler = lambda message: b"123"
+    call = waits.take()
+    call.run(waits.device, ask(2))
+    assert waits.answers == [6]
+    assert call.trap.waiting == {}
+
+
+def test_what_it_answers_later_is_too() -> None:
+    waits = Waits()
+    waits.take().run(waits.device, ask(2))
+    assert waits.answers == []
+    for _ in range(2):
+        waits.reply()
+    assert waits.answers == [4]
+
+
+def test_a_call_that_waits_is_watched_until_it_is_answered() -> None:
+    waits = Waits()
+    call = waits.take()
+    call.run(waits.device, ask())
+    assert call.state is State.WAITING
+    assert list(call.trap.waiting) == [1]
+    waits.reply()
+    assert call.state is State.ANSWERED
+    assert call.trap.waiting == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(OSError(errno.EMFILE, ""), "EMFILE"), (MemoryError(), "ENOMEM"), (ValueError("odd"), "EIO")],
+)
+def test_what_an_operation_raises(error: Exception, told: str) -> None:
+    def operation() -> Operation[int]:
+        raise error
+        yield
+
+    waits = Waits()
+    waits.take().run(waits.device, operation())
+    assert waits.answers == [told]
+
+
+def interrupts(waits: Waits) -> list[int]:
+    return [message.unique & ~1 for message in waits.server.messages if is_interrupt(message)]
+
+
+def is_interrupt(message: Message) -> bool:
+    return message.opcode == FUSE_INTERRUPT
+
+
+def test_a_signal_reaches_the_request_that_is_waited_for() -> None:
+    waits = Waits()
+    call = waits.take()
+    call.run(waits.device, ask(2))
+    first = waits.server.messages[0]
+    call.interrupt(False)
+    call.interrupt(False)
+    assert interrupts(waits) == [first.unique]
+    waits.server.reply(first, b"1")
+    # And those that the operation goes on to.
+    second = next(message for message in waits.server.messages[1:] if not is_interrupt(message))
+    assert interrupts(waits) == [first.unique, second.unique]
+    waits.server.reply(second, -errno.EINTR)
+    assert waits.answers == ["EINTR"]
+
+
+def test_but_none_that_has_to_come() -> None:
+    waits = Waits()
+    call = waits.take()
+    call.run(waits.device, ask(force=True))
+    call.interrupt(True)
+    assert interrupts(waits) == []
+    waits.reply()
+
+
+def test_a_death_ends_what_the_server_has_not_read() -> None:
+    waits = Waits()
+    waits.device.connection.on_pending = None
+    call = waits.take()
+    call.run(waits.device, ask(2))
+    waits.programs.gone = True
+    call.interrupt(True)
+    assert call.state is State.ANSWERED
+    assert list(drain(waits.device.connection)) == []
+
+
+def test_a_method_that_blocks_is_interrupted_too() -> None:
+    """Its request was submitted, and that has not returned."""
+    waits = Waits()
+    call = waits.take()
+    told = []
+
+    def handler(message: Message) -> Answer:
+        if is_interrupt(message):
+            told.append(message.unique & ~1)
+            return None
+        call.interrupt(False)  # as another thread does it
+        return b"1"
+
+    waits.server.handler = handler
+    call.run(waits.device, ask())
+    assert told == [waits.server.messages[0].unique]
+    assert waits.answers == [1]
+
+
+def test_a_device_that_goes_answers_who_is_held_up_in_it() -> None:
+    waits = Waits()
+    call = waits.take()
+    connection = waits.device.connection
+
+    def handler(message: Message) -> Answer:
+        connection.abort()
+        call.blocks(lambda: True)
+        assert waits.answers == ["ECONNABORTED"]
+        return None
+
+    waits.server.handler = handler
+    call.run(waits.device, ask())
+    assert waits.answers == ["ECONNABORTED"]
+    assert call.state is State.ANSWERED
+    assert call.trap.waiting == {}
+
+
+def test_and_not_who_waits_for_another() -> None:
+    waits, other = Waits(), device()
+    call = waits.take()
+
+    def handler(message: Message) -> Answer:
+        other.connection.abort()
+        call.device_ended(other.connection)
+        return b"1"
+
+    waits.server.handler = handler
+    call.run(waits.device, ask())
+    assert waits.answers == [1]
+
+
+def test_what_has_blocked_gives_way_until_it_is_quick_again() -> None:
+    waits = Waits()
+    waits.server.handler = lambda message: b""
+    first = waits.take()
+    trap, key = first.trap, (waits.device.serial, first.number)
+    trap.blocking[key] = 2
+    first.run(waits.device, ask())
+    for left in ({key: 1}, {}, {}):
+        assert waits.answers == [0]
+        assert trap.blocking == left
+        waits.answers.clear()
+        call = TrappedCall(trap, (1, 7, 0, first.number, first.arch, 0, 0, 0, 0, 0, 0, 0))
+        call.run(waits.device, ask())
+
+
+def test_an_operation_can_be_completed_here() -> None:
+    waits = Waits()
+    call = waits.take()
+    asked = threading.Semaphore(0)
+
+    def serve() -> None:
+        for _ in range(2):
+            assert asked.acquire(timeout=WAIT_S)
+            waits.server.reply(waits.server.messages[-1], b"12")
+
+    def handler(message: Message) -> Answer:
+        asked.release()
+        return None
+
+    waits.server.handler = handler
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert call.complete(waits.device, ask(2)) == 4
+    thread.join()
+    assert call.state is State.RUNNING
+    assert waits.answers == []
+    waits.server.handler = lambda message: -errno.ENXIO
+    with pytest.raises(OSError, match=str(int(errno.ENXIO))):
+        call.complete(waits.device, ask())
+    call.answer(0)
+
+
+# Handlers that wait
+
+
+def add_up(waits: Waits, times: int) -> Steps[int]:
+    found = 0
+    for _ in range(times):
+        found += yield OnDevice(waits.device, ask())
+    return found
+
+
+def test_the_steps_of_a_handler_that_does_not_have_to_wait() -> None:
+    waits = Waits()
+    waits.server.handler = lambda message: b"1"
+    waits.take().take(add_up(waits, 2000))  # which is not a depth
+    assert waits.answers == [2000]
+
+
+def test_the_steps_of_one_that_has_to() -> None:
+    waits = Waits()
+    waits.take().take(add_up(waits, 3))
+    for _ in range(3):
+        assert waits.answers == []
+        waits.reply()
+    assert waits.answers == [6]
+
+
+class Pausing:
+    """A pause that another thread ends, or that is over."""
+
+    def __init__(self, over: bool) -> None:
+        self.over = over
+        self.go_on: Callable[[], None] | None = None
+
+    def begin(self, go_on: Callable[[], None]) -> bool:
+        self.go_on = None if self.over else go_on
+        return not self.over
+
+    def end(self) -> None:
+        go_on, self.go_on = self.go_on, None
+        assert go_on is not None
+        go_on()
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_pause(over: bool) -> None:
+    def steps() -> Steps[int]:
+        yield pause
+        return (yield OnDevice(waits.device, ask()))  # type: ignore[no-any-return]
+
+    waits, pause = Waits(), Pausing(over)
+    call = waits.take()
+    call.take(steps())
+    if not over:
+        assert call.state is State.WAITING
+        assert waits.server.messages == []
+        pause.end()
+        # In a thread that nobody looks at.
+        assert list(call.trap.waiting) == [1]
+    waits.reply()
+    assert waits.answers == [2]
+
+
+def test_errors_are_raised_where_the_handler_waits() -> None:
+    def steps() -> Steps[int]:
+        try:
+            yield OnDevice(waits.device, ask())
+        except OSError as error:
+            raised.append(error.errno)
+        return PROCEED
+
+    raised: list[int | None] = []
+    waits = Waits()
+    waits.take().take(steps())
+    waits.reply(-errno.EBUSY)
+    assert raised == [errno.EBUSY]
+    assert waits.answers == ["proceed"]
+
+
+def test_a_device_s_error_is_the_call_s_as_it_is() -> None:
+    """Unlike one of ours: our table is not the program's."""
+    waits = Waits()
+    waits.take().take(add_up(waits, 2))
+    waits.reply(-errno.EMFILE)
+    assert waits.answers == ["EMFILE"]
+
+    def ours() -> Steps[int]:
+        yield OnDevice(waits.device, ask())
+        raise OSError(errno.EMFILE, "")
+
+    waits = Waits()
+    waits.take().take(ours())
+    waits.reply()
+    assert waits.answers == ["ENFILE"]
+
+
+def test_a_signal_ends_the_step_that_is_waited_for_and_no_other() -> None:
+    def steps() -> Steps[int]:
+        for _ in range(2):
+            try:
+                yield OnDevice(waits.device, ask())
+            except InterruptedError:
+                ended.append(waits.answers)
+        return 3
+
+    waits = Waits()
+    ended: list[object] = []
+    call = waits.take()
+    call.take(steps())
+    call.interrupt(False)
+    waits.server.reply(waits.server.messages[0], -errno.EINTR)
+    assert len(ended) == 1
+    assert len(interrupts(waits)) == 1
+    waits.server.reply(waits.server.messages[-1], b"")
+    assert waits.answers == [3]
+
+
+def test_a_pause_that_is_forgotten_loses_no_program(mistakes: list[str]) -> None:  # noqa: F811
+    closed = []
+
+    def steps() -> Steps[int]:
+        try:
+            yield pause
+        finally:
+            closed.append(True)
+        return 0
+
+    waits, pause = Waits(), Pausing(over=False)
+    waits.take().take(steps())
+    assert waits.answers == []
+    pause.go_on = None
+    assert waits.answers == ["EIO"]
+    assert closed == [True]
+    assert len(mistakes) == 1
+
+
+def test_what_is_waited_for_is_seen_to_by_signals_and_kept_by_nobody_else() -> None:
+    """With a real watch, which must not keep it from being found lost."""
+    with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
+        waits = Waits(watch)
+        call = waits.take()
+        call.run(waits.device, ask())
+        assert list(watch.waiting) == [1]
+        waits.reply()
+        assert watch.waiting == {}
+
+
+@pytest.fixture
+def supervised() -> Callable[[list[tuple[TrappedCall, Callable[..., Outcome]]]], None]:
+    """Serves calls with handlers as a supervisor does, in one thread after the other."""
+
+    def serve(todo: list[tuple[TrappedCall, Callable[..., Outcome]]]) -> None:
+        def handle(item: tuple[TrappedCall, Callable[..., Outcome]]) -> None:
+            call, handler = item
+            result = handler(call)
+            if isinstance(result, int):
+                call.conclude(result)
+            else:
+                call.take(result)
+
+        workers = Workers(lambda: todo.pop(0) if todo else None, handle)
+        workers.start()
+        assert workers.join(WAIT_S)
+
+    return serve
+
+
+def test_a_handler_that_waits_where_it_resolves_a_path_blocks_no_other(
+    supervised: Callable[[list[tuple[TrappedCall, Callable[..., Outcome]]]], None],
+) -> None:
+    """As that of a file of a server's filesystem, which has to be asked for each name (LOOKUP)."""
+
+    def resolve(path: str) -> Steps[int]:
+        found = 0
+        for _ in path.split("/"):
+            found += yield OnDevice(waits.device, ask())
+        return found
+
+    def stat(call: TrappedCall) -> Steps[int]:
+        return (yield from resolve("usr/share/doc"))
+
+    def getpid(call: TrappedCall) -> int:
+        return 42
+
+    waits = Waits()
+    others = [Programs() for _ in range(3)]
+    todo: list[tuple[TrappedCall, Callable[..., Outcome]]] = [(waits.take(), stat)]
+    todo += [(made_call(one), getpid) for one in others]
+    supervised(todo)
+    # All others have been served, by threads that are there no more, and it still waits.
+    assert [one.answers for one in others] == [[42]] * 3
+    assert waits.answers == []
+    for _ in range(3):
+        waits.reply()
+    assert waits.answers == [6]
+
+
+def test_signals_are_not_asked_about_by_quick_handlers() -> None:
+    signals = NoSignals()
+    waits = Waits(signals)
+    waits.server.handler = lambda message: b""
+    watched = []
+    signals.watch = lambda *_, **__: watched.append(1)  # type: ignore[method-assign]
+    waits.take().run(waits.device, ask())
+    assert watched == []
