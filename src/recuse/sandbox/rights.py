@@ -34,6 +34,8 @@ _CLONE_FS: Final = 0x200
 _CAPABILITY_VERSION: Final = 0x20080522
 _CAPABILITY_HEADER: Final = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
 _CAPABILITY_DATA: Final = struct.Struct("=6I")
+_CHANGE_IDS: Final = 1 << 6 | 1 << 7
+"""CAP_SETGID and CAP_SETUID (linux/capability.h)."""
 _32_BITS: Final = 0xFFFFFFFF
 _SAME: Final = 0xFFFFFFFF
 """An id that is none: what setfsuid is asked with, and what leaves an id as it is."""
@@ -186,15 +188,16 @@ class Acting:
     threads, and calls nobody's code but the kernel's.
     """
 
-    __slots__ = ("_many", "_own", "_steps", "_theirs")
+    __slots__ = ("_can_go_back", "_fewer", "_many", "_own", "_steps", "_theirs", "brief")
 
-    def __init__(self, own: OwnRights, theirs: Rights) -> None:
-        """Prepare."""
+    def __init__(self, own: OwnRights, theirs: Rights, *, keeps: int = 0) -> None:
+        """Prepare; the thread keeps some of the supervisor's capabilities, if these are given."""
         self._own = own
         self._theirs = theirs
         had = own.rights
         # Those that it may have again stay permitted.
-        few = _Capabilities(self._capabilities, own.permitted, own.inheritable)
+        few = self._capabilities | had.capabilities & keeps
+        self._fewer = _Capabilities(few, own.permitted, own.inheritable)
         self._many = _Capabilities(had.capabilities, own.permitted, own.inheritable)
         self._steps: list[tuple[Callable[[], object], Callable[[], object]]] = []
         """What takes something on, and what takes it back."""
@@ -204,7 +207,10 @@ class Acting:
             self._steps.append((partial(_take_fsgid, theirs.gid), partial(_take_fsgid, had.gid)))
         if theirs.uid != had.uid:
             self._steps.append((partial(_take_fsuid, theirs.uid), partial(_take_fsuid, had.uid)))
-        self._steps.append((few.take, self._many.take))
+        self._can_go_back = not self._steps or not had.capabilities & _CHANGE_IDS & ~few
+        self.brief = self if keeps else Acting(own, theirs, keeps=_CHANGE_IDS)
+        """The same, but that the thread could change its ids, which has no power over files: of
+        other users' processes it is shown more. It takes two thirds of the time."""
 
     @property
     def _capabilities(self) -> int:
@@ -221,6 +227,8 @@ class Acting:
             for take, _ in self._steps:
                 take()
                 done += 1
+            # A change of the user takes and gives some, too.
+            self._fewer.take()
         except BaseException as error:
             if done:
                 self._return(done)
@@ -245,10 +253,11 @@ class Acting:
         """Undo the first ``done`` steps."""
         while True:
             try:
-                self._many.take()
+                if not self._can_go_back:
+                    self._many.take()
                 for _, take_back in reversed(self._steps[:done]):
                     take_back()
-                self._many.take()  # a change of the user gives some, too
+                self._many.take()
             except MemoryError:  # not even for this: there must be some before it can go on
                 time.sleep(_PAUSE_S)
             except OSError as error:

@@ -211,7 +211,7 @@ class Tree:
             return False
         resolve = RESOLVE_NO_MAGICLINKS | (RESOLVE_IN_ROOT if is_absolute else RESOLVE_BENEATH)
         try:
-            with acting or _ITSELF:
+            with acting.brief if acting else _ITSELF:
                 return self._elsewhere_in(directory, path, resolve, follow, opening)
         except OSError:
             return False

@@ -46,6 +46,17 @@ def test_a_thread_acts_as_another_user():
 
 
 @root_only
+def test_a_thread_acts_for_a_moment():
+    before = status()
+    with Acting(rights.own_rights(), OTHER).brief:
+        during = status()
+    assert (during["Uid"][3], during["Gid"][3], during["Groups"]) == ("1000", "1001", ["5", "34"])
+    # CAP_SETGID and CAP_SETUID, for the way back, so far as this process has them.
+    assert int(during["CapEff"][0], 16) == 1 << 3 | 1 << 6 | 1 << 7
+    assert status() == before
+
+
+@root_only
 def test_others_do_not():
     inside, leave = threading.Event(), threading.Event()
 
