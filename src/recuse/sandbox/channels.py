@@ -12,7 +12,7 @@ import os
 import struct
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.cuse import CuseChannel
@@ -22,9 +22,6 @@ from recuse.sandbox.answers import ANSWERED
 from recuse.sandbox.call import TrappedCall
 from recuse.sandbox.descriptors import Descriptor
 from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
-
-if TYPE_CHECKING:
-    from recuse.sandbox.supervisor import Supervisor
 
 Segments = list[tuple[int, int]]
 
@@ -63,7 +60,6 @@ class ChannelFile:
 
     def read(
         self,
-        supervisor: Supervisor,
         call: TrappedCall,
         segments: Segments,
         position: int | None = None,
@@ -152,7 +148,6 @@ class ChannelFile:
 
     def write(
         self,
-        supervisor: Supervisor,
         call: TrappedCall,
         segments: Segments,
         position: int | None = None,

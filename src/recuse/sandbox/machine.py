@@ -65,6 +65,8 @@ class Machine:
         self.strings = StringReader()
         self.supervisors: list[Supervisor] = []
         """Those that serve its programs."""
+        self.let_pass: set[int] = set()
+        """Threads that make a call anew which may pass devices on (`syscalls.passing`)."""
         self._channels: list[Channel] = []
 
     def _added(self, device: CharDevice) -> None:
@@ -74,6 +76,10 @@ class Machine:
     def _ended(self, connection: Connection) -> None:
         for supervisor in list(self.supervisors):
             supervisor.let_go(connection)
+
+    def first_processes(self) -> set[int]:
+        """Those from which all of its programs descend."""
+        return {supervisor.first_process for supervisor in self.supervisors}
 
     def add(self, device: Device | Joinable) -> None:
         """Connect a device: it is in the tree when this returns.

@@ -34,15 +34,8 @@ class Supervisor:
             listener: theirs.
             broken: is called when their calls cannot be received any more: they must not stay.
         """
-        self.listener = listener
-        self.tasks = machine.tasks
-        self.descriptors = machine.descriptors
-        self.areas = machine.areas
-        self.tree = machine.tree
-        self.table = machine.table
-        self.strings = machine.strings
-        self.signals = machine.signals
         self.trap = Trap(listener, machine.tasks, machine.signals, machine.descriptors.unseen)
+        self._signals = machine.signals
         self._owed = machine.signals.owed
         self._handlers = handlers()
         self._compat_handlers = compat_handlers()
@@ -58,13 +51,6 @@ class Supervisor:
         self._machine = machine
         self.first_process = 0
         """The number of the process that all programs under this listener descend from."""
-
-        self.let_pass: set[int] = set()
-        """Threads that make a call anew which may pass devices on."""
-
-    def first_processes(self) -> set[int]:
-        """Those from which all programs of this sandbox descend."""
-        return {supervisor.first_process for supervisor in self._machine.supervisors}
 
     def start(self) -> None:
         """Serve until the last program under the filter has ended.
@@ -85,16 +71,16 @@ class Supervisor:
     def close(self) -> None:
         """Let go of the listener. Programs that still run get ENOSYS from all trapped calls."""
         self._machine.supervisors.remove(self)
-        self.listener.close()
-        self.tasks.forget_ended()
-        self.strings.forget_all()
+        self.trap.listener.close()
+        self._machine.tasks.forget_ended()
+        self._machine.strings.forget_all()
 
     def _handle(self, call: TrappedCall) -> None:
         try:
             if self._owed:
-                self.signals.received(call)
+                self._signals.received(call)
             known = self._handlers if call.arch == _NATIVE else self._compat_handlers
-            result = known[call.number](self, call)
+            result = known[call.number](call, self._machine)
             if result == PROCEED:
                 call.proceed()
             elif not isinstance(result, int):

@@ -16,7 +16,6 @@ from recuse.sandbox.memory import read_memory
 if TYPE_CHECKING:
     from recuse.sandbox.descriptors import Descriptor
     from recuse.sandbox.nodes import Node
-    from recuse.sandbox.supervisor import Supervisor
 
 Segments = list[tuple[int, int]]
 
@@ -43,9 +42,7 @@ class AttributeFile:
     def close(self) -> None:
         """The last descriptor is gone."""
 
-    def read(
-        self, supervisor: Supervisor, call: TrappedCall, segments: Segments, position: int | None
-    ) -> Outcome:
+    def read(self, call: TrappedCall, segments: Segments, position: int | None) -> Outcome:
         """Read from ``position``, or from the file's own, which moves then.
 
         Raises:
@@ -95,7 +92,6 @@ class AttributeFile:
 
     def write(
         self,
-        supervisor: Supervisor,
         call: TrappedCall,
         segments: Segments,
         position: int | None,

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from recuse.kernel.operation import Operation
     from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.descriptors import Descriptor
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 # linux/aio_abi.h
 _PREAD: Final = 0
@@ -107,18 +107,18 @@ class _Block(NamedTuple):
         return self.opcode == _POLL and descriptor is not None and descriptor.is_asked
 
 
-def io_submit(supervisor: Supervisor, call: TrappedCall, pointer: struct.Struct = _POINTER) -> int:
+def io_submit(call: TrappedCall, machine: Machine, pointer: struct.Struct = _POINTER) -> int:
     """``io_submit(context, count, blocks)``."""
     count = signed64(call.a1)
-    if not len(supervisor.descriptors) or count <= 0:
+    if not len(machine.descriptors) or count <= 0:
         return PROCEED
-    blocks = _blocks(supervisor, call, count, pointer)
+    blocks = _blocks(call, machine, count, pointer)
     if all(block.descriptor is None for block in blocks):
         return PROCEED
     ours = [index for index, block in enumerate(blocks) if block.transfers]
     if not ours:
         with Borrowing(call) as borrowing:
-            _watch(supervisor, call, blocks, borrowing)
+            _watch(call, machine, blocks, borrowing)
             return borrowing.finish(PROCEED)
     leading = next((index for index, at in enumerate(ours) if at != index), len(ours))
     end = ours[leading] if leading < len(ours) else len(blocks)
@@ -137,7 +137,7 @@ def io_submit(supervisor: Supervisor, call: TrappedCall, pointer: struct.Struct 
             for block in blocks[:leading]:
                 if len(done) == room:
                     raise os_error(errno.EAGAIN)
-                done.append(_transfer(supervisor, call, block, pointer))
+                done.append(_transfer(call, block, pointer))
                 if not done[-1]:
                     break  # see `_Completion.submit`
         except OSError as error:
@@ -146,13 +146,13 @@ def io_submit(supervisor: Supervisor, call: TrappedCall, pointer: struct.Struct 
                 return ANSWERED
         if len(done) < leading:
             end = len(done)
-        _watch(supervisor, call, blocks[len(done) : end], borrowing)
-        _submit(supervisor, call, blocks[:end], done, completion, pointer)
+        _watch(call, machine, blocks[len(done) : end], borrowing)
+        _submit(call, blocks[:end], done, completion, pointer)
     return ANSWERED
 
 
 def _blocks(
-    supervisor: Supervisor, call: TrappedCall, count: int, pointer: struct.Struct
+    call: TrappedCall, machine: Machine, count: int, pointer: struct.Struct
 ) -> list[_Block]:
     """The control blocks of a call, up to one that cannot be read."""
     blocks: list[_Block] = []
@@ -162,7 +162,7 @@ def _blocks(
             content
         )
         if number not in found:
-            found[number] = supervisor.descriptors.find(call.pid, number)
+            found[number] = machine.descriptors.find(call.pid, number)
         # The kernel refuses these before it looks at what is open.
         descriptor = None if reserved or size >> 63 else found[number]
         blocks.append(_Block(address, content, descriptor, rw_flags, opcode, buffer, size, offset))
@@ -218,9 +218,7 @@ def _room(call: TrappedCall) -> int:
     raise os_error(errno.EINVAL)
 
 
-def _transfer(
-    supervisor: Supervisor, call: TrappedCall, block: _Block, pointer: struct.Struct
-) -> int:
+def _transfer(call: TrappedCall, block: _Block, pointer: struct.Struct) -> int:
     """Do what a control block says; return the number of bytes.
 
     Raises:
@@ -248,9 +246,7 @@ def _transfer(
     return call.complete(file.device, operation)
 
 
-def _watch(
-    supervisor: Supervisor, call: TrappedCall, blocks: list[_Block], borrowing: Borrowing
-) -> None:
+def _watch(call: TrappedCall, machine: Machine, blocks: list[_Block], borrowing: Borrowing) -> None:
     """Have the devices asked that the kernel is about to poll, and their descriptors show that."""
     for index, block in enumerate(blocks):
         descriptor = block.descriptor
@@ -261,7 +257,7 @@ def _watch(
             continue  # which the kernel refuses
         events = block.buffer | POLLERR | POLLHUP
         one = Asked(index, descriptor_of(block.content), events, descriptor)
-        readiness = one.readiness = supervisor.descriptors.readiness(descriptor, file)
+        readiness = one.readiness = machine.descriptors.readiness(descriptor, file)
         one.moment = readiness.asking()
         caller = call.caller()
         try:
@@ -273,8 +269,7 @@ def _watch(
         readiness.wait(one.bits, caller, events, one.moment, fetch)
 
 
-def _submit(  # noqa: PLR0917 - all that a call is
-    supervisor: Supervisor,
+def _submit(
     call: TrappedCall,
     blocks: list[_Block],
     done: list[int],

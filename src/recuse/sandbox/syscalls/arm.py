@@ -21,7 +21,7 @@ from recuse.sandbox.table import Entry
 
 if TYPE_CHECKING:
     from recuse.sandbox.call import TrappedCall
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 _log = Log("recuse.sandbox")
 
@@ -38,76 +38,76 @@ def _tell() -> None:
     )
 
 
-def _refuse(supervisor: Supervisor, call: TrappedCall, numbers: Iterable[int]) -> int:
+def _refuse(call: TrappedCall, machine: Machine, numbers: Iterable[int]) -> int:
     """PROCEED if none of these descriptors is a device's, or else ENOSYS."""
-    if any(supervisor.descriptors.find(call.pid, number) is not None for number in numbers):
+    if any(machine.descriptors.find(call.pid, number) is not None for number in numbers):
         _tell()
         raise os_error(errno.ENOSYS)
     return PROCEED
 
 
-def first(supervisor: Supervisor, call: TrappedCall) -> int:
+def first(call: TrappedCall, machine: Machine) -> int:
     """A call whose first argument is the only descriptor."""
-    return _refuse(supervisor, call, (call.a0,))
+    return _refuse(call, machine, (call.a0,))
 
 
-def first_two(supervisor: Supervisor, call: TrappedCall) -> int:
+def first_two(call: TrappedCall, machine: Machine) -> int:
     """``sendfile(to, from, ...)`` and ``tee(from, to, ...)``."""
-    return _refuse(supervisor, call, (call.a0, call.a1))
+    return _refuse(call, machine, (call.a0, call.a1))
 
 
-def first_and_third(supervisor: Supervisor, call: TrappedCall) -> int:
+def first_and_third(call: TrappedCall, machine: Machine) -> int:
     """``splice(from, offset, to, ...)`` and ``copy_file_range``."""
-    return _refuse(supervisor, call, (call.a0, call.a2))
+    return _refuse(call, machine, (call.a0, call.a2))
 
 
-def epoll_ctl(supervisor: Supervisor, call: TrappedCall) -> int:
+def epoll_ctl(call: TrappedCall, machine: Machine) -> int:
     """``epoll_ctl(epoll, operation, fd, event)``."""
-    return _refuse(supervisor, call, (call.a2,))
+    return _refuse(call, machine, (call.a2,))
 
 
-def mmap2(supervisor: Supervisor, call: TrappedCall) -> int:
+def mmap2(call: TrappedCall, machine: Machine) -> int:
     """``mmap2(addr, length, prot, flags, fd, pages)``."""
-    return _refuse(supervisor, call, (call.a4,))
+    return _refuse(call, machine, (call.a4,))
 
 
-def status(supervisor: Supervisor, call: TrappedCall) -> int:
+def status(call: TrappedCall, machine: Machine) -> int:
     """``statx(fd, path, ...)`` and ``fstatat64``: they are about the descriptor without a path."""
-    if not len(supervisor.descriptors) or read_memory(call.pid, call.a1, 1) != b"\0":
+    if not len(machine.descriptors) or read_memory(call.pid, call.a1, 1) != b"\0":
         return PROCEED
-    return _refuse(supervisor, call, (call.a0,))
+    return _refuse(call, machine, (call.a0,))
 
 
-def poll(supervisor: Supervisor, call: TrappedCall) -> int:
+def poll(call: TrappedCall, machine: Machine) -> int:
     """``poll(fds, nfds, ...)`` and ppoll."""
     size = min(call.a1, _MOST_POLLED) * _POLLFD_BYTES
-    if not len(supervisor.descriptors) or not size:
+    if not len(machine.descriptors) or not size:
         return PROCEED
     array = read_memory(call.pid, call.a0, size)
     starts = range(0, len(array), _POLLFD_BYTES)
     return _refuse(
-        supervisor, call, (int.from_bytes(array[start : start + 4], "little") for start in starts)
+        call, machine, (int.from_bytes(array[start : start + 4], "little") for start in starts)
     )
 
 
-def select(supervisor: Supervisor, call: TrappedCall) -> int:
+def select(call: TrappedCall, machine: Machine) -> int:
     """``_newselect(nfds, in, out, exceptions, ...)`` and pselect6."""
     count = min(call.a0 & 0x7FFFFFFF, _MOST_POLLED)
-    if not len(supervisor.descriptors) or not count:
+    if not len(machine.descriptors) or not count:
         return PROCEED
     bits = 0
     for address in (call.a1, call.a2, call.a3):
         if address:
             bits |= int.from_bytes(read_memory(call.pid, address, -(-count // 8)), "little")
-    return _refuse(supervisor, call, (number for number in range(count) if bits >> number & 1))
+    return _refuse(call, machine, (number for number in range(count) if bits >> number & 1))
 
 
-def io_submit(supervisor: Supervisor, call: TrappedCall) -> int:
+def io_submit(call: TrappedCall, machine: Machine) -> int:
     """``io_submit(context, count, blocks)``."""
-    if not len(supervisor.descriptors) or signed32(call.a1) <= 0:
+    if not len(machine.descriptors) or signed32(call.a1) <= 0:
         return PROCEED
     blocks = aio.read_blocks(call, call.a1, aio.COMPAT_POINTER)
-    return _refuse(supervisor, call, (aio.descriptor_of(content) for _, content in blocks))
+    return _refuse(call, machine, (aio.descriptor_of(content) for _, content in blocks))
 
 
 _SEEN: Final = frozenset(

@@ -14,7 +14,7 @@ from recuse.sandbox.readiness import Moment, Readiness
 if TYPE_CHECKING:
     from recuse.kernel.caller import Caller
     from recuse.sandbox.borrowing import Borrowing
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 
 class Asked:
@@ -43,13 +43,13 @@ class Asked:
 
 
 def ask(
-    supervisor: Supervisor, call: TrappedCall, caller: Caller, asked: list[Asked], waits: int
+    call: TrappedCall, machine: Machine, caller: Caller, asked: list[Asked], waits: int
 ) -> Steps[None]:
     """Ask the devices that a call is about, one after the other.
 
     Args:
-        supervisor: serves the call.
         call: is about them.
+        machine: what the call is made on.
         caller: who makes it.
         asked: the files; their ``bits`` are set.
         waits: the caller will wait unless one of the files before this index is ready.
@@ -61,7 +61,7 @@ def ask(
             one.events |= POLLNVAL
             one.bits = POLLNVAL
         else:
-            readiness = one.readiness = supervisor.descriptors.readiness(one.descriptor, file)
+            readiness = one.readiness = machine.descriptors.readiness(one.descriptor, file)
             one.moment = readiness.asking()
             readiness.awake(call.pid)
             if one.index < waits:

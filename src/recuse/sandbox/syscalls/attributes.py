@@ -24,7 +24,7 @@ from recuse.sandbox.tree import AT_FDCWD, Found
 
 if TYPE_CHECKING:
     from recuse.sandbox.call import TrappedCall
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 # Calls with other flags than these are refused by the kernel before it looks at the path, so they
 # are left to it.
@@ -42,45 +42,43 @@ _Times = tuple[int | None, int | None]
 """Access and modification time in nanoseconds since the epoch; None leaves one as it is."""
 
 
-def _change_mode(supervisor: Supervisor, call: TrappedCall, found: Found | None, mode: int) -> int:
+def _change_mode(call: TrappedCall, machine: Machine, found: Found | None, mode: int) -> int:
     if found is None or found.link:
         return PROCEED
     node = found.node
     check_owner(node, call.task.credentials)
     node.mode = stat.S_IFMT(node.mode) | mode & 0o7777
     if node.is_directory and mode & 0o111 != 0o111:
-        supervisor.tree.private_directories = True
+        machine.tree.private_directories = True
     node.changed_ns = time.time_ns()
     return 0
 
 
-def chmod(supervisor: Supervisor, call: TrappedCall) -> int:
+def chmod(call: TrappedCall, machine: Machine) -> int:
     """``chmod(path, mode)``."""
-    return _change_mode(supervisor, call, named(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
+    return _change_mode(call, machine, named(call, machine, AT_FDCWD, call.a0, 0), call.a1)
 
 
-def fchmod(supervisor: Supervisor, call: TrappedCall) -> int:
+def fchmod(call: TrappedCall, machine: Machine) -> int:
     """``fchmod(fd, mode)``."""
-    return _change_mode(supervisor, call, opened(supervisor, call), call.a1)
+    return _change_mode(call, machine, opened(call, machine), call.a1)
 
 
-def fchmodat(supervisor: Supervisor, call: TrappedCall) -> int:
+def fchmodat(call: TrappedCall, machine: Machine) -> int:
     """``fchmodat(dirfd, path, mode)``: this call has no flags."""
-    found = named(supervisor, call, signed32(call.a0), call.a1, 0)
-    return _change_mode(supervisor, call, found, call.a2)
+    found = named(call, machine, signed32(call.a0), call.a1, 0)
+    return _change_mode(call, machine, found, call.a2)
 
 
-def fchmodat2(supervisor: Supervisor, call: TrappedCall) -> int:
+def fchmodat2(call: TrappedCall, machine: Machine) -> int:
     """``fchmodat2(dirfd, path, mode, flags)``."""
     if call.a3 & ~_CHANGE_FLAGS:
         return PROCEED
-    found = named(supervisor, call, signed32(call.a0), call.a1, call.a3)
-    return _change_mode(supervisor, call, found, call.a2)
+    found = named(call, machine, signed32(call.a0), call.a1, call.a3)
+    return _change_mode(call, machine, found, call.a2)
 
 
-def change_owner(
-    supervisor: Supervisor, call: TrappedCall, found: Found | None, uid: int, gid: int
-) -> int:
+def change_owner(call: TrappedCall, found: Found | None, uid: int, gid: int) -> int:
     if found is None or found.link:
         return PROCEED
     node, who = found.node, call.task.credentials
@@ -101,33 +99,32 @@ def change_owner(
     return 0
 
 
-def chown(supervisor: Supervisor, call: TrappedCall) -> int:
+def chown(call: TrappedCall, machine: Machine) -> int:
     """``chown(path, uid, gid)``."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
-    return change_owner(supervisor, call, found, call.a1, call.a2)
+    found = named(call, machine, AT_FDCWD, call.a0, 0)
+    return change_owner(call, found, call.a1, call.a2)
 
 
-def lchown(supervisor: Supervisor, call: TrappedCall) -> int:
+def lchown(call: TrappedCall, machine: Machine) -> int:
     """``lchown(path, uid, gid)``."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return change_owner(supervisor, call, found, call.a1, call.a2)
+    found = named(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return change_owner(call, found, call.a1, call.a2)
 
 
-def fchown(supervisor: Supervisor, call: TrappedCall) -> int:
+def fchown(call: TrappedCall, machine: Machine) -> int:
     """``fchown(fd, uid, gid)``."""
-    return change_owner(supervisor, call, opened(supervisor, call), call.a1, call.a2)
+    return change_owner(call, opened(call, machine), call.a1, call.a2)
 
 
-def fchownat(supervisor: Supervisor, call: TrappedCall) -> int:
+def fchownat(call: TrappedCall, machine: Machine) -> int:
     """``fchownat(dirfd, path, uid, gid, flags)``."""
     if call.a4 & ~_CHANGE_FLAGS:
         return PROCEED
-    found = named(supervisor, call, signed32(call.a0), call.a1, call.a4)
-    return change_owner(supervisor, call, found, call.a2, call.a3)
+    found = named(call, machine, signed32(call.a0), call.a1, call.a4)
+    return change_owner(call, found, call.a2, call.a3)
 
 
-def set_times(  # noqa: PLR0917 - as the calls' arguments come
-    supervisor: Supervisor,
+def set_times(
     call: TrappedCall,
     found: Found | None,
     address: int,
@@ -182,30 +179,30 @@ def from_seconds(numbers: tuple[int, ...]) -> _Times:
     return numbers[0] * _SECOND, numbers[1] * _SECOND
 
 
-def utime(supervisor: Supervisor, call: TrappedCall) -> int:
+def utime(call: TrappedCall, machine: Machine) -> int:
     """``utime(path, times)``."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
-    return set_times(supervisor, call, found, call.a1, _SECONDS, from_seconds)
+    found = named(call, machine, AT_FDCWD, call.a0, 0)
+    return set_times(call, found, call.a1, _SECONDS, from_seconds)
 
 
-def utimes(supervisor: Supervisor, call: TrappedCall) -> int:
+def utimes(call: TrappedCall, machine: Machine) -> int:
     """``utimes(path, times)``."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
-    return set_times(supervisor, call, found, call.a1, _TIMES, from_timevals)
+    found = named(call, machine, AT_FDCWD, call.a0, 0)
+    return set_times(call, found, call.a1, _TIMES, from_timevals)
 
 
-def futimesat(supervisor: Supervisor, call: TrappedCall) -> int:
+def futimesat(call: TrappedCall, machine: Machine) -> int:
     """``futimesat(dirfd, path, times)``."""
-    found = by_path_or_descriptor(supervisor, call, 0)
-    return set_times(supervisor, call, found, call.a2, _TIMES, from_timevals)
+    found = by_path_or_descriptor(call, machine, 0)
+    return set_times(call, found, call.a2, _TIMES, from_timevals)
 
 
-def utimensat(supervisor: Supervisor, call: TrappedCall, layout: struct.Struct = _TIMES) -> int:
+def utimensat(call: TrappedCall, machine: Machine, layout: struct.Struct = _TIMES) -> int:
     """``utimensat(dirfd, path, times, flags)``; futimens passes no path."""
     if call.a3 & ~_CHANGE_FLAGS or (call.a1 == 0 and call.a3):
         return PROCEED
-    found = by_path_or_descriptor(supervisor, call, call.a3)
-    return set_times(supervisor, call, found, call.a2, layout, from_timespecs)
+    found = by_path_or_descriptor(call, machine, call.a3)
+    return set_times(call, found, call.a2, layout, from_timespecs)
 
 
 HANDLERS: Final[dict[str, Handler]] = {

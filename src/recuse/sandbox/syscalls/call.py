@@ -9,12 +9,18 @@ from recuse.sandbox.answers import ANSWERED, PROCEED
 from recuse.sandbox.call import Outcome, TrappedCall
 
 if TYPE_CHECKING:
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["ANSWERED", "PROCEED", "Handler", "signed32", "signed64"]
 
-Handler = Callable[["Supervisor", TrappedCall], Outcome]
-"""Handles one trapped call.
+Handler = Callable[[TrappedCall, "Machine"], Outcome]
+"""Handles one trapped call of a program on a machine.
+
+What it needs of the call is in the call: who makes it, its arguments, whether it still waits, and
+how to answer it. All else is the machine's.
 
 Returns the call's result (not negative), or PROCEED or ANSWERED; or it is a generator that returns
 them, which waits for what it yields. An OSError is the call's error. Anything else that escapes is

@@ -47,7 +47,7 @@ from recuse.sandbox.syscalls.lookup import (
 from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 _NATIVE: Final[dict[str, Handler]] = {
     **rw.HANDLERS,
@@ -92,65 +92,65 @@ def _wide(low: int, high: int) -> int:
     return high << 32 | low
 
 
-def pread64(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def pread64(call: TrappedCall, machine: Machine) -> Outcome:
     """``pread64(fd, buf, count, low, high)``."""
     call.a3 = _wide(call.a3, call.a4)
-    return rw.pread64(supervisor, call)
+    return rw.pread64(call, machine)
 
 
-def pwrite64(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def pwrite64(call: TrappedCall, machine: Machine) -> Outcome:
     """``pwrite64(fd, buf, count, low, high)``."""
     call.a3 = _wide(call.a3, call.a4)
-    return rw.pwrite64(supervisor, call)
+    return rw.pwrite64(call, machine)
 
 
-def readv(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def readv(call: TrappedCall, machine: Machine) -> Outcome:
     """``readv(fd, iov, count)``."""
-    return rw.vectored(supervisor, call, os.O_RDONLY, None, 0, rw.COMPAT_IOVEC)
+    return rw.vectored(call, machine, os.O_RDONLY, None, 0, rw.COMPAT_IOVEC)
 
 
-def writev(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def writev(call: TrappedCall, machine: Machine) -> Outcome:
     """``writev(fd, iov, count)``."""
-    return rw.vectored(supervisor, call, os.O_WRONLY, None, 0, rw.COMPAT_IOVEC)
+    return rw.vectored(call, machine, os.O_WRONLY, None, 0, rw.COMPAT_IOVEC)
 
 
-def preadv(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def preadv(call: TrappedCall, machine: Machine) -> Outcome:
     """``preadv(fd, iov, count, low, high)``."""
     position = _wide(call.a3, call.a4)
-    return rw.vectored(supervisor, call, os.O_RDONLY, position, 0, rw.COMPAT_IOVEC)
+    return rw.vectored(call, machine, os.O_RDONLY, position, 0, rw.COMPAT_IOVEC)
 
 
-def pwritev(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def pwritev(call: TrappedCall, machine: Machine) -> Outcome:
     """``pwritev(fd, iov, count, low, high)``."""
     position = _wide(call.a3, call.a4)
-    return rw.vectored(supervisor, call, os.O_WRONLY, position, 0, rw.COMPAT_IOVEC)
+    return rw.vectored(call, machine, os.O_WRONLY, position, 0, rw.COMPAT_IOVEC)
 
 
-def preadv2(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def preadv2(call: TrappedCall, machine: Machine) -> Outcome:
     """``preadv2(fd, iov, count, low, high, flags)``."""
     position, flags = rw.at(_wide(call.a3, call.a4)), signed32(call.a5)
-    return rw.vectored(supervisor, call, os.O_RDONLY, position, flags, rw.COMPAT_IOVEC)
+    return rw.vectored(call, machine, os.O_RDONLY, position, flags, rw.COMPAT_IOVEC)
 
 
-def pwritev2(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def pwritev2(call: TrappedCall, machine: Machine) -> Outcome:
     """``pwritev2(fd, iov, count, low, high, flags)``."""
     position, flags = rw.at(_wide(call.a3, call.a4)), signed32(call.a5)
-    return rw.vectored(supervisor, call, os.O_WRONLY, position, flags, rw.COMPAT_IOVEC)
+    return rw.vectored(call, machine, os.O_WRONLY, position, flags, rw.COMPAT_IOVEC)
 
 
-def lseek(supervisor: Supervisor, call: TrappedCall) -> int:
+def lseek(call: TrappedCall, machine: Machine) -> int:
     """``lseek(fd, offset, whence)``; EOVERFLOW for a position that 32 bits do not hold."""
     call.a1 = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF  # as a register of 64 bits has it
-    position = rw.lseek(supervisor, call)
+    position = rw.lseek(call, machine)
     if position > 0x7FFFFFFF:
         raise os_error(errno.EOVERFLOW)
     return position
 
 
-def llseek(supervisor: Supervisor, call: TrappedCall) -> int:
+def llseek(call: TrappedCall, machine: Machine) -> int:
     """``_llseek(fd, high, low, result, whence)``."""
     call.a1, call.a2 = _wide(call.a2, call.a1), call.a4
-    position = rw.lseek(supervisor, call)
+    position = rw.lseek(call, machine)
     if position == PROCEED:
         return PROCEED
     if write_memory(call.pid, call.a3, _LOFF.pack(position)) < _LOFF.size:
@@ -158,45 +158,45 @@ def llseek(supervisor: Supervisor, call: TrappedCall) -> int:
     return 0
 
 
-def stat(supervisor: Supervisor, call: TrappedCall) -> int:
+def stat(call: TrappedCall, machine: Machine) -> int:
     """``stat(path, buf)``."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
-    return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat)
+    found = looked_at(call, machine, AT_FDCWD, call.a0, 0)
+    return status.fill_stat(call, found, call.a1, i386.pack_stat)
 
 
-def lstat(supervisor: Supervisor, call: TrappedCall) -> int:
+def lstat(call: TrappedCall, machine: Machine) -> int:
     """``lstat(path, buf)``."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat)
+    found = looked_at(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return status.fill_stat(call, found, call.a1, i386.pack_stat)
 
 
-def fstat(supervisor: Supervisor, call: TrappedCall) -> int:
+def fstat(call: TrappedCall, machine: Machine) -> int:
     """``fstat(fd, buf)``."""
-    found = held(supervisor, call, signed32(call.a0))
-    return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat)
+    found = held(call, machine, signed32(call.a0))
+    return status.fill_stat(call, found, call.a1, i386.pack_stat)
 
 
-def stat64(supervisor: Supervisor, call: TrappedCall) -> int:
+def stat64(call: TrappedCall, machine: Machine) -> int:
     """``stat64(path, buf)``."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
-    return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat64)
+    found = looked_at(call, machine, AT_FDCWD, call.a0, 0)
+    return status.fill_stat(call, found, call.a1, i386.pack_stat64)
 
 
-def lstat64(supervisor: Supervisor, call: TrappedCall) -> int:
+def lstat64(call: TrappedCall, machine: Machine) -> int:
     """``lstat64(path, buf)``."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat64)
+    found = looked_at(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return status.fill_stat(call, found, call.a1, i386.pack_stat64)
 
 
-def fstat64(supervisor: Supervisor, call: TrappedCall) -> int:
+def fstat64(call: TrappedCall, machine: Machine) -> int:
     """``fstat64(fd, buf)``."""
-    found = held(supervisor, call, signed32(call.a0))
-    return status.fill_stat(supervisor, call, found, call.a1, i386.pack_stat64)
+    found = held(call, machine, signed32(call.a0))
+    return status.fill_stat(call, found, call.a1, i386.pack_stat64)
 
 
-def fstatat64(supervisor: Supervisor, call: TrappedCall) -> int:
+def fstatat64(call: TrappedCall, machine: Machine) -> int:
     """``fstatat64(dirfd, path, buf, flags)``."""
-    return status.newfstatat(supervisor, call, i386.pack_stat64)
+    return status.newfstatat(call, machine, i386.pack_stat64)
 
 
 def _id(number: int) -> int:
@@ -205,54 +205,48 @@ def _id(number: int) -> int:
     return 0xFFFFFFFF if number == 0xFFFF else number
 
 
-def chown(supervisor: Supervisor, call: TrappedCall) -> int:
+def chown(call: TrappedCall, machine: Machine) -> int:
     """``chown(path, uid, gid)`` with ids of 16 bits."""
     call.a1, call.a2 = _id(call.a1), _id(call.a2)
-    return attributes.chown(supervisor, call)
+    return attributes.chown(call, machine)
 
 
-def lchown(supervisor: Supervisor, call: TrappedCall) -> int:
+def lchown(call: TrappedCall, machine: Machine) -> int:
     """``lchown(path, uid, gid)`` with ids of 16 bits."""
     call.a1, call.a2 = _id(call.a1), _id(call.a2)
-    return attributes.lchown(supervisor, call)
+    return attributes.lchown(call, machine)
 
 
-def fchown(supervisor: Supervisor, call: TrappedCall) -> int:
+def fchown(call: TrappedCall, machine: Machine) -> int:
     """``fchown(fd, uid, gid)`` with ids of 16 bits."""
     call.a1, call.a2 = _id(call.a1), _id(call.a2)
-    return attributes.fchown(supervisor, call)
+    return attributes.fchown(call, machine)
 
 
-def utime(supervisor: Supervisor, call: TrappedCall) -> int:
+def utime(call: TrappedCall, machine: Machine) -> int:
     """``utime(path, times)``."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
-    return attributes.set_times(
-        supervisor, call, found, call.a1, _SECONDS32, attributes.from_seconds
-    )
+    found = named(call, machine, AT_FDCWD, call.a0, 0)
+    return attributes.set_times(call, found, call.a1, _SECONDS32, attributes.from_seconds)
 
 
-def utimes(supervisor: Supervisor, call: TrappedCall) -> int:
+def utimes(call: TrappedCall, machine: Machine) -> int:
     """``utimes(path, times)``."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
-    return attributes.set_times(
-        supervisor, call, found, call.a1, _TIMES32, attributes.from_timevals
-    )
+    found = named(call, machine, AT_FDCWD, call.a0, 0)
+    return attributes.set_times(call, found, call.a1, _TIMES32, attributes.from_timevals)
 
 
-def futimesat(supervisor: Supervisor, call: TrappedCall) -> int:
+def futimesat(call: TrappedCall, machine: Machine) -> int:
     """``futimesat(dirfd, path, times)``."""
-    found = by_path_or_descriptor(supervisor, call, 0)
-    return attributes.set_times(
-        supervisor, call, found, call.a2, _TIMES32, attributes.from_timevals
-    )
+    found = by_path_or_descriptor(call, machine, 0)
+    return attributes.set_times(call, found, call.a2, _TIMES32, attributes.from_timevals)
 
 
-def utimensat(supervisor: Supervisor, call: TrappedCall) -> int:
+def utimensat(call: TrappedCall, machine: Machine) -> int:
     """``utimensat(dirfd, path, times, flags)`` with times of 32 bits."""
-    return attributes.utimensat(supervisor, call, _TIMES32)
+    return attributes.utimensat(call, machine, _TIMES32)
 
 
-def socketcall(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def socketcall(call: TrappedCall, machine: Machine) -> Outcome:
     """``socketcall(call, args)``: what older C libraries use for all that sockets can do."""
     which = signed32(call.a0)
     if which in (_SYS_SOCKET, _SYS_SOCKETPAIR):
@@ -260,61 +254,61 @@ def socketcall(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     words = read_memory(call.pid, call.a1, 12)
     call.a0, call.a1, call.a2 = _ARGUMENTS.unpack(words.ljust(12, b"\0"))
     if which in _SENDING and len(words) == _ARGUMENTS.size:
-        return _SENDING[which](supervisor, call)
-    return processes.socket_call(supervisor, call)
+        return _SENDING[which](call, machine)
+    return processes.socket_call(call, machine)
 
 
-def ppoll(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def ppoll(call: TrappedCall, machine: Machine) -> Outcome:
     """``ppoll(fds, nfds, timeout, mask, size)`` with times of 32 bits."""
-    return poll.ppoll(supervisor, call, _SECONDS32)
+    return poll.ppoll(call, machine, _SECONDS32)
 
 
-def newselect(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def newselect(call: TrappedCall, machine: Machine) -> Outcome:
     """``_newselect(nfds, in, out, exceptions, timeout)``."""
-    return poll.select(supervisor, call, _SECONDS32, word=4)
+    return poll.select(call, machine, _SECONDS32, word=4)
 
 
-def select(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def select(call: TrappedCall, machine: Machine) -> Outcome:
     """``select(args)``: the arguments are a structure."""
-    if not supervisor.descriptors.polled:
+    if not machine.descriptors.polled:
         return PROCEED
     array = read_memory(call.pid, call.a0, _OLD_SELECT.size)
     if len(array) < _OLD_SELECT.size:
         return PROCEED
     registers = call.a0, call.a1
     call.a0, call.a1, call.a2, call.a3, call.a4 = _OLD_SELECT.unpack(array)
-    return poll.select(supervisor, call, _SECONDS32, word=4, registers=registers)
+    return poll.select(call, machine, _SECONDS32, word=4, registers=registers)
 
 
-def pselect6(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def pselect6(call: TrappedCall, machine: Machine) -> Outcome:
     """``pselect6(nfds, in, out, exceptions, timeout, mask)`` with times of 32 bits."""
-    return poll.pselect6(supervisor, call, _SECONDS32, word=4)
+    return poll.pselect6(call, machine, _SECONDS32, word=4)
 
 
-def pselect6_time64(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def pselect6_time64(call: TrappedCall, machine: Machine) -> Outcome:
     """``pselect6(nfds, in, out, exceptions, timeout, mask)``."""
-    return poll.pselect6(supervisor, call, word=4)
+    return poll.pselect6(call, machine, word=4)
 
 
-def io_submit(supervisor: Supervisor, call: TrappedCall) -> int:
+def io_submit(call: TrappedCall, machine: Machine) -> int:
     """``io_submit(context, count, blocks)`` with pointers of 32 bits to the same structures."""
     call.a1 = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF
-    return aio.io_submit(supervisor, call, aio.COMPAT_POINTER)
+    return aio.io_submit(call, machine, aio.COMPAT_POINTER)
 
 
-def mmap2(supervisor: Supervisor, call: TrappedCall) -> int:
+def mmap2(call: TrappedCall, machine: Machine) -> int:
     """``mmap2(addr, length, prot, flags, fd, pages)``."""
     call.a5 *= i386.MMAP_UNIT
-    return mmap.mmap(supervisor, call)
+    return mmap.mmap(call, machine)
 
 
-def old_mmap(supervisor: Supervisor, call: TrappedCall) -> int:
+def old_mmap(call: TrappedCall, machine: Machine) -> int:
     """``mmap(args)``: what C libraries used before mmap2; all six arguments are in memory."""
     arguments = read_memory(call.pid, call.a0, _MMAP_ARGUMENTS.size)
     if len(arguments) < _MMAP_ARGUMENTS.size:
         return PROCEED
     call.a0, call.a1, call.a2, call.a3, call.a4, call.a5 = _MMAP_ARGUMENTS.unpack(arguments)
-    return mmap.mmap(supervisor, call)
+    return mmap.mmap(call, machine)
 
 
 OWN: Final[dict[str, Handler]] = {

@@ -17,7 +17,7 @@ from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.opening import install_file
 
 if TYPE_CHECKING:
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 # Commands that the kernel answers for every file before it asks the driver (linux/fs.h).
 _FIONBIO: Final = 0x5421
@@ -41,9 +41,9 @@ _NOT_FOR_DEVICES: Final = frozenset(
 _SETFL_MASK: Final = os.O_APPEND | os.O_NONBLOCK | arch.O_DIRECT | os.O_NOATIME
 
 
-def ioctl(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def ioctl(call: TrappedCall, machine: Machine) -> Outcome:
     """``ioctl(fd, command, argument)``."""
-    descriptor = supervisor.descriptors.find(call.pid, call.a0)
+    descriptor = machine.descriptors.find(call.pid, call.a0)
     if descriptor is None:
         return PROCEED
     file = descriptor.file
@@ -64,13 +64,13 @@ def ioctl(supervisor: Supervisor, call: TrappedCall) -> Outcome:
         if any(_read_int(call)):
             raise os_error(errno.ENOTTY)
         return 0
-    install = partial(install_file, supervisor, call) if file.device.new_files else None
+    install = partial(install_file, call, machine) if file.device.new_files else None
     of_32_bit = call.arch == compat.AUDIT_ARCH
     operation = file.ioctl(call.caller(), command, call.a2, of_32_bit, install)
-    if install is not None and (made := supervisor.tree.nodes.anonymous_or_none(file.device)):
+    if install is not None and (made := machine.tree.nodes.anonymous_or_none(file.device)):
         # What an earlier one has made and the program has closed is released first: it may be in
         # the way of this one.
-        return _after(supervisor.descriptors.releases(made), OnDevice(file.device, operation))
+        return _after(machine.descriptors.releases(made), OnDevice(file.device, operation))
     return call.run(file.device, operation)
 
 
@@ -87,10 +87,10 @@ def _read_int(call: TrappedCall) -> bytes:
     return data
 
 
-def fcntl(supervisor: Supervisor, call: TrappedCall) -> int:
+def fcntl(call: TrappedCall, machine: Machine) -> int:
     """``fcntl(fd, command, argument)``, for the commands that the filter traps."""
     command = signed32(call.a1)
-    descriptor = supervisor.descriptors.find(call.pid, call.a0)
+    descriptor = machine.descriptors.find(call.pid, call.a0)
     if descriptor is None:
         return PROCEED
     file = descriptor.file

@@ -22,7 +22,7 @@ from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 from recuse.sandbox.waker import Sleeper, watched_by
 
 if TYPE_CHECKING:
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 _EPOLL_CTL_ADD: Final = 1
 _EPOLL_CTL_DEL: Final = 2
@@ -31,20 +31,20 @@ _EPOLLONESHOT: Final = 1 << 30
 _EVENT = struct.Struct("=I8x")
 
 
-def epoll_ctl(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def epoll_ctl(call: TrappedCall, machine: Machine) -> Outcome:
     """``epoll_ctl(epoll, operation, fd, event)``."""
     operation = signed32(call.a1)
-    if not supervisor.descriptors.polled or not _EPOLL_CTL_ADD <= operation <= _EPOLL_CTL_MOD:
+    if not machine.descriptors.polled or not _EPOLL_CTL_ADD <= operation <= _EPOLL_CTL_MOD:
         return PROCEED
     number = call.a2 & 0xFFFFFFFF
-    descriptor = supervisor.descriptors.find(call.pid, number)
+    descriptor = machine.descriptors.find(call.pid, number)
     if descriptor is None or not descriptor.is_asked:
         return PROCEED
     file = descriptor.file
     if not isinstance(file, OpenFile):  # O_PATH
         raise os_error(errno.EBADF)
     key = (call.task.tgid, call.a0 & 0xFFFFFFFF, number)
-    readiness = supervisor.descriptors.readiness(descriptor, file)
+    readiness = machine.descriptors.readiness(descriptor, file)
     if operation == _EPOLL_CTL_DEL:
         readiness.unwatch(key)
         return PROCEED
@@ -53,14 +53,12 @@ def epoll_ctl(supervisor: Supervisor, call: TrappedCall) -> Outcome:
         return PROCEED
     events = _EVENT.unpack(event)[0] | POLLERR | POLLHUP
     readiness.watch(key, events)
-    return _add(supervisor, call, Asked(0, number, events, descriptor), key)
+    return _add(call, machine, Asked(0, number, events, descriptor), key)
 
 
-def _add(
-    supervisor: Supervisor, call: TrappedCall, one: Asked, key: tuple[int, int, int]
-) -> Steps[int]:
+def _add(call: TrappedCall, machine: Machine, one: Asked, key: tuple[int, int, int]) -> Steps[int]:
     """Ask a device that is added or changed, and have its descriptor show that."""
-    yield from ask(supervisor, call, call.caller(), [one], 0)
+    yield from ask(call, machine, call.caller(), [one], 0)
     if one.readiness is not None:
         one.readiness.told(key, listed=bool(one.bits & one.events))
     with Borrowing(call) as borrowing:
@@ -68,9 +66,9 @@ def _add(
         return borrowing.finish(PROCEED)
 
 
-def epoll_wait(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def epoll_wait(call: TrappedCall, machine: Machine) -> Outcome:
     """``epoll_wait(epoll, events, count, timeout)``, epoll_pwait and epoll_pwait2."""
-    waker = supervisor.descriptors.waker
+    waker = machine.descriptors.waker
     if not waker.watched:
         return PROCEED
     number = call.a0 & 0xFFFFFFFF
@@ -83,26 +81,26 @@ def epoll_wait(supervisor: Supervisor, call: TrappedCall) -> Outcome:
             waker.sleepers.pop(call.pid, None)
         else:
             waker.asleep(sleeper)
-    asked, hungry = _listed(supervisor, call, epoll) if listed else ([], [])
+    asked, hungry = _listed(call, machine, epoll) if listed else ([], [])
     if not asked and not hungry:
         with waker.lock:
             waker.asleep(sleeper)
         return PROCEED
 
-    return _wait(supervisor, call, sleeper, asked, hungry)
+    return _wait(call, machine, sleeper, asked, hungry)
 
 
 def _wait(
-    supervisor: Supervisor,
     call: TrappedCall,
+    machine: Machine,
     sleeper: Sleeper,
     asked: list[Asked],
     hungry: list[Asked],
 ) -> Steps[int]:
     """Ask devices before a wait for an epoll, and have their descriptors show that."""
-    yield from ask(supervisor, call, sleeper.caller, asked, 0)
+    yield from ask(call, machine, sleeper.caller, asked, 0)
     epoll = (call.task.tgid, call.a0 & 0xFFFFFFFF)
-    waker = supervisor.descriptors.waker
+    waker = machine.descriptors.waker
     with waker.lock:
         waker.asleep(sleeper)
     with Borrowing(call) as borrowing:
@@ -119,7 +117,7 @@ def _wait(
 
 
 def _listed(
-    supervisor: Supervisor, call: TrappedCall, epoll: tuple[int, int]
+    call: TrappedCall, machine: Machine, epoll: tuple[int, int]
 ) -> tuple[list[Asked], list[Asked]]:
     """The devices to be asked before a wait for an epoll, and those to be fed."""
     found: list[Asked] = []
@@ -129,7 +127,7 @@ def _listed(
     except OSError:
         return found, hungry
     for index, entry in enumerate(entries):
-        descriptor = supervisor.descriptors.by_inode(entry.inode)
+        descriptor = machine.descriptors.by_inode(entry.inode)
         if descriptor is None or descriptor.readiness is None or not entry.enabled:
             continue
         one = Asked(index, entry.number, entry.events, descriptor)

@@ -20,7 +20,7 @@ from recuse.sandbox.tree import AT_FDCWD, Found
 
 if TYPE_CHECKING:
     from recuse.sandbox.call import TrappedCall
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 _STATFS: Final = struct.Struct("=qqQQQQQiiqqq32x")
 """asm-generic/statfs.h"""
@@ -36,7 +36,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _fill(
-    supervisor: Supervisor,
     call: TrappedCall,
     found: Found | None,
     address: int,
@@ -73,41 +72,41 @@ def _statfs(top: bytes) -> bytes:
     return buffer.raw
 
 
-def statfs(supervisor: Supervisor, call: TrappedCall) -> int:
+def statfs(call: TrappedCall, machine: Machine) -> int:
     """``statfs(path, buf)``."""
-    return _fill(supervisor, call, looked_at(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
+    return _fill(call, looked_at(call, machine, AT_FDCWD, call.a0, 0), call.a1)
 
 
-def fstatfs(supervisor: Supervisor, call: TrappedCall) -> int:
+def fstatfs(call: TrappedCall, machine: Machine) -> int:
     """``fstatfs(fd, buf)``."""
-    return _fill(supervisor, call, held(supervisor, call, signed32(call.a0)), call.a1)
+    return _fill(call, held(call, machine, signed32(call.a0)), call.a1)
 
 
-def statfs64(supervisor: Supervisor, call: TrappedCall) -> int:
+def statfs64(call: TrappedCall, machine: Machine) -> int:
     """``statfs64(path, size, buf)`` of a 32-bit program."""
     if call.a1 != _STATFS64_32.size:
         return PROCEED  # EINVAL
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
-    return _fill(supervisor, call, found, call.a2, _STATFS64_32)
+    found = looked_at(call, machine, AT_FDCWD, call.a0, 0)
+    return _fill(call, found, call.a2, _STATFS64_32)
 
 
-def fstatfs64(supervisor: Supervisor, call: TrappedCall) -> int:
+def fstatfs64(call: TrappedCall, machine: Machine) -> int:
     """``fstatfs64(fd, size, buf)`` of a 32-bit program."""
     if call.a1 != _STATFS64_32.size:
         return PROCEED
-    found = held(supervisor, call, signed32(call.a0))
-    return _fill(supervisor, call, found, call.a2, _STATFS64_32)
+    found = held(call, machine, signed32(call.a0))
+    return _fill(call, found, call.a2, _STATFS64_32)
 
 
-def compat_statfs(supervisor: Supervisor, call: TrappedCall) -> int:
+def compat_statfs(call: TrappedCall, machine: Machine) -> int:
     """``statfs(path, buf)`` of a 32-bit program."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
-    return _fill(supervisor, call, found, call.a1, _STATFS_32)
+    found = looked_at(call, machine, AT_FDCWD, call.a0, 0)
+    return _fill(call, found, call.a1, _STATFS_32)
 
 
-def compat_fstatfs(supervisor: Supervisor, call: TrappedCall) -> int:
+def compat_fstatfs(call: TrappedCall, machine: Machine) -> int:
     """``fstatfs(fd, buf)`` of a 32-bit program."""
-    return _fill(supervisor, call, held(supervisor, call, signed32(call.a0)), call.a1, _STATFS_32)
+    return _fill(call, held(call, machine, signed32(call.a0)), call.a1, _STATFS_32)
 
 
 HANDLERS: Final[dict[str, Handler]] = {"statfs": statfs, "fstatfs": fstatfs}

@@ -25,7 +25,7 @@ from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
 
 if TYPE_CHECKING:
     from recuse.sandbox.call import TrappedCall
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 _HEADER = struct.Struct("=QqH")
 _LARGEST: Final = 1 << 18
@@ -38,8 +38,8 @@ _Entry = tuple[bytes, int, int]
 """Name, inode number and mode."""
 
 
-def _list(supervisor: Supervisor, call: TrappedCall, *, typed: bool) -> int:
-    tree = supervisor.tree
+def _list(call: TrappedCall, machine: Machine, *, typed: bool) -> int:
+    tree = machine.tree
     path, only_here = tree.place(call.pid, signed32(call.a0))
     if path is None:
         return PROCEED
@@ -49,7 +49,7 @@ def _list(supervisor: Supervisor, call: TrappedCall, *, typed: bool) -> int:
         return PROCEED
     room = min(call.a2 & 0xFFFFFFFF, _LARGEST)
     if not may_borrow():
-        return _list_apart(supervisor, call, path, room, only_here=only_here, typed=typed)
+        return _list_apart(call, machine, path, room, only_here=only_here, typed=typed)
     with Borrowing(call) as borrowing:
         directory = borrowing.copy(signed32(call.a0))
         try:
@@ -75,8 +75,8 @@ def _list(supervisor: Supervisor, call: TrappedCall, *, typed: bool) -> int:
 
 
 def _list_apart(
-    supervisor: Supervisor,
     call: TrappedCall,
+    machine: Machine,
     path: bytes,
     room: int,
     *,
@@ -89,7 +89,7 @@ def _list_apart(
     its position stays at the end of the native ones.
     """
     number = signed32(call.a0)
-    listings = supervisor.tree.listings
+    listings = machine.tree.listings
     key = (call.task.tgid, number)
     try:
         with open(f"/proc/{call.pid}/fdinfo/{number}", "rb") as file:
@@ -104,7 +104,7 @@ def _list_apart(
         index = position - _FIRST_POSITION
     if key in listings and listings[key][:2] == (path, position):
         index = listings[key][2]
-    entries = _entries(supervisor.tree.nodes, path)[index:]
+    entries = _entries(machine.tree.nodes, path)[index:]
     data, count = _encode(entries, _FIRST_POSITION + index, room, typed=typed)
     if entries and not count:
         raise os_error(errno.EINVAL)
@@ -166,14 +166,14 @@ def _encode(entries: list[_Entry], position: int, room: int, *, typed: bool) -> 
     return bytes(data), len(entries)
 
 
-def getdents64(supervisor: Supervisor, call: TrappedCall) -> int:
+def getdents64(call: TrappedCall, machine: Machine) -> int:
     """``getdents64(fd, buf, count)``."""
-    return _list(supervisor, call, typed=True)
+    return _list(call, machine, typed=True)
 
 
-def getdents(supervisor: Supervisor, call: TrappedCall) -> int:
+def getdents(call: TrappedCall, machine: Machine) -> int:
     """``getdents(fd, buf, count)``."""
-    return _list(supervisor, call, typed=False)
+    return _list(call, machine, typed=False)
 
 
 HANDLERS: Final[dict[str, Handler]] = {"getdents64": getdents64, "getdents": getdents}

@@ -18,14 +18,14 @@ from recuse.sandbox.call import Outcome, Pause, Steps, TrappedCall
 from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
 
 if TYPE_CHECKING:
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 _EXCLUSIVE: Final = {fcntl.LOCK_SH: False, fcntl.LOCK_EX: True}
 
 
-def flock(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def flock(call: TrappedCall, machine: Machine) -> Outcome:
     """``flock(fd, operation)``."""
-    descriptor = supervisor.descriptors.find(call.pid, call.a0)
+    descriptor = machine.descriptors.find(call.pid, call.a0)
     wanted = call.a1 & ~fcntl.LOCK_NB & 0xFFFFFFFF
     if descriptor is None or (wanted not in _EXCLUSIVE and wanted != fcntl.LOCK_UN):
         return PROCEED
@@ -39,7 +39,7 @@ def flock(supervisor: Supervisor, call: TrappedCall) -> Outcome:
         locks.unlock(file)
     elif not locks.lock(file, exclusive=_EXCLUSIVE[wanted]):
         # A file that was closed, or whose process has ended, is in nobody's way.
-        released = supervisor.descriptors.releases(descriptor.node)
+        released = machine.descriptors.releases(descriptor.node)
         return _again(call, released, locks, file)
     return 0
 

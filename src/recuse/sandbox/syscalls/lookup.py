@@ -12,15 +12,15 @@ from recuse.sandbox.tree import AT_FDCWD, Found, OutsideError
 
 if TYPE_CHECKING:
     from recuse.sandbox.call import TrappedCall
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_EMPTY_PATH: Final = 0x1000
 
 
 def named(  # noqa: PLR0917 - as the calls' arguments come
-    supervisor: Supervisor,
     call: TrappedCall,
+    machine: Machine,
     base: int,
     address: int,
     flags: int,
@@ -31,29 +31,29 @@ def named(  # noqa: PLR0917 - as the calls' arguments come
     With ``real``, as the thread's real user finds it.
     """
     try:
-        path = supervisor.strings.read(call.pid, address) if address else b""
+        path = machine.strings.read(call.pid, address) if address else b""
     except UnreadableError:
         if flags & AT_EMPTY_PATH:
-            held(supervisor, call, base)  # the kernel must not look at what may be a device's
+            held(call, machine, base)  # the kernel must not look at what may be a device's
         raise
     if path:
         follow = not flags & AT_SYMLINK_NOFOLLOW
-        return supervisor.tree.find(call.pid, base, path, follow=follow, real=real)
+        return machine.tree.find(call.pid, base, path, follow=follow, real=real)
     if not flags & AT_EMPTY_PATH:
         return None
     if base == AT_FDCWD:
-        return _directory(supervisor, call, base)
-    return held(supervisor, call, base)
+        return _directory(call, machine, base)
+    return held(call, machine, base)
 
 
-def _directory(supervisor: Supervisor, call: TrappedCall, number: int) -> Found | None:
-    node = supervisor.tree.directory(call.pid, number)
+def _directory(call: TrappedCall, machine: Machine, number: int) -> Found | None:
+    node = machine.tree.directory(call.pid, number)
     return Found(node) if node is not None else None
 
 
 def looked_at(  # noqa: PLR0917 - as the calls' arguments come
-    supervisor: Supervisor,
     call: TrappedCall,
+    machine: Machine,
     base: int,
     address: int,
     flags: int,
@@ -61,30 +61,30 @@ def looked_at(  # noqa: PLR0917 - as the calls' arguments come
 ) -> Found | None:
     """The same, for calls that change nothing."""
     try:
-        return named(supervisor, call, base, address, flags, real)
+        return named(call, machine, base, address, flags, real)
     except OutsideError as outside:
         return Found(outside.file.node(), native=outside.file)
 
 
-def held(supervisor: Supervisor, call: TrappedCall, number: int) -> Found | None:
+def held(call: TrappedCall, machine: Machine, number: int) -> Found | None:
     """What a descriptor refers to; None if nothing of ours."""
-    descriptor = supervisor.descriptors.find(call.pid, number)
+    descriptor = machine.descriptors.find(call.pid, number)
     if descriptor is not None:
         return Found(descriptor.node)
-    return _directory(supervisor, call, number) if number >= 0 else None
+    return _directory(call, machine, number) if number >= 0 else None
 
 
-def opened(supervisor: Supervisor, call: TrappedCall) -> Found | None:
+def opened(call: TrappedCall, machine: Machine) -> Found | None:
     """What descriptor argument 0 refers to, for calls that O_PATH does not do for (EBADF)."""
     number = signed32(call.a0)
-    descriptor = supervisor.descriptors.find(call.pid, number)
+    descriptor = machine.descriptors.find(call.pid, number)
     if descriptor is not None and descriptor.file is None:
         raise os_error(errno.EBADF)
-    return held(supervisor, call, number)
+    return held(call, machine, number)
 
 
-def by_path_or_descriptor(supervisor: Supervisor, call: TrappedCall, flags: int) -> Found | None:
+def by_path_or_descriptor(call: TrappedCall, machine: Machine, flags: int) -> Found | None:
     base = signed32(call.a0)
     if call.a1 == 0:
-        return opened(supervisor, call)
-    return named(supervisor, call, base, call.a1, flags)
+        return opened(call, machine)
+    return named(call, machine, base, call.a1, flags)

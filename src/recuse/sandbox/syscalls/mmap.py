@@ -30,8 +30,8 @@ from recuse.wire.descriptor import OwnedDescriptor
 if TYPE_CHECKING:
     from recuse.sandbox.areas import Hold
     from recuse.sandbox.call import TrappedCall
+    from recuse.sandbox.machine import Machine
     from recuse.sandbox.nodes import Node
-    from recuse.sandbox.supervisor import Supervisor
 
 _LOW: Final = 0xFFFFFFFF
 _MADV_DONTFORK: Final = 10
@@ -45,8 +45,8 @@ class _ThreadMapper:
     From the moment in which that begins, the thread is ours, and answered at the end of the block.
     """
 
-    def __init__(self, supervisor: Supervisor, call: TrappedCall, access: int) -> None:
-        self._supervisor = supervisor
+    def __init__(self, call: TrappedCall, machine: Machine, access: int) -> None:
+        self._machine = machine
         self._call = call
         self._access = access
         self._stack = contextlib.ExitStack()
@@ -61,9 +61,9 @@ class _ThreadMapper:
 
     def map(self, memory: OwnedDescriptor, call: MmapCall, flags: int) -> int:
         """See `recuse.kernel.mmap.Mapper`."""
-        supervisor = self._supervisor
+        machine = self._machine
         self._wanted, self._flags = call, flags
-        self._hold = supervisor.areas.hold(memory, self._access)
+        self._hold = machine.areas.hold(memory, self._access)
         try:
             return self._map(call, flags, self._hold.descriptor.fileno())
         except GoneError:
@@ -103,8 +103,8 @@ class _ThreadMapper:
 
     def copy(self, offset: int) -> Copy:
         """See `recuse.kernel.mmap.Mapper`."""
-        supervisor, call = self._supervisor, self._call
-        return supervisor.areas.copies.begin(offset, call.alive)
+        call, machine = self._call, self._machine
+        return machine.areas.copies.begin(offset, call.alive)
 
     def succeed(self, file: OpenFile, node: Node, mapping: Mapping) -> None:
         """Let the thread go with its mapping."""
@@ -113,7 +113,7 @@ class _ThreadMapper:
         assert hold is not None
         self._hold = None
         dont_expand = bool(self._flags & RECUSE_MMAP_DONT_EXPAND)
-        self._supervisor.areas.keep(hold, file, node, mapping, dont_expand=dont_expand)
+        self._machine.areas.keep(hold, file, node, mapping, dont_expand=dont_expand)
         wanted = self._wanted
         if wanted.private:
             writes = wanted.protection & PROT_WRITE
@@ -140,15 +140,15 @@ class _ThreadMapper:
     ) -> None:
         self._stack.close()
         if self._hold is not None:
-            self._supervisor.areas.abandon(self._hold)
+            self._machine.areas.abandon(self._hold)
 
 
-def mmap(supervisor: Supervisor, call: TrappedCall) -> int:
+def mmap(call: TrappedCall, machine: Machine) -> int:
     """``mmap(addr, length, prot, flags, fd, offset)``."""
     flags = call.a3 & 0xFFFFFFFF
     if flags & MAP_ANONYMOUS:
         return PROCEED
-    descriptor = supervisor.descriptors.find(call.pid, call.a4)
+    descriptor = machine.descriptors.find(call.pid, call.a4)
     if descriptor is None:
         return PROCEED
     file = descriptor.file
@@ -157,7 +157,7 @@ def mmap(supervisor: Supervisor, call: TrappedCall) -> int:
     if not isinstance(file, OpenFile):
         raise os_error(errno.ENODEV)
     wanted = MmapCall(call.a0, call.a1, signed32(call.a2), signed32(flags), call.a5)
-    with _ThreadMapper(supervisor, call, file.flags & os.O_ACCMODE) as mapper:
+    with _ThreadMapper(call, machine, file.flags & os.O_ACCMODE) as mapper:
         operation = file.mmap(call.caller(), mapper, wanted)
         try:
             mapping = call.complete(file.device, operation)
@@ -168,20 +168,20 @@ def mmap(supervisor: Supervisor, call: TrappedCall) -> int:
     return ANSWERED
 
 
-def mremap(supervisor: Supervisor, call: TrappedCall) -> int:
+def mremap(call: TrappedCall, machine: Machine) -> int:
     """``mremap(old, old_length, length, flags, new)``: not all mappings may grow."""
     old, new = (-(-length // PAGE_SIZE) for length in (call.a1, call.a2))
-    if new > old and not supervisor.areas.may_grow(call.pid, call.a0):
+    if new > old and not machine.areas.may_grow(call.pid, call.a0):
         raise os_error(errno.EFAULT)
     return PROCEED
 
 
-def remap_file_pages(supervisor: Supervisor, call: TrappedCall) -> int:
+def remap_file_pages(call: TrappedCall, machine: Machine) -> int:
     """``remap_file_pages(address, size, protection, page, flags)``: it maps other pages of a file.
 
     Linux does so by the driver's mmap. Here the server would not be asked, and would not know.
     """
-    if supervisor.areas.maps(call.pid, call.a0):
+    if machine.areas.maps(call.pid, call.a0):
         raise os_error(errno.EINVAL)
     return PROCEED
 

@@ -17,22 +17,22 @@ from recuse.sandbox.tree import AT_FDCWD, AbsentError
 
 if TYPE_CHECKING:
     from recuse.sandbox.call import TrappedCall
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 
 _AT_REMOVEDIR: Final = 0x200
 
 
-def _node(supervisor: Supervisor, call: TrappedCall, base: int, address: int) -> Node | None:
+def _node(call: TrappedCall, machine: Machine, base: int, address: int) -> Node | None:
     """The node of that very name, links not followed."""
-    path = supervisor.strings.read(call.pid, address)
-    found = supervisor.tree.find(call.pid, base, path, follow=False) if path else None
+    path = machine.strings.read(call.pid, address)
+    found = machine.tree.find(call.pid, base, path, follow=False) if path else None
     return found.node if found is not None and not found.link else None
 
 
-def _make(supervisor: Supervisor, call: TrappedCall, base: int, address: int) -> int:
+def _make(call: TrappedCall, machine: Machine, base: int, address: int) -> int:
     try:
-        if _node(supervisor, call, base, address) is not None:
+        if _node(call, machine, base, address) is not None:
             raise os_error(errno.EEXIST)
     except AbsentError:
         raise os_error(errno.EPERM) from None  # no directory of /sys lets one do that
@@ -40,109 +40,107 @@ def _make(supervisor: Supervisor, call: TrappedCall, base: int, address: int) ->
 
 
 def _remove(
-    supervisor: Supervisor,
     call: TrappedCall,
+    machine: Machine,
     base: int,
     address: int,
     *,
     directory: bool = False,
 ) -> int:
-    node = _node(supervisor, call, base, address)
+    node = _node(call, machine, base, address)
     if node is not None:
         raise os_error(errno.ENOTDIR if directory and not node.is_directory else errno.EPERM)
     return PROCEED
 
 
-def make_first(supervisor: Supervisor, call: TrappedCall) -> int:
+def make_first(call: TrappedCall, machine: Machine) -> int:
     """``mkdir(path, ...)``."""
-    return _make(supervisor, call, AT_FDCWD, call.a0)
+    return _make(call, machine, AT_FDCWD, call.a0)
 
 
-def make_second(supervisor: Supervisor, call: TrappedCall) -> int:
+def make_second(call: TrappedCall, machine: Machine) -> int:
     """``symlink(target, path)``."""
-    return _make(supervisor, call, AT_FDCWD, call.a1)
+    return _make(call, machine, AT_FDCWD, call.a1)
 
 
-def make_at(supervisor: Supervisor, call: TrappedCall) -> int:
+def make_at(call: TrappedCall, machine: Machine) -> int:
     """``mkdirat(dirfd, path, ...)``."""
-    return _make(supervisor, call, signed32(call.a0), call.a1)
+    return _make(call, machine, signed32(call.a0), call.a1)
 
 
-def mknod(supervisor: Supervisor, call: TrappedCall) -> int:
+def mknod(call: TrappedCall, machine: Machine) -> int:
     """``mknod(path, mode, number)``."""
-    _see_number(supervisor, call.a1, call.a2)
-    return make_first(supervisor, call)
+    _see_number(machine, call.a1, call.a2)
+    return make_first(call, machine)
 
 
-def mknodat(supervisor: Supervisor, call: TrappedCall) -> int:
+def mknodat(call: TrappedCall, machine: Machine) -> int:
     """``mknodat(dirfd, path, mode, number)``."""
-    _see_number(supervisor, call.a2, call.a3)
-    return make_at(supervisor, call)
+    _see_number(machine, call.a2, call.a3)
+    return make_at(call, machine)
 
 
-def _see_number(supervisor: Supervisor, mode: int, number: int) -> None:
+def _see_number(machine: Machine, mode: int, number: int) -> None:
     """From now on, opening a node with one of our numbers leads to the device."""
-    nodes = supervisor.tree.nodes
+    nodes = machine.tree.nodes
     if stat.S_ISCHR(mode & 0xFFFF) and number & 0xFFFFFFFF in nodes.by_number:
         nodes.numbers_elsewhere = True
 
 
-def symlinkat(supervisor: Supervisor, call: TrappedCall) -> int:
+def symlinkat(call: TrappedCall, machine: Machine) -> int:
     """``symlinkat(target, dirfd, path)``."""
-    return _make(supervisor, call, signed32(call.a1), call.a2)
+    return _make(call, machine, signed32(call.a1), call.a2)
 
 
-def link(supervisor: Supervisor, call: TrappedCall) -> int:
+def link(call: TrappedCall, machine: Machine) -> int:
     """``link(old, new)``: a node has no second name."""
-    return _link(supervisor, call, (AT_FDCWD, call.a0), (AT_FDCWD, call.a1))
+    return _link(call, machine, (AT_FDCWD, call.a0), (AT_FDCWD, call.a1))
 
 
-def linkat(supervisor: Supervisor, call: TrappedCall) -> int:
+def linkat(call: TrappedCall, machine: Machine) -> int:
     """``linkat(olddirfd, old, newdirfd, new, flags)``."""
     old, new = (signed32(call.a0), call.a1), (signed32(call.a2), call.a3)
-    return _link(supervisor, call, old, new)
+    return _link(call, machine, old, new)
 
 
-def _link(
-    supervisor: Supervisor, call: TrappedCall, old: tuple[int, int], new: tuple[int, int]
-) -> int:
-    _make(supervisor, call, *new)
-    return _remove(supervisor, call, *old)
+def _link(call: TrappedCall, machine: Machine, old: tuple[int, int], new: tuple[int, int]) -> int:
+    _make(call, machine, *new)
+    return _remove(call, machine, *old)
 
 
-def rename(supervisor: Supervisor, call: TrappedCall) -> int:
+def rename(call: TrappedCall, machine: Machine) -> int:
     """``rename(old, new)``."""
-    _remove(supervisor, call, AT_FDCWD, call.a0)
-    return _replace(supervisor, call, AT_FDCWD, call.a1)
+    _remove(call, machine, AT_FDCWD, call.a0)
+    return _replace(call, machine, AT_FDCWD, call.a1)
 
 
-def renameat(supervisor: Supervisor, call: TrappedCall) -> int:
+def renameat(call: TrappedCall, machine: Machine) -> int:
     """``renameat(olddirfd, old, newdirfd, new)`` and ``renameat2``."""
-    _remove(supervisor, call, signed32(call.a0), call.a1)
-    return _replace(supervisor, call, signed32(call.a2), call.a3)
+    _remove(call, machine, signed32(call.a0), call.a1)
+    return _replace(call, machine, signed32(call.a2), call.a3)
 
 
-def _replace(supervisor: Supervisor, call: TrappedCall, base: int, address: int) -> int:
+def _replace(call: TrappedCall, machine: Machine, base: int, address: int) -> int:
     try:
-        return _remove(supervisor, call, base, address)
+        return _remove(call, machine, base, address)
     except AbsentError:
         raise os_error(errno.EPERM) from None
 
 
-def unlink(supervisor: Supervisor, call: TrappedCall) -> int:
+def unlink(call: TrappedCall, machine: Machine) -> int:
     """``unlink(path)``."""
-    return _remove(supervisor, call, AT_FDCWD, call.a0)
+    return _remove(call, machine, AT_FDCWD, call.a0)
 
 
-def rmdir(supervisor: Supervisor, call: TrappedCall) -> int:
+def rmdir(call: TrappedCall, machine: Machine) -> int:
     """``rmdir(path)``."""
-    return _remove(supervisor, call, AT_FDCWD, call.a0, directory=True)
+    return _remove(call, machine, AT_FDCWD, call.a0, directory=True)
 
 
-def unlinkat(supervisor: Supervisor, call: TrappedCall) -> int:
+def unlinkat(call: TrappedCall, machine: Machine) -> int:
     """``unlinkat(dirfd, path, flags)``."""
     base, directory = signed32(call.a0), bool(call.a2 & _AT_REMOVEDIR)
-    return _remove(supervisor, call, base, call.a1, directory=directory)
+    return _remove(call, machine, base, call.a1, directory=directory)
 
 
 HANDLERS: Final[dict[str, Handler]] = {

@@ -43,7 +43,7 @@ from recuse.sandbox.tree import (
 )
 
 if TYPE_CHECKING:
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 _KNOWN_FLAGS: Final = 0o37777703
 """VALID_OPEN_FLAGS: all that fcntl.h of this architecture names."""
@@ -67,8 +67,8 @@ _STATUS_FLAGS: Final = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.
 
 
 def _open(
-    supervisor: Supervisor,
     call: TrappedCall,
+    machine: Machine,
     base: int,
     address: int,
     flags: int,
@@ -76,7 +76,7 @@ def _open(
     mode: int = 0,
     resolve: int = 0,
 ) -> Outcome:
-    path = supervisor.strings.read(call.pid, address)
+    path = machine.strings.read(call.pid, address)
     if not path:
         return PROCEED
     exclusive = flags & os.O_CREAT and flags & os.O_EXCL
@@ -84,15 +84,13 @@ def _open(
     try:
         scope = resolve & _SCOPES
         opening = not flags & O_PATH
-        found = supervisor.tree.find(
-            call.pid, base, path, follow=follow, scope=scope, opening=opening
-        )
+        found = machine.tree.find(call.pid, base, path, follow=follow, scope=scope, opening=opening)
     except AbsentError:
         if flags & os.O_CREAT:
             raise os_error(errno.EACCES) from None
         raise
     except OutsideError as outside:
-        return _open_outside(supervisor, call, outside, flags, mode, resolve)
+        return _open_outside(call, machine, outside, flags, mode, resolve)
     except NotADirectoryError:
         if flags & os.O_CREAT and path.endswith(b"/"):
             raise os_error(errno.EISDIR) from None
@@ -107,11 +105,11 @@ def _open(
         return PROCEED
     node = found.node
     if node.is_directory:
-        return _open_directory(supervisor, call, node, flags)
+        return _open_directory(call, machine, node, flags)
     if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
         raise os_error(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
     if flags & O_PATH:
-        return _install(supervisor, call, Descriptor(node, flags & _STATUS_FLAGS), flags)
+        return _install(call, machine, Descriptor(node, flags & _STATUS_FLAGS), flags)
     if node.target:
         raise os_error(errno.ELOOP)
     if call.arch == arch.AUDIT_ARCH:
@@ -126,13 +124,13 @@ def _open(
     else:
         check_access(task.acting, found.native.descriptor, wanted)
     if node.is_attribute:
-        return _open_attribute(supervisor, call, node, flags)
-    return _open_device(supervisor, call, node, flags)
+        return _open_attribute(call, machine, node, flags)
+    return _open_device(call, machine, node, flags)
 
 
 def _open_outside(  # noqa: PLR0917 - as the calls' arguments come
-    supervisor: Supervisor,
     call: TrappedCall,
+    machine: Machine,
     outside: OutsideError,
     flags: int,
     mode: int,
@@ -162,11 +160,11 @@ def _open_outside(  # noqa: PLR0917 - as the calls' arguments come
     if flags & O_PATH:
         if flags & arch.O_DIRECTORY and not stat.S_ISDIR(kind):
             raise os_error(errno.ENOTDIR)
-        return _look_outside(supervisor, call, file, flags)
-    supervisor.tasks.check_confinement(call.pid)
+        return _look_outside(call, machine, file, flags)
+    machine.tasks.check_confinement(call.pid)
     umask = umask_of(call.pid) if flags & O_TMPFILE else 0
     opened = open_again(task.acting, file.descriptor, flags, mode & 0o7777, umask)
-    return _give_native(supervisor, call, opened, flags)
+    return _give_native(call, opened, flags)
 
 
 def _check_resolve(resolve: int, found: Found | OutsideError) -> None:
@@ -177,7 +175,7 @@ def _check_resolve(resolve: int, found: Found | OutsideError) -> None:
         raise os_error(errno.ELOOP)
 
 
-def _look_outside(supervisor: Supervisor, call: TrappedCall, file: NativeFile, flags: int) -> int:
+def _look_outside(call: TrappedCall, machine: Machine, file: NativeFile, flags: int) -> int:
     """Open a native file with O_PATH.
 
     The kernel lets nobody give a program such a descriptor, so the thread opens it itself. Where it
@@ -198,13 +196,13 @@ def _look_outside(supervisor: Supervisor, call: TrappedCall, file: NativeFile, f
         except PermissionError:
             pass  # it has a debugger
     if not node.is_directory:
-        return _install(supervisor, call, Descriptor(node, flags & _STATUS_FLAGS), flags)
+        return _install(call, machine, Descriptor(node, flags & _STATUS_FLAGS), flags)
     acting = call.task.acting
     opened = open_again(acting, file.descriptor, arch.O_DIRECTORY, 0, 0)
-    return _give_native(supervisor, call, opened, flags)
+    return _give_native(call, opened, flags)
 
 
-def _give_native(supervisor: Supervisor, call: TrappedCall, file: int, flags: int) -> int:
+def _give_native(call: TrappedCall, file: int, flags: int) -> int:
     """Give the program a descriptor of ours, and close ours."""
     try:
         cloexec = bool(flags & os.O_CLOEXEC)
@@ -214,15 +212,15 @@ def _give_native(supervisor: Supervisor, call: TrappedCall, file: int, flags: in
     return ANSWERED if number is None else number
 
 
-def _open_directory(supervisor: Supervisor, call: TrappedCall, node: Node, flags: int) -> int:
+def _open_directory(call: TrappedCall, machine: Machine, node: Node, flags: int) -> int:
     if flags & os.O_CREAT or flags & os.O_ACCMODE != os.O_RDONLY:
         raise os_error(errno.EISDIR)
     # With O_PATH, too: it is one that can be read, as the kernel lets nobody give away another.
     check(node, call.task.credentials, MAY_READ)
-    return _give_native(supervisor, call, supervisor.tree.shadows.open(node), flags)
+    return _give_native(call, machine.tree.shadows.open(node), flags)
 
 
-def _open_attribute(supervisor: Supervisor, call: TrappedCall, node: Node, flags: int) -> int:
+def _open_attribute(call: TrappedCall, machine: Machine, node: Node, flags: int) -> int:
     # fs/kernfs/file.c, kernfs_fop_open: the mode counts for root, too.
     access = _ACCESS[flags & os.O_ACCMODE]
     if (access & MAY_READ and not (node.mode & 0o444 and node.show)) or (
@@ -233,10 +231,10 @@ def _open_attribute(supervisor: Supervisor, call: TrappedCall, node: Node, flags
         raise os_error(errno.EINVAL)
     descriptor = Descriptor(node, flags & _STATUS_FLAGS)
     descriptor.file = AttributeFile(descriptor)
-    return _install(supervisor, call, descriptor, flags)
+    return _install(call, machine, descriptor, flags)
 
 
-def _open_device(supervisor: Supervisor, call: TrappedCall, node: Node, flags: int) -> Steps[int]:
+def _open_device(call: TrappedCall, machine: Machine, node: Node, flags: int) -> Steps[int]:
     status = flags & _STATUS_FLAGS
     if node.anonymous:
         raise os_error(errno.ENXIO)
@@ -244,12 +242,12 @@ def _open_device(supervisor: Supervisor, call: TrappedCall, node: Node, flags: i
     caller = call.caller()
     if device is None:
         # A server that follows one that has ended finds the device's name free.
-        yield supervisor.descriptors.releases(node)
+        yield machine.descriptors.releases(node)
         descriptor = Descriptor(node, status, pipe=True)
-        descriptor.file = ChannelFile(supervisor.table, descriptor, caller)
-        return _install(supervisor, call, descriptor, flags)
-    supervisor.areas.settle()
-    yield supervisor.descriptors.releases(node)
+        descriptor.file = ChannelFile(machine.table, descriptor, caller)
+        return _install(call, machine, descriptor, flags)
+    machine.areas.settle()
+    yield machine.descriptors.releases(node)
     descriptor = Descriptor(node, status, pipe=not may_borrow())
     try:
         file: OpenFile = yield OnDevice(device, open_file(device, flags & ~os.O_CLOEXEC, caller))
@@ -260,56 +258,56 @@ def _open_device(supervisor: Supervisor, call: TrappedCall, node: Node, flags: i
     descriptor.file = file
     if flags & arch.O_DIRECT:
         # The kernel looks at this last, when the file is open already.
-        supervisor.descriptors.add(descriptor)
-        supervisor.descriptors.drop(descriptor)
+        machine.descriptors.add(descriptor)
+        machine.descriptors.drop(descriptor)
         raise os_error(errno.EINVAL)
-    return _install(supervisor, call, descriptor, flags)
+    return _install(call, machine, descriptor, flags)
 
 
-def _install(supervisor: Supervisor, call: TrappedCall, descriptor: Descriptor, flags: int) -> int:
+def _install(call: TrappedCall, machine: Machine, descriptor: Descriptor, flags: int) -> int:
     """Give the program its descriptor; return its number, or ANSWERED if the caller is gone.
 
     Raises:
         OSError: EMFILE; the file is released again.
     """
-    number = _give(supervisor, call, descriptor, cloexec=bool(flags & os.O_CLOEXEC))
+    number = _give(call, machine, descriptor, cloexec=bool(flags & os.O_CLOEXEC))
     return ANSWERED if number is None else number
 
 
 def _give(
-    supervisor: Supervisor, call: TrappedCall, descriptor: Descriptor, *, cloexec: bool
+    call: TrappedCall, machine: Machine, descriptor: Descriptor, *, cloexec: bool
 ) -> int | None:
     """Put a descriptor into the caller's table; return its number, None if the caller is gone.
 
     Raises:
         OSError: EMFILE; the file is released then, as when the caller is gone.
     """
-    supervisor.descriptors.add(descriptor)
+    machine.descriptors.add(descriptor)
     try:
         number = call.add_descriptor(descriptor.theirs, cloexec=cloexec)
     except OSError:
-        supervisor.descriptors.drop(descriptor)
+        machine.descriptors.drop(descriptor)
         raise
     if number is None:
-        supervisor.descriptors.drop(descriptor)
+        machine.descriptors.drop(descriptor)
         return None
-    supervisor.descriptors.note(call.pid, number, descriptor)
+    machine.descriptors.note(call.pid, number, descriptor)
     # Before the program goes on: it may close the file at once, and must find it released then.
     descriptor.hand_over()
     return number
 
 
-def install_file(supervisor: Supervisor, call: TrappedCall, file: OpenFile, cloexec: bool) -> int:
+def install_file(call: TrappedCall, machine: Machine, file: OpenFile, cloexec: bool) -> int:
     """Give the caller a descriptor of a file that its ioctl has made; return the number.
 
     Raises:
         OSError: as :data:`recuse.kernel.ioctl.Install` says.
     """
     descriptor = Descriptor(
-        supervisor.tree.nodes.anonymous(file.device), file.flags, pipe=not may_borrow()
+        machine.tree.nodes.anonymous(file.device), file.flags, pipe=not may_borrow()
     )
     descriptor.file = file
-    number = _give(supervisor, call, descriptor, cloexec=cloexec)
+    number = _give(call, machine, descriptor, cloexec=cloexec)
     if number is None:
         raise os_error(errno.ESRCH)
     return number
@@ -321,25 +319,25 @@ def _legacy(flags: int) -> int:
     return flags & _PATH_FLAGS if flags & O_PATH else flags
 
 
-def open_(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def open_(call: TrappedCall, machine: Machine) -> Outcome:
     """``open(path, flags, mode)``."""
-    return _open(supervisor, call, AT_FDCWD, call.a0, _legacy(call.a1), mode=call.a2)
+    return _open(call, machine, AT_FDCWD, call.a0, _legacy(call.a1), mode=call.a2)
 
 
-def openat(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def openat(call: TrappedCall, machine: Machine) -> Outcome:
     """``openat(dirfd, path, flags, mode)``."""
     flags = _legacy(call.a2)
-    return _open(supervisor, call, signed32(call.a0), call.a1, flags, mode=call.a3)
+    return _open(call, machine, signed32(call.a0), call.a1, flags, mode=call.a3)
 
 
-def creat(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def creat(call: TrappedCall, machine: Machine) -> Outcome:
     """``creat(path, mode)``."""
     # The same call for 32-bit programs.
     flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | arch.O_LARGEFILE
-    return _open(supervisor, call, AT_FDCWD, call.a0, flags)
+    return _open(call, machine, AT_FDCWD, call.a0, flags)
 
 
-def openat2(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def openat2(call: TrappedCall, machine: Machine) -> Outcome:
     """``openat2(dirfd, path, how, size)``.
 
     What the kernel refuses without looking at the path (copy_struct_from_user, build_open_flags)
@@ -364,13 +362,13 @@ def openat2(supervisor: Supervisor, call: TrappedCall) -> Outcome:
     ):
         return PROCEED
     base = signed32(call.a0)
-    return _open(supervisor, call, base, call.a1, flags, mode=mode, resolve=resolve)
+    return _open(call, machine, base, call.a1, flags, mode=mode, resolve=resolve)
 
 
-def truncate(supervisor: Supervisor, call: TrappedCall) -> int:
+def truncate(call: TrappedCall, machine: Machine) -> int:
     """``truncate(path, length)``: a device has no length."""
-    path = supervisor.strings.read(call.pid, call.a0)
-    found = supervisor.tree.find(call.pid, AT_FDCWD, path) if path else None
+    path = machine.strings.read(call.pid, call.a0)
+    found = machine.tree.find(call.pid, AT_FDCWD, path) if path else None
     if found is None:
         return PROCEED
     if found.node.is_attribute:

@@ -26,7 +26,7 @@ from recuse.sandbox.tasks import parent_of
 
 if TYPE_CHECKING:
     from recuse.sandbox.call import TrappedCall
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 _log = Log("recuse.sandbox")
 
@@ -44,29 +44,29 @@ _WIDE: Final[_Form] = struct.Struct("=32xQQ8x"), struct.Struct("=Qii"), 8
 _NARROW: Final[_Form] = struct.Struct("=16xII4x"), struct.Struct("=Iii"), 4
 
 
-def send_message(supervisor: Supervisor, call: TrappedCall) -> int:
+def send_message(call: TrappedCall, machine: Machine) -> int:
     """``sendmsg(fd, message, flags)``."""
-    socket_call(supervisor, call)
-    if not len(supervisor.descriptors):
+    socket_call(call, machine)
+    if not len(machine.descriptors):
         return PROCEED
-    return _check(supervisor, call, 1, _form(call)[0].size)
+    return _check(call, machine, 1, _form(call)[0].size)
 
 
-def send_messages(supervisor: Supervisor, call: TrappedCall) -> int:
+def send_messages(call: TrappedCall, machine: Machine) -> int:
     """``sendmmsg(fd, messages, count, flags)``."""
-    socket_call(supervisor, call)
-    if not len(supervisor.descriptors):
+    socket_call(call, machine)
+    if not len(machine.descriptors):
         return PROCEED
     header, _, more = _form(call)
     size = header.size + more
-    return _check(supervisor, call, min(call.a2 & 0xFFFFFFFF, _MOST_MESSAGES), size)
+    return _check(call, machine, min(call.a2 & 0xFFFFFFFF, _MOST_MESSAGES), size)
 
 
 def _form(call: TrappedCall) -> _Form:
     return _WIDE if call.arch == arch.AUDIT_ARCH else _NARROW
 
 
-def _check(supervisor: Supervisor, call: TrappedCall, count: int, size: int) -> int:
+def _check(call: TrappedCall, machine: Machine, count: int, size: int) -> int:
     """Refuse messages with a device for a process outside; argument 1 is their headers' address.
 
     Raises:
@@ -77,11 +77,11 @@ def _check(supervisor: Supervisor, call: TrappedCall, count: int, size: int) -> 
         headers = read_memory(call.pid, call.a1, count * size)
     except OSError:
         return PROCEED  # EFAULT
-    sends = supervisor.descriptors.find
+    sends = machine.descriptors.find
     for start in range(0, len(headers) - size + 1, size):
         address, length = header.unpack_from(headers, start)
         if any(sends(call.pid, number) is not None for number in _rights(call, address, length)):
-            return _let_inside_only(supervisor, call)
+            return _let_inside_only(call, machine)
     return PROCEED
 
 
@@ -109,10 +109,10 @@ def _rights(call: TrappedCall, address: int, length: int) -> list[int]:
     return numbers
 
 
-def _let_inside_only(supervisor: Supervisor, call: TrappedCall) -> int:
+def _let_inside_only(call: TrappedCall, machine: Machine) -> int:
     # A thread that has lent its socket makes its call anew, and must not be asked again.
-    if call.pid in supervisor.let_pass:
-        supervisor.let_pass.discard(call.pid)
+    if call.pid in machine.let_pass:
+        machine.let_pass.discard(call.pid)
         return PROCEED
     with Borrowing(call) as borrowing:
         try:
@@ -121,7 +121,7 @@ def _let_inside_only(supervisor: Supervisor, call: TrappedCall) -> int:
             pass  # nothing can be told here
         else:
             process, user = _other_end(copy)
-            if user != _NOBODY and not _is_inside(supervisor, process):
+            if user != _NOBODY and not _is_inside(machine, process):
                 _log.warning(
                     "process %d was not sent a device's descriptor (EPERM): it is not in the "
                     "sandbox, and could not use it",
@@ -130,7 +130,7 @@ def _let_inside_only(supervisor: Supervisor, call: TrappedCall) -> int:
                 raise os_error(errno.EPERM)
         result = borrowing.finish(PROCEED)
         if result != PROCEED:
-            supervisor.let_pass.add(call.pid)
+            machine.let_pass.add(call.pid)
         return result
 
 
@@ -150,9 +150,9 @@ def _other_end(copy: int) -> tuple[int, int]:
     return process, user
 
 
-def _is_inside(supervisor: Supervisor, process: int) -> bool:
+def _is_inside(machine: Machine, process: int) -> bool:
     """Whether a process is one of the sandbox's, or not there any more."""
-    first = supervisor.first_processes()
+    first = machine.first_processes()
     with contextlib.suppress(ProcessLookupError):
         while process > 1:
             if process in first:

@@ -29,7 +29,7 @@ from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.waker import Sleeper
 
 if TYPE_CHECKING:
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 _ALWAYS: Final = POLLERR | POLLHUP
 """Events that nobody needs to ask for."""
@@ -201,14 +201,14 @@ class _Polling:
 
     def __init__(  # noqa: PLR0917 - all that a call is
         self,
-        supervisor: Supervisor,
         call: TrappedCall,
+        machine: Machine,
         files: Files,
         asked: list[Asked],
         clock: _Clock,
         registers: tuple[int, int],
     ) -> None:
-        self._supervisor = supervisor
+        self._machine = machine
         self._call = call
         self._files = files
         self._asked = asked
@@ -228,7 +228,7 @@ class _Polling:
 
     def steps(self) -> Steps[int]:
         """Ask the devices, and decide what becomes of the call."""
-        yield from ask(self._supervisor, self._call, self._caller, self._asked, self._waits())
+        yield from ask(self._call, self._machine, self._caller, self._asked, self._waits())
         return self._decide()
 
     def _waits(self) -> int:
@@ -411,13 +411,13 @@ class _Milliseconds(_Clock):
 
 
 def _begin(
-    supervisor: Supervisor,
     call: TrappedCall,
+    machine: Machine,
     files: Files,
     clock: _Clock,
     registers: tuple[int, int] | None = None,
 ) -> Outcome:
-    find = supervisor.descriptors.find
+    find = machine.descriptors.find
     asked = []
     for index, (number, events) in enumerate(files.entries):
         descriptor = find(call.pid, number) if number >= 0 else None
@@ -426,30 +426,30 @@ def _begin(
     if not asked or not clock.valid:
         return PROCEED
     registers = registers or (call.a0, call.a1)
-    return _Polling(supervisor, call, files, asked, clock, registers).steps()
+    return _Polling(call, machine, files, asked, clock, registers).steps()
 
 
-def poll(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def poll(call: TrappedCall, machine: Machine) -> Outcome:
     """``poll(fds, nfds, timeout)``."""
     count = call.a1 & 0xFFFFFFFF
-    if not supervisor.descriptors.polled or _is_refused(call.pid, count):
+    if not machine.descriptors.polled or _is_refused(call.pid, count):
         return PROCEED
     files = PollFiles(call.pid, call.a0, count)
-    return _begin(supervisor, call, files, _Milliseconds(call.a2))
+    return _begin(call, machine, files, _Milliseconds(call.a2))
 
 
-def ppoll(supervisor: Supervisor, call: TrappedCall, form: struct.Struct = TIMESPEC) -> Outcome:
+def ppoll(call: TrappedCall, machine: Machine, form: struct.Struct = TIMESPEC) -> Outcome:
     """``ppoll(fds, nfds, timeout, mask, size)``."""
     count = call.a1 & 0xFFFFFFFF
-    if not supervisor.descriptors.polled or _is_refused(call.pid, count):
+    if not machine.descriptors.polled or _is_refused(call.pid, count):
         return PROCEED
     files = PollFiles(call.pid, call.a0, count)
-    return _begin(supervisor, call, files, _Clock(call.pid, call.a2, form, _NANO))
+    return _begin(call, machine, files, _Clock(call.pid, call.a2, form, _NANO))
 
 
 def select(  # noqa: PLR0917 - as pselect6 and 32-bit programs have it
-    supervisor: Supervisor,
     call: TrappedCall,
+    machine: Machine,
     form: struct.Struct = TIMEVAL,
     unit: int = _MICRO,
     word: int = 8,
@@ -460,18 +460,18 @@ def select(  # noqa: PLR0917 - as pselect6 and 32-bit programs have it
     ``registers`` are the first two of the call as it was made, if its arguments are elsewhere.
     """
     count = signed32(call.a0)
-    if not supervisor.descriptors.polled or count <= 0:
+    if not machine.descriptors.polled or count <= 0:
         return PROCEED
     files = SelectFiles(call.pid, (call.a1, call.a2, call.a3), count, word)
     clock = _Clock(call.pid, call.a4, form, unit)
-    return _begin(supervisor, call, files, clock, registers)
+    return _begin(call, machine, files, clock, registers)
 
 
 def pselect6(
-    supervisor: Supervisor, call: TrappedCall, form: struct.Struct = TIMESPEC, word: int = 8
+    call: TrappedCall, machine: Machine, form: struct.Struct = TIMESPEC, word: int = 8
 ) -> Outcome:
     """``pselect6(nfds, in, out, exceptions, timeout, mask)``."""
-    return select(supervisor, call, form, _NANO, word)
+    return select(call, machine, form, _NANO, word)
 
 
 HANDLERS: Final[dict[str, Handler]] = {

@@ -13,61 +13,61 @@ from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
     from recuse.sandbox.call import TrappedCall
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 
-def clone(supervisor: Supervisor, call: TrappedCall) -> int:
+def clone(call: TrappedCall, machine: Machine) -> int:
     """``clone(flags, ...)`` of a process with namespaces of its own, mounts or users among them."""
-    supervisor.tree.many_roots = True
-    supervisor.tasks.alike = False
+    machine.tree.many_roots = True
+    machine.tasks.alike = False
     return PROCEED
 
 
-def socket_call(supervisor: Supervisor, call: TrappedCall) -> int:
+def socket_call(call: TrappedCall, machine: Machine) -> int:
     """What only sockets can do: a device says ENOTSOCK."""
-    if supervisor.descriptors.find(call.pid, call.a0) is not None:
+    if machine.descriptors.find(call.pid, call.a0) is not None:
         raise os_error(errno.ENOTSOCK)
     return PROCEED
 
 
-def execute(supervisor: Supervisor, call: TrappedCall) -> int:
+def execute(call: TrappedCall, machine: Machine) -> int:
     """``execve`` and ``execveat``: a new memory image, and perhaps a new thread id."""
-    if not supervisor.tree.many_roots and not in_our_namespace(call.pid, "mnt"):
-        supervisor.tree.many_roots = True  # clone3 made it, whose flags no filter sees
-    if supervisor.tasks.alike and not in_our_namespace(call.pid, "user"):
-        supervisor.tasks.alike = False
-    supervisor.descriptors.unseen.executes(call.pid)
-    supervisor.tasks.forget_ended()
-    supervisor.tasks.forget_process(call.pid)
-    supervisor.strings.forget(call.pid)
-    supervisor.strings.forget_others(call.pid)
+    if not machine.tree.many_roots and not in_our_namespace(call.pid, "mnt"):
+        machine.tree.many_roots = True  # clone3 made it, whose flags no filter sees
+    if machine.tasks.alike and not in_our_namespace(call.pid, "user"):
+        machine.tasks.alike = False
+    machine.descriptors.unseen.executes(call.pid)
+    machine.tasks.forget_ended()
+    machine.tasks.forget_process(call.pid)
+    machine.strings.forget(call.pid)
+    machine.strings.forget_others(call.pid)
     return PROCEED
 
 
-def change_credentials(supervisor: Supervisor, call: TrappedCall) -> int:
+def change_credentials(call: TrappedCall, machine: Machine) -> int:
     """The ``set*id`` calls, ``setgroups`` and ``capset``."""
-    supervisor.tasks.change(call.pid)
+    machine.tasks.change(call.pid)
     return PROCEED
 
 
-def chroot(supervisor: Supervisor, call: TrappedCall) -> int:
+def chroot(call: TrappedCall, machine: Machine) -> int:
     """``chroot(path)``: not into what is no directory (ENOTDIR)."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
+    found = looked_at(call, machine, AT_FDCWD, call.a0, 0)
     if found is not None and not found.node.is_directory:
         raise os_error(errno.ENOTDIR)
-    return change_root(supervisor, call)
+    return change_root(call, machine)
 
 
-def restrict(supervisor: Supervisor, call: TrappedCall) -> int:
+def restrict(call: TrappedCall, machine: Machine) -> int:
     """``landlock_restrict_self(ruleset, flags)``."""
-    supervisor.tasks.restrict(call.pid)
+    machine.tasks.restrict(call.pid)
     return PROCEED
 
 
-def change_root(supervisor: Supervisor, call: TrappedCall) -> int:
+def change_root(call: TrappedCall, machine: Machine) -> int:
     """``pivot_root``, ``unshare`` and ``setns``, and ``chroot`` to a native directory."""
-    supervisor.tree.many_roots = True
-    return change_credentials(supervisor, call)
+    machine.tree.many_roots = True
+    return change_credentials(call, machine)
 
 
 HANDLERS: Final[dict[str, Handler]] = {

@@ -22,7 +22,7 @@ from recuse.sandbox.syscalls.call import (
 if TYPE_CHECKING:
     from recuse.sandbox.channels import ChannelFile
     from recuse.sandbox.descriptors import Descriptor
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
     from recuse.sandbox.sysfs import AttributeFile
 
 _O_ACCMODE: Final = os.O_ACCMODE
@@ -91,8 +91,7 @@ def vector_segments(
     return segments
 
 
-def _transfer(  # noqa: PLR0917 - by position, on the way of every read
-    supervisor: Supervisor,
+def _transfer(
     call: TrappedCall,
     file: OpenFile | ChannelFile | AttributeFile,
     wanted: int,
@@ -103,46 +102,46 @@ def _transfer(  # noqa: PLR0917 - by position, on the way of every read
         operation = file.read if wanted == _O_RDONLY else file.write
         return call.run(file.device, operation(call.caller(), segments, position))
     if wanted == _O_RDONLY:
-        return file.read(supervisor, call, segments, position)
-    return file.write(supervisor, call, segments, position)
+        return file.read(call, segments, position)
+    return file.write(call, segments, position)
 
 
-def _plain(supervisor: Supervisor, call: TrappedCall, wanted: int, position: int | None) -> Outcome:
+def _plain(call: TrappedCall, machine: Machine, wanted: int, position: int | None) -> Outcome:
     """Do read or write (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2, as vfs_read does."""
-    descriptor = supervisor.descriptors.find(call.pid, call.a0)
+    descriptor = machine.descriptors.find(call.pid, call.a0)
     if descriptor is None:
         return PROCEED
     file = allowing(descriptor, wanted)
     segments = plain_segments(call.a1, call.a2)
-    return _transfer(supervisor, call, file, wanted, segments, position)
+    return _transfer(call, file, wanted, segments, position)
 
 
-def read(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def read(call: TrappedCall, machine: Machine) -> Outcome:
     """``read(fd, buf, count)``."""
-    return _plain(supervisor, call, _O_RDONLY, None)
+    return _plain(call, machine, _O_RDONLY, None)
 
 
-def write(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def write(call: TrappedCall, machine: Machine) -> Outcome:
     """``write(fd, buf, count)``."""
-    return _plain(supervisor, call, _O_WRONLY, None)
+    return _plain(call, machine, _O_WRONLY, None)
 
 
 # A negative position is refused by the kernel before it looks at the descriptor.
 
 
-def pread64(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def pread64(call: TrappedCall, machine: Machine) -> Outcome:
     """``pread64(fd, buf, count, offset)``."""
-    return PROCEED if signed64(call.a3) < 0 else _plain(supervisor, call, _O_RDONLY, call.a3)
+    return PROCEED if signed64(call.a3) < 0 else _plain(call, machine, _O_RDONLY, call.a3)
 
 
-def pwrite64(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def pwrite64(call: TrappedCall, machine: Machine) -> Outcome:
     """``pwrite64(fd, buf, count, offset)``."""
-    return PROCEED if signed64(call.a3) < 0 else _plain(supervisor, call, _O_WRONLY, call.a3)
+    return PROCEED if signed64(call.a3) < 0 else _plain(call, machine, _O_WRONLY, call.a3)
 
 
 def vectored(  # noqa: PLR0917 - by position, on the way of every readv
-    supervisor: Supervisor,
     call: TrappedCall,
+    machine: Machine,
     wanted: int,
     position: int | None,
     flags: int = 0,
@@ -151,7 +150,7 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
     """Do readv or writev (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2."""
     if position is not None and signed64(position) < 0:
         return PROCEED
-    descriptor = supervisor.descriptors.find(call.pid, call.a0)
+    descriptor = machine.descriptors.find(call.pid, call.a0)
     if descriptor is None:
         return PROCEED
     segments = vector_segments(call.pid, call.a1, call.a2, iovec)
@@ -163,7 +162,7 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
     if flags & (_RWF_DSYNC | _RWF_SYNC) and wanted == _O_WRONLY and isinstance(file, OpenFile):
         caller = call.caller()
         return call.run(file.device, file.write(caller, segments, position, sync_flags(flags)))
-    return _transfer(supervisor, call, file, wanted, segments, position)
+    return _transfer(call, file, wanted, segments, position)
 
 
 def sync_flags(flags: int) -> int:
@@ -173,27 +172,27 @@ def sync_flags(flags: int) -> int:
     return os.O_DSYNC if flags & _RWF_DSYNC else 0
 
 
-def readv(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def readv(call: TrappedCall, machine: Machine) -> Outcome:
     """``readv(fd, iov, count)``."""
-    return vectored(supervisor, call, _O_RDONLY, None)
+    return vectored(call, machine, _O_RDONLY, None)
 
 
-def writev(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def writev(call: TrappedCall, machine: Machine) -> Outcome:
     """``writev(fd, iov, count)``."""
-    return vectored(supervisor, call, _O_WRONLY, None)
+    return vectored(call, machine, _O_WRONLY, None)
 
 
 # On 64-bit machines the low word of the position is all of it.
 
 
-def preadv(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def preadv(call: TrappedCall, machine: Machine) -> Outcome:
     """``preadv(fd, iov, count, low, high)``."""
-    return vectored(supervisor, call, _O_RDONLY, call.a3)
+    return vectored(call, machine, _O_RDONLY, call.a3)
 
 
-def pwritev(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def pwritev(call: TrappedCall, machine: Machine) -> Outcome:
     """``pwritev(fd, iov, count, low, high)``."""
-    return vectored(supervisor, call, _O_WRONLY, call.a3)
+    return vectored(call, machine, _O_WRONLY, call.a3)
 
 
 def at(position: int) -> int | None:
@@ -201,46 +200,46 @@ def at(position: int) -> int | None:
     return None if signed64(position) == -1 else position
 
 
-def preadv2(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def preadv2(call: TrappedCall, machine: Machine) -> Outcome:
     """``preadv2(fd, iov, count, low, high, flags)``."""
-    return vectored(supervisor, call, _O_RDONLY, at(call.a3), signed32(call.a5))
+    return vectored(call, machine, _O_RDONLY, at(call.a3), signed32(call.a5))
 
 
-def pwritev2(supervisor: Supervisor, call: TrappedCall) -> Outcome:
+def pwritev2(call: TrappedCall, machine: Machine) -> Outcome:
     """``pwritev2(fd, iov, count, low, high, flags)``."""
-    return vectored(supervisor, call, _O_WRONLY, at(call.a3), signed32(call.a5))
+    return vectored(call, machine, _O_WRONLY, at(call.a3), signed32(call.a5))
 
 
-def _either(supervisor: Supervisor, call: TrappedCall, second: int) -> int:
+def _either(call: TrappedCall, machine: Machine, second: int) -> int:
     """Refuse a transfer inside the kernel if one of its two descriptors is a device.
 
     O_PATH does not do for one (EBADF).
     """
-    find = supervisor.descriptors.find
+    find = machine.descriptors.find
     for number in (call.a0, second):
         if (descriptor := find(call.pid, number)) is not None:
             raise os_error(errno.EBADF if descriptor.file is None else errno.EINVAL)
     return PROCEED
 
 
-def sendfile(supervisor: Supervisor, call: TrappedCall) -> int:
+def sendfile(call: TrappedCall, machine: Machine) -> int:
     """``sendfile(out, in, offset, count)``: CUSE has no splice; programs read and write."""
-    return _either(supervisor, call, call.a1)
+    return _either(call, machine, call.a1)
 
 
-def splice(supervisor: Supervisor, call: TrappedCall) -> int:
+def splice(call: TrappedCall, machine: Machine) -> int:
     """``splice(in, off_in, out, off_out, count, flags)`` and copy_file_range alike."""
-    return _either(supervisor, call, call.a2)
+    return _either(call, machine, call.a2)
 
 
-def tee(supervisor: Supervisor, call: TrappedCall) -> int:
+def tee(call: TrappedCall, machine: Machine) -> int:
     """``tee(in, out, count, flags)``."""
-    return _either(supervisor, call, call.a1)
+    return _either(call, machine, call.a1)
 
 
-def lseek(supervisor: Supervisor, call: TrappedCall) -> int:
+def lseek(call: TrappedCall, machine: Machine) -> int:
     """``lseek(fd, offset, whence)``."""
-    descriptor = supervisor.descriptors.find(call.pid, call.a0)
+    descriptor = machine.descriptors.find(call.pid, call.a0)
     if descriptor is None:
         return PROCEED
     if descriptor.file is None:

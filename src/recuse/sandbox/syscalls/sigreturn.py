@@ -41,17 +41,17 @@ from recuse.sandbox.tree import AT_FDCWD
 
 if TYPE_CHECKING:
     from recuse.sandbox.call import TrappedCall
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 _log = Log("recuse.sandbox")
 
 Interrupted: TypeAlias = "x86_64_frame.Interrupted | i386_frame.Interrupted"
 
-_Repair: TypeAlias = "Callable[[Supervisor, TrappedCall], None]"
+_Repair: TypeAlias = "Callable[[TrappedCall, Machine], None]"
 
 _CODE_SIZE: Final = max(x86_64_frame.CODE_SIZE, i386_frame.CODE_SIZE)
 
-_Decision: TypeAlias = "Callable[[Supervisor, TrappedCall, Interrupted], bool]"
+_Decision: TypeAlias = "Callable[[TrappedCall, Machine, Interrupted], bool]"
 """Whether a call that was not received would have gone on natively, and so is made once more."""
 
 _Files: TypeAlias = "Callable[[int, Interrupted], list[tuple[int, int]]]"
@@ -115,12 +115,12 @@ _NEVER: Final = (
 connection has been begun: one that was not received has not."""
 
 
-def _never(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
-    del supervisor, call, made
+def _never(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
+    del call, machine, made
     return True
 
 
-def _is_ready(supervisor: Supervisor, call: TrappedCall, number: int, events: int) -> bool:
+def _is_ready(call: TrappedCall, number: int, events: int) -> bool:
     """Whether a descriptor of the caller's is ready, or none.
 
     Raises:
@@ -144,37 +144,37 @@ def _is_ready(supervisor: Supervisor, call: TrappedCall, number: int, events: in
 def _ready(events: int) -> _Decision:
     """Of calls that wait until their file is ready: it is so already."""
 
-    def decide(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
+    def decide(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
         number = made.argument(0) & 0xFFFFFFFF
-        if supervisor.descriptors.find(call.pid, number) is not None:
+        if machine.descriptors.find(call.pid, number) is not None:
             return True  # if it waits, its server is told of the signal
-        return _is_ready(supervisor, call, number, events)
+        return _is_ready(call, number, events)
 
     return decide
 
 
-def _socketcall(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
+def _socketcall(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
     """Of ``socketcall(kind, args)``, whose arguments are in memory."""
     kind = made.argument(0)
     if kind not in _SOCKETCALL_EVENTS:
         return True
     number = int.from_bytes(read_memory(call.pid, made.argument(1), 4), "little")
-    return _is_ready(supervisor, call, number, _SOCKETCALL_EVENTS[kind])
+    return _is_ready(call, number, _SOCKETCALL_EVENTS[kind])
 
 
-def _control(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
+def _control(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
     if made.argument(1) & 0xFFFFFFFF not in _WAITING_IOCTLS:
         return True
-    return supervisor.descriptors.find(call.pid, made.argument(0) & 0xFFFFFFFF) is not None
+    return machine.descriptors.find(call.pid, made.argument(0) & 0xFFFFFFFF) is not None
 
 
-def _fcntl(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
-    del supervisor, call
+def _fcntl(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
+    del call, machine
     return made.argument(1) & 0xFFFFFFFF in TRAPPED_FCNTL
 
 
-def _flock(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
-    del supervisor, call
+def _flock(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
+    del call, machine
     return bool(made.argument(1) & _LOCK_NB)
 
 
@@ -184,8 +184,8 @@ def _open(path: int, base: int | None = None) -> _Decision:
     Only an open of a pipe or a device waits until a signal comes.
     """
 
-    def decide(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
-        name = supervisor.strings.read(call.pid, made.argument(path))
+    def decide(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
+        name = machine.strings.read(call.pid, made.argument(path))
         directory = AT_FDCWD if base is None else signed32(made.argument(base))
         start = b"/proc/%d/root" % call.pid
         if not name.startswith(b"/"):
@@ -211,14 +211,14 @@ def _waits_not(
     ``time`` points to.
     """
 
-    def decide(supervisor: Supervisor, call: TrappedCall, made: Interrupted) -> bool:
+    def decide(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
         if milliseconds is not None:
             if signed32(made.argument(milliseconds)) == 0:
                 return True
         elif (address := made.argument(time)) and not any(read_memory(call.pid, address, size)):
             return True
         return any(
-            _is_ready(supervisor, call, number & 0xFFFFFFFF, events)
+            _is_ready(call, number & 0xFFFFFFFF, events)
             for number, events in files(call.pid, made)
             if number >= 0
         )
@@ -311,14 +311,14 @@ def _compat_decisions() -> dict[int | None, _Decision]:
 _COMPAT_BY_NUMBER: Final = _compat_decisions()
 
 
-def _end(supervisor: Supervisor, call: TrappedCall, repair: _Repair) -> int:
+def _end(call: TrappedCall, machine: Machine, repair: _Repair) -> int:
     """End a handler.
 
     It always goes on: the thread has nowhere to go on to without. So whatever goes wrong here
     leaves the EINTR that the kernel has given.
     """
     try:
-        repair(supervisor, call)
+        repair(call, machine)
     except (OSError, UnreadableError):
         pass  # it lets nobody look into it, or is gone
     except Exception:
@@ -326,24 +326,22 @@ def _end(supervisor: Supervisor, call: TrappedCall, repair: _Repair) -> int:
     return PROCEED
 
 
-def rt_sigreturn(supervisor: Supervisor, call: TrappedCall) -> int:
+def rt_sigreturn(call: TrappedCall, machine: Machine) -> int:
     """``rt_sigreturn()``."""
-    return _end(supervisor, call, _repair)
+    return _end(call, machine, _repair)
 
 
-def compat_rt_sigreturn(supervisor: Supervisor, call: TrappedCall) -> int:
+def compat_rt_sigreturn(call: TrappedCall, machine: Machine) -> int:
     """``rt_sigreturn()`` of a 32-bit program, whose handler has SA_SIGINFO."""
-    return _end(
-        supervisor, call, partial(_repair_compat, i386_frame.CONTEXT_OFFSETS["rt_sigreturn"])
-    )
+    return _end(call, machine, partial(_repair_compat, i386_frame.CONTEXT_OFFSETS["rt_sigreturn"]))
 
 
-def compat_sigreturn(supervisor: Supervisor, call: TrappedCall) -> int:
+def compat_sigreturn(call: TrappedCall, machine: Machine) -> int:
     """``sigreturn()`` of a 32-bit program."""
-    return _end(supervisor, call, partial(_repair_compat, i386_frame.CONTEXT_OFFSETS["sigreturn"]))
+    return _end(call, machine, partial(_repair_compat, i386_frame.CONTEXT_OFFSETS["sigreturn"]))
 
 
-def _repair(supervisor: Supervisor, call: TrappedCall) -> None:
+def _repair(call: TrappedCall, machine: Machine) -> None:
     stack = _stack_pointer(call.pid, call.alive)
     frame = read_memory(call.pid, stack, x86_64_frame.SIZE)
     if len(frame) < x86_64_frame.SIZE or (made := x86_64_frame.interrupted(frame)) is None:
@@ -354,33 +352,33 @@ def _repair(supervisor: Supervisor, call: TrappedCall) -> None:
             return
         # Where that is not to be found out: it may always say EINTR, and else wait for ever.
         with contextlib.suppress(OSError):
-            if decide(supervisor, call, made):
+            if decide(call, machine, made):
                 return
         outcome: bytes | None = made.failed()
     else:
-        outcome = _made_anew(supervisor, call, made, _BY_NUMBER)
+        outcome = _made_anew(call, machine, made, _BY_NUMBER)
     if outcome is not None and call.alive():
         write_memory(call.pid, stack + x86_64_frame.OUTCOME_OFFSET, outcome)
 
 
-def _repair_compat(offset: int, supervisor: Supervisor, call: TrappedCall) -> None:
+def _repair_compat(offset: int, call: TrappedCall, machine: Machine) -> None:
     context = _stack_pointer(call.pid, call.alive) + offset
     content = read_memory(call.pid, context, i386_frame.SIZE)
     if len(content) < i386_frame.SIZE or (made := i386_frame.interrupted(content)) is None:
         return
-    outcome = _made_anew(supervisor, call, made, _COMPAT_BY_NUMBER)
+    outcome = _made_anew(call, machine, made, _COMPAT_BY_NUMBER)
     if outcome is not None and call.alive():
         write_memory(call.pid, context + i386_frame.OUTCOME_OFFSET, outcome)
 
 
 def _made_anew(
-    supervisor: Supervisor,
     call: TrappedCall,
+    machine: Machine,
     made: Interrupted,
     decisions: dict[int | None, _Decision],
 ) -> bytes | None:
     """What makes the thread make its call once more; None if it keeps its EINTR."""
-    if supervisor.signals.has_ended(call.pid, made.after):
+    if machine.signals.has_ended(call.pid, made.after):
         return None  # it was received, and EINTR is what its device has said
     if made.after == call.instruction:
         number: int | None = call.number  # the end of another handler, by the same code
@@ -388,9 +386,9 @@ def _made_anew(
         read = partial(read_memory, call.pid)
         number = made.number_of(read(made.after - _CODE_SIZE, _CODE_SIZE), read)
     decide = decisions.get(number)
-    if number is None or decide is None or not decide(supervisor, call, made):
+    if number is None or decide is None or not decide(call, machine, made):
         return None
-    supervisor.signals.owed[call.pid] = made.after
+    machine.signals.owed[call.pid] = made.after
     return made.made_anew(number)
 
 

@@ -20,7 +20,7 @@ from recuse.sandbox.tree import AT_FDCWD, Found
 
 if TYPE_CHECKING:
     from recuse.sandbox.call import TrappedCall
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 _AT_EACCESS: Final = 0x200
 _AT_NO_AUTOMOUNT: Final = 0x800
@@ -39,13 +39,12 @@ _STATX = struct.Struct("=IIQIIIHxxQQQQ" + "qIxxxx" * 4 + "IIIIQ104x")
 _STATX_BASIC: Final = 0x7FF
 
 
-def _write(supervisor: Supervisor, call: TrappedCall, address: int, data: bytes) -> None:
+def _write(call: TrappedCall, address: int, data: bytes) -> None:
     if call.alive() and write_memory(call.pid, address, data) < len(data):
         raise os_error(errno.EFAULT)
 
 
 def fill_stat(
-    supervisor: Supervisor,
     call: TrappedCall,
     found: Found | None,
     address: int,
@@ -67,37 +66,37 @@ def fill_stat(
         node.block_size,
         (node.accessed_ns, node.modified_ns, node.changed_ns),
     )
-    _write(supervisor, call, address, pack(status))
+    _write(call, address, pack(status))
     return 0
 
 
-def stat_(supervisor: Supervisor, call: TrappedCall) -> int:
+def stat_(call: TrappedCall, machine: Machine) -> int:
     """``stat(path, buf)``."""
-    return fill_stat(supervisor, call, looked_at(supervisor, call, AT_FDCWD, call.a0, 0), call.a1)
+    return fill_stat(call, looked_at(call, machine, AT_FDCWD, call.a0, 0), call.a1)
 
 
-def lstat(supervisor: Supervisor, call: TrappedCall) -> int:
+def lstat(call: TrappedCall, machine: Machine) -> int:
     """``lstat(path, buf)``."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return fill_stat(supervisor, call, found, call.a1)
+    found = looked_at(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return fill_stat(call, found, call.a1)
 
 
-def fstat(supervisor: Supervisor, call: TrappedCall) -> int:
+def fstat(call: TrappedCall, machine: Machine) -> int:
     """``fstat(fd, buf)``."""
-    return fill_stat(supervisor, call, held(supervisor, call, signed32(call.a0)), call.a1)
+    return fill_stat(call, held(call, machine, signed32(call.a0)), call.a1)
 
 
 def newfstatat(
-    supervisor: Supervisor, call: TrappedCall, pack: Callable[[Status], bytes] = arch.pack_stat
+    call: TrappedCall, machine: Machine, pack: Callable[[Status], bytes] = arch.pack_stat
 ) -> int:
     """``newfstatat(dirfd, path, buf, flags)``."""
     if call.a3 & ~_STAT_FLAGS:
         return PROCEED
-    found = looked_at(supervisor, call, signed32(call.a0), call.a1, call.a3)
-    return fill_stat(supervisor, call, found, call.a2, pack)
+    found = looked_at(call, machine, signed32(call.a0), call.a1, call.a3)
+    return fill_stat(call, found, call.a2, pack)
 
 
-def statx(supervisor: Supervisor, call: TrappedCall) -> int:
+def statx(call: TrappedCall, machine: Machine) -> int:
     """``statx(dirfd, path, flags, mask, buf)``."""
     if (
         call.a2 & ~_STAT_FLAGS
@@ -105,7 +104,7 @@ def statx(supervisor: Supervisor, call: TrappedCall) -> int:
         or call.a3 & _STATX_RESERVED
     ):
         return PROCEED
-    found = looked_at(supervisor, call, signed32(call.a0), call.a1, call.a2)
+    found = looked_at(call, machine, signed32(call.a0), call.a1, call.a2)
     if found is None or found.link:
         return PROCEED
     node = found.node
@@ -130,12 +129,12 @@ def statx(supervisor: Supervisor, call: TrappedCall) -> int:
         os.minor(filesystem),
         0,
     )
-    _write(supervisor, call, call.a4, data)
+    _write(call, call.a4, data)
     return 0
 
 
 def _access(
-    supervisor: Supervisor, call: TrappedCall, found: Found | None, wanted: int, flags: int = 0
+    call: TrappedCall, machine: Machine, found: Found | None, wanted: int, flags: int = 0
 ) -> int:
     if found is None or found.link or wanted & ~_MAY_ALL:
         return PROCEED
@@ -144,56 +143,54 @@ def _access(
     if found.native is None:
         check(found.node, task.credentials if effective else task.real_credentials, wanted)
     else:
-        acting = task.acting if effective else supervisor.tasks.acting_as(task.real_rights)
+        acting = task.acting if effective else machine.tasks.acting_as(task.real_rights)
         check_access(acting, found.native.descriptor, wanted)
     return 0
 
 
-def access(supervisor: Supervisor, call: TrappedCall) -> int:
+def access(call: TrappedCall, machine: Machine) -> int:
     """``access(path, mode)``."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0, real=True)
-    return _access(supervisor, call, found, signed32(call.a1))
+    found = looked_at(call, machine, AT_FDCWD, call.a0, 0, real=True)
+    return _access(call, machine, found, signed32(call.a1))
 
 
-def faccessat(supervisor: Supervisor, call: TrappedCall) -> int:
+def faccessat(call: TrappedCall, machine: Machine) -> int:
     """``faccessat(dirfd, path, mode)``: this call has no flags."""
-    found = looked_at(supervisor, call, signed32(call.a0), call.a1, 0, real=True)
-    return _access(supervisor, call, found, signed32(call.a2))
+    found = looked_at(call, machine, signed32(call.a0), call.a1, 0, real=True)
+    return _access(call, machine, found, signed32(call.a2))
 
 
-def faccessat2(supervisor: Supervisor, call: TrappedCall) -> int:
+def faccessat2(call: TrappedCall, machine: Machine) -> int:
     """``faccessat2(dirfd, path, mode, flags)``."""
     if call.a3 & ~_ACCESS_FLAGS:
         return PROCEED
     real = not call.a3 & _AT_EACCESS
-    found = looked_at(supervisor, call, signed32(call.a0), call.a1, call.a3, real)
-    return _access(supervisor, call, found, signed32(call.a2), call.a3)
+    found = looked_at(call, machine, signed32(call.a0), call.a1, call.a3, real)
+    return _access(call, machine, found, signed32(call.a2), call.a3)
 
 
-def _readlink(
-    supervisor: Supervisor, call: TrappedCall, found: Found | None, buffer: int, size: int
-) -> int:
+def _readlink(call: TrappedCall, found: Found | None, buffer: int, size: int) -> int:
     if found is None:
         return PROCEED
     target = found.node.path if found.link else found.node.target
     if size <= 0 or not target:
         raise os_error(errno.EINVAL)
     target = target[:size]
-    _write(supervisor, call, buffer, target)
+    _write(call, buffer, target)
     return len(target)
 
 
-def readlink(supervisor: Supervisor, call: TrappedCall) -> int:
+def readlink(call: TrappedCall, machine: Machine) -> int:
     """``readlink(path, buf, size)``: a device is no link, ``/proc/self/fd/N`` is one to it."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return _readlink(supervisor, call, found, call.a1, signed32(call.a2))
+    found = looked_at(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return _readlink(call, found, call.a1, signed32(call.a2))
 
 
-def readlinkat(supervisor: Supervisor, call: TrappedCall) -> int:
+def readlinkat(call: TrappedCall, machine: Machine) -> int:
     """``readlinkat(dirfd, path, buf, size)``."""
     flags = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
-    found = looked_at(supervisor, call, signed32(call.a0), call.a1, flags)
-    return _readlink(supervisor, call, found, call.a2, signed32(call.a3))
+    found = looked_at(call, machine, signed32(call.a0), call.a1, flags)
+    return _readlink(call, found, call.a2, signed32(call.a3))
 
 
 HANDLERS: Final[dict[str, Handler]] = {

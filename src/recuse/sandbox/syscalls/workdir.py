@@ -24,40 +24,40 @@ from recuse.sandbox.tree import AT_FDCWD, NativeFile, OutsideError
 
 if TYPE_CHECKING:
     from recuse.sandbox.call import TrappedCall
+    from recuse.sandbox.machine import Machine
     from recuse.sandbox.nodes import Node
-    from recuse.sandbox.supervisor import Supervisor
 
 
-def chdir(supervisor: Supervisor, call: TrappedCall) -> int:
+def chdir(call: TrappedCall, machine: Machine) -> int:
     """``chdir(path)``; EACCES for a thread that has a debugger, and so can make no calls for us."""
-    path = supervisor.strings.read(call.pid, call.a0)
+    path = machine.strings.read(call.pid, call.a0)
     try:
-        found = supervisor.tree.find(call.pid, AT_FDCWD, path) if path else None
+        found = machine.tree.find(call.pid, AT_FDCWD, path) if path else None
     except OutsideError as outside:
-        return _go_outside(supervisor, call, outside.file)
+        return _go_outside(call, machine, outside.file)
     if found is None:
         return PROCEED
     if not found.node.is_directory:
         raise os_error(errno.ENOTDIR)
     check(found.node, call.task.credentials, MAY_EXECUTE)
-    return _go(supervisor, call, supervisor.tree.shadows.open(found.node))
+    return _go(call, machine.tree.shadows.open(found.node))
 
 
-def _go_outside(supervisor: Supervisor, call: TrappedCall, file: NativeFile) -> int:
+def _go_outside(call: TrappedCall, machine: Machine, file: NativeFile) -> int:
     """Go to what is there natively. Whether it may be searched the thread is told itself."""
     if not stat.S_ISDIR(file.status.st_mode):
         raise os_error(errno.ENOTDIR)
     acting = call.task.acting
     try:
-        supervisor.tasks.check_confinement(call.pid)
+        machine.tasks.check_confinement(call.pid)
         # As all of a process's threads can read what one of them is given.
         directory = open_again(acting, file.descriptor, arch.O_DIRECTORY, 0, 0)
     except PermissionError:  # it may be searched, and perhaps not read
-        return _go(supervisor, call, file.node())
-    return _go(supervisor, call, directory)
+        return _go(call, file.node())
+    return _go(call, directory)
 
 
-def _go(supervisor: Supervisor, call: TrappedCall, directory: int | Node) -> int:
+def _go(call: TrappedCall, directory: int | Node) -> int:
     """Have the thread go to a directory: by a descriptor of ours, which is closed, or by path."""
     try:
         with Injection(call) as thread:
@@ -82,9 +82,9 @@ def _go(supervisor: Supervisor, call: TrappedCall, directory: int | Node) -> int
     return ANSWERED
 
 
-def getcwd(supervisor: Supervisor, call: TrappedCall) -> int:
+def getcwd(call: TrappedCall, machine: Machine) -> int:
     """``getcwd(buf, size)``, which the C library's function of that name calls."""
-    node = supervisor.tree.directory(call.pid, AT_FDCWD)
+    node = machine.tree.directory(call.pid, AT_FDCWD)
     if node is None:
         return PROCEED
     data = node.path + b"\0"

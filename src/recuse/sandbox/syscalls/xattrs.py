@@ -25,7 +25,7 @@ from recuse.sandbox.tree import AT_FDCWD, Found
 
 if TYPE_CHECKING:
     from recuse.sandbox.call import TrappedCall
-    from recuse.sandbox.supervisor import Supervisor
+    from recuse.sandbox.machine import Machine
 
 _AT_FLAGS: Final = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
 _AT_SYMLINK_FOLLOW: Final = 0x400
@@ -50,40 +50,34 @@ def _unsupported(found: Found | None) -> int:
     raise os_error(errno.EOPNOTSUPP)
 
 
-def _get_attribute(
-    supervisor: Supervisor, call: TrappedCall, found: Found | None, address: int
-) -> int:
+def _get_attribute(call: TrappedCall, machine: Machine, found: Found | None, address: int) -> int:
     """ENODATA: a node has no extended attributes, of the sorts that there are (fs/xattr.c)."""
     if found is None or found.link:
         return PROCEED
-    name = supervisor.strings.read(call.pid, address)
+    name = machine.strings.read(call.pid, address)
     if not 0 < len(name) <= _NAME_MAX:
         raise os_error(errno.ERANGE)
     known = name.startswith(_SORTS) or name in _ACCESS_LISTS
     raise os_error(errno.ENODATA if known else errno.EOPNOTSUPP)
 
 
-def _set_attribute(
-    supervisor: Supervisor, call: TrappedCall, found: Found | None, address: int
-) -> int:
+def _set_attribute(call: TrappedCall, machine: Machine, found: Found | None, address: int) -> int:
     """EPERM for those that only regular files and directories have, EOPNOTSUPP for others."""
     if found is None or found.link:
         return PROCEED
-    name = supervisor.strings.read(call.pid, address)
+    name = machine.strings.read(call.pid, address)
     if not 0 < len(name) <= _NAME_MAX:
         raise os_error(errno.ERANGE)
     raise os_error(errno.EPERM if name.startswith(b"user.") else errno.EOPNOTSUPP)
 
 
-def _at(
-    supervisor: Supervisor, call: TrappedCall, find: Callable[..., Found | None]
-) -> Found | None:
+def _at(call: TrappedCall, machine: Machine, find: Callable[..., Found | None]) -> Found | None:
     """What ``(dirfd, path, flags, ...)`` name; O_PATH does not do without a path (EBADF)."""
     if call.a2 & ~_AT_FLAGS:
         return None
-    if call.a2 & AT_EMPTY_PATH and not (call.a1 and supervisor.strings.read(call.pid, call.a1)):
-        return opened(supervisor, call)
-    return find(supervisor, call, signed32(call.a0), call.a1, call.a2)
+    if call.a2 & AT_EMPTY_PATH and not (call.a1 and machine.strings.read(call.pid, call.a1)):
+        return opened(call, machine)
+    return find(call, machine, signed32(call.a0), call.a1, call.a2)
 
 
 def _arguments(call: TrappedCall) -> tuple[int, int] | None:
@@ -97,53 +91,53 @@ def _arguments(call: TrappedCall) -> tuple[int, int] | None:
     return size, flags
 
 
-def getxattr(supervisor: Supervisor, call: TrappedCall) -> int:
+def getxattr(call: TrappedCall, machine: Machine) -> int:
     """``getxattr(path, name, ...)``."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, 0)
-    return _get_attribute(supervisor, call, found, call.a1)
+    found = looked_at(call, machine, AT_FDCWD, call.a0, 0)
+    return _get_attribute(call, machine, found, call.a1)
 
 
-def lgetxattr(supervisor: Supervisor, call: TrappedCall) -> int:
+def lgetxattr(call: TrappedCall, machine: Machine) -> int:
     """``lgetxattr(path, name, ...)``."""
-    found = looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return _get_attribute(supervisor, call, found, call.a1)
+    found = looked_at(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return _get_attribute(call, machine, found, call.a1)
 
 
-def fgetxattr(supervisor: Supervisor, call: TrappedCall) -> int:
+def fgetxattr(call: TrappedCall, machine: Machine) -> int:
     """``fgetxattr(fd, name, ...)``."""
-    return _get_attribute(supervisor, call, opened(supervisor, call), call.a1)
+    return _get_attribute(call, machine, opened(call, machine), call.a1)
 
 
-def getxattrat(supervisor: Supervisor, call: TrappedCall) -> int:
+def getxattrat(call: TrappedCall, machine: Machine) -> int:
     """``getxattrat(dirfd, path, at_flags, name, arguments, size)``."""
     arguments = _arguments(call)
     if arguments is None or arguments[1]:
         return PROCEED
-    return _get_attribute(supervisor, call, _at(supervisor, call, looked_at), call.a3)
+    return _get_attribute(call, machine, _at(call, machine, looked_at), call.a3)
 
 
 def _list_attributes(found: Found | None) -> int:
     return PROCEED if found is None or found.link else 0
 
 
-def listxattr(supervisor: Supervisor, call: TrappedCall) -> int:
+def listxattr(call: TrappedCall, machine: Machine) -> int:
     """``listxattr(path, ...)``."""
-    return _list_attributes(looked_at(supervisor, call, AT_FDCWD, call.a0, 0))
+    return _list_attributes(looked_at(call, machine, AT_FDCWD, call.a0, 0))
 
 
-def llistxattr(supervisor: Supervisor, call: TrappedCall) -> int:
+def llistxattr(call: TrappedCall, machine: Machine) -> int:
     """``llistxattr(path, ...)``."""
-    return _list_attributes(looked_at(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW))
+    return _list_attributes(looked_at(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW))
 
 
-def flistxattr(supervisor: Supervisor, call: TrappedCall) -> int:
+def flistxattr(call: TrappedCall, machine: Machine) -> int:
     """``flistxattr(fd, ...)``."""
-    return _list_attributes(opened(supervisor, call))
+    return _list_attributes(opened(call, machine))
 
 
-def listxattrat(supervisor: Supervisor, call: TrappedCall) -> int:
+def listxattrat(call: TrappedCall, machine: Machine) -> int:
     """``listxattrat(dirfd, path, at_flags, ...)``."""
-    return _list_attributes(_at(supervisor, call, looked_at))
+    return _list_attributes(_at(call, machine, looked_at))
 
 
 def _bad_value(size: int, flags: int) -> bool:
@@ -151,63 +145,63 @@ def _bad_value(size: int, flags: int) -> bool:
     return size > _SIZE_MAX or bool(flags & 0xFFFFFFFF & ~_FLAGS)
 
 
-def setxattr(supervisor: Supervisor, call: TrappedCall) -> int:
+def setxattr(call: TrappedCall, machine: Machine) -> int:
     """``setxattr(path, name, value, size, flags)``."""
     if _bad_value(call.a3, call.a4):
         return PROCEED
-    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
-    return _set_attribute(supervisor, call, found, call.a1)
+    found = named(call, machine, AT_FDCWD, call.a0, 0)
+    return _set_attribute(call, machine, found, call.a1)
 
 
-def lsetxattr(supervisor: Supervisor, call: TrappedCall) -> int:
+def lsetxattr(call: TrappedCall, machine: Machine) -> int:
     """``lsetxattr(path, name, value, size, flags)``."""
     if _bad_value(call.a3, call.a4):
         return PROCEED
-    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return _set_attribute(supervisor, call, found, call.a1)
+    found = named(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return _set_attribute(call, machine, found, call.a1)
 
 
-def setxattrat(supervisor: Supervisor, call: TrappedCall) -> int:
+def setxattrat(call: TrappedCall, machine: Machine) -> int:
     """``setxattrat(dirfd, path, at_flags, name, arguments, size)``."""
     arguments = _arguments(call)
     if arguments is None or _bad_value(*arguments):
         return PROCEED
-    return _set_attribute(supervisor, call, _at(supervisor, call, named), call.a3)
+    return _set_attribute(call, machine, _at(call, machine, named), call.a3)
 
 
-def removexattr(supervisor: Supervisor, call: TrappedCall) -> int:
+def removexattr(call: TrappedCall, machine: Machine) -> int:
     """``removexattr(path, name)``."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, 0)
-    return _set_attribute(supervisor, call, found, call.a1)
+    found = named(call, machine, AT_FDCWD, call.a0, 0)
+    return _set_attribute(call, machine, found, call.a1)
 
 
-def lremovexattr(supervisor: Supervisor, call: TrappedCall) -> int:
+def lremovexattr(call: TrappedCall, machine: Machine) -> int:
     """``lremovexattr(path, name)``."""
-    found = named(supervisor, call, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return _set_attribute(supervisor, call, found, call.a1)
+    found = named(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    return _set_attribute(call, machine, found, call.a1)
 
 
-def removexattrat(supervisor: Supervisor, call: TrappedCall) -> int:
+def removexattrat(call: TrappedCall, machine: Machine) -> int:
     """``removexattrat(dirfd, path, at_flags, name)``."""
-    return _set_attribute(supervisor, call, _at(supervisor, call, named), call.a3)
+    return _set_attribute(call, machine, _at(call, machine, named), call.a3)
 
 
-def file_attributes(supervisor: Supervisor, call: TrappedCall) -> int:
+def file_attributes(call: TrappedCall, machine: Machine) -> int:
     """``file_getattr(dirfd, path, attributes, size, at_flags)`` and ``file_setattr``.
 
     A device has none of what filesystems have for their own files (fs/file_attr.c, Linux 6.17).
     """
     if call.a4 & ~_AT_FLAGS or call.a3 < _FILE_ATTRIBUTES:
         return PROCEED
-    found = named(supervisor, call, signed32(call.a0), call.a1, call.a4)
+    found = named(call, machine, signed32(call.a0), call.a1, call.a4)
     return _unsupported(found)
 
 
-def name_to_handle_at(supervisor: Supervisor, call: TrappedCall) -> int:
+def name_to_handle_at(call: TrappedCall, machine: Machine) -> int:
     """``name_to_handle_at(dirfd, path, handle, mount_id, flags)``: a node has no handle."""
     flags = call.a4 & AT_EMPTY_PATH
     flags |= 0 if call.a4 & _AT_SYMLINK_FOLLOW else AT_SYMLINK_NOFOLLOW
-    found = named(supervisor, call, signed32(call.a0), call.a1, flags)
+    found = named(call, machine, signed32(call.a0), call.a1, flags)
     return _unsupported(found)
 
 
