@@ -24,6 +24,10 @@ from ..syscalls import rows
 PRELUDE = """
 import array, ctypes, errno, fcntl, mmap, os, signal, socket, stat, struct, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
+# Newer libffi keeps its own file open, so the next one would not be 3.
+try:
+    if "libffi" in os.readlink("/proc/self/fd/3"): os.close(3)
+except OSError: pass
 def attempt(function, *args, **options):
     try:
         return function(*args, **options)
