@@ -50,6 +50,7 @@ def test_waiting_where_descriptors_cannot_be_fetched() -> None:
         "polling/test_poll.py::test_who_sleeps_is_woken",
         "polling/test_poll.py::test_each_call_by_its_number",
         "test_listing.py::test_two_listings_at_once",
+        "test_ordinary_signals.py::test_calls_that_no_signal_interrupts[2000-flags0]",
     )
 
 
@@ -57,6 +58,12 @@ def test_waiting_where_descriptors_cannot_be_fetched() -> None:
 @pytest.mark.timeout(620)
 def test_all_about_waiting_where_descriptors_cannot_be_fetched() -> None:
     run_tests(FETCHING, "polling", "test_interruption.py", "test_listing.py", "test_workdir.py")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(620)
+def test_signals_where_descriptors_cannot_be_fetched() -> None:
+    run_tests(FETCHING, "test_ordinary_signals.py")
 
 
 WAITING = (

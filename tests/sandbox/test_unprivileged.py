@@ -211,7 +211,8 @@ with Sandbox(device) as sandbox:
     sys.stdout.flush()
     sandbox.run(['sh', '-c', 'exec 3<>/dev/echo; exec 2>&1; exec 4<&3 3<&-; {copy} <&4'])
 """)
-    lines = [line.replace(copy, "cat") for line in output.splitlines()]
+    # Newer ones tell by the last part only who they are.
+    lines = [line.replace(copy, "cat").replace("hidden-cat", "cat") for line in output.splitlines()]
     hostname = Path("/etc/hostname").read_text(encoding="utf-8").splitlines()
     told = [line for line in lines if TOLD in line]
     assert [line for line in lines if TOLD not in line] == [
@@ -294,17 +295,18 @@ def test_going_through_ours_to_a_directory_that_may_only_be_searched(nobody):
         output = nobody(f"""
 with Sandbox(Fifo()) as sandbox:
     python(sandbox, '''
+before = len(os.listdir("/proc/self/fd"))
 for path in {directory!r}, "/sys/class/cuse/../../../" + {directory!r}:
     os.chdir("/")
     os.chdir(path)
-    print(os.getcwd(), open("file").read(), len(os.listdir("/proc/self/fd")))
+    print(os.getcwd(), open("file").read(), len(os.listdir("/proc/self/fd")) - before)
 try: os.chdir("/sys/class/cuse/../../../root")
 except OSError as error: print(error.strerror, os.getcwd())
 ''')
 """)
     closed = ["Permission denied", directory] if os.geteuid() == 0 else ["Permission denied"]
     lines = output.splitlines()
-    assert lines[:2] == [f"{directory} found 4"] * 2
+    assert lines[:2] == [f"{directory} found 0"] * 2
     assert os.geteuid() != 0 or lines[2] == " ".join(closed)
 
 

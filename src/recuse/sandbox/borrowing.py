@@ -193,6 +193,11 @@ class Borrowing:
                 "mmap", 0, _PAGE, _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS, 0, 0
             )
 
+    @property
+    def has_lent(self) -> bool:
+        """Whether the thread's call is answered, as it was made to lend something."""
+        return self._thread is not None
+
     def alive(self) -> bool:
         """Whether the thread still waits in its call, or has lent something in it."""
         return self._thread is not None or self._call.alive()

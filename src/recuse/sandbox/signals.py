@@ -111,6 +111,8 @@ class SignalWatch:
         """Held while a wait is taken off for its caller's end, and while `attend` replaces one."""
         self._ended: dict[int, int] = {}
         """Threads whose calls were received and have ended with EINTR, from which address on."""
+        self._again: dict[int, int] = {}
+        """Threads that make the call that ends a handler once more, and their stack pointers."""
         self._parked = False
         self._unpark = threading.Event()
         self._closed = threading.Event()
@@ -173,6 +175,19 @@ class SignalWatch:
         if self._ended.get(tid) != after:
             return False
         self._ended.pop(tid, None)
+        return True
+
+    def will_come_again(self, tid: int, stack: int) -> None:
+        """A thread's call at the end of a handler is dealt with, but it makes it once more."""
+        if len(self._again) >= _MOST_ENDED:
+            self._again.clear()  # those were killed
+        self._again[tid] = stack
+
+    def comes_again(self, tid: int, stack: int) -> bool:
+        """Whether the end of a handler is one of these; once."""
+        if not self._again or self._again.get(tid) != stack:
+            return False
+        self._again.pop(tid, None)
         return True
 
     def close(self) -> None:

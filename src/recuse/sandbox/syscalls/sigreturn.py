@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from recuse.kernel.errors import os_error
 from recuse.runtime.log import Log
 from recuse.sandbox.arch import arch, i386, i386_frame, x86_64_frame
-from recuse.sandbox.descriptors import fetch_descriptor
+from recuse.sandbox.borrowing import Borrowing
 from recuse.sandbox.filter import TRAPPED_FCNTL
 from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
 from recuse.sandbox.native_files import start_of, status_from
@@ -47,11 +47,12 @@ _log = Log("recuse.sandbox")
 
 Interrupted: TypeAlias = "x86_64_frame.Interrupted | i386_frame.Interrupted"
 
-_Repair: TypeAlias = "Callable[[TrappedCall, Machine], None]"
+_Repair: TypeAlias = "Callable[[TrappedCall, Machine, Borrowing, int], None]"
+"""Repairs the call of a frame that begins at a stack pointer."""
 
 _CODE_SIZE: Final = max(x86_64_frame.CODE_SIZE, i386_frame.CODE_SIZE)
 
-_Decision: TypeAlias = "Callable[[TrappedCall, Machine, Interrupted], bool]"
+_Decision: TypeAlias = "Callable[[Borrowing, Machine, Interrupted], bool]"
 """Whether a call that was not received would have gone on natively, and so is made once more."""
 
 _Files: TypeAlias = "Callable[[int, Interrupted], list[tuple[int, int]]]"
@@ -115,24 +116,24 @@ _NEVER: Final = (
 connection has been begun: one that was not received has not."""
 
 
-def _never(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
-    del call, machine, made
+def _never(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
+    del lender, machine, made
     return True
 
 
-def _is_ready(call: TrappedCall, number: int, events: int) -> bool:
+def _is_ready(lender: Borrowing, number: int, events: int) -> bool:
     """Whether a descriptor of the caller's is ready, or none.
 
     Raises:
         OSError: if that is not to be found out.
     """
     try:
-        mode = os.stat(f"/proc/{call.pid}/fd/{number}").st_mode
+        mode = os.stat(f"/proc/{lender.tid}/fd/{number}").st_mode
     except FileNotFoundError:
         return True  # it is no descriptor, and that is what the call says
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
         return True
-    copy = fetch_descriptor(call.pid, call.task.tgid, number)
+    copy = lender.copy(number)
     try:
         poll = select.poll()
         poll.register(copy, events)
@@ -144,37 +145,37 @@ def _is_ready(call: TrappedCall, number: int, events: int) -> bool:
 def _ready(events: int) -> _Decision:
     """Of calls that wait until their file is ready: it is so already."""
 
-    def decide(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
+    def decide(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
         number = made.argument(0) & 0xFFFFFFFF
-        if machine.descriptors.find(call.pid, number) is not None:
+        if machine.descriptors.find(lender.tid, number) is not None:
             return True  # if it waits, its server is told of the signal
-        return _is_ready(call, number, events)
+        return _is_ready(lender, number, events)
 
     return decide
 
 
-def _socketcall(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
+def _socketcall(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
     """Of ``socketcall(kind, args)``, whose arguments are in memory."""
     kind = made.argument(0)
     if kind not in _SOCKETCALL_EVENTS:
         return True
-    number = int.from_bytes(read_memory(call.pid, made.argument(1), 4), "little")
-    return _is_ready(call, number, _SOCKETCALL_EVENTS[kind])
+    number = int.from_bytes(read_memory(lender.tid, made.argument(1), 4), "little")
+    return _is_ready(lender, number, _SOCKETCALL_EVENTS[kind])
 
 
-def _control(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
+def _control(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
     if made.argument(1) & 0xFFFFFFFF not in _WAITING_IOCTLS:
         return True
-    return machine.descriptors.find(call.pid, made.argument(0) & 0xFFFFFFFF) is not None
+    return machine.descriptors.find(lender.tid, made.argument(0) & 0xFFFFFFFF) is not None
 
 
-def _fcntl(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
-    del call, machine
+def _fcntl(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
+    del lender, machine
     return made.argument(1) & 0xFFFFFFFF in TRAPPED_FCNTL
 
 
-def _flock(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
-    del call, machine
+def _flock(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
+    del lender, machine
     return bool(made.argument(1) & _LOCK_NB)
 
 
@@ -184,14 +185,14 @@ def _open(path: int, base: int | None = None) -> _Decision:
     Only an open of a pipe or a device waits until a signal comes.
     """
 
-    def decide(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
-        name = machine.strings.read(call.pid, made.argument(path))
+    def decide(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
+        name = machine.strings.read(lender.tid, made.argument(path))
         directory = AT_FDCWD if base is None else signed32(made.argument(base))
-        start = b"/proc/%d/root" % call.pid
+        start = b"/proc/%d/root" % lender.tid
         if not name.startswith(b"/"):
-            start = start_of(call.pid, directory)
+            start = start_of(lender.tid, directory)
         try:
-            acting = call.task.acting
+            acting = machine.tasks.get(lender.tid).acting
             found = status_from(acting, start, name.lstrip(b"/") or b".")
         except OSError:
             return True  # it is not there yet, or it is not to be found: that takes no time
@@ -211,15 +212,15 @@ def _waits_not(
     ``time`` points to.
     """
 
-    def decide(call: TrappedCall, machine: Machine, made: Interrupted) -> bool:
+    def decide(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
         if milliseconds is not None:
             if signed32(made.argument(milliseconds)) == 0:
                 return True
-        elif (address := made.argument(time)) and not any(read_memory(call.pid, address, size)):
+        elif (address := made.argument(time)) and not any(read_memory(lender.tid, address, size)):
             return True
         return any(
-            _is_ready(call, number & 0xFFFFFFFF, events)
-            for number, events in files(call.pid, made)
+            _is_ready(lender, number & 0xFFFFFFFF, events)
+            for number, events in files(lender.tid, made)
             if number >= 0
         )
 
@@ -315,15 +316,23 @@ def _end(call: TrappedCall, machine: Machine, repair: _Repair) -> int:
     """End a handler.
 
     It always goes on: the thread has nowhere to go on to without. So whatever goes wrong here
-    leaves the EINTR that the kernel has given.
+    leaves the EINTR that the kernel has given. A thread that has lent a descriptor makes this call
+    anew.
     """
-    try:
-        repair(call, machine)
-    except (OSError, UnreadableError):
-        pass  # it lets nobody look into it, or is gone
-    except Exception:
-        _log.exception("internal error at the end of a signal handler of thread %d", call.pid)
-    return PROCEED
+    with Borrowing(call) as lender:
+        try:
+            stack = _stack_pointer(call.pid, lender.alive)
+            if not machine.signals.comes_again(call.pid, stack):
+                try:
+                    repair(call, machine, lender, stack)
+                finally:
+                    if lender.has_lent:
+                        machine.signals.will_come_again(call.pid, stack)
+        except (OSError, UnreadableError):
+            pass  # it lets nobody look into it, or is gone
+        except Exception:
+            _log.exception("internal error at the end of a signal handler of thread %d", call.pid)
+        return lender.finish(PROCEED)
 
 
 def rt_sigreturn(call: TrappedCall, machine: Machine) -> int:
@@ -341,8 +350,7 @@ def compat_sigreturn(call: TrappedCall, machine: Machine) -> int:
     return _end(call, machine, partial(_repair_compat, i386_frame.CONTEXT_OFFSETS["sigreturn"]))
 
 
-def _repair(call: TrappedCall, machine: Machine) -> None:
-    stack = _stack_pointer(call.pid, call.alive)
+def _repair(call: TrappedCall, machine: Machine, lender: Borrowing, stack: int) -> None:
     frame = read_memory(call.pid, stack, x86_64_frame.SIZE)
     if len(frame) < x86_64_frame.SIZE or (made := x86_64_frame.interrupted(frame)) is None:
         return
@@ -352,28 +360,30 @@ def _repair(call: TrappedCall, machine: Machine) -> None:
             return
         # Where that is not to be found out: it may always say EINTR, and else wait for ever.
         with contextlib.suppress(OSError):
-            if decide(call, machine, made):
+            if decide(lender, machine, made):
                 return
         outcome: bytes | None = made.failed()
     else:
-        outcome = _made_anew(call, machine, made, _BY_NUMBER)
-    if outcome is not None and call.alive():
+        outcome = _made_anew(call, machine, lender, made, _BY_NUMBER)
+    if outcome is not None and lender.alive():
         write_memory(call.pid, stack + x86_64_frame.OUTCOME_OFFSET, outcome)
 
 
-def _repair_compat(offset: int, call: TrappedCall, machine: Machine) -> None:
-    context = _stack_pointer(call.pid, call.alive) + offset
-    content = read_memory(call.pid, context, i386_frame.SIZE)
+def _repair_compat(
+    offset: int, call: TrappedCall, machine: Machine, lender: Borrowing, stack: int
+) -> None:
+    content = read_memory(call.pid, stack + offset, i386_frame.SIZE)
     if len(content) < i386_frame.SIZE or (made := i386_frame.interrupted(content)) is None:
         return
-    outcome = _made_anew(call, machine, made, _COMPAT_BY_NUMBER)
-    if outcome is not None and call.alive():
-        write_memory(call.pid, context + i386_frame.OUTCOME_OFFSET, outcome)
+    outcome = _made_anew(call, machine, lender, made, _COMPAT_BY_NUMBER)
+    if outcome is not None and lender.alive():
+        write_memory(call.pid, stack + offset + i386_frame.OUTCOME_OFFSET, outcome)
 
 
 def _made_anew(
     call: TrappedCall,
     machine: Machine,
+    lender: Borrowing,
     made: Interrupted,
     decisions: dict[int | None, _Decision],
 ) -> bytes | None:
@@ -386,7 +396,7 @@ def _made_anew(
         read = partial(read_memory, call.pid)
         number = made.number_of(read(made.after - _CODE_SIZE, _CODE_SIZE), read)
     decide = decisions.get(number)
-    if number is None or decide is None or not decide(call, machine, made):
+    if number is None or decide is None or not decide(lender, machine, made):
         return None
     machine.signals.owed[call.pid] = made.after
     return made.made_anew(number)
