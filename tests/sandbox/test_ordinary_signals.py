@@ -296,7 +296,7 @@ echo "through the pipe" >pipe
 wait $reader
 (exit 5); echo "status $?"
 sleep 100 & sleeper=$!
-until grep -q sleep /proc/$sleeper/cmdline; do :; done
+until grep -qx sleep /proc/$sleeper/comm; do :; done
 kill $sleeper; wait $sleeper 2>/dev/null; echo "killed $?"
 trap - USR1 TERM; trap
 printf 'a\\nb\\nc\\n' | while read -r x; do /bin/true & echo "line $x"; done; wait
