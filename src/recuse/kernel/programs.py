@@ -201,11 +201,6 @@ class ProgramsSide:
             request.done = done
             return True
 
-    def requests_of(self, pid: int) -> list[Request]:
-        """Return the unfinished requests of a calling thread: usually one."""
-        with self._lock:
-            return [request for request in self._queue.unfinished() if request.pid == pid]
-
     def interrupt(self, request: Request, *, fatal: bool = True) -> None:
         """Tell the server of a signal for the caller, once.
 

@@ -15,6 +15,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from recuse.channel.workers import pass_lead
@@ -72,7 +73,7 @@ Outcome: TypeAlias = int | Steps[int]
 class TrappedCall(OwedCall):
     """A call with what it waits for."""
 
-    __slots__ = ("_device", "_interrupted", "_operation", "_request", "_steps")
+    __slots__ = ("_device", "_interrupted", "_operation", "_request", "_runs")
 
     def __init__(self, trap: Trap, fields: tuple[int, ...]) -> None:
         """Make it of the members of ``struct seccomp_notif`` and ``struct seccomp_data``."""
@@ -96,7 +97,8 @@ class TrappedCall(OwedCall):
         self._device: CharDevice | None = None
         self._operation: Operation[Any] | None = None
         self._request: Request | None = None
-        self._steps: Steps[int] | None = None
+        self._runs = False
+        """Whether its operation is one that :meth:`run` was given."""
         self._interrupted = 0
         """1 if a signal has come while the operation runs, 2 if it has killed the caller."""
 
@@ -141,8 +143,8 @@ class TrappedCall(OwedCall):
     def blocks(self, still: Callable[[], bool]) -> None:
         """Its thread of ours was found blocking, and does so as long as ``still`` says so."""
         device = self._device
-        if device is not None and self._steps is None and self.id not in self.trap.waiting:
-            self.trap.blocking[device.serial, self.number] = QUICK_CALLS  # see `run`
+        if device is not None and self._runs:
+            self.trap.blocking[device.serial, self.number] = QUICK_CALLS
         # First this, and only then whether the device has gone already; `device_ended` comes the
         # other way round: one of the two sees the other.
         self._watch()
@@ -173,13 +175,14 @@ class TrappedCall(OwedCall):
         """Run an operation; its result answers the call, now or later. Returns ANSWERED."""
         self._device = device
         self._operation = operation
+        self._runs = True
         blocking = self.trap.blocking
         if blocking and (key := (device.serial, self.number)) in blocking:
             # It blocked lately, so it may again: let others be served meanwhile.
             self._watch()
             pass_lead()
             began = time.monotonic()
-            self._go_on(None)
+            self._go_on(None, None)
             self.trap.took(key, time.monotonic() - began)
         elif (outcome := self._attempt(None)) is not None:
             self.finish(*outcome)
@@ -206,20 +209,24 @@ class TrappedCall(OwedCall):
 
     def take(self, steps: Steps[int]) -> None:
         """Take the steps of a handler that may wait; what it returns or raises answers."""
-        self._steps = steps
-        self._step(None, None)
+        self._step(steps, None, None)
 
-    def _go_on(self, reply: Reply | None) -> None:
-        outcome = self._attempt(reply)
+    # The call does not refer to the steps of its handler, which refer to it: what they wait for
+    # does, and is all that keeps the two.
+
+    def _go_on(self, steps: Steps[int] | None, reply: Reply | None) -> None:
+        """Go on with the operation, which is a step or answers the call."""
+        self._state = RUNNING
+        outcome = self._attempt(reply, steps)
         if outcome is None:
             return
-        if self._steps is None:
+        if steps is None:
             self.finish(*outcome)
         else:
-            self._step(*outcome)
+            self._step(steps, *outcome)
 
     def _attempt(
-        self, reply: Reply | None, *, stays: bool = False
+        self, reply: Reply | None, steps: Steps[int] | None = None, *, stays: bool = False
     ) -> tuple[Any, OSError | None] | None:
         """Drive the operation on with a reply; return its result or error when it has ended.
 
@@ -244,7 +251,7 @@ class TrappedCall(OwedCall):
                         reply = _wait_for_reply(connection, request, led)
                         led = True
                     else:
-                        reply = self._leave(connection, request)
+                        reply = self._leave(connection, request, steps)
                         if reply is None:
                             return None
         except StopIteration as stop:
@@ -262,11 +269,13 @@ class TrappedCall(OwedCall):
             self._interrupted = 0
         return result, error
 
-    def _leave(self, connection: Connection, request: Request) -> Reply | None:
+    def _leave(
+        self, connection: Connection, request: Request, steps: Steps[int] | None
+    ) -> Reply | None:
         """Have who brings the reply go on; if it is there already, return it."""
         self._watch()
         self._state = WAITING
-        if not connection.watch(request, self._replied):
+        if not connection.watch(request, partial(self._go_on, steps)):
             self._state = RUNNING
             return request.reply
         # From here on another thread may have the call, and have answered it.
@@ -274,25 +283,17 @@ class TrappedCall(OwedCall):
             self._pass_on(connection, request)
         return None
 
-    def _replied(self, reply: Reply) -> None:
-        self._state = RUNNING
-        self._go_on(reply)
-
-    def _step(self, result: Any, error: OSError | None) -> None:
+    def _step(self, steps: Steps[int], result: Any, error: OSError | None) -> None:
         """Go on with the handler, whose last step has come to this."""
-        steps = self._steps
-        assert steps is not None
         outcome: tuple[Any, OSError | None] | None = result, error
         while outcome is not None:
             result, error = outcome
             try:
                 step = steps.send(result) if error is None else steps.throw(error)
             except StopIteration as stop:
-                self._steps = None
                 self._end(stop.value)
                 return
             except BaseException as raised:
-                self._steps = None
                 if raised is error:  # as its device or ours has it
                     self.finish(None, error.with_traceback(None))
                 else:
@@ -301,10 +302,10 @@ class TrappedCall(OwedCall):
             if isinstance(step, OnDevice):
                 self._device = step.device
                 self._operation = step.operation
-                outcome = self._attempt(None)
+                outcome = self._attempt(None, steps)
             else:
                 self._state = WAITING
-                if step.begin(self._resume):
+                if step.begin(partial(self._resume, steps)):
                     return
                 self._state = RUNNING
                 outcome = None, None
@@ -315,11 +316,11 @@ class TrappedCall(OwedCall):
         except BaseException as error:
             self.raised(error)
 
-    def _resume(self) -> None:
+    def _resume(self, steps: Steps[int]) -> None:
         """Go on after a pause, in a thread that nobody looks at."""
         self._state = RUNNING
         self._watch()
-        self._step(None, None)
+        self._step(steps, None, None)
 
 
 def _wait_for_reply(connection: Connection, request: Request, led: bool) -> Reply | None:

@@ -102,18 +102,6 @@ def test_an_interrupt_that_waits_with_its_request_is_told_of_at_the_next_signal(
     assert len(calls) == 1
 
 
-def test_the_requests_of_a_caller() -> None:
-    made = connection()
-    requests = [Request(FUSE_READ, b"", 0, 16, pid=pid) for pid in (7, 8, 7, 7)]
-    for request in requests:
-        made.submit(request)
-    made.read(BIG)
-    made.read(BIG)
-    made.interrupt(requests[2])
-    assert made.requests_of(7) == [requests[0], requests[3]]
-    assert made.requests_of(9) == []
-
-
 def test_a_request_that_was_read_stays_and_an_interrupt_is_sent() -> None:
     made = connection()
     request, replies = submitted(made, sent=True)

@@ -360,19 +360,21 @@ def test_a_signal_ends_the_step_that_is_waited_for_and_no_other() -> None:
 def test_a_pause_that_is_forgotten_loses_no_program(mistakes: list[str]) -> None:  # noqa: F811
     closed = []
 
-    def steps() -> Steps[int]:
+    def steps(call: TrappedCall) -> Steps[int]:
         try:
             yield pause
         finally:
-            closed.append(True)
+            closed.append(call.id)
         return 0
 
     waits, pause = Waits(), Pausing(over=False)
-    waits.take().take(steps())
+    call = waits.take()
+    call.take(steps(call))
+    del call
     assert waits.answers == []
     pause.go_on = None
     assert waits.answers == ["EIO"]
-    assert closed == [True]
+    assert closed == [1]
     assert len(mistakes) == 1
 
 

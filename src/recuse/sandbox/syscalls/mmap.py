@@ -28,7 +28,7 @@ from recuse.wire.cuse import RECUSE_MMAP_DONT_COPY, RECUSE_MMAP_DONT_EXPAND
 from recuse.wire.descriptor import OwnedDescriptor
 
 if TYPE_CHECKING:
-    from recuse.sandbox.areas import Hold
+    from recuse.sandbox.areas import Areas, Hold
     from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
     from recuse.sandbox.nodes import Node
@@ -42,12 +42,13 @@ _MADV_POPULATE_WRITE: Final = 23
 class _ThreadMapper:
     """Has a thread that waits in mmap map memory of a device.
 
-    From the moment in which that begins, the thread is ours, and answered at the end of the block.
+    Its call is answered at the end of the block: with the mapping, or with the OSError that ends
+    it. From the moment in which mapping begins, the thread is ours until then.
     """
 
-    def __init__(self, call: TrappedCall, machine: Machine, access: int) -> None:
-        self._machine = machine
+    def __init__(self, call: TrappedCall, areas: Areas, access: int) -> None:
         self._call = call
+        self._areas = areas
         self._access = access
         self._stack = contextlib.ExitStack()
         self._hold: Hold | None = None
@@ -61,9 +62,8 @@ class _ThreadMapper:
 
     def map(self, memory: OwnedDescriptor, call: MmapCall, flags: int) -> int:
         """See `recuse.kernel.mmap.Mapper`."""
-        machine = self._machine
         self._wanted, self._flags = call, flags
-        self._hold = machine.areas.hold(memory, self._access)
+        self._hold = self._areas.hold(memory, self._access)
         try:
             return self._map(call, flags, self._hold.descriptor.fileno())
         except GoneError:
@@ -103,17 +103,16 @@ class _ThreadMapper:
 
     def copy(self, offset: int) -> Copy:
         """See `recuse.kernel.mmap.Mapper`."""
-        call, machine = self._call, self._machine
-        return machine.areas.copies.begin(offset, call.alive)
+        return self._areas.copies.begin(offset, self._call.alive)
 
-    def succeed(self, file: OpenFile, node: Node, mapping: Mapping) -> None:
-        """Let the thread go with its mapping."""
+    def keep(self, file: OpenFile, node: Node, mapping: Mapping) -> None:
+        """The server knows of the mapping: it is the program's."""
         thread, hold = self._thread, self._hold
         assert thread is not None
         assert hold is not None
         self._hold = None
         dont_expand = bool(self._flags & RECUSE_MMAP_DONT_EXPAND)
-        self._machine.areas.keep(hold, file, node, mapping, dont_expand=dont_expand)
+        self._areas.keep(hold, file, node, mapping, dont_expand=dont_expand)
         wanted = self._wanted
         if wanted.private:
             writes = wanted.protection & PROT_WRITE
@@ -125,22 +124,22 @@ class _ThreadMapper:
                     thread.call("madvise", self._address, wanted.pages, how)
         thread.result = self._address
 
-    def fail(self, error: OSError) -> None:
-        """Let the thread go with an error."""
-        if self._thread is None:
-            self._call.finish(None, error)
-        else:
-            self._thread.result = -(error.errno or errno.EIO)
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
         value: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
+    ) -> bool:
+        failed = isinstance(value, OSError)
+        if isinstance(value, OSError):
+            if self._thread is None:
+                self._call.finish(None, value)
+            else:
+                self._thread.result = -(value.errno or errno.EIO)
         self._stack.close()
         if self._hold is not None:
-            self._machine.areas.abandon(self._hold)
+            self._areas.abandon(self._hold)
+        return failed
 
 
 def mmap(call: TrappedCall, machine: Machine) -> int:
@@ -157,14 +156,10 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
     if not isinstance(file, OpenFile):
         raise os_error(errno.ENODEV)
     wanted = MmapCall(call.a0, call.a1, signed32(call.a2), signed32(flags), call.a5)
-    with _ThreadMapper(call, machine, file.flags & os.O_ACCMODE) as mapper:
-        operation = file.mmap(call.caller(), mapper, wanted)
-        try:
-            mapping = call.complete(file.device, operation)
-        except OSError as error:
-            mapper.fail(error)
-        else:
-            mapper.succeed(file, descriptor.node, mapping)
+    caller = call.caller()
+    with _ThreadMapper(call, machine.areas, file.flags & os.O_ACCMODE) as mapper:
+        mapping = call.complete(file.device, file.mmap(caller, mapper, wanted))
+        mapper.keep(file, descriptor.node, mapping)
     return ANSWERED
 
 
