@@ -52,7 +52,7 @@ test-vm: install
 
 test-arm64: install
 	@.ci/packages arm64
-	$(BIN)/python tests/vm/arm64.py
+	$(BIN)/python -m tests.vm.arm64
 
 bench:
 	@.ci/packages bench

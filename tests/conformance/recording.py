@@ -65,7 +65,7 @@ from .devices import pattern
 PATIENCE_S = 30
 """How long to wait for what must come; only a failure takes as long."""
 
-Send = Callable[[bytes], None]
+Send = Callable[[bytes], object]
 
 
 @dataclass(slots=True)
@@ -191,6 +191,7 @@ class Recorder:
         name = OPERATIONS[header.opcode].name.removeprefix("FUSE_")
         held = Held(name, message, send, session)
         if header.opcode == CUSE_INIT:
+            assert isinstance(body, cuse_init_in)
             # No server of Linux's has what recuse's kernel half offers beyond that.
             offer = cuse_init_in(body.major, body.minor, 0, CUSE_UNRESTRICTED_IOCTL)
             session.answer(message[: fuse_in_header.SIZE] + offer.pack(), send)

@@ -128,8 +128,9 @@ def in_machine(version: str) -> Results:
 def in_arm64() -> Results:
     """In a virtual machine with Debian for arm64, whose Python it has, too."""
     inside = ["env", "RECUSE_SLOWNESS=10", "python3", BATTERY]
-    command = [sys.executable, str(VM.with_name("arm64.py")), *inside]
-    return _battery(partial(subprocess.run, command, check=False), 2 * EMULATED_LIMIT_S)
+    command = [sys.executable, "-m", "tests.vm.arm64", *inside]
+    run = partial(subprocess.run, command, cwd=HERE.parents[1], check=False)
+    return _battery(run, 2 * EMULATED_LIMIT_S)
 
 
 def _container(name: str, **particulars: Any) -> Environment:

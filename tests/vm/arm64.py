@@ -1,6 +1,6 @@
 """Run a command on Linux for arm64, in an emulated machine: the sandbox's tests by default.
 
-    python tests/vm/arm64.py [-k PACKAGE] [COMMAND [ARGUMENT]...]
+    python -m tests.vm.arm64 [-k PACKAGE] [COMMAND [ARGUMENT]...]
 
 Kernel, programs, C library and Python are those of this machine's Debian for arm64, out of their
 packages. These are fetched with an apt configuration of their own, so dpkg here knows nothing about
@@ -29,7 +29,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from boot import (
+from .boot import (
     BEGIN,
     END,
     OF_THE_SANDBOX,
