@@ -142,6 +142,7 @@ sender.join()
 there.dtr = False
 print(here.dsr, here.cd, here.cts, there.dsr)
 there.close()
+while here.dsr or here.cts: pass  # close does not wait until the device hears of it
 print(here.dsr, here.cts)
 """
     specs = [",cable=b", ",cable=b,name=ttyR1"]
