@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pytest
 
@@ -126,6 +126,19 @@ def sandbox(echo: Fifo) -> Iterator[Sandbox]:
 
 
 Shell = Callable[..., str]
+Clients = Callable[[Sandbox | None], Shell]
+Shells = Callable[[Sandbox], Shell]
+Compiled = Callable[..., str]
+
+
+class Piped(Program):
+    """A program as ``start`` makes it: there are pipes to it."""
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+
+
+Start = Callable[..., Piped]
 
 
 def shell_in(sandbox: Sandbox) -> Shell:
@@ -181,24 +194,24 @@ def client(sandbox: Sandbox) -> Shell:
 
 
 @pytest.fixture
-def clients() -> Callable[[Sandbox | None], Shell]:
+def clients() -> Clients:
     """``clients(sandbox)`` is like the fixture ``client`` for that sandbox; None: no sandbox."""
     return client_in
 
 
 @pytest.fixture
-def shells() -> Callable[[Sandbox], Shell]:
+def shells() -> Shells:
     """``shells(sandbox)`` is like the fixture ``shell`` for that sandbox."""
     return shell_in
 
 
 @pytest.fixture
-def start() -> Callable[..., Program]:
+def start() -> Start:
     """``start(sandbox, script)`` starts a client script with unbuffered pipes to it."""
 
-    def start(sandbox: Sandbox, script: str, *args: object, **options: Any) -> Program:
+    def start(sandbox: Sandbox, script: str, *args: object, **options: Any) -> Piped:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
-        return sandbox.popen(python_argv(script, *args), **(pipes | options))
+        return cast(Piped, sandbox.popen(python_argv(script, *args), **(pipes | options)))
 
     return start
 
@@ -238,7 +251,7 @@ def real_null() -> Iterator[str]:
 
 
 @pytest.fixture
-def as_native(real_null: str) -> Callable[..., str]:
+def as_native(real_null: str) -> Shell:
     """``as_native(script)`` runs a client script, to which args[0] is a device's path, once on the
     kernel's null device and once on ours, and fails if the two print something different.
     """
@@ -255,7 +268,7 @@ def as_native(real_null: str) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def compiled() -> Iterator[Callable[..., str]]:
+def compiled() -> Iterator[Compiled]:
     """``compiled(name, *flags)``: the path of clients/NAME.c as a program, for everybody."""
     with tempfile.TemporaryDirectory(prefix="clients-") as directory:
         os.chmod(directory, 0o755)
@@ -274,7 +287,7 @@ def compiled() -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture
-def place():
+def place() -> Iterator[Path]:
     """A directory that everybody may search, of root."""
     with tempfile.TemporaryDirectory(prefix="rights-") as name:
         os.chmod(name, 0o755)

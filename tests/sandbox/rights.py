@@ -1,6 +1,7 @@
 """What tests of programs' rights have in common."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +45,9 @@ def same(function, path, *args):
 """
 
 
-def make(place, name, text="found", *, mode=0o644, uid=0, gid=0):
+def make(
+    place: Path, name: str, text: str = "found", *, mode: int = 0o644, uid: int = 0, gid: int = 0
+) -> str:
     """Make a file; returns its path as a string."""
     path = place / name
     path.parent.mkdir(exist_ok=True)

@@ -12,7 +12,8 @@ import pytest
 from recuse import Device, File, OpenRequest, current_request
 from recuse.sandbox import Program, Sandbox
 
-from .conftest import PATIENCE_S, Fifo
+from ..patience import PATIENCE_S
+from .conftest import Fifo
 from .polling.polled import Box
 
 Needs = Callable[..., str]

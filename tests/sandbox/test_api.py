@@ -7,16 +7,18 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import recuse
-from recuse.sandbox import Sandbox, SandboxError
+from recuse.sandbox import Program, Sandbox, SandboxError
 
 from ..patience import PATIENCE_S
+from .conftest import Fifo, Shell, Shells, Start
 
 
-def test_input_and_output(sandbox):
+def test_input_and_output(sandbox: Sandbox) -> None:
     done = sandbox.run(["cat"], input=b"bytes", capture_output=True)
     assert (done.args, done.returncode, done.stdout, done.stderr) == (["cat"], 0, b"bytes", b"")
     done = sandbox.run(["sh", "-c", "cat; echo err >&2"], input="täxt", capture_output=True,
@@ -29,12 +31,12 @@ def test_input_and_output(sandbox):
     assert done.stdout == b"err\n"
 
 
-def test_a_large_input_and_output(sandbox):
+def test_a_large_input_and_output(sandbox: Sandbox) -> None:
     data = os.urandom(1 << 20)
     assert sandbox.run(["cat"], input=data, stdout=subprocess.PIPE).stdout == data
 
 
-def test_return_codes(sandbox):
+def test_return_codes(sandbox: Sandbox) -> None:
     for script, code in (("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -9 $$", -9),
                          ("kill -SEGV $$", -11), ("kill -TERM $$", -15), ("kill -INT $$", -2),
                          ("kill -HUP $$", -1), ("kill -PIPE $$", -13),
@@ -47,7 +49,7 @@ def test_return_codes(sandbox):
     assert raised.value.cmd == ["sh", "-c", "echo out; exit 3"]
 
 
-def test_a_timeout_kills_everything(sandbox, echo):
+def test_a_timeout_kills_everything(sandbox: Sandbox, echo: Fifo) -> None:
     # A child in the background, in a session of its own, that ignores signals.
     script = "trap '' TERM HUP INT; exec 5<>/dev/echo; setsid sleep 1000 & echo $!; wait"
     with pytest.raises(subprocess.TimeoutExpired) as raised:
@@ -59,7 +61,7 @@ def test_a_timeout_kills_everything(sandbox, echo):
     assert echo.left_open == 0 < echo.opened
 
 
-def test_programs_that_cannot_be_executed(sandbox, tmp_path):
+def test_programs_that_cannot_be_executed(sandbox: Sandbox, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/no/such/interpreter\n")
     script.chmod(0o755)
@@ -87,29 +89,38 @@ def test_programs_that_cannot_be_executed(sandbox, tmp_path):
     assert sandbox.run(["true"]).returncode == 0
 
 
-def test_arguments_that_are_wrong(sandbox):
+def test_arguments_that_are_wrong(sandbox: Sandbox) -> None:
     with pytest.raises(FileNotFoundError) as raised:
         sandbox.run(["true"], cwd="/no/such/directory")
     assert raised.value.filename == "/no/such/directory"
     for argv, error in ((["true", "a\0b"], ValueError), ([], (ValueError, IndexError)),
                         ([3], TypeError)):  # fmt: skip
         with pytest.raises(error):
-            sandbox.run(argv, timeout=PATIENCE_S)
-    for options in ({"shell": True}, {"executable": "sh"}, {"preexec_fn": print}, {"nonsense": 1}):
+            sandbox.run(argv, timeout=PATIENCE_S)  # type: ignore[arg-type]  # wrong on purpose
+    unknown: tuple[dict[str, Any], ...] = (
+        {"shell": True},
+        {"executable": "sh"},
+        {"preexec_fn": print},
+        {"nonsense": 1},
+    )
+    for options in unknown:
         with pytest.raises(TypeError):
             sandbox.run(["true"], stdin=subprocess.DEVNULL, timeout=PATIENCE_S, **options)
-    for options in ({"input": b"", "stdin": subprocess.PIPE},
-                    {"capture_output": True, "stdout": subprocess.PIPE}):  # fmt: skip
+    twice: tuple[dict[str, Any], ...] = (
+        {"input": b"", "stdin": subprocess.PIPE},
+        {"capture_output": True, "stdout": subprocess.PIPE},
+    )
+    for options in twice:
         with pytest.raises(ValueError, match="may not"):
             sandbox.run(["true"], **options)
 
 
-def test_a_program_and_nothing_else_may_be_a_string(sandbox):
+def test_a_program_and_nothing_else_may_be_a_string(sandbox: Sandbox) -> None:
     assert sandbox.run("true").returncode == 0
     assert sandbox.run(b"true").returncode == 0
 
 
-def test_arguments_are_passed_as_they_are(sandbox, tmp_path):
+def test_arguments_are_passed_as_they_are(sandbox: Sandbox, tmp_path: Path) -> None:
     argv = ["printf", "%s.", "", " a b ", "--", "-x", "$HOME", "ü", "\n", os.fsdecode(b"\xff\xfe")]
     done = sandbox.run(argv, stdout=subprocess.PIPE)
     assert done.stdout == b".".join(map(os.fsencode, argv[2:])) + b"."
@@ -127,21 +138,23 @@ ENVIRONMENTS = [
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=str)
-def test_the_environment_is_exactly_what_was_given(sandbox, environment):
+def test_the_environment_is_exactly_what_was_given(
+    sandbox: Sandbox, environment: dict[str, str]
+) -> None:
     done = sandbox.run(["/usr/bin/env", "-0"], env=environment, capture_output=True)
     entries = done.stdout.split(b"\0")[:-1]
     assert sorted(entries) == sorted(f"{k}={v}".encode() for k, v in environment.items())
     assert done.stderr == b""
 
 
-def test_the_environment_is_inherited(sandbox, monkeypatch):
+def test_the_environment_is_inherited(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECUSE_TEST", "yes")
     native = subprocess.run(["env", "-0"], stdout=subprocess.PIPE, check=True).stdout
     ours = sandbox.run(["env", "-0"], stdout=subprocess.PIPE).stdout
     assert sorted(ours.split(b"\0")) == sorted(native.split(b"\0"))
 
 
-def test_the_path_that_counts_is_the_programs(sandbox, tmp_path):
+def test_the_path_that_counts_is_the_programs(sandbox: Sandbox, tmp_path: Path) -> None:
     program = tmp_path / "recuse-test-program"
     program.write_text("#!/bin/sh\necho found\n")
     program.chmod(0o755)
@@ -151,7 +164,7 @@ def test_the_path_that_counts_is_the_programs(sandbox, tmp_path):
     assert sandbox.run(["true"], env={}).returncode == 0
 
 
-def test_options_of_popen(sandbox, tmp_path):
+def test_options_of_popen(sandbox: Sandbox, tmp_path: Path) -> None:
     script = "pwd; umask; ulimit -n; echo $$; ps -o sid= -p $$"
     done = sandbox.run(["sh", "-c", script], cwd=tmp_path, umask=0o027, start_new_session=True,
                        stdout=subprocess.PIPE, text=True)  # fmt: skip
@@ -160,7 +173,7 @@ def test_options_of_popen(sandbox, tmp_path):
     assert int(lines[4]) != os.getsid(0)
 
 
-def test_only_the_descriptors_that_are_passed_arrive(sandbox):
+def test_only_the_descriptors_that_are_passed_arrive(sandbox: Sandbox) -> None:
     r, w = os.pipe()
     os.set_inheritable(r, True)
     try:
@@ -182,7 +195,7 @@ def test_only_the_descriptors_that_are_passed_arrive(sandbox):
         os.close(w)
 
 
-def test_a_passed_descriptor_is_held_by_the_program_alone(sandbox):
+def test_a_passed_descriptor_is_held_by_the_program_alone(sandbox: Sandbox) -> None:
     r, w = os.pipe()
     with sandbox.popen(["bash", "-c", f"exec {w}>&-; read x"], pass_fds=[w],
                        stdin=subprocess.PIPE) as program:  # fmt: skip
@@ -192,7 +205,7 @@ def test_a_passed_descriptor_is_held_by_the_program_alone(sandbox):
         os.close(r)
 
 
-def test_the_standard_streams_are_held_by_the_program_alone(sandbox, start):
+def test_the_standard_streams_are_held_by_the_program_alone(sandbox: Sandbox, start: Start) -> None:
     r, w = os.pipe()
     script = "os.close(0); os.close(1); sys.exit(len(os.read(int(args[0]), 1)))"
     with start(sandbox, script, r, pass_fds=[r]) as program:
@@ -205,10 +218,12 @@ def test_the_standard_streams_are_held_by_the_program_alone(sandbox, start):
     assert program.returncode == 0
 
 
-def test_a_program_in_the_background(sandbox):
+def test_a_program_in_the_background(sandbox: Sandbox) -> None:
     program = sandbox.popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     assert program.poll() is None
+    assert program.stdin is not None
     program.stdin.write(b"x")
+    assert program.stdout is not None
     assert program.stdout.read(1) == b"x"
     with pytest.raises(subprocess.TimeoutExpired):
         program.wait(0.01)
@@ -220,7 +235,7 @@ def test_a_program_in_the_background(sandbox):
     program.stdout.close()
 
 
-def test_wait_is_for_everything_that_was_started(sandbox, echo):
+def test_wait_is_for_everything_that_was_started(sandbox: Sandbox, echo: Fifo) -> None:
     r, w = os.pipe()
     script = f"(exec 5</dev/echo; read x <&{r}; echo late >/dev/echo) & exit 3"
     with sandbox.popen(["bash", "-c", script], pass_fds=[r]) as program:
@@ -232,16 +247,17 @@ def test_wait_is_for_everything_that_was_started(sandbox, echo):
     assert echo.writes == [b"late\n"]
 
 
-def test_a_signal_goes_to_the_program(sandbox):
+def test_a_signal_goes_to_the_program(sandbox: Sandbox) -> None:
     script = "trap 'echo caught; exit 7' USR1; echo ready; while :; do read x || sleep 0.01; done"
     with sandbox.popen(["sh", "-c", script], stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
         assert program.stdout.readline() == b"ready\n"
         program.send_signal(signal.SIGUSR1)
         assert program.stdout.readline() == b"caught\n"
     assert program.returncode == 7
 
 
-def test_several_programs_share_the_devices(sandbox, echo):
+def test_several_programs_share_the_devices(sandbox: Sandbox, echo: Fifo) -> None:
     first = sandbox.popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     second = sandbox.popen(["sh", "-c", "echo two > /dev/echo"])
     assert second.wait(PATIENCE_S) == 0
@@ -249,10 +265,10 @@ def test_several_programs_share_the_devices(sandbox, echo):
     assert first.communicate(b"one") == (b"one", None)
 
 
-def test_programs_started_by_many_threads(sandbox, echo):
+def test_programs_started_by_many_threads(sandbox: Sandbox, echo: Fifo) -> None:
     errors = []
 
-    def work(number):
+    def work(number: int) -> None:
         try:
             for _ in range(8):
                 done = sandbox.run(["sh", "-c", f"echo {number} >/dev/echo; echo {number}"],
@@ -270,7 +286,7 @@ def test_programs_started_by_many_threads(sandbox, echo):
     assert len(echo.writes) == 32
 
 
-def test_two_sandboxes_have_devices_of_their_own(make_echo, shells):
+def test_two_sandboxes_have_devices_of_their_own(make_echo: type[Fifo], shells: Shells) -> None:
     one, two = make_echo(), make_echo()
     with Sandbox(one) as first, Sandbox(two) as second:
         shells(first)("echo one > /dev/echo")
@@ -278,7 +294,7 @@ def test_two_sandboxes_have_devices_of_their_own(make_echo, shells):
     assert (one.writes, two.writes) == ([b"one\n"], [b"two\n"])
 
 
-def test_a_sandbox_may_be_used_again(echo, shells):
+def test_a_sandbox_may_be_used_again(echo: Fifo, shells: Shells) -> None:
     sandbox = Sandbox(echo)
     for number in range(3):
         with sandbox:
@@ -288,20 +304,21 @@ def test_a_sandbox_may_be_used_again(echo, shells):
     assert echo.opened == echo.released == 6
 
 
-def test_the_end_kills_what_still_runs(echo):
+def test_the_end_kills_what_still_runs(echo: Fifo) -> None:
     with Sandbox(echo) as sandbox:
         program = sandbox.popen(["sh", "-c", "exec 5</dev/echo; echo; sleep 1000 & sleep 1000"],
                                 stdout=subprocess.PIPE)  # fmt: skip
+        assert program.stdout is not None
         program.stdout.readline()
     assert program.returncode == -signal.SIGKILL
     assert (echo.opened, echo.released) == (1, 1)
     program.stdout.close()
 
 
-def test_an_exception_ends_the_sandbox_too(echo):
-    program = None
+def test_an_exception_ends_the_sandbox_too(echo: Fifo) -> None:
+    program: Program | None = None
 
-    def fail():
+    def fail() -> None:
         nonlocal program
         with Sandbox(echo) as sandbox:
             program = sandbox.popen(["sleep", "1000"])
@@ -309,18 +326,19 @@ def test_an_exception_ends_the_sandbox_too(echo):
 
     with pytest.raises(ZeroDivisionError):
         fail()
+    assert program is not None
     assert program.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
     ("one", "two"), [("a", "a/b"), ("a/b", "a"), ("b", "cuse"), ("b", "cuse/x"), ("b", "null/x")]
 )
-def test_names_that_are_directories_of_others(make_echo, one, two):
+def test_names_that_are_directories_of_others(make_echo: type[Fifo], one: str, two: str) -> None:
     with pytest.raises(FileExistsError), Sandbox(make_echo(name=one), make_echo(name=two)):
         pass
 
 
-def test_devices_that_clash(make_echo):
+def test_devices_that_clash(make_echo: type[Fifo]) -> None:
     one, two = make_echo(), make_echo()
     with pytest.raises(FileExistsError), Sandbox(one, two):
         pass
@@ -331,27 +349,28 @@ def test_devices_that_clash(make_echo):
         pass
 
 
-def test_no_devices(shells):
+def test_no_devices(shells: Shells) -> None:
     with Sandbox() as sandbox:
         assert shells(sandbox)("echo x; ls /dev/echo") == (
             "x\nls: cannot access '/dev/echo': No such file or directory\n[status 2]"
         )
 
 
-def test_devices_are_closed_once_after_their_files(make_echo, shells):
+def test_devices_are_closed_once_after_their_files(make_echo: type[Fifo], shells: Shells) -> None:
     device = make_echo()
     closed = []
-    device.close = lambda: closed.append(device.left_open)
+    device.close = lambda: closed.append(device.left_open)  # type: ignore[method-assign]  # of this device only
     with Sandbox(device) as sandbox:
         program = sandbox.popen(["sh", "-c", "exec 5</dev/echo; echo; sleep 1000"],
                                 stdout=subprocess.PIPE)  # fmt: skip
+        assert program.stdout is not None
         program.stdout.readline()
         assert closed == []
     program.stdout.close()
     assert closed == [0]
 
 
-def test_a_sandbox_in_a_sandbox_is_refused_clearly(sandbox, client):
+def test_a_sandbox_in_a_sandbox_is_refused_clearly(sandbox: Sandbox, client: Shell) -> None:
     script = (
         f"sys.path.insert(0, {str(Path(recuse.__file__).parents[1])!r})\n"
         "from recuse.sandbox import Sandbox, SandboxError\n"

@@ -14,6 +14,8 @@ import pytest
 from recuse import Sandbox
 from recuse.sandbox.arch import MACHINE, arm
 
+from .conftest import Fifo
+
 pytestmark = pytest.mark.skipif(MACHINE != "aarch64", reason="for arm64: make test-arm64")
 
 Run = Callable[..., list[int]]
@@ -95,7 +97,7 @@ def test_their_other_files_are_as_ever(run: Run, tmp_path: Path) -> None:
     assert results[9] == -errno.ENOSYS
 
 
-def test_a_descriptor_that_they_inherit_is_of_no_use(echo, run: Run) -> None:
+def test_a_descriptor_that_they_inherit_is_of_no_use(echo: Fifo, run: Run) -> None:
     echo.data += b"kept"
     number = arm.SYSCALLS
     # A pollfd, a set of descriptors, an iovec, an empty path, and room.
@@ -128,7 +130,7 @@ def test_a_descriptor_that_they_inherit_is_of_no_use(echo, run: Run) -> None:
     assert echo.data == b"kept"
 
 
-def test_what_they_start_sees_devices(echo, run: Run) -> None:
+def test_what_they_start_sees_devices(echo: Fifo, run: Run) -> None:
     words = [b"/bin/sh\0", b"-c\0", b"echo hi >/dev/echo\0"]
     places = [DATA + 32 + sum(map(len, words[:index])) for index in range(3)]
     data = struct.pack("=4I16x", *places, 0) + b"".join(words)

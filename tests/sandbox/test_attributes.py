@@ -9,7 +9,10 @@ import time
 
 import pytest
 
+from recuse import File, OpenRequest
 from recuse.sandbox import Sandbox
+
+from .conftest import Clients, Fifo, Shell, Shells
 
 
 def kernel() -> tuple[int, ...]:
@@ -50,7 +53,7 @@ all_of_them = {
 """
 
 
-def test_all_the_stats_say_the_same(make_echo, clients):
+def test_all_the_stats_say_the_same(make_echo: type[Fifo], clients: Clients) -> None:
     device = make_echo(mode=0o640, uid=12, gid=34, major=77, minor=999)
     script = "values = set(all_of_them.values())\nprint(len(values), *values)"
     with Sandbox(device) as sandbox:
@@ -65,24 +68,26 @@ def test_all_the_stats_say_the_same(make_echo, clients):
     assert filesystem == os.stat("/dev").st_dev
 
 
-def test_a_node_is_by_default_for_everybody(sandbox, shell):
+def test_a_node_is_by_default_for_everybody(sandbox: Sandbox, shell: Shell) -> None:
     line = shell("ls -ln /dev/echo; stat -c '%F %a %s %b %o %h' /dev/echo")
     first, second = line.splitlines()
     assert first.startswith("crw-rw-rw- 1 ")
     assert first.split()[2:4] == [str(os.geteuid()), str(os.getegid())]
-    major = sandbox._machine.table.by_name("echo").major
-    assert first.split()[4:6] == [f"{major},", "0"]
+    assert sandbox._machine is not None
+    device = sandbox._machine.table.by_name("echo")
+    assert device is not None
+    assert first.split()[4:6] == [f"{device.major},", "0"]
     assert second == "character special file 666 0 0 4096 1"
 
 
-def test_the_times_are_those_of_the_beginning(make_echo, clients):
+def test_the_times_are_those_of_the_beginning(make_echo: type[Fifo], clients: Clients) -> None:
     before = time.time() - 1
     with Sandbox(make_echo()) as sandbox:
         output = clients(sandbox)("s = os.stat('/dev/echo'); print(s.st_mtime, s.st_ctime)")
     assert all(before < float(moment) < time.time() + 1 for moment in output.split())
 
 
-def test_two_devices_are_two_files(make_echo, clients):
+def test_two_devices_are_two_files(make_echo: type[Fifo], clients: Clients) -> None:
     with Sandbox(make_echo(), make_echo(name="other")) as sandbox:
         assert (
             clients(sandbox)(
@@ -109,7 +114,7 @@ print(raw(332, fd, b'', 0, 0, ...), isinstance(raw(332, -100, node, 0x2000, 0, .
 """
 
 
-def test_odd_stats_do_what_they_do_natively(as_native):
+def test_odd_stats_do_what_they_do_natively(as_native: Shell) -> None:
     as_native(STATS + BAD_STATS)
 
 
@@ -145,7 +150,7 @@ for name in (os.fsencode(args[0]),):
 """
 
 
-def test_other_calls_on_a_node_and_its_file_do_what_they_do_natively(as_native):
+def test_other_calls_on_a_node_and_its_file_do_what_they_do_natively(as_native: Shell) -> None:
     as_native(SMALL)
 
 
@@ -189,17 +194,17 @@ print(at('listxattrat', path, b'', 0x1000, room, 99))
 """
 
 
-def test_extended_attributes_are_as_natively(as_native):
+def test_extended_attributes_are_as_natively(as_native: Shell) -> None:
     as_native(XATTRS)
 
 
 @pytest.mark.skipif(kernel() < (6, 13), reason="there are no such calls")
-def test_extended_attributes_from_a_directory_are_as_natively(as_native):
+def test_extended_attributes_from_a_directory_are_as_natively(as_native: Shell) -> None:
     as_native(XATTRS + AT_XATTRS)
 
 
 @pytest.mark.skipif(kernel() < (6, 17), reason="there are no such calls")
-def test_a_filesystem_s_attributes_are_as_natively(as_native):
+def test_a_filesystem_s_attributes_are_as_natively(as_native: Shell) -> None:
     as_native("""
 node, room = os.fsencode(args[0]), bytearray(24)
 fd = os.open(node, os.O_RDWR)
@@ -211,7 +216,7 @@ for name in 'file_getattr', 'file_setattr':
 """)
 
 
-def test_a_node_has_no_handle(client):
+def test_a_node_has_no_handle(client: Shell) -> None:
     # Linux's /dev would give one, other filesystems none: programs go on without.
     output = client("""
 handle = ctypes.create_string_buffer(struct.pack('=Ii', 128, 0) + bytes(128))
@@ -224,7 +229,7 @@ print(call('name_to_handle_at', -100, b'/dev/echos', handle, ctypes.byref(mount)
     assert output.split() == ["ENOTSUP", "ENOTSUP", "ENOTSUP", "ENOENT"]
 
 
-def test_nothing_is_moved_by_a_descriptor_of_a_path(as_native):
+def test_nothing_is_moved_by_a_descriptor_of_a_path(as_native: Shell) -> None:
     as_native("""
 path = os.open(args[0], 0o10000000)
 reading, writing = os.pipe()
@@ -238,7 +243,7 @@ print(call(SYS['splice'], reading, None, path, None, 1, 2), call(SYS['tee'], rea
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make anything in /dev")
-def test_names_that_are_devices_are_taken(make_echo, clients):
+def test_names_that_are_devices_are_taken(make_echo: type[Fifo], clients: Clients) -> None:
     script = """
 node = '/dev/recuse-taken'
 print(attempt(os.mkdir, node), attempt(os.mkfifo, node), attempt(os.symlink, 'x', node))
@@ -307,7 +312,9 @@ print(call(280, -100, node, spec(0, 0x3fffffff, 0, 0x3fffffff), 0), os.stat(node
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")
-def test_attributes_change_as_they_do_natively(as_native, tmp_path_factory):
+def test_attributes_change_as_they_do_natively(
+    as_native: Shell, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     # Each of the two runs needs a directory of its own for its link.
     script = CHANGES.replace(
         "link = args[1]", "import tempfile\nlink = tempfile.mkdtemp(dir=args[1])"
@@ -315,7 +322,9 @@ def test_attributes_change_as_they_do_natively(as_native, tmp_path_factory):
     as_native(script, tmp_path_factory.mktemp("links"))
 
 
-def test_changes_are_seen_by_everybody_and_do_not_last(make_echo, shells):
+def test_changes_are_seen_by_everybody_and_do_not_last(
+    make_echo: type[Fifo], shells: Shells
+) -> None:
     device = make_echo()
     with Sandbox(device) as sandbox:
         shell = shells(sandbox)
@@ -347,7 +356,7 @@ for flags in (os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_NONBLOCK 
 """
 
 
-def test_fcntl_flags_are_as_natively(as_native):
+def test_fcntl_flags_are_as_natively(as_native: Shell) -> None:
     # Without O_ASYNC and O_DIRECT, on which drivers differ.
     as_native(FLAGS.replace(" | os.O_ASYNC", "").replace("call('fcntl', fd, 4, os.O_DIRECT)", ""))
 
@@ -363,26 +372,31 @@ print(call('ioctl', path, 0x5421, bytes(4)), call('ioctl', path, 0x5451, None))
 """
 
 
-def test_ioctls_that_the_kernel_answers(as_native):
+def test_ioctls_that_the_kernel_answers(as_native: Shell) -> None:
     # FIONBIO, FIOASYNC, FIOQSIZE, FIONCLEX, FIOCLEX, FIGETBSZ: so it is with CUSE on Linux 6.1.
     as_native(IOCTLS)
 
 
-def test_o_direct_cannot_be_set(client):
+def test_o_direct_cannot_be_set(client: Shell) -> None:
     script = "fd = os.open('/dev/echo', 0); print(call('fcntl', fd, 4, os.O_DIRECT))"
     assert client(script) == "EINVAL\n"
 
 
-def test_setfl_is_told_to_the_device_and_shared_by_copies(echo, client):
+def test_setfl_is_told_to_the_device_and_shared_by_copies(echo: Fifo, client: Shell) -> None:
     flags = []
     open_echo = echo.open
 
-    def open_file(request):
+    def open_file(request: OpenRequest) -> File:
         file = open_echo(request)
-        file.read = lambda size, offset: flags.append((file.nonblocking, file.flags)) or b""
+
+        def read(size: int, offset: int) -> bytes:
+            flags.append((file.nonblocking, file.flags))
+            return b""
+
+        file.read = read  # type: ignore[method-assign]  # of this file only
         return file
 
-    echo.open = open_file
+    echo.open = open_file  # type: ignore[method-assign]  # of this device only
     output = client(
         "fd = os.open('/dev/echo', os.O_RDWR); other = os.dup(fd)\n"
         "os.read(fd, 1); os.set_blocking(fd, False); os.read(other, 1)\n"
@@ -398,7 +412,7 @@ def test_setfl_is_told_to_the_device_and_shared_by_copies(echo, client):
     assert flags[-1][1] & os.O_APPEND
 
 
-def test_a_mode_that_forbids(make_echo, clients):
+def test_a_mode_that_forbids(make_echo: type[Fifo], clients: Clients) -> None:
     device = make_echo(mode=0o400)
     script = "print(attempt(os.open, '/dev/echo', os.O_WRONLY), attempt(os.open, '/dev/echo', 0))"
     with Sandbox(device) as sandbox:

@@ -4,16 +4,21 @@ import asyncio
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from recuse import Device, File, Memory
+from recuse import Device, File, Memory, OpenRequest
 from recuse.sandbox import Sandbox
 
 from ..patience import PATIENCE_S
+from .conftest import Clients, Fifo, Shells, Start
 
 
 class GateFile(File):
+    device: "Gate"
+
     def read(self, size: int, offset: int) -> bytes:
         return self.device.pass_through()
 
@@ -29,7 +34,7 @@ class GateFile(File):
 
 
 class AsyncGateFile(GateFile):
-    async def read(self, size: int, offset: int) -> bytes:
+    async def read(self, size: int, offset: int) -> bytes:  # type: ignore[override]  # plain there
         return await asyncio.to_thread(self.device.pass_through)
 
 
@@ -39,7 +44,7 @@ class Gate(Device):
     name = "gate"
     file = GateFile
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.arrived = threading.Semaphore(0)
         self.open_gate = threading.Event()
@@ -47,30 +52,30 @@ class Gate(Device):
         self.answer = b"answer"
         self.blocks_open = False
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         if self.blocks_open:
             self.pass_through()
         return self.file()
 
-    def pass_through(self):
+    def pass_through(self) -> bytes:
         self.arrived.release()
         assert self.open_gate.wait(60)
         return self.answer
 
-    def wait_for(self, count=1):
+    def wait_for(self, count: int = 1) -> None:
         for _ in range(count):
             assert self.arrived.acquire(timeout=PATIENCE_S)
 
 
 @pytest.fixture
-def gate():
+def gate() -> Iterator[Gate]:
     gate = Gate()
     yield gate
     gate.open_gate.set()
 
 
 @pytest.fixture
-def box(gate, echo):
+def box(gate: Gate, echo: Fifo) -> Iterator[Sandbox]:
     with Sandbox(gate, echo) as sandbox:
         yield sandbox
         gate.open_gate.set()
@@ -85,7 +90,9 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-def test_others_go_on_while_one_blocks(gate, box, start, shells, operation):
+def test_others_go_on_while_one_blocks(
+    gate: Gate, box: Sandbox, start: Start, shells: Shells, operation: str
+) -> None:
     script = f"fd = os.open('/dev/gate', os.O_RDWR)\nprint({operation})"
     with start(box, script) as program:
         gate.wait_for()
@@ -98,7 +105,7 @@ def test_others_go_on_while_one_blocks(gate, box, start, shells, operation):
     assert program.returncode == 0
 
 
-def test_other_threads_of_the_program_go_on(gate, box, start):
+def test_other_threads_of_the_program_go_on(gate: Gate, box: Sandbox, start: Start) -> None:
     script = """
 fd = os.open('/dev/gate', os.O_RDWR)
 thread = threading.Thread(target=lambda: print(os.read(fd, 9)))
@@ -116,7 +123,7 @@ thread.join()
         assert program.stdout.read() == b"b'answer'\n"
 
 
-def test_many_programs_block_at_once(gate, box, shells):
+def test_many_programs_block_at_once(gate: Gate, box: Sandbox, shells: Shells) -> None:
     count = 20
     programs = [
         box.popen(["head", "-c6", "/dev/gate"], stdout=subprocess.PIPE) for _ in range(count)
@@ -126,10 +133,11 @@ def test_many_programs_block_at_once(gate, box, shells):
     gate.open_gate.set()
     for program in programs:
         with program:
+            assert program.stdout is not None
             assert program.stdout.read() == b"answer"
 
 
-def test_many_threads_block_at_once(gate, box, clients):
+def test_many_threads_block_at_once(gate: Gate, box: Sandbox, clients: Clients) -> None:
     script = """
 fd = os.open('/dev/gate', os.O_RDWR)
 results = []
@@ -138,7 +146,12 @@ threads = [threading.Thread(target=lambda: results.append(os.read(fd, 9))) for _
 [thread.join() for thread in threads]
 print(len(results), set(results))
 """
-    opener = threading.Thread(target=lambda: (gate.wait_for(50), gate.open_gate.set()))
+
+    def open_when_all_wait() -> None:
+        gate.wait_for(50)
+        gate.open_gate.set()
+
+    opener = threading.Thread(target=open_when_all_wait)
     opener.start()
     assert clients(box)(script) == "50 {b'answer'}\n"
     opener.join()
@@ -153,7 +166,9 @@ KILLED = [
 
 @pytest.mark.parametrize("case", KILLED, ids=["read", "write", "open"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_program_killed_in_a_request(gate, box, shells, case, number):
+def test_a_program_killed_in_a_request(
+    gate: Gate, box: Sandbox, shells: Shells, case: tuple[list[str], bool], number: signal.Signals
+) -> None:
     argv, gate.blocks_open = case
     with box.popen(argv, stderr=subprocess.DEVNULL) as program:
         gate.wait_for()
@@ -170,7 +185,7 @@ def test_a_program_killed_in_a_request(gate, box, shells, case, number):
     assert not gate.released.acquire(blocking=False)
 
 
-def test_a_late_answer_writes_nowhere(gate, box, start):
+def test_a_late_answer_writes_nowhere(gate: Gate, box: Sandbox, start: Start) -> None:
     # The killed thread's process lives on, with its memory at the same addresses.
     script = """
 fd = os.open('/dev/gate', os.O_RDWR)
@@ -195,7 +210,9 @@ print(buffer[:6])
     assert gate.released.acquire(timeout=PATIENCE_S)
 
 
-def test_a_descriptor_closed_by_another_thread_during_a_read(gate, box, start):
+def test_a_descriptor_closed_by_another_thread_during_a_read(
+    gate: Gate, box: Sandbox, start: Start
+) -> None:
     # The kernel's read holds the file: it ends well, and RELEASE comes after it.
     script = """
 fd = os.open('/dev/gate', os.O_RDWR)
@@ -217,7 +234,7 @@ thread.join()
     assert gate.released.acquire(timeout=PATIENCE_S)
 
 
-def test_the_sandbox_ends_while_a_handler_blocks(gate, echo):
+def test_the_sandbox_ends_while_a_handler_blocks(gate: Gate, echo: Fifo) -> None:
     with Sandbox(gate, echo) as sandbox:
         program = sandbox.popen(["head", "-c6", "/dev/gate"])
         gate.wait_for()
@@ -226,7 +243,9 @@ def test_the_sandbox_ends_while_a_handler_blocks(gate, echo):
     gate.open_gate.set()
 
 
-def test_an_async_handler_blocks_nobody(gate, echo, shells, clients):
+def test_an_async_handler_blocks_nobody(
+    gate: Gate, echo: Fifo, shells: Shells, clients: Clients
+) -> None:
     gate.file = AsyncGateFile
     with Sandbox(gate, echo) as sandbox:
         programs = [
@@ -240,10 +259,11 @@ def test_an_async_handler_blocks_nobody(gate, echo, shells, clients):
         gate.open_gate.set()
         for program in programs[1:]:
             with program:
+                assert program.stdout is not None
                 assert program.stdout.read() == b"answer"
 
 
-def test_a_caught_signal_does_not_end_a_read(gate, box, start):
+def test_a_caught_signal_does_not_end_a_read(gate: Gate, box: Sandbox, start: Start) -> None:
     # As with FUSE in the kernel, unless the server answers EINTR to the interrupt.
     script = """
 fd = os.open('/dev/gate', os.O_RDWR)

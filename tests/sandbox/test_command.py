@@ -6,11 +6,18 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.conftest import Needs
+
 from ..patience import PATIENCE_S
+
+Recuse = Callable[..., subprocess.CompletedProcess[Any]]
+
 
 ECHO = """
 import os
@@ -42,13 +49,13 @@ class Echo(Device):
 
 
 @pytest.fixture
-def spec(tmp_path):
+def spec(tmp_path: Path) -> str:
     (tmp_path / "echo.py").write_text(ECHO)
     return str(tmp_path / "echo.py")
 
 
 @pytest.fixture
-def argv(spec):
+def argv(spec: str) -> list[str]:
     """The beginning of a command line that runs a program with /dev/echo."""
     recuse = [
         sys.executable,
@@ -59,8 +66,8 @@ def argv(spec):
 
 
 @pytest.fixture
-def recuse(argv):
-    def recuse(*args, **options):
+def recuse(argv: list[str]) -> Recuse:
+    def recuse(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[Any]:
         options = {"capture_output": True, "text": True, "timeout": PATIENCE_S} | options
         return subprocess.run([*argv, *args], check=False, **options)
 
@@ -68,7 +75,7 @@ def recuse(argv):
 
 
 @pytest.fixture
-def temporary(tmp_path, monkeypatch):
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """``temporary()``: the names of what sandboxes of this test have in their TMPDIR."""
     directory = tmp_path / "temporary"
     directory.mkdir()
@@ -91,12 +98,12 @@ def temporary(tmp_path, monkeypatch):
         ("(kill -KILL $(exec sh -c 'echo $PPID')); exit 5", 5),
     ],
 )
-def test_the_exit_status(recuse, script, status):
+def test_the_exit_status(recuse: Recuse, script: str, status: int) -> None:
     done = recuse("sh", "-c", script)
     assert (done.returncode, done.stdout) == (status, "")
 
 
-def test_programs_that_cannot_be_executed(recuse, tmp_path):
+def test_programs_that_cannot_be_executed(recuse: Recuse, tmp_path: Path) -> None:
     assert recuse("no-such-program").returncode == 127
     assert recuse("/no/such/program").returncode == 127
     assert recuse(str(tmp_path)).returncode == 126
@@ -106,7 +113,7 @@ def test_programs_that_cannot_be_executed(recuse, tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_standard_streams_are_the_callers(recuse, tmp_path):
+def test_standard_streams_are_the_callers(recuse: Recuse, argv: list[str], tmp_path: Path) -> None:
     done = recuse("sh", "-c", "cat; echo err >&2; pwd", input="in\n", cwd=tmp_path)
     assert (done.stdout, done.stderr) == (f"in\n{tmp_path}\n", "err\n")
     # Also when some of them are closed.
@@ -114,7 +121,7 @@ def test_standard_streams_are_the_callers(recuse, tmp_path):
     for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
         out = tmp_path / "out"
         with subprocess.Popen(
-            ["sh", "-c", f"{script} {closed}", "sh", *recuse.__closure__[0].cell_contents,
+            ["sh", "-c", f"{script} {closed}", "sh", *argv,
              "sh", "-c", f"ls -l /proc/self/fd >{out} 2>/dev/null; echo x >/dev/echo"],
             stdin=subprocess.DEVNULL,
         ) as program:  # fmt: skip
@@ -122,7 +129,7 @@ def test_standard_streams_are_the_callers(recuse, tmp_path):
         assert "socket" not in out.read_text()
 
 
-def test_redirections(recuse, tmp_path):
+def test_redirections(recuse: Recuse, tmp_path: Path) -> None:
     script = """
 echo one > /dev/echo
 cat < /dev/echo
@@ -147,7 +154,7 @@ cat /dev/echo - </dev/null
     assert done.stderr == ""
 
 
-def test_a_file_is_released_once_for_each_open(recuse, tmp_path):
+def test_a_file_is_released_once_for_each_open(recuse: Recuse, tmp_path: Path) -> None:
     log = tmp_path / "log"
     script = "echo x > /dev/echo; cat /dev/echo; exec 5<>/dev/echo 6>&5; (sleep 0.1) & kill -9 $$"
     recuse("sh", "-c", script, env={**os.environ, "ECHO_LOG": str(log)})
@@ -155,7 +162,7 @@ def test_a_file_is_released_once_for_each_open(recuse, tmp_path):
 
 
 @pytest.mark.parametrize("environment", [{}, {"LANG": "C"}, {"A": "b", "PATH": "/usr/bin:/bin"}])
-def test_the_environment_is_the_callers(recuse, environment):
+def test_the_environment_is_the_callers(recuse: Recuse, environment: dict[str, str]) -> None:
     # PYTHONPATH is only to find recuse, where it is not installed.
     done = recuse("/usr/bin/env", "-0", env=environment)
     assert sorted(done.stdout.split("\0")[:-1]) == sorted(
@@ -166,26 +173,28 @@ def test_the_environment_is_the_callers(recuse, environment):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2], ids=lambda n: n.name
 )
-def test_signals_are_passed_on(argv, number):
+def test_signals_are_passed_on(argv: list[str], number: signal.Signals) -> None:
     name = number.name.removeprefix("SIG")
     script = f"trap 'echo caught; exit 7' {name}; echo ready; while :; do sleep 0.01; done"
     with subprocess.Popen([*argv, "sh", "-c", script], stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
         assert program.stdout.readline() == b"ready\n"
         program.send_signal(number)
         assert program.stdout.read() == b"caught\n"
     assert program.returncode == 7
 
 
-def test_a_signal_that_is_not_caught_ends_the_program(argv):
+def test_a_signal_that_is_not_caught_ends_the_program(argv: list[str]) -> None:
     with subprocess.Popen(
         [*argv, "sh", "-c", "echo ready; exec sleep 1000"], stdout=subprocess.PIPE
     ) as program:
+        assert program.stdout is not None
         assert program.stdout.readline() == b"ready\n"
         program.terminate()
     assert program.returncode == 143
 
 
-def test_ignored_signals_stay_ignored(argv):
+def test_ignored_signals_stay_ignored(argv: list[str]) -> None:
     # nohup
     script = "trap '' HUP INT; exec \"$@\""
     grep = ["sh", "-c", "grep SigIgn /proc/self/status"]
@@ -196,7 +205,7 @@ def test_ignored_signals_stay_ignored(argv):
     assert ours.stdout == native.stdout
 
 
-def test_background_children_are_served_until_the_last_one_ends(argv):
+def test_background_children_are_served_until_the_last_one_ends(argv: list[str]) -> None:
     script = "exec 3<&0; (read x <&3; echo $x > /dev/echo; cat /dev/echo) & exit 3"
     with subprocess.Popen(
         [*argv, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -205,7 +214,7 @@ def test_background_children_are_served_until_the_last_one_ends(argv):
     assert program.returncode == 3
 
 
-def test_inherited_descriptors(argv):
+def test_inherited_descriptors(argv: list[str]) -> None:
     # As bash makes them for <(...), make for its job server, systemd for sockets.
     script = 'exec 7</dev/null; "$@" sh -c "cat \\$1 >&8; test -r /dev/fd/7" sh <(echo hello) 8>&1'
     done = subprocess.run(
@@ -214,7 +223,7 @@ def test_inherited_descriptors(argv):
     assert (done.returncode, done.stdout, done.stderr) == (0, b"hello\n", b"")
 
 
-def descendants(pid):
+def descendants(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -225,7 +234,7 @@ def descendants(pid):
 @pytest.mark.parametrize(
     "use", ["read", "open", "none"], ids=["using a file", "opening", "not using it"]
 )
-def test_the_supervisor_is_killed(argv, use):
+def test_the_supervisor_is_killed(argv: list[str], use: str) -> None:
     # Calls fail then; whoever does not end by itself is killed after a grace period.
     script = {
         "read": "exec 5<>/dev/echo; echo ready; read go; cat <&5; echo $?; sleep 1000",
@@ -236,19 +245,23 @@ def test_the_supervisor_is_killed(argv, use):
         [*argv, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
         stderr=subprocess.DEVNULL,
     ) as program:  # fmt: skip
+        assert program.stdout is not None
         assert program.stdout.readline() == b"ready\n"
         children = [os.pidfd_open(pid) for pid in descendants(program.pid)]
         assert len(children) >= 2
         program.kill()
         program.wait()
         with contextlib.suppress(BrokenPipeError):
+            assert program.stdin is not None
             program.stdin.write(b"go\n")
         program.stdout.read()  # nobody holds it any more
         for child in children:
             os.close(child)
 
 
-def test_nothing_is_left(recuse, temporary, tmp_path):
+def test_nothing_is_left(
+    recuse: Recuse, temporary: Callable[[], list[str]], tmp_path: Path
+) -> None:
     (tmp_path / "echo.py").write_text(ECHO.replace('"echo"', '"recuse-test/echo"'))
     assert recuse("ls", "/dev/recuse-test").stdout == "echo\n"
     assert recuse("sh", "-c", "ls /dev/recuse-test; kill -9 $$").stdout == "echo\n"
@@ -256,12 +269,15 @@ def test_nothing_is_left(recuse, temporary, tmp_path):
 
 
 @pytest.mark.parametrize("whom", [os.kill, os.killpg], ids=["recuse", "its process group"])
-def test_nothing_is_left_of_one_that_is_killed(argv, temporary, whom):
+def test_nothing_is_left_of_one_that_is_killed(
+    argv: list[str], temporary: Callable[[], list[str]], whom: Callable[[int, int], None]
+) -> None:
     script = "exec 5</sys/class/cuse; ls /sys/class/cuse/. >&2; echo ready; read go; cat"
     with subprocess.Popen(
         [*argv, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
         stderr=subprocess.DEVNULL, process_group=0,
     ) as program:  # fmt: skip
+        assert program.stdout is not None
         assert program.stdout.readline() == b"ready\n"
         children = [os.pidfd_open(pid) for pid in descendants(program.pid)]
         assert temporary() == []  # so whoever is killed leaves nothing, whenever that is
@@ -275,8 +291,8 @@ def test_nothing_is_left_of_one_that_is_killed(argv, temporary, whom):
 
 
 @pytest.mark.right("namespaces", "user namespaces")
-def test_another_namespaces_proc(argv, needs):
-    unshare = [needs("unshare", "util-linux"), "-rpf"]
+def test_another_namespaces_proc(argv: list[str], needs: Needs) -> None:
+    unshare = [str(needs("unshare", "util-linux")), "-rpf"]
     done = subprocess.run(
         [*unshare, *argv, "true"], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
@@ -284,15 +300,15 @@ def test_another_namespaces_proc(argv, needs):
     assert done.stderr.startswith("recuse: /proc is not that of this pid namespace")
 
 
-def test_recuse_in_recuse(recuse, argv):
+def test_recuse_in_recuse(recuse: Recuse, argv: list[str]) -> None:
     done = recuse(*argv, "true")
     assert done.returncode == 125
     assert done.stderr.startswith("recuse: another seccomp supervisor has this process already")
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_blocked_sigchld_stays_blocked_and_the_end_is_seen(recuse):
-    def block():
+def test_a_blocked_sigchld_stays_blocked_and_the_end_is_seen(recuse: Recuse) -> None:
+    def block() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
 
     done = recuse("grep", "SigBlk", "/proc/self/status", preexec_fn=block)
@@ -301,7 +317,7 @@ def test_a_blocked_sigchld_stays_blocked_and_the_end_is_seen(recuse):
 
 
 @pytest.mark.parametrize("path", [None, "", "/nowhere:{}", "{}/is-a-file:{}", "{}/locked:/bin"])
-def test_a_program_is_found_as_outside(recuse, tmp_path, path):
+def test_a_program_is_found_as_outside(recuse: Recuse, tmp_path: Path, path: str | None) -> None:
     """Along PATH, whatever that has: what the message says is what is tested elsewhere."""
     (tmp_path / "is-a-file").touch()
     (tmp_path / "locked").mkdir()
@@ -312,7 +328,7 @@ def test_a_program_is_found_as_outside(recuse, tmp_path, path):
     del environment["PATH"]
     if path is not None:
         environment["PATH"] = path.format(tmp_path, tmp_path)
-    options = {"cwd": tmp_path, "env": environment}
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environment}
     done = recuse("prog", "a b", "", **options)
     code = "import os, sys; os.execvp('prog', ['prog', 'a b', ''])"
     outside = subprocess.run(

@@ -13,8 +13,10 @@ import pytest
 
 from recuse import IO, Device, File, Memory, OpenRequest, current_request, ioctl
 from recuse.sandbox import Sandbox
+from tests.conftest import Needs
 
 from ..patience import PATIENCE_S
+from .conftest import Compiled
 
 
 class Inner(ctypes.Structure):
@@ -45,7 +47,8 @@ class Bytes(File):
     def nested(self, argument: int, memory: Memory) -> int:
         inner = memory.read_struct(argument, Inner)
         memory.write(inner.text, b"inner"[: inner.length])
-        return inner.length
+        length: int = inner.length
+        return length
 
 
 class Disk(Device):
@@ -82,14 +85,14 @@ def run(request: Any, disk: Disk, compiled: Callable[..., str], needs: Callable[
     def run(*acts: str) -> list[str]:
         with Sandbox(disk) as sandbox:
             done = sandbox.run([program, *acts], stdout=subprocess.PIPE, timeout=PATIENCE_S)
-        lines = done.stdout.decode().splitlines()
+        lines: list[str] = done.stdout.decode().splitlines()
         assert (done.returncode, lines[0]) == (0, "open: 3")
         return lines[1:]
 
     return run
 
 
-def test_vectors_of_half_the_size(run, disk):
+def test_vectors_of_half_the_size(run: Run, disk: Disk) -> None:
     assert run("writev", "readv", "bad writev") == [
         "writev: 11",
         "readv: 11 hel|lo world",
@@ -97,7 +100,7 @@ def test_vectors_of_half_the_size(run, disk):
     ]
 
 
-def test_positions_in_two_registers(run, disk):
+def test_positions_in_two_registers(run: Run, disk: Disk) -> None:
     got = run("pwrite", "pread", "pwritev", "preadv", "preadv2", "pwritev far")
     assert got == [
         "pwrite: 6",
@@ -117,7 +120,7 @@ def test_positions_in_two_registers(run, disk):
     ]
 
 
-def test_seeking(run):
+def test_seeking(run: Run) -> None:
     assert run("lseek", "llseek") == [
         "lseek: 7",
         "lseek: 4",
@@ -127,7 +130,7 @@ def test_seeking(run):
     ]
 
 
-def test_every_kind_of_stat(run):
+def test_every_kind_of_stat(run: Run) -> None:
     lines = run("times", "stat", "old stat")[-5:]
     numbers = lines[0].split(" ", 1)[1]
     # The number is one that is free on this machine.
@@ -136,7 +139,7 @@ def test_every_kind_of_stat(run):
     assert lines[4] == "old stat: 0 20666"
 
 
-def test_what_surrounds_the_device(run):
+def test_what_surrounds_the_device(run: Run) -> None:
     assert run("statfs", "old statfs", "sysfs") == [
         "statfs: 0 0 0 0",
         "old statfs: 0 0 0 0 0 77 77",
@@ -146,29 +149,29 @@ def test_what_surrounds_the_device(run):
     ]
 
 
-def test_owners_of_16_and_of_32_bits(run):
+def test_owners_of_16_and_of_32_bits(run: Run) -> None:
     got = run("chown", "stat")
     assert got[:4] == ["chown: 0"] * 4
     assert " 56 70000 " in got[4] or " 56 4464 " in got[4]  # the small structure has 16 bits
 
 
-def test_times_of_every_size(run):
+def test_times_of_every_size(run: Run) -> None:
     assert run("times") == [
         *["utime: 0", "2000", "utimes: 0", "3000", "utimensat: 0", "4000"],
         *["old utimensat: 0", "5000", "futimesat: 0"],
     ]
 
 
-def test_an_ioctl_is_marked_as_that_of_a_32_bit_program(run, disk):
+def test_an_ioctl_is_marked_as_that_of_a_32_bit_program(run: Run, disk: Disk) -> None:
     assert run("value") == ["value: 77"]
     assert disk.seen == ["value 0xfffffff0 compat=True"]
 
 
-def test_a_nested_pointer_of_32_bits(run):
+def test_a_nested_pointer_of_32_bits(run: Run) -> None:
     assert run("nested", "nested bad") == ["nested: 5 inner", "nested bad: -1 EFAULT"]
 
 
-def test_descriptors(run, disk):
+def test_descriptors(run: Run, disk: Disk) -> None:
     assert run("fcntl", "dup", "fork", "pass") == [
         *["fcntl: 0", "fcntl: 2050"],
         *["dup: 100", "dup2: 50", "write: 3"],
@@ -182,11 +185,11 @@ def test_descriptors(run, disk):
     ]
 
 
-def test_a_device_is_no_socket_however_it_is_asked(run):
+def test_a_device_is_no_socket_however_it_is_asked(run: Run) -> None:
     assert run("socket") == ["shutdown: -1 ENOTSOCK", "socketcall: -1 ENOTSOCK"]
 
 
-def test_names(run):
+def test_names(run: Run) -> None:
     assert run("list", "names", "sendfile") == [
         "list: 1",
         *["mkdir: -1 EEXIST", "unlink: -1 EPERM", "rename: -1 EPERM", "truncate: -1 EINVAL"],
@@ -194,7 +197,7 @@ def test_names(run):
     ]
 
 
-def test_a_64_bit_program_is_not_marked(disk):
+def test_a_64_bit_program_is_not_marked(disk: Disk) -> None:
     script = "import fcntl; print(fcntl.ioctl(open('/dev/echo'), 0x5601, 5))"
     with Sandbox(disk) as sandbox:
         done = sandbox.run(["python3", "-c", script], stdout=subprocess.PIPE, timeout=PATIENCE_S)
@@ -202,7 +205,9 @@ def test_a_64_bit_program_is_not_marked(disk):
     assert disk.seen == ["value 0x5 compat=False"]
 
 
-def test_32_and_64_bit_programs_start_each_other(disk, compiled, needs):
+def test_32_and_64_bit_programs_start_each_other(
+    disk: Disk, compiled: Compiled, needs: Needs
+) -> None:
     needs("/usr/include/asm", package="gcc-multilib")
     program = compiled("compat", "-m32", "-static")
     with Sandbox(disk) as sandbox:

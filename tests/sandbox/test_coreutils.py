@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from recuse import Device, File, Sandbox
+from tests.conftest import Needs
 
 from ..patience import PATIENCE_S
+from .conftest import Fifo, Shell, Shells
 
 TEXT = b"The quick brown fox jumps over the lazy dog\n"
 
@@ -49,21 +52,21 @@ def disk() -> Disk:
 
 
 @pytest.fixture
-def on_disk(disk, shells):
+def on_disk(disk: Disk, shells: Shells) -> Iterator[Shell]:
     """Runs a shell's command where /dev/disk is; returns what it prints."""
     with Sandbox(disk) as sandbox:
         yield shells(sandbox)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 131072, 131073, 1_000_003])
-def test_cat_reads_all_there_is(disk, shells, tmp_path, size):
+def test_cat_reads_all_there_is(disk: Disk, shells: Shells, tmp_path: Path, size: int) -> None:
     disk.data[:] = bytes(index * 7 % 251 for index in range(size))
     with Sandbox(disk) as sandbox:
         shells(sandbox)('cat /dev/disk > "$1"', str(tmp_path / "copy"))
     assert (tmp_path / "copy").read_bytes() == disk.data
 
 
-def test_cp_and_cmp(on_disk, disk, tmp_path):
+def test_cp_and_cmp(on_disk: Shell, disk: Disk, tmp_path: Path) -> None:
     (tmp_path / "new").write_bytes(b"something else " * 50_000)
     new, copy = str(tmp_path / "new"), str(tmp_path / "copy")
     assert on_disk('cp /dev/disk "$1" && cmp /dev/disk "$1" && cat "$1"', copy) == TEXT.decode()
@@ -73,14 +76,14 @@ def test_cp_and_cmp(on_disk, disk, tmp_path):
     assert disk.data == (tmp_path / "new").read_bytes()
 
 
-def test_head_od_tail_wc(on_disk):
+def test_head_od_tail_wc(on_disk: Shell) -> None:
     assert on_disk("head -c 9 /dev/disk") == "The quick"
     assert on_disk("od -A d -t x1 -j 4 -N 5 /dev/disk") == "0000004 71 75 69 63 6b\n0000009\n"
     assert on_disk("tail -c 4 </dev/disk; wc -c </dev/disk") == "dog\n44\n"
     assert on_disk("md5sum </dev/disk") == on_disk("md5sum <<'END'\n" + TEXT.decode() + "END\n")
 
 
-def test_dd_counts_skips_seeks_and_converts(on_disk, disk):
+def test_dd_counts_skips_seeks_and_converts(on_disk: Shell, disk: Disk) -> None:
     quiet = "status=none"
     assert on_disk(f"dd if=/dev/disk bs=5 skip=2 count=1 {quiet}") == "brown"
     assert on_disk(f"dd if=/dev/disk bs=44 count=1 conv=ucase {quiet}") == TEXT.decode().upper()
@@ -96,7 +99,7 @@ def test_dd_counts_skips_seeks_and_converts(on_disk, disk):
     assert on_disk(f"dd if=/dev/disk bs=16 count=2 conv=sync,swab {quiet} | wc -c") == "32\n"
 
 
-def test_tee_writes_to_it_and_goes_on(on_disk, disk):
+def test_tee_writes_to_it_and_goes_on(on_disk: Shell, disk: Disk) -> None:
     assert on_disk("echo both | tee /dev/disk") == "both\n"
     assert disk.data.startswith(b"both\n")
     on_disk("echo more | tee -a /dev/disk > /dev/null")
@@ -105,7 +108,7 @@ def test_tee_writes_to_it_and_goes_on(on_disk, disk):
     assert disk.data.startswith(b"again\n")
 
 
-def test_what_stat_ls_and_test_say(on_disk, disk):
+def test_what_stat_ls_and_test_say(on_disk: Shell, disk: Disk) -> None:
     assert on_disk("stat -c '%F %a %t:%T %s %h' /dev/disk") == (
         "character special file 666 4d:0 0 1\n"
     )
@@ -120,7 +123,7 @@ def test_what_stat_ls_and_test_say(on_disk, disk):
 
 
 @pytest.mark.parametrize("program", ["bash", "dash"])
-def test_redirections(on_disk, disk, needs, program):
+def test_redirections(on_disk: Shell, disk: Disk, needs: Needs, program: str) -> None:
     needs(program)
 
     def run(command: str) -> str:
@@ -136,7 +139,7 @@ def test_redirections(on_disk, disk, needs, program):
     assert run("cat /dev/nothing 2>/dev/disk; head -c 4 /dev/disk") == "cat:"
 
 
-def test_here_strings_and_process_substitution(on_disk, needs):
+def test_here_strings_and_process_substitution(on_disk: Shell, needs: Needs) -> None:
     needs("bash")
     assert on_disk("cat <<<there >/dev/disk; head -c 6 /dev/disk", program="bash") == "there\n"
     assert on_disk("cat <(head -c 5 /dev/disk)", program="bash") == "there"
@@ -145,7 +148,9 @@ def test_here_strings_and_process_substitution(on_disk, needs):
     )
 
 
-def test_eight_threads_use_one_descriptor(sandbox, echo, compiled_threads):
+def test_eight_threads_use_one_descriptor(
+    sandbox: Sandbox, echo: Fifo, compiled_threads: Path
+) -> None:
     done = sandbox.run([compiled_threads, "/dev/echo"], capture_output=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"800 800\n", b"")
     assert len(echo.writes) == 800
@@ -180,7 +185,7 @@ int main(int argc, char **argv) {
 
 
 @pytest.fixture(params=["dynamic", "static"])
-def compiled_threads(request, needs, tmp_path) -> Path:
+def compiled_threads(request: pytest.FixtureRequest, needs: Needs, tmp_path: Path) -> Path:
     """A C program whose eight threads write and read 100 bytes each through one descriptor."""
     compiler = needs("gcc", "gcc")
     source, program = tmp_path / "threads.c", tmp_path / "threads"
@@ -190,7 +195,7 @@ def compiled_threads(request, needs, tmp_path) -> Path:
     return program
 
 
-def test_a_tree_of_processes_three_deep(sandbox, echo):
+def test_a_tree_of_processes_three_deep(sandbox: Sandbox, echo: Fifo) -> None:
     script = """
 import os, sys
 def grow(depth, fd):

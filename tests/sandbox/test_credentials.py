@@ -4,8 +4,11 @@ import os
 
 import pytest
 
-from recuse import File, current_request
+from recuse import File, Memory, OpenRequest, current_request
 from recuse.sandbox import Sandbox
+from tests.conftest import Needs
+
+from .conftest import Clients, Fifo, Shell, Shells
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users"),
@@ -63,7 +66,9 @@ def become(uid, gid=None, groups=()):
         (0o600, "become(1000); call('unshare', 0x10000000)", "EACCES EACCES EACCES"),
     ],
 )
-def test_the_mode_is_respected(make_echo, clients, mode, become, expected):
+def test_the_mode_is_respected(
+    make_echo: type[Fifo], clients: Clients, mode: int, become: str, expected: str
+) -> None:
     # Also when the sandbox has seen the process before the change.
     device = make_echo(mode=mode, uid=12, gid=34)
     with Sandbox(device) as sandbox:
@@ -72,7 +77,7 @@ def test_the_mode_is_respected(make_echo, clients, mode, become, expected):
         assert client(f"{TRY}look()\n{become}\nlook()") == f"ok ok ok\n{expected}\n"
 
 
-def test_the_node_itself_is_the_owners(make_echo, clients):
+def test_the_node_itself_is_the_owners(make_echo: type[Fifo], clients: Clients) -> None:
     script = f"""{TRY}
 os.chown('/dev/echo', 12, 34)
 pid = os.fork()
@@ -112,7 +117,7 @@ wait(pid)
     ]
 
 
-def test_directories_that_exist_only_here(make_echo, clients):
+def test_directories_that_exist_only_here(make_echo: type[Fifo], clients: Clients) -> None:
     script = f"""{TRY}
 path = '/dev/recuse-input/event9'
 fd = os.open('/dev/recuse-input', os.O_RDONLY)
@@ -145,30 +150,30 @@ child(become, 1000)
     ]
 
 
-def test_requests_have_the_ids_of_the_thread(echo, client):
+def test_requests_have_the_ids_of_the_thread(echo: Fifo, client: Shell) -> None:
     seen = []
 
-    def note(what):
+    def note(what: str) -> None:
         request = current_request()
         seen.append((what, request.uid, request.gid, request.pid))
 
     class Noting(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             note("read")
             return b""
 
-        def write(self, data, offset):
+        def write(self, data: bytes, offset: int) -> None:
             note("write")
 
-        def unknown_ioctl(self, command, argument, memory):
+        def unknown_ioctl(self, command: int, argument: int, memory: Memory) -> int:
             note("ioctl")
             return 0
 
-    def open_noting(request):
+    def open_noting(request: OpenRequest) -> File:
         note("open")
         return Noting()
 
-    echo.open = open_noting
+    echo.open = open_noting  # type: ignore[method-assign]  # of this device only
     printed = client(
         """
 def use(fd):
@@ -215,21 +220,23 @@ def show():
         ("1000, 1000, 1000", [True, True, False, False, False, False, False, False]),
     ],
 )
-def test_access_is_about_the_real_user(make_echo, clients, ids, expected):
+def test_access_is_about_the_real_user(
+    make_echo: type[Fifo], clients: Clients, ids: str, expected: list[bool]
+) -> None:
     with Sandbox(make_echo(mode=0o600, uid=12, gid=34)) as sandbox:
         output = clients(sandbox)(f"{ACCESS}os.setresuid({ids}); show()")
     assert output.split() == list(map(str, expected))
 
 
-def test_the_device_is_told_who_asks(echo, client):
+def test_the_device_is_told_who_asks(echo: Fifo, client: Shell) -> None:
     seen = []
     open_echo = echo.open
 
-    def open_file(request):
+    def open_file(request: OpenRequest) -> File:
         seen.append((request.uid, request.gid))
         return open_echo(request)
 
-    echo.open = open_file
+    echo.open = open_file  # type: ignore[method-assign]  # of this device only
     client(
         f"{TRY}os.open('/dev/echo', 0); os.setegid(5); os.open('/dev/echo', 0)\n"
         "libc.setfsuid(1000); os.open('/dev/echo', 0); become(65534); os.open('/dev/echo', 0)"
@@ -238,7 +245,9 @@ def test_the_device_is_told_who_asks(echo, client):
 
 
 @pytest.mark.parametrize("maker", ["setpriv", "su", "unshare"])
-def test_programs_that_drop_privileges(make_echo, shells, needs, maker):
+def test_programs_that_drop_privileges(
+    make_echo: type[Fifo], shells: Shells, needs: Needs, maker: str
+) -> None:
     needs(maker)
     as_nobody = {
         "setpriv": "setpriv --reuid=65534 --regid=65534 --clear-groups sh -c",
@@ -270,7 +279,9 @@ def free_pid():
 """
 
 
-def test_a_process_with_the_number_of_another_is_not_the_other(make_echo, clients):
+def test_a_process_with_the_number_of_another_is_not_the_other(
+    make_echo: type[Fifo], clients: Clients
+) -> None:
     script = f"""{TRY}{AGAIN}
 pid = free_pid()
 if process(pid) == 0:
@@ -292,7 +303,9 @@ wait(pid)
     assert output.splitlines() == ["ok ok ok", "EACCES EACCES EACCES", "ok ok ok"]
 
 
-def test_a_process_with_the_number_of_another_has_memory_of_its_own(echo, client):
+def test_a_process_with_the_number_of_another_has_memory_of_its_own(
+    echo: Fifo, client: Shell
+) -> None:
     # A read into memory that the first process had, and the second has not.
     script = f"""{AGAIN}
 pid = free_pid()
@@ -315,7 +328,9 @@ wait(pid)
 
 
 @pytest.mark.parametrize("maker", ["thread", "vfork"])
-def test_a_process_with_the_number_of_a_thread_has_paths_of_its_own(client, maker):
+def test_a_process_with_the_number_of_a_thread_has_paths_of_its_own(
+    client: Shell, maker: str
+) -> None:
     # The thread's process lives, and in its memory there is another path at that address.
     script = f"""{AGAIN}
 path = ctypes.create_string_buffer(b'/dev/echo', 64)
@@ -352,7 +367,9 @@ print('end')
     assert output == "end\n"
 
 
-def test_a_process_with_the_number_of_a_thread_is_not_that_thread(make_echo, clients):
+def test_a_process_with_the_number_of_a_thread_is_not_that_thread(
+    make_echo: type[Fifo], clients: Clients
+) -> None:
     script = f"""{TRY}{AGAIN}
 made = []
 def privileged():
@@ -376,7 +393,7 @@ print('end')
     assert output == "end\n"
 
 
-def test_a_thread_that_was_never_seen_executes_a_program(echo, client):
+def test_a_thread_that_was_never_seen_executes_a_program(echo: Fifo, client: Shell) -> None:
     # A read into memory that the first program had, and the second has not.
     script = """
 address = 0x10_0000_0000
@@ -397,7 +414,7 @@ thread.start(); thread.join()
     assert client(script) == "3 b''\nEFAULT b'two'\n"
 
 
-def test_a_thread_with_credentials_of_its_own(make_echo, clients):
+def test_a_thread_with_credentials_of_its_own(make_echo: type[Fifo], clients: Clients) -> None:
     # The bare call changes one thread only.
     script = f"""{TRY}
 def other():

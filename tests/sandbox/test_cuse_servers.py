@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from recuse import Sandbox
 from recuse.kernel.devices import DYNAMIC_MAJORS
 from recuse.sandbox.arch import arch
 from recuse.sandbox.nodes import majors_in_use
+from tests.conftest import Needs
 
 from ..patience import PATIENCE_S
+from .conftest import Compiled, Shell
 
 # A server without any library. `ready` is printed when the reply to CUSE_INIT has been taken.
 SERVER = r"""
@@ -67,14 +70,14 @@ def serve(channel, read=b"data"):
 
 
 @pytest.fixture
-def machine():
+def machine() -> Iterator[Sandbox]:
     """A sandbox with nothing in it."""
     with Sandbox() as sandbox:
         yield sandbox
 
 
 @pytest.fixture
-def server(machine):
+def server(machine: Sandbox) -> Shell:
     """Runs a script after SERVER; returns what it prints."""
 
     def run(script: str, *args: str) -> str:
@@ -85,12 +88,13 @@ def server(machine):
             text=True,
             timeout=PATIENCE_S,
         )
-        return done.stdout
+        output: str = done.stdout
+        return output
 
     return run
 
 
-def test_the_device_is_there_when_the_reply_has_been_written(server):
+def test_the_device_is_there_when_the_reply_has_been_written(server: Shell) -> None:
     output = server(
         "channel = begin(b'served')\n"
         "found = os.stat('/dev/served')\n"
@@ -105,7 +109,7 @@ def test_the_device_is_there_when_the_reply_has_been_written(server):
     assert lines[1] == "ENOENT" or "stat_result" in lines[1]
 
 
-def test_a_child_uses_what_its_parent_serves(server):
+def test_a_child_uses_what_its_parent_serves(server: Shell) -> None:
     output = server(
         "channel = begin(b'served')\n"
         "if os.fork() == 0:\n"
@@ -118,7 +122,7 @@ def test_a_child_uses_what_its_parent_serves(server):
     assert sorted(output.splitlines()) == ["[14, 15, 16, 15, 18]", "b'dat' 5 b'data'"]
 
 
-def test_what_the_channel_says_to_misuse(server):
+def test_what_the_channel_says_to_misuse(server: Shell) -> None:
     output = server(
         "channel = os.open('/dev/cuse', os.O_RDWR | os.O_NONBLOCK)\n"
         "print(attempt(os.read, channel, 100), attempt(os.write, channel, b'short'))\n"
@@ -139,7 +143,7 @@ def test_what_the_channel_says_to_misuse(server):
     )
 
 
-def test_select_tells_when_there_is_a_request(server):
+def test_select_tells_when_there_is_a_request(server: Shell) -> None:
     output = server(
         "channel = begin(b'served', os.O_NONBLOCK)\n"
         "print(select.select([channel], [], [], 0)[0], attempt(os.read, channel, 1 << 17))\n"
@@ -159,7 +163,7 @@ def test_select_tells_when_there_is_a_request(server):
     assert lines[1] == "True True True [14, 15, 18] []"
 
 
-def test_readers_and_writers_take_vectors(server):
+def test_readers_and_writers_take_vectors(server: Shell) -> None:
     output = server(
         "channel = os.open('/dev/cuse', os.O_RDWR)\n"
         "parts = [bytearray(7), bytearray(40), bytearray(1 << 17)]\n"
@@ -172,7 +176,7 @@ def test_readers_and_writers_take_vectors(server):
     assert output == f"{16 + 72 + len('DEVNAME=vector') + 1}\nTrue\n"
 
 
-def test_a_signal_ends_a_wait_for_requests(server):
+def test_a_signal_ends_a_wait_for_requests(server: Shell) -> None:
     output = server(
         "signal.signal(signal.SIGUSR1, lambda *_: print('handled', flush=True))\n"
         "class Stop(Exception): pass\n"
@@ -197,7 +201,7 @@ def test_a_signal_ends_a_wait_for_requests(server):
     assert output == "stopped\n"
 
 
-def test_a_killed_server_leaves_its_clients_with_an_error(server):
+def test_a_killed_server_leaves_its_clients_with_an_error(server: Shell) -> None:
     output = server(
         "gate = os.pipe()\n"
         "child = os.fork()\n"
@@ -215,7 +219,7 @@ def test_a_killed_server_leaves_its_clients_with_an_error(server):
     assert output == "ECONNABORTED\nENOTCONN ENOENT\nFalse\n"
 
 
-def test_names_are_taken_once(server):
+def test_names_are_taken_once(server: Shell) -> None:
     output = server(
         "one = begin(b'served')\n"
         "other = os.open('/dev/cuse', os.O_RDWR | os.O_NONBLOCK)\n"
@@ -229,7 +233,9 @@ def test_names_are_taken_once(server):
 
 
 @pytest.fixture(scope="module", params=["libfuse3-dev", "libfuse-dev"])
-def libfuse(request, needs, tmp_path_factory) -> Path:
+def libfuse(
+    request: pytest.FixtureRequest, needs: Needs, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Libfuse's own example of a CUSE server and its client, compiled from their package."""
     examples = f"/usr/share/doc/{request.param}/examples"
     library, server, client = {
@@ -239,16 +245,16 @@ def libfuse(request, needs, tmp_path_factory) -> Path:
     gcc = needs("gcc", "gcc")
     needs(f"{examples}/{server}.c", request.param)
     directory = tmp_path_factory.mktemp(library)
-    find = [needs("pkg-config", "pkg-config"), "--cflags", "--libs", library]
+    find = [str(needs("pkg-config", "pkg-config")), "--cflags", "--libs", library]
     flags = subprocess.run(find, capture_output=True, text=True, check=True).stdout.split()
     for name, source in (("server", server), ("client", client)):
-        argv = [gcc, "-w", f"-I{examples}", f"{examples}/{source}.c", "-o", directory / name]
-        subprocess.run([*argv, *flags], check=True)
+        argv = [str(gcc), "-w", f"-I{examples}", f"{examples}/{source}.c"]
+        subprocess.run([*argv, "-o", str(directory / name), *flags], check=True)
     return directory
 
 
 @pytest.mark.parametrize("options", ["-f -s", "-f", "-s", ""])
-def test_libfuses_server_and_client(machine, libfuse, options):
+def test_libfuses_server_and_client(machine: Sandbox, libfuse: Path, options: str) -> None:
     script = f"""
 cd {libfuse}
 cp server served$$
@@ -287,7 +293,7 @@ test -c /dev/bare || echo no device
 
 
 @pytest.fixture
-def bare(machine, needs, compiled, tmp_path):
+def bare(machine: Sandbox, needs: Needs, compiled: Compiled, tmp_path: Path) -> Shell:
     """``bare(script, *options)``: what a shell prints that has started the server before."""
     needs("gcc", "gcc")
     environment = {
@@ -307,7 +313,8 @@ def bare(machine, needs, compiled, tmp_path):
             env=environment,
         )
         # The shell says, or not, how its job has ended.
-        return done.stdout.replace("Killed\n", "")
+        output: str = done.stdout
+        return output.replace("Killed\n", "")
 
     return run
 
@@ -316,7 +323,7 @@ def bare(machine, needs, compiled, tmp_path):
 @pytest.mark.parametrize("vector", ["plain", "vector"])
 @pytest.mark.parametrize("wait", ["block", "poll"])
 @pytest.mark.parametrize("threads", ["1", "4"])
-def test_a_server_on_the_bare_protocol(bare, wait, vector, threads):
+def test_a_server_on_the_bare_protocol(bare: Shell, wait: str, vector: str, threads: str) -> None:
     script = f"""
 echo hello > /dev/bare
 cat /dev/bare
@@ -342,7 +349,9 @@ while test -c /dev/bare; do :; done
 
 @pytest.mark.parametrize("threads", ["1", "4"])
 @pytest.mark.parametrize(("how", "status"), [("exits", 3), ("is killed", 137), ("SIGTERM", 0)])
-def test_a_server_that_ends_in_the_middle_of_requests(bare, how, status, threads):
+def test_a_server_that_ends_in_the_middle_of_requests(
+    bare: Shell, how: str, status: int, threads: str
+) -> None:
     end = {"exits": '"$CLIENT" /dev/bare 3', "is killed": '"$CLIENT" /dev/bare 4'}.get(
         how, "kill $server"
     )
@@ -364,7 +373,7 @@ test -e /dev/bare || echo gone
     assert sorted(set(lines) - set(ended)) == ["gone", f"status {status}"]
 
 
-def test_two_servers_on_the_bare_protocol_and_one_that_follows(bare):
+def test_two_servers_on_the_bare_protocol_and_one_that_follows(bare: Shell) -> None:
     script = """
 "$SERVER" bare > "$OUT.second"; echo status $?
 cat "$OUT.second"

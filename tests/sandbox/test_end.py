@@ -12,6 +12,7 @@ from recuse.sandbox.launch import Launch
 from recuse.sandbox.listener import Listener
 
 from ..patience import PATIENCE_S
+from .conftest import Fifo
 
 # What the running kernel needs, and what one does that sleeps on in RECV (before Linux 6.11).
 either_way = pytest.mark.parametrize("polls_first", [False, True], ids=["as needed", "polling"])
@@ -27,7 +28,7 @@ def serve(listener: Listener, received: list[int], returned: threading.Semaphore
 
 @either_way
 @pytest.mark.parametrize("threads", [1, 4])
-def test_all_that_receive_find_the_end(threads, polls_first):
+def test_all_that_receive_find_the_end(threads: int, polls_first: bool) -> None:
     launch = Launch(["sh", "-c", "(: </dev/null) & : </dev/null; wait"])
     listener = launch.listener
     listener._polls_first |= polls_first
@@ -49,7 +50,7 @@ def test_all_that_receive_find_the_end(threads, polls_first):
 
 
 @either_way
-def test_it_is_found_later_too(polls_first):
+def test_it_is_found_later_too(polls_first: bool) -> None:
     launch = Launch(["true"])
     launch.abandon()
     launch.listener._polls_first |= polls_first
@@ -59,43 +60,47 @@ def test_it_is_found_later_too(polls_first):
     assert launch.listener.receive() is None
 
 
-def test_a_daemon_is_served_until_it_ends(sandbox, echo):
+def test_a_daemon_is_served_until_it_ends(sandbox: Sandbox, echo: Fifo) -> None:
     script = "exec 3<&0; (setsid sh -c 'read x <&3; echo $x >/dev/echo' &); exit 3"
     with sandbox.popen(["bash", "-c", script], stdin=subprocess.PIPE) as program:
         with pytest.raises(subprocess.TimeoutExpired):
             program.wait(0.1)
+        assert program.stdin is not None
         program.stdin.write(b"late\n")
         program.stdin.close()
         assert program.wait(PATIENCE_S) == 3
     assert echo.writes == [b"late\n"]
 
 
-def test_kill_ends_all_of_it(sandbox):
+def test_kill_ends_all_of_it(sandbox: Sandbox) -> None:
     with sandbox.popen(
         ["sh", "-c", "sleep 1000 & setsid sleep 1000 & echo ready; cat /dev/echo; sleep 1000"],
         stdout=subprocess.PIPE,
     ) as program:
+        assert program.stdout is not None
         assert program.stdout.readline() == b"ready\n"
         sandbox.kill()
         assert program.wait(PATIENCE_S) == -9
     assert sandbox.run(["true"], timeout=PATIENCE_S).returncode == 0
 
 
-def test_what_outlives_the_first_process_is_not_waited_for(make_echo):
+def test_what_outlives_the_first_process_is_not_waited_for(make_echo: type[Fifo]) -> None:
     with Sandbox(make_echo()) as sandbox:
         script = "echo ready; read x; : </dev/echo; echo $?"
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         program = sandbox.popen(["sh", "-c", script], bufsize=0, **pipes)
+        assert program.stdout is not None
         assert program.stdout.readline() == b"ready\n"
         os.kill(program.pid, signal.SIGKILL)
     assert program.returncode == -signal.SIGKILL
+    assert program.stdin is not None
     program.stdin.write(b"go\n")  # its calls fail
     assert program.stdout.read() in (b"", b"2\n")
     program.stdin.close()
     program.stdout.close()
 
 
-def test_no_thread_is_left(make_echo):
+def test_no_thread_is_left(make_echo: type[Fifo]) -> None:
     before = set(threading.enumerate())
     with Sandbox(make_echo()) as sandbox:
         for _ in range(3):

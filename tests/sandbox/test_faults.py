@@ -8,6 +8,9 @@ import contextlib
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,10 @@ from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox
 
 from ..patience import PATIENCE_S
+from .conftest import Clients, Fifo, Shells, Start
+
+Serve = Callable[[str, str], AbstractContextManager[tuple[Sandbox, subprocess.Popen[bytes]]]]
+
 
 # Its arguments: the socket's path, or nothing for /dev/cuse; what it does wrong, and when.
 SERVER = r"""
@@ -187,21 +194,23 @@ RESULTS = {
 
 
 @pytest.fixture(params=["dev-cuse", "socket", "device"])
-def serve(request, echo, tmp_path):
+def serve(request: pytest.FixtureRequest, echo: Fifo, tmp_path: Path) -> Serve:
     """``serve(fault, moment)``: a sandbox, and the server that goes wrong."""
     path = str(tmp_path / "socket")
 
     @contextlib.contextmanager
-    def serve(fault, moment):
+    def serve(fault: str, moment: str) -> Iterator[tuple[Sandbox, subprocess.Popen[bytes]]]:
         with contextlib.ExitStack() as stack:
 
-            def ready(server):
+            def ready(server: subprocess.Popen[bytes]) -> None:
                 stack.enter_context(server)
                 stack.callback(server.kill)
+                assert server.stdout is not None
                 assert server.stdout.readline() == b"ready\n"
 
             if request.param == "dev-cuse":
                 sandbox = stack.enter_context(Sandbox(echo))
+                server: subprocess.Popen[bytes]
                 argv = [sys.executable, "-I", "-S", "-c", SERVER, "", fault, moment]
                 server = sandbox.popen(argv, stdout=subprocess.PIPE)
                 ready(server)
@@ -219,7 +228,7 @@ def serve(request, echo, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("fault", ["dies", "closes"])
-def test_the_server_goes(serve, clients, fault, moment):
+def test_the_server_goes(serve: Serve, clients: Clients, fault: str, moment: str) -> None:
     with serve(fault, moment) as (sandbox, _):
         lines = clients(sandbox)(CLIENT, moment).splitlines()
     assert lines[0] == {"release": "None", "poll": "['ERR']"}.get(moment, "ECONNABORTED")
@@ -233,10 +242,10 @@ def test_the_server_goes(serve, clients, fault, moment):
 @pytest.mark.parametrize("serve", ["dev-cuse", "socket"], indirect=True)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("fault", ["answers twice", "answers garbage"])
-def test_the_server_stays(serve, clients, fault, moment):
+def test_the_server_stays(serve: Serve, clients: Clients, fault: str, moment: str) -> None:
     with serve(fault, moment) as (sandbox, _):
         lines = clients(sandbox)(CLIENT, moment).splitlines()
-    good = RESULTS[moment.split()[0]]
+    good = RESULTS[moment.split(maxsplit=1)[0]]
     failed = "['ERR']" if moment == "poll" else "EIO"
     assert lines[0] == (good if fault == "answers twice" or moment == "release" else failed)
     if moment not in {"open", "release"}:
@@ -246,9 +255,12 @@ def test_the_server_stays(serve, clients, fault, moment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_the_server_hangs(serve, start, shells, clients, moment):
+def test_the_server_hangs(
+    serve: Serve, start: Start, shells: Shells, clients: Clients, moment: str
+) -> None:
     with serve("hangs", moment) as (sandbox, server):
         with start(sandbox, CLIENT, moment) as killed, start(sandbox, CLIENT, moment) as other:
+            assert server.stdout is not None
             assert server.stdout.readline() == b"hangs\n"
             killed.kill()
             assert killed.wait(PATIENCE_S) == -signal.SIGKILL
@@ -293,7 +305,7 @@ with Sandbox(Bad()) as sandbox:
 
 
 @pytest.mark.parametrize("when", ["at once", "while it blocks"])
-def test_the_process_of_the_sandbox_itself_dies(when, tmp_path):
+def test_the_process_of_the_sandbox_itself_dies(when: str, tmp_path: Path) -> None:
     told = tmp_path / "told"
     told.write_bytes(b"none..")
     done = subprocess.run(

@@ -3,11 +3,14 @@
 import errno
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from recuse import Device, File
+from recuse import Device, File, OpenRequest
 from recuse.sandbox import Sandbox
+
+from .conftest import Clients, Fifo, Shell
 
 # The ways to open that the kernel has, each as an expression of a client script.
 OPENINGS = {
@@ -30,14 +33,14 @@ LOWEST = "lowest = os.open('/', 0); os.close(lowest)\n"
 
 
 @pytest.mark.parametrize("opening", OPENINGS.values(), ids=OPENINGS)
-def test_each_way_to_open(echo, client, opening):
+def test_each_way_to_open(echo: Fifo, client: Shell, opening: str) -> None:
     script = f"fd = {opening}; print(fd == lowest, os.write(fd, b'hello'), os.read(fd, 9))"
     assert client(LOWEST + script) == "True 5 b'hello'\n"
     assert echo.opened == 1
     assert echo.requests[0].flags & ~0o100000 & ~os.O_NOFOLLOW == os.O_RDWR
 
 
-def test_creat(echo, client):
+def test_creat(echo: Fifo, client: Shell) -> None:
     script = "fd = libc.syscall(85, b'/dev/echo', 0o600); print(attempt(os.read, fd, 1))\n"
     assert client(script + "print(os.write(fd, b'x'))") == "EBADF\n1\n"
     assert echo.writes == [b"x"]
@@ -63,16 +66,16 @@ print(openat2(node, how(0, 0, 0, 0), 32))
 """
 
 
-def test_openings_that_fail_do_so_as_natively(as_native):
+def test_openings_that_fail_do_so_as_natively(as_native: Shell) -> None:
     as_native(FAILING_OPENINGS)
 
 
-def test_no_open_reaches_the_device_that_the_kernel_would_refuse(echo, client):
+def test_no_open_reaches_the_device_that_the_kernel_would_refuse(echo: Fifo, client: Shell) -> None:
     client(FAILING_OPENINGS.rpartition("print")[0], "/dev/echo")
     assert echo.opened == 0
 
 
-def test_the_flags_that_a_device_is_told(echo, client):
+def test_the_flags_that_a_device_is_told(echo: Fifo, client: Shell) -> None:
     client(
         "os.open('/dev/echo', os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND)\n"
         "os.open('/dev/echo', os.O_RDONLY | os.O_CREAT | os.O_NOCTTY | os.O_CLOEXEC)\n"
@@ -84,11 +87,13 @@ def test_the_flags_that_a_device_is_told(echo, client):
 
 
 @pytest.mark.parametrize("code", [errno.EBUSY, errno.EACCES, errno.ENXIO, errno.EAGAIN])
-def test_a_device_may_refuse_to_be_opened(sandbox, echo, client, code):
-    def refuse(request):
+def test_a_device_may_refuse_to_be_opened(
+    sandbox: Sandbox, echo: Fifo, client: Shell, code: int
+) -> None:
+    def refuse(request: OpenRequest) -> File:
         raise OSError(code, "no")
 
-    echo.open = refuse
+    echo.open = refuse  # type: ignore[method-assign]  # of this device only
     name = errno.errorcode[code]
     script = "print(attempt(os.open, '/dev/echo', 0), os.open('/', 0) == lowest)"
     assert client(LOWEST + script) == f"{name} True\n"
@@ -111,7 +116,7 @@ READS = {
 
 
 @pytest.mark.parametrize("reading", READS.values(), ids=READS)
-def test_each_way_to_read(echo, client, reading):
+def test_each_way_to_read(echo: Fifo, client: Shell, reading: str) -> None:
     echo.data += b"1234567"
     assert client(f"fd = os.open('/dev/echo', os.O_RDONLY)\n{reading}") == "b'1234'\n"
     assert echo.data == b"567"
@@ -127,7 +132,7 @@ WRITES = {
 
 
 @pytest.mark.parametrize("writing", WRITES.values(), ids=WRITES)
-def test_each_way_to_write(echo, client, writing):
+def test_each_way_to_write(echo: Fifo, client: Shell, writing: str) -> None:
     assert client(f"fd = os.open('/dev/echo', os.O_WRONLY)\n{writing}") == "4\n"
     assert echo.writes == [b"1234"]
 
@@ -151,17 +156,17 @@ for f in fd, readable, writable, path:
 """
 
 
-def test_transfers_that_are_odd_do_what_they_do_natively(as_native):
+def test_transfers_that_are_odd_do_what_they_do_natively(as_native: Shell) -> None:
     as_native(TRANSFERS)
 
 
-def test_a_read_of_nothing_is_not_the_devices_business(echo, client):
+def test_a_read_of_nothing_is_not_the_devices_business(echo: Fifo, client: Shell) -> None:
     script = "fd = os.open('/dev/echo', os.O_RDWR); print(os.read(fd, 0), os.write(fd, b''))"
     assert client(script) == "b'' 0\n"
     assert echo.writes == []
 
 
-def test_large_transfers_come_in_pieces_and_whole(echo, client):
+def test_large_transfers_come_in_pieces_and_whole(echo: Fifo, client: Shell) -> None:
     echo.data += bytes(range(256)) * 4096
     script = """
         fd = os.open('/dev/echo', os.O_RDWR)
@@ -186,7 +191,7 @@ print(attempt(os.sendfile, w, file, 0, 4), os.read(r, 9))
 """
 
 
-def test_transfers_inside_the_kernel_are_refused(echo, client):
+def test_transfers_inside_the_kernel_are_refused(echo: Fifo, client: Shell) -> None:
     # So that programs fall back to read and write, as with fs/fuse/cuse.c, which has no splice.
     # (The kernel's own null device has: it is no model here.)
     refused = "EINVAL EINVAL\n" * 4
@@ -194,7 +199,7 @@ def test_transfers_inside_the_kernel_are_refused(echo, client):
     assert echo.writes == []
 
 
-def test_a_device_without_positions(echo, client):
+def test_a_device_without_positions(echo: Fifo, client: Shell) -> None:
     # fs/fuse/cuse.c: noop_llseek.
     echo.data += b"1234"
     script = "fd = os.open('/dev/echo', os.O_RDWR)\n"
@@ -204,6 +209,8 @@ def test_a_device_without_positions(echo, client):
 
 
 class PageFile(File):
+    device: "Page"
+
     def read(self, size: int, offset: int) -> bytes:
         return bytes(range(32))[offset : offset + size]
 
@@ -216,13 +223,16 @@ class Page(Device):
     name = "page"
     seekable = True
 
-    def open(self, request):
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[tuple[int, bytes]] = []
+
+    def open(self, request: OpenRequest) -> File:
         return PageFile()
 
 
-def test_a_seekable_device_has_positions(clients):
+def test_a_seekable_device_has_positions(clients: Clients) -> None:
     page = Page()
-    page.written = []
     script = """
 fd = os.open('/dev/page', os.O_RDWR)
 print(os.read(fd, 2), os.read(fd, 2), os.lseek(fd, 0, 1), os.pread(fd, 2, 9), os.lseek(fd, 0, 1))
@@ -242,7 +252,7 @@ print(os.lseek(other, 0, 1), os.lseek(os.dup(fd), 0, 1))
 
 
 @pytest.mark.parametrize("block", [1, 7, 4096, 65536])
-def test_dd(echo, sandbox, tmp_path, block):
+def test_dd(echo: Fifo, sandbox: Sandbox, tmp_path: Path, block: int) -> None:
     # dup2, fstat, lseek, and writes of exactly the block's size.
     size = 3 * block + block // 2
     (tmp_path / "in").write_bytes(os.urandom(size))
@@ -253,7 +263,7 @@ def test_dd(echo, sandbox, tmp_path, block):
     assert (tmp_path / "out").read_bytes() == (tmp_path / "in").read_bytes()
 
 
-def test_cat_and_cp_copy_a_devices_bytes(echo, shell, tmp_path):
+def test_cat_and_cp_copy_a_devices_bytes(echo: Fifo, shell: Shell, tmp_path: Path) -> None:
     echo.data += b"hello\n"
     out = tmp_path / "out"
     assert shell(f"cat /dev/echo > {out}; cp {out} /dev/echo; cat < /dev/echo; cat {out}") == (
@@ -261,12 +271,12 @@ def test_cat_and_cp_copy_a_devices_bytes(echo, shell, tmp_path):
     )
 
 
-def test_io_uring_is_not_there(client):
+def test_io_uring_is_not_there(client: Shell) -> None:
     # It would do input and output that no filter sees. Programs fall back.
     assert client("print(call(425, 8, bytes(120)))") == "ENOSYS\n"
 
 
-def test_input_and_output_of_a_program_may_be_a_pipe(sandbox):
+def test_input_and_output_of_a_program_may_be_a_pipe(sandbox: Sandbox) -> None:
     done = sandbox.run(["sh", "-c", "cat > /dev/echo; cat /dev/echo"], input=b"x" * 100000,
                        stdout=subprocess.PIPE)  # fmt: skip
     assert done.stdout == b"x" * 100000

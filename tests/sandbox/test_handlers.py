@@ -2,22 +2,28 @@
 
 import errno
 import os
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
-from recuse import Device, File, Memory
+from recuse import Device, File, Memory, OpenRequest
 from recuse.sandbox import Sandbox
+
+from .conftest import Clients, Fifo, Shell
 
 
 class OddFile(File):
+    device: "Odd"
+
     def read(self, size: int, offset: int) -> bytes:
-        return self.device.result("read", size)
+        return cast(bytes, self.device.result("read", size))
 
     def write(self, data: bytes, offset: int) -> int:
-        return self.device.result("write", len(data))
+        return cast(int, self.device.result("write", len(data)))
 
     def unknown_ioctl(self, command: int, argument: int, memory: Memory) -> int:
-        return self.device.result("ioctl", argument)
+        return cast(int, self.device.result("ioctl", argument))
 
     def release(self) -> None:
         self.device.releases += 1
@@ -28,23 +34,23 @@ class Odd(Device):
 
     name = "odd"
 
-    def __init__(self, method, what):
+    def __init__(self, method: str, what: Callable[[Any], object]) -> None:
         super().__init__()
         self.method, self.what = method, what
         self.releases = 0
 
-    def result(self, method, argument):
+    def result(self, method: str, argument: object) -> object:
         if method == self.method:
-            self.method = None
+            self.method = ""
             return self.what(argument)
         return {"open": OddFile(), "read": b"good", "write": argument, "ioctl": 5}[method]
 
-    def open(self, request):
-        return self.result("open", None)
+    def open(self, request: OpenRequest) -> File:
+        return cast(File, self.result("open", None))
 
 
-def fail(error):
-    def method(argument):
+def fail(error: BaseException) -> Callable[[object], None]:
+    def method(argument: object) -> None:
         raise error
 
     return method
@@ -108,7 +114,9 @@ print(os.read(fd, 10), os.write(fd, b'12345'), fcntl.ioctl(fd, 0x4321))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_method_that_does_wrong_harms_one_call_only(clients, case, caplog):
+def test_a_method_that_does_wrong_harms_one_call_only(
+    clients: Clients, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
     method, what, expected = CASES[case]
     device = Odd(method, what)
     with Sandbox(device) as sandbox:
@@ -121,7 +129,7 @@ def test_a_method_that_does_wrong_harms_one_call_only(clients, case, caplog):
         assert not caplog.records
 
 
-def test_short_answers_are_short(clients):
+def test_short_answers_are_short(clients: Clients) -> None:
     for method, what, expected in (
         ("read", lambda size: b"", "b''"),
         ("read", lambda size: memoryview(b"view"), "b'view'"),
@@ -138,24 +146,24 @@ def test_short_answers_are_short(clients):
         assert output == f"{expected}\nb'good' 5 5\n", method
 
 
-def test_an_error_after_part_of_a_transfer_gives_the_part(clients):
+def test_an_error_after_part_of_a_transfer_gives_the_part(clients: Clients) -> None:
     class Part(File):
         done = 0
 
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             self.done += 1
             if self.done == 2:
                 raise OSError(errno.EIO, "no more")
             return bytes(size)
 
-        def write(self, data, offset):
+        def write(self, data: bytes, offset: int) -> None:
             self.read(len(data), 0)
 
     class Parts(Device):
         name = "parts"
         max_read = max_write = 4096
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return Part()
 
     script = """
@@ -166,11 +174,11 @@ print(len(os.read(fd, 10000)), os.write(other, bytes(10000)))
         assert clients(sandbox)(script) == "4096 4096\n"
 
 
-def test_a_file_without_methods(clients):
+def test_a_file_without_methods(clients: Clients) -> None:
     class Nothing(Device):
         name = "nothing"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return File()
 
     script = """
@@ -181,15 +189,15 @@ print(attempt(os.read, fd, 1), attempt(os.write, fd, b'x'), attempt(fcntl.ioctl,
         assert clients(sandbox)(script) == "EINVAL EINVAL ENOTTY\n"
 
 
-def test_who_asks(echo, sandbox, client):
+def test_who_asks(echo: Fifo, sandbox: Sandbox, client: Shell) -> None:
     seen = []
     open_echo = echo.open
 
-    def open_file(request):
+    def open_file(request: OpenRequest) -> File:
         seen.append((request.uid, request.gid, request.pid, request.operation))
         return open_echo(request)
 
-    echo.open = open_file
+    echo.open = open_file  # type: ignore[method-assign]  # of this device only
     output = client(
         "os.open('/dev/echo', 0); print(os.getpid())\n"
         "def other(): print(threading.get_native_id(), os.open('/dev/echo', 0))\n"

@@ -8,6 +8,10 @@ import subprocess
 
 import pytest
 
+from recuse.sandbox import Sandbox
+
+from .conftest import Fifo, Shell
+
 # In each: fd is the device. What runs between ends with another reference to it elsewhere.
 TURN_INTO_FILE = """
 fd = os.open('/dev/echo', os.O_RDWR)
@@ -141,7 +145,7 @@ RIGHTS = {
         for copy in COPIES
     ],
 )
-def test_a_number_is_what_it_is_now(echo, client, copy):
+def test_a_number_is_what_it_is_now(echo: Fifo, client: Shell, copy: str) -> None:
     between, after = COPIES[copy]
     output = client(TURN_INTO_FILE.format(between=between, after=after), start_new_session=True)
     assert output.startswith("True 5 b'' True\nENOTTY\n"), output
@@ -151,7 +155,9 @@ def test_a_number_is_what_it_is_now(echo, client, copy):
 
 @pytest.mark.parametrize("replace", ["os.dup2(null, fd)", "call('dup3', null, fd, 0o2000000)"])
 @pytest.mark.parametrize("copies", ["", "copy = os.dup(fd)"])
-def test_a_file_put_over_a_device_is_a_file(echo, client, replace, copies):
+def test_a_file_put_over_a_device_is_a_file(
+    echo: Fifo, client: Shell, replace: str, copies: str
+) -> None:
     output = client(
         "fd = os.open('/dev/echo', os.O_RDWR); null = os.open('/dev/null', os.O_RDWR)\n"
         f"os.write(fd, b'first ')\n{copies}\n{replace}\n"
@@ -162,7 +168,7 @@ def test_a_file_put_over_a_device_is_a_file(echo, client, replace, copies):
     assert echo.writes == [b"first "]
 
 
-def test_a_device_put_over_any_number_is_the_device(echo, client):
+def test_a_device_put_over_any_number_is_the_device(echo: Fifo, client: Shell) -> None:
     output = client(
         "fd = os.open('/dev/echo', os.O_RDWR); null = os.open('/dev/null', os.O_RDWR)\n"
         "for n in 0, 5, null, 63, 255, 1000:\n"
@@ -173,7 +179,7 @@ def test_a_device_put_over_any_number_is_the_device(echo, client):
     assert output == "True\n" * 6 + "b'0 5 4 63 255 1000 '\n"
 
 
-def test_numbers_closed_and_used_again_by_turns(echo, client):
+def test_numbers_closed_and_used_again_by_turns(echo: Fifo, client: Shell) -> None:
     # A device, a file, another open of the device, ...: always under the same number.
     output = client(
         "held = []\n"
@@ -190,7 +196,7 @@ def test_numbers_closed_and_used_again_by_turns(echo, client):
     assert echo.writes == [b"d"] * 300
 
 
-def test_a_parent_and_its_child_have_numbers_of_their_own(echo, client):
+def test_a_parent_and_its_child_have_numbers_of_their_own(echo: Fifo, client: Shell) -> None:
     output = client(
         "fd = os.open('/dev/echo', os.O_RDWR)\n"
         "pid = os.fork()\n"
@@ -206,7 +212,7 @@ def test_a_parent_and_its_child_have_numbers_of_their_own(echo, client):
     assert output == "0 6\n0 b'parent child'\n"
 
 
-def test_two_opens_of_a_device_are_two_files(sandbox, client):
+def test_two_opens_of_a_device_are_two_files(sandbox: Sandbox, client: Shell) -> None:
     assert (
         client(
             "a = os.open('/dev/echo', os.O_RDWR); b = os.open('/dev/echo', os.O_RDONLY)\n"
@@ -217,7 +223,7 @@ def test_two_opens_of_a_device_are_two_files(sandbox, client):
     )
 
 
-def test_an_ordinary_socket_is_not_a_device(sandbox, client):
+def test_an_ordinary_socket_is_not_a_device(sandbox: Sandbox, client: Shell) -> None:
     # What stands for a device in a program is a socket.
     assert (
         client(
@@ -229,7 +235,7 @@ def test_an_ordinary_socket_is_not_a_device(sandbox, client):
     )
 
 
-def test_an_exec_keeps_a_device_under_its_number(echo, client):
+def test_an_exec_keeps_a_device_under_its_number(echo: Fifo, client: Shell) -> None:
     script = (
         "fd = os.open('/dev/echo', os.O_RDWR); os.set_inheritable(fd, True)\n"
         "os.dup2(fd, 0); os.dup2(fd, 7)\n"
@@ -238,7 +244,7 @@ def test_an_exec_keeps_a_device_under_its_number(echo, client):
     assert client(script).startswith("seven\n")
 
 
-def test_threads_open_and_fork_at_once(echo, client):
+def test_threads_open_and_fork_at_once(echo: Fifo, client: Shell) -> None:
     # What a thread opens while another forks is held by the child, too.
     script = """
 import subprocess
@@ -267,7 +273,7 @@ print('ok')
     assert set(echo.writes) == {b"d"}
 
 
-def test_ordinary_files_are_served_while_a_device_is_open(sandbox):
+def test_ordinary_files_are_served_while_a_device_is_open(sandbox: Sandbox) -> None:
     # The numbers 0 to 2 of a program that has a device are still what they were.
     script = "exec 5<>/dev/echo; cat; echo out; echo err >&2; echo dev >&5; head -c 4 <&5"
     done = sandbox.run(["sh", "-c", script], input=b"in\n", capture_output=True)
@@ -275,7 +281,9 @@ def test_ordinary_files_are_served_while_a_device_is_open(sandbox):
     assert isinstance(done, subprocess.CompletedProcess)
 
 
-def test_numbers_that_the_supervisor_uses_again(sandbox, client, echo):
+def test_numbers_that_the_supervisor_uses_again(
+    sandbox: Sandbox, client: Shell, echo: Fifo
+) -> None:
     # While files come and go in every order, so do the numbers by which their ends are compared.
     script = """
 import random

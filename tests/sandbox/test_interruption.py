@@ -6,45 +6,57 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from recuse import Device, File, current_request
+from recuse import Device, File, Memory, OpenRequest, current_request
 from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox
 
 from ..patience import PATIENCE_S
+from .conftest import Fifo, Piped, Shells, Start
+
+Started = Callable[..., AbstractContextManager[Piped]]
 
 
 class WaiterFile(File):
+    device: "Waiter"
+
     """Its methods wait, unless the device has something to say."""
 
-    def read(self, size, offset):
+    def read(self, size: int, offset: int) -> bytes:
         return self.device.wait("read")
 
-    def write(self, data, offset):
+    def write(self, data: bytes, offset: int) -> None:
         self.device.wait("write")
 
-    def unknown_ioctl(self, command, argument, memory):
-        return self.device.wait("ioctl") and 7
+    def unknown_ioctl(self, command: int, argument: int, memory: Memory) -> int:
+        self.device.wait("ioctl")
+        return 7
 
-    def release(self):
+    def release(self) -> None:
         self.device.released.release()
 
 
 class AsyncWaiterFile(File):
-    async def read(self, size, offset):
+    device: "AsyncWaiter"
+
+    async def read(self, size: int, offset: int) -> bytes:
         return await self.device.wait_later("read")
 
-    async def write(self, data, offset):
+    async def write(self, data: bytes, offset: int) -> None:
         await self.device.wait_later("write")
 
-    async def unknown_ioctl(self, command, argument, memory):
-        return await self.device.wait_later("ioctl") and 7
+    async def unknown_ioctl(self, command: int, argument: int, memory: Memory) -> int:
+        await self.device.wait_later("ioctl")
+        return 7
 
-    async def release(self):
+    async def release(self) -> None:
         await asyncio.sleep(0)
         self.device.released.release()
 
@@ -60,7 +72,7 @@ class Waiter(Device):
 
     name = "waiter"
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.arrived = threading.Semaphore(0)
         self.answers = threading.Semaphore(0)
@@ -68,12 +80,12 @@ class Waiter(Device):
         self.released = threading.Semaphore(0)
         self.opens_wait = self.deaf = self.generous = False
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         if self.opens_wait:
             self.wait("open")
         return WaiterFile()
 
-    def wait(self, what):
+    def wait(self, what: str) -> bytes:
         self.arrived.release()
         while not self.answers.acquire(timeout=0.005):
             if current_request().interrupted and not self.deaf:
@@ -83,22 +95,22 @@ class Waiter(Device):
                 raise InterruptedError(errno.EINTR, what)
         return b"answer"
 
-    def come(self, semaphore, count=1):
+    def come(self, semaphore: threading.Semaphore, count: int = 1) -> None:
         for _ in range(count):
             assert semaphore.acquire(timeout=PATIENCE_S)
 
-    def wait_for(self, count=1):
+    def wait_for(self, count: int = 1) -> None:
         """Until so many methods (more) wait."""
         self.come(self.arrived, count)
 
 
 class AsyncWaiter(Waiter):
-    async def open(self, request):
+    async def open(self, request: OpenRequest) -> File:  # type: ignore[override]  # plain there
         if self.opens_wait:
             await self.wait_later("open")
         return AsyncWaiterFile()
 
-    async def wait_later(self, what):
+    async def wait_later(self, what: str) -> bytes:
         self.arrived.release()
         while not self.answers.acquire(blocking=False):
             try:
@@ -114,7 +126,7 @@ class AsyncWaiter(Waiter):
 
 
 @pytest.fixture(params=[Waiter, AsyncWaiter], ids=["plain", "async"])
-def waiter(request):
+def waiter(request: pytest.FixtureRequest) -> Iterator[Waiter]:
     waiter = request.param()
     yield waiter
     waiter.deaf = False
@@ -122,7 +134,9 @@ def waiter(request):
 
 
 @pytest.fixture(params=["direct"])
-def box(request, waiter, echo, tmp_path):
+def box(
+    request: pytest.FixtureRequest, waiter: Waiter, echo: Fifo, tmp_path: Path
+) -> Iterator[Sandbox]:
     """A sandbox with the device, whose server is in this process; "socket": at a socket."""
     if request.param == "direct":
         with Sandbox(waiter, echo) as sandbox:
@@ -139,11 +153,11 @@ either_way = pytest.mark.parametrize("box", ["direct", "socket"], indirect=True)
 
 
 @pytest.fixture
-def start(start):
+def start(start: Start) -> Started:
     """As everywhere, but a test that fails does not wait for its programs."""
 
     @contextmanager
-    def start_and_kill(sandbox, *args, **options):
+    def start_and_kill(sandbox: Sandbox, *args: object, **options: Any) -> Iterator[Piped]:
         with start(sandbox, *args, **options) as program:
             try:
                 yield program
@@ -176,7 +190,9 @@ OPERATIONS = {
 @either_way
 @pytest.mark.parametrize("restart", [False, True], ids=["", "SA_RESTART"])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_caught_signal(waiter, box, start, operation, restart):
+def test_a_caught_signal(
+    waiter: Waiter, box: Sandbox, start: Start, operation: str, restart: bool
+) -> None:
     # As with CUSE on Linux, SA_RESTART does not matter: the server's EINTR is what it is.
     waiter.opens_wait = operation == "open"
     script = f"""
@@ -199,7 +215,9 @@ print({OPERATIONS[operation]})
     assert not waiter.interrupted.acquire(blocking=False)
 
 
-def test_what_an_interrupted_method_answers_is_not_lost(waiter, box, start):
+def test_what_an_interrupted_method_answers_is_not_lost(
+    waiter: Waiter, box: Sandbox, start: Start
+) -> None:
     waiter.generous = True
     script = """
 signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -212,7 +230,9 @@ print(read(), buffer.value)
     waiter.come(waiter.interrupted)
 
 
-def test_a_second_request_of_a_call_is_interrupted_and_the_first_ones_data_stay(waiter, box, start):
+def test_a_second_request_of_a_call_is_interrupted_and_the_first_ones_data_stay(
+    waiter: Waiter, box: Sandbox, start: Start
+) -> None:
     # A write of two requests: the first is answered, the second interrupted.
     script = """
 signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -228,7 +248,7 @@ os._exit(0)
         assert program.stdout.read() == b"131072\n"
 
 
-def interrupt_another(waiter, box, start):
+def interrupt_another(waiter: Waiter, box: Sandbox, start: Start) -> None:
     """After this, every call that waited has been looked at since."""
     for _ in range(2):
         script = "signal.signal(signal.SIGUSR1, lambda *_: None)\nprint(read())"
@@ -240,7 +260,7 @@ def interrupt_another(waiter, box, start):
         waiter.come(waiter.released)
 
 
-def test_signals_that_do_not_interrupt(waiter, box, start):
+def test_signals_that_do_not_interrupt(waiter: Waiter, box: Sandbox, start: Start) -> None:
     script = """
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 signal.signal(signal.SIGUSR2, lambda *_: print('blocked'))
@@ -264,7 +284,7 @@ thread = threading.Thread(target=lambda: print(read()))
 """
 
 
-def test_a_signal_that_another_thread_takes(waiter, box, start):
+def test_a_signal_that_another_thread_takes(waiter: Waiter, box: Sandbox, start: Start) -> None:
     script = """
 thread.start()
 while True:
@@ -284,7 +304,9 @@ thread.join()
 
 
 @pytest.mark.parametrize("case", ["for the thread", "blocked elsewhere", "main thread"])
-def test_a_signal_that_the_thread_takes(waiter, box, start, case):
+def test_a_signal_that_the_thread_takes(
+    waiter: Waiter, box: Sandbox, start: Start, case: str
+) -> None:
     script = {
         "for the thread": """
 thread.start()
@@ -342,7 +364,7 @@ while True:
 
 
 @pytest.mark.parametrize("operation", ["read", "write", "ioctl"])
-def test_a_server_in_the_sandbox(start, operation):
+def test_a_server_in_the_sandbox(start: Start, operation: str) -> None:
     argv = [sys.executable, "-I", "-S", "-c", SERVER]
     script = f"""
 signal.signal(signal.SIGUSR1, lambda *_: print('handled'))
@@ -352,6 +374,7 @@ print({OPERATIONS[operation]})
         Sandbox() as sandbox,
         sandbox.popen(argv, stdout=subprocess.PIPE) as server,
     ):
+        assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
         with start(sandbox, LIBC + script) as program:
             assert server.stdout.readline() == b"waits\n"
@@ -375,7 +398,9 @@ ENDS = {
 @either_way
 @pytest.mark.parametrize("operation", ["open", "read", "write", "ioctl"])
 @pytest.mark.parametrize("end", [*ENDS, "exit", "exec"])
-def test_the_end_of_a_caller_interrupts(waiter, box, start, end, operation):
+def test_the_end_of_a_caller_interrupts(
+    waiter: Waiter, box: Sandbox, start: Start, end: str, operation: str
+) -> None:
     waiter.opens_wait = operation == "open"
     script = f"""
 import resource
@@ -401,8 +426,8 @@ signal.pause()
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT, signal.SIGINT])
 def test_a_device_that_does_not_listen_cannot_keep_a_program_from_dying(
-    waiter, box, start, shells, number
-):
+    waiter: Waiter, box: Sandbox, start: Start, shells: Shells, number: signal.Signals
+) -> None:
     waiter.deaf = True
     script = """
 import resource
@@ -447,7 +472,9 @@ print(wait(pid))
 
 @pytest.mark.parametrize("waits", ["main thread", "thread"])
 @pytest.mark.parametrize("number", ["SIGSTOP", "SIGTSTP"])
-def test_a_stopped_program_goes_on_where_it_was(waiter, box, start, number, waits):
+def test_a_stopped_program_goes_on_where_it_was(
+    waiter: Waiter, box: Sandbox, start: Start, number: str, waits: str
+) -> None:
     # Unlike with CUSE on Linux, whose read fails with EINTR then, and `cat` with it.
     with start(box, LIBC + STOP, number, waits) as program:
         waiter.wait_for()

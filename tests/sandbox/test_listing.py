@@ -3,10 +3,14 @@
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from recuse.sandbox import Sandbox
+
+from .conftest import Clients, Fifo, Shell, Shells
 
 # linux_dirent64: inode, position, length, type, name.
 ENTRIES = """
@@ -29,24 +33,24 @@ def listing(fd, size=32768):
 
 
 @pytest.fixture
-def devices(make_echo):
+def devices(make_echo: type[Fifo]) -> list[Fifo]:
     """Three devices, of which one is in a directory that exists nowhere else."""
     return [make_echo(name=name) for name in ("echo", "echo1", "recuse-input/event9")]
 
 
 @pytest.fixture
-def box(devices):
+def box(devices: list[Fifo]) -> Iterator[Sandbox]:
     with Sandbox(*devices) as sandbox:
         yield sandbox
 
 
 @pytest.fixture
-def run(box, clients):
+def run(box: Sandbox, clients: Clients) -> Shell:
     client = clients(box)
     return lambda script, *args: client(ENTRIES + script, *args)
 
 
-def test_ls(box, shells):
+def test_ls(box: Sandbox, shells: Shells) -> None:
     shell = shells(box)
     found = shell("ls -1a /dev").split()
     assert len(found) == len(set(found))
@@ -62,21 +66,24 @@ def test_ls(box, shells):
     )
 
 
-def test_ls_long(box, shells, devices):
+def test_ls_long(box: Sandbox, shells: Shells, devices: list[Fifo]) -> None:
     shell = shells(box)
     devices[0].mode = 0
     line = shell("ls -l /dev/echo1").split()
     assert line[0] == "crw-rw-rw-"
     assert line[1] == "1"
     assert line[-1] == "/dev/echo1"
-    assert line[4] == f"{box._machine.table.by_name('echo1').major},"
+    assert box._machine is not None
+    device = box._machine.table.by_name("echo1")
+    assert device is not None
+    assert line[4] == f"{device.major},"
     listed = shell("ls -l /dev | grep echo").splitlines()
     assert [entry.split()[-1] for entry in listed] == ["echo", "echo1"]
     assert shell("ls -ld /dev/recuse-input").startswith("drwxr-xr-x 2 root root 0 ")
 
 
 @pytest.mark.parametrize("size", [280, 512, 32768])
-def test_every_size_of_buffer_gives_the_same(run, size):
+def test_every_size_of_buffer_gives_the_same(run: Shell, size: int) -> None:
     script = f"""
 names = [name for name, *_ in listing(os.open('/dev', os.O_RDONLY), {size})]
 print(len(names) == len(set(names)), sorted(set(names) ^ set(os.listdir('/dev'))))
@@ -85,7 +92,7 @@ print([name for name in names if name.startswith('ech')])
     assert run(script) == "True ['.', '..']\n['echo', 'echo1']\n"
 
 
-def test_types_and_inodes_are_those_of_stat(run):
+def test_types_and_inodes_are_those_of_stat(run: Shell) -> None:
     script = """
 for name, position, kind, inode in listing(os.open('/dev', os.O_RDONLY)):
     found = os.lstat('/dev/' + name)
@@ -97,7 +104,7 @@ print([found[:1] + found[2:3] for found in listing(os.open('/dev/recuse-input', 
                            "[('..', 4), ('.', 4), ('event9', 2)]\n")  # fmt: skip
 
 
-def test_a_listing_that_has_ended_stays_ended(run):
+def test_a_listing_that_has_ended_stays_ended(run: Shell) -> None:
     script = """
 fd = os.open('/dev', os.O_RDONLY)
 first = listing(fd)
@@ -108,7 +115,7 @@ print([name for name, *_ in listing(fd)] == [name for name, *_ in first])
     assert run(script) == "[[], [], []]\nTrue\n"
 
 
-def test_a_buffer_that_is_too_small(run):
+def test_a_buffer_that_is_too_small(run: Shell) -> None:
     # As natively: EINVAL when not one entry fits; nothing is lost by it.
     script = """
 fd = os.open('/dev', os.O_RDONLY)
@@ -133,7 +140,7 @@ print(call(217, fd, None, 32768), len(listing(fd)) == len(names))
     assert output == "EINVAL EINVAL\nTrue\n0 EBADF ENOTDIR\nEFAULT True\n"
 
 
-def test_two_listings_at_once(run):
+def test_two_listings_at_once(run: Shell) -> None:
     script = """
 a, b = os.open('/dev', os.O_RDONLY), os.open('/dev', os.O_RDONLY)
 names = [], []
@@ -147,7 +154,7 @@ print(names[0] == names[1], sorted(names[0]) == sorted([*os.listdir('/dev'), '.'
 
 
 @pytest.mark.parametrize("other", ["dup", "fork", "thread"])
-def test_copies_of_a_directory_share_its_position(run, other):
+def test_copies_of_a_directory_share_its_position(run: Shell, other: str) -> None:
     script = f"""
 fd = os.open('/dev', os.O_RDONLY)
 all_names = [name for name, *_ in listing(fd)]
@@ -179,7 +186,7 @@ print(names == all_names or (names, all_names))
     assert run(script) == "True\n"
 
 
-def test_telldir_and_seekdir(run):
+def test_telldir_and_seekdir(run: Shell) -> None:
     # Each entry's position is where the one after it is found.
     script = """
 fd = os.open('/dev', os.O_RDONLY)
@@ -193,7 +200,7 @@ print('ok')
     assert run(script) == "ok\n"
 
 
-def test_the_old_call(box, clients):
+def test_the_old_call(box: Sandbox, clients: Clients) -> None:
     script = """
 fd = os.open('/dev', os.O_RDONLY)
 buffer = ctypes.create_string_buffer(32768)
@@ -210,13 +217,13 @@ print(len(found) == len(os.listdir('/dev')) + 2)
     assert clients(box)(script) == "0 2 2 4 2\nTrue\n"
 
 
-def test_other_directories_are_as_they_are(run, tmp_path):
+def test_other_directories_are_as_they_are(run: Shell, tmp_path: Path) -> None:
     (tmp_path / "echo").touch()
     script = "print(os.listdir(args[0]), 'echo' in os.listdir('/'), len(os.listdir('/proc')) > 9)"
     assert run(script, tmp_path) == "['echo'] False True\n"
 
 
-def test_a_device_that_hides_a_node_is_listed_once(make_echo, shells):
+def test_a_device_that_hides_a_node_is_listed_once(make_echo: type[Fifo], shells: Shells) -> None:
     with Sandbox(make_echo(name="null"), make_echo(name="stdin")) as sandbox:
         shell = shells(sandbox)
         assert shell("ls -1 /dev | grep -c -x null; ls -l /dev | grep -c ' stdin$'") == "1\n1\n"
@@ -225,7 +232,7 @@ def test_a_device_that_hides_a_node_is_listed_once(make_echo, shells):
         )
 
 
-def test_a_directory_that_exists_only_here(run, shells, box):
+def test_a_directory_that_exists_only_here(run: Shell, shells: Shells, box: Sandbox) -> None:
     script = """
 fd = os.open('/dev/recuse-input', os.O_RDONLY | os.O_DIRECTORY)
 found = os.fstat(fd)
@@ -246,7 +253,9 @@ print(os.listdir('.'), stat.S_ISCHR(os.stat('event9').st_mode), stat.S_ISDIR(os.
     )
 
 
-def test_ways_out_of_a_directory_that_exists_only_here(run, tmp_path, monkeypatch):
+def test_ways_out_of_a_directory_that_exists_only_here(
+    run: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Natively it is another one, whose parents have other names in them."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "recuse-there"))
     (tmp_path / "recuse-there").mkdir()
@@ -265,10 +274,12 @@ for up in ('..', '../..', '../../..', '../../../..', 'x/..'):
     assert os.listdir(tmp_path / "recuse-there") == []
 
 
-def test_where_only_shared_memory_can_be_written_to(make_echo, shells, monkeypatch):
+def test_where_only_shared_memory_can_be_written_to(
+    make_echo: type[Fifo], shells: Shells, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As in a container with a root directory that is read-only and no /tmp."""
 
-    def nowhere():
+    def nowhere() -> None:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", nowhere)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from recuse.sandbox import Sandbox
+from tests.conftest import Needs
+
+from .conftest import Clients, Fifo, Shell
 
 OTHERS = """
 def locks(*modes):
@@ -32,12 +35,12 @@ fd = os.open('/dev/echo', os.O_RDWR)
         ("EX, UN", "None EAGAIN"),  # their own first one
     ],
 )
-def test_who_may_lock_beside_whom(client, mine, theirs):
+def test_who_may_lock_beside_whom(client: Shell, mine: str, theirs: str) -> None:
     script = f"for mode in ({mine},): fcntl.flock(fd, mode)\nprint(locks(SH, EX))"
     assert client(OTHERS + script) == f"{theirs}\n"
 
 
-def test_a_lock_belongs_to_the_open_file(client):
+def test_a_lock_belongs_to_the_open_file(client: Shell) -> None:
     script = """
 copy = os.dup(fd); fcntl.flock(fd, EX); fcntl.flock(copy, EX)
 os.close(fd); print(locks(EX)); os.close(copy); print(locks(EX))
@@ -45,7 +48,7 @@ os.close(fd); print(locks(EX)); os.close(copy); print(locks(EX))
     assert client(OTHERS + script) == "EAGAIN\nNone\n"
 
 
-def test_a_lock_ends_with_its_process(client):
+def test_a_lock_ends_with_its_process(client: Shell) -> None:
     script = """
 r, w = os.pipe()
 pid = os.fork()
@@ -78,7 +81,7 @@ restart = None
 """
 
 
-def test_waiting_for_a_lock(client):
+def test_waiting_for_a_lock(client: Shell) -> None:
     script = """
 fcntl.flock(fd, EX); pid, end = waiter(EX); fcntl.flock(fd, UN)
 print(os.read(end, 100)); os.waitpid(pid, 0); print(locks(EX))
@@ -86,7 +89,7 @@ print(os.read(end, 100)); os.waitpid(pid, 0); print(locks(EX))
     assert client(OTHERS + WAITER + script) == "b'got None'\nNone\n"
 
 
-def test_many_wait_and_shared_ones_get_it_together(client):
+def test_many_wait_and_shared_ones_get_it_together(client: Shell) -> None:
     script = """
 fcntl.flock(fd, EX); ends = [waiter(SH)[1] for _ in range(3)]; fcntl.flock(fd, SH)
 print([os.read(end, 100) for end in ends])
@@ -94,7 +97,7 @@ print([os.read(end, 100) for end in ends])
     assert client(OTHERS + WAITER + script) == "[b'got None', b'got None', b'got None']\n"
 
 
-def test_a_killed_waiter_is_forgotten(client):
+def test_a_killed_waiter_is_forgotten(client: Shell) -> None:
     script = """
 fcntl.flock(fd, EX); pid, end = waiter(EX); os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
 fcntl.flock(fd, UN); print(locks(EX))
@@ -103,7 +106,7 @@ fcntl.flock(fd, UN); print(locks(EX))
 
 
 @pytest.mark.parametrize(("restart", "got"), [(False, "b'got EINTR'"), (True, "b'got 0'")])
-def test_a_signal_while_waiting(client, restart, got):
+def test_a_signal_while_waiting(client: Shell, restart: bool, got: str) -> None:
     script = f"""
 restart = {restart}
 fcntl.flock(fd, EX); pid, end = waiter(EX); os.kill(pid, signal.SIGUSR1)
@@ -115,7 +118,7 @@ print(os.read(end, 100))
     assert client(OTHERS + WAITER + script) == f"{got}\n"
 
 
-def test_devices_and_sandboxes_do_not_share_locks(make_echo, clients):
+def test_devices_and_sandboxes_do_not_share_locks(make_echo: type[Fifo], clients: Clients) -> None:
     one, two = make_echo(name="echo"), make_echo(name="other")
     script = """
 a, b = os.open('/dev/echo', os.O_RDWR), os.open('/dev/other', os.O_RDWR)
@@ -125,14 +128,14 @@ print(*(attempt(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB) for file in (a
         assert clients(sandbox)(script) == "None None\n"
 
 
-def test_util_linux_flock(shell, needs):
+def test_util_linux_flock(shell: Shell, needs: Needs) -> None:
     needs("flock", "util-linux")
     command = "exec 3<>/dev/echo; flock 3; flock -n /dev/echo true || echo busy; flock -u 3; "
     command += "flock -n /dev/echo echo free; flock -w 5 /dev/echo echo waited"
     assert shell(command) == "busy\nfree\nwaited\n"
 
 
-def test_what_flock_refuses(client):
+def test_what_flock_refuses(client: Shell) -> None:
     script = """
 path = os.open('/dev/echo', os.O_PATH)
 print(attempt(fcntl.flock, path, EX), attempt(fcntl.flock, fd, 0), attempt(fcntl.flock, fd, 3))

@@ -1,14 +1,19 @@
 """Handlers that lose a program's call, or answer it twice: no program waits for ever."""
 
 import logging
+from collections.abc import Callable
 
 import pytest
 
 from recuse.sandbox import Sandbox, answers
 from recuse.sandbox.answers import ANSWERED
+from recuse.sandbox.call import Steps, TrappedCall
+from recuse.sandbox.machine import Machine
 from recuse.sandbox.syscalls import locks
+from recuse.sandbox.syscalls.call import Handler
 
 from ..patience import PATIENCE_S
+from .conftest import Clients, Start
 
 FLOCK = """
 with open("/dev/null") as file:
@@ -19,38 +24,41 @@ with open("/dev/null") as file:
 class Forgotten:
     """Something that is never going to be, and that nobody remembers."""
 
-    def begin(self, go_on):
+    def begin(self, go_on: Callable[[], None]) -> bool:
         return True
 
 
 class Remembered(Forgotten):
     """The same, but who waits for it is kept until it is not."""
 
-    def begin(self, go_on):
-        self.kept = go_on
+    def __init__(self) -> None:
+        self.kept: list[Callable[[], None]] = []
+
+    def begin(self, go_on: Callable[[], None]) -> bool:
+        self.kept.append(go_on)
         return True
 
 
-def forgets(call, machine):
+def forgets(call: TrappedCall, machine: Machine) -> int:
     return ANSWERED
 
 
-def forgets_who_waits(call, machine):
+def forgets_who_waits(call: TrappedCall, machine: Machine) -> int:
     call.wait(lambda call, fatal: None)
     return ANSWERED
 
 
-def waits(call, machine):
+def waits(call: TrappedCall, machine: Machine) -> Steps[int]:
     yield Forgotten()
     raise AssertionError("it was forgotten")
 
 
-def answers_twice(call, machine):
+def answers_twice(call: TrappedCall, machine: Machine) -> int:
     call.answer(0)
     return 5
 
 
-def answers_and_fails(call, machine):
+def answers_and_fails(call: TrappedCall, machine: Machine) -> None:
     call.answer(0)
     raise ValueError("too late")
 
@@ -65,7 +73,14 @@ def answers_and_fails(call, machine):
         (answers_and_fails, "None None", "internal error in flock"),
     ],
 )
-def test_a_mistake_is_no_program_s_end(clients, monkeypatch, caplog, handler, printed, logged):  # noqa: PLR0917
+def test_a_mistake_is_no_program_s_end(  # noqa: PLR0917
+    clients: Clients,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    handler: Handler,
+    printed: str,
+    logged: str,
+) -> None:
     monkeypatch.setitem(locks.HANDLERS, "flock", handler)
     monkeypatch.setattr(answers, "on_mistake", answers._log_mistake)
     with Sandbox() as sandbox, caplog.at_level(logging.ERROR):
@@ -75,11 +90,11 @@ def test_a_mistake_is_no_program_s_end(clients, monkeypatch, caplog, handler, pr
     assert all(logged in mistake and "flock" in mistake for mistake in mistakes)
 
 
-def test_what_is_waited_for_keeps_a_call(start, monkeypatch):
+def test_what_is_waited_for_keeps_a_call(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until it is let go of, as when what is waited for is gone."""
     pause = Remembered()
 
-    def handler(call, machine):
+    def handler(call: TrappedCall, machine: Machine) -> Steps[int]:
         yield pause
         return 0
 
@@ -91,8 +106,7 @@ with open("/dev/null") as file:
 """
     with Sandbox() as sandbox, start(sandbox, script) as program:
         assert program.stdout.readline() == b"begins\n"
-        while not hasattr(pause, "kept"):
+        while not pause.kept:
             assert program.poll() is None
-        go_on, pause.kept = pause.kept, None
-        go_on()
+        pause.kept.pop()()
         assert program.communicate(timeout=PATIENCE_S)[0] == b"None\n"

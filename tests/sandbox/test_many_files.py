@@ -5,11 +5,14 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 from recuse.sandbox import Sandbox
 
+from .conftest import Clients, Fifo, Shell
 
-def test_a_program_with_a_thousand_files(echo, client):
+
+def test_a_program_with_a_thousand_files(echo: Fifo, client: Shell) -> None:
     script = """
 resource = __import__('resource'); resource.setrlimit(resource.RLIMIT_NOFILE, (1200, 1200))
 fds = [os.open('/dev/echo', os.O_RDWR) for _ in range(1000)]
@@ -25,7 +28,7 @@ print(attempt(os.read, fds[0], 1))
     assert echo.opened == echo.released == 1000
 
 
-def test_a_table_that_is_full(echo, client):
+def test_a_table_that_is_full(echo: Fifo, client: Shell) -> None:
     script = """
 resource = __import__('resource'); resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
 fds = []
@@ -79,7 +82,7 @@ print(counts['open'] == counts['release'], counts['open'] > 11)
 """
 
 
-def test_a_supervisor_without_descriptors(tmp_path):
+def test_a_supervisor_without_descriptors(tmp_path: Path) -> None:
     # The programs' opens fail then, cleanly; what is open goes on.
     done = subprocess.run(
         [sys.executable, "-c", SUPERVISOR], capture_output=True, text=True, check=False, timeout=60
@@ -91,7 +94,7 @@ def test_a_supervisor_without_descriptors(tmp_path):
     assert lines[1:] == ["True True True", "True", "True True"]
 
 
-def descriptors():
+def descriptors() -> list[str]:
     """What this process has open, but for views of programs' memory, which are kept for a while."""
     links = []
     for name in os.listdir("/proc/self/fd"):
@@ -100,7 +103,7 @@ def descriptors():
     return sorted(link.partition("[")[0] for link in links if not link.endswith("/mem"))
 
 
-def test_nothing_stays_open_in_the_supervisor(make_echo, clients):
+def test_nothing_stays_open_in_the_supervisor(make_echo: type[Fifo], clients: Clients) -> None:
     # The fixture looks after each test; this is about a sandbox that lives long.
     with Sandbox(make_echo()) as sandbox:
         client = clients(sandbox)
@@ -156,7 +159,7 @@ with Sandbox(Empty()) as sandbox:
 """
 
 
-def test_files_are_polled_where_there_can_be_no_more():
+def test_files_are_polled_where_there_can_be_no_more() -> None:
     """What a call on one needs for a moment is kept for that."""
     done = subprocess.run(
         [sys.executable, "-c", POLLING], check=False, capture_output=True, text=True, timeout=60

@@ -4,7 +4,17 @@ A kernel driver that reads or writes at a bad address fails with EFAULT, or does
 work up to there. ``good`` is an address from which 4096 bytes may be used; what follows may not.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+
+from recuse import File, OpenRequest
+
+from .conftest import Fifo, Shell
+
+Run = Callable[[str], list[str]]
+
 
 PAGES = """
 libc.mmap.restype = ctypes.c_void_p
@@ -34,11 +44,11 @@ def at(address, size): return ctypes.string_at(address, size)
 
 
 @pytest.fixture
-def run(echo, client):
+def run(echo: Fifo, client: Shell) -> Run:
     return lambda script: client(PAGES + script).splitlines()
 
 
-def test_addresses_that_are_bad_altogether(echo, run):
+def test_addresses_that_are_bad_altogether(echo: Fifo, run: Run) -> None:
     echo.data += b"kept"
     script = """
 for address in bad, hole, readonly, code, beyond, kernel, null, -1, 1:
@@ -59,7 +69,7 @@ print(at(readonly, 4), at(code, 4))
     assert echo.writes == []
 
 
-def test_a_read_ends_where_memory_does(echo, run):
+def test_a_read_ends_where_memory_does(echo: Fifo, run: Run) -> None:
     echo.data += bytes(range(200))
     script = """
 print(syscall(READ, fd, good + page - 10, 100), at(good + page - 10, 10) == bytes(range(10)))
@@ -68,7 +78,7 @@ print(syscall(READ, fd, readonly - 5, 5) in ('EFAULT', 5))
     assert run(script)[0] == "10 True"
 
 
-def test_a_write_ends_where_memory_does(echo, run):
+def test_a_write_ends_where_memory_does(echo: Fifo, run: Run) -> None:
     script = """
 ctypes.memset(good, ord('x'), page)
 print(syscall(WRITE, fd, good + page - 10, 100))
@@ -77,7 +87,7 @@ print(syscall(WRITE, fd, good + page - 10, 100))
     assert echo.writes == [b"x" * 10]
 
 
-def test_vectors_with_a_bad_segment(echo, run):
+def test_vectors_with_a_bad_segment(echo: Fifo, run: Run) -> None:
     echo.data += b"0123456789" * 2
     script = """
 print(syscall(READV, fd, iov((good, 4), (bad, 4), (good + 100, 4)), 3), at(good, 4), end=' ')
@@ -116,7 +126,7 @@ print(syscall(READV, fd, iov((0, 0), (1, 0)), 2))
 """
 
 
-def test_bad_arrays_of_segments_fail_as_natively(as_native):
+def test_bad_arrays_of_segments_fail_as_natively(as_native: Shell) -> None:
     as_native(PAGES.replace("'/dev/echo'", "args[0]") + BAD_VECTORS)
 
 
@@ -134,11 +144,11 @@ print(syscall(PWRITE, fd, good, 5, (1 << 63) - 1), syscall(PREAD, fd, good, 0, (
 """
 
 
-def test_huge_counts_fail_as_natively(as_native):
+def test_huge_counts_fail_as_natively(as_native: Shell) -> None:
     as_native(PAGES.replace("'/dev/echo'", "args[0]") + HUGE)
 
 
-def test_a_huge_count_on_a_device_with_little_data(echo, run):
+def test_a_huge_count_on_a_device_with_little_data(echo: Fifo, run: Run) -> None:
     echo.data += b"little"
     script = """
 big = libc.mmap(None, 1 << 33, 3, 0x4022, -1, 0)
@@ -147,23 +157,23 @@ print(syscall(READ, fd, big, 1 << 33), at(big, 6))
     assert run(script) == ["6 b'little'"]
 
 
-def test_io_stops_at_2_gib(echo, run):
+def test_io_stops_at_2_gib(echo: Fifo, run: Run) -> None:
     open_echo = echo.open
 
-    def open_file(request):
+    def open_file(request: OpenRequest) -> File:
         file = open_echo(request)
         taken = 0
 
-        def write(data, offset):
+        def write(data: bytes, offset: int) -> int:
             nonlocal taken
             taken += len(data)
             # A short count ends the call; nobody wants to copy 2 GiB here.
             return len(data) if taken < 1 << 20 else 1
 
-        file.write = write
+        file.write = write  # type: ignore[method-assign]  # of this file only
         return file
 
-    echo.open = open_file
+    echo.open = open_file  # type: ignore[method-assign]  # of this device only
     script = """
 big = libc.mmap(None, 1 << 33, 3, 0x4022, -1, 0)
 print(syscall(WRITE, fd, big, 1 << 32), syscall(WRITEV, fd, iov((big, 1 << 32), (big, 1 << 32)), 2))
@@ -172,7 +182,7 @@ print(syscall(WRITE, fd, big, 1 << 32), syscall(WRITEV, fd, iov((big, 1 << 32), 
     assert run(script) == [f"{count} 1"]
 
 
-def test_many_segments(echo, run):
+def test_many_segments(echo: Fifo, run: Run) -> None:
     script = """
 ctypes.memmove(good, bytes(range(256)) * 4, 1024)
 print(syscall(WRITEV, fd, iov(*[(good + n, 1) for n in range(1024)]), 1024))
@@ -184,7 +194,7 @@ print(at(good + 1024, 2048)[1::2] == bytes(1024))
     assert b"".join(echo.writes) == bytes(range(256)) * 4
 
 
-def test_memory_that_comes_and_goes(echo, run):
+def test_memory_that_comes_and_goes(echo: Fifo, run: Run) -> None:
     # What the sandbox remembers of the memory map is old here. The bytes may be lost then, as if
     # another thread had unmapped the memory during the read; but nothing is written.
     script = """
@@ -206,7 +216,7 @@ print('ok')
     assert run(script) == ["ok"]
 
 
-def test_memory_after_an_exec_is_new_memory(echo, client):
+def test_memory_after_an_exec_is_new_memory(echo: Fifo, client: Shell) -> None:
     script = """
 p = ctypes.create_string_buffer(1 << 24)
 fd = os.open('/dev/echo', os.O_RDWR)
@@ -219,7 +229,7 @@ if len(args) < 3:
     assert echo.opened == 4
 
 
-def test_pages_that_grow_as_they_are_used(run):
+def test_pages_that_grow_as_they_are_used(run: Run) -> None:
     # A read into stack and heap that have not been touched yet.
     script = """
 fd2 = os.open('/dev/echo', os.O_RDWR)
@@ -230,7 +240,7 @@ print(syscall(READ, fd, p, 1000000), at(p, 1000000) == bytes([7]) * 1000000)
     assert run(script) == ["1000000 True"]
 
 
-def test_a_shared_mapping_of_a_file_is_memory_too(echo, run, tmp_path):
+def test_a_shared_mapping_of_a_file_is_memory_too(echo: Fifo, run: Run, tmp_path: Path) -> None:
     script = f"""
 file = open({str(tmp_path / "file")!r}, 'w+b')
 file.truncate(page)
@@ -264,7 +274,7 @@ for address in bad, bad - 8, readonly, kernel, null:
 """
 
 
-def test_paths_and_results_at_bad_addresses(run):
+def test_paths_and_results_at_bad_addresses(run: Run) -> None:
     lines = run(PATHS)
     assert lines[:4] == [" ".join(["EFAULT"] * 9)] * 4
     assert set(lines[4].split()) <= {"EFAULT", "ENOENT"}
@@ -297,7 +307,7 @@ os._exit(0)
 """
 
 
-def test_a_path_in_memory_that_another_thread_fills(client):
+def test_a_path_in_memory_that_another_thread_fills(client: Shell) -> None:
     output = client(LATE).splitlines()
     if output == ["no userfaultfd"]:
         pytest.skip("userfaultfd(2) is not for everybody here")

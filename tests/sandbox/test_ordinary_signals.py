@@ -5,13 +5,21 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from recuse import Device, File
+from recuse import Device, File, Memory, OpenRequest
 from recuse.sandbox import Sandbox
+from tests.conftest import Needs
 
 from ..patience import PATIENCE_S
+from .conftest import Compiled
+
+Run = Callable[..., str]
+
 
 CALLS_THAT_WAIT = (
     "read",
@@ -32,14 +40,14 @@ CALLS_THAT_WAIT = (
 class QuickFile(File):
     device: "Quick"
 
-    def read(self, size, offset):
+    def read(self, size: int, offset: int) -> bytes:
         data, self.device.data = self.device.data[:size], self.device.data[size:]
         return data
 
-    def write(self, data, offset):
+    def write(self, data: bytes, offset: int) -> None:
         self.device.data += data
 
-    def unknown_ioctl(self, command, argument, memory):
+    def unknown_ioctl(self, command: int, argument: int, memory: Memory) -> int:
         return 7
 
 
@@ -49,24 +57,29 @@ class Quick(Device):
     name = "quick"
     data = b""
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return QuickFile()
 
 
 @pytest.fixture
-def inside(tmp_path):
+def inside(tmp_path: Path) -> Iterator[Run]:
     """Runs a command in a sandbox, in a directory of its own; returns what it prints."""
     with Sandbox(Quick()) as sandbox:
         yield functools.partial(_run, sandbox.run, tmp_path / "inside")
 
 
 @pytest.fixture
-def outside(tmp_path):
+def outside(tmp_path: Path) -> Run:
     """The same without a sandbox."""
     return functools.partial(_run, subprocess.run, tmp_path / "outside")
 
 
-def _run(run, directory, *argv, **options):
+def _run(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+    directory: Path,
+    *argv: object,
+    **options: Any,
+) -> str:
     directory.mkdir(exist_ok=True)
     options = {"cwd": directory, "timeout": PATIENCE_S, "stderr": subprocess.STDOUT} | options
     done = run([str(part) for part in argv], stdout=subprocess.PIPE, text=True, **options)
@@ -75,7 +88,9 @@ def _run(run, directory, *argv, **options):
 
 @pytest.mark.parametrize("flags", [(), ("-static",), ("-DTHREADS", "-pthread"), ("-m32",)])
 @pytest.mark.parametrize("hertz", [100, 2000])
-def test_calls_that_no_signal_interrupts(inside, compiled, needs, hertz, flags):
+def test_calls_that_no_signal_interrupts(
+    inside: Run, compiled: Compiled, needs: Needs, hertz: int, flags: tuple[str, ...]
+) -> None:
     if "-m32" in flags:
         needs("/usr/include/{multiarch}/gnu/stubs-32.h", package="gcc-multilib")
     program = compiled("uninterrupted", *flags)
@@ -87,7 +102,7 @@ def test_calls_that_no_signal_interrupts(inside, compiled, needs, hertz, flags):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hertz", [20, 100, 1000])
-def test_a_hundred_thousand_calls(inside, compiled, hertz):
+def test_a_hundred_thousand_calls(inside: Run, compiled: Compiled, hertz: int) -> None:
     output = inside(compiled("uninterrupted"), hertz, 2000, "/dev/quick")
     assert re.fullmatch(r"0 failures in 1\d{5} calls, with \d+ signals\n", output), output
 
@@ -96,8 +111,14 @@ def test_a_hundred_thousand_calls(inside, compiled, hertz):
 @pytest.mark.parametrize("handler", ["plain", "restart"])
 @pytest.mark.parametrize("flags", [(), ("-m32",)])
 def test_calls_that_wait_are_interrupted_as_outside(  # noqa: PLR0917
-    inside, outside, compiled, needs, flags, handler, call
-):
+    inside: Run,
+    outside: Run,
+    compiled: Compiled,
+    needs: Needs,
+    flags: tuple[str, ...],
+    handler: str,
+    call: str,
+) -> None:
     if flags:
         needs("/usr/include/{multiarch}/gnu/stubs-32.h", package="gcc-multilib")
     program = compiled("interrupted", *flags)
@@ -140,7 +161,7 @@ print("done")
 
 
 @pytest.mark.parametrize("handler", ["plain", "restart"])
-def test_timers_in_python(inside, handler):
+def test_timers_in_python(inside: Run, handler: str) -> None:
     argv = [sys.executable, "-I", "-S", "-W", "ignore", "-c", PYTHON, 1000, handler, 400]
     assert inside(*argv) == "done\n"
 
@@ -160,7 +181,7 @@ setitimer(ITIMER_REAL, 0); print $count > 0 ? "done\n" : "no signals\n";
 """
 
 
-def test_timers_in_perl(inside, needs):
+def test_timers_in_perl(inside: Run, needs: Needs) -> None:
     assert inside(needs("perl", package="perl"), "-e", PERL) == "done\n"
 
 
@@ -193,7 +214,7 @@ public class Signals {
 
 
 @pytest.mark.slow
-def test_signals_in_java(inside, needs, tmp_path):
+def test_signals_in_java(inside: Run, needs: Needs, tmp_path: Path) -> None:
     java = needs("java", package="default-jdk-headless")
     source = tmp_path / "Signals.java"
     source.write_text(JAVA)
@@ -238,7 +259,7 @@ func main() {
 
 
 @pytest.mark.slow
-def test_timers_in_go(inside, needs, tmp_path):
+def test_timers_in_go(inside: Run, needs: Needs, tmp_path: Path) -> None:
     go = needs("go", package="golang-go")
     source = tmp_path / "signals.go"
     source.write_text(GO)
@@ -248,7 +269,7 @@ def test_timers_in_go(inside, needs, tmp_path):
     assert inside(tmp_path / "signals") == "done\n"
 
 
-def shells(needs, name):
+def shells(needs: Needs, name: str) -> list[str | Path]:
     """The command line of a shell."""
     if name == "busybox":
         return [needs("busybox", package="busybox-static"), "sh"]
@@ -277,7 +298,7 @@ echo "$bad failures"
 
 
 @EVERY_SHELL
-def test_children_end_while_a_shell_works(inside, needs, name):
+def test_children_end_while_a_shell_works(inside: Run, needs: Needs, name: str) -> None:
     assert inside(*shells(needs, name), "-c", CHILDREN_END) == "0 failures\n"
 
 
@@ -306,7 +327,7 @@ for n in 5 4 3 2 1; do eval "wait \\$child$n"; echo "child $n ended with $?"; do
 
 
 @EVERY_SHELL
-def test_traps_and_waits_are_as_outside(inside, outside, needs, name):
+def test_traps_and_waits_are_as_outside(inside: Run, outside: Run, needs: Needs, name: str) -> None:
     argv = [*shells(needs, name), "-c", TRAPS]
     found = inside(*argv)
     assert "child 1 ended with 1" in found
@@ -333,7 +354,7 @@ cat third
 
 
 @pytest.mark.parametrize("name", ["dash", "bash"])
-def test_jobs_are_as_outside(inside, outside, needs, name):
+def test_jobs_are_as_outside(inside: Run, outside: Run, needs: Needs, name: str) -> None:
     argv = [*shells(needs, name), "-c", JOBS]
     # Of the ends of jobs shells tell when they happen to notice them.
     found = inside(*argv, stderr=subprocess.DEVNULL)
@@ -341,7 +362,7 @@ def test_jobs_are_as_outside(inside, outside, needs, name):
     assert found == outside(*argv, stderr=subprocess.DEVNULL)
 
 
-def test_children_of_make(inside, needs):
+def test_children_of_make(inside: Run, needs: Needs) -> None:
     make = needs("make", package="make")
     rules = ["all: " + " ".join(f"made/{n}" for n in range(60))]
     rules += [
@@ -353,7 +374,7 @@ def test_children_of_make(inside, needs):
 
 
 @pytest.fixture
-def package(needs, tmp_path):
+def package(needs: Needs, tmp_path: Path) -> Callable[[str], Path]:
     """The sources of a real package, with all that its configure script needs; a copy of them."""
     source = needs("/usr/share/libtool/configure", package="libtool").parent
     needs("autoreconf", package="autoconf")
@@ -364,7 +385,7 @@ def package(needs, tmp_path):
     command = ["autoreconf", "--install"]
     subprocess.run(command, cwd=tmp_path / "source", capture_output=True, check=False)
 
-    def copy(name):
+    def copy(name: str) -> Path:
         return shutil.copytree(tmp_path / "source", tmp_path / name)
 
     return copy
@@ -372,8 +393,10 @@ def package(needs, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_package_is_configured_and_made_as_outside(inside, outside, package):
-    def build(run, name):
+def test_a_package_is_configured_and_made_as_outside(
+    inside: Run, outside: Run, package: Callable[[str], Path]
+) -> None:
+    def build(run: Run, name: str) -> tuple[str, str, list[str]]:
         directory = package(name)
         options = {"cwd": directory, "timeout": 500}
         said = run("sh", "configure", **options)

@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 
 from recuse import Sandbox
+from tests.conftest import Needs
 
 from ..patience import PATIENCE_S
 
@@ -48,7 +49,7 @@ ls /dev/dsp /dev/mixer 2>&1 | grep -c 'No such file'
 """
 
 
-def test_three_devices_of_one_server_and_a_mixer(needs):
+def test_three_devices_of_one_server_and_a_mixer(needs: Needs) -> None:
     server = needs("osspd", "osspd")
     mixer = needs("aumix", "aumix")
     with Sandbox() as sandbox:
@@ -102,7 +103,7 @@ def wait_for_server(server: subprocess.Popen[bytes], address: Path) -> None:
 
 
 @pytest.fixture
-def pulse(needs) -> Iterator[Pulse]:
+def pulse(needs: Needs) -> Iterator[Pulse]:
     """A sound server that takes and leaves nothing outside of a directory of its own."""
     program = needs("pulseaudio", "pulseaudio")
     with tempfile.TemporaryDirectory() as name:
@@ -123,7 +124,7 @@ def pulse(needs) -> Iterator[Pulse]:
             "-n --daemonize=no --use-pid-file=no --exit-idle-time=-1 --disable-shm --realtime=no"
         )
         server = subprocess.Popen(
-            [program, *options.split(), "--high-priority=no", "--log-level=error"]
+            [str(program), *options.split(), "--high-priority=no", "--log-level=error"]
             + ["-L", f"module-pipe-sink file={directory}/speaker {form}"]
             + ["-L", f"module-pipe-source file={directory}/microphone {form}"]
             + ["-L", f"module-native-protocol-unix socket={address}"],
@@ -145,7 +146,7 @@ def pulse(needs) -> Iterator[Pulse]:
 
 
 @pytest.fixture
-def sandbox(needs, pulse) -> Iterator[Sandbox]:
+def sandbox(needs: Needs, pulse: Pulse) -> Iterator[Sandbox]:
     """A sandbox with osspd in it, which serves."""
     server = needs("osspd", "osspd")
     there = "until test -c /dev/dsp && test -c /dev/adsp && test -c /dev/mixer; do :; done"
@@ -160,14 +161,14 @@ def start(sandbox: Sandbox, pulse: Pulse, *argv: str | Path) -> subprocess.Popen
 
 
 @pytest.fixture
-def sox(needs) -> Path:
+def sox(needs: Needs) -> Path:
     """SoX with its driver for OSS, which is a package of its own."""
     needs("/usr/lib/{multiarch}/sox/libsox_fmt_oss.so", "libsox-fmt-oss")
     return needs("sox", "sox")
 
 
 @pytest.fixture
-def recording(tmp_path) -> Path:
+def recording(tmp_path: Path) -> Path:
     """A file with SOUND."""
     path = tmp_path / "sound.wav"
     with wave.open(str(path), "wb") as file:
@@ -185,21 +186,21 @@ def sound_of(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("device", ["/dev/dsp", "/dev/adsp"])
-def test_sox_plays(sandbox, pulse, sox, recording, device):
+def test_sox_plays(sandbox: Sandbox, pulse: Pulse, sox: Path, recording: Path, device: str) -> None:
     player = start(sandbox, pulse, sox, "-q", recording, "-t", "oss", device)
     assert pulse.hears(SOUND)
     assert player.wait(PATIENCE_S) == 0
 
 
-def test_ffmpeg_plays(sandbox, pulse, needs, recording):
+def test_ffmpeg_plays(sandbox: Sandbox, pulse: Pulse, needs: Needs, recording: Path) -> None:
     ffmpeg = needs("ffmpeg", "ffmpeg")
-    argv = [ffmpeg, "-v", "error", "-i", recording, "-f", "oss", "/dev/dsp"]
+    argv = [str(ffmpeg), "-v", "error", "-i", str(recording), "-f", "oss", "/dev/dsp"]
     player = start(sandbox, pulse, *argv)
     assert pulse.hears(SOUND)
     assert player.wait(PATIENCE_S) == 0
 
 
-def test_sox_records(sandbox, pulse, sox, tmp_path):
+def test_sox_records(sandbox: Sandbox, pulse: Pulse, sox: Path, tmp_path: Path) -> None:
     assert os.write(pulse.microphone, SPOKEN) == len(SPOKEN)
     form = ["-t", "oss", "-r", str(RATE_HZ), "-c", "2", "-b", "16"]
     out = tmp_path / "out.wav"
@@ -208,12 +209,12 @@ def test_sox_records(sandbox, pulse, sox, tmp_path):
     assert sound_of(out) == SPOKEN[: 8192 * 4]
 
 
-def test_ffmpeg_records(sandbox, pulse, needs, tmp_path):
+def test_ffmpeg_records(sandbox: Sandbox, pulse: Pulse, needs: Needs, tmp_path: Path) -> None:
     ffmpeg = needs("ffmpeg", "ffmpeg")
     assert os.write(pulse.microphone, SPOKEN) == len(SPOKEN)
     form = ["-f", "oss", "-sample_rate", str(RATE_HZ), "-channels", "2"]
     out = tmp_path / "out.wav"
-    argv = [ffmpeg, "-v", "error", *form, "-i", "/dev/adsp", "-frames:a", "4", out]
+    argv = [str(ffmpeg), "-v", "error", *form, "-i", "/dev/adsp", "-frames:a", "4", str(out)]
     recorder = start(sandbox, pulse, *argv)
     assert recorder.wait(PATIENCE_S) == 0
     assert len(sound_of(out)) > 0

@@ -3,11 +3,17 @@
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from recuse.sandbox import Sandbox
+
+from .conftest import Clients, Fifo, Shells
+
+Look = Callable[..., list[str]]
+
 
 # What open(path) and stat(path) lead to: the device's own name, or an error.
 LOOK = """
@@ -24,14 +30,14 @@ def look(path, flags=os.O_RDWR, **options):
 
 
 @pytest.fixture
-def box(make_echo):
+def box(make_echo: type[Fifo]) -> Iterator[Sandbox]:
     devices = make_echo(major=77), make_echo(name="recuse-input/event9", major=78)
     with Sandbox(*devices) as sandbox:
         yield sandbox
 
 
 @pytest.fixture
-def look(box, clients):
+def look(box: Sandbox, clients: Clients) -> Look:
     """Runs a script with the function look in it; returns the words that it prints."""
     client = clients(box)
     return lambda script, *args, **options: client(LOOK + script, *args, **options).splitlines()
@@ -81,12 +87,12 @@ def look(box, clients):
     ],
     ids=lambda value: value[:40],
 )
-def test_an_absolute_path(look, path, expected):
+def test_an_absolute_path(look: Look, path: str, expected: str) -> None:
     flags = "os.O_RDONLY" if expected.startswith("E") else "os.O_RDWR"
     assert look(f"look({path!r}, {flags})") == [expected]
 
 
-def test_relative_paths(look, tmp_path):
+def test_relative_paths(look: Look, tmp_path: Path) -> None:
     (tmp_path / "dev").mkdir()
     (tmp_path / "echo").symlink_to("dev/echo")
     script = """
@@ -109,7 +115,7 @@ os.chdir(args[0]); look('dev/echo')
     ]
 
 
-def test_paths_from_a_directorys_descriptor(look, tmp_path):
+def test_paths_from_a_directorys_descriptor(look: Look, tmp_path: Path) -> None:
     script = """
 dev, root, tmp = (os.open(name, os.O_RDONLY) for name in ('/dev', '/', args[0]))
 path, event = os.open('/dev', 0o10000000), os.open('/dev/recuse-input', os.O_RDONLY)
@@ -127,7 +133,7 @@ os.dup2(tmp, dev); look('echo', dir_fd=dev)
     ]
 
 
-def test_symbolic_links(look, tmp_path):
+def test_symbolic_links(look: Look, tmp_path: Path) -> None:
     links = {
         "direct": "/dev/echo",
         "chain": "direct",
@@ -169,7 +175,7 @@ def test_symbolic_links(look, tmp_path):
     ]
 
 
-def test_a_link_itself(look, tmp_path):
+def test_a_link_itself(look: Look, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("/dev/echo")
     script = """
@@ -203,14 +209,14 @@ print(os.path.lexists(link), os.path.exists('/dev/echo'))
 @pytest.mark.parametrize(
     "flags", ["os.O_RDWR | os.O_CREAT", "os.O_WRONLY | os.O_CREAT | os.O_TRUNC"]
 )
-def test_a_file_is_not_created_where_a_device_is(look, flags, tmp_path):
+def test_a_file_is_not_created_where_a_device_is(look: Look, flags: str, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/echo")
     script = f"os.umask(0); look('/dev/echo', {flags}); look(args[0], {flags})"
     assert look(script, tmp_path / "link") == ["echo", "echo"]
     assert not os.path.lexists("/dev/echo")
 
 
-def test_too_many_links(look, tmp_path):
+def test_too_many_links(look: Look, tmp_path: Path) -> None:
     (tmp_path / "0").symlink_to("/dev/echo")
     for number in range(1, 45):
         (tmp_path / f"{number}").symlink_to(f"{number - 1}")
@@ -237,7 +243,7 @@ look(f'fd/{fd}', dir_fd=os.open('/proc/self', os.O_RDONLY))
 """
 
 
-def test_proc_self_is_the_program(look, tmp_path):
+def test_proc_self_is_the_program(look: Look, tmp_path: Path) -> None:
     assert look(SELF) == [*["echo"] * 16, "ENOENT", *["echo"] * 6]
 
 
@@ -265,14 +271,14 @@ for path in ('/proc/self/fd/N', '//proc/self/fd/N', '/proc//self/fd/N', '/proc/.
 """
 
 
-def test_every_spelling_of_proc_self(box, clients, tmp_path):
+def test_every_spelling_of_proc_self(box: Sandbox, clients: Clients, tmp_path: Path) -> None:
     (tmp_path / "fds").symlink_to("/proc/self/fd")
     (tmp_path / "me").symlink_to("/proc/self")
     (tmp_path / "deep").mkdir()
     assert clients(box)(SPELLINGS, tmp_path).splitlines() == ["right"] * 18
 
 
-def test_a_link_through_proc_self_before_anything_is_open(look, tmp_path):
+def test_a_link_through_proc_self_before_anything_is_open(look: Look, tmp_path: Path) -> None:
     for name, target in {"cwd": "/proc/self/cwd", "root": "/proc/thread-self/root"}.items():
         (tmp_path / name).symlink_to(target)
     script = (
@@ -283,7 +289,9 @@ def test_a_link_through_proc_self_before_anything_is_open(look, tmp_path):
     assert look(script, tmp_path) == ["77"] * 3
 
 
-def test_proc_self_is_not_the_supervisor(look, tmp_path, monkeypatch):
+def test_proc_self_is_not_the_supervisor(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A file of the device's name where the *supervisor* is.
     (tmp_path / "echo").touch()
     monkeypatch.chdir(tmp_path)
@@ -292,7 +300,7 @@ def test_proc_self_is_not_the_supervisor(look, tmp_path, monkeypatch):
     assert look("os.chdir('/etc'); look('/proc/self/cwd/echo')") == ["ENOENT"]
 
 
-def test_links_to_descriptors(box, shells, tmp_path):
+def test_links_to_descriptors(box: Sandbox, shells: Shells, tmp_path: Path) -> None:
     (tmp_path / "in").symlink_to("/proc/self/fd/0")
     (tmp_path / "in2").symlink_to("in")
     (tmp_path / "std").symlink_to("/dev/stdin")
@@ -305,7 +313,7 @@ def test_links_to_descriptors(box, shells, tmp_path):
         assert done.stdout == b"a pipe"
 
 
-def test_names_of_descriptors(look):
+def test_names_of_descriptors(look: Look) -> None:
     script = """
 fd = os.open('/dev/echo', os.O_RDWR)
 print(os.readlink(f'/proc/self/fd/{fd}'), os.readlink(f'/dev/fd/{fd}'))
@@ -327,7 +335,7 @@ print(call('readlink', b'/dev/fd/%d' % fd, None, 9))
     ]
 
 
-def test_another_processs_descriptors(box, clients):
+def test_another_processs_descriptors(box: Sandbox, clients: Clients) -> None:
     script = """
 fd = os.open('/dev/echo', os.O_RDWR)
 os.write(fd, b'hello')
@@ -343,7 +351,9 @@ print(attempt(os.open, f'/proc/{pid}/fd/{fd}', os.O_RDONLY))
     assert clients(box)(script) == "/dev/echo b'hello'\nENOENT\n"
 
 
-def test_a_device_hides_a_node(make_echo, shells, clients, tmp_path):
+def test_a_device_hides_a_node(
+    make_echo: type[Fifo], shells: Shells, clients: Clients, tmp_path: Path
+) -> None:
     null = make_echo(name="null")
     (tmp_path / "link").symlink_to("/dev/null")
     with Sandbox(null) as sandbox:
@@ -351,9 +361,12 @@ def test_a_device_hides_a_node(make_echo, shells, clients, tmp_path):
         assert shell(f"echo one > /dev/null; cat {tmp_path}/link; echo two >/dev/../dev/null") == (
             "one\n"
         )
+        assert sandbox._machine is not None
+        device = sandbox._machine.table.by_name("null")
+        assert device is not None
         assert shell(
             "cd /dev; cat null; stat -c %t null; cd /; echo x >dev/null; cat <dev/null"
-        ) == (f"two\n{sandbox._machine.table.by_name('null').major:x}\nx\n")
+        ) == (f"two\n{device.major:x}\nx\n")
         # A file that was open before is what it was.
         done = sandbox.run(["cat"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert done.stdout == b""
@@ -361,7 +374,9 @@ def test_a_device_hides_a_node(make_echo, shells, clients, tmp_path):
     assert null.left_open == 0
 
 
-def test_a_device_hides_a_symbolic_link(make_echo, shells, look, tmp_path):
+def test_a_device_hides_a_symbolic_link(
+    make_echo: type[Fifo], shells: Shells, look: Look, tmp_path: Path
+) -> None:
     # /dev/stdin is a link to /proc/self/fd/0.
     (tmp_path / "link").symlink_to("/dev/stdin")
     with Sandbox(make_echo(name="stdin")) as sandbox:
@@ -372,7 +387,7 @@ def test_a_device_hides_a_symbolic_link(make_echo, shells, look, tmp_path):
             ) == ("x\nno\n")
 
 
-def test_a_device_in_a_directory_that_exists(make_echo, shells):
+def test_a_device_in_a_directory_that_exists(make_echo: type[Fifo], shells: Shells) -> None:
     with Sandbox(make_echo(name="shm/echo")) as sandbox:
         assert shells(sandbox)("echo x > /dev/shm/echo; cd /dev/shm; ls echo; cat echo") == (
             "echo\nx\n"
@@ -381,7 +396,7 @@ def test_a_device_in_a_directory_that_exists(make_echo, shells):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes nobody")
 @pytest.mark.right("other users")
-def test_directories_that_may_not_be_searched(box, clients):
+def test_directories_that_may_not_be_searched(box: Sandbox, clients: Clients) -> None:
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         closed = Path(directory) / "closed"

@@ -2,12 +2,16 @@
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from recuse.sandbox import Sandbox
 from recuse.sandbox.nodes import majors_in_use
+from tests.conftest import Needs
+
+from .conftest import Clients, Fifo, Shell, Shells
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="mounts, changes its root, makes nodes"),
@@ -41,7 +45,7 @@ event9
 
 
 @pytest.fixture
-def box(make_echo):
+def box(make_echo: type[Fifo]) -> Iterator[Sandbox]:
     before = set(os.listdir("/dev"))
     with Sandbox(make_echo(), make_echo(name="recuse-place/event9")) as box:
         yield box
@@ -49,7 +53,7 @@ def box(make_echo):
 
 
 @pytest.fixture
-def shell(box, shells, tmp_path):
+def shell(box: Sandbox, shells: Shells, tmp_path: Path) -> Shell:
     """Runs a command with mounts of its own, in a directory that has `root/dev` in it."""
     (tmp_path / "root/dev").mkdir(parents=True)
     run = shells(box)
@@ -69,14 +73,14 @@ WAYS = {
 
 
 @pytest.mark.parametrize(("mount", "path"), WAYS.values(), ids=WAYS)
-def test_where_dev_is_mounted(shell, mount, path):
+def test_where_dev_is_mounted(shell: Shell, mount: str, path: str) -> None:
     mounts = Path("/proc/mounts").read_text(encoding="utf-8")
     if "devtmpfs" in mount and " /dev devtmpfs " not in mounts:
         pytest.skip("this machine's /dev is no devtmpfs, which are all one")
     assert shell(f"{mount}; use {path}") == USED
 
 
-def test_in_the_supervisors_own_namespace(box, shells, tmp_path):
+def test_in_the_supervisors_own_namespace(box: Sandbox, shells: Shells, tmp_path: Path) -> None:
     (tmp_path / "dev").mkdir()
     command = USE + 'mount --bind /dev "$1"/dev; use "$1"/dev; umount -l "$1"/dev'
     assert shells(box)(command, str(tmp_path)) == USED
@@ -90,7 +94,9 @@ for name in sh cat ls stat mkdir rm grep test sleep; do ln -s busybox root/$name
 
 
 @pytest.mark.parametrize("unshare", ["", "unshare -p -f ", "unshare -mpf "])
-def test_in_a_chroot(shell, needs, monkeypatch, tmp_path, unshare):
+def test_in_a_chroot(
+    shell: Shell, needs: Needs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unshare: str
+) -> None:
     monkeypatch.setenv("BUSYBOX", str(needs("busybox", "busybox-static")))
     inside = USE + (
         "use /dev; use /link; echo x >/../dev/echo; cat /x/echo; cat /x/../../../dev/echo;"
@@ -105,7 +111,7 @@ def test_in_a_chroot(shell, needs, monkeypatch, tmp_path, unshare):
     assert output == USED + USED + "x\nup\nlink\nnine\nnine\nself\n/proc/../dev/echo\n"
 
 
-def test_a_dev_of_its_own_has_none(shell):
+def test_a_dev_of_its_own_has_none(shell: Shell) -> None:
     # As outside: what a driver makes is in the machine's, not in a filesystem that a program has
     # mounted there.
     script = "mount -t tmpfs none /dev; echo x >/dev/echo; stat -c %F /dev/echo; ls /dev; cat {}"
@@ -113,7 +119,7 @@ def test_a_dev_of_its_own_has_none(shell):
     assert shell("mkdir root/dev/recuse-place; ls root/dev/recuse-place; echo >root/dev/echo") == ""
 
 
-def test_sys_and_proc_of_its_own(shell):
+def test_sys_and_proc_of_its_own(shell: Shell) -> None:
     script = """
 mkdir sys proc; {} -t sysfs none sys 2>/dev/null || exit 0
 cat sys/class/cuse/echo/waiting; ls sys/class/cuse; grep -c echo sys/class/cuse/echo/uevent
@@ -123,7 +129,9 @@ mount -t proc none proc; grep -w echo proc/devices | cut -c 5-
     assert shell(script.format("mount")) == "0\necho\nrecuse-place!event9\n1\n0\necho\n"
 
 
-def test_one_process_changes_its_root_and_another_does_not(shell, needs, monkeypatch):
+def test_one_process_changes_its_root_and_another_does_not(
+    shell: Shell, needs: Needs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BUSYBOX", str(needs("busybox", "busybox-static")))
     script = IN_ROOT + (
         "PATH=/ /usr/sbin/chroot root /sh -c 'echo inside >/dev/echo; echo plain >/echo'\n"
@@ -163,7 +171,9 @@ except OSError as error: print('block', error.errno in (errno.ENXIO, errno.ENODE
 
 
 @pytest.mark.parametrize("options", [{}, {"major": 1, "minor": 3}, {"major": 1, "minor": 999}])
-def test_a_node_that_is_made_with_a_devices_number(make_echo, clients, tmp_path, options):
+def test_a_node_that_is_made_with_a_devices_number(
+    make_echo: type[Fifo], clients: Clients, tmp_path: Path, options: dict[str, int]
+) -> None:
     assert 1 in majors_in_use()
     with Sandbox(make_echo(**options)) as box:
         lines = clients(box)(NUMBER, tmp_path, "echo").splitlines()
@@ -171,7 +181,9 @@ def test_a_node_that_is_made_with_a_devices_number(make_echo, clients, tmp_path,
     assert lines[:8] == ["True True 0o600", "b'by number' True", "b'by link'", "EACCES"] * 2
 
 
-def test_a_node_that_was_there_before(make_echo, shells, tmp_path):
+def test_a_node_that_was_there_before(
+    make_echo: type[Fifo], shells: Shells, tmp_path: Path
+) -> None:
     # The null device's number: the author has asked for it.
     os.mknod(tmp_path / "old", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     with Sandbox(make_echo(major=1, minor=3)) as box:
@@ -183,10 +195,11 @@ def test_a_node_that_was_there_before(make_echo, shells, tmp_path):
                      str(tmp_path)).endswith("Permission denied\n")  # fmt: skip
 
 
-def test_a_number_is_one_that_no_driver_has(box):
+def test_a_number_is_one_that_no_driver_has(box: Sandbox) -> None:
     lines = Path("/proc/devices").read_text(encoding="utf-8").partition("Block")[0].splitlines()
     drivers = {int(line.split()[0]) for line in lines if line and line.split()[0].isdecimal()}
     assert drivers <= majors_in_use()
+    assert box._machine is not None
     assert not drivers & {device.major for device in box._machine.table}
     assert drivers - {int(name.partition(":")[0]) for name in os.listdir("/sys/dev/char")}, (
         "no driver without a device: this shows nothing"

@@ -3,10 +3,14 @@
 import os
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from recuse.sandbox import Sandbox, descriptors
+from tests.conftest import Needs
+
+from .conftest import Clients, Compiled, Fifo, Shell, Start
 
 WAYS = [
     *("fork", "vfork", "clone", "shared", "thread"),
@@ -15,7 +19,7 @@ WAYS = [
 
 
 @pytest.fixture
-def build(compiled, needs):
+def build(compiled: Compiled, needs: Needs) -> Compiled:
     """The fixture compiled, if there is a compiler."""
     needs("gcc", "gcc")
     return compiled
@@ -23,7 +27,9 @@ def build(compiled, needs):
 
 @pytest.mark.parametrize("flags", [(), ("-static",)], ids=["dynamic", "static"])
 @pytest.mark.parametrize("way", WAYS)
-def test_threads_and_processes_made_by_bare_calls(echo, sandbox, build, flags, way):
+def test_threads_and_processes_made_by_bare_calls(
+    echo: Fifo, sandbox: Sandbox, build: Compiled, flags: tuple[str, ...], way: str
+) -> None:
     program = build("raw", *flags)
     done = sandbox.run([program, way], stdout=subprocess.PIPE, text=True, timeout=20)
     assert (done.returncode, done.stdout) == (0, f"0 main{way}!end\n")
@@ -33,7 +39,7 @@ def test_threads_and_processes_made_by_bare_calls(echo, sandbox, build, flags, w
 ECHOED = "hello from {}\n"
 
 
-def test_perl(sandbox, needs):
+def test_perl(sandbox: Sandbox, needs: Needs) -> None:
     needs("perl", "perl")
     script = (
         "open(my $f, '+<', '/dev/echo') or die $!; syswrite $f, \"hello from perl\\n\";"
@@ -45,7 +51,7 @@ def test_perl(sandbox, needs):
     )
 
 
-def test_busybox(sandbox, needs, echo):
+def test_busybox(sandbox: Sandbox, needs: Needs, echo: Fifo) -> None:
     # A static program that forks and execs itself.
     busybox = str(needs("busybox", "busybox-static"))
     script = (
@@ -60,7 +66,7 @@ def test_busybox(sandbox, needs, echo):
     assert echo.writes[-1] == bytes(10)
 
 
-def test_node(sandbox, needs):
+def test_node(sandbox: Sandbox, needs: Needs) -> None:
     # Its files are served by a pool of threads, or by io_uring.
     needs("node", "nodejs")
     script = """
@@ -81,7 +87,7 @@ console.log(b.toString('utf8', 0, fs.readSync(f, b)), fs.fstatSync(f).isCharacte
     assert done.stdout == "hello from node\n true\n5\ntrue\nx\n\n"
 
 
-def test_java(sandbox, needs, tmp_path, echo):
+def test_java(sandbox: Sandbox, needs: Needs, tmp_path: Path, echo: Fifo) -> None:
     java, compiler = (needs(name, "default-jdk-headless") for name in ("java", "javac"))
     (tmp_path / "Echo.java").write_text(
         "import java.io.*; import java.nio.file.*;\n"
@@ -99,7 +105,7 @@ def test_java(sandbox, needs, tmp_path, echo):
     assert echo.writes[-1] == b"A"
 
 
-def test_python(sandbox, client, echo):
+def test_python(sandbox: Sandbox, client: Shell, echo: Fifo) -> None:
     output = client(
         "with open('/dev/echo', 'r+b', buffering=0) as f:\n"
         "    print(f.write(b'hello'), f.read(9), f.seekable())\n"
@@ -111,7 +117,7 @@ def test_python(sandbox, client, echo):
     assert output == "5 b'hello' True\n['text\\n']\n0\n"
 
 
-def test_exec_keeps_and_close_on_exec_closes(echo, client):
+def test_exec_keeps_and_close_on_exec_closes(echo: Fifo, client: Shell) -> None:
     script = """
 keep, shut, late = (os.open('/dev/echo', os.O_RDWR | flag) for flag in (0, os.O_CLOEXEC, 0))
 os.set_inheritable(keep, True); os.set_inheritable(late, True)
@@ -128,7 +134,7 @@ os.execv('/bin/sh', ['sh', '-c', 'cd /proc/self/fd; for n in *; do test -c $n &&
     assert echo.opened == echo.released == 3
 
 
-def test_a_shell_script_with_jobs_and_pipes(sandbox, shell, echo):
+def test_a_shell_script_with_jobs_and_pipes(sandbox: Sandbox, shell: Shell, echo: Fifo) -> None:
     script = """
 for i in 1 2 3 4 5 6 7 8; do (echo $i > /dev/echo; cat /dev/echo >/dev/null) & done; wait
 echo a b c | tr ' ' '\\n' | tee /dev/echo | wc -l
@@ -138,7 +144,7 @@ x=$(cat /dev/echo; echo y > /dev/echo; cat /dev/echo); echo "x=$x"
     assert shell(script) == "3\nc\nx=y\n"
 
 
-def test_close_range_spares_a_device_or_not(echo, client):
+def test_close_range_spares_a_device_or_not(echo: Fifo, client: Shell) -> None:
     assert (
         client(
             "a, b, c = (os.open('/dev/echo', os.O_RDWR) for _ in range(3))\n"
@@ -152,7 +158,7 @@ def test_close_range_spares_a_device_or_not(echo, client):
 
 
 @pytest.mark.right("pidfd_getfd")
-def test_descriptors_between_processes(echo, client):
+def test_descriptors_between_processes(echo: Fifo, client: Shell) -> None:
     # SCM_RIGHTS to a process that did not open the device, pidfd_getfd from one that did.
     script = """
 a, b = socket.socketpair()
@@ -185,7 +191,7 @@ echo outside > /dev/echo; cat /dev/echo; ls /dev/echo; cd /dev; echo outside > e
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root")
-def test_a_chroot_has_its_own_dev(shell, needs, tmp_path, echo):
+def test_a_chroot_has_its_own_dev(shell: Shell, needs: Needs, tmp_path: Path, echo: Fifo) -> None:
     busybox = needs("busybox", "busybox-static")
     # In it there is no device; what was opened outside is usable inside.
     assert shell(CHROOT.format(tmp_path, busybox)) == (
@@ -207,7 +213,7 @@ NAMESPACES = {
 
 @pytest.mark.right("namespaces", "user namespaces")
 @pytest.mark.parametrize("flags", NAMESPACES.values(), ids=NAMESPACES)
-def test_namespaces(shell, flags, echo):
+def test_namespaces(shell: Shell, flags: str, echo: Fifo) -> None:
     if os.geteuid() != 0 and "r" not in flags:
         pytest.skip("needs root")
     script = (
@@ -219,13 +225,13 @@ def test_namespaces(shell, flags, echo):
     assert shell(f"unshare {flags} sh -c '{script}' {link}") == ("x\necho\nfive\n/dev/echo\nl\n")
 
 
-def test_a_process_group_and_session_of_its_own(shell):
+def test_a_process_group_and_session_of_its_own(shell: Shell) -> None:
     assert (
         shell("setsid -w sh -c 'echo x > /dev/echo; cat /dev/echo'; setsid cat /dev/echo") == "x\n"
     )
 
 
-def test_orphans_are_served(sandbox, start, echo):
+def test_orphans_are_served(sandbox: Sandbox, start: Start, echo: Fifo) -> None:
     script = """
 r, w = os.pipe()
 if os.fork() == 0:
@@ -241,7 +247,7 @@ os.wait()
     assert program.returncode == 0
 
 
-def test_an_exec_by_a_thread(echo, client):
+def test_an_exec_by_a_thread(echo: Fifo, client: Shell) -> None:
     script = """
 fd = os.open('/dev/echo', os.O_RDWR); os.set_inheritable(fd, True)
 def exec_sh(command): os.execv('/bin/sh', ['sh', '-c', command])
@@ -254,11 +260,13 @@ signal.pause()
     assert echo.left_open == 0
 
 
-def test_an_x32_call_does_not_get_by(client):
+def test_an_x32_call_does_not_get_by(client: Shell) -> None:
     assert client("print(call(0x40000000 + 2, b'/dev/echo', 2))") == "ENOSYS\n"
 
 
-def test_programs_of_two_sandboxes_pass_a_device(make_echo, clients, start, tmp_path):
+def test_programs_of_two_sandboxes_pass_a_device(
+    make_echo: type[Fifo], clients: Clients, start: Start, tmp_path: Path
+) -> None:
     # A descriptor of one sandbox's device would be nothing but a socket in another.
     one, two = make_echo(), make_echo()
     path = str(tmp_path / "socket")
@@ -320,7 +328,9 @@ c = socket.socket(socket.AF_UNIX); c.connect(args[0] + '2'); print(socket.send_f
 
 
 @pytest.mark.parametrize("fetches", [True, False], ids=["fetched", "lent"])
-def test_a_device_is_not_passed_to_a_process_outside(client, tmp_path, monkeypatch, fetches):
+def test_a_device_is_not_passed_to_a_process_outside(
+    client: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetches: bool
+) -> None:
     # There it would be a socket, with a byte of recuse's own to read. Which process is at the other
     # end is seen by a copy of the program's socket.
     if not fetches:
@@ -345,7 +355,7 @@ def test_a_device_is_not_passed_to_a_process_outside(client, tmp_path, monkeypat
     assert received == [(b"c", 1), (b"d", 0), (b"m", 1), (b"m", 2)]
 
 
-def test_a_shell_with_many_children_can_fork(shell):
+def test_a_shell_with_many_children_can_fork(shell: Shell) -> None:
     # dash handles SIGCHLD without SA_RESTART: a fork that were trapped would fail with EINTR.
     loop = "for i in 1 2 3 4 5 6 7 8; do true & done; wait"
     script = "; ".join([loop] * 10)

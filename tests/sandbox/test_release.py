@@ -5,13 +5,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from recuse import Area, Device, File
+from recuse import Area, Device, File, MmapRequest, OpenRequest
 from recuse.sandbox import Sandbox
 
 from ..patience import PATIENCE_S
+from .conftest import Clients, Fifo, Shell, Shells, Start
 
 ENDS = {
     "close": "os.close(fd)",
@@ -40,7 +42,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_each_end_releases_once(echo, sandbox, client, end):
+def test_each_end_releases_once(echo: Fifo, sandbox: Sandbox, client: Shell, end: str) -> None:
     script = "fd = os.open('/dev/echo', os.O_RDWR); assert os.read(fd, 9) == b''\n"
     assert "Error" not in client(script + end)
     echo.wait_released(1)
@@ -80,42 +82,47 @@ print(released(), file=sys.stderr)
 """
 
 
-def test_no_release_while_there_is_a_copy(echo, sandbox, start):
+def test_no_release_while_there_is_a_copy(echo: Fifo, sandbox: Sandbox, start: Start) -> None:
     with start(sandbox, LIVING, stderr=subprocess.PIPE) as program:
         while program.stdout.read(1):
             program.stdin.write(b"%d" % bool(echo.released))
+        assert program.stderr is not None
         assert program.stderr.read().split() == [b"False"] * 5 + [b"True"]
 
 
-class Exclusive:
-    """Mixed into a device: one file at a time."""
+class Exclusive(Fifo):
+    """One file at a time."""
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         if self.left_open:
             raise BlockingIOError(16, "busy")  # EBUSY
         return super().open(request)
 
 
 @pytest.fixture
-def exclusive(make_echo):
+def exclusive() -> Exclusive:
     """A device that answers EBUSY to a second open."""
-    return type("ExclusiveFifo", (Exclusive, make_echo), {})()
+    return Exclusive()
 
 
 @pytest.fixture
-def exclusive_sandbox(exclusive):
+def exclusive_sandbox(exclusive: Exclusive) -> Iterator[Sandbox]:
     with Sandbox(exclusive) as sandbox:
         yield sandbox
 
 
-def test_an_exclusive_device_is_busy_while_it_is_open(exclusive, exclusive_sandbox, shells):
+def test_an_exclusive_device_is_busy_while_it_is_open(
+    exclusive: Exclusive, exclusive_sandbox: Sandbox, shells: Shells
+) -> None:
     shell = shells(exclusive_sandbox)
     assert shell("exec 5<>/dev/echo; echo x >/dev/echo").startswith("sh: 1: cannot create")
     assert shell("exec 5<>/dev/echo; exec 5>&-; echo hello >/dev/echo; cat /dev/echo") == "hello\n"
     assert exclusive.most_open == 1
 
 
-def test_an_open_after_a_close_finds_the_device_released(exclusive, exclusive_sandbox, clients):
+def test_an_open_after_a_close_finds_the_device_released(
+    exclusive: Exclusive, exclusive_sandbox: Sandbox, clients: Clients
+) -> None:
     script = """
 for turn in range(1000):
     fd = os.open('/dev/echo', os.O_RDWR)
@@ -129,8 +136,8 @@ print('ok')
 
 
 def test_an_open_after_a_process_ended_finds_the_device_released(
-    exclusive, exclusive_sandbox, shells, clients
-):
+    exclusive: Exclusive, exclusive_sandbox: Sandbox, shells: Shells, clients: Clients
+) -> None:
     script = "for i in $(seq 100); do cat /dev/echo || exit 3; done; cat /dev/echo; cat /dev/echo"
     assert shells(exclusive_sandbox)(script) == ""
     script = """
@@ -146,14 +153,16 @@ print('ok')
     assert exclusive.most_open == 1
 
 
-def test_an_open_after_a_program_ended_finds_the_device_released(exclusive, exclusive_sandbox):
+def test_an_open_after_a_program_ended_finds_the_device_released(
+    exclusive: Exclusive, exclusive_sandbox: Sandbox
+) -> None:
     for _ in range(20):
         exclusive_sandbox.run(["sh", "-c", ": < /dev/echo"], check=True)
     assert exclusive.most_open == 1
 
 
 @pytest.mark.parametrize("start", ["os.fork()", "0"], ids=["processes", "threads"])
-def test_many_open_and_close_at_once(echo, client, start):
+def test_many_open_and_close_at_once(echo: Fifo, client: Shell, start: str) -> None:
     # A descriptor that one closes must not be taken for one that another just opened.
     script = f"""
 def work():
@@ -183,24 +192,24 @@ else:
     assert echo.most_open <= 4
 
 
-def test_a_release_that_takes_long_stops_nobody_else(make_echo, shells):
+def test_a_release_that_takes_long_stops_nobody_else(make_echo: type[Fifo], shells: Shells) -> None:
     slow, other = make_echo(name="slow"), make_echo(name="other")
     releasing, go_on = threading.Event(), threading.Event()
     open_slow = slow.open
 
-    def open_file(request):
+    def open_file(request: OpenRequest) -> File:
         file = open_slow(request)
         release = file.release
 
-        def wait_and_release():
+        def wait_and_release() -> None:
             releasing.set()
             assert go_on.wait(30)
             release()
 
-        file.release = wait_and_release
+        file.release = wait_and_release  # type: ignore[method-assign]  # of this file only
         return file
 
-    slow.open = open_file
+    slow.open = open_file  # type: ignore[method-assign]  # of this device only
     with Sandbox(slow, other) as sandbox:
         try:
             program = sandbox.popen(["sh", "-c", ": < /dev/slow"])
@@ -213,7 +222,7 @@ def test_a_release_that_takes_long_stops_nobody_else(make_echo, shells):
         slow.wait_released(1)
 
 
-def test_an_open_after_an_async_release_may_block(clients):
+def test_an_open_after_an_async_release_may_block(clients: Clients) -> None:
     """It is no business of the event loop's, which other devices' methods need."""
     blocked, served = threading.Event(), threading.Event()
 
@@ -221,7 +230,7 @@ def test_an_open_after_an_async_release_may_block(clients):
         name = "blocks"
         opened = 0
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             self.opened += 1
             if self.opened == 2:
                 blocked.set()
@@ -229,9 +238,12 @@ def test_an_open_after_an_async_release_may_block(clients):
             return Releases()
 
     class Releases(File):
-        async def release(self):
+        device: Blocks
+
+        async def release(self) -> None:
             # Until the next open waits for this.
             deadline = time.monotonic() + PATIENCE_S
+            assert sandbox._machine is not None
             while self.device.opened == 1 and not sandbox._machine.descriptors._after_releases:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0)
@@ -239,11 +251,11 @@ def test_an_open_after_an_async_release_may_block(clients):
     class Serves(Device):
         name = "serves"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return Reads()
 
     class Reads(File):
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> bytes:
             if blocked.is_set():
                 served.set()
                 return b""
@@ -263,25 +275,25 @@ print("served")
 
 
 @pytest.mark.parametrize("mapped", [False, True])
-def test_the_device_ends_after_releases_that_take_long(mapped):
+def test_the_device_ends_after_releases_that_take_long(mapped: bool) -> None:
     """Also when nobody has let go before the last program's end, and the sandbox's."""
     done = []
 
     class Slow(File):
-        def mmap(self, request):
+        def mmap(self, request: MmapRequest) -> Area:
             return Area(request.size)
 
-        def release(self):
+        def release(self) -> None:
             threading.Event().wait(0.3)
             done.append("released")
 
     class SlowDevice(Device):
         name = "slow"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return Slow()
 
-        def close(self):
+        def close(self) -> None:
             done.append("closed")
 
     script = "import mmap; f = open('/dev/slow', 'r+b', 0); "
@@ -291,22 +303,29 @@ def test_the_device_ends_after_releases_that_take_long(mapped):
     assert done == ["released", "closed"]
 
 
-def test_a_release_that_fails_is_a_release(sandbox, echo, client, caplog):
+def test_a_release_that_fails_is_a_release(
+    sandbox: Sandbox, echo: Fifo, client: Shell, caplog: pytest.LogCaptureFixture
+) -> None:
     open_echo = echo.open
 
-    def open_file(request):
+    def open_file(request: OpenRequest) -> File:
         file = open_echo(request)
-        file.release = lambda: echo.count("released") or 1 / 0
+
+        def release() -> None:
+            echo.count("released")
+            raise ZeroDivisionError
+
+        file.release = release  # type: ignore[method-assign]  # of this file only
         return file
 
-    echo.open = open_file
+    echo.open = open_file  # type: ignore[method-assign]  # of this device only
     script = "for i in range(3): os.close(os.open('/dev/echo', 0))\nprint('ok')"
     assert client(script) == "ok\n"
     echo.wait_released(3)
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_o_path_is_no_open_file(echo, client):
+def test_o_path_is_no_open_file(echo: Fifo, client: Shell) -> None:
     script = """
 fd = os.open('/dev/echo', 0o10000000)
 again = os.open(f'/proc/self/fd/{fd}', os.O_RDWR)

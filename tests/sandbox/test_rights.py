@@ -8,13 +8,16 @@ import ctypes
 import os
 import struct
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from recuse.sandbox import Sandbox
+from tests.conftest import Needs
 
 from ..patience import PATIENCE_S
+from .conftest import Clients, Compiled, Fifo, Shell
 from .rights import BECOME, THROUGH, make, root_only
 
 pytestmark = pytest.mark.right("other users", "namespaces")
@@ -23,12 +26,12 @@ pytestmark = pytest.mark.right("other users", "namespaces")
 EVERYBODY = 0xFFFFFFFF
 
 
-def acl(*entries):
+def acl(*entries: tuple[int, int, int]) -> bytes:
     """The value of system.posix_acl_access (linux/posix_acl_xattr.h): (tag, bits, id)."""
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
-def set_acl(path, value, kind="access"):
+def set_acl(path: str | Path, value: bytes, kind: str = "access") -> None:
     """Set an access control list; skips the test where files cannot have any."""
     try:
         os.setxattr(path, f"system.posix_acl_{kind}", value)
@@ -58,7 +61,9 @@ WHO = {
 
 @root_only
 @pytest.mark.parametrize("who", WHO.values(), ids=WHO)
-def test_files_as_the_kernel_has_them(sandbox, clients, place, who):
+def test_files_as_the_kernel_has_them(
+    sandbox: Sandbox, clients: Clients, place: Path, who: str
+) -> None:
     paths = [
         make(place, f"file {mode:03o}", mode=mode, uid=12, gid=34)
         for mode in (0o600, 0o400, 0o040, 0o060, 0o004, 0o642, 0o711, 0o4755, 0)
@@ -94,7 +99,9 @@ print('end')
 
 
 @root_only
-def test_an_access_control_list_that_denies(sandbox, clients, place):
+def test_an_access_control_list_that_denies(
+    sandbox: Sandbox, clients: Clients, place: Path
+) -> None:
     file = make(place, "file")
     set_acl(
         file, acl((1, 6, EVERYBODY), (2, 0, 65534), *((tag, 4, EVERYBODY) for tag in (4, 16, 32)))
@@ -115,7 +122,9 @@ same(looked, {file!r}); same(looked, {inner!r})
 
 
 @root_only
-def test_an_access_control_list_that_grants(sandbox, clients, place):
+def test_an_access_control_list_that_grants(
+    sandbox: Sandbox, clients: Clients, place: Path
+) -> None:
     file = make(place, "file", mode=0o600)
     set_acl(
         file,
@@ -132,7 +141,9 @@ def test_an_access_control_list_that_grants(sandbox, clients, place):
 
 
 @root_only
-def test_a_device_of_that_number_elsewhere_has_its_own_permissions(echo, client, place):
+def test_a_device_of_that_number_elsewhere_has_its_own_permissions(
+    echo: Fifo, client: Shell, place: Path
+) -> None:
     set_acl(place, acl(*((tag, 7, EVERYBODY) for tag in (1, 4, 32))))
     script = f"""{BECOME}
 number = os.stat('/dev/echo').st_rdev
@@ -156,7 +167,7 @@ for name in ('shut', 'denied', 'granted'):
 class TestOPath:
     """O_PATH opens nothing, so nothing can be read by it, whoever has opened it."""
 
-    def test_a_directory_cannot_be_listed(self, client):
+    def test_a_directory_cannot_be_listed(self, client: Shell) -> None:
         script = f"""{BECOME}become(65534)
 for path in ('/root', THROUGH + '/root'):
     fd = os.open(path, O_PATH | os.O_DIRECTORY)
@@ -165,7 +176,9 @@ for path in ('/root', THROUGH + '/root'):
 """
         assert client(script).splitlines() == ["EBADF EACCES EACCES True 1"] * 2
 
-    def test_what_may_be_searched_is_a_place_to_start_from(self, client, place):
+    def test_what_may_be_searched_is_a_place_to_start_from(
+        self, client: Shell, place: Path
+    ) -> None:
         make(place, "directory/file")
         os.chmod(place / "directory", 0o711)
         script = f"""{BECOME}become(65534)
@@ -176,7 +189,7 @@ print(attempt(os.listdir, f'/proc/self/fd/{{fd}}'))
 """
         assert client(script).splitlines() == ["5 EBADF EBADF", "found True", "EACCES"]
 
-    def test_flags_and_kinds(self, client, place):
+    def test_flags_and_kinds(self, client: Shell, place: Path) -> None:
         file = make(place, "file", mode=0)
         os.symlink("nowhere", place / "link")
         os.mkfifo(place / "fifo")
@@ -199,7 +212,9 @@ for path in (*paths, '{place}/link', '{place}/fifo', '{place}/none'):
         assert len(lines) == 24
 
     @pytest.mark.parametrize("refused", ["by a debugger", "by a container"])
-    def test_where_the_thread_cannot_open_it_itself(self, client, place, monkeypatch, refused):
+    def test_where_the_thread_cannot_open_it_itself(
+        self, client: Shell, place: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+    ) -> None:
         (place / "open").mkdir(mode=0o755)
         (place / "shut").mkdir(mode=0o711)
         file = make(place, "file", mode=0)
@@ -218,7 +233,9 @@ sys.stdout.flush(); os._exit(0)
 """
         assert client(script).splitlines()[:3] == ["[]", "EACCES", "5 EBADF EACCES"]
 
-    def test_a_directory_of_ours_that_may_not_be_read(self, make_echo, clients):
+    def test_a_directory_of_ours_that_may_not_be_read(
+        self, make_echo: type[Fifo], clients: Clients
+    ) -> None:
         with Sandbox(make_echo(name="recuse-input/event9")) as sandbox:
             output = clients(sandbox)(f"""{BECOME}
 os.chmod('/dev/recuse-input', 0o711); become(65534)
@@ -244,7 +261,7 @@ def made(path, mode=0o666):
 """
 
     @pytest.mark.parametrize("who", ["pass", "become(65534)", "become(12, 34)", "os.seteuid(12)"])
-    def test_o_tmpfile(self, client, place, who):
+    def test_o_tmpfile(self, client: Shell, place: Path, who: str) -> None:
         os.chmod(place, 0o777)
         (place / "shut").mkdir(mode=0o755)
         (place / "shared").mkdir()
@@ -261,7 +278,7 @@ for mask in (0, 0o022, 0o077, 0o707):
         assert len(lines) == 48
         assert not [line for line in lines if "and not" in line]
 
-    def test_a_default_list_counts_instead_of_the_umask(self, client, place):
+    def test_a_default_list_counts_instead_of_the_umask(self, client: Shell, place: Path) -> None:
         os.chmod(place, 0o777)
         set_acl(
             place,
@@ -275,14 +292,16 @@ become(65534); os.umask(0o077); same(made, '{place}'); same(made, '{place}', 0o6
         assert lines[0].startswith("(65534, 65534, '0o100666'")
         assert lines[1].startswith("(65534, 65534, '0o100640'")
 
-    def test_where_threads_cannot_have_a_umask(self, client, place, monkeypatch):
+    def test_where_threads_cannot_have_a_umask(
+        self, client: Shell, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Containers refuse unshare(2)."""
         os.chmod(place, 0o777)
         monkeypatch.setattr("recuse.sandbox.rights._CLONE_FS", 0x7FFFFFFF)
         script = f"{BECOME}{self.SCRIPT}become(65534); os.umask(0o027); same(made, '{place}')"
         assert client(script).startswith("(65534, 65534, '0o100640'")
 
-    def test_the_supervisors_umask_stays(self, client, place):
+    def test_the_supervisors_umask_stays(self, client: Shell, place: Path) -> None:
         before = os.umask(0o022)
         try:
             client(
@@ -292,7 +311,7 @@ become(65534); os.umask(0o077); same(made, '{place}'); same(made, '{place}', 0o6
         finally:
             os.umask(before)
 
-    def test_truncation(self, client, place):
+    def test_truncation(self, client: Shell, place: Path) -> None:
         mine, theirs = make(place, "mine", uid=65534), make(place, "theirs", mode=0o644)
         script = f"""{BECOME}become(65534)
 for path in ({mine!r}, {theirs!r}):
@@ -301,7 +320,7 @@ for path in ({mine!r}, {theirs!r}):
 """
         assert client(script).split() == ["0", "0", "EACCES", "5"]
 
-    def test_an_open_file_is_the_callers(self, client, place):
+    def test_an_open_file_is_the_callers(self, client: Shell, place: Path) -> None:
         """Not to be told from one that the program has opened itself: fcntl(2) F_SETOWN, leases."""
         file = make(place, "file", mode=0o666)
         script = f"""{BECOME}become(65534)
@@ -313,7 +332,7 @@ print(attempt(fcntl.fcntl, fd, fcntl.F_SETLEASE, fcntl.F_WRLCK), attempt(os.fchm
 
 @root_only
 @pytest.mark.parametrize("mode", [0o1777, 0o1775, 0o777, 0o1755])
-def test_directories_for_all(sandbox, clients, place, mode):
+def test_directories_for_all(sandbox: Sandbox, clients: Clients, place: Path, mode: int) -> None:
     """Files and links that somebody else may have put there (fs.protected_regular, _symlinks)."""
     for uid in (0, 12, 65534):
         make(place, f"{uid}", uid=uid, mode=0o666)
@@ -339,7 +358,9 @@ tried([lambda: None]); tried([become, 65534]); tried([become, 12])
 
 
 @root_only
-def test_going_somewhere_where_a_security_module_may_refuse_reading(client, monkeypatch):
+def test_going_somewhere_where_a_security_module_may_refuse_reading(
+    client: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Then the thread goes there by itself, and is given nothing."""
     monkeypatch.setattr("recuse.sandbox.tasks.labels_of", lambda thread: (thread,))
     monkeypatch.delattr("recuse.sandbox.syscalls.workdir.open_again")
@@ -347,7 +368,7 @@ def test_going_somewhere_where_a_security_module_may_refuse_reading(client, monk
 
 
 @root_only
-def test_going_somewhere_opens_nothing_to_read(client, place):
+def test_going_somewhere_opens_nothing_to_read(client: Shell, place: Path) -> None:
     """For a moment the program has a descriptor of the directory: also its other threads."""
     make(place, "directory/secret")
     os.chmod(place / "directory", 0o711)
@@ -376,17 +397,20 @@ class TestRaces:
     TRIES = 2000
 
     @pytest.fixture
-    def swapped(self, place, compiled, needs):
+    def swapped(
+        self, place: Path, compiled: Compiled, needs: Needs
+    ) -> Iterator[Callable[[str, str], str]]:
         """Two names in a directory that another process exchanges, outside of the sandbox."""
         needs("gcc", "gcc")
         program = compiled("race")
         os.chown(place, 65534, 65534)
         running = []
 
-        def start(one, other):
+        def start(one: str, other: str) -> str:
             argv = [program, "swap", str(place / one), str(place / other)]
             process = subprocess.Popen(argv, stdout=subprocess.PIPE)
             running.append(process)
+            assert process.stdout is not None
             assert process.stdout.readline() == b"swapping\n"
             return program
 
@@ -394,14 +418,18 @@ class TestRaces:
         for process in running:
             process.kill()
             process.wait()
+            assert process.stdout is not None
             process.stdout.close()
 
-    def _run(self, sandbox, program, path):
+    def _run(self, sandbox: Sandbox, program: str, path: Path) -> str:
         argv = [program, "look", THROUGH + str(path), str(self.TRIES)]
         done = sandbox.run(argv, capture_output=True, text=True, timeout=3 * PATIENCE_S)
-        return done.stdout + done.stderr
+        output: str = done.stdout + done.stderr
+        return output
 
-    def test_a_directory_becomes_a_link(self, sandbox, place, swapped):
+    def test_a_directory_becomes_a_link(
+        self, sandbox: Sandbox, place: Path, swapped: Callable[[str, str], str]
+    ) -> None:
         secret = make(place, "root/secret", "SECRET", mode=0o600)
         os.chmod(os.path.dirname(secret), 0o700)
         make(place, "mine/secret", "mine", uid=65534)
@@ -411,7 +439,9 @@ class TestRaces:
         program = swapped("mine", "link")
         assert self._run(sandbox, program, place / "mine" / "secret") == "opened refused\n"
 
-    def test_a_file_becomes_a_link(self, sandbox, place, swapped):
+    def test_a_file_becomes_a_link(
+        self, sandbox: Sandbox, place: Path, swapped: Callable[[str, str], str]
+    ) -> None:
         secret = make(place, "root/secret", "SECRET", mode=0o600)
         os.chmod(os.path.dirname(secret), 0o700)
         make(place, "mine", "mine", uid=65534)
@@ -421,7 +451,7 @@ class TestRaces:
         assert self._run(sandbox, program, place / "mine") == "opened refused\n"
 
 
-def threads_of_this():
+def threads_of_this() -> set[str]:
     """The rights of all threads of this process."""
     names = ("Uid", "Gid", "Groups", "CapEff", "CapPrm", "Umask")
     found = set()
@@ -436,7 +466,9 @@ def threads_of_this():
 
 
 @root_only
-def test_the_supervisor_has_its_own_rights_again(sandbox, clients, place):
+def test_the_supervisor_has_its_own_rights_again(
+    sandbox: Sandbox, clients: Clients, place: Path
+) -> None:
     before = threads_of_this()
     assert len(before) == 1
     file = make(place, "file", mode=0o640, gid=34)
@@ -451,14 +483,16 @@ for n in range(50):
     assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 1  # PR_GET_DUMPABLE
 
 
-def test_a_program_of_which_a_security_module_thinks_otherwise(client, monkeypatch):
+def test_a_program_of_which_a_security_module_thinks_otherwise(
+    client: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its rights cannot be taken on."""
     monkeypatch.setattr("recuse.sandbox.tasks.labels_of", lambda thread: (thread,))
     script = f"{BECOME}for at in ('', THROUGH): print(attempt(os.open, at + '/etc/passwd', 0))"
     assert client(script).splitlines() == ["3", "EACCES"]
 
 
-def test_programs_that_have_restricted_themselves(client):
+def test_programs_that_have_restricted_themselves(client: Shell) -> None:
     """By Landlock, whose rules cannot be asked; and what descends from them."""
     script = f"""{BECOME}
 def tell(who):

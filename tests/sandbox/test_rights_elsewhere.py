@@ -2,9 +2,13 @@
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import Needs
+
+from .conftest import Fifo, Shell
 from .rights import BECOME, make, root_only
 
 pytestmark = pytest.mark.right("other users", "namespaces")
@@ -14,7 +18,7 @@ pytestmark = pytest.mark.right("other users", "namespaces")
 class TestProc:
     """/proc tells more to root than to others."""
 
-    def test_other_processes(self, client):
+    def test_other_processes(self, client: Shell) -> None:
         names = ("cwd/etc", "root/etc/hostname", "fd/0", "map_files/x")
         paths = [f"/proc/{os.getppid()}/{name}" for name in names]
         paths += [f"/proc/{os.getppid()}/task/{os.getppid()}/fd/0", "/proc/1/cwd/x"]
@@ -26,7 +30,7 @@ for path in {paths}: same(both, path); os.chdir('/')
         assert len(lines) == len(paths)
         assert not [line for line in lines if "and not" in line]
 
-    def test_the_supervisor(self, client):
+    def test_the_supervisor(self, client: Shell) -> None:
         """It may look into itself, whatever it acts as."""
         process, thread = f"/proc/{os.getpid()}", threading.get_native_id()
         paths = [f"{process}/{name}" for name in ("cwd", "root/etc/hostname", "fd/0", "ns/mnt")]
@@ -46,7 +50,7 @@ for path in {paths}:
         assert len(lines) == 6 * len(paths)
         assert [line for line in lines if not line.endswith("EACCES False")] == []
 
-    def test_its_own(self, echo, client):
+    def test_its_own(self, echo: Fifo, client: Shell) -> None:
         """Also that of a program which nobody else of its user may look into."""
         script = f"""{BECOME}
 fd = os.open('/dev/echo', os.O_RDWR)
@@ -62,7 +66,7 @@ for path in (f'/proc/self/fd/{{fd}}', f'/dev/fd/{{fd}}', f'/proc/{{numbers[0]}}/
 """
         assert client(script).splitlines() == ["1 True"] * 9
 
-    def test_hidden_ones(self, client, place, needs):
+    def test_hidden_ones(self, client: Shell, place: Path, needs: Needs) -> None:
         """A /proc mounted with hidepid shows a user his own processes only, and recuse's."""
         needs("mount")
         script = f"""{BECOME}
@@ -91,7 +95,7 @@ def mounted(*names):
 """
 
     @pytest.mark.parametrize("way", ["path", "descriptor", "directory"])
-    def test_no_way_out_of_a_chroot(self, client, place, way):
+    def test_no_way_out_of_a_chroot(self, client: Shell, place: Path, way: str) -> None:
         make(place, "hidden", "secret")
         (place / "root").mkdir()
         script = f"""{BECOME}place = '{place}/root'{self.ROOT}
@@ -112,7 +116,7 @@ print(attempt(os.open, start + 'echo/dev' , os.O_RDONLY, dir_fd=base))
 """
         assert client(script).splitlines()[:1] == ["ENOENT"]
 
-    def test_what_a_mount_hides(self, client, place):
+    def test_what_a_mount_hides(self, client: Shell, place: Path) -> None:
         make(place, "hidden/file", "secret")
         script = f"""{BECOME}
 path = THROUGH + '{place}/hidden/file'
@@ -123,7 +127,9 @@ print(opened(path), attempt(os.stat, path))
 """
         assert client(script).splitlines() == ["(32768, '0o100000', b'secret')", "ENOENT ENOENT"]
 
-    def test_what_a_mount_hides_from_a_process_that_clone3_has_made(self, client, place):
+    def test_what_a_mount_hides_from_a_process_that_clone3_has_made(
+        self, client: Shell, place: Path
+    ) -> None:
         make(place, "hidden/file", "secret")
         script = f"""{BECOME}
 args = struct.pack('11Q', 0x20000, 0, 0, 0, 17, 0, 0, 0, 0, 0, 0)  # CLONE_NEWNS
@@ -138,7 +144,7 @@ wait(pid)
 """
         assert client(script) == "ENOENT ENOENT\n"
 
-    def test_a_user_namespace_that_clone3_has_made(self, client, place):
+    def test_a_user_namespace_that_clone3_has_made(self, client: Shell, place: Path) -> None:
         """Whose root has no power over files that are not its own."""
         file = make(place, "file", "secret", mode=0o600, uid=12)
         shut = make(place, "shut/file")
@@ -155,7 +161,7 @@ wait(pid)
 """
         assert client(script).splitlines() == ["b'secret'", "EACCES EACCES EACCES"]
 
-    def test_flags_of_mounts(self, client, place):
+    def test_flags_of_mounts(self, client: Shell, place: Path) -> None:
         for name in ("ro", "noexec", "nosymfollow", "nodev"):
             make(place, f"{name}/file", mode=0o777)
             os.symlink("file", place / name / "link")

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from .conftest import Compiled
+
 SECONDS = 60
 
 SUPERVISOR = """
@@ -117,7 +119,7 @@ print(json.dumps(result))
 
 @pytest.mark.slow
 @pytest.mark.timeout(5 * SECONDS)
-def test_nothing_is_lost_or_left_behind(compiled):
+def test_nothing_is_lost_or_left_behind(compiled: Compiled) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SUPERVISOR, compiled("soak"), str(SECONDS)],
         capture_output=True,

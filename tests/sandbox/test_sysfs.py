@@ -8,18 +8,23 @@ import re
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import pytest
 
-from recuse import Device, File, Link, current_request
+from recuse import Device, File, Link, OpenRequest, current_request
 from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 from recuse.cli.spec import load, parse
 from recuse.sandbox import Sandbox
 from recuse.sandbox.call import TrappedCall
+from recuse.server.sysfs import Value
+from tests.conftest import Needs
+
+from .conftest import Clients, Fifo, Shell, Shells, Start
 
 CLIENTS = Path(__file__).parent / "clients"
 OWN = "/sys/devices/virtual/cuse/echo"
@@ -27,7 +32,7 @@ OWN = "/sys/devices/virtual/cuse/echo"
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the record is of what root may do")
 @pytest.mark.right("other users")
-def test_all_is_as_on_the_real_kernel():
+def test_all_is_as_on_the_real_kernel() -> None:
     # tests/vm/test_sysfs.py compares the same record with the real kernel.
     with Sandbox(load(parse(f"{CLIENTS}/sysfs_server.py"))) as sandbox:
         done = sandbox.run(
@@ -40,7 +45,7 @@ def test_all_is_as_on_the_real_kernel():
     assert done.stdout.splitlines() == (CLIENTS / "sysfs.txt").read_text().splitlines()
 
 
-def test_ls_and_cat(shell):
+def test_ls_and_cat(shell: Shell) -> None:
     assert shell("ls /sys/class/cuse; ls /sys/class/cuse/echo/").split() == [
         "echo", "abort", "dev", "power", "subsystem", "uevent", "waiting",
     ]  # fmt: skip
@@ -54,7 +59,7 @@ def test_ls_and_cat(shell):
     assert f"/sys/dev/char/{number} -> ../../devices/virtual/cuse/echo" in listed
 
 
-def test_whole_trees(shell):
+def test_whole_trees(shell: Shell) -> None:
     output = shell(f"ls -R {OWN}")
     assert output.startswith(f"{OWN}:\nabort\ndev\npower\n")
     assert f"{OWN}/power:\nasync\n" in output
@@ -69,7 +74,7 @@ def test_whole_trees(shell):
     assert shell("cp /sys/class/cuse/echo/uevent /dev/stdout | tail -1") == "DEVNAME=echo\n"
 
 
-def test_paths_lead_through_it_to_what_is_there_natively(shell, client):
+def test_paths_lead_through_it_to_what_is_there_natively(shell: Shell, client: Shell) -> None:
     assert shell(f"cat {OWN}/../../mem/null/dev /sys/class/cuse/echo/../../mem/zero/dev") == (
         "1:3\n1:5\n"
     )
@@ -83,7 +88,7 @@ print(attempt(os.chmod, '/dev/char/../null', 0o600), oct(os.stat('/dev/char/../n
     assert client(script) == "True True\nENOENT\nENOENT\nENOENT 0o20666\n"
 
 
-def test_paths_that_must_not_leave_their_directory(client):
+def test_paths_that_must_not_leave_their_directory(client: Shell) -> None:
     script = """
 devices = os.open('/sys/devices', os.O_RDONLY)
 BENEATH, IN_ROOT = 8, 16
@@ -106,7 +111,7 @@ print(look(own + b'../../../../../' + own + b'uevent', IN_ROOT), look(own, BENEA
     ]
 
 
-def test_udevadm(shell, needs):
+def test_udevadm(shell: Shell, needs: Needs) -> None:
     needs("udevadm", "udev")
     number = shell("stat -c %Hr:%Lr /dev/echo").strip()
     lines = shell("udevadm info -q all -n /dev/echo").splitlines()
@@ -121,7 +126,7 @@ def test_udevadm(shell, needs):
     assert shell("udevadm trigger --dry-run --verbose --subsystem-match=cuse") == f"{OWN}\n"
 
 
-def test_proc_devices(shell):
+def test_proc_devices(shell: Shell) -> None:
     native = Path("/proc/devices").read_text()
     shown = shell("cat /proc/devices")
     (line,) = set(shown.splitlines()) - set(native.splitlines())
@@ -132,20 +137,22 @@ def test_proc_devices(shell):
     assert "devices" in shell("ls /proc").split()
 
 
-def test_devices_come_and_go(make_echo, shells):
+def test_devices_come_and_go(make_echo: type[Fifo], shells: Shells) -> None:
     with Sandbox(make_echo()) as sandbox:
         shell = shells(sandbox)
         before = shell("ls /sys/class/cuse /sys/devices/virtual /sys/dev/char /dev/char")
         assert "echo" in before
-        connection = sandbox._machine.table.by_name("echo").connection
-        connection.abort()
+        assert sandbox._machine is not None
+        device = sandbox._machine.table.by_name("echo")
+        assert device is not None
+        device.connection.abort()
         after = shell("ls -R /sys/class/cuse; ls /sys/devices/virtual; ls /dev/char /dev/echo 2>&1")
         assert "echo" not in after.replace("/dev/echo", "")
         assert "cuse" not in after.replace("/sys/class/cuse", "")
         assert after.count("No such file") == 2
 
 
-def test_an_open_directory_of_a_device_that_has_gone(make_echo, start):
+def test_an_open_directory_of_a_device_that_has_gone(make_echo: type[Fifo], start: Start) -> None:
     with Sandbox(make_echo()) as sandbox:
         script = """
 fd = os.open('/sys/class/cuse/echo', os.O_RDONLY)
@@ -159,7 +166,10 @@ print(attempt(os.listdir, fd), attempt(os.open, 'dev', os.O_RDONLY, dir_fd=fd),
 """
         with start(sandbox, "import sys\n" + script) as program:
             assert program.stdout.readline() == b"6\n"
-            sandbox._machine.table.by_name("echo").connection.abort()
+            assert sandbox._machine is not None
+            device = sandbox._machine.table.by_name("echo")
+            assert device is not None
+            device.connection.abort()
             program.stdin.write(b"\n")
             assert program.stdout.readline() == b"ENOENT ENOENT ENOENT ENOENT ENODEV ENODEV\n"
 
@@ -168,7 +178,7 @@ print(attempt(os.listdir, fd), attempt(os.open, 'dev', os.O_RDONLY, dir_fd=fd),
 
 
 class DeclaredFile(File):
-    def read(self, size, offset):
+    def read(self, size: int, offset: int) -> bytes:
         return b""
 
 
@@ -177,19 +187,19 @@ class Declared(Device):
     subsystem = "class/recuse-input"
     level = 3
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return DeclaredFile()
 
-    def show_level(self):
+    def show_level(self) -> str:
         return f"{self.level} {current_request().uid}\n"
 
-    async def show_later(self):
+    async def show_later(self) -> bytes:
         return b"later\n"
 
-    def show_nothing(self):
+    def show_nothing(self) -> str:
         raise OSError(errno.ENODATA, "nothing")
 
-    sysfs: ClassVar = {
+    sysfs: Mapping[str, Value] = {
         "name": "a name\n",
         "device/id/bus": b"\0\xff",
         "level": show_level,
@@ -204,12 +214,12 @@ class Declared(Device):
 
 
 @pytest.fixture
-def declared():
+def declared() -> Declared:
     return Declared()
 
 
 @pytest.fixture
-def look(declared, shells):
+def look(declared: Declared, shells: Shells) -> Iterator[Shell]:
     with Sandbox(declared) as sandbox:
         yield shells(sandbox)
 
@@ -217,7 +227,7 @@ def look(declared, shells):
 DIRECTORY = "/sys/class/recuse-input/recuse9"
 
 
-def test_declared_attributes(look, declared):
+def test_declared_attributes(look: Shell, declared: Declared) -> None:
     assert look(f"cat {DIRECTORY}/name {DIRECTORY}/later /sys/class/recuse-other/x") == (
         "a name\nlater\nx\n"
     )
@@ -239,7 +249,7 @@ def test_declared_attributes(look, declared):
     ]
 
 
-def test_one_content_is_read_to_its_end(clients):
+def test_one_content_is_read_to_its_end(clients: Clients) -> None:
     made = itertools.count(1)
     with Sandbox(Declared(sysfs={"count": lambda _: f"{next(made)}" * 6})) as sandbox:
         script = f"""
@@ -254,7 +264,7 @@ print(os.pread(fd, 9, 0), os.pread(fd, 9, 3), os.lseek(fd, 0, 0), os.read(fd, 9)
         ]
 
 
-def test_the_declared_class(look):
+def test_the_declared_class(look: Shell) -> None:
     number = look("stat -c %Hr:%Lr /dev/input/recuse9").strip()
     assert look(f"realpath /sys/dev/char/{number} /sys/dev/char/{number}/subsystem") == (
         "/sys/devices/virtual/recuse-input/recuse9\n/sys/class/recuse-input\n"
@@ -269,7 +279,7 @@ def test_the_declared_class(look):
     )
 
 
-def test_a_bus(make_echo, shells):
+def test_a_bus(make_echo: type[Fifo], shells: Shells) -> None:
     with Sandbox(make_echo(name="recuse9", subsystem="bus/recuse")) as sandbox:
         look = shells(sandbox)
         number = look("stat -c %Hr:%Lr /dev/recuse9").strip()
@@ -280,7 +290,7 @@ def test_a_bus(make_echo, shells):
         )
 
 
-def test_two_devices_of_one_class(make_echo, shells):
+def test_two_devices_of_one_class(make_echo: type[Fifo], shells: Shells) -> None:
     one, two = (
         make_echo(name=name, subsystem="class/recuse", sysfs={"/sys/class/recuse/x": name})
         for name in ("one", "two")
@@ -297,9 +307,10 @@ def test_two_devices_of_one_class(make_echo, shells):
         )
 
 
-def test_a_server_that_hangs_in_an_attribute(shells):
-    async def hang(_):
+def test_a_server_that_hangs_in_an_attribute(shells: Shells) -> None:
+    async def hang(_: Device) -> str:
         await asyncio.sleep(3600)
+        return ""
 
     with Sandbox(Declared(sysfs={"slow": hang, "quick": "q\n"})) as sandbox:
         look = shells(sandbox)
@@ -314,7 +325,9 @@ def test_a_server_that_hangs_in_an_attribute(shells):
         )
 
 
-def test_a_device_that_is_served_at_a_socket(declared, shells, clients, tmp_path):
+def test_a_device_that_is_served_at_a_socket(
+    declared: Declared, shells: Shells, clients: Clients, tmp_path: Path
+) -> None:
     with (
         closing(DeviceServer(declared, str(tmp_path / "socket"))) as server,
         Sandbox(Remote(server.path)) as one,
@@ -340,7 +353,7 @@ print(found, attempt(os.pread, held, 9, 0), stat.S_ISREG(os.fstat(held).st_mode)
             assert shells(sandbox)(f"cat {DIRECTORY}/name") == "a name\n"
 
 
-def test_directories_opened_as_places_only(client):
+def test_directories_opened_as_places_only(client: Shell) -> None:
     script = """
 fd = os.open('/sys/class/cuse', os.O_PATH | os.O_DIRECTORY)
 print(stat.S_ISDIR(os.fstat(fd).st_mode), os.readlink('echo', dir_fd=fd))
@@ -365,28 +378,32 @@ class Stuck(Declared):
 
     subsystem = "class/cuse"
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.going_on = threading.Event()
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return StuckFile()
 
-    def wait(self):
+    def wait(self) -> bytes:
         assert self.going_on.wait(60)
         return b"late"
 
-    sysfs: ClassVar = {"slow": wait}
+    sysfs: Mapping[str, Value] = {"slow": wait}
 
 
 class StuckFile(DeclaredFile):
-    def read(self, size, offset):
+    device: Stuck
+
+    def read(self, size: int, offset: int) -> bytes:
         return self.device.wait()[:size]
 
 
 @pytest.mark.parametrize("path", ["/dev/input/recuse9", "{own}/slow"])
 @pytest.mark.parametrize("blocked_before", [False, True])
-def test_abort_lets_go_of_who_waits_for_a_plain_method(shells, path, blocked_before):
+def test_abort_lets_go_of_who_waits_for_a_plain_method(
+    shells: Shells, path: str, blocked_before: bool
+) -> None:
     device = Stuck()
     own = "/sys/class/cuse/input!recuse9"
     path = path.format(own=own)
@@ -394,8 +411,13 @@ def test_abort_lets_go_of_who_waits_for_a_plain_method(shells, path, blocked_bef
     with Sandbox(device) as sandbox:
         look = shells(sandbox)
         if blocked_before:
-            # Long enough for the sandbox to take note of it.
-            device.going_on.wait = lambda _: time.sleep(0.1) or True
+
+            def wait_longer(timeout: float | None = None) -> bool:
+                # Long enough for the sandbox to take note of it.
+                time.sleep(0.1)
+                return True
+
+            device.going_on.wait = wait_longer  # type: ignore[method-assign]  # of this one only
             assert look(f"head -c1 {path}") == "l"
             del device.going_on.wait
         output = look(f"cat {path} & {wait}; echo 1 > {own}/abort; wait $!")
@@ -406,16 +428,18 @@ def test_abort_lets_go_of_who_waits_for_a_plain_method(shells, path, blocked_bef
 
 
 @pytest.mark.parametrize("path", ["/dev/input/recuse9", "{own}/slow"])
-def test_abort_comes_before_it_is_seen_that_a_method_blocks(shells, monkeypatch, path):
+def test_abort_comes_before_it_is_seen_that_a_method_blocks(
+    shells: Shells, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
     gone = threading.Event()
     blocks = TrappedCall.blocks
 
-    def late(self, still):
+    def late(self: TrappedCall, still: Callable[[], bool]) -> None:
         assert gone.wait(20)
         blocks(self, still)
 
     class Telling(Stuck):
-        def close(self):
+        def close(self) -> None:
             super().close()
             gone.set()
 
@@ -430,10 +454,10 @@ def test_abort_comes_before_it_is_seen_that_a_method_blocks(shells, monkeypatch,
         device.going_on.set()
 
 
-def test_the_guide(shells):
+def test_the_guide(shells: Shells) -> None:
     guide = Path(__file__).parents[2] / "docs" / "sysfs.md"
     (snippet,) = re.findall(r"^```python\n(.*?)^```$", guide.read_text(), re.DOTALL | re.MULTILINE)
-    names = {"__name__": "guide"}
+    names: dict[str, Any] = {"__name__": "guide"}
     exec(compile(snippet, guide.name, "exec"), names)
     with Sandbox(names["Watchdog"]()) as sandbox:
         look = shells(sandbox)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +38,7 @@ class Echo(Device):
 class Terminal:
     """A shell at a pseudo-terminal, with job control."""
 
-    def __init__(self, argv):
+    def __init__(self, argv: list[str]) -> None:
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             try:
@@ -49,21 +51,21 @@ class Terminal:
         termios.tcsetattr(self.master, termios.TCSANOW, attributes)
         self.seen = b""
 
-    def type(self, text):
+    def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def expect(self, text):
+    def expect(self, text: str) -> str:
         """Read until the text comes; return what came before it."""
         self._read_until([text])
         before, _, self.seen = self.seen.partition(text.encode())
         return before.decode(errors="replace")
 
-    def expect_all(self, *texts):
+    def expect_all(self, *texts: str) -> None:
         """Read until all of them have come, in whatever order, and nothing else is expected."""
         self._read_until(texts)
         self.seen = b""
 
-    def _read_until(self, texts):
+    def _read_until(self, texts: Iterable[str]) -> None:
         end = time.monotonic() + PATIENCE_S
         for text in texts:
             while text.encode() not in self.seen:
@@ -76,11 +78,11 @@ class Terminal:
                 assert part, f"no {text!r} in {self.seen!r}"
                 self.seen += part
 
-    def foreground(self):
+    def foreground(self) -> int:
         """The process group that the keys send signals to."""
         return os.tcgetpgrp(self.master)
 
-    def resume(self):
+    def resume(self) -> None:
         """Have the shell, which waits for a command, continue its job in the foreground."""
         shell = self.foreground()
         self.type("fg\n")
@@ -89,7 +91,7 @@ class Terminal:
             assert time.monotonic() < end
             time.sleep(0.001)
 
-    def close(self):
+    def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGHUP)
         os.close(self.master)
@@ -97,14 +99,14 @@ class Terminal:
 
 
 @pytest.fixture
-def argv(tmp_path):
+def argv(tmp_path: Path) -> list[str]:
     (tmp_path / "echo.py").write_text(ECHO)
     main = "import sys; from recuse.cli.main import main; sys.exit(main())"
     return [sys.executable, "-c", main, "run", "-d", str(tmp_path / "echo.py"), "--"]
 
 
 @pytest.fixture
-def bash(argv):
+def bash(argv: list[str]) -> Iterator[Terminal]:
     """A shell in which `$R PROGRAM` runs a program with /dev/echo."""
     terminal = Terminal(["bash", "--norc", "--noprofile", "-i"])
     terminal.type(f'R() {{ {sys.executable} -c "{argv[2]}" run -d {argv[5]} -- "$@"; }}\n')
@@ -115,7 +117,7 @@ def bash(argv):
     terminal.close()
 
 
-def test_interrupt(bash):
+def test_interrupt(bash: Terminal) -> None:
     bash.type("R sh -c 'cat /dev/echo; echo star''ted; exec sleep 1000'\n")
     bash.expect("from the device\r\n")
     bash.expect("started")
@@ -124,7 +126,7 @@ def test_interrupt(bash):
     bash.expect("status 130.")
 
 
-def test_an_interrupt_that_the_program_catches(bash):
+def test_an_interrupt_that_the_program_catches(bash: Terminal) -> None:
     bash.type(
         "R sh -c 'trap \"echo caught; exit 7\" INT; echo star''ted; while :; do sleep 0.01; done'\n"
     )
@@ -135,7 +137,7 @@ def test_an_interrupt_that_the_program_catches(bash):
     bash.expect("status 7.")
 
 
-def test_quit(bash):
+def test_quit(bash: Terminal) -> None:
     bash.type("ulimit -c 0; R sh -c 'echo star''ted; exec sleep 1000'\n")
     bash.expect("started")
     bash.type("\x1c")
@@ -143,7 +145,7 @@ def test_quit(bash):
     bash.expect("status 131.")
 
 
-def test_stop_and_continue(bash, tmp_path):
+def test_stop_and_continue(bash: Terminal, tmp_path: Path) -> None:
     # The program does not read the terminal when it is stopped: it could take what is typed next.
     go_on = tmp_path / "go on"
     wait = f'until test -e "{go_on}"; do sleep 0.01; done'
@@ -166,12 +168,12 @@ def test_stop_and_continue(bash, tmp_path):
     bash.expect("status 5.")
 
 
-def test_in_the_background(bash):
+def test_in_the_background(bash: Terminal) -> None:
     bash.type("R sh -c 'cat /dev/echo; exit 6' > /dev/null & wait $!; echo status $?.\n")
     bash.expect("status 6.")
 
 
-def test_the_terminal_is_the_programs(bash):
+def test_the_terminal_is_the_programs(bash: Terminal) -> None:
     bash.type("R sh -c 'tty; test -t 0 && test -t 1 && test -t 2 && echo all three; stty size'\n")
     bash.expect("/dev/pts/")
     bash.expect("all three")
@@ -180,7 +182,7 @@ def test_the_terminal_is_the_programs(bash):
     bash.expect("typed")
 
 
-def test_an_interactive_shell_in_the_sandbox(bash):
+def test_an_interactive_shell_in_the_sandbox(bash: Terminal) -> None:
     bash.type("R bash --norc --noprofile -i\n")
     bash.expect("$ ")
     bash.type("PS1=in''side:\n")
@@ -202,7 +204,7 @@ def test_an_interactive_shell_in_the_sandbox(bash):
     bash.expect("status 9.")
 
 
-def test_the_terminal_goes_away(argv):
+def test_the_terminal_goes_away(argv: list[str]) -> None:
     # As when its window is closed: SIGHUP for the whole session.
     terminal = Terminal([*argv, "sh", "-c", "sleep 1000 & echo started; cat; wait"])
     terminal.expect("started")
@@ -216,7 +218,7 @@ def test_the_terminal_goes_away(argv):
     assert ended
 
 
-def test_timeout_s_signals(argv):
+def test_timeout_s_signals(argv: list[str]) -> None:
     # timeout(1) signals its child and the whole group.
     done = subprocess.run(
         ["timeout", "-s", "INT", "1", *argv, "sleep", "1000"], check=False, timeout=PATIENCE_S
@@ -224,11 +226,12 @@ def test_timeout_s_signals(argv):
     assert done.returncode == 124
 
 
-def test_sigint_for_recuse_alone_reaches_the_program(argv):
+def test_sigint_for_recuse_alone_reaches_the_program(argv: list[str]) -> None:
     # As from kill(1), a test harness or an IDE's stop button: no terminal has sent it to the group.
     with subprocess.Popen(
         [*argv, "sh", "-c", "echo; exec sleep 1000"], stdout=subprocess.PIPE
     ) as program:
+        assert program.stdout is not None
         program.stdout.readline()
         program.send_signal(signal.SIGINT)
         try:
@@ -258,13 +261,13 @@ class Wait(Device):
 
 
 @pytest.fixture
-def waiting(bash, tmp_path):
+def waiting(bash: Terminal, tmp_path: Path) -> Terminal:
     """The shell, with a device in echo.py whose reads wait."""
     (tmp_path / "echo.py").write_text(WAITING)
     return bash
 
 
-def test_interrupt_while_a_device_is_read(waiting):
+def test_interrupt_while_a_device_is_read(waiting: Terminal) -> None:
     waiting.type("R sh -c 'echo star''ted; exec cat /dev/wait'\n")
     waiting.expect("started")
     waiting.type("\x03")
@@ -272,7 +275,7 @@ def test_interrupt_while_a_device_is_read(waiting):
     waiting.expect("status 130.")
 
 
-def test_quit_while_a_device_is_read(waiting):
+def test_quit_while_a_device_is_read(waiting: Terminal) -> None:
     waiting.type("ulimit -c 0; R sh -c 'echo star''ted; exec cat /dev/wait'\n")
     waiting.expect("started")
     waiting.type("\x1c")
@@ -280,7 +283,7 @@ def test_quit_while_a_device_is_read(waiting):
     waiting.expect("status 131.")
 
 
-def test_an_interrupt_that_is_caught_while_a_device_is_read(waiting):
+def test_an_interrupt_that_is_caught_while_a_device_is_read(waiting: Terminal) -> None:
     script = 'print("star" "ted", flush=True); open("/dev/wait").read()'
     waiting.type(f"R {sys.executable} -S -c '{script}'\n")
     waiting.expect("started")
@@ -290,7 +293,7 @@ def test_an_interrupt_that_is_caught_while_a_device_is_read(waiting):
     waiting.expect("status 130.")
 
 
-def test_stop_and_continue_while_a_device_is_read(waiting):
+def test_stop_and_continue_while_a_device_is_read(waiting: Terminal) -> None:
     # recuse is stopped with its program, and goes on with it.
     waiting.type("R sh -c 'echo star''ted; exec cat /dev/wait'\n")
     waiting.expect("started")
@@ -303,7 +306,7 @@ def test_stop_and_continue_while_a_device_is_read(waiting):
     waiting.expect("status 130.")
 
 
-def test_job_control_in_the_sandbox_while_a_device_is_read(waiting):
+def test_job_control_in_the_sandbox_while_a_device_is_read(waiting: Terminal) -> None:
     waiting.type("R bash --norc --noprofile -i\n")
     waiting.expect("$ ")
     waiting.type("PS1=in''side:\n")
@@ -344,7 +347,9 @@ class Deaf(Device):
 """
 
 
-def test_the_keys_that_end_a_program_do_so_whatever_its_device_does(bash, tmp_path):
+def test_the_keys_that_end_a_program_do_so_whatever_its_device_does(
+    bash: Terminal, tmp_path: Path
+) -> None:
     (tmp_path / "echo.py").write_text(DEAF)
     bash.type("ulimit -c 0; R sh -c 'echo star''ted; exec cat /dev/deaf'\n")
     bash.expect("started")

@@ -11,6 +11,7 @@ import pytest
 
 from recuse import Device, File, OpenRequest
 from recuse.sandbox import Sandbox
+from tests.conftest import Needs
 
 from ..patience import PATIENCE_S
 
@@ -73,7 +74,7 @@ class Tpm(Device):
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_tpm2_getrandom(needs, later):
+def test_tpm2_getrandom(needs: Needs, later: bool) -> None:
     program = needs("tpm2_getrandom", "tpm2-tools")
     tpm = Tpm(later=later)
     with Sandbox(tpm) as sandbox:

@@ -5,11 +5,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import recuse
+from tests.conftest import Needs
+
+from .conftest import Compiled, Shell
 
 PRELUDE = """
 import os, subprocess, sys, tempfile
@@ -39,7 +43,7 @@ def python(sandbox, script):
 
 
 @pytest.fixture(scope="module")
-def nobody():
+def nobody() -> Iterator[Shell]:
     """Runs a script, after PRELUDE, as nobody, or as whoever this is if that is not root."""
     python = "/usr/bin/python3" if os.geteuid() == 0 else sys.executable
     if not Path(python).exists():
@@ -52,10 +56,10 @@ def nobody():
         if os.geteuid() == 0:
             drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
             drop += ["--bounding-set=-all", "--inh-caps=-all"]
-            for path in (directory, *Path(directory).rglob("*")):
+            for path in (Path(directory), *Path(directory).rglob("*")):
                 os.chmod(path, 0o755 if os.path.isdir(path) else 0o644)
 
-        def run(script):
+        def run(script: str) -> str:
             done = subprocess.run(
                 [*drop, python, "-B", "-c", PRELUDE + script],
                 stdout=subprocess.PIPE,
@@ -71,7 +75,7 @@ def nobody():
         yield run
 
 
-def test_a_device_works(nobody):
+def test_a_device_works(nobody: Shell) -> None:
     output = nobody("""
 device = Fifo()
 with Sandbox(device) as sandbox:
@@ -85,7 +89,7 @@ print(sandbox is not None, os.stat('/').st_uid == os.geteuid())
 
 
 @pytest.mark.right("user namespaces")
-def test_the_nodes_owner_is_whoever_runs_the_sandbox(nobody):
+def test_the_nodes_owner_is_whoever_runs_the_sandbox(nobody: Shell) -> None:
     output = nobody("""
 with Sandbox(Fifo()) as sandbox:
     python(sandbox, "s = os.stat('/dev/echo')\\n"
@@ -135,7 +139,7 @@ print(os.system('echo system; cat /etc/passwd >/dev/null'))
     ["", "f = os.open('/dev/echo', os.O_RDWR); os.write(f, b'x')"],
     ids=["", "with device"],
 )
-def test_a_program_that_nobody_may_look_into_works(nobody, before):
+def test_a_program_that_nobody_may_look_into_works(nobody: Shell, before: str) -> None:
     # ssh-agent, gpg-agent and others make themselves so. It may see no devices; all else works.
     lines = nobody(UNDUMPABLE.format(before=before).replace("\n{", "\n")).splitlines()
     assert sum(TOLD in line for line in lines) == 1
@@ -182,7 +186,7 @@ print(bytes(device.data))
 
 
 @pytest.mark.parametrize("used", [True, False])
-def test_what_it_has_of_a_device_is_an_error(nobody, used):
+def test_what_it_has_of_a_device_is_an_error(nobody: Shell, used: bool) -> None:
     # Natively it is a socket, which would give a byte of recuse's own and take what is written.
     lines = nobody(HIDDEN.format(used=used)).splitlines()
     (told,) = [line for line in lines if TOLD in line]
@@ -196,7 +200,7 @@ def test_what_it_has_of_a_device_is_an_error(nobody, used):
     ]
 
 
-def test_a_program_that_nobody_may_read_with_a_device(nobody, needs):
+def test_a_program_that_nobody_may_read_with_a_device(nobody: Shell, needs: Needs) -> None:
     program = needs("cat")
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
@@ -227,7 +231,9 @@ with Sandbox(device) as sandbox:
     assert len(told) == 1
 
 
-def test_a_program_that_may_be_executed_and_not_read(nobody, compiled, needs):
+def test_a_program_that_may_be_executed_and_not_read(
+    nobody: Shell, compiled: Compiled, needs: Needs
+) -> None:
     needs("gcc", "gcc")
     program = compiled("raw", "-DUNREADABLE")
     os.chmod(program, 0o711)
@@ -240,7 +246,7 @@ with Sandbox(Fifo()) as sandbox:
     assert "error while loading shared libraries" not in output
 
 
-def test_set_user_id_programs_gain_nothing(nobody, needs):
+def test_set_user_id_programs_gain_nothing(nobody: Shell, needs: Needs) -> None:
     needs("su")
     output = nobody("""
 with Sandbox(Fifo()) as sandbox:
@@ -250,7 +256,7 @@ with Sandbox(Fifo()) as sandbox:
     assert output == "True False\n"
 
 
-def test_sysfs_is_the_users(nobody):
+def test_sysfs_is_the_users(nobody: Shell) -> None:
     output = nobody("""
 device = Fifo()
 with Sandbox(device) as sandbox:
@@ -267,7 +273,7 @@ with Sandbox(device) as sandbox:
     ]
 
 
-def test_a_program_maps_a_device(nobody):
+def test_a_program_maps_a_device(nobody: Shell) -> None:
     output = nobody("""
 from recuse import Area
 class AreaFile(File):
@@ -287,7 +293,7 @@ with Sandbox(Mapped()) as sandbox:
 
 
 @pytest.mark.right("other users")
-def test_going_through_ours_to_a_directory_that_may_only_be_searched(nobody):
+def test_going_through_ours_to_a_directory_that_may_only_be_searched(nobody: Shell) -> None:
     # /proc/PID of another user's is one, and so is this.
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o711 if os.geteuid() == 0 else 0o311)
@@ -314,7 +320,7 @@ THROUGH = "/sys/class/cuse/../../.."
 
 
 @pytest.mark.right("user namespaces")
-def test_a_user_namespace_of_its_own_gives_no_more(nobody):
+def test_a_user_namespace_of_its_own_gives_no_more(nobody: Shell) -> None:
     """There is nobody whose rights the supervisor could take on: they are its own, or less."""
     output = nobody(f"""
 with tempfile.TemporaryDirectory() as place:
@@ -346,7 +352,7 @@ look()
     assert output.splitlines() == ["True True True True EACCES"] * 2
 
 
-def test_going_to_a_directory_that_exists_only_here(nobody):
+def test_going_to_a_directory_that_exists_only_here(nobody: Shell) -> None:
     output = nobody("""
 with Sandbox(Fifo(name='place/echo')) as sandbox:
     sandbox.run(['sh', '-c', 'cd /dev/place && /bin/pwd && ls; cd ../../etc && /bin/pwd'])

@@ -1,29 +1,32 @@
 """Going to directories that exist only in the sandbox."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
 from recuse.sandbox import Sandbox
+from tests.conftest import Needs
 
 from ..patience import PATIENCE_S
+from .conftest import Clients, Compiled, Fifo, Shell, Shells, Start
 
 PLACE = "/dev/recuse-input"
 
 
 @pytest.fixture
-def box(make_echo):
+def box(make_echo: type[Fifo]) -> Iterator[Sandbox]:
     with Sandbox(make_echo(), make_echo(name="recuse-input/event9")) as box:
         yield box
 
 
 @pytest.fixture
-def run(box, clients):
+def run(box: Sandbox, clients: Clients) -> Shell:
     return clients(box)
 
 
 @pytest.mark.parametrize("program", ["dash", "bash"])
-def test_shells(box, shells, program):
+def test_shells(box: Sandbox, shells: Shells, program: str) -> None:
     script = f"""
 cd {PLACE} && pwd && /bin/pwd && pwd -P && ls && ls -a . && echo *
 echo hello > event9; cat ./event9 ../recuse-input/event9
@@ -33,6 +36,7 @@ cd {PLACE}/../recuse-input/. && /bin/pwd; cd {PLACE}/event9 || cd {PLACE}/nothin
 sh -c 'cat recuse-input/event9; exec /bin/pwd'
 """
     lines = shells(box)(script, program=program).splitlines()
+    assert box._machine is not None
     (device,) = (device for device in box._machine.table if device.name == "echo")
     assert lines[:8] == [PLACE, PLACE, PLACE, "event9", ".", "..", "event9", "event9"]
     assert lines[8:12] == ["hello", "/dev", "/dev", PLACE]
@@ -43,7 +47,7 @@ sh -c 'cat recuse-input/event9; exec /bin/pwd'
     assert lines[18:] == ["/dev"]
 
 
-def test_programs(run):
+def test_programs(run: Shell) -> None:
     script = """
 os.chdir('/dev/recuse-input')
 print(os.getcwd(), os.listdir(), os.readlink('/proc/self/cwd'), os.path.realpath('event9'))
@@ -71,7 +75,7 @@ print(os.getcwd(), os.path.exists('passwd'))
     ]
 
 
-def test_it_is_the_process_s(run):
+def test_it_is_the_process_s(run: Shell) -> None:
     """Its threads', its children's, and that of what it executes."""
     script = """
 import subprocess
@@ -96,7 +100,7 @@ print(subprocess.run(['/bin/pwd'], stdout=-1, cwd='/dev/recuse-input').stdout, o
 
 
 @pytest.mark.parametrize("flags", [[], ["-static"], ["-m32", "-static"]])
-def test_c_programs(box, compiled, needs, flags):
+def test_c_programs(box: Sandbox, compiled: Compiled, needs: Needs, flags: tuple[str, ...]) -> None:
     if "-m32" in flags:
         needs("/usr/include/asm", package="gcc-multilib")
     argv = [compiled("workdir", "-D_GNU_SOURCE", *flags), PLACE, "event9"]
@@ -111,7 +115,7 @@ def test_c_programs(box, compiled, needs, flags):
 
 
 @pytest.mark.right("other users")
-def test_who_may_not_search_it_may_not_go_there(run):
+def test_who_may_not_search_it_may_not_go_there(run: Shell) -> None:
     script = """
 os.chmod('/dev/recuse-input', 0o700)
 os.chdir('/')
@@ -127,7 +131,7 @@ print(attempt(os.chdir, '/dev/recuse-input'), os.getcwd())
     assert run(script) == "EACCES /\nNone /dev/recuse-input\n"
 
 
-def test_a_program_with_a_debugger(run):
+def test_a_program_with_a_debugger(run: Shell) -> None:
     """Nobody else can make it go there."""
     script = """
 if not (child := os.fork()):
@@ -140,7 +144,7 @@ print(wait(child))
     assert run(script) == "EACCES True\n0\n"
 
 
-def test_a_device_that_goes(box, start):
+def test_a_device_that_goes(box: Sandbox, start: Start) -> None:
     script = f"""
 os.chdir({PLACE!r})
 print(os.getcwd(), flush=True)
@@ -151,6 +155,7 @@ print(os.getcwd())
 """
     with start(box, script) as program:
         assert program.stdout.readline().decode() == f"{PLACE}\n"
+        assert box._machine is not None
         (device,) = (device for device in box._machine.table if device.name != "echo")
         box._machine.table.remove(device)
         program.stdin.write(b"\n")
@@ -159,7 +164,7 @@ print(os.getcwd())
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_signals_meanwhile(run):
+def test_signals_meanwhile(run: Shell) -> None:
     """They wait for a moment, and none is lost."""
     script = """
 seen = 0

@@ -12,21 +12,22 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 CLASS = "/sys/class/cuse"
 OWN = "/sys/devices/virtual/cuse/snd!probe"
 NUMBER = "240:7"
 
 
-def attempt(call, *arguments, **options):
+def attempt(call: Callable[..., object], *arguments: object, **options: object) -> object:
     """A call's result, or its error's name."""
     try:
         return call(*arguments, **options)
     except OSError as error:
-        return errno.errorcode[error.errno]
+        return errno.errorcode[error.errno or 0]
 
 
-def describe(path):
+def describe(path: str) -> str:
     """What lstat says, but for numbers and times."""
     found = os.lstat(path)
     line = f"{stat.filemode(found.st_mode)} {found.st_nlink} {found.st_uid}:{found.st_gid} "
@@ -34,16 +35,16 @@ def describe(path):
     return line + (f" -> {os.readlink(path)}" if stat.S_ISLNK(found.st_mode) else "")
 
 
-def content(path):
+def content(path: str) -> bytes:
     with open(path, "rb", buffering=0) as file:
         return file.read()
 
 
-def tell(what, result):
+def tell(what: str, result: object) -> None:
     print(f"{what}: {result}", flush=True)
 
 
-def walk(directory):
+def walk(directory: str) -> None:
     tell(directory, describe(directory))
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -60,7 +61,7 @@ def walk(directory):
                 tell("  content", attempt(content, entry.path))
 
 
-def links():
+def links() -> None:
     for path in (f"{CLASS}/snd!probe", f"/sys/dev/char/{NUMBER}"):
         tell(path, describe(path))
         tell("  leads to", os.path.realpath(path))
@@ -77,7 +78,7 @@ def links():
     tell("  stat", describe("/proc/devices"))
 
 
-def opening():
+def opening() -> None:
     accesses = {"r": os.O_RDONLY, "w": os.O_WRONLY, "rw": os.O_RDWR}
     for name in ("dev", "waiting", "uevent", "abort", "power/control", "power/runtime_status"):
         results = [
@@ -109,7 +110,7 @@ def opening():
     tell("xattrs", attempt(os.listxattr, f"{OWN}/dev"))
 
 
-def reading():
+def reading() -> None:
     fd = os.open(f"{OWN}/dev", os.O_RDONLY)
     tell("read 2", os.read(fd, 2))
     tell("position", os.lseek(fd, 0, os.SEEK_CUR))
@@ -138,7 +139,7 @@ def reading():
     tell("a copy's position", os.read(copy, 2))
 
 
-def directories():
+def directories() -> None:
     fd = os.open(OWN, os.O_RDONLY | os.O_DIRECTORY)
     tell("fstat", describe(f"/proc/self/fd/{fd}")[:4])
     tell("openat", os.read(os.open("dev", os.O_RDONLY, dir_fd=fd), 10))
@@ -158,11 +159,11 @@ def directories():
     os.chdir("/")
 
 
-def statfs(path):
+def statfs(path: str) -> int:
     return int(subprocess.check_output(["stat", "-f", "-c", "%t", path]), 16)
 
 
-def changing():
+def changing() -> None:
     for what, call in {
         "creat": lambda: os.open(f"{OWN}/new", os.O_CREAT | os.O_WRONLY),
         "mkdir": lambda: os.mkdir(f"{OWN}/new"),
@@ -181,7 +182,7 @@ def changing():
     os.chmod(f"{OWN}/dev", 0o444)
 
 
-def write(name, data):
+def write(name: str, data: bytes) -> tuple[object, int]:
     fd = os.open(f"{OWN}/{name}", os.O_WRONLY)
     try:
         return attempt(os.write, fd, data), os.lseek(fd, 0, os.SEEK_CUR)
@@ -189,7 +190,7 @@ def write(name, data):
         os.close(fd)
 
 
-def writing():
+def writing() -> None:
     for name, data in (
         ("uevent", b"add"),
         ("uevent", b"change\n"),
@@ -202,12 +203,12 @@ def writing():
         ("power/autosuspend_delay_ms", b"1\n"),
         ("abort", b""),
     ):
-        tell(f"write {name} {data}", write(name, data))
+        tell(f"write {name} {data!r}", write(name, data))
     for name in ("control", "async", "runtime_usage"):
         tell(name, content(f"{OWN}/power/{name}"))
 
 
-def others():
+def others() -> None:
     """What an ordinary user may do."""
     pid = os.fork()
     if pid:
@@ -228,7 +229,7 @@ def others():
     os._exit(0)
 
 
-def wait_for(text, reader="self"):
+def wait_for(text: bytes, reader: int | str = "self") -> None:
     """Wait until so many requests wait, and a process is in read (which OPEN comes before)."""
     end = time.monotonic() + 30
     while (found := content(f"{OWN}/waiting")) != text or not is_reading(reader):
@@ -237,11 +238,11 @@ def wait_for(text, reader="self"):
     tell("waiting", found)
 
 
-def is_reading(process):
+def is_reading(process: int | str) -> bool:
     return open(f"/proc/{process}/syscall").read().split()[0] == "0"
 
 
-def aborting():
+def aborting() -> None:
     wait_for(b"0\n")
     readers = []
     for number in (b"1\n", b"2\n"):

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from recuse import Device, File
+from recuse import Device, File, OpenRequest
 
 
 class Probe(Device):
@@ -12,11 +12,11 @@ class Probe(Device):
     major = 240
     minor = 7
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return ProbeFile()
 
 
 class ProbeFile(File):
-    async def read(self, size, offset):
+    async def read(self, size: int, offset: int) -> bytes:
         await asyncio.sleep(3600)
         return b""

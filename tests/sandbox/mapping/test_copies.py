@@ -22,12 +22,12 @@ from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox, copies
 from recuse.sandbox.areas import Areas
 
+from ...patience import PATIENCE_S
 from .mapped import (
     FIXED,
     LOCKED,
     MAYMOVE,
     PAGE,
-    PATIENCE_S,
     POPULATE,
     PRIVATE,
     READ,
@@ -206,7 +206,7 @@ new = mmap.mmap(fd, 4096, mmap.MAP_PRIVATE)
 print(old[:4], new[:4])
 """
     with Sandbox(store) as sandbox:
-        assert clients(sandbox)(script) == f"{CONTENT[:3] + b'c'} {b'new' + CONTENT[3:4]}\n"
+        assert clients(sandbox)(script) == f"{CONTENT[:3] + b'c'!r} {b'new' + CONTENT[3:4]!r}\n"
     assert store.data == b"new" + CONTENT[3:]
 
 
@@ -332,7 +332,7 @@ class SlowFile(File):
 
     device: Slow
 
-    async def read(self, size: int, offset: int) -> bytes:  # type: ignore[override]
+    async def read(self, size: int, offset: int) -> bytes:
         if offset:
             self.device.reached.set()
             try:

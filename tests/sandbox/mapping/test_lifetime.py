@@ -22,12 +22,12 @@ from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox
 
+from ...patience import PATIENCE_S
 from .mapped import (
     FIXED,
     LOCKED,
     MAYMOVE,
     PAGE,
-    PATIENCE_S,
     POPULATE,
     PRIVATE,
     READ,
@@ -60,10 +60,12 @@ class Talk:
         self.program = sandbox.popen(argv, **pipes)
 
     def __call__(self, command: str) -> str:
+        assert self.program.stdin is not None
         self.program.stdin.write(f"{command}\nsay\n")
         self.program.stdin.flush()
         lines: list[str] = []
         while not lines or lines[-1] != "said\n":
+            assert self.program.stdout is not None
             lines.append(self.program.stdout.readline())
             assert lines[-1]
         self.sandbox._machine.areas.settle()  # type: ignore[union-attr]

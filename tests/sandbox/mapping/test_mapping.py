@@ -23,12 +23,12 @@ from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox
 from recuse.sandbox.areas import Areas
 
+from ...patience import PATIENCE_S
 from .mapped import (
     FIXED,
     LOCKED,
     MAYMOVE,
     PAGE,
-    PATIENCE_S,
     POPULATE,
     PRIVATE,
     READ,
@@ -262,11 +262,15 @@ def test_two_programs_share_an_area(device: Shared, client: str) -> None:
         argv = [client, "/dev/area", str(os.O_RDWR), "16"]
         with sandbox.popen(argv, **options) as one, sandbox.popen(argv, **options) as other:
             for program in (one, other):
+                assert program.stdin is not None
                 program.stdin.write(commands)
                 program.stdin.flush()
+                assert program.stdout is not None
                 assert program.stdout.readline() == "map ok\n"
+            assert one.stdin is not None
             one.stdin.write("fill 0 50\nsay\n")
             one.stdin.flush()
+            assert one.stdout is not None
             assert one.stdout.readline() == "said\n"
             assert other.communicate("look 0\n", timeout=PATIENCE_S)[0] == "look 50 51\n"
             assert device.area is not None
@@ -297,8 +301,10 @@ def test_a_thousand_mappings_leave_nothing(area: Area | None, client: str) -> No
 
             def cycles(number: int) -> tuple[int, int]:
                 """The program's descriptors and the lines of its memory map after so many."""
+                assert program.stdin is not None
                 program.stdin.write(f"cycles 0 {number} 2\n")
                 program.stdin.flush()
+                assert program.stdout is not None
                 assert program.stdout.readline() == f"cycles {number}\n"
                 device.mappings.clear()
                 (children,) = (

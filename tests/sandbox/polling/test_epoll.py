@@ -4,10 +4,15 @@ import os
 
 import pytest
 
+from recuse.sandbox import Sandbox
 from recuse.sandbox.arch import MACHINE
 from recuse.sandbox.readiness import _LOST
+from recuse.sandbox.waker import Sleeper
+from tests.conftest import Needs
 
-from .polled import EPOLL, ERR, HUP, IN, PATIENCE_S, POLL, lines, program_pid, wait_asleep
+from ...patience import PATIENCE_S
+from ..conftest import Shell, Start
+from .polled import EPOLL, ERR, HUP, IN, POLL, Box, lines, program_pid, wait_asleep
 
 PRELUDE = """
 import functools, select
@@ -22,7 +27,7 @@ def wait(seconds=20):
 """
 
 
-def test_level(client):
+def test_level(client: Shell) -> None:
     assert lines(
         client(
             PRELUDE
@@ -49,7 +54,7 @@ wait(0)
     ]
 
 
-def test_edge(client):
+def test_edge(client: Shell) -> None:
     assert lines(
         client(
             PRELUDE
@@ -68,7 +73,7 @@ wait(), wait(0)
     ) == ["[(3, 5)]", "[]", "[(3, 5)]", "[]", "[]", "[(3, 5)]", "[]"]
 
 
-def test_one_shot(client):
+def test_one_shot(client: Shell) -> None:
     assert lines(
         client(
             PRELUDE
@@ -94,7 +99,9 @@ EVENT = "=IQ" if MACHINE == "x86_64" else "@IQ"
 
 @pytest.mark.parametrize("mode", ["0", "EDGE", "ONCE"])
 @pytest.mark.parametrize("call", ["wait()", "wait(-1)", "pwait()", "pwait2()"])
-def test_who_sleeps_is_woken(sandbox, box, start, mode, call):
+def test_who_sleeps_is_woken(
+    sandbox: Sandbox, box: Box, start: Start, mode: str, call: str
+) -> None:
     script = f"""
 events = ctypes.create_string_buffer(24)
 def pwait(number=SYS["epoll_pwait"], *left):
@@ -118,7 +125,9 @@ epoll.register(fd, IN | {mode})
     assert [events for _, events in box.asked] == [IN | ERR | HUP] * len(box.asked)
 
 
-def test_many_edges_of_a_file_that_is_only_written(sandbox, box, start):
+def test_many_edges_of_a_file_that_is_only_written(
+    sandbox: Sandbox, box: Box, start: Start
+) -> None:
     """A writer that got EAGAIN waits for the next edge, of a device that always has had room."""
     script = """
 epoll.register(fd, IN | OUT | EDGE)
@@ -141,7 +150,7 @@ for _ in range(50):
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_edges_while_there_is_something_to_read(sandbox, box, start):
+def test_edges_while_there_is_something_to_read(sandbox: Sandbox, box: Box, start: Start) -> None:
     script = """
 epoll.register(fd, IN | EDGE)
 print("ready", flush=True)
@@ -156,7 +165,7 @@ for _ in range(20): wait()
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_with_other_files(sandbox, box, start):
+def test_with_other_files(sandbox: Sandbox, box: Box, start: Start) -> None:
     script = """
 epoll.register(fd, IN)
 epoll.register(0, IN)
@@ -178,7 +187,7 @@ wait(0)
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_two_epolls_and_a_copy_that_a_child_has(client):
+def test_two_epolls_and_a_copy_that_a_child_has(client: Shell) -> None:
     assert lines(
         client(
             PRELUDE
@@ -212,7 +221,7 @@ print(other.poll(1))
     ]
 
 
-def test_two_entries_of_one_epoll(client):
+def test_two_entries_of_one_epoll(client: Shell) -> None:
     """One of them level-triggered, by another descriptor of the same file."""
     assert lines(
         client(
@@ -242,7 +251,7 @@ wait(0), wait(0.01)
     ]
 
 
-def test_an_epoll_that_is_polled_itself(sandbox, box, start):
+def test_an_epoll_that_is_polled_itself(sandbox: Sandbox, box: Box, start: Start) -> None:
     """As libinput's users do."""
     script = """
 epoll.register(fd, IN)
@@ -259,7 +268,7 @@ print(outer.poll(), epoll.poll(), os.read(fd, 9), epoll.poll(0), outer.poll(0))
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_bad_arguments(client):
+def test_bad_arguments(client: Shell) -> None:
     assert lines(
         client(
             PRELUDE
@@ -277,7 +286,7 @@ print(call("epoll_wait", epoll.fileno(), None, 0, 0), call("epoll_wait", 99, Non
     ) == ["EBADF ENOENT", "EEXIST EINVAL", "EFAULT", "EFAULT", "EBADF", "EINVAL EBADF"]
 
 
-def test_the_end_of_the_device_wakes_who_waits(sandbox, box, start):
+def test_the_end_of_the_device_wakes_who_waits(sandbox: Sandbox, box: Box, start: Start) -> None:
     script = """
 epoll.register(fd, IN)
 wait()
@@ -287,6 +296,7 @@ wait(0)
     with start(sandbox, PRELUDE + script) as program:
         box.wait_asked(1)
         wait_asleep(program_pid(box), *EPOLL)
+        assert sandbox._machine is not None
         (device,) = sandbox._machine.table
         device.connection.abort()
         ((number, events),) = eval(program.stdout.readline())
@@ -296,7 +306,7 @@ wait(0)
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_selectors_and_asyncio(client):
+def test_selectors_and_asyncio(client: Shell) -> None:
     assert lines(
         client(
             PRELUDE
@@ -325,7 +335,7 @@ asyncio.run(main())
     ) == ["[('box', 2)]", *(f"b'{number}'" for number in range(5)), "writable"]
 
 
-def test_programs_that_watch_no_device_are_not_asked_for(client, box):
+def test_programs_that_watch_no_device_are_not_asked_for(client: Shell, box: Box) -> None:
     client(
         PRELUDE
         + """
@@ -339,7 +349,7 @@ wait()
     assert box.asked == []
 
 
-def test_node_goes_on_beside_it(sandbox, box, needs):
+def test_node_goes_on_beside_it(sandbox: Sandbox, box: Box, needs: Needs) -> None:
     """Its event loop is an epoll; files of devices are read by its pool of threads."""
     script = """
 const fs = require("fs");
@@ -357,7 +367,7 @@ setTimeout(() => console.log("later"), 5);
     assert sorted(done.stdout.split()) == [b"data", b"later"], done.stderr
 
 
-def test_who_is_gone_is_forgotten(client, sandbox):
+def test_who_is_gone_is_forgotten(client: Shell, sandbox: Sandbox) -> None:
     """Of thousands that wait, each once, and end."""
     script = """
 epoll.register(fd, IN)
@@ -372,11 +382,12 @@ for _ in range(300):
 print(epoll.poll(0))
 sys.stdin.close()
 """
+    assert sandbox._machine is not None
     waker = sandbox._machine.descriptors.waker
     most = 0
 
-    class Sleepers(dict):
-        def __setitem__(self, tid, who):
+    class Sleepers(dict[int, Sleeper]):
+        def __setitem__(self, tid: int, who: Sleeper) -> None:
             nonlocal most
             super().__setitem__(tid, who)
             polling = [len(one._sleepers) for one in waker.watched]
@@ -387,7 +398,7 @@ sys.stdin.close()
     assert 0 < most < 200
 
 
-def test_epolls_that_are_closed_are_forgotten(sandbox, box, start):
+def test_epolls_that_are_closed_are_forgotten(sandbox: Sandbox, box: Box, start: Start) -> None:
     """But for those that live on in a child, or behind another number."""
     script = """
 epoll.register(fd, IN)
@@ -407,6 +418,7 @@ turn()
 epoll = copy
 wait()
 """
+    assert sandbox._machine is not None
     waker = sandbox._machine.descriptors.waker
     with start(sandbox, PRELUDE + script) as program:
         box.wait_asked(1001)

@@ -4,15 +4,24 @@ import itertools
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from recuse.sandbox import Sandbox
+from recuse.sandbox.call import TrappedCall
+from recuse.sandbox.machine import Machine
 from recuse.sandbox.readiness import Readiness
 from recuse.sandbox.syscalls import epoll
-from recuse.sandbox.waker import Waker
+from recuse.sandbox.syscalls.asking import Asked
+from recuse.sandbox.waker import Sleeper, Waker
 
-from .polled import EPOLL, PATIENCE_S, PRELUDE, Box, BoxFile, program_pid, wait_asleep
+from ...patience import PATIENCE_S
+from ..conftest import Start
+from .polled import EPOLL, PRELUDE, Box, BoxFile, program_pid, wait_asleep
+
+Asks = tuple[threading.Event, threading.Event, threading.Event]
+Looks = tuple[threading.Event, list[threading.Event], threading.Event]
 
 
 class LateFile(BoxFile):
@@ -32,31 +41,36 @@ class LateFile(BoxFile):
 class LateBox(Box):
     kind = LateFile
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.hold, self.held, self.go_on = (threading.Event() for _ in range(3))
 
 
 @pytest.fixture
-def box():
+def box() -> Iterator[LateBox]:
     box = LateBox()
     yield box
     box.go_on.set()
 
 
 @pytest.fixture
-def asks(monkeypatch):
+def asks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asks]:
     """``(begins, go_on, told)``: who asks on behalf of sleepers begins, may go on, has told."""
     begins, go_on, told = (threading.Event() for _ in range(3))
     ask, tell = Readiness._ask, Readiness._told
 
-    def hold(readiness, *args):
+    def hold(
+        readiness: Readiness,
+        sleepers: list[Sleeper],
+        watchers: list[Sleeper],
+        woken: dict[int, Sleeper],
+    ) -> None:
         begins.set()
         assert go_on.wait(PATIENCE_S)
-        ask(readiness, *args)
+        ask(readiness, sleepers, watchers, woken)
 
-    def note(readiness, *args):
-        tell(readiness, *args)
+    def note(readiness: Readiness, bits: int, watchers: list[Sleeper]) -> None:
+        tell(readiness, bits, watchers)
         told.set()
 
     monkeypatch.setattr(Readiness, "_ask", hold)
@@ -66,12 +80,17 @@ def asks(monkeypatch):
 
 
 @pytest.fixture
-def sandbox(box):
+def sandbox(box: Box) -> Iterator[Sandbox]:
     with Sandbox(box) as sandbox:
         yield sandbox
 
 
-def test_an_edge_that_its_waiter_has_had_by_another_call(sandbox, box, start, asks):
+def test_an_edge_that_its_waiter_has_had_by_another_call(
+    sandbox: Sandbox,
+    box: LateBox,
+    start: Start,
+    asks: Asks,
+) -> None:
     """It slept in one call when the device changed, and was told by the next."""
     script = """
 class Over(Exception):
@@ -97,7 +116,7 @@ says(epoll.poll(20))
 """
     begins, go_on, told = asks
 
-    def go():
+    def go() -> None:
         program.stdin.write(b"\n")
         program.stdin.flush()
 
@@ -126,21 +145,21 @@ says(epoll.poll(20))
 
 
 @pytest.fixture
-def looks(monkeypatch):
+def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
     """``(looked, turns, refreshed)``: who has seen who sleeps waits for his turn, the first two."""
     looked, refreshed = threading.Event(), threading.Event()
     turns = [threading.Event(), threading.Event()]
     left = list(turns)
     of_epolls, refresh = Waker.of_epolls, Readiness.refresh
 
-    def hold(waker, *args):
-        found = of_epolls(waker, *args)
+    def hold(waker: Waker, sleepers: dict[int, Sleeper], inode: str) -> list[Sleeper]:
+        found = of_epolls(waker, sleepers, inode)
         turn = left.pop(0) if left else None
         looked.set()
         assert turn is None or turn.wait(PATIENCE_S)
         return found
 
-    def note(readiness):
+    def note(readiness: Readiness) -> None:
         refresh(readiness)
         refreshed.set()
 
@@ -152,7 +171,9 @@ def looks(monkeypatch):
 
 
 @pytest.mark.parametrize("how", [*itertools.product(["0", "select.EPOLLET"], [False, True])])
-def test_nobody_waited_when_it_changed(sandbox, box, start, looks, how):
+def test_nobody_waited_when_it_changed(
+    sandbox: Sandbox, box: Box, start: Start, looks: Looks, how: tuple[str, bool]
+) -> None:
     """That is found late, when somebody waits: to him it is no news, but the next change is."""
     mode, twice = how
     script = f"""
@@ -192,7 +213,9 @@ says(epoll.poll(0))
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_an_edge_on_the_way_into_a_wait(sandbox, box, start, looks, monkeypatch):
+def test_an_edge_on_the_way_into_a_wait(
+    sandbox: Sandbox, box: Box, start: Start, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It comes after it was looked for, and before it is known that somebody waits."""
     script = """
 def says(what):
@@ -208,8 +231,10 @@ says(epoll.poll(20))
     looked, turns, _ = looks
     listed = epoll._listed
 
-    def late(*args):
-        found = listed(*args)
+    def late(
+        call: TrappedCall, machine: Machine, watched: tuple[int, int]
+    ) -> tuple[list[Asked], list[Asked]]:
+        found = listed(call, machine, watched)
         box.put(b"more")
         return found
 
@@ -222,6 +247,7 @@ says(epoll.poll(20))
         wait_asleep(program_pid(box), *EPOLL)
         monkeypatch.setattr(epoll, "_listed", listed)
         assert looked.wait(PATIENCE_S)
+        assert sandbox._machine is not None
         readiness = next(iter(sandbox._machine.descriptors.waker.watched))
         readiness._moves += 1  # as if another thread had asked meanwhile
         turns[1].set()

@@ -7,8 +7,11 @@ import threading
 import pytest
 
 from recuse.sandbox import Sandbox, borrowing, descriptors
+from recuse.sandbox.memory import write_memory
 
-from .polled import HUP, PATIENCE_S, POLL, PRELUDE, Box, program_pid, wait_asleep
+from ...patience import PATIENCE_S
+from ..conftest import Start
+from .polled import HUP, POLL, PRELUDE, Box, program_pid, wait_asleep
 
 ROUNDS = """
 def rounds(count):
@@ -42,7 +45,7 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lent: list[int] = []
     lend = borrowing.Borrowing._lend
 
-    def count(self, numbers):
+    def count(self: borrowing.Borrowing, numbers: list[int]) -> list[int]:
         lent.extend(numbers)
         return lend(self, numbers)
 
@@ -50,7 +53,7 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return lent
 
 
-def test_nothing_is_left_in_the_thread(sandbox, start, lent):
+def test_nothing_is_left_in_the_thread(sandbox: Sandbox, start: Start, lent: list[int]) -> None:
     script = """
 rounds(20)
 def places(maps): return {line.split()[0] for line in maps.splitlines() if "r" in line.split()[1]}
@@ -63,7 +66,7 @@ print(len(places(open("/proc/self/maps").read()) - places(maps)) < 3)
     assert len(lent) >= 20
 
 
-def test_signals_meanwhile(sandbox, start, lent):
+def test_signals_meanwhile(sandbox: Sandbox, start: Start, lent: list[int]) -> None:
     script = """
 ticks = []
 signal.signal(signal.SIGALRM, lambda *_: ticks.append(1))
@@ -79,7 +82,7 @@ print(len(ticks) > 20)
     assert len(lent) >= 50
 
 
-def test_death_meanwhile(sandbox, box, start, lent):
+def test_death_meanwhile(sandbox: Sandbox, box: Box, start: Start, lent: list[int]) -> None:
     script = """
 print("on", flush=True)
 rounds(1 << 30)
@@ -95,7 +98,7 @@ rounds(1 << 30)
             assert program.wait(PATIENCE_S) == -signal.SIGKILL
 
 
-def test_all_in_one_call(start, lent):
+def test_all_in_one_call(start: Start, lent: list[int]) -> None:
     boxes = [Box(name=name) for name in ("box", "one", "two")]
     script = """
 fds = [fd] + [os.open("/dev/" + name, os.O_RDWR) for name in ("one", "two")]
@@ -110,7 +113,9 @@ print(poll(-1, *((fd, IN) for fd in fds)))
     assert lent == [3, 4, 5]
 
 
-def test_others_beside_what_a_descriptor_cannot_show(sandbox, box, start, lent):
+def test_others_beside_what_a_descriptor_cannot_show(
+    sandbox: Sandbox, box: Box, start: Start, lent: list[int]
+) -> None:
     box.extra = HUP
     script = """
 in_, out = os.pipe()
@@ -125,7 +130,7 @@ print(poll(-1, (fd, IN), (in_, IN), (out, OUT)))
     assert 77 in lent
 
 
-def test_a_thread_with_a_debugger_cannot(sandbox, start):
+def test_a_thread_with_a_debugger_cannot(sandbox: Sandbox, start: Start) -> None:
     script = """
 if os.fork() == 0:
     libc.ptrace(0, 0, 0, 0)  # PTRACE_TRACEME
@@ -138,7 +143,7 @@ print(os.wait()[1])
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_death_of_two_that_lend(start, monkeypatch):
+def test_death_of_two_that_lend(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first thread of a process has ended when the others have, which we hear of if we look."""
     boxes = [Box(name=name) for name in ("box", "one")]
     script = """
@@ -147,18 +152,18 @@ sys.stdin.readline()
 threading.Thread(target=poll, args=(-1, (fd, IN), (one, IN))).start()
 poll(-1, (one, IN))
 """
-    write, lend = borrowing.write_memory, borrowing.Borrowing._lend
+    write, lend = write_memory, borrowing.Borrowing._lend
     first, other = threading.Event(), threading.Event()
 
-    def hold(tid, *args):
+    def hold(tid: int, address: int, data: bytes) -> int:
         if tid == program.program_pid:
             # With the lock of what it lends, for which the other one will wait.
             first.set()
             assert other.wait(PATIENCE_S)
             os.kill(tid, signal.SIGKILL)
-        return write(tid, *args)
+        return write(tid, address, data)
 
-    def note(self, numbers):
+    def note(self: borrowing.Borrowing, numbers: list[int]) -> list[int]:
         if self.tid != program.program_pid:
             assert first.wait(PATIENCE_S)
         lent = lend(self, numbers)

@@ -1,7 +1,10 @@
 """How many files poll and select take, and which numbers: as the process's table has room for."""
 
+from collections.abc import Callable
+
 import pytest
 
+from ..conftest import Clients, Shell
 from .polled import PRELUDE
 
 NATIVE = PRELUDE.replace('os.open("/dev/box", os.O_RDWR)', "os.eventfd(0)")
@@ -25,10 +28,10 @@ def chosen(count, *members, offer=None):
 
 
 @pytest.fixture
-def as_native(clients, client):
+def as_native(clients: Clients, client: Shell) -> Callable[[str], str]:
     """Runs a script in the sandbox and outside, compares what it prints, and returns that."""
 
-    def compare(script):
+    def compare(script: str) -> str:
         ours = client(PRELUDE + script)
         assert ours == clients(None)(NATIVE + script)
         assert "Traceback" not in ours
@@ -37,7 +40,7 @@ def as_native(clients, client):
     return compare
 
 
-def test_select_looks_at_no_more_than_the_table_has(as_native):
+def test_select_looks_at_no_more_than_the_table_has(as_native: Shell) -> None:
     """What is beyond is neither looked at nor changed (fs/select.c, core_sys_select)."""
     script = (
         SELECT
@@ -57,7 +60,7 @@ chosen(-1, fd)
     assert "[[700, 1023, 1024, 65535]" not in as_native(script)
 
 
-def test_a_large_select_with_a_large_table(as_native):
+def test_a_large_select_with_a_large_table(as_native: Shell) -> None:
     script = (
         SELECT
         + """
@@ -73,7 +76,7 @@ chosen(1 << 20, fd, last)
     as_native(script)
 
 
-def test_poll_of_more_files_than_the_limit_allows(as_native):
+def test_poll_of_more_files_than_the_limit_allows(as_native: Shell) -> None:
     script = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))

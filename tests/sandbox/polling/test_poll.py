@@ -6,30 +6,34 @@ import os
 import select
 import subprocess
 import threading
+from typing import cast
 
 import pytest
 
-from recuse import Device, File
+from recuse import Device, File, OpenRequest
 from recuse.sandbox import Sandbox
 from recuse.sandbox.abilities import may_fetch
+from tests.conftest import Needs
 
+from ...patience import PATIENCE_S
+from ..conftest import Clients, Compiled, Shell, Start
 from .polled import (
     ERR,
     HUP,
     IN,
     OUT,
-    PATIENCE_S,
     POLL,
     PRELUDE,
     PRI,
     SELECT,
+    Box,
     lines,
     program_pid,
     wait_asleep,
 )
 
 
-def test_poll_tells_what_the_device_is_ready_for(client):
+def test_poll_tells_what_the_device_is_ready_for(client: Shell) -> None:
     assert lines(
         client(
             PRELUDE
@@ -58,7 +62,9 @@ print(poll(0, (fd, IN)), poll(5, (fd, IN)))
         (select.POLLRDHUP, [], "[] [3] []"),
     ],
 )
-def test_what_sockets_do_not_say(client, box, extra, polled, chosen):
+def test_what_sockets_do_not_say(
+    client: Shell, box: Box, extra: int, polled: str, chosen: str
+) -> None:
     """Also among other files, of which the kernel tells."""
     box.extra = extra
     output = client(
@@ -92,7 +98,7 @@ WAITS = {
 
 
 @pytest.mark.parametrize("wait", WAITS)
-def test_who_sleeps_is_woken(sandbox, box, start, wait):
+def test_who_sleeps_is_woken(sandbox: Sandbox, box: Box, start: Start, wait: str) -> None:
     call, numbers, result = WAITS[wait]
     pollfd = "pollfd = bytearray(struct.pack('=ihh', fd, 1, 0))\n"
     pollfd += "pollfd = (ctypes.c_char * 8).from_buffer(pollfd)\n"
@@ -111,13 +117,15 @@ def test_who_sleeps_is_woken(sandbox, box, start, wait):
     assert asked == [IN] * (3 if may_fetch() else len(asked))
 
 
-def test_what_changes_while_the_device_is_asked_is_not_missed(sandbox, client):
+def test_what_changes_while_the_device_is_asked_is_not_missed(
+    sandbox: Sandbox, client: Shell
+) -> None:
     """It says that there is nothing, and before that answer arrives, that there is something."""
 
     class Late(File):
         told = False
 
-        def poll(self, events):
+        def poll(self, events: int) -> int:
             if self.told:
                 return select.POLLIN
             self.told = True
@@ -127,7 +135,7 @@ def test_what_changes_while_the_device_is_asked_is_not_missed(sandbox, client):
     class LateDevice(Device):
         name = "late"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return Late()
 
     with Sandbox(LateDevice()) as other:
@@ -137,7 +145,7 @@ def test_what_changes_while_the_device_is_asked_is_not_missed(sandbox, client):
     assert done.stdout == "[(3, 1)]\n"
 
 
-def test_who_waits_to_write_is_woken(sandbox, box, start):
+def test_who_waits_to_write_is_woken(sandbox: Sandbox, box: Box, start: Start) -> None:
     box.room = 0
     script = PRELUDE + "print(poll(-1, (fd, OUT)), os.write(fd, b'nothing'), poll(5, (fd, OUT)))"
     with start(sandbox, script) as program:
@@ -148,7 +156,7 @@ def test_who_waits_to_write_is_woken(sandbox, box, start):
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_an_urgent_event_wakes(sandbox, box, start):
+def test_an_urgent_event_wakes(sandbox: Sandbox, box: Box, start: Start) -> None:
     with start(sandbox, PRELUDE + "print(poll(-1, (fd, PRI)), poll(0, (fd, IN | PRI)))") as program:
         box.wait_asked(1)
         wait_asleep(program_pid(box), *POLL)
@@ -157,7 +165,7 @@ def test_an_urgent_event_wakes(sandbox, box, start):
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_what_was_urgent_is_so_no_more(sandbox, box, start):
+def test_what_was_urgent_is_so_no_more(sandbox: Sandbox, box: Box, start: Start) -> None:
     script = """
 print(poll(-1, (fd, PRI)), flush=True)
 os.read(0, 1)
@@ -176,7 +184,7 @@ print(poll(1, (fd, PRI)), select.select([], [], [fd], 0.001), poll(1, (fd, IN)))
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_other_files_wake_too(sandbox, box, start):
+def test_other_files_wake_too(sandbox: Sandbox, box: Box, start: Start) -> None:
     script = PRELUDE + "print(poll(-1, (0, IN), (fd, IN)), select.select([0, fd], [], [], 5)[0])"
     with start(sandbox, script) as program:
         box.wait_asked(1)
@@ -186,7 +194,9 @@ def test_other_files_wake_too(sandbox, box, start):
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_many_threads_and_processes_wait_for_one_file(sandbox, box, start):
+def test_many_threads_and_processes_wait_for_one_file(
+    sandbox: Sandbox, box: Box, start: Start
+) -> None:
     script = """
 def wait_for(events):
     assert poll(-1, (fd, events)) == [(fd, events)]
@@ -215,7 +225,7 @@ assert os.wait()[1] == 0
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_copies_of_a_descriptor_are_one_file(client, box):
+def test_copies_of_a_descriptor_are_one_file(client: Shell, box: Box) -> None:
     assert lines(
         client(
             PRELUDE
@@ -236,7 +246,7 @@ print(poll(0, (copy, IN), (again, OUT)), select.select([copy, again], [], [], 5)
     ) == ["[]", "[(100, 1)]", "[(3, 4), (100, 1)] [100, 3]"]
 
 
-def test_a_file_that_is_closed_while_it_is_polled(sandbox, box, start):
+def test_a_file_that_is_closed_while_it_is_polled(sandbox: Sandbox, box: Box, start: Start) -> None:
     script = """
 def wait_for():
     print(poll(-1, (fd, IN)), flush=True)
@@ -260,7 +270,7 @@ thread.join()
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_timeouts_are_not_shorter_than_asked(client):
+def test_timeouts_are_not_shorter_than_asked(client: Shell) -> None:
     assert lines(
         client(
             PRELUDE
@@ -285,7 +295,7 @@ print(call("ppoll", pollfd, 1, (ctypes.c_long * 2)(-1, 0), None))
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_signal_ends_a_wait(sandbox, box, start, restart):
+def test_a_signal_ends_a_wait(sandbox: Sandbox, box: Box, start: Start, restart: bool) -> None:
     """poll(2) is never restarted."""
     script = (
         PRELUDE
@@ -305,7 +315,7 @@ print(call("poll", pollfd, 1, -1))
         assert program.wait(PATIENCE_S) == 0
 
 
-def test_a_signal_mask_for_the_time_of_the_wait(client):
+def test_a_signal_mask_for_the_time_of_the_wait(client: Shell) -> None:
     assert lines(
         client(
             PRELUDE
@@ -322,7 +332,7 @@ print(call(SYS["ppoll"], pollfd, 1, (ctypes.c_long * 2)(0, 1000), None, 8))
     ) == ["0", "handled", "EINTR", "0"]
 
 
-def test_bad_arguments(client):
+def test_bad_arguments(client: Shell) -> None:
     assert lines(
         client(
             PRELUDE
@@ -352,25 +362,26 @@ print(poll(0, (fd, OUT)), poll(5, (fd, OUT), (0, PRI)))
     ]
 
 
-def test_a_device_without_poll_is_asked_once(clients):
+def test_a_device_without_poll_is_asked_once(clients: Clients) -> None:
     class Plain(Device):
         name = "box"
         asked = 0
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return PlainFile()
 
     class PlainFile(File):
+        device: Plain
         answer = b""
 
-        def poll(self, events):
+        def poll(self, events: int) -> int:
             self.device.asked += 1
-            return super().poll(events)
+            return cast(int, super().poll(events))
 
-        def write(self, data, offset):
+        def write(self, data: bytes, offset: int) -> None:
             self.answer = data.upper()
 
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             return self.answer[offset : offset + size]
 
     plain = Plain()
@@ -393,7 +404,9 @@ print(*select.select([fd], [fd], [fd]))
 
 
 @pytest.mark.parametrize("others", ["", ", (0, IN)"])
-def test_the_end_of_the_device_wakes_who_waits(sandbox, box, start, others):
+def test_the_end_of_the_device_wakes_who_waits(
+    sandbox: Sandbox, box: Box, start: Start, others: str
+) -> None:
     script = f"""
 print(poll(-1, (fd, 0){others}), flush=True)
 print(poll(-1, (fd, IN){others}), poll(0, (fd, OUT)), select.select([fd], [fd], [fd], 5))
@@ -406,6 +419,7 @@ print(sorted(os.listdir("/proc/self/fd")) == ["0", "1", "2", "3"])
     with start(sandbox, PRELUDE + script) as program:
         box.wait_asked(1)
         wait_asleep(program_pid(box), *POLL)
+        assert sandbox._machine is not None
         (device,) = sandbox._machine.table
         device.connection.abort()
         (events,) = eval(program.stdout.readline())
@@ -420,25 +434,27 @@ print(sorted(os.listdir("/proc/self/fd")) == ["0", "1", "2", "3"])
     assert len(sandbox._machine.descriptors) == 0
 
 
-def test_a_device_that_is_slow_to_answer_keeps_nobody_waiting(box, clients, start):
+def test_a_device_that_is_slow_to_answer_keeps_nobody_waiting(
+    box: Box, clients: Clients, start: Start
+) -> None:
     """Neither in a method that blocks, nor in one that is awaited."""
     go_on = threading.Event()
     entered = threading.Semaphore(0)
 
     class Blocks(File):
-        def poll(self, events):
+        def poll(self, events: int) -> int:
             entered.release()
             assert go_on.wait(PATIENCE_S)
             return select.POLLIN
 
     class Awaits(File):
-        async def poll(self, events):
+        async def poll(self, events: int) -> int:
             entered.release()
             await asyncio.to_thread(go_on.wait, PATIENCE_S)
             return select.POLLIN
 
     class Slow(Device):
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return Blocks() if self.name == "blocks" else Awaits()
 
     with Sandbox(box, Slow(name="blocks"), Slow(name="awaits")) as sandbox:
@@ -459,15 +475,15 @@ print(select.select(fds, [], [], 0)[0])
             assert second.stdout.read() == b"[3, 4]\n"
 
 
-def test_several_devices_whose_poll_is_async(clients):
+def test_several_devices_whose_poll_is_async(clients: Clients) -> None:
     """Who is answered by the event loop's thread asks the next one there, which answers there."""
 
     class Awaits(File):
-        async def poll(self, events):
+        async def poll(self, events: int) -> int:
             return select.POLLOUT
 
     class Slow(Device):
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return Awaits()
 
     script = """
@@ -483,7 +499,7 @@ print(poll.poll(0), sorted(epoll.poll(0)), select.select(fds, fds, [], 0)[:2])
         assert clients(sandbox)(script) == f"{ready} {ready} ([], [3, 4, 5])\n"
 
 
-def test_socat_copies_both_ways(sandbox, box, needs):
+def test_socat_copies_both_ways(sandbox: Sandbox, box: Box, needs: Needs) -> None:
     needs("socat", "socat")
     with sandbox.popen(
         ["socat", "-T", str(PATIENCE_S), "-", "/dev/box"],
@@ -492,7 +508,9 @@ def test_socat_copies_both_ways(sandbox, box, needs):
         bufsize=0,
     ) as program:
         box.wait_asked(1)
+        assert program.stdin is not None
         program.stdin.write(b"ping")
+        assert program.stdout is not None
         assert program.stdout.read(9) == b"ping"
         box.put(b"from the device")
         assert program.stdout.read(99) == b"from the device"
@@ -501,7 +519,9 @@ def test_socat_copies_both_ways(sandbox, box, needs):
 
 
 @pytest.mark.parametrize("flags", [[], ["-m32"]], ids=["64", "32"])
-def test_each_call_by_its_number(sandbox, compiled, needs, flags):
+def test_each_call_by_its_number(
+    sandbox: Sandbox, compiled: Compiled, needs: Needs, flags: tuple[str, ...]
+) -> None:
     if flags:
         needs("/usr/include/asm", package="gcc-multilib")
     program = compiled("poll", "-static", *flags)

@@ -8,6 +8,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from recuse.sandbox import Sandbox
 from recuse.sandbox.abilities import may_fetch
 from recuse.sandbox.syscalls.poll import _Polling
 
-from .polled import PATIENCE_S, POLL, PRELUDE, Box, BoxFile, program_pid, wait_asleep
+from ...patience import PATIENCE_S
+from ..conftest import Piped, Shell, Start
+from .polled import POLL, PRELUDE, Box, BoxFile, program_pid, wait_asleep
 
 RESTART_SYSCALL = 219
 
@@ -30,25 +33,25 @@ def says(what):
 
 
 @pytest.fixture
-def other():
+def other() -> Box:
     return Box(name="other")
 
 
 @pytest.fixture
-def sandbox(box, other):
+def sandbox(box: Box, other: Box) -> Iterator[Sandbox]:
     with Sandbox(box, other) as sandbox:
         yield sandbox
 
 
 @pytest.fixture
-def held(monkeypatch):
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
     """``(decided, go_on)``: the first poll's result is held back until ``go_on`` is set."""
     if not may_fetch():
         pytest.skip("a thread that lends its descriptor polls again, and is not held back then")
     decided, go_on = threading.Event(), threading.Event()
     decide = _Polling._decide
 
-    def hold(polling):
+    def hold(polling: _Polling) -> int:
         result = decide(polling)
         if not decided.is_set():
             decided.set()
@@ -70,19 +73,26 @@ sys.stdin.readline()
 """
 
 
-def run_to_the_end(program):
+def run_to_the_end(program: Piped) -> None:
     program.stdin.close()
     assert program.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.parametrize(("waker", "number"), [("box", 3), ("other", 4)])
-def test_what_another_takes_between_answer_and_wait(sandbox, start, held, waker, number):
+def test_what_another_takes_between_answer_and_wait(  # noqa: PLR0917
+    box: Box,
+    other: Box,
+    sandbox: Sandbox,
+    start: Start,
+    held: tuple[threading.Event, threading.Event],
+    waker: str,
+    number: int,
+) -> None:
     """The device that was ready wakes the sleeper, and so does one that was asked after it."""
     decided, go_on = held
     script = WAITS.replace("WAIT", "poll(-1, (fd, IN), (other, IN), (in_, IN))")
     script = script.replace("TAKE", "(os.read(fd, 9), poll(5, (fd, IN)))")
-    boxes = {box.name: box for box in sandbox._devices}
-    box = boxes["box"]
+    boxes = {each.name: each for each in (box, other)}
     box.data = b"data"
     with start(sandbox, PRELUDE + FILES + script) as program:
         assert decided.wait(PATIENCE_S)
@@ -97,7 +107,9 @@ def test_what_another_takes_between_answer_and_wait(sandbox, start, held, waker,
         run_to_the_end(program)
 
 
-def test_another_file_that_is_emptied_between_answer_and_wait(sandbox, box, start, held):
+def test_another_file_that_is_emptied_between_answer_and_wait(
+    sandbox: Sandbox, box: Box, start: Start, held: tuple[threading.Event, threading.Event]
+) -> None:
     """It was ready, so the device was not told that anybody waits."""
     decided, go_on = held
     script = "os.write(out, b'x')\n" + WAITS.replace("WAIT", "poll(-1, (in_, IN), (fd, IN))")
@@ -111,14 +123,16 @@ def test_another_file_that_is_emptied_between_answer_and_wait(sandbox, box, star
         run_to_the_end(program)
 
 
-def wait_stopped(tid):
+def wait_stopped(tid: int) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while Path(f"/proc/{tid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         assert time.monotonic() < deadline
         os.sched_yield()
 
 
-def test_what_another_takes_before_a_sleeper_that_was_woken_looks(sandbox, box, start):
+def test_what_another_takes_before_a_sleeper_that_was_woken_looks(
+    sandbox: Sandbox, box: Box, start: Start
+) -> None:
     script = WAITS.replace("WAIT", "poll(-1, (fd, IN))")
     script = script.replace("TAKE", "(poll(-1, (fd, IN)), os.read(fd, 9), poll(5, (fd, IN)))")
     with start(sandbox, PRELUDE + FILES + script) as program:
@@ -139,7 +153,7 @@ def test_what_another_takes_before_a_sleeper_that_was_woken_looks(sandbox, box, 
         run_to_the_end(program)
 
 
-def test_a_signalfd_among_the_files(client):
+def test_a_signalfd_among_the_files(client: Shell) -> None:
     """It is ready for the program only: the kernel has to look at it, though others are ready."""
     script = """
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -152,7 +166,7 @@ says(poll(-1, (in_, IN), (fd, IN), (signals, IN)))
     assert client(PRELUDE + FILES + script) == "[(5, 1), (7, 1)]\n"
 
 
-def test_select_of_a_number_that_is_none(client):
+def test_select_of_a_number_that_is_none(client: Shell) -> None:
     """It fails (fs/select.c, max_select_fd), whatever else is ready; poll tells of it."""
     script = """
 os.write(out, b"x")
@@ -180,12 +194,12 @@ class LateFile(BoxFile):
 class LateBox(Box):
     kind = LateFile
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.late, self.go_on = threading.Event(), threading.Event()
 
 
-def test_what_was_so_before_another_took_it_wakes_nobody(start):
+def test_what_was_so_before_another_took_it_wakes_nobody(start: Start) -> None:
     script = """
 if os.fork() == 0:
     says((poll(-1, (fd, IN)), os.read(fd, 9)))

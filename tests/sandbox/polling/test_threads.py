@@ -4,21 +4,25 @@ import subprocess
 
 import pytest
 
-from recuse.sandbox import descriptors
+from recuse.sandbox import Sandbox, descriptors
+from recuse.sandbox.abilities import may_hold_threads
+from tests.conftest import Needs
 
-from .polled import PATIENCE_S, POLL, program_pid, wait_asleep
+from ...patience import PATIENCE_S
+from ..conftest import Compiled
+from .polled import POLL, Box, program_pid, wait_asleep
 
 NEW, OLD, REFUSED = "a pidfd of the thread", "before Linux 6.9", "where fetching is refused"
 
 
 @pytest.fixture(params=[NEW, OLD, REFUSED])
-def kernel(request, monkeypatch):
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the supervisor can do."""
     if request.param == OLD:
         monkeypatch.setattr(descriptors, "may_hold_threads", lambda: False)
     elif request.param == REFUSED:
         monkeypatch.setattr(descriptors, "may_fetch", lambda: False)
-    elif not descriptors.may_hold_threads():
+    elif not may_hold_threads():
         pytest.skip("this kernel is older")
 
 
@@ -26,10 +30,13 @@ def kernel(request, monkeypatch):
 @pytest.mark.parametrize(
     "how", ["leaderless", pytest.param("unshared", marks=pytest.mark.right("namespaces"))]
 )
-def test_nothing_is_ready(sandbox, box, compiled, needs, how):
+def test_nothing_is_ready(
+    sandbox: Sandbox, box: Box, compiled: Compiled, needs: Needs, how: str
+) -> None:
     needs("gcc", package="gcc")
     argv = [compiled("threadfiles"), how]
     with sandbox.popen(argv, stdout=subprocess.PIPE, bufsize=0) as program:
+        assert program.stdout is not None
         lines = [program.stdout.readline() for _ in range(4)]
         assert lines == [b"poll 0 0\n", b"select 0\n", b"epoll 0\n", b"ready 1\n"]
         wait_asleep(program_pid(box), *POLL)
