@@ -19,24 +19,24 @@ STEPS = st.lists(
 class Waiter:
     """Takes note of being granted; ``wanted`` is whether it still wants to be."""
 
-    def __init__(self, file, exclusive):
+    def __init__(self, file: str, exclusive: bool) -> None:
         self.file, self.exclusive, self.granted, self.wanted = file, exclusive, 0, True
 
-    def __call__(self):
+    def __call__(self) -> bool:
         self.granted += 1
         return self.wanted
 
 
 @given(STEPS)
-def test_nobody_has_what_another_excludes(steps):
+def test_nobody_has_what_another_excludes(steps: list[tuple[str, str, bool]]) -> None:
     locks = FileLocks()
     held: dict[str, bool] = {}
     waiting: list[Waiter] = []
 
-    def free(file, exclusive):
+    def free(file: str, exclusive: bool) -> bool:
         return not any(exclusive or other for name, other in held.items() if name != file)
 
-    def settle():
+    def settle() -> None:
         # In their order, those that can have it do; from the beginning after each.
         for waiter in list(waiting):
             if free(waiter.file, waiter.exclusive):

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from recuse.wire.cuse import (
     cuse_init_in,
     recuse_mmap_out,
 )
+from recuse.wire.declare import Buffer
 from recuse.wire.descriptor import BytesWithDescriptor, OwnedDescriptor
 from recuse.wire.fuse import FUSE_OPEN, FUSE_READ, FUSE_READ_LOCKOWNER, FUSE_RELEASE
 from tests.unit.kernel.support import (
@@ -50,7 +52,7 @@ class Copy:
         self.room = room
         self.data = b""
 
-    def append(self, data: bytes | memoryview) -> None:
+    def append(self, data: Buffer) -> None:
         if len(self.data) + len(data) > self.room:
             raise OSError(errno.ENOMEM, "no more")
         self.data += bytes(data)
@@ -179,7 +181,7 @@ def test_what_the_server_refuses_is_not_mapped() -> None:
 
 
 @pytest.mark.parametrize("options", [{"descriptor": False}, {"area": 0}, {"area": -1}])
-def test_an_answer_without_memory_is_refused(options: dict[str, int]) -> None:
+def test_an_answer_without_memory_is_refused(options: dict[str, Any]) -> None:
     file = Mappable(**options)
     assert file.mmap().errno == errno.EINVAL
     assert file.asked[1].body.area == -errno.EINVAL
@@ -218,7 +220,7 @@ def test_commit_tells_why_the_mapping_failed(
         (os.O_ACCMODE, {"protection": 0, "flags": PRIVATE}, errno.EACCES),
     ],
 )
-def test_refused_without_asking(access: int, options: dict[str, int], number: int) -> None:
+def test_refused_without_asking(access: int, options: dict[str, Any], number: int) -> None:
     file = Mappable(flags=access)
     assert file.mmap(**options).errno == number
     assert not file.asked

@@ -121,7 +121,8 @@ def test_after_rounds_the_number_goes_to_its_place_in_the_output() -> None:
     maker = Maker(retry, made(offset=12, data=b"1111" + DATA + b"2222"), unrestricted=True)
     assert maker.make() == 0
     data = maker.memory.data
-    assert (data[256:260], data[512:516]) == (b"1111", b"2222")
+    assert data[256:260] == b"1111"
+    assert data[512:516] == b"2222"
     assert data[64:76] == b"abcdefgh" + NUMBER.to_bytes(4, "little")
 
 

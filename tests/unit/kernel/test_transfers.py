@@ -104,7 +104,7 @@ def test_a_write_is_bounded_whatever_the_server_says() -> None:
     opened = Opened(takes, memory=FakeMemory(600))
     opened.device.max_write = 0xFFFFFFFF
     operation = opened.file.write(opened.caller, [(0, 600 * PAGE)], None)
-    first = operation.send(None)
+    first = next(operation)
     operation.close()
     assert len(first.body) == fuse_write_in.SIZE + 256 * PAGE
 

@@ -79,7 +79,9 @@ def made_call(
 ) -> TrappedCall:
     """A call of a thread, as a listener tells of it."""
     tasks: Any = None
-    trap = Trap(listener, tasks, signals or NoSignals(), unseen)
+    if signals is None:
+        signals = NoSignals()
+    trap = Trap(listener, tasks, signals, unseen)
     return TrappedCall(trap, (id, pid, 0, number, arch.AUDIT_ARCH, 0, 0, 0, 0, 0, 0, 0))
 
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from recuse.sandbox import answers
 from recuse.sandbox.answers import TRANSITIONS, CallError, State
 from recuse.sandbox.call import TrappedCall
+from recuse.sandbox.listener import TableFullError
 from recuse.sandbox.memory import HiddenError, UnreadableError
 
 from .support import Found, NoSignals, Programs, made_call, mistakes  # noqa: F401 - a fixture
@@ -29,17 +30,28 @@ def attend(call: TrappedCall) -> None:
         call.leave()
 
 
+def let_go(call: TrappedCall) -> None:
+    call.let_go(7)
+    call.leave()
+
+
 METHODS: dict[str, Callable[[TrappedCall], object]] = {
     "wait": lambda call: call.wait(lambda call, fatal: None),
     "hold": attend,
-    "let_go": lambda call: (call.let_go(7), call.leave()),
+    "let_go": let_go,
     "answer": lambda call: call.answer(5),
     "fail": lambda call: call.fail(errno.EBADF),
     "proceed": TrappedCall.proceed,
     "restart": TrappedCall.restart,
 }
 
-TOLD = {"hold": 0, "answer": 5, "fail": "EBADF", "proceed": "proceed", "restart": "EINTR"}
+TOLD: dict[str, int | str] = {
+    "hold": 0,
+    "answer": 5,
+    "fail": "EBADF",
+    "proceed": "proceed",
+    "restart": "EINTR",
+}
 
 
 def in_state(state: State) -> tuple[TrappedCall, Programs]:
@@ -140,7 +152,7 @@ def test_who_gives_up_for_another_makes_no_mistake_of_its_answer() -> None:
 def test_what_cannot_be_sent_is_still_owed() -> None:
     call, programs = in_state(State.RUNNING)
 
-    def lacks(*_: object) -> bool:
+    def lacks(answer: int | str) -> bool:
         raise MemoryError
 
     tell, programs._tell = programs._tell, lacks  # type: ignore[method-assign]
@@ -174,7 +186,7 @@ def test_so_is_the_end_of_an_operation(anew: bool) -> None:
     ("error", "told"),
     [
         (OSError(errno.EMFILE, ""), "ENFILE"),
-        (answers.TableFullError(errno.EMFILE, ""), "EMFILE"),
+        (TableFullError(errno.EMFILE, ""), "EMFILE"),
         (OSError("without a number"), "EIO"),
         (MemoryError(), "ENOMEM"),
         (ValueError("odd"), "EIO"),

@@ -33,7 +33,7 @@ class File:
         self.unmapped: list[int] = []
         self.changed = threading.Condition()
 
-    def munmap(self, mapping: Mapping):
+    def munmap(self, mapping: Mapping) -> Iterator[None]:
         with self.changed:
             self.unmapped.append(mapping.unique)
             self.changed.notify_all()

@@ -10,6 +10,7 @@ import pytest
 
 from recuse.sandbox.arch import compat
 from recuse.sandbox.arch.status import Status
+from tests.conftest import Needs
 
 FIELDS = """
 #include <asm/stat.h>
@@ -35,7 +36,7 @@ int main(void)
 """
 
 
-def test_structures_are_what_a_32_bit_compiler_makes_of_them(needs, tmp_path: Path):
+def test_structures_are_what_a_32_bit_compiler_makes_of_them(needs: Needs, tmp_path: Path) -> None:
     needs("/usr/include/asm", package="gcc-multilib")
     source, program = tmp_path / "stat.c", tmp_path / "stat"
     source.write_text(FIELDS)
@@ -50,6 +51,6 @@ def test_structures_are_what_a_32_bit_compiler_makes_of_them(needs, tmp_path: Pa
 
 
 @pytest.mark.parametrize("uid", [65535, 65536, 0xFFFFFFFE])
-def test_ids_beyond_16_bits_do_not_break_the_small_structure(uid: int):
+def test_ids_beyond_16_bits_do_not_break_the_small_structure(uid: int) -> None:
     status = Status(0, 0, 0, 0, uid, 0, 0, 0, 0, (0, 0, 0))
     assert len(compat.pack_stat(status)) == 64

@@ -30,7 +30,7 @@ def verdict(number: int, *arguments: int, machine: int = arch.AUDIT_ARCH) -> int
         if code == 0x20:
             (accumulator,) = struct.unpack_from("=I", data, value)
         elif code == 0x06:
-            return value
+            return int(value)
         else:
             taken = {0x05: True, 0x15: accumulator == value, 0x45: accumulator & value != 0}[code]
             distance = value if code == 0x05 else then

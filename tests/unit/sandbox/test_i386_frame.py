@@ -2,6 +2,7 @@
 
 import errno
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,18 +17,25 @@ SYSENTER, SYSCALL = "515255 89e5 0f34 cd80", "515255 89cd 0f05 cd80"
 CALL = "65ff1510000000"
 
 
-def context_of(**registers):
+def context_of(**registers: Any) -> bytes:
     """A context as the kernel leaves it after a call that has failed with EINTR."""
     values = dict.fromkeys(ORDER, 0) | {"ax": FAILED, "ip": EIP, "sp": ESP} | registers
     return bytes(16) + struct.pack("=12I", *(values[name] for name in ORDER))
 
 
-def padded(code):
+def padded(code: str) -> bytes:
     return bytes.fromhex(code).rjust(i386_frame.CODE_SIZE, b"\x90")
 
 
-def number_of(code, caller="", **registers):
+def interrupted(**registers: int) -> i386_frame.Interrupted:
+    """What a context with these registers was interrupted in."""
     made = i386_frame.interrupted(context_of(**registers))
+    assert made is not None
+    return made
+
+
+def number_of(code: str, caller: str = "", **registers: int) -> int | None:
+    made = interrupted(**registers)
     memory = {ESP + 12: struct.pack("=I", CALLER), CALLER - i386_frame.CODE_SIZE: padded(caller)}
     return made.number_of(padded(code), lambda address, size: memory[address][:size])
 
@@ -48,15 +56,15 @@ def number_of(code, caller="", **registers):
         ("b88c000000 8994244c010000 81fa0d010000 0f43f5 80ce08", 140),
     ],
 )
-def test_a_number_that_the_vdsos_caller_loads(entry, code, number):
+def test_a_number_that_the_vdsos_caller_loads(entry: str, code: str, number: int) -> None:
     assert number_of(entry, code + CALL) == number
 
 
-def test_a_number_in_a_register():
+def test_a_number_in_a_register() -> None:
     assert number_of(SYSENTER, "89f8" + CALL, di=212) == 212  # mov %edi,%eax
 
 
-def test_a_call_without_the_vdso():
+def test_a_call_without_the_vdso() -> None:
     assert number_of("b877000000 cd80") == 119
 
 
@@ -73,7 +81,7 @@ SIX_ARGUMENTS = "53 57 55 8b1f 8b6f08 8b7f04" + CALL
         ("90", None),
     ],
 )
-def test_a_call_of_six_arguments(entry, caller, number):
+def test_a_call_of_six_arguments(entry: str, caller: str, number: int | None) -> None:
     """``__libc_do_syscall`` makes it, of which glibc's ``__syscall_cancel`` makes all its calls."""
     memory = {
         ESP + 12: struct.pack("=I", CALLER),
@@ -82,14 +90,14 @@ def test_a_call_of_six_arguments(entry, caller, number):
         0x57001000 - i386_frame.CODE_SIZE: padded(caller),
         ESP + 32 + 56: struct.pack("=I", 257),
     }
-    made = i386_frame.interrupted(context_of())
+    made = interrupted()
     read = lambda address, size: memory[address][:size]  # noqa: E731
     assert made.number_of(padded(entry), read) == number
 
 
-def test_a_number_that_glibc_s_call_was_passed():
+def test_a_number_that_glibc_s_call_was_passed() -> None:
     # mov 24(%esp),%eax; mov 28(%esp),%ebx; mov 32(%esp),%ecx; int $0x80
-    made = i386_frame.interrupted(context_of())
+    made = interrupted()
     memory = {ESP + 24: struct.pack("=I", 257)}
     code = padded("8b442418 8b5c241c 8b4c2420 cd80")
     assert made.number_of(code, lambda address, size: memory[address][:size]) == 257
@@ -108,12 +116,12 @@ def test_a_number_that_glibc_s_call_was_passed():
         ("b87700 cd80", ""),
     ],
 )
-def test_code_that_does_not_tell(code, caller):
+def test_code_that_does_not_tell(code: str, caller: str) -> None:
     assert number_of(code, caller) is None
 
 
-def test_outcomes():
-    made = i386_frame.interrupted(context_of(bx=1, cx=2, dx=3, si=4, di=5, bp=6, trap=7, error=8))
+def test_outcomes() -> None:
+    made = interrupted(bx=1, cx=2, dx=3, si=4, di=5, bp=6, trap=7, error=8)
     assert [made.argument(index) for index in range(6)] == [1, 2, 3, 4, 5, 6]
     assert made.after == EIP
     assert struct.unpack("=4I", made.made_anew(10)) == (10, 7, 8, EIP - 2)
@@ -122,13 +130,13 @@ def test_outcomes():
 
 
 @given(st.binary(min_size=i386_frame.SIZE, max_size=i386_frame.SIZE))
-def test_whatever_the_context(context):
+def test_whatever_the_context(context: bytes) -> None:
     made = i386_frame.interrupted(context)
     assert made is None or struct.unpack_from("=I", context, 44)[0] == FAILED
 
 
 @given(st.binary(max_size=i386_frame.CODE_SIZE), st.binary(max_size=i386_frame.CODE_SIZE))
-def test_whatever_the_code(code, caller):
-    made = i386_frame.interrupted(context_of())
+def test_whatever_the_code(code: bytes, caller: bytes) -> None:
+    made = interrupted()
     number = made.number_of(code, lambda _, size: caller[:size])
     assert number is None or 0 <= number < 1 << 32

@@ -34,9 +34,11 @@ class Nobody:
 
 @pytest.fixture
 def cat() -> Iterator[subprocess.Popen[bytes]]:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(["cat"], bufsize=0, **pipes) as process:
+    with subprocess.Popen(
+        ["cat"], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         yield process
+        assert process.stdin is not None
         process.stdin.close()
         process.wait(20)
 
@@ -46,7 +48,9 @@ def injection(tid: int) -> Injection:
 
 
 def echo(cat: subprocess.Popen[bytes]) -> bytes:
+    assert cat.stdin is not None
     cat.stdin.write(b"x\n")
+    assert cat.stdout is not None
     return cat.stdout.read(2)
 
 

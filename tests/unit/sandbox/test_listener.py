@@ -3,20 +3,24 @@
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 
 import pytest
 
 from recuse.sandbox.listener import Listener, _wakes_receivers_at_end
 
+Make = Callable[[int, bool], Listener]
+
+
 VALID = 0x40082102
 
 
 @pytest.fixture
-def listener(monkeypatch):
+def listener(monkeypatch: pytest.MonkeyPatch) -> Make:
     """``listener(error, alive)``: one whose ioctls fail like this, and whose call waits or not."""
 
     def make(error: int, alive: bool) -> Listener:
-        def ioctl(descriptor, command, *args):
+        def ioctl(descriptor: int, command: int, *args: bool | bytearray | bytes) -> int:
             if command == VALID and alive:
                 return 0
             raise OSError(errno.ENOENT if command == VALID else error, "")
@@ -28,18 +32,18 @@ def listener(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [errno.ENOENT, errno.ESRCH, errno.EBADF, errno.ENOTTY])
-def test_a_caller_that_is_gone_is_no_error(listener, error):
-    assert listener(error, alive=False).add_descriptor(1, 5, cloexec=False) is None
-    assert listener(error, alive=False).answer(1, 0) is False
+def test_a_caller_that_is_gone_is_no_error(listener: Make, error: int) -> None:
+    assert listener(error, False).add_descriptor(1, 5, cloexec=False) is None
+    assert listener(error, False).answer(1, 0) is False
 
 
-def test_a_bad_descriptor_is_an_error_for_a_caller_that_waits(listener):
+def test_a_bad_descriptor_is_an_error_for_a_caller_that_waits(listener: Make) -> None:
     with pytest.raises(OSError, match="9"):
-        listener(errno.EBADF, alive=True).add_descriptor(1, -1 & 0xFFFFFFFF, cloexec=False)
+        listener(errno.EBADF, True).add_descriptor(1, -1 & 0xFFFFFFFF, cloexec=False)
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_a_full_table_is_an_error(listener, alive):
+def test_a_full_table_is_an_error(listener: Make, alive: bool) -> None:
     with pytest.raises(OSError, match=str(int(errno.EMFILE))):
         listener(errno.EMFILE, alive).add_descriptor(1, 5, cloexec=False)
 
@@ -66,5 +70,5 @@ def test_a_thread_that_comes_after_the_end_finds_it() -> None:
         ("unknown", False),
     ],
 )
-def test_kernels_whose_receivers_sleep_on_at_the_end(release, wakes):
+def test_kernels_whose_receivers_sleep_on_at_the_end(release: str, wakes: bool) -> None:
     assert _wakes_receivers_at_end(release) is wakes

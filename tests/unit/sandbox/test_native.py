@@ -15,7 +15,7 @@ IN, PRI, OUT, ERR, HUP = 1, 2, 4, 8, 16
 class Ends(RuleBasedStateMachine):
     """Any order of what can be asked of an end, with an epoll that is told of edges."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.ours, self.theirs = socket.socketpair()
         self.ours.send(READY)
@@ -24,13 +24,13 @@ class Ends(RuleBasedStateMachine):
         self.epoll = select.epoll()
         self.epoll.register(self.theirs, IN | OUT | select.EPOLLET)
         self.shown = IN | OUT
-        self.news = True
+        self.news: bool | None = True
 
-    def fetch(self):
+    def fetch(self) -> int:
         return os.dup(self.theirs.fileno())
 
     @rule()
-    def readable(self):
+    def readable(self) -> None:
         if not self.end.full and not self.end.severed:
             self.news = True
         self.end.make_readable()
@@ -38,26 +38,26 @@ class Ends(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.end.severed)
     @rule()
-    def urgent(self):
+    def urgent(self) -> None:
         self.end.make_urgent()
         self.shown |= IN | PRI
         self.news = None
 
     @precondition(lambda self: not self.end.writable)
     @rule()
-    def writable(self):
+    def writable(self) -> None:
         self.end.make_writable()
         self.shown |= OUT
         self.news = True
 
     @rule()
-    def touch(self):
+    def touch(self) -> None:
         if self.end.spares > 1 and self.end.writable and not self.end.severed:
             self.news = True
         self.end.touch_writable()
 
     @rule(drain=st.booleans(), fill=st.booleans(), spare=st.booleans())
-    def lower(self, drain, fill, spare):
+    def lower(self, drain: bool, fill: bool, spare: bool) -> None:
         writable = self.end.writable
         fill = fill and writable
         self.end.lower(self.fetch, drain=drain, fill=fill, spare=spare)
@@ -73,13 +73,13 @@ class Ends(RuleBasedStateMachine):
         self.news = None
 
     @rule()
-    def sever(self):
+    def sever(self) -> None:
         self.end.sever()
         self.shown = IN | OUT | ERR | HUP
         self.news = None
 
     @invariant()
-    def it_shows_what_it_should(self):
+    def it_shows_what_it_should(self) -> None:
         poll = select.poll()
         poll.register(self.theirs, IN | PRI | OUT)
         found = dict(poll.poll(0)).get(self.theirs.fileno(), 0)
@@ -89,13 +89,13 @@ class Ends(RuleBasedStateMachine):
         assert self.end.urgent >= bool(self.shown & PRI)
 
     @invariant()
-    def news_are_told(self):
+    def news_are_told(self) -> None:
         told = bool(self.epoll.poll(0))
         if self.news and self.shown & (IN | OUT):
             assert told
         self.news = False
 
-    def teardown(self):
+    def teardown(self) -> None:
         self.epoll.close()
         self.theirs.close()
         self.ours.close()
@@ -104,10 +104,10 @@ class Ends(RuleBasedStateMachine):
 TestEnds = Ends.TestCase
 
 
-def test_an_end_that_the_caller_has_no_more():
+def test_an_end_that_the_caller_has_no_more() -> None:
     ours, theirs = socket.socketpair()
 
-    def fetch():
+    def fetch() -> int:
         raise OSError(9, "closed meanwhile")
 
     end = NativeEnd(ours, ours.close)

@@ -5,6 +5,8 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,20 +15,20 @@ from recuse.sandbox import native_files
 FOR_ALL = stat.S_IFDIR | 0o1777
 
 
-def status(uid, mode=stat.S_IFREG | 0o644):
+def status(uid: int, mode: int = stat.S_IFREG | 0o644) -> os.stat_result:
     """What stat(2) says of a file of that user's."""
     return os.stat_result((mode, 1, 1, 1, uid, 0, 0, 0, 0, 0))
 
 
 @pytest.fixture
-def levels(monkeypatch):
+def levels(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How much the machine protects: by fs.protected_regular and fs.protected_symlinks."""
     found = {"protected_regular": 1, "protected_symlinks": 1}
     monkeypatch.setattr(native_files, "_level", found.__getitem__)
     return found
 
 
-def allowed(check, *args):
+def allowed(check: Callable[..., None], *args: object) -> bool:
     """Whether a check raises nothing, rather than EACCES."""
     try:
         check(*args)
@@ -49,8 +51,8 @@ def allowed(check, *args):
     ],
 )
 def test_links_in_directories_for_all(  # noqa: PLR0917 - one case
-    levels, tmp_path, owner, mode, level, follows
-):
+    levels: dict[str, int], tmp_path: Path, owner: int, mode: int, level: int, follows: bool
+) -> None:
     levels["protected_symlinks"] = level
     os.symlink("x", tmp_path / "link")
     link = native_files.look(os.fsencode(tmp_path / "link"), follow=False)
@@ -75,13 +77,15 @@ def test_links_in_directories_for_all(  # noqa: PLR0917 - one case
         (1, stat.S_IFDIR | 0o1755, 2, True),
     ],
 )
-def test_files_in_directories_for_all(levels, owner, mode, level, opens):
+def test_files_in_directories_for_all(
+    levels: dict[str, int], owner: int, mode: int, level: int, opens: bool
+) -> None:
     levels["protected_regular"] = level
     args = (status(owner), status(0, mode), 7)
     assert allowed(native_files.check_create, *args) is opens
 
 
-def test_the_level_where_it_cannot_be_read():
+def test_the_level_where_it_cannot_be_read() -> None:
     assert native_files._level("no such thing") == 1
     assert native_files._level("protected_regular") in (0, 1, 2)
 
@@ -89,7 +93,7 @@ def test_the_level_where_it_cannot_be_read():
 @pytest.mark.parametrize(
     ("name", "depends"), [("/proc/self/status", True), ("/etc", False), ("/dev/null", False)]
 )
-def test_what_depends_on_who_opens_it(name, depends):
+def test_what_depends_on_who_opens_it(name: str, depends: bool) -> None:
     file = native_files.look(name.encode())
     try:
         assert native_files.depends_on_opener(file) is depends
@@ -98,7 +102,7 @@ def test_what_depends_on_who_opens_it(name, depends):
         os.close(file)
 
 
-def test_directories_of_this_process_in_proc():
+def test_directories_of_this_process_in_proc() -> None:
     mine, others = f"/proc/{os.getpid()}", f"/proc/{os.getppid()}"
     leave = threading.Event()
     thread = threading.Thread(target=leave.wait, args=(60,))

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from recuse.runtime import threads
 from recuse.sandbox import rights
+from recuse.sandbox.arch import arch
 from recuse.sandbox.rights import Acting, LostRightsError, Rights, in_own_thread
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
@@ -19,20 +21,20 @@ OTHER = Rights(1000, 1001, 1002, 1003, (5, 34), 1 << 3)
 NAMES = ("Uid", "Gid", "Groups", "CapEff")
 
 
-def status(thread="thread-self"):
+def status(thread: str = "thread-self") -> dict[str, list[str]]:
     """The rights of a thread, as /proc tells them."""
     lines = Path(f"/proc/{thread}/status").read_text(encoding="utf-8").splitlines()
     found = dict(line.split(":\t", 1) for line in lines)
     return {name: found[name].split() for name in NAMES}
 
 
-def dumpable():
+def dumpable() -> int:
     """What PR_GET_DUMPABLE says."""
-    return rights._libc.prctl(3, 0, 0, 0, 0)
+    return int(rights._libc.prctl(3, 0, 0, 0, 0))
 
 
 @root_only
-def test_a_thread_acts_as_another_user():
+def test_a_thread_acts_as_another_user() -> None:
     own = rights.own_rights()
     before = status()
     with Acting(own, OTHER):
@@ -46,7 +48,7 @@ def test_a_thread_acts_as_another_user():
 
 
 @root_only
-def test_a_thread_acts_for_a_moment():
+def test_a_thread_acts_for_a_moment() -> None:
     before = status()
     with Acting(rights.own_rights(), OTHER).brief:
         during = status()
@@ -57,10 +59,10 @@ def test_a_thread_acts_for_a_moment():
 
 
 @root_only
-def test_others_do_not():
+def test_others_do_not() -> None:
     inside, leave = threading.Event(), threading.Event()
 
-    def act():
+    def act() -> None:
         with Acting(rights.own_rights(), OTHER):
             inside.set()
             leave.wait(60)
@@ -76,7 +78,7 @@ def test_others_do_not():
 
 
 @root_only
-def test_its_own_rights_in_between():
+def test_its_own_rights_in_between() -> None:
     acting = Acting(rights.own_rights(), OTHER)
     before = status()
     with acting:
@@ -87,11 +89,11 @@ def test_its_own_rights_in_between():
 
 
 @root_only
-def test_for_good_in_a_thread_of_its_own():
+def test_for_good_in_a_thread_of_its_own() -> None:
     before = status()
     umask = os.umask(0o022)
 
-    def look(left):
+    def look(left: int) -> tuple[dict[str, list[str]], int, int]:
         return status(), os.umask(0), left
 
     during, mask, left = in_own_thread(Acting(rights.own_rights(), OTHER), 0o123, look)
@@ -104,12 +106,12 @@ def test_for_good_in_a_thread_of_its_own():
     assert status() == before
 
 
-def test_what_is_raised_there_is_raised_here():
+def test_what_is_raised_there_is_raised_here() -> None:
     with pytest.raises(ZeroDivisionError):
         in_own_thread(None, 0, lambda _: 1 // 0)
 
 
-def test_the_last_thread_waits_for_no_other(monkeypatch):
+def test_the_last_thread_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "LAST_THREADS", {threading.get_ident(): lambda: False})
     with pytest.raises(OSError, match="threads") as raised:
         in_own_thread(None, 0, lambda _: None)
@@ -117,7 +119,7 @@ def test_the_last_thread_waits_for_no_other(monkeypatch):
 
 
 @root_only
-def test_others_may_look_into_the_process_as_before():
+def test_others_may_look_into_the_process_as_before() -> None:
     acting = Acting(rights.own_rights(), OTHER)
     with acting:
         assert dumpable() != 1
@@ -127,17 +129,17 @@ def test_others_may_look_into_the_process_as_before():
 
 
 @root_only
-def test_not_while_a_thread_has_another_effective_user():
+def test_not_while_a_thread_has_another_effective_user() -> None:
     acting = Acting(rights.own_rights(), OTHER)
 
-    def act():
+    def act() -> None:
         with acting:
             pass
 
     # The other thread has more capabilities than this one: it must be started before.
     started, go = threading.Event(), threading.Event()
 
-    def later():
+    def later() -> None:
         started.set()
         go.wait(60)
         act()
@@ -146,7 +148,7 @@ def test_not_while_a_thread_has_another_effective_user():
     other.start()
     started.wait(60)
 
-    def see(_):
+    def see(_: int) -> int:
         go.set()
         other.join()
         return dumpable()
@@ -173,7 +175,7 @@ print(look() == before)
 """
 
 
-def test_who_may_not_act_as_others_has_his_own_rights():
+def test_who_may_not_act_as_others_has_his_own_rights() -> None:
     argv = [sys.executable, "-c", REFUSED]
     if os.geteuid() == 0:
         argv = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *argv]
@@ -182,16 +184,16 @@ def test_who_may_not_act_as_others_has_his_own_rights():
 
 
 @root_only
-def test_a_thread_that_cannot_be_itself_again_says_so():
+def test_a_thread_that_cannot_be_itself_again_says_so() -> None:
     own = rights.own_rights()
     lost = []
 
-    def act():
+    def act() -> None:
         try:
             with Acting(own, OTHER):
                 # As setuid(2) of the whole process does it in each thread.
                 rights._Capabilities(1 << 7, own.permitted, 0).take()
-                rights._call(rights.arch.SYSCALLS["setresuid"], 1000, 1000, 1000)
+                rights._call(arch.SYSCALLS["setresuid"], 1000, 1000, 1000)
         except LostRightsError:
             lost.append(True)
 
@@ -216,12 +218,12 @@ def test_a_thread_that_cannot_be_itself_again_says_so():
         ({"groups": (1, 2, 3)}, False),
     ],
 )
-def test_which_rights_include_others(change, included):
+def test_which_rights_include_others(change: dict[str, Any], included: bool) -> None:
     own = Rights(0, 0, 0, 0, (1, 2), 0b111)
     assert own._replace(**change).include(own) is included
 
 
-def test_own_rights():
+def test_own_rights() -> None:
     own = rights.own_rights()
     assert (own.rights.euid, own.rights.egid) == (os.geteuid(), os.getegid())
     assert set(own.rights.groups) == set(os.getgroups())

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import pytest
 
+from recuse.sandbox.call import TrappedCall
 from recuse.sandbox.errands import Errands
 from recuse.sandbox.signals import SignalWatch, pending_signals
 
@@ -21,29 +23,29 @@ WAIT_S = 20
 class Gone:
     """A listener whose calls have all been withdrawn."""
 
-    def alive(self, call_id):
+    def alive(self, call_id: int) -> bool:
         return False
 
-    def fail(self, call_id, number):
+    def fail(self, call_id: int, number: int) -> bool:
         return False
 
 
-def call(number, watch, listener=None):
+def call(number: int, watch: SignalWatch, listener: Gone | None = None) -> TrappedCall:
     """A call of this thread's that has been withdrawn."""
     return made_call(listener or Gone(), watch, id=number, pid=threading.get_native_id())
 
 
 @pytest.fixture
-def watch():
+def watch() -> Iterator[SignalWatch]:
     with closing(Errands()) as errands, closing(SignalWatch(errands)) as watch:
         yield watch
 
 
-def test_an_interrupt_that_blocks_keeps_no_other_from_being_told(watch):
+def test_an_interrupt_that_blocks_keeps_no_other_from_being_told(watch: SignalWatch) -> None:
     go_on, told = threading.Event(), threading.Event()
     calls = [call(number, watch) for number in range(3)]
 
-    def block(one, fatal):
+    def block(one: TrappedCall, fatal: bool) -> None:
         assert one is calls[0]
         assert fatal
         go_on.wait(WAIT_S)
@@ -56,12 +58,16 @@ def test_an_interrupt_that_blocks_keeps_no_other_from_being_told(watch):
     assert watch.waiting == {}
 
 
-def test_what_is_answered_is_not_told(watch):
+def test_what_is_answered_is_not_told(watch: SignalWatch) -> None:
     told = threading.Event()
     for number in range(1, 100):
-        wrong = []
+        wrong: list[TrappedCall] = []
         answered = call(number, watch)
-        watch.watch(answered, lambda call, fatal, wrong=wrong: wrong.append(call))
+
+        def tell(call: TrappedCall, fatal: bool, wrong: list[TrappedCall] = wrong) -> None:
+            wrong.append(call)
+
+        watch.watch(answered, tell)
         waited = number in watch.waiting
         answered.fail(errno.EIO)
         assert number not in watch.waiting
@@ -73,7 +79,7 @@ def test_what_is_answered_is_not_told(watch):
     assert not wrong
 
 
-def test_what_was_answered_before_is_not_watched(watch):
+def test_what_was_answered_before_is_not_watched(watch: SignalWatch) -> None:
     """As by another thread, to which it was left."""
     for late in (False, True):
         answered = call(1, watch)
@@ -82,7 +88,7 @@ def test_what_was_answered_before_is_not_watched(watch):
         assert watch.waiting == {}
 
 
-def test_a_watch_does_not_keep_a_call(watch):
+def test_a_watch_does_not_keep_a_call(watch: SignalWatch) -> None:
     told = threading.Event()
     watch.watch(call(1, watch), lambda call, fatal: pytest.fail("told"))
     kept = call(2, watch)
@@ -92,7 +98,7 @@ def test_a_watch_does_not_keep_a_call(watch):
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_any_watch_wakes_who_looks(watch, late):
+def test_any_watch_wakes_who_looks(watch: SignalWatch, late: bool) -> None:
     told = threading.Event()
     calls = call(1, watch), call(2, watch)
     watch.watch(calls[0], lambda call, fatal: told.set(), late=late)
@@ -100,13 +106,18 @@ def test_any_watch_wakes_who_looks(watch, late):
     told.clear()
     parked = threading.Event()
     wait = watch._unpark.wait
-    watch._unpark.wait = lambda: (parked.set(), wait())
+
+    def tell_and_wait(timeout: float | None = None) -> bool:
+        parked.set()
+        return wait(timeout)
+
+    watch._unpark.wait = tell_and_wait  # type: ignore[method-assign]  # of this watch only
     assert parked.wait(WAIT_S)  # for want of anything to look at
     watch.watch(calls[1], lambda call, fatal: told.set(), late=late)
     assert told.wait(WAIT_S)
 
 
-def test_who_is_attended_is_looked_at_until_the_end(watch):
+def test_who_is_attended_is_looked_at_until_the_end(watch: SignalWatch) -> None:
     looks = threading.Semaphore(0)
     attended = call(1, watch)
     watch.attend(attended, looks.release)
@@ -117,12 +128,12 @@ def test_who_is_attended_is_looked_at_until_the_end(watch):
     assert watch.waiting == {}
 
 
-def test_who_is_attended_while_he_is_found_gone_is_attended(watch):
+def test_who_is_attended_while_he_is_found_gone_is_attended(watch: SignalWatch) -> None:
     """His call is answered, and so not alive, as soon as he makes calls for us."""
     looks = threading.Semaphore(0)
 
     class GoneMeanwhile(Gone):
-        def alive(self, call_id):
+        def alive(self, call_id: int) -> bool:
             watch.attend(attended, looks.release)
             return False
 
@@ -133,9 +144,9 @@ def test_who_is_attended_while_he_is_found_gone_is_attended(watch):
     assert 1 in watch.waiting
 
 
-def test_who_holds_a_thread_may_attend_it(watch):
+def test_who_holds_a_thread_may_attend_it(watch: SignalWatch) -> None:
     class Waits(Gone):
-        def answer(self, call_id, value):
+        def answer(self, call_id: int, value: int) -> bool:
             return True
 
     attended, other = call(1, watch, Waits()), call(2, watch, Waits())
@@ -152,7 +163,7 @@ def test_who_holds_a_thread_may_attend_it(watch):
     assert watch.waiting == {}
 
 
-def test_a_late_watch_does_not_replace_one(watch):
+def test_a_late_watch_does_not_replace_one(watch: SignalWatch) -> None:
     told = threading.Event()
     watched = call(1, watch)
     watch.watch(watched, lambda call, fatal: told.set())
@@ -169,11 +180,12 @@ sys.stdin.read()
 
 
 @contextmanager
-def stopped(prepare):
+def stopped(prepare: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process that takes no signals, since it is stopped."""
     argv = [sys.executable, "-I", "-S", "-c", SCRIPT.format(prepare=prepare)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
+            assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED)
@@ -194,7 +206,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("prepare", "numbers", "expected"), CASES)
-def test_what_is_pending(prepare, numbers, expected):
+def test_what_is_pending(
+    prepare: str, numbers: list[str], expected: tuple[bool, bool] | None
+) -> None:
     with stopped(prepare) as process:
         for number in numbers:
             process.send_signal(signal.Signals[number])
@@ -202,10 +216,11 @@ def test_what_is_pending(prepare, numbers, expected):
         if expected is None:
             assert found is None
         else:
+            assert found is not None
             assert (found.caught, found.deadly) == expected
             assert found.for_thread
             assert found.sure
 
 
-def test_a_thread_that_is_gone_has_no_signals():
+def test_a_thread_that_is_gone_has_no_signals() -> None:
     assert pending_signals(2**22 + 1) is None

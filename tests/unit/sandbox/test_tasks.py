@@ -4,34 +4,34 @@ import errno
 import os
 import subprocess
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from recuse.sandbox import ends
 from recuse.sandbox.tasks import Tasks
 
 
 @pytest.fixture
-def known():
+def known() -> Iterator[Tasks]:
     tasks = Tasks()
     yield tasks
     tasks.close()
 
 
 @pytest.fixture
-def end():
+def end() -> threading.Event:
     """Ends the thread of the fixture `tid`."""
     return threading.Event()
 
 
 @pytest.fixture
-def tid(end):
+def tid(end: threading.Event) -> Iterator[int]:
     """The id of a thread that is not its process's first."""
     ready = threading.Event()
     ids = []
 
-    def live():
+    def live() -> None:
         ids.append(threading.get_native_id())
         ready.set()
         end.wait(10)
@@ -44,7 +44,9 @@ def tid(end):
     thread.join()
 
 
-def test_a_record_is_kept_until_its_thread_ends(known, tid, end):
+def test_a_record_is_kept_until_its_thread_ends(
+    known: Tasks, tid: int, end: threading.Event
+) -> None:
     first, leader = known.get(tid), known.get(os.getpid())
     assert known.get(tid) is first
     end.set()
@@ -55,20 +57,22 @@ def test_a_record_is_kept_until_its_thread_ends(known, tid, end):
     assert known.get(os.getpid()) is leader
 
 
-def test_a_record_is_not_kept_of_whom_nobody_watches(known, tid, monkeypatch):
+def test_a_record_is_not_kept_of_whom_nobody_watches(
+    known: Tasks, tid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Before Linux 6.9, other threads than the first.
-    def first_only(tid, flags=0, real=os.pidfd_open):
+    def first_only(tid: int, flags: int = 0, real: Callable[[int], int] = os.pidfd_open) -> int:
         if flags:
             raise OSError(errno.EINVAL, "flags")
         return real(tid)
 
-    monkeypatch.setattr(ends.os, "pidfd_open", first_only)
+    monkeypatch.setattr(os, "pidfd_open", first_only)
     leader = known.get(os.getpid())
     assert known.get(tid) is not known.get(tid)
     assert known.get(os.getpid()) is leader
 
 
-def test_exec_of_a_thread_that_was_never_seen_forgets_its_process(known, tid):
+def test_exec_of_a_thread_that_was_never_seen_forgets_its_process(known: Tasks, tid: int) -> None:
     leader = known.get(os.getpid())
     known.forget_process(tid)
     assert known.get(os.getpid()) is not leader
@@ -76,7 +80,7 @@ def test_exec_of_a_thread_that_was_never_seen_forgets_its_process(known, tid):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 @pytest.mark.parametrize(("uid", "alike"), [(0, True), (1000, False)])
-def test_a_program_that_is_started_as_another_user(known, uid, alike):
+def test_a_program_that_is_started_as_another_user(known: Tasks, uid: int, alike: bool) -> None:
     with subprocess.Popen(["sleep", "60"], user=uid) as process:
         try:
             known.begins(process.pid)
@@ -89,7 +93,7 @@ def test_a_program_that_is_started_as_another_user(known, uid, alike):
         assert not known.alike
 
 
-def test_who_may_be_restricted(known):
+def test_who_may_be_restricted(known: Tasks) -> None:
     known.check_confinement(os.getpid())
     known.restrict(os.getppid())
     with pytest.raises(PermissionError):

@@ -2,6 +2,8 @@
 
 import errno
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,24 +27,30 @@ ORDER = [
 FAILED = -errno.EINTR & (1 << 64) - 1
 
 
-def frame_of(**registers):
+def frame_of(**registers: Any) -> bytes:
     """A frame as the kernel leaves it after a call that has failed with EINTR."""
     values = dict.fromkeys(ORDER, 0) | {"rax": FAILED, "rcx": RIP, "rip": RIP} | registers
     return bytes(40) + struct.pack("=17Q", *(values[name] for name in ORDER))
 
 
-def no_memory(address, size):
+def interrupted(**registers: int) -> x86_64_frame.Interrupted:
+    """What a frame with these registers was interrupted in."""
+    made = x86_64_frame.interrupted(frame_of(**registers))
+    assert made is not None
+    return made
+
+
+def no_memory(address: int, size: int) -> bytes:
     raise OSError(errno.EFAULT, "")
 
 
-def read_from(memory):
+def read_from(memory: dict[int, bytes]) -> Callable[[int, int], bytes]:
     """Reads from where something is; all else is empty."""
     return lambda address, size: memory.get(address, b"")[:size]
 
 
-def number_of(code, memory=None, **registers):
-    made = x86_64_frame.interrupted(frame_of(**registers))
-    assert made is not None
+def number_of(code: str, memory: dict[int, bytes] | None = None, **registers: int) -> int | None:
+    made = interrupted(**registers)
     read = no_memory if memory is None else read_from(memory)
     return made.number_of(bytes.fromhex(code).rjust(x86_64_frame.CODE_SIZE, b"\x90"), read)
 
@@ -73,7 +81,7 @@ def number_of(code, memory=None, **registers):
         ("b810000000 440f43c5 49b81122334455667788 0f05", 16),  # cmovae %ebp,%r8d; movabs to %r8
     ],
 )
-def test_a_number_that_the_code_loads(code, number):
+def test_a_number_that_the_code_loads(code: str, number: int | None) -> None:
     assert number_of(code, {0: b"\x77"}) == number
 
 
@@ -89,8 +97,8 @@ def test_a_number_that_the_code_loads(code, number):
         ("4889f8 0f05", "rdi"),
     ],
 )
-def test_a_number_in_a_register(code, register):
-    assert number_of(code, **{register: 0x1234_0000_0101}) == 0x101
+def test_a_number_in_a_register(code: str, register: str) -> None:
+    assert number_of(code, None, **{register: 0x1234_0000_0101}) == 0x101
 
 
 @pytest.mark.parametrize(
@@ -109,7 +117,7 @@ def test_a_number_in_a_register(code, register):
         "",
     ],
 )
-def test_code_that_does_not_tell(code):
+def test_code_that_does_not_tell(code: str) -> None:
     assert number_of(code) is None
 
 
@@ -124,10 +132,10 @@ CANCELLED = "4889d7 4889ce 4c89c2 4d89ca 4c8b442408 4c8b4c2410 4c895c2408 0f05"
         ("4883f8fc 7539 4883fd03 90", "rbp"),
     ],
 )
-def test_musls_call_whose_caller_compares_its_number(code, register):
+def test_musls_call_whose_caller_compares_its_number(code: str, register: str) -> None:
     stack, caller = 0x7000, 0x4000
     memory = {stack: caller.to_bytes(8, "little"), caller: bytes.fromhex(code)}
-    made = x86_64_frame.interrupted(frame_of(rsp=stack, **{register: 257}))
+    made = interrupted(rsp=stack, **{register: 257})
     syscall = bytes.fromhex(CANCELLED)[-x86_64_frame.CODE_SIZE :]
     assert made.number_of(syscall, read_from(memory)) == 257
     memory[caller] = bytes.fromhex("4883f8fc 90 4883fd03")
@@ -144,10 +152,10 @@ def test_musls_call_whose_caller_compares_its_number(code, register):
         ("b806010000 8b442408 0f05", 0x7008),
     ],
 )
-def test_a_number_on_the_stack(code, where):
-    made = x86_64_frame.interrupted(frame_of(rsp=0x7000, rbp=0x8000))
-    code = bytes.fromhex(code).rjust(x86_64_frame.CODE_SIZE, b"\x90")
-    assert made.number_of(code, read_from({where: struct.pack("=Q", 257)})) == 257
+def test_a_number_on_the_stack(code: str, where: int) -> None:
+    made = interrupted(rsp=0x7000, rbp=0x8000)
+    padded = bytes.fromhex(code).rjust(x86_64_frame.CODE_SIZE, b"\x90")
+    assert made.number_of(padded, read_from({where: struct.pack("=Q", 257)})) == 257
 
 
 @pytest.mark.parametrize(
@@ -157,7 +165,7 @@ def test_a_number_on_the_stack(code, where):
         ("488b7510 4c89d7 e8fcb40000", 0x8010),
     ],
 )
-def test_a_number_that_glibc_s_call_was_passed(code, where):
+def test_a_number_that_glibc_s_call_was_passed(code: str, where: int) -> None:
     caller = 0x4000
     memory = {
         0x7000: struct.pack("=Q", caller),
@@ -165,7 +173,7 @@ def test_a_number_that_glibc_s_call_was_passed(code, where):
         caller: bytes.fromhex("4c8b5c2418").ljust(x86_64_frame.CODE_SIZE, b"\x90"),
         where: struct.pack("=Q", 257),
     }
-    made = x86_64_frame.interrupted(frame_of(rsp=0x7000, rbp=0x8000))
+    made = interrupted(rsp=0x7000, rbp=0x8000)
     syscall = bytes.fromhex(CANCELLED)[-x86_64_frame.CODE_SIZE :]
     assert made.number_of(syscall, read_from(memory)) == 257
     memory[caller - x86_64_frame.CODE_SIZE] = b"\x90" * x86_64_frame.CODE_SIZE
@@ -173,14 +181,14 @@ def test_a_number_that_glibc_s_call_was_passed(code, where):
 
 
 @given(st.binary(max_size=x86_64_frame.CODE_SIZE), st.integers(0, (1 << 64) - 1))
-def test_whatever_the_code(code, register):
-    made = x86_64_frame.interrupted(frame_of(r8=register))
+def test_whatever_the_code(code: bytes, register: int) -> None:
+    made = interrupted(r8=register)
     number = made.number_of(code, lambda _, size: code[:size])
     assert number is None or 0 <= number < 1 << 32
 
 
 @given(st.binary(min_size=x86_64_frame.SIZE, max_size=x86_64_frame.SIZE))
-def test_whatever_the_frame(frame):
+def test_whatever_the_frame(frame: bytes) -> None:
     made = x86_64_frame.interrupted(frame)
     assert made is None or made.after == struct.unpack_from("=Q", frame, 152)[0]
 
@@ -195,12 +203,12 @@ def test_whatever_the_frame(frame):
         {"rip": RIP - 1},
     ],
 )
-def test_frames_of_no_interrupted_call(registers):
+def test_frames_of_no_interrupted_call(registers: dict[str, int]) -> None:
     assert x86_64_frame.interrupted(frame_of(**registers)) is None
 
 
-def test_outcomes():
-    made = x86_64_frame.interrupted(frame_of(rsp=0x7000, rdi=1, rsi=2, rdx=3, r10=4, r8=5, r9=6))
+def test_outcomes() -> None:
+    made = interrupted(rsp=0x7000, rdi=1, rsi=2, rdx=3, r10=4, r8=5, r9=6)
     assert [made.argument(index) for index in range(6)] == [1, 2, 3, 4, 5, 6]
     assert not made.restarts
     assert struct.unpack("=4Q", made.made_anew(262)) == (262, RIP, 0x7000, RIP - 2)
@@ -209,7 +217,7 @@ def test_outcomes():
     assert frame_of(rsp=0x7000)[begins : begins + 32] == made.failed()
 
 
-def test_a_call_that_is_made_once_more():
-    made = x86_64_frame.interrupted(frame_of(rax=7, rip=RIP - 2))
+def test_a_call_that_is_made_once_more() -> None:
+    made = interrupted(rax=7, rip=RIP - 2)
     assert made.restarts
     assert made.number == 7

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recuse.trace import jsonl, text
-from recuse.trace.exchanges import LIMIT, Exchanges, Kind, Record
+from recuse.trace.exchanges import LIMIT, Event, Exchange, Exchanges, Kind, Record
 from recuse.wire import cuse, fuse
 from recuse.wire.declare import Structure
 from recuse.wire.message import encode_request
@@ -419,7 +419,7 @@ RECORDS = st.tuples(
 def test_whatever_passes_is_printed(found: list[tuple[int, bytes, bytes]]) -> None:
     """Each request once, in both forms, and each line is one line."""
     exchanges = Exchanges()
-    items = []
+    items: list[Exchange | Event] = []
     for time, (kind, data, program) in enumerate(found):
         cut, size = data[:LIMIT], len(data)
         items += exchanges.feed((kind, 1, time, cut, size, program))

@@ -97,7 +97,9 @@ def test_a_malformed_line_is_named(bad: bytes, message: str) -> None:
     assert str(raised.value) == f"line 2: {message}"
 
 
-VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([])
+VALUES: st.SearchStrategy[object] = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([])
+)
 
 
 @given(st.dictionaries(st.sampled_from([*EXCHANGE, "count"]), VALUES))
