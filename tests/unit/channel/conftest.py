@@ -4,24 +4,29 @@ import contextlib
 import os
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from recuse import Device
 from recuse.channel.devcuse import KernelError
 from recuse.channel.devfuse import DevFuse
+from tests.conftest import Needs
 
 from .mounted import WAIT_S
 
+Mount = Callable[..., DevFuse]
+
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> str:
     """Where a server's socket is to be."""
     return str(tmp_path / "s")
 
 
 @pytest.fixture
-def directory():
+def directory() -> Iterator[Path]:
     # Not in pytest's, which others may not enter.
     with tempfile.TemporaryDirectory(prefix="recuse-") as parent:
         os.chmod(parent, 0o755)
@@ -31,14 +36,14 @@ def directory():
 
 
 @pytest.fixture
-def mount(needs, directory):
+def mount(needs: Needs, directory: Path) -> Iterator[Mount]:
     """Serve devices at `directory` until the end of the test."""
     needs("/dev/fuse")
     if os.geteuid():
         pytest.skip("only root may mount")
     with contextlib.ExitStack() as stack:
 
-        def serve(*devices):
+        def serve(*devices: Device) -> DevFuse:
             made = DevFuse(devices, str(directory))
             stack.callback(made.close)
             try:
@@ -58,10 +63,10 @@ def mount(needs, directory):
 
 
 @pytest.fixture
-def mapping(mount):
+def mapping(mount: Mount) -> Mount:
     """The same, for devices that are to be mapped."""
 
-    def serve(*devices):
+    def serve(*devices: Device) -> DevFuse:
         made = mount(*devices)
         if not made.maps:
             pytest.skip("this kernel has no FUSE passthrough")

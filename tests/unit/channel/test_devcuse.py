@@ -8,12 +8,14 @@ import queue
 import signal
 import stat
 import threading
+from collections.abc import Callable, Iterator
 from ctypes import Structure, c_int
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from recuse import IOWR, Device, File, current_request, ioctl
+from recuse import IOWR, Device, File, OpenRequest, current_request, ioctl
 from recuse.channel import devcuse
 from recuse.channel.devcuse import Channel, DevCuse, KernelError, serve_kernel
 from recuse.channel.signals import ending_signals
@@ -32,34 +34,38 @@ class FakeOs:
     A descriptor of it is an eventfd, which is readable when the connection has something.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.table = DeviceTable()
-        self.cuse = {}
-        self.open_error = None
-        self.read_errors = []
-        self.sizes = []
-        self.nodes = {}
+        self.cuse: dict[int, CuseChannel] = {}
+        self.open_error: int | None = None
+        self.read_errors: list[int] = []
+        self.sizes: list[int] = []
+        self.nodes: dict[str, SimpleNamespace | None] = {}
         self.path = SimpleNamespace(lexists=self.exists, exists=self.exists)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
-    def exists(self, path):
+    def channel_of(self, name: str) -> CuseChannel:
+        (found,) = [one for one in self.cuse.values() if one.device and one.device.name == name]
+        return found
+
+    def exists(self, path: str) -> bool:
         return path in self.nodes
 
-    def stat(self, path):
+    def stat(self, path: str) -> SimpleNamespace | None:
         if path not in self.nodes:
             raise FileNotFoundError(errno.ENOENT, "no such file")
         return self.nodes[path]
 
-    def open(self, path, flags):
+    def open(self, path: str, flags: int) -> int:
         assert (path, flags) == ("/dev/cuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         if self.open_error is not None:
             raise OSError(self.open_error, os.strerror(self.open_error))
         number = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         cuse = self.cuse[number] = CuseChannel(self.table)
 
-        def wake():
+        def wake() -> None:
             # Not after `close`, when the number may be another's.
             if self.cuse.get(number) is cuse:
                 os.eventfd_write(number, 1)
@@ -68,7 +74,7 @@ class FakeOs:
         cuse.connection.at_end(wake)
         return number
 
-    def read(self, number, size):
+    def read(self, number: int, size: int) -> bytes:
         self.sizes.append(size)
         # In this order, so that what comes meanwhile is not lost.
         with contextlib.suppress(BlockingIOError):
@@ -87,17 +93,17 @@ class FakeOs:
         os.eventfd_write(number, 1)
         return message
 
-    def write(self, number, message):
-        return self.cuse[number].connection.write(message)
+    def write(self, number: int, message: bytes) -> None:
+        self.cuse[number].connection.write(message)
 
-    def close(self, number):
+    def close(self, number: int) -> None:
         os.close(number)
         if number in self.cuse:
             self.cuse.pop(number).close()
 
 
 @pytest.fixture
-def fake(monkeypatch):
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeOs:
     fake = FakeOs()
     monkeypatch.setattr(devcuse, "os", fake)
     monkeypatch.setattr(devcuse, "NODE_WAIT_S", 0.0)
@@ -107,55 +113,66 @@ def fake(monkeypatch):
 class Probe(Device):
     name = "probe"
 
-    def __init__(self, **attributes):
+    def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.happened = queue.SimpleQueue()
+        self.happened: queue.SimpleQueue[bytes | str] = queue.SimpleQueue()
         self.go_on = threading.Event()
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return ProbeFile()
 
-    def close(self):
+    def close(self) -> None:
         self.happened.put("close")
 
-    def next(self):
+    def next(self) -> bytes | str:
         return self.happened.get(timeout=WAIT_S)
 
 
 class ProbeFile(File):
-    def read(self, size, offset):
+    device: Probe
+
+    def read(self, size: int, offset: int) -> bytes:
         self.device.happened.put("read")
         assert self.device.go_on.wait(WAIT_S)
         return b"x" * size
 
-    def write(self, data, offset):
+    def write(self, data: bytes, offset: int) -> None:
         self.device.happened.put(data)
 
-    def release(self):
+    def release(self) -> None:
         self.device.happened.put("release")
 
 
-@pytest.fixture
-def started(fake):
-    """`started(device)`: served until the test has ended, with a program that uses it."""
-    all_served = []
+class Served(DevCuse):
+    """A probe that is served; `ended` has it when the kernel has ended it."""
 
-    def started(device):
-        ended = queue.SimpleQueue()
-        served = DevCuse(device, ended=ended.put)
-        served.ended = ended
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.ended: queue.SimpleQueue[DevCuse] = queue.SimpleQueue()
+        super().__init__(probe, ended=self.ended.put)
+
+
+Started = Callable[[Probe], tuple[Served, Program]]
+
+
+@pytest.fixture
+def started(fake: FakeOs) -> Iterator[Started]:
+    """`started(device)`: served until the test has ended, with a program that uses it."""
+    all_served: list[Served] = []
+
+    def started(device: Probe) -> tuple[Served, Program]:
+        served = Served(device)
         all_served.append(served)
         served.start()
-        (cuse,) = [one for one in fake.cuse.values() if one.device.name == device.name]
-        return served, Program(cuse)
+        return served, Program(fake.channel_of(device.name))
 
     yield started
     for served in all_served:
-        served.device.go_on.set()
+        served.probe.go_on.set()
         served.close()
 
 
-def test_a_device_is_served(started):
+def test_a_device_is_served(started: Started) -> None:
     device = Probe()
     served, program = started(device)
     assert served.node == "/dev/probe"
@@ -170,7 +187,7 @@ def test_a_device_is_served(started):
     assert device.next() == "release"
 
 
-def test_another_thread_reads_while_a_method_blocks(started):
+def test_another_thread_reads_while_a_method_blocks(started: Started) -> None:
     device = Probe()
     _served, program = started(device)
     file = program.open()
@@ -183,16 +200,16 @@ def test_another_thread_reads_while_a_method_blocks(started):
     assert [wait() for wait in waits] == [1]
 
 
-def test_the_interrupt_of_a_method_that_blocks(started):
+def test_the_interrupt_of_a_method_that_blocks(started: Started) -> None:
     class Waiting(ProbeFile):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             self.device.happened.put("read")
             while not current_request().interrupted:
                 threading.Event().wait(0.001)
             raise InterruptedError(errno.EINTR, "interrupted")
 
     class Interrupted(Probe):
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return Waiting()
 
     device = Interrupted()
@@ -200,6 +217,7 @@ def test_the_interrupt_of_a_method_that_blocks(started):
     file = program.open()
     running, wait = program.begin(file.read(program.caller, [(program.memory.BASE, 1)], None))
     assert device.next() == "read"
+    assert running is not None
     running.interrupt()
     with pytest.raises(InterruptedError):
         wait()
@@ -208,7 +226,9 @@ def test_the_interrupt_of_a_method_that_blocks(started):
 @pytest.mark.parametrize(
     ("max_write", "size"), [(4096, 139264), (131072, 139264), (1 << 20, (1 << 20) + 8192)]
 )
-def test_the_buffer_is_large_enough(fake, started, max_write, size):
+def test_the_buffer_is_large_enough(
+    fake: FakeOs, started: Started, max_write: int, size: int
+) -> None:
     """For fs/fuse/dev.c: 8 KiB, and a header with max_write; for an ioctl with 32 pages."""
     device = Probe(max_write=max_write)
     _served, program = started(device)
@@ -218,7 +238,9 @@ def test_the_buffer_is_large_enough(fake, started, max_write, size):
 
 
 @pytest.mark.parametrize("number", [errno.EINTR, errno.ENOENT, errno.EAGAIN])
-def test_reads_that_fail_for_now_are_made_again(fake, started, number):
+def test_reads_that_fail_for_now_are_made_again(
+    fake: FakeOs, started: Started, number: int
+) -> None:
     device = Probe()
     _served, program = started(device)
     fake.read_errors += [number] * 3
@@ -227,7 +249,9 @@ def test_reads_that_fail_for_now_are_made_again(fake, started, number):
     assert fake.read_errors == []
 
 
-def test_reads_that_fail_for_good_end_it(fake, started, caplog):
+def test_reads_that_fail_for_good_end_it(
+    fake: FakeOs, started: Started, caplog: pytest.LogCaptureFixture
+) -> None:
     served, _program = started(Probe())
     fake.read_errors.append(errno.EPROTO)
     (number,) = fake.cuse
@@ -237,7 +261,7 @@ def test_reads_that_fail_for_good_end_it(fake, started, caplog):
     assert "/dev/probe: /dev/cuse cannot be read" in caplog.text
 
 
-def test_the_kernel_ends_it(fake, started):
+def test_the_kernel_ends_it(fake: FakeOs, started: Started) -> None:
     device = Probe()
     served, program = started(device)
     program.open()
@@ -249,7 +273,7 @@ def test_the_kernel_ends_it(fake, started):
     assert [device.next(), device.next()] == ["release", "close"]
 
 
-def test_close_takes_the_device_away(fake, started):
+def test_close_takes_the_device_away(fake: FakeOs, started: Started) -> None:
     device = Probe()
     served, program = started(device)
     program.open()
@@ -263,7 +287,7 @@ def test_close_takes_the_device_away(fake, started):
     assert device.happened.empty()
 
 
-def test_close_while_a_method_blocks(started, caplog):
+def test_close_while_a_method_blocks(started: Started, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody hears of its answer, which is nothing to complain about."""
     device = Probe()
     served, program = started(device)
@@ -278,26 +302,31 @@ def test_close_while_a_method_blocks(started, caplog):
     assert caplog.text == ""
 
 
-def test_the_descriptor_once_closed(fake):
+def test_the_descriptor_once_closed(fake: FakeOs) -> None:
     channel = Channel()
     assert channel.number >= 0
     channel.close()
     assert channel.number == -1
-    for use in (lambda: channel.read(10), lambda: channel.write(b""), channel.wait):
+    uses: tuple[Callable[[], object], ...] = (
+        lambda: channel.read(10),
+        lambda: channel.write(b""),
+        channel.wait,
+    )
+    for use in uses:
         with pytest.raises(OSError, match="Errno") as caught:
             use()
         assert caught.value.errno == errno.ENODEV
     channel.close()
 
 
-def test_close_ends_a_wait(fake):
+def test_close_ends_a_wait(fake: FakeOs) -> None:
     channel = Channel()
     while channel.read(1 << 20) is not None:
         pass
     begun = threading.Event()
     outcome = []
 
-    def wait():
+    def wait() -> None:
         begun.set()
         try:
             while channel.read(1 << 20) is None:
@@ -327,7 +356,7 @@ def test_close_ends_a_wait(fake):
         (errno.EMFILE, ["/dev/cuse: Too many open files"]),
     ],
 )
-def test_dev_cuse_cannot_be_opened(fake, number, words):
+def test_dev_cuse_cannot_be_opened(fake: FakeOs, number: int, words: list[str]) -> None:
     fake.open_error = number
     served = DevCuse(Probe())
     with pytest.raises(KernelError) as caught:
@@ -338,7 +367,7 @@ def test_dev_cuse_cannot_be_opened(fake, number, words):
     served.close()
 
 
-def test_a_node_that_is_there(fake):
+def test_a_node_that_is_there(fake: FakeOs) -> None:
     fake.nodes["/dev/probe"] = None
     served = DevCuse(Probe())
     with pytest.raises(KernelError, match="/dev/probe is there already"):
@@ -355,7 +384,9 @@ def test_a_node_that_is_there(fake):
         ({"name": "other", "major": 240, "minor": 3}, False, "device other: the number 240:3 may"),
     ],
 )
-def test_the_kernel_refuses(fake, started, second, sysfs, reason):
+def test_the_kernel_refuses(
+    fake: FakeOs, started: Started, second: dict[str, Any], sysfs: bool, reason: str
+) -> None:
     started(Probe(major=240, minor=3))
     if sysfs:
         fake.nodes["/sys/class/cuse/probe"] = None
@@ -366,7 +397,7 @@ def test_the_kernel_refuses(fake, started, second, sysfs, reason):
     assert len(fake.cuse) == 1
 
 
-def test_a_device_that_is_badly_described(fake):
+def test_a_device_that_is_badly_described(fake: FakeOs) -> None:
     with pytest.raises(ValueError, match="name"):
         DevCuse(Probe(name="../probe"))
 
@@ -374,7 +405,7 @@ def test_a_device_that_is_badly_described(fake):
 # ---- limits
 
 
-def node(mode=0o600, uid=0, gid=0):
+def node(mode: int = 0o600, uid: int = 0, gid: int = 0) -> SimpleNamespace:
     return SimpleNamespace(st_mode=stat.S_IFCHR | mode, st_uid=uid, st_gid=gid)
 
 
@@ -390,7 +421,9 @@ def node(mode=0o600, uid=0, gid=0):
         ({}, None, ["as root: mknod /dev/probe c MAJOR MINOR"]),
     ],
 )
-def test_limits(fake, device, found, said):
+def test_limits(
+    fake: FakeOs, device: dict[str, Any], found: SimpleNamespace | None, said: list[str]
+) -> None:
     if found is not None:
         fake.nodes["/dev/probe"] = found
     lines = list(DevCuse(Probe(**device)).limits())
@@ -400,7 +433,7 @@ def test_limits(fake, device, found, said):
         assert part in line
 
 
-def test_ioctls_that_make_files_are_among_the_limits(fake):
+def test_ioctls_that_make_files_are_among_the_limits(fake: FakeOs) -> None:
     fake.nodes["/dev/probe"] = node(0o666)
     served = DevCuse(Probe())
     assert list(served.limits()) == []
@@ -410,7 +443,7 @@ def test_ioctls_that_make_files_are_among_the_limits(fake):
 
     class Maker(File):
         @ioctl(IOWR("N", 1, Request), Request, descriptor="fd")
-        def make(self, request):
+        def make(self, request: Request) -> File:
             return File()
 
     try:
@@ -423,18 +456,23 @@ def test_ioctls_that_make_files_are_among_the_limits(fake):
 # ---- all of it
 
 
-def serve(devices, ready, note=lambda line: None, **options):
+def serve(
+    devices: list[Probe],
+    ready: Callable[[str], None],
+    note: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> None:
     with ending_signals() as signals:
         serve_kernel(devices, ready, note, signals=signals, **options)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_serving(fake, number):
+def test_a_signal_ends_serving(fake: FakeOs, number: signal.Signals) -> None:
     devices = [Probe(), Probe(name="other")]
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     happened = []
 
-    def ready(path):
+    def ready(path: str) -> None:
         happened.append(path)
         if len(happened) == 2:
             assert len(list(fake.table)) == 2
@@ -448,10 +486,10 @@ def test_a_signal_ends_serving(fake, number):
     assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
 
-def test_ignored_signals_stay_ignored(fake):
+def test_ignored_signals_stay_ignored(fake: FakeOs) -> None:
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    def ready(path):
+    def ready(path: str) -> None:
         signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         signal.raise_signal(signal.SIGTERM)
@@ -462,8 +500,8 @@ def test_ignored_signals_stay_ignored(fake):
         signal.signal(signal.SIGHUP, previous)
 
 
-def test_serving_ends_with_the_last_device(fake, caplog):
-    def ready(path):
+def test_serving_ends_with_the_last_device(fake: FakeOs, caplog: pytest.LogCaptureFixture) -> None:
+    def ready(path: str) -> None:
         if path == "/dev/other":
             for cuse in list(fake.cuse.values()):
                 cuse.connection.abort()
@@ -475,20 +513,21 @@ def test_serving_ends_with_the_last_device(fake, caplog):
     assert "/dev/other: the kernel has ended the connection" in caplog.text
 
 
-def test_a_device_that_ends_leaves_the_others(fake, caplog):
+def test_a_device_that_ends_leaves_the_others(
+    fake: FakeOs, caplog: pytest.LogCaptureFixture
+) -> None:
     devices = [Probe(), Probe(name="other")]
 
     class Watching(logging.Handler):
-        def emit(self, record):
+        def emit(self, record: logging.LogRecord) -> None:
             # In the thread that serves: it goes on to wait for the other one.
             # The device stays until its channel is closed, which comes next.
             assert [device.name for device in fake.table] == ["probe", "other"]
             signal.raise_signal(signal.SIGTERM)
 
-    def ready(path):
+    def ready(path: str) -> None:
         if path == "/dev/other":
-            (cuse,) = [one for one in fake.cuse.values() if one.device.name == "probe"]
-            cuse.connection.abort()
+            fake.channel_of("probe").connection.abort()
 
     handler = Watching(logging.WARNING)
     logging.getLogger("recuse.channel").addHandler(handler)
@@ -501,7 +540,7 @@ def test_a_device_that_ends_leaves_the_others(fake, caplog):
     ]
 
 
-def test_none_is_served_if_one_cannot_be(fake):
+def test_none_is_served_if_one_cannot_be(fake: FakeOs) -> None:
     devices = [Probe(), Probe()]
     with pytest.raises(KernelError, match="the kernel refuses the device probe"):
         serve(devices, lambda path: None)
@@ -509,11 +548,11 @@ def test_none_is_served_if_one_cannot_be(fake):
     assert [device.next() for device in devices] == ["close", "close"]
 
 
-def test_what_the_kernel_does_not_do_is_said_first(fake):
+def test_what_the_kernel_does_not_do_is_said_first(fake: FakeOs) -> None:
     said = []
     device = Probe(seekable=True)
 
-    def ready(path):
+    def ready(path: str) -> None:
         said.append(path)
         signal.raise_signal(signal.SIGTERM)
 
@@ -529,29 +568,29 @@ def test_what_the_kernel_does_not_do_is_said_first(fake):
 class Tap:
     """Notes what it is told; `broken` raises."""
 
-    def __init__(self):
-        self.noted = []
+    def __init__(self) -> None:
+        self.noted: list[tuple[object, ...]] = []
         self.broken = False
 
-    def request(self, message):
+    def request(self, message: bytes) -> None:
         self.noted.append(("request", message[4], message[8:16]))
         if self.broken:
             raise ZeroDivisionError
 
-    def reply(self, message):
+    def reply(self, message: bytes) -> None:
         self.noted.append(("reply", message[8:16]))
 
-    def added(self, name, major, minor):
+    def added(self, name: str, major: int, minor: int) -> None:
         self.noted.append(("added", name, major, minor))
 
-    def removed(self):
+    def removed(self) -> None:
         self.noted.append(("removed",))
 
 
-def test_a_tap_sees_both_directions_and_the_device_come_and_go(fake):
+def test_a_tap_sees_both_directions_and_the_device_come_and_go(fake: FakeOs) -> None:
     tap = Tap()
 
-    def ready(path):
+    def ready(path: str) -> None:
         (cuse,) = fake.cuse.values()
         program = Program(cuse)
         program.call(program.open().release())
@@ -571,10 +610,10 @@ def test_a_tap_sees_both_directions_and_the_device_come_and_go(fake):
     ]
 
 
-def test_a_tap_that_fails_harms_no_request(fake, caplog):
+def test_a_tap_that_fails_harms_no_request(fake: FakeOs, caplog: pytest.LogCaptureFixture) -> None:
     tap = Tap()
 
-    def ready(path):
+    def ready(path: str) -> None:
         tap.broken = True
         (cuse,) = fake.cuse.values()
         program = Program(cuse)

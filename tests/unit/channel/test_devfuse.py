@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from recuse import IO, IOR, Device, File, ioctl
+from recuse import IO, IOR, Device, File, OpenRequest, ioctl
 from recuse.channel import devfuse
 from recuse.channel.devcuse import Channel
 from recuse.channel.devfuse import DevFuse
@@ -27,7 +27,9 @@ from recuse.wire.fuse import (
     fuse_interrupt_in,
     fuse_out_header,
 )
+from tests.conftest import Needs
 
+from .conftest import Mount
 from .mounted import WAIT_S, Board, Plain, Program, run, shell
 
 
@@ -38,7 +40,7 @@ class Pair(ctypes.Structure):
 # Names.
 
 
-def test_a_device_is_a_file_below_directories(mount, directory):
+def test_a_device_is_a_file_below_directories(mount: Mount, directory: Path) -> None:
     mount(Board(name="snd/a/board", mode=0o640, uid=5, gid=6), Plain(name="snd/plain"))
     made = shell(directory, "find . -printf '%p %M %n %U %G %s %i\\n' | sort; stat -f -c %t .")
     assert made.stderr == b""
@@ -52,13 +54,13 @@ def test_a_device_is_a_file_below_directories(mount, directory):
     ]
 
 
-def test_many_names_are_all_listed(mount, directory):
+def test_many_names_are_all_listed(mount: Mount, directory: Path) -> None:
     mount(*(Plain(name=f"{number}{'x' * 60}") for number in range(700)))
     made = shell(directory, "ls | wc -l")
     assert made.stdout.strip() == b"700"
 
 
-def test_names_cannot_be_changed(mount, directory):
+def test_names_cannot_be_changed(mount: Mount, directory: Path) -> None:
     mount(Board())
     for command in ("touch other", "rm -f board", "mkdir d", "mv board other", "ln -s board s",
                     "chmod 600 board", "truncate -s 1 board"):  # fmt: skip
@@ -69,12 +71,14 @@ def test_names_cannot_be_changed(mount, directory):
 
 
 @pytest.mark.parametrize("names", [("one", "one"), ("one", "one/two"), ("one/two", "one")])
-def test_two_devices_that_cannot_both_have_their_names(names, directory):
+def test_two_devices_that_cannot_both_have_their_names(
+    names: tuple[str, str], directory: Path
+) -> None:
     with pytest.raises(ValueError, match="taken twice"):
         DevFuse([Plain(name=name) for name in names], str(directory))
 
 
-def test_permissions(mount, directory):
+def test_permissions(mount: Mount, directory: Path) -> None:
     mount(Board(name="mine", mode=0o600), Board(name="all"))
     made = shell(directory, "cat all mine", user=65534, group=65534)
     assert made.stderr == b"cat: mine: Permission denied\n"
@@ -83,7 +87,7 @@ def test_permissions(mount, directory):
 # Reading, writing, ioctl.
 
 
-def test_programs_read_and_write(mount, directory):
+def test_programs_read_and_write(mount: Mount, directory: Path) -> None:
     board = Board()
     mount(board)
     made = shell(directory, "printf hello > board && cat board && dd if=board bs=2 count=1")
@@ -91,18 +95,18 @@ def test_programs_read_and_write(mount, directory):
     assert ("write", b"hello", 0) in board.take(5)
 
 
-def test_what_the_device_does_not_open(mount, directory):
+def test_what_the_device_does_not_open(mount: Mount, directory: Path) -> None:
     class Refusing(Device):
         name = "refusing"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             raise OSError(errno.EBUSY, "one at a time")
 
     mount(Refusing())
     run(directory, 'fails(errno.EBUSY, os.open, "refusing", os.O_RDWR)')
 
 
-def test_appending_is_writing(mount, directory):
+def test_appending_is_writing(mount: Mount, directory: Path) -> None:
     """Without positions, whatever the kernel takes for the end."""
     plain = Plain()
     mount(plain)
@@ -117,7 +121,7 @@ os.write(file, b"three")
     assert [plain.happened.get(timeout=WAIT_S)[1:] for _ in range(3)] == [(0,), (3, 0), (5, 0)]
 
 
-def test_what_is_not_seekable_has_no_positions(mapping, directory):
+def test_what_is_not_seekable_has_no_positions(mapping: Mount, directory: Path) -> None:
     board = Board(max_read=8192, max_write=4096)
     mapping(board)
     run(
@@ -147,7 +151,7 @@ os.write(file, bytes(5000))
     ]
 
 
-def test_what_is_seekable_has_positions(mapping, directory):
+def test_what_is_seekable_has_positions(mapping: Mount, directory: Path) -> None:
     board = Board(seekable=True)
     mapping(board)
     run(
@@ -163,7 +167,9 @@ os.pwrite(file, b"there", 1000)
     assert calls == [("read", 3, 0), ("read", 3, 3), ("write", b"there", 1000)]
 
 
-def test_without_an_area_one_thread_reads_while_another_writes(mount, directory):
+def test_without_an_area_one_thread_reads_while_another_writes(
+    mount: Mount, directory: Path
+) -> None:
     plain = Plain()
     mount(plain)
     code = """
@@ -186,7 +192,7 @@ reader.join()
         assert program.process.returncode == 0
 
 
-def test_truncating_is_nothing_to_a_device(mount, directory):
+def test_truncating_is_nothing_to_a_device(mount: Mount, directory: Path) -> None:
     plain = Plain()
     mount(plain)
     assert shell(directory, "printf x > plain; printf yy >> plain").stderr == b""
@@ -198,7 +204,7 @@ def test_truncating_is_nothing_to_a_device(mount, directory):
     ]
 
 
-def test_ioctl(mount, directory):
+def test_ioctl(mount: Mount, directory: Path) -> None:
     mount(Board())
     code = f"""
 file = os.open("board", os.O_RDWR)
@@ -221,7 +227,9 @@ fails(errno.ENOTTY, fcntl.ioctl, file, {IOR("b", 2, ctypes.c_int)}, room)
     ],
     ids=["told", "number", "untold", "memory", "bytes"],
 )
-def test_ioctls_that_use_other_memory_are_among_the_limits(directory, handler, told):
+def test_ioctls_that_use_other_memory_are_among_the_limits(
+    directory: Path, handler: object, told: bool
+) -> None:
     MEMORY_USERS.discard(__name__)  # by another test's files
     type("Files", (File,), {"__module__": __name__, "handler": handler})
 
@@ -238,23 +246,23 @@ def test_ioctls_that_use_other_memory_are_among_the_limits(directory, handler, t
     )
 
 
-def test_poll(mount, directory):
+def test_poll(mount: Mount, directory: Path) -> None:
     class Bell(Device):
         name = "bell"
         file = None
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             self.file = BellFile()
             return self.file
 
     class BellFile(File):
         rung = False
 
-        def poll(self, events):
+        def poll(self, events: int) -> int:
             asked.put(events)
             return select.POLLIN if self.rung else 0
 
-    asked = queue.SimpleQueue()
+    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
     bell = Bell()
     # One that has no poll must not end that of the others.
     mount(Plain(), bell)
@@ -274,21 +282,24 @@ assert events == select.POLLIN
         # That of poll(0), and that of the one that waits.
         for _ in range(2):
             asked.get(timeout=WAIT_S)
+        assert bell.file is not None
         bell.file.rung = True
         bell.file.wake_pollers()
         program.end()
         assert program.process.returncode == 0
 
 
-def test_a_signal_interrupts(mount, directory, monkeypatch):
+def test_a_signal_interrupts(
+    mount: Mount, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Slow(Device):
         name = "slow"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return SlowFile()
 
     class SlowFile(File):
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> bytes:
             reading.set()
             try:
                 await asyncio.Event().wait()
@@ -297,9 +308,10 @@ def test_a_signal_interrupts(mount, directory, monkeypatch):
                 interrupted.set()
                 await go_on.wait()
                 raise
+            return b""
 
     class Counting(Channel):
-        def read(self, size):
+        def read(self, size: int) -> bytes | None:
             message = super().read(size)
             if message is not None:
                 requests.append(fuse_in_header.unpack(message).opcode)
@@ -308,7 +320,8 @@ def test_a_signal_interrupts(mount, directory, monkeypatch):
     monkeypatch.setattr(devfuse, "Channel", Counting)
     reading, interrupted = threading.Event(), threading.Event()
     go_on = asyncio.Event()
-    loops, requests = [], []
+    loops: list[asyncio.AbstractEventLoop] = []
+    requests: list[int] = []
     mount(Plain(), Slow())
     code = """
 signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))
@@ -327,10 +340,10 @@ os.read(os.open("slow", os.O_RDWR), 1)
         assert program.process.returncode == 7
 
 
-def test_an_interrupt_that_comes_before_its_request(directory):
+def test_an_interrupt_that_comes_before_its_request(directory: Path) -> None:
     """No device knows of it: the kernel is to send it again, and hears that once."""
     made = DevFuse([Plain(), Board()], str(directory))
-    sent = []
+    sent: list[bytes] = []
     made._send = sent.append
     body = fuse_interrupt_in(unique=8)
     size = fuse_in_header.SIZE + body.SIZE
@@ -342,7 +355,7 @@ def test_an_interrupt_that_comes_before_its_request(directory):
 # The end.
 
 
-def test_unmounted_by_somebody_else(mount, directory, needs):
+def test_unmounted_by_somebody_else(mount: Mount, directory: Path, needs: Needs) -> None:
     ended = threading.Event()
     mount(Board())  # skips where it cannot be
     path = Path(f"{directory}-two")
@@ -361,7 +374,7 @@ def test_unmounted_by_somebody_else(mount, directory, needs):
         subprocess.run([needs("umount"), path], check=True, timeout=WAIT_S)
 
 
-def test_programs_that_wait_at_the_end(mount, directory):
+def test_programs_that_wait_at_the_end(mount: Mount, directory: Path) -> None:
     plain = Plain()
     served = mount(plain)
     code = """
@@ -383,22 +396,25 @@ fails(errno.ENOTCONN, os.read, file, 1)
     plain.go_on.set()
 
 
-def test_a_file_that_nobody_waits_for_is_released(mount, directory, needs, caplog):
+def test_a_file_that_nobody_waits_for_is_released(
+    mount: Mount, directory: Path, needs: Needs, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its open was under way when the connection ended."""
 
     class Slow(Device):
         name = "slow"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             happened.put("open")
             assert go_on.wait(WAIT_S)
             return Released()
 
     class Released(File):
-        def release(self):
+        def release(self) -> None:
             happened.put("released")
 
-    happened, go_on = queue.SimpleQueue(), threading.Event()
+    happened: queue.SimpleQueue[str] = queue.SimpleQueue()
+    go_on = threading.Event()
     served = mount(Slow())
     code = """
 try:
@@ -423,10 +439,10 @@ else:
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV, errno.EIO])
-def test_an_answer_that_the_kernel_does_not_take(directory, number):
+def test_an_answer_that_the_kernel_does_not_take(directory: Path, number: int) -> None:
     """The program or the mount has gone; all else is a mistake."""
 
-    def send(answer):
+    def send(answer: bytes) -> None:
         raise OSError(number, "not taken")
 
     made = DevFuse([Plain()], str(directory))

@@ -4,10 +4,11 @@ import contextlib
 import errno
 import os
 import queue
+from pathlib import Path
 
 import pytest
 
-from recuse import Area, Device, File
+from recuse import Area, Device, File, Mapping, MmapRequest, OpenRequest
 from recuse.channel import devfuse
 from recuse.channel.devcuse import Channel, KernelError
 from recuse.channel.devfuse import DevFuse
@@ -19,13 +20,15 @@ from recuse.wire.fuse import (
     fuse_in_header,
     fuse_init_in,
 )
+from tests.conftest import Needs
 
+from .conftest import Mount
 from .mounted import WAIT_S, Board, Program, run
 
 IN = fuse_in_header.SIZE
 
 
-def test_a_program_and_the_device_share_memory(mapping, directory):
+def test_a_program_and_the_device_share_memory(mapping: Mount, directory: Path) -> None:
     board = Board()
     mapping(board)
     board.area[:5] = b"hello"
@@ -61,7 +64,7 @@ os.close(file)
     ]
 
 
-def test_programs_share_memory(mapping, directory):
+def test_programs_share_memory(mapping: Mount, directory: Path) -> None:
     mapping(Board())
     writer = """
 memory = mmap.mmap(os.open("board", os.O_RDWR), 4096)
@@ -90,7 +93,7 @@ fails(errno.EPERM, lambda: mmap.mmap(file, 4096, prot=mmap.PROT_READ | mmap.PROT
         assert program.end() == "then\n"
 
 
-def test_a_mapping_outlives_its_file_and_the_mount(mapping, directory):
+def test_a_mapping_outlives_its_file_and_the_mount(mapping: Mount, directory: Path) -> None:
     board = Board()
     served = mapping(board)
     code = """
@@ -120,7 +123,7 @@ ctypes.memmove(address, b"after", 5)
     assert bytes(board.area[:5]) == b"after"
 
 
-def test_the_device_resizes_what_is_mapped(mapping, directory):
+def test_the_device_resizes_what_is_mapped(mapping: Mount, directory: Path) -> None:
     board = Board()
     mapping(board)
     code = """
@@ -140,7 +143,7 @@ memory[-1] = 1
     assert board.area[-1] == 1
 
 
-def test_what_an_area_is_asked_for(mapping, directory):
+def test_what_an_area_is_asked_for(mapping: Mount, directory: Path) -> None:
     board = Board(map_length=5000)
     mapping(board)
     for flags in ("O_RDONLY", "O_WRONLY", "O_RDWR"):
@@ -155,21 +158,28 @@ class Pads(Device):
     name = "pads"
     refuses = False
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return PadFile()
 
 
 class PadFile(File):
-    def mmap(self, request):
+    device: Pads
+
+    def mmap(self, request: MmapRequest) -> Area:
         if self.device.refuses:
             raise OSError(errno.EACCES, "not now")
         return Area(request.size)
 
-    def mapped(self, mapping):
+    def mapped(self, mapping: Mapping) -> None:
         mapping.area[:3] = b"new"
 
 
-def test_an_area_for_each_file_is_for_one_at_a_time(mapping, directory, caplog, monkeypatch):
+def test_an_area_for_each_file_is_for_one_at_a_time(
+    mapping: Mount,
+    directory: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     released = []
     monkeypatch.setattr(PadFile, "release", lambda _: released.append(1))
     mapping(Pads())
@@ -195,7 +205,9 @@ assert memory[:3] == b"new"
     assert len(released) >= 3 * 3  # those that were refused, at once
 
 
-def test_a_file_without_an_area(mapping, directory, caplog):
+def test_a_file_without_an_area(
+    mapping: Mount, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pads = Pads()
     mapping(pads)
     code = """
@@ -227,53 +239,53 @@ sys.stdin.readline()
     assert "a file that has none cannot be opened meanwhile" in caplog.text
 
 
-def test_a_device_that_refuses_the_mapping(mapping, directory):
+def test_a_device_that_refuses_the_mapping(mapping: Mount, directory: Path) -> None:
     class Refusing(PadFile):
-        def mapped(self, mapping):
+        def mapped(self, mapping: Mapping) -> None:
             raise OSError(errno.EACCES, "no")
 
-        def unmapped(self, mapping):
+        def unmapped(self, mapping: Mapping) -> None:
             happened.put("unmapped")
 
-        def release(self):
+        def release(self) -> None:
             happened.put("release")
 
-    happened = queue.SimpleQueue()
+    happened: queue.SimpleQueue[str] = queue.SimpleQueue()
     pads = Pads()
-    pads.open = lambda _: Refusing()
+    pads.open = lambda request: Refusing()  # type: ignore[method-assign]  # of this device only
     mapping(pads)
     run(directory, 'os.open("pads", os.O_RDWR)')
     assert [happened.get(timeout=WAIT_S) for _ in range(2)] == ["unmapped", "release"]
 
 
-def test_async_methods(mapping, directory):
+def test_async_methods(mapping: Mount, directory: Path) -> None:
     class Async(File):
-        async def mmap(self, request):
+        async def mmap(self, request: MmapRequest) -> Area:
             return area
 
-        async def mapped(self, mapping):
+        async def mapped(self, mapping: Mapping) -> None:
             area[0] = 1
 
-        async def unmapped(self, mapping):
+        async def unmapped(self, mapping: Mapping) -> None:
             happened.put("unmapped")
 
-        async def release(self):
+        async def release(self) -> None:
             happened.put("release")
 
     class Slow(Device):
         name = "async"
 
-        async def open(self, request):
+        async def open(self, request: OpenRequest) -> File:
             return Async()
 
     area = Area(4096)
-    happened = queue.SimpleQueue()
+    happened: queue.SimpleQueue[str] = queue.SimpleQueue()
     mapping(Slow())
     run(directory, 'assert mmap.mmap(os.open("async", os.O_RDWR), 4096)[0] == 1')
     assert [happened.get(timeout=WAIT_S) for _ in range(2)] == ["unmapped", "release"]
 
 
-def test_a_thousand_opens_leak_nothing(mapping, directory):
+def test_a_thousand_opens_leak_nothing(mapping: Mount, directory: Path) -> None:
     pads = Pads()
     mapping(pads)
     before = len(os.listdir("/proc/self/fd"))
@@ -297,7 +309,9 @@ os.close(os.open("pads", os.O_RDONLY))
     assert len(os.listdir("/proc/self/fd")) <= before + 10
 
 
-def test_backing_files_are_given_back(mapping, directory, monkeypatch):
+def test_backing_files_are_given_back(
+    mapping: Mount, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     channels = Channels(monkeypatch)
     board = Board()
     mapping(board)
@@ -310,7 +324,7 @@ def test_backing_files_are_given_back(mapping, directory, monkeypatch):
     assert all(result == 0 for _, result in channels.ioctls[1::2])
 
 
-def test_many_programs_open_and_close_at_once(mapping, directory):
+def test_many_programs_open_and_close_at_once(mapping: Mount, directory: Path) -> None:
     board = Board()
     mapping(board)
     code = """
@@ -336,11 +350,18 @@ for number in range(300):
 class Channels:
     """Makes channels that change what they read, and refuse ioctls."""
 
-    def __init__(self, monkeypatch, minor=None, without=0, refuse=None):
-        ioctls = self.ioctls = []
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        minor: int | None = None,
+        without: int = 0,
+        refuse: int | None = None,
+    ) -> None:
+        ioctls: list[tuple[int, int]] = []
+        self.ioctls = ioctls
 
         class Changed(Channel):
-            def read(self, size):
+            def read(self, size: int) -> bytes | None:
                 message = super().read(size)
                 if message is not None and fuse_in_header.unpack(message).opcode == FUSE_INIT:
                     offer = fuse_init_in.unpack(message, IN)
@@ -350,7 +371,7 @@ class Channels:
                     message = message[:IN] + offer.pack()
                 return message
 
-            def ioctl(self, command, argument):
+            def ioctl(self, command: int, argument: bytearray) -> int:
                 if refuse is not None and command == FUSE_DEV_IOC_BACKING_OPEN:
                     raise OSError(refuse, os.strerror(refuse))
                 ioctls.append((command, result := super().ioctl(command, argument)))
@@ -360,7 +381,9 @@ class Channels:
 
 
 @pytest.mark.parametrize("flag", [FUSE_PASSTHROUGH, FUSE_INIT_EXT])
-def test_a_kernel_without_passthrough(mount, directory, monkeypatch, flag):
+def test_a_kernel_without_passthrough(
+    mount: Mount, directory: Path, monkeypatch: pytest.MonkeyPatch, flag: int
+) -> None:
     Channels(monkeypatch, minor=38, without=flag)
     board = Board()
     served = mount(board)
@@ -383,7 +406,12 @@ assert ctypes.get_errno() == errno.ENODEV
     assert [what[0] for what in board.take(2)] == ["write", "read"]
 
 
-def test_a_kernel_that_does_not_take_the_memory(mapping, directory, monkeypatch, caplog):
+def test_a_kernel_that_does_not_take_the_memory(
+    mapping: Mount,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     Channels(monkeypatch, refuse=errno.EPERM)
     board = Board()
     mapping(board)
@@ -400,7 +428,9 @@ def test_a_kernel_that_does_not_take_the_memory(mapping, directory, monkeypatch,
     assert record.getMessage().startswith("board: the kernel does not take the device's memory")
 
 
-def test_a_kernel_that_is_too_old(mount, directory, monkeypatch):
+def test_a_kernel_that_is_too_old(
+    mount: Mount, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Channels(monkeypatch, minor=30)
     made = DevFuse([Board()], str(directory))
     try:
@@ -415,7 +445,9 @@ def test_a_kernel_that_is_too_old(mount, directory, monkeypatch):
     ("name", "message"),
     [("none", r"none: this kernel has no FUSE \(modprobe fuse\)"), ("", "Is a directory")],
 )
-def test_a_kernel_without_fuse(directory, tmp_path, monkeypatch, name, message):
+def test_a_kernel_without_fuse(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
     monkeypatch.setattr(devfuse, "DEV_FUSE", f"{tmp_path}/{name}")
     made = DevFuse([Board()], str(directory))
     with pytest.raises(KernelError, match=message):
@@ -423,7 +455,7 @@ def test_a_kernel_without_fuse(directory, tmp_path, monkeypatch, name, message):
     made.close()
 
 
-def test_directories_that_will_not_do(needs, tmp_path):
+def test_directories_that_will_not_do(needs: Needs, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for name, message in (

@@ -4,20 +4,30 @@ import asyncio
 import errno
 import os
 import threading
+from collections.abc import Callable, Iterator
 from ctypes import Structure, c_uint32, c_uint64
+from typing import Any, TypeVar
 
 import pytest
 
-from recuse import IOWR, Device, File, Session, current_request, ioctl
+import recuse
+from recuse import IOWR, Device, File, OpenRequest, Session, current_request, ioctl
 from recuse.channel.inprocess import InProcessChannel, connect
 from recuse.kernel.caller import Caller
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import DeviceTable
-from recuse.kernel.files import open_file
-from recuse.kernel.operation import run
-from recuse.kernel.request import Request
+from recuse.kernel.files import OpenFile, open_file
+from recuse.kernel.operation import Operation, Running, run
+from recuse.kernel.request import Reply, Request
 from recuse.server import loop
+from recuse.wire.declare import Buffer
 from recuse.wire.fuse import FUSE_INTERRUPT, FUSE_OPEN, FUSE_READ, fuse_open_in, fuse_open_out
+
+from .support import Begun
+
+T = TypeVar("T")
+
+Connect = Callable[[Device], InProcessChannel]
 
 WAIT_S = 20
 
@@ -27,22 +37,22 @@ class Memory:
 
     BASE = 0x10000
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.content = bytearray(1 << 18)
 
-    def read(self, address, size):
+    def read(self, address: int, size: int) -> bytes:
         at = self._at(address)
         return bytes(self.content[at : at + size])
 
-    def write(self, address, data):
+    def write(self, address: int, data: Buffer) -> int:
         at = self._at(address)
         self.content[at : at + len(data)] = data
         return len(data)
 
-    def writable(self, address, size):
+    def writable(self, address: int, size: int) -> int:
         return min(size, len(self.content) - self._at(address))
 
-    def _at(self, address):
+    def _at(self, address: int) -> int:
         if not 0 <= address - self.BASE < len(self.content):
             raise OSError(errno.EFAULT, "bad address")
         return address - self.BASE
@@ -51,42 +61,28 @@ class Memory:
 class Program:
     """Makes system calls on a device, each of which waits for its end."""
 
-    def __init__(self, channel, pid=1000):
+    def __init__(self, channel: CuseChannel | InProcessChannel, pid: int = 1000) -> None:
+        assert channel.device is not None
         self.device = channel.device
         self.memory = Memory()
         self.caller = Caller(pid, 1, 2, self.memory)
 
-    def begin(self, operation):
+    def begin(self, operation: Operation[T]) -> tuple[Running | None, Begun[T]]:
         """Begin an operation; return how to interrupt it, and how to wait for its outcome."""
-        ended = threading.Event()
-        outcome = []
+        begun = Begun[T]()
+        return run(self.device.connection, operation, begun.done), begun
 
-        def done(result, error):
-            outcome.append((result, error))
-            ended.set()
-
-        running = run(self.device.connection, operation, done)
-
-        def wait():
-            assert ended.wait(WAIT_S)
-            ((result, error),) = outcome
-            if error is not None:
-                raise error
-            return result
-
-        return running, wait
-
-    def call(self, operation):
+    def call(self, operation: Operation[T]) -> T:
         return self.begin(operation)[1]()
 
-    def open(self, flags=os.O_RDWR):
+    def open(self, flags: int = os.O_RDWR) -> OpenFile:
         return self.call(open_file(self.device, flags, self.caller))
 
-    def read(self, file, size, offset=None):
+    def read(self, file: OpenFile, size: int, offset: int | None = None) -> bytes:
         count = self.call(file.read(self.caller, [(Memory.BASE, size)], offset))
         return self.memory.read(Memory.BASE, count)
 
-    def write(self, file, data, offset=None):
+    def write(self, file: OpenFile, data: bytes, offset: int | None = None) -> int:
         self.memory.write(Memory.BASE, data)
         return self.call(file.write(self.caller, [(Memory.BASE, len(data))], offset))
 
@@ -96,19 +92,21 @@ class Pair(Structure):
 
 
 class DiskFile(File):
-    def read(self, size, offset):
-        return self.device.content[offset : offset + size]
+    device: "Disk"
 
-    def write(self, data, offset):
+    def read(self, size: int, offset: int) -> bytes:
+        return bytes(self.device.content[offset : offset + size])
+
+    def write(self, data: bytes, offset: int) -> None:
         self.device.content[offset : offset + len(data)] = data
 
     @ioctl(IOWR("d", 1, Pair), Pair)
-    def reverse(self, pair, memory):
+    def reverse(self, pair: Pair, memory: recuse.Memory) -> int:
         memory.write(pair.pointer, memory.read(pair.pointer, pair.size)[::-1])
         pair.size = 0
         return 5
 
-    def release(self):
+    def release(self) -> None:
         self.device.released += 1
 
 
@@ -117,14 +115,14 @@ class Disk(Device):
     closed = 0
     released = 0
 
-    def __init__(self, **attributes):
+    def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.content = bytearray()
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return DiskFile()
 
-    def close(self):
+    def close(self) -> None:
         self.closed += 1
 
 
@@ -133,34 +131,34 @@ class Bell(Device):
 
     name = "bell"
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return BellFile()
 
 
 class BellFile(File):
-    def __init__(self):
+    def __init__(self) -> None:
         self.waiting = threading.Semaphore(0)
         self.rung = asyncio.Event()
 
-    async def read(self, size, offset):
+    async def read(self, size: int, offset: int) -> bytes:
         self.waiting.release()
         await self.rung.wait()
         return b"ding"
 
-    async def write(self, data, offset):
+    async def write(self, data: bytes, offset: int) -> None:
         self.rung.set()
 
 
 @pytest.fixture
-def table():
+def table() -> DeviceTable:
     return DeviceTable()
 
 
 @pytest.fixture
-def channel(table):
-    channels = []
+def channel(table: DeviceTable) -> Iterator[Connect]:
+    channels: list[InProcessChannel] = []
 
-    def make(device):
+    def make(device: Device) -> InProcessChannel:
         channels.append(connect(table, device))
         return channels[-1]
 
@@ -170,20 +168,22 @@ def channel(table):
     assert loop._running is None
 
 
-def test_the_device_is_there_as_described(table, channel):
+def test_the_device_is_there_as_described(table: DeviceTable, channel: Connect) -> None:
     made = channel(
         Disk(name="disk7", mode=0o640, uid=3, gid=4, major=200, minor=9, max_read=8192)
     ).device
     assert list(table) == [made]
+    assert made is not None
     assert (made.name, made.major, made.minor) == ("disk7", 200, 9)
     assert (made.mode, made.uid, made.gid) == (0o640, 3, 4)
     assert (made.max_read, made.max_write) == (8192, 131072)
     assert (made.seekable, made.unrestricted) == (False, True)
     other = channel(Disk(name="disk8", seekable=True, unrestricted=False)).device
+    assert other is not None
     assert (other.seekable, other.unrestricted, other.mode) == (True, False, 0o666)
 
 
-def test_names_and_numbers_that_are_taken(table, channel):
+def test_names_and_numbers_that_are_taken(table: DeviceTable, channel: Connect) -> None:
     channel(Disk(major=200))
     with pytest.raises(FileExistsError):
         connect(table, Disk())
@@ -194,7 +194,7 @@ def test_names_and_numbers_that_are_taken(table, channel):
         connect(table, Disk(name=""))
 
 
-def test_a_refused_device_is_closed(table, channel):
+def test_a_refused_device_is_closed(table: DeviceTable, channel: Connect) -> None:
     channel(Disk())
     device = Disk()
     with pytest.raises(FileExistsError):
@@ -202,7 +202,7 @@ def test_a_refused_device_is_closed(table, channel):
     assert device.closed == 1
 
 
-def test_reads_and_writes_with_positions(channel):
+def test_reads_and_writes_with_positions(channel: Connect) -> None:
     program = Program(channel(Disk(seekable=True)))
     file = program.open()
     assert program.write(file, b"hello ") == 6
@@ -212,7 +212,7 @@ def test_reads_and_writes_with_positions(channel):
     assert program.read(file, 100) == b"o world"
 
 
-def test_long_transfers_come_in_pieces(channel):
+def test_long_transfers_come_in_pieces(channel: Connect) -> None:
     device = Disk(max_write=4096, max_read=8192, seekable=True)
     program = Program(channel(device))
     file = program.open()
@@ -222,7 +222,7 @@ def test_long_transfers_come_in_pieces(channel):
     assert program.read(file, len(data), 0) == data
 
 
-def test_an_ioctl_in_rounds(channel):
+def test_an_ioctl_in_rounds(channel: Connect) -> None:
     program = Program(channel(Disk()))
     file = program.open()
     program.memory.write(Memory.BASE + 100, b"reverse me")
@@ -233,7 +233,7 @@ def test_an_ioctl_in_rounds(channel):
     assert Pair.from_buffer_copy(program.memory.read(Memory.BASE, 16)).size == 0
 
 
-def test_bad_memory_is_efault(channel):
+def test_bad_memory_is_efault(channel: Connect) -> None:
     program = Program(channel(Disk()))
     file = program.open()
     end = Memory.BASE + (1 << 18)
@@ -243,17 +243,17 @@ def test_bad_memory_is_efault(channel):
             program.call(file.ioctl(program.caller, IOWR("d", 1, Pair), argument))
 
 
-def test_who_asks(channel):
+def test_who_asks(channel: Connect) -> None:
     class Probe(Device):
         name = "probe"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             assert (request.pid, request.uid, request.gid) == (77, 1, 2)
             assert request.flags & os.O_ACCMODE == os.O_RDONLY
             return ProbeFile()
 
     class ProbeFile(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             return b"%d %d" % (current_request().pid, self.nonblocking)
 
     program = Program(channel(Probe()), pid=77)
@@ -263,7 +263,7 @@ def test_who_asks(channel):
     assert program.read(file, 100) == b"77 1"
 
 
-def test_release_once(channel):
+def test_release_once(channel: Connect) -> None:
     device = Disk()
     made = channel(device)
     program = Program(made)
@@ -275,7 +275,7 @@ def test_release_once(channel):
     del other
 
 
-def test_async_methods_answer_later(channel):
+def test_async_methods_answer_later(channel: Connect) -> None:
     program = Program(channel(Bell()))
     file = program.open()
     _, wait = program.begin(file.read(program.caller, [(Memory.BASE, 10)], None))
@@ -284,17 +284,19 @@ def test_async_methods_answer_later(channel):
     assert program.memory.read(Memory.BASE, 4) == b"ding"
 
 
-def bell_file(made):
+def bell_file(made: InProcessChannel) -> BellFile:
     (file,) = made.session._files.values()
+    assert isinstance(file, BellFile)
     return file
 
 
-def test_an_interrupted_call_ends_with_eintr(channel):
+def test_an_interrupted_call_ends_with_eintr(channel: Connect) -> None:
     made = channel(Bell())
     program = Program(made)
     file = program.open()
     running, wait = program.begin(file.read(program.caller, [(Memory.BASE, 10)], None))
     assert bell_file(made).waiting.acquire(timeout=WAIT_S)
+    assert running is not None
     running.interrupt()
     with pytest.raises(InterruptedError):
         wait()
@@ -302,7 +304,7 @@ def test_an_interrupted_call_ends_with_eintr(channel):
 
 
 @pytest.mark.parametrize("how", ["channel", "connection"])
-def test_the_end_finishes_what_waits(table, channel, how):
+def test_the_end_finishes_what_waits(table: DeviceTable, channel: Connect, how: str) -> None:
     device = Bell()
     made = channel(device)
     program = Program(made)
@@ -314,7 +316,7 @@ def test_the_end_finishes_what_waits(table, channel, how):
     if how == "channel":
         made.close()
     else:
-        made.device.connection.abort()
+        program.device.connection.abort()
     for wait in calls:
         with pytest.raises(ConnectionAbortedError):
             wait()
@@ -323,7 +325,7 @@ def test_the_end_finishes_what_waits(table, channel, how):
         program.open()
 
 
-def test_close_again_does_nothing(channel):
+def test_close_again_does_nothing(channel: Connect) -> None:
     device = Disk()
     made = channel(device)
     made.close()
@@ -331,7 +333,7 @@ def test_close_again_does_nothing(channel):
     assert device.closed == 1
 
 
-def test_calls_at_once_from_many_threads(channel):
+def test_calls_at_once_from_many_threads(channel: Connect) -> None:
     device = Disk(seekable=True)
     device.content = bytearray(8000)
     made = channel(device)
@@ -339,7 +341,7 @@ def test_calls_at_once_from_many_threads(channel):
     start = threading.Barrier(len(programs), timeout=WAIT_S)
     wrong = []
 
-    def work(program):
+    def work(program: Program) -> None:
         own = program.caller.pid * 16
         file = program.open()
         start.wait()
@@ -357,17 +359,17 @@ def test_calls_at_once_from_many_threads(channel):
         thread.join()
     assert not wrong
     assert device.released == 8
-    assert made.device.connection.waiting == 0
+    assert programs[0].device.connection.waiting == 0
 
 
-def test_an_interrupt_that_overtakes_its_request(table):
+def test_an_interrupt_that_overtakes_its_request(table: DeviceTable) -> None:
     reading, go_on = threading.Event(), threading.Event()
     came = threading.Semaphore(0)
 
     class Slow(Session):
         """One thread is late in handing in what it has read."""
 
-        def handle(self, message, reply):
+        def handle(self, message: bytes, reply: Callable[[bytes], object]) -> None:
             if message[4] == FUSE_READ:
                 reading.set()
                 assert go_on.wait(WAIT_S)
@@ -379,12 +381,18 @@ def test_an_interrupt_that_overtakes_its_request(table):
     made = InProcessChannel(cuse, Slow(Bell()))
     program = Program(made)
     file = program.open()
-    request = []
-    submit = made.device.connection.submit
-    made.device.connection.submit = lambda *args: (request.append(args[0]), submit(*args))[1]
+    request: list[Request] = []
+    connection = program.device.connection
+    submit = connection.submit
+
+    def note(asked: Request, on_reply: Callable[[Reply], None] | None = None) -> None:
+        request.append(asked)
+        submit(asked, on_reply)
+
+    connection.submit = note  # type: ignore[assignment, method-assign]  # of this one only
     outcome = []
 
-    def read():
+    def read() -> None:
         wait = program.begin(file.read(program.caller, [(Memory.BASE, 10)], None))[1]
         with pytest.raises(InterruptedError):
             wait()
@@ -393,7 +401,7 @@ def test_an_interrupt_that_overtakes_its_request(table):
     reader = threading.Thread(target=read)
     reader.start()
     assert reading.wait(WAIT_S)
-    other = threading.Thread(target=made.device.connection.interrupt, args=(request[0],))
+    other = threading.Thread(target=connection.interrupt, args=(request[0],))
     other.start()
     # It comes again and again, until it finds the request.
     for _ in range(3):
@@ -405,9 +413,9 @@ def test_an_interrupt_that_overtakes_its_request(table):
     made.close()
 
 
-def test_requests_that_waited_for_init_are_served(table):
+def test_requests_that_waited_for_init_are_served(table: DeviceTable) -> None:
     cuse = CuseChannel(table)
-    replies = []
+    replies: list[Reply] = []
     for _ in range(5):
         request = Request(FUSE_OPEN, fuse_open_in().pack(), fuse_open_out.SIZE, fuse_open_out.SIZE)
         cuse.connection.submit(request, replies.append)

@@ -8,33 +8,41 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recuse import Device, File
+from recuse import Device, File, OpenRequest
 from recuse.channel import listen as module
-from recuse.channel.listen import DeviceServer
+from recuse.channel.listen import DeviceServer, _Client
 from recuse.channel.packets import PART, Packets, open_socket
-from recuse.channel.socket import Remote
+from recuse.channel.socket import Remote, RemoteChannel
 from recuse.server import loop
 
 from .support import WAIT_S, Program, Table, ends, init_request, message, number_of, reply
 
+Join = Callable[[], RemoteChannel]
+Connect = Callable[[], socket.socket]
+
 
 class PipeFile(File):
-    def read(self, size, offset):
+    device: "Pipe"
+
+    def read(self, size: int, offset: int) -> bytes:
         with self.device.changed:
             data = bytes(self.device.data[:size])
             del self.device.data[:size]
         return data
 
-    def write(self, data, offset):
+    def write(self, data: bytes, offset: int) -> None:
         with self.device.changed:
             self.device.data += data
 
-    def release(self):
+    def release(self) -> None:
         self.device.count("released")
 
 
@@ -44,37 +52,37 @@ class Pipe(Device):
     name = "pipe"
     max_read = max_write = 1 << 20
 
-    def __init__(self, **attributes):
+    def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.data = bytearray()
         self.changed = threading.Condition()
         self.opened = self.released = self.closed = 0
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         self.count("opened")
         return PipeFile()
 
-    def close(self):
+    def close(self) -> None:
         self.count("closed")
 
-    def count(self, what):
+    def count(self, what: str) -> None:
         with self.changed:
             setattr(self, what, getattr(self, what) + 1)
             self.changed.notify_all()
 
-    def wait(self, what, number):
+    def wait(self, what: str, number: int) -> None:
         with self.changed:
             assert self.changed.wait_for(lambda: getattr(self, what) >= number, WAIT_S)
             assert getattr(self, what) == number
 
 
 @pytest.fixture
-def device():
+def device() -> Pipe:
     return Pipe()
 
 
 @pytest.fixture
-def server(device, path):
+def server(device: Pipe, path: str) -> Iterator[DeviceServer]:
     server = DeviceServer(device, path)
     yield server
     server.close()
@@ -83,11 +91,11 @@ def server(device, path):
 
 
 @pytest.fixture
-def join(server):
+def join(server: DeviceServer) -> Iterator[Join]:
     """Joins the server with a table of its own; gives the channel."""
-    channels = []
+    channels: list[RemoteChannel] = []
 
-    def join():
+    def join() -> RemoteChannel:
         channels.append(Remote(server.path).connect(Table()))
         return channels[-1]
 
@@ -97,11 +105,11 @@ def join(server):
 
 
 @pytest.fixture
-def raw(server):
+def raw(server: DeviceServer) -> Iterator[Connect]:
     """Connects to the server by hand."""
-    socks = []
+    socks: list[socket.socket] = []
 
-    def connect():
+    def connect() -> socket.socket:
         socks.append(open_socket())
         socks[-1].settimeout(WAIT_S)
         socks[-1].connect(server.path)
@@ -112,7 +120,7 @@ def raw(server):
         sock.close()
 
 
-def test_several_sandboxes_share_the_device(join, device):
+def test_several_sandboxes_share_the_device(join: Join, device: Pipe) -> None:
     programs = [Program(join().device).open() for _ in range(5)]
     for number, program in enumerate(programs):
         program.put(b"%d" % number)
@@ -121,7 +129,7 @@ def test_several_sandboxes_share_the_device(join, device):
     assert device.opened == 5
 
 
-def test_a_sandbox_that_leaves_releases_its_files_alone(join, device):
+def test_a_sandbox_that_leaves_releases_its_files_alone(join: Join, device: Pipe) -> None:
     one, other = join(), join()
     programs = [Program(channel.device).open() for channel in (one, one, other)]
     one.close()
@@ -131,10 +139,17 @@ def test_a_sandbox_that_leaves_releases_its_files_alone(join, device):
     assert (device.released, device.closed) == (2, 0)
 
 
-def test_a_sandbox_that_has_left_is_forgotten(join, server, monkeypatch):
+def test_a_sandbox_that_has_left_is_forgotten(
+    join: Join, server: DeviceServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forgotten = threading.Event()
     forget = server._forget
-    monkeypatch.setattr(server, "_forget", lambda client: (forget(client), forgotten.set()))
+
+    def forget_and_tell(client: _Client) -> None:
+        forget(client)
+        forgotten.set()
+
+    monkeypatch.setattr(server, "_forget", forget_and_tell)
     channel = join()
     assert len(server._clients) == 1
     channel.close()
@@ -142,10 +157,11 @@ def test_a_sandbox_that_has_left_is_forgotten(join, server, monkeypatch):
     assert server._clients == set()
 
 
-def test_the_end_of_the_server(device, path):
+def test_the_end_of_the_server(device: Pipe, path: str) -> None:
     before = set(threading.enumerate())  # of earlier tests: a method that never returns, perhaps
     server = DeviceServer(device, path)
-    channels = [Remote(path).connect(Table()) for _ in range(3)]
+    tables = [Table() for _ in range(3)]
+    channels = [Remote(path).connect(table) for table in tables]
     for channel in channels:
         Program(channel.device).open()
     server.close()
@@ -153,8 +169,8 @@ def test_the_end_of_the_server(device, path):
     assert not os.path.exists(path)
     server.close()
     assert device.closed == 1
-    for channel in channels:
-        channel._table.wait()
+    for channel, table in zip(channels, tables, strict=True):
+        table.wait()
         channel.close()
     threads = set(threading.enumerate()) - before
     for thread in threads:
@@ -162,18 +178,20 @@ def test_the_end_of_the_server(device, path):
     assert not [thread for thread in threads if thread.is_alive()]
 
 
-def test_the_device_is_closed_last_and_what_it_raises_is_logged(path, caplog):
+def test_the_device_is_closed_last_and_what_it_raises_is_logged(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     class SlowFile(PipeFile):
-        def release(self):
+        def release(self) -> None:
             threading.Event().wait(0.05)
             super().release()
 
     class Failing(Pipe):
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             super().open(request)
             return SlowFile()
 
-        def close(self):
+        def close(self) -> None:
             super().close()
             assert self.released == self.opened == 1
             raise ValueError("of the author")
@@ -189,18 +207,18 @@ def test_the_device_is_closed_last_and_what_it_raises_is_logged(path, caplog):
 
 
 @pytest.mark.parametrize("size", [131072, PART, 1 << 20])
-def test_large_transfers(join, size):
+def test_large_transfers(join: Join, size: int) -> None:
     program = Program(join().device).open()
     data = os.urandom(size)
     assert program.put(data) == size
     assert program.get(size) == data
 
 
-def test_many_sandboxes_at_once(join, device):
+def test_many_sandboxes_at_once(join: Join, device: Pipe) -> None:
     """Each with a program that writes and reads all the time."""
     failures = []
 
-    def work(channel):
+    def work(channel: RemoteChannel) -> None:
         try:
             program = Program(channel.device).open()
             for _ in range(30):
@@ -216,19 +234,20 @@ def test_many_sandboxes_at_once(join, device):
     for thread in threads:
         thread.join()
     assert failures == []
-    assert (device.opened, device.released, device.data) == (40, 40, b"")
+    assert (device.opened, device.released) == (40, 40)
+    assert device.data == b""
 
 
 # ---- the socket
 
 
-def test_the_sockets_mode(server):
+def test_the_sockets_mode(server: DeviceServer) -> None:
     status = os.stat(server.path)
     assert stat.S_ISSOCK(status.st_mode)
     assert stat.S_IMODE(status.st_mode) == 0o600
 
 
-def test_the_sockets_mode_whatever_the_umask(device, path):
+def test_the_sockets_mode_whatever_the_umask(device: Pipe, path: str) -> None:
     previous = os.umask(0)
     try:
         server = DeviceServer(device, path)
@@ -239,7 +258,7 @@ def test_the_sockets_mode_whatever_the_umask(device, path):
     assert mode == 0o600
 
 
-def test_the_socket_of_a_dead_server_is_replaced(device, path):
+def test_the_socket_of_a_dead_server_is_replaced(device: Pipe, path: str) -> None:
     with open_socket() as sock:
         sock.bind(path)
         sock.listen()
@@ -247,7 +266,7 @@ def test_the_socket_of_a_dead_server_is_replaced(device, path):
     assert not os.path.exists(path)
 
 
-def test_a_living_server_is_left_alone(join, server):
+def test_a_living_server_is_left_alone(join: Join, server: DeviceServer) -> None:
     other = Pipe()
     with pytest.raises(OSError, match="in use") as raised:
         DeviceServer(other, server.path)
@@ -256,14 +275,14 @@ def test_a_living_server_is_left_alone(join, server):
     Program(join().device).open()
 
 
-def test_servers_that_start_at_once(path):
+def test_servers_that_start_at_once(path: str) -> None:
     """One of them wins, the others are told so; nobody listens where nobody can connect."""
     with open_socket() as sock:
         sock.bind(path)
     begin = threading.Barrier(8)
     servers, errors = [], []
 
-    def start():
+    def start() -> None:
         begin.wait()
         try:
             servers.append(DeviceServer(Pipe(), path))
@@ -282,7 +301,7 @@ def test_servers_that_start_at_once(path):
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "dangling link"])
-def test_something_else_is_there(device, path, kind):
+def test_something_else_is_there(device: Pipe, path: str, kind: str) -> None:
     if kind == "file":
         open(path, "x").close()
     elif kind == "directory":
@@ -294,7 +313,7 @@ def test_something_else_is_there(device, path, kind):
     assert os.path.lexists(path)
 
 
-def test_a_socket_of_another_kind_is_there(device, path):
+def test_a_socket_of_another_kind_is_there(device: Pipe, path: str) -> None:
     with socket.socket(socket.AF_UNIX) as stream:
         stream.bind(path)
         stream.listen()
@@ -305,14 +324,14 @@ def test_a_socket_of_another_kind_is_there(device, path):
 @pytest.mark.parametrize(
     ("name", "number"), [("gone/s", errno.ENOENT), ("x" * 120, errno.ENAMETOOLONG)]
 )
-def test_paths_that_cannot_be(device, tmp_path, name, number):
+def test_paths_that_cannot_be(device: Pipe, tmp_path: Path, name: str, number: int) -> None:
     path = str(tmp_path / name)
     with pytest.raises(OSError, match=r".") as raised:
         DeviceServer(device, path)
     assert raised.value.errno == number
 
 
-def test_a_device_that_is_none(path):
+def test_a_device_that_is_none(path: str) -> None:
     with pytest.raises(ValueError, match="name"):
         DeviceServer(Pipe(name=""), path)
     with pytest.raises(TypeError, match="no open method"):
@@ -320,7 +339,7 @@ def test_a_device_that_is_none(path):
     assert not os.path.exists(path)
 
 
-def test_a_socket_that_was_replaced_stays(device, path):
+def test_a_socket_that_was_replaced_stays(device: Pipe, path: str) -> None:
     """By a server that somebody started after removing the first one's socket."""
     first = DeviceServer(device, path)
     os.unlink(path)
@@ -334,7 +353,13 @@ def test_a_socket_that_was_replaced_stays(device, path):
 # ---- who may come
 
 
-def test_other_users_are_refused(server, raw, join, monkeypatch, caplog):
+def test_other_users_are_refused(
+    server: DeviceServer,
+    raw: Connect,
+    join: Join,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(module, "peer_uid", lambda _: os.geteuid() + 1)
         assert ends(raw())
@@ -356,11 +381,11 @@ except OSError as error:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_user_who_is_somebody_else(device):
+def test_a_user_who_is_somebody_else(device: Pipe) -> None:
     path = f"/tmp/recuse-test-{os.getpid()}.sock"
     server = DeviceServer(device, path)
 
-    def connect():
+    def connect() -> str:
         argv = [sys.executable, "-c", CONNECT_AS_NOBODY, path]
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
@@ -387,7 +412,7 @@ def test_a_user_who_is_somebody_else(device):
         (PART + 5).to_bytes(4, "little") + bytes(PART - 4),
     ],
 )
-def test_what_is_no_message_ends_one_connection(raw, join, junk):
+def test_what_is_no_message_ends_one_connection(raw: Connect, join: Join, junk: bytes) -> None:
     program = Program(join().device).open()
     sock = raw()
     sock.send(junk)
@@ -398,7 +423,7 @@ def test_what_is_no_message_ends_one_connection(raw, join, junk):
     assert program.get(4) == b"fine"
 
 
-def test_requests_without_sense_are_answered(raw):
+def test_requests_without_sense_are_answered(raw: Connect) -> None:
     sock = raw()
     for opcode, body in [(14, b""), (15, bytes(40)), (16, bytes(40)), (39, bytes(8)), (99, b"")]:
         sock.send(message(6, body, opcode))
@@ -416,7 +441,7 @@ def test_requests_without_sense_are_answered(raw):
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(st.binary(max_size=120), max_size=4), st.integers(0, 40))
-def test_any_bytes(raw, server, sent, opcode):
+def test_any_bytes(raw: Connect, server: DeviceServer, sent: list[bytes], opcode: int) -> None:
     """The server lives, whatever one connection says."""
     sock = raw()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -429,7 +454,9 @@ def test_any_bytes(raw, server, sent, opcode):
     other.close()
 
 
-def test_a_sandbox_that_reads_no_answers_harms_nobody(raw, join, device):
+def test_a_sandbox_that_reads_no_answers_harms_nobody(
+    raw: Connect, join: Join, device: Pipe
+) -> None:
     program = Program(join().device).open()
     sock = raw()
     sock.send(init_request())
@@ -441,18 +468,23 @@ def test_a_sandbox_that_reads_no_answers_harms_nobody(raw, join, device):
     assert program.get(4) == b"fine"
 
 
-def test_connections_that_say_nothing(raw, join):
+def test_connections_that_say_nothing(raw: Connect, join: Join) -> None:
     silent = [raw() for _ in range(20)]
     Program(join().device).open()
     assert len(silent) == 20
 
 
-def test_connections_that_cannot_be_accepted(server, join, monkeypatch, caplog):
+def test_connections_that_cannot_be_accepted(
+    server: DeviceServer,
+    join: Join,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """The server goes on when it has descriptors again."""
     failed = threading.Event()
     accept = socket.socket.accept
 
-    def fail(sock):
+    def fail(sock: socket.socket) -> tuple[socket.socket, str]:
         if not failed.is_set():
             connection, _ = accept(sock)
             connection.close()
@@ -469,7 +501,7 @@ def test_connections_that_cannot_be_accepted(server, join, monkeypatch, caplog):
     assert "Too many open files" in caplog.text
 
 
-def test_an_answer_comes_back_over_the_socket_alone(server):
+def test_an_answer_comes_back_over_the_socket_alone(server: DeviceServer) -> None:
     """The bytes on it are those of the protocol, which another server could have sent."""
     with open_socket() as sock:
         sock.connect(server.path)

@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
+from collections.abc import Iterator
 
 import pytest
 
-from recuse import Device, File
+from recuse import Device, File, OpenRequest
 from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 
@@ -17,35 +18,37 @@ class Bell(Device):
 
     name = "bell"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.rung = asyncio.Condition()
         self.waiting = threading.Semaphore(0)
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return BellFile()
 
 
 class BellFile(File):
-    async def read(self, size, offset):
+    device: Bell
+
+    async def read(self, size: int, offset: int) -> bytes:
         async with self.device.rung:
             self.device.waiting.release()
             await self.device.rung.wait()
         return b"ding"
 
-    async def write(self, data, offset):
+    async def write(self, data: bytes, offset: int) -> None:
         async with self.device.rung:
             self.device.rung.notify_all()
 
 
 @pytest.fixture
-def bell(path):
+def bell(path: str) -> Iterator[Bell]:
     device = Bell()
     server = DeviceServer(device, path)
     yield device
     server.close()
 
 
-def test_async_methods_meet_across_sandboxes_and_outlive_them(bell, path):
+def test_async_methods_meet_across_sandboxes_and_outlive_them(bell: Bell, path: str) -> None:
     """What belongs to asyncio belongs to one event loop: it stays when nobody is there."""
     for _ in range(3):
         channels = [Remote(path).connect(Table()) for _ in range(2)]
@@ -58,7 +61,7 @@ def test_async_methods_meet_across_sandboxes_and_outlive_them(bell, path):
             channel.close()
 
 
-def test_a_sandbox_that_leaves_cancels_what_it_waits_for(bell, path):
+def test_a_sandbox_that_leaves_cancels_what_it_waits_for(bell: Bell, path: str) -> None:
     one, other = (Remote(path).connect(Table()) for _ in range(2))
     waits = []
     for channel in (one, other):
@@ -82,25 +85,27 @@ class Gate(Device):
 
     name = "gate"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.waiting = threading.Semaphore(0)
         self.opened = threading.Event()
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return GateFile()
 
 
 class GateFile(File):
-    def read(self, size, offset):
+    device: Gate
+
+    def read(self, size: int, offset: int) -> bytes:
         self.device.waiting.release()
         assert self.device.opened.wait(WAIT_S)
         return b"open"
 
-    def write(self, data, offset):
+    def write(self, data: bytes, offset: int) -> None:
         self.device.opened.set()
 
 
-def test_methods_that_block_do_so_for_themselves(path):
+def test_methods_that_block_do_so_for_themselves(path: str) -> None:
     device = Gate()
     server = DeviceServer(device, path)
     channel = Remote(path).connect(Table())
@@ -114,7 +119,7 @@ def test_methods_that_block_do_so_for_themselves(path):
     server.close()
 
 
-def test_the_server_ends_although_a_method_blocks(path):
+def test_the_server_ends_although_a_method_blocks(path: str) -> None:
     device = Gate()
     server = DeviceServer(device, path)
     channel = Remote(path).connect(Table())

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -19,12 +20,12 @@ from recuse.wire.descriptor import BytesWithDescriptor, OwnedDescriptor
 from .support import WAIT_S, ends, message
 
 
-def socket_pair():
+def socket_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 @pytest.fixture
-def pair():
+def pair() -> Iterator[list[Packets]]:
     """Two ends that belong together."""
     made = [Packets(sock) for sock in socket_pair()]
     yield made
@@ -33,7 +34,7 @@ def pair():
 
 
 @pytest.fixture
-def raw():
+def raw() -> Iterator[tuple[Packets, socket.socket]]:
     """An end, and the other one as a plain socket."""
     sock, ours = socket_pair()
     end = Packets(ours)
@@ -43,13 +44,13 @@ def raw():
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sockets with as little room as an unprivileged user may get."""
     monkeypatch.setattr(module, "_BUFFER_SIZE", 212992)
     monkeypatch.setattr(module, "_roomy", lambda sock: sock)
 
 
-def content(size, seed=0):
+def content(size: int, seed: int = 0) -> bytes:
     return (bytes(range(seed, 251)) * (size // 200 + 1))[:size]
 
 
@@ -58,7 +59,7 @@ SIZES = [0, 1, PART - 41, PART - 40, PART - 39, 2 * PART - 40, 2 * PART - 39, 1 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("room", ["small", "large"])
-def test_messages_of_any_size(request, room, size):
+def test_messages_of_any_size(request: pytest.FixtureRequest, room: str, size: int) -> None:
     if room == "small":
         request.getfixturevalue("small")
     one, other = request.getfixturevalue("pair")
@@ -70,13 +71,13 @@ def test_messages_of_any_size(request, room, size):
 
 
 @pytest.mark.parametrize("size", [0, 131072 + 80])
-def test_a_message_is_one_packet(raw, size):
+def test_a_message_is_one_packet(raw: tuple[Packets, socket.socket], size: int) -> None:
     end, sock = raw
     end.send(message(2, bytes(size)))
     assert len(sock.recv(1 << 20)) == size + 40
 
 
-def test_a_long_message_is_several(raw):
+def test_a_long_message_is_several(raw: tuple[Packets, socket.socket]) -> None:
     end, sock = raw
     sent = message(2, content(2 * PART))
     end.send(sent)
@@ -86,7 +87,7 @@ def test_a_long_message_is_several(raw):
 
 
 @pytest.mark.usefixtures("small")
-def test_sending_does_not_wait_and_keeps_the_order(pair):
+def test_sending_does_not_wait_and_keeps_the_order(pair: list[Packets]) -> None:
     one, other = pair
     sent = [message(number, content(size)) for number, size in enumerate([100000, 10] * 30)]
     for each in sent:
@@ -95,15 +96,18 @@ def test_sending_does_not_wait_and_keeps_the_order(pair):
 
 
 @pytest.mark.usefixtures("small")
-def test_many_senders_do_not_mix_their_parts(pair):
+def test_many_senders_do_not_mix_their_parts(pair: list[Packets]) -> None:
     one, other = pair
     sent = [
         [message(20 * sender + number, content(size, sender)) for number, size in enumerate(SIZES)]
         for sender in range(4)
     ]
-    threads = [
-        threading.Thread(target=lambda each=each: [one.send(m) for m in each]) for each in sent
-    ]
+
+    def send(each: list[bytes]) -> None:
+        for packet in each:
+            one.send(packet)
+
+    threads = [threading.Thread(target=send, args=(each,)) for each in sent]
     for thread in threads:
         thread.start()
     received = [other.receive() for _ in range(4 * len(SIZES))]
@@ -116,7 +120,7 @@ def test_many_senders_do_not_mix_their_parts(pair):
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 3 * PART), min_size=1, max_size=8))
-def test_any_sequence(sizes):
+def test_any_sequence(sizes: list[int]) -> None:
     one, other = (Packets(sock) for sock in socket_pair())
     try:
         sent = [message(number, content(size)) for number, size in enumerate(sizes)]
@@ -128,7 +132,7 @@ def test_any_sequence(sizes):
         other.close()
 
 
-def long(length):
+def long(length: int) -> bytes:
     """The first part of a message that says it has so many bytes."""
     return length.to_bytes(4, "little") + bytes(PART - 4)
 
@@ -150,7 +154,9 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("what", MALFORMED)
-def test_what_is_no_message_ends_the_connection(raw, caplog, what):
+def test_what_is_no_message_ends_the_connection(
+    raw: tuple[Packets, socket.socket], caplog: pytest.LogCaptureFixture, what: str
+) -> None:
     end, sock = raw
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     for packet in MALFORMED[what]:
@@ -169,7 +175,7 @@ PACKETS = st.binary(max_size=100).filter(lambda packet: packet != b"\0")
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.one_of(PACKETS, st.just(message(2))), max_size=5))
-def test_any_bytes(sent):
+def test_any_bytes(sent: list[bytes]) -> None:
     sock, ours = socket_pair()
     end = Packets(ours)
     logging.getLogger("recuse.channel").disabled = True
@@ -191,7 +197,9 @@ def test_any_bytes(sent):
 
 
 @pytest.mark.parametrize("parts", [0, 1])
-def test_the_other_end_goes(raw, caplog, parts):
+def test_the_other_end_goes(
+    raw: tuple[Packets, socket.socket], caplog: pytest.LogCaptureFixture, parts: int
+) -> None:
     end, sock = raw
     for _ in range(parts):
         sock.send(long(2 * PART))
@@ -201,7 +209,7 @@ def test_the_other_end_goes(raw, caplog, parts):
     assert caplog.text == ""
 
 
-def test_what_was_sent_before_the_end_arrives(raw):
+def test_what_was_sent_before_the_end_arrives(raw: tuple[Packets, socket.socket]) -> None:
     """Also if the other end has not read all: then Linux reports a reset first."""
     end, sock = raw
     end.send(message(2, b"not read"))
@@ -211,7 +219,7 @@ def test_what_was_sent_before_the_end_arrives(raw):
     assert end.receive() is None
 
 
-def test_sending_to_nobody(raw):
+def test_sending_to_nobody(raw: tuple[Packets, socket.socket]) -> None:
     end, sock = raw
     sock.close()
     for _ in range(2):
@@ -220,14 +228,14 @@ def test_sending_to_nobody(raw):
         assert raised.value.errno == errno.ENODEV
 
 
-def receive_in_thread(end):
-    received = []
+def receive_in_thread(end: Packets) -> tuple[threading.Thread, list[bytes | None]]:
+    received: list[bytes | None] = []
     thread = threading.Thread(target=lambda: received.append(end.receive()))
     thread.start()
     return thread, received
 
 
-def test_shutdown_ends_receivers(pair):
+def test_shutdown_ends_receivers(pair: list[Packets]) -> None:
     one, other = pair
     receivers = [receive_in_thread(one) for _ in range(3)]
     one.shutdown()
@@ -237,14 +245,14 @@ def test_shutdown_ends_receivers(pair):
     assert other.receive() is None
 
 
-def test_what_comes_after_shutdown_is_not_received(pair):
+def test_what_comes_after_shutdown_is_not_received(pair: list[Packets]) -> None:
     one, other = pair
     other.send(message(2))
     one.shutdown()
     assert one.receive() is None
 
 
-def test_close_while_a_receiver_waits(pair):
+def test_close_while_a_receiver_waits(pair: list[Packets]) -> None:
     one, _ = pair
     thread, received = receive_in_thread(one)
     one.close()
@@ -255,7 +263,7 @@ def test_close_while_a_receiver_waits(pair):
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("how", ["shutdown", "close"])
-def test_an_end_while_the_writer_waits(pair, how):
+def test_an_end_while_the_writer_waits(pair: list[Packets], how: str) -> None:
     one, other = pair
     for number in range(10):
         one.send(message(number, bytes(PART)))
@@ -267,18 +275,19 @@ def test_an_end_while_the_writer_waits(pair, how):
 
 
 @pytest.mark.usefixtures("small")
-def test_the_other_end_goes_while_the_writer_waits(pair):
+def test_the_other_end_goes_while_the_writer_waits(pair: list[Packets]) -> None:
     one, other = pair
     for number in range(10):
         one.send(message(number, bytes(PART)))
     other.close()
     assert one.receive() is None
+    assert one._writer is not None
     one._writer.join(WAIT_S)
     assert not one._writer.is_alive()
 
 
 @pytest.mark.usefixtures("small")
-def test_who_does_not_read_is_not_served(pair):
+def test_who_does_not_read_is_not_served(pair: list[Packets]) -> None:
     """Else a peer that asks without end and takes no answers would fill the memory."""
     one, other = pair
     while one._backlog_bytes <= BACKLOG_MAX + (1 << 20):  # more than the socket takes meanwhile
@@ -288,13 +297,13 @@ def test_who_does_not_read_is_not_served(pair):
     thread.join(0.05)  # not to be waited for, but a wrong answer would come in that time
     assert received == []
     while not received:
-        assert len(other.receive()) == (1 << 20) + 40
+        assert len(other.receive() or b"") == (1 << 20) + 40
         thread.join(0.001)
     assert received == [message(4)]
 
 
 @pytest.mark.usefixtures("small")
-def test_who_waits_for_a_backlog_learns_of_the_end(pair):
+def test_who_waits_for_a_backlog_learns_of_the_end(pair: list[Packets]) -> None:
     one, _ = pair
     while one._backlog_bytes <= BACKLOG_MAX + (1 << 20):  # more than the socket takes meanwhile
         one.send(message(2, bytes(1 << 20)))
@@ -304,7 +313,7 @@ def test_who_waits_for_a_backlog_learns_of_the_end(pair):
     assert received == [None]
 
 
-def test_descriptors_are_dropped(raw):
+def test_descriptors_are_dropped(raw: tuple[Packets, socket.socket]) -> None:
     """The fixture that finds descriptors left behind sees to the rest."""
     end, sock = raw
     rights = array.array("i", [sock.fileno()] * 3)
@@ -312,14 +321,14 @@ def test_descriptors_are_dropped(raw):
     assert end.receive() == message(2)
 
 
-def test_a_timeout(raw):
+def test_a_timeout(raw: tuple[Packets, socket.socket]) -> None:
     end, _ = raw
     end.set_timeout(0.001)
     assert end.receive() is None
     assert end.timed_out
 
 
-def test_peers():
+def test_peers() -> None:
     one, other = socket_pair()
     with one, other:
         assert peer_uid(one) == os.getuid()
@@ -328,13 +337,13 @@ def test_peers():
     assert not is_trusted(os.geteuid() + 1)
 
 
-def memfd(content):
+def memfd(content: bytes) -> OwnedDescriptor:
     descriptor = OwnedDescriptor(os.memfd_create("test"))
     os.write(descriptor.fileno(), content)
     return descriptor
 
 
-def test_a_message_brings_its_descriptor(pair):
+def test_a_message_brings_its_descriptor(pair: list[Packets]) -> None:
     left, right = pair
     left.send(message(2, bytes(20)))
     left.send(BytesWithDescriptor(message(2, bytes(30)), memfd(b"content")))
@@ -342,14 +351,15 @@ def test_a_message_brings_its_descriptor(pair):
     left.send(message(2, bytes(40)))
     assert type(right.receive()) is bytes
     received = right.receive()
+    assert isinstance(received, BytesWithDescriptor)
     assert received == message(2, bytes(30))
     number = received.descriptor.fileno()
     assert os.pread(number, 10, 0) == b"content"
     assert not os.get_inheritable(number)
-    assert [len(right.receive()), len(right.receive())] == [PART + 5 + 40, 40 + 40]
+    assert [len(right.receive() or b"") for _ in range(2)] == [PART + 5 + 40, 40 + 40]
 
 
-def test_a_descriptor_is_closed_when_it_is_sent_and_taken(pair):
+def test_a_descriptor_is_closed_when_it_is_sent_and_taken(pair: list[Packets]) -> None:
     left, right = pair
     memory = memfd(b"content")
     watched = memory.fileno()
@@ -359,13 +369,14 @@ def test_a_descriptor_is_closed_when_it_is_sent_and_taken(pair):
     # One after the other: the writer lets go after it has sent.
     left.send(message(2, bytes(PART + 5)))
     right.receive()
+    assert isinstance(received, BytesWithDescriptor)
     inode = os.fstat(received.descriptor.fileno()).st_ino
     del received
     assert watched not in descriptors_of(inode)
     assert not descriptors_of(inode)
 
 
-def descriptors_of(inode):
+def descriptors_of(inode: int) -> set[int]:
     found = set()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -375,7 +386,9 @@ def descriptors_of(inode):
 
 
 @pytest.mark.parametrize("content", [b"x" * 40, (17).to_bytes(4, "little") + bytes(12), b""])
-def test_what_comes_with_a_descriptor_has_to_be_a_message(content, caplog):
+def test_what_comes_with_a_descriptor_has_to_be_a_message(
+    content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, contextlib.closing(Packets(ours)) as receiver:
         theirs.send(b"\0")
@@ -384,7 +397,7 @@ def test_what_comes_with_a_descriptor_has_to_be_a_message(content, caplog):
         assert receiver.receive() is None
 
 
-def test_a_message_whose_descriptor_was_left_out_comes_without(pair):
+def test_a_message_whose_descriptor_was_left_out_comes_without(pair: list[Packets]) -> None:
     left, right = pair
     left._sock.send(b"\0")
     left._sock.send(message(2, bytes(30)))

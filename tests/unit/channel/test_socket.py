@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 from recuse.channel import packets
 from recuse.channel import socket as module
 from recuse.channel.packets import open_socket
-from recuse.channel.socket import Remote, RemoteError
+from recuse.channel.socket import Remote, RemoteChannel, RemoteError
 from recuse.kernel.cuse import CuseChannel
+from recuse.kernel.devices import CharDevice
+from recuse.kernel.files import OpenFile
+from recuse.kernel.operation import Operation
 from recuse.kernel.programs import ConnectionState
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
@@ -33,11 +37,11 @@ from .support import WAIT_S, Program, RawServer, Table, init_reply, number_of, r
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRY_S", (0.001, 0.01))
 
 
-def listen(path):
+def listen(path: str) -> socket.socket:
     sock = open_socket()
     sock.bind(path)
     sock.listen(8)
@@ -45,42 +49,45 @@ def listen(path):
 
 
 @pytest.fixture
-def listener(path):
+def listener(path: str) -> Iterator[socket.socket]:
     with listen(path) as sock:
         yield sock
 
 
 @pytest.fixture
-def table():
+def table() -> Table:
     return Table()
 
 
 class Joining(threading.Thread):
     """A Remote's connect, which waits for the server that the test plays."""
 
-    def __init__(self, path, table):
+    def __init__(self, path: str, table: Table) -> None:
         super().__init__()
         self.path, self.table = path, table
-        self.error = None
-        self.channel = None
+        self.error: OSError | None = None
+        self.channel: RemoteChannel | None = None
         self.start()
 
-    def run(self):
+    def run(self) -> None:
         try:
             self.channel = Remote(self.path).connect(self.table)
         except OSError as error:
             self.error = error
 
-    def outcome(self):
+    def outcome(self) -> RemoteChannel:
         self.join(WAIT_S)
         assert not self.is_alive()
         if self.error is not None:
             raise self.error
+        assert self.channel is not None
         return self.channel
 
 
 @pytest.fixture
-def joined(path, listener, table):
+def joined(
+    path: str, listener: socket.socket, table: Table
+) -> Iterator[tuple[RawServer, RemoteChannel]]:
     """A server's end, and the channel that has joined it."""
     joining = Joining(path, table)
     server = RawServer(listener).serve_init()
@@ -91,7 +98,7 @@ def joined(path, listener, table):
     assert list(table) == []
 
 
-def opened(server, device):
+def opened(server: RawServer, device: CharDevice | None) -> Program:
     """A program that has the device open."""
     program = Program(device)
     opening = threading.Thread(target=program.open)
@@ -101,17 +108,18 @@ def opened(server, device):
     return program
 
 
-def opcode_of(request):
+def opcode_of(request: bytes) -> int:
     return fuse_in_header.unpack(request).opcode
 
 
-def test_a_device_joins(joined, table):
+def test_a_device_joins(joined: tuple[RawServer, RemoteChannel], table: Table) -> None:
     _, channel = joined
     assert list(table) == [channel.device]
+    assert channel.device is not None
     assert channel.device.name == "raw"
 
 
-def test_requests_and_replies_are_packets(joined):
+def test_requests_and_replies_are_packets(joined: tuple[RawServer, RemoteChannel]) -> None:
     server, channel = joined
     program = opened(server, channel.device)
     wait = program.begin_write(b"hello")
@@ -127,7 +135,7 @@ def test_requests_and_replies_are_packets(joined):
     assert program.content[:5] == b"world"
 
 
-def test_answers_in_another_order(joined):
+def test_answers_in_another_order(joined: tuple[RawServer, RemoteChannel]) -> None:
     server, channel = joined
     program = opened(server, channel.device)
     waits = [program.begin_read(10) for _ in range(5)]
@@ -139,7 +147,7 @@ def test_answers_in_another_order(joined):
         assert waits[position]() == position
 
 
-def test_a_megabyte_each_way(path, listener, table):
+def test_a_megabyte_each_way(path: str, listener: socket.socket, table: Table) -> None:
     joining = Joining(path, table)
     server = RawServer(listener).serve_init(max_write=1 << 20)
     channel = joining.outcome()
@@ -162,7 +170,9 @@ def test_a_megabyte_each_way(path, listener, table):
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_a_stuck_server_holds_nobody_up(joined, monkeypatch, large):
+def test_a_stuck_server_holds_nobody_up(
+    joined: tuple[RawServer, RemoteChannel], monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
     """Neither who submits requests nor who ends the channel waits for its reading."""
     server, channel = joined
     program = opened(server, channel.device)
@@ -176,7 +186,7 @@ def test_a_stuck_server_holds_nobody_up(joined, monkeypatch, large):
             wait()
 
 
-def test_what_was_held_up_arrives_in_order(joined):
+def test_what_was_held_up_arrives_in_order(joined: tuple[RawServer, RemoteChannel]) -> None:
     server, channel = joined
     program = opened(server, channel.device)
     waits = []
@@ -189,7 +199,7 @@ def test_what_was_held_up_arrives_in_order(joined):
         assert wait() == 131072
 
 
-def test_the_end_of_the_server(joined, table):
+def test_the_end_of_the_server(joined: tuple[RawServer, RemoteChannel], table: Table) -> None:
     server, channel = joined
     program = opened(server, channel.device)
     device = channel.device
@@ -208,7 +218,13 @@ def test_the_end_of_the_server(joined, table):
         Program(device).open()
 
 
-def test_a_server_that_comes_back(joined, path, listener, table, caplog):
+def test_a_server_that_comes_back(
+    joined: tuple[RawServer, RemoteChannel],
+    path: str,
+    listener: socket.socket,
+    table: Table,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     server, channel = joined
     program = opened(server, channel.device)
     old = channel.device
@@ -231,7 +247,9 @@ def test_a_server_that_comes_back(joined, path, listener, table, caplog):
         program.get(1)
 
 
-def test_a_server_that_does_not_come_back(joined, listener, table):
+def test_a_server_that_does_not_come_back(
+    joined: tuple[RawServer, RemoteChannel], listener: socket.socket, table: Table
+) -> None:
     """The channel ends while it looks for it."""
     server, channel = joined
     listener.close()
@@ -242,7 +260,9 @@ def test_a_server_that_does_not_come_back(joined, listener, table):
     assert not channel._thread.is_alive()
 
 
-def test_the_end_while_the_server_takes_its_time(joined, listener):
+def test_the_end_while_the_server_takes_its_time(
+    joined: tuple[RawServer, RemoteChannel], listener: socket.socket
+) -> None:
     server, channel = joined
     server.close()
     slow = RawServer(listener)
@@ -254,7 +274,12 @@ def test_the_end_while_the_server_takes_its_time(joined, listener):
     slow.close()
 
 
-def test_a_name_that_is_taken_when_the_server_comes_back(joined, listener, table, monkeypatch):
+def test_a_name_that_is_taken_when_the_server_comes_back(
+    joined: tuple[RawServer, RemoteChannel],
+    listener: socket.socket,
+    table: Table,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "_REFUSED_RETRY_S", 0.001)
     server, _ = joined
     server.close()
@@ -273,45 +298,49 @@ def test_a_name_that_is_taken_when_the_server_comes_back(joined, listener, table
 # ---- joining that fails
 
 
-def fails(path, table, number):
+def fails(path: str, table: Table, number: int) -> str:
     with pytest.raises(RemoteError) as raised:
         Remote(path).connect(table)
     assert (raised.value.errno, raised.value.filename) == (number, path)
     assert list(table) == []
     assert "recuse-remote" not in {thread.name for thread in threading.enumerate()}
-    return raised.value.strerror
+    return str(raised.value.strerror)
 
 
-def test_nobody_is_there(path, table):
+def test_nobody_is_there(path: str, table: Table) -> None:
     assert "nobody" in fails(path, table, errno.ENOENT)
     listen(path).close()
     assert "ended" in fails(path, table, errno.ECONNREFUSED)
 
 
-def test_something_else_is_there(path, table):
+def test_something_else_is_there(path: str, table: Table) -> None:
     with socket.socket(socket.AF_UNIX) as stream:
         stream.bind(path)
         stream.listen()
         assert "another kind" in fails(path, table, errno.EPROTOTYPE)
 
 
-def test_a_path_that_is_too_long(path, table):
+def test_a_path_that_is_too_long(path: str, table: Table) -> None:
     fails(path + "x" * 200, table, errno.ENAMETOOLONG)
 
 
 @pytest.mark.usefixtures("listener")
-def test_a_server_of_somebody_else(path, table, monkeypatch):
+def test_a_server_of_somebody_else(
+    path: str, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "peer_uid", lambda _: os.geteuid() + 1)
     assert f"user {os.geteuid() + 1}" in fails(path, table, errno.EPERM)
 
 
 @pytest.mark.usefixtures("listener")
-def test_a_server_that_does_not_answer(path, table, monkeypatch):
+def test_a_server_that_does_not_answer(
+    path: str, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "HANDSHAKE_S", 0.01)
     assert "no answer" in fails(path, table, errno.ETIMEDOUT)
 
 
-def test_a_server_that_accepts_nobody(path, table):
+def test_a_server_that_accepts_nobody(path: str, table: Table) -> None:
     """It was stopped, and as many as it wants to have wait already."""
     with open_socket() as sock, open_socket() as waiting:
         sock.bind(path)
@@ -320,7 +349,9 @@ def test_a_server_that_accepts_nobody(path, table):
         assert "accept" in fails(path, table, errno.EAGAIN)
 
 
-def joining_fails(path, table, listener, answer):
+def joining_fails(
+    path: str, table: Table, listener: socket.socket, answer: Callable[[int], bytes] | None
+) -> RemoteError:
     joining = Joining(path, table)
     server = RawServer(listener)
     number = number_of(server.get())
@@ -335,7 +366,9 @@ def joining_fails(path, table, listener, answer):
     return raised.value
 
 
-def test_a_server_that_leaves_before_it_answers(path, table, listener):
+def test_a_server_that_leaves_before_it_answers(
+    path: str, table: Table, listener: socket.socket
+) -> None:
     error = joining_fails(path, table, listener, None)
     assert (error.errno, error.filename) == (errno.ECONNRESET, path)
 
@@ -350,11 +383,17 @@ def test_a_server_that_leaves_before_it_answers(path, table, listener):
         (lambda _: b"junk", errno.ECONNRESET),
     ],
 )
-def test_a_bad_answer_to_init(path, table, listener, answer, number):
+def test_a_bad_answer_to_init(
+    path: str,
+    table: Table,
+    listener: socket.socket,
+    answer: Callable[[int], bytes],
+    number: int,
+) -> None:
     assert joining_fails(path, table, listener, answer).errno == number
 
 
-def test_a_name_or_number_that_is_taken(path, table, listener):
+def test_a_name_or_number_that_is_taken(path: str, table: Table, listener: socket.socket) -> None:
     other = table.register("raw", 200, 0, CuseChannel(table).connection)
     joining = Joining(path, table)
     server = RawServer(listener).serve_init()
@@ -372,7 +411,9 @@ def test_a_name_or_number_that_is_taken(path, table, listener):
 # ---- what a server must not send
 
 
-def test_replies_that_are_none_harm_nobody(joined, caplog):
+def test_replies_that_are_none_harm_nobody(
+    joined: tuple[RawServer, RemoteChannel], caplog: pytest.LogCaptureFixture
+) -> None:
     server, channel = joined
     program = opened(server, channel.device)
     wait = program.begin_read(4)
@@ -400,7 +441,9 @@ def test_replies_that_are_none_harm_nobody(joined, caplog):
 
 
 @pytest.mark.parametrize("junk", [b"x", b"x" * 16, bytes(200), bytes(packets.PART + 1)])
-def test_what_is_no_message_ends_the_device(joined, table, junk):
+def test_what_is_no_message_ends_the_device(
+    joined: tuple[RawServer, RemoteChannel], table: Table, junk: bytes
+) -> None:
     server, channel = joined
     program = opened(server, channel.device)
     wait = program.begin_read(4)
@@ -412,7 +455,7 @@ def test_what_is_no_message_ends_the_device(joined, table, junk):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.binary(max_size=64), min_size=1, max_size=4), st.integers(0, 4))
-def test_any_bytes_from_a_server(sent, unanswered):
+def test_any_bytes_from_a_server(sent: list[bytes], unanswered: int) -> None:
     """Each call ends, at the latest with the connection."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     table = Table()
@@ -420,7 +463,12 @@ def test_any_bytes_from_a_server(sent, unanswered):
     server = packets.Packets(theirs)
     server.send(init_reply(2))
     link.shake_hands("path")
-    reader = threading.Thread(target=lambda: (link.serve(), link.close()))
+
+    def serve_and_close() -> None:
+        link.serve()
+        link.close()
+
+    reader = threading.Thread(target=serve_and_close)
     reader.start()
     try:
         program = Program(link.cuse.device)
@@ -443,17 +491,20 @@ def test_any_bytes_from_a_server(sent, unanswered):
         link.close()
 
 
-def module_open(program):
+def module_open(program: Program) -> Operation[OpenFile]:
     from recuse.kernel.files import open_file  # noqa: PLC0415
 
     return open_file(program.device, os.O_RDWR, program.caller)
 
 
-def test_an_interrupt_that_comes_too_early_is_sent_again(joined):
+def test_an_interrupt_that_comes_too_early_is_sent_again(
+    joined: tuple[RawServer, RemoteChannel],
+) -> None:
     server, channel = joined
     program = opened(server, channel.device)
     wait = program.begin_read(4)
     request = server.get()
+    assert channel.device is not None
     connection = channel.device.connection
     (waiting,) = connection._queue.processing.values()
     connection.interrupt(waiting)
@@ -468,7 +519,7 @@ def test_an_interrupt_that_comes_too_early_is_sent_again(joined):
         wait()
 
 
-def test_release_reaches_the_server_at_the_end(joined):
+def test_release_reaches_the_server_at_the_end(joined: tuple[RawServer, RemoteChannel]) -> None:
     server, channel = joined
     program = opened(server, channel.device)
     program.begin(program.file.release())
@@ -477,7 +528,7 @@ def test_release_reaches_the_server_at_the_end(joined):
     assert server.packets.receive() is None
 
 
-def test_opcodes(joined):
+def test_opcodes(joined: tuple[RawServer, RemoteChannel]) -> None:
     server, channel = joined
     program = opened(server, channel.device)
     program.begin_read(1)

@@ -129,7 +129,12 @@ def test_the_monitor_wakes_up_after_a_long_idle_time(monkeypatch: pytest.MonkeyP
 
     with Source(handle) as source:
         original = source.workers._unpark.wait
-        source.workers._unpark.wait = lambda timeout=None: (parked.set(), original(timeout))[1]  # type: ignore[method-assign]
+
+        def tell_and_wait(timeout: float | None = None) -> bool:
+            parked.set()
+            return original(timeout)
+
+        source.workers._unpark.wait = tell_and_wait  # type: ignore[method-assign]  # of these only
         assert parked.wait(WAIT_S)
         source.items.put("slow")
         source.items.put("next")

@@ -20,7 +20,7 @@ def listener(monkeypatch: pytest.MonkeyPatch) -> Make:
     """``listener(error, alive)``: one whose ioctls fail like this, and whose call waits or not."""
 
     def make(error: int, alive: bool) -> Listener:
-        def ioctl(descriptor: int, command: int, *args: bool | bytearray | bytes) -> int:
+        def ioctl(descriptor: int, command: int, *args: object) -> int:
             if command == VALID and alive:
                 return 0
             raise OSError(errno.ENOENT if command == VALID else error, "")

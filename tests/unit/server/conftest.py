@@ -265,8 +265,11 @@ def told() -> Iterator[Told]:
     assert [record.getMessage() for record in records] == []
 
 
+Serve = Callable[[type[File] | Device], Peer]
+
+
 @pytest.fixture
-def serve() -> Iterator[Callable[[type[File] | Device], Peer]]:
+def serve() -> Iterator[Serve]:
     """Return a function that serves a device, or a device whose files are of a class."""
     peers: list[Peer] = []
 

@@ -5,11 +5,14 @@ import errno
 import subprocess
 import sys
 import threading
+from collections.abc import Awaitable, Generator
+from typing import Any, TypeVar
 
 import pytest
 
-from recuse import IO, Device, File, Session, current_request, ioctl
+from recuse import IO, Device, File, Memory, OpenRequest, Request, Session, current_request, ioctl
 from recuse.server import loop
+from recuse.wire.declare import Structure
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
     FUSE_IOCTL,
@@ -24,18 +27,23 @@ from recuse.wire.fuse import (
     fuse_write_in,
 )
 
+from .conftest import Failure, Peer, Serve, Told
+
+T = TypeVar("T", bound="Sleeper")
+
+
 WAIT_S = 20
 
 
 class Sleeper(File):
     """Reads wait for ever, unless they are told to go on."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.started = threading.Semaphore(0)
-        self.cancelled = []
+        self.cancelled: list[int] = []
         self.go_on = asyncio.Event()
 
-    async def read(self, size, offset):
+    async def read(self, size: int, offset: int) -> bytes:
         self.started.release()
         try:
             await self.go_on.wait()
@@ -44,55 +52,61 @@ class Sleeper(File):
             raise
         return b"went on"
 
-    async def write(self, data, offset):
+    async def write(self, data: bytes, offset: int) -> None:
         self.go_on.set()
 
-    def begin(self, peer, fh):
+    def begin(self, peer: Peer, fh: int) -> int:
         """Begin a read and return its number when the method runs."""
         unique = peer.post_read(fh)
         assert self.started.acquire(timeout=WAIT_S)
         return unique
 
 
-def sleeper(serve, cls=Sleeper):
+def sleeper(serve: Serve) -> tuple[Peer, int, Sleeper]:
+    return sleeping(serve, Sleeper)
+
+
+def sleeping(serve: Serve, cls: type[T]) -> tuple[Peer, int, T]:
     peer = serve(cls)
     fh = peer.open()
-    return peer, fh, peer.session._files[fh]
+    file = peer.session._files[fh]
+    assert isinstance(file, cls)
+    return peer, fh, file
 
 
-def outcome(peer, unique):
+def outcome(peer: Peer, unique: int) -> bytes | int:
     """Return an answer's payload, or its errno."""
     try:
         return peer.answer(unique)
-    except Exception as failure:
+    except Failure as failure:
         return failure.number
 
 
-def test_all_methods_may_be_async(serve):
-    events = []
+def test_all_methods_may_be_async(serve: Serve) -> None:
+    events: list[int | str] = []
 
     class Probe(Device):
         name = "probe"
 
-        async def open(self, request):
+        async def open(self, request: OpenRequest) -> File:
             await asyncio.sleep(0)
             events.append(request.flags)
             return ProbeFile()
 
     class ProbeFile(File):
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> bytes:
             await asyncio.sleep(0)
             return b"read"
 
-        async def write(self, data, offset):
+        async def write(self, data: bytes, offset: int) -> int:
             await asyncio.sleep(0)
             return len(data) - 1
 
-        async def release(self):
+        async def release(self) -> None:
             await asyncio.sleep(0)
             events.append("released")
 
-        async def unknown_ioctl(self, command, argument, memory):
+        async def unknown_ioctl(self, command: int, argument: int, memory: Memory) -> int:
             await asyncio.sleep(0)
             return command
 
@@ -105,7 +119,7 @@ def test_all_methods_may_be_async(serve):
     assert events == [5, "released"]
 
 
-def test_a_method_that_waits_holds_up_nobody(serve):
+def test_a_method_that_waits_holds_up_nobody(serve: Serve) -> None:
     peer, fh, file = sleeper(serve)
     waiting = [file.begin(peer, fh) for _ in range(20)]
     assert not peer.answers.keys() & set(waiting)
@@ -113,32 +127,32 @@ def test_a_method_that_waits_holds_up_nobody(serve):
     assert {outcome(peer, unique) for unique in waiting} == {b"went on"}
 
 
-def test_a_plain_method_may_return_an_awaitable(serve):
+def test_a_plain_method_may_return_an_awaitable(serve: Serve) -> None:
     class Reply:
-        def __await__(self):
+        def __await__(self) -> Generator[None, None, bytes]:
             yield from asyncio.sleep(0).__await__()
             return b"awaited"
 
     class ProbeFile(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> Awaitable[bytes]:
             return Reply()
 
     peer = serve(ProbeFile)
     assert peer.read(peer.open()) == b"awaited"
 
 
-def test_all_sessions_share_one_loop_that_ends_with_the_last():
+def test_all_sessions_share_one_loop_that_ends_with_the_last() -> None:
     from_methods = []
 
     class ProbeFile(File):
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> bytes:
             from_methods.append((asyncio.get_running_loop(), threading.current_thread()))
             return b""
 
     class Probe(Device):
         name = "probe"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return ProbeFile()
 
     assert loop._running is None
@@ -158,7 +172,7 @@ def test_all_sessions_share_one_loop_that_ends_with_the_last():
     assert loop._running is None
 
 
-def packed(opcode, body, unique=2):
+def packed(opcode: int, body: Structure, unique: int = 2) -> bytes:
     content = body.pack()
     header = fuse_in_header(len=40 + len(content), opcode=opcode, unique=unique)
     return header.pack() + content
@@ -167,7 +181,7 @@ def packed(opcode, body, unique=2):
 # Interrupts
 
 
-def test_an_interrupt_cancels(serve):
+def test_an_interrupt_cancels(serve: Serve) -> None:
     peer, fh, file = sleeper(serve)
     first, second = file.begin(peer, fh), file.begin(peer, fh)
     interrupt = peer.interrupt(first)
@@ -179,49 +193,49 @@ def test_an_interrupt_cancels(serve):
     assert interrupt not in peer.answers
 
 
-def test_a_method_may_answer_though_it_is_cancelled(serve):
+def test_a_method_may_answer_though_it_is_cancelled(serve: Serve) -> None:
     class Partial(Sleeper):
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> bytes:
             try:
                 return await super().read(size, offset)
             except asyncio.CancelledError:
                 return b"part"
 
-    peer, fh, file = sleeper(serve, Partial)
+    peer, fh, file = sleeping(serve, Partial)
     unique = file.begin(peer, fh)
     peer.interrupt(unique)
     assert outcome(peer, unique) == b"part"
 
 
-def test_a_method_may_fail_otherwise_when_it_is_cancelled(serve):
+def test_a_method_may_fail_otherwise_when_it_is_cancelled(serve: Serve) -> None:
     class Other(Sleeper):
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> bytes:
             try:
                 return await super().read(size, offset)
             except asyncio.CancelledError:
                 raise OSError(errno.EAGAIN, "later") from None
 
-    peer, fh, file = sleeper(serve, Other)
+    peer, fh, file = sleeping(serve, Other)
     unique = file.begin(peer, fh)
     peer.interrupt(unique)
     assert outcome(peer, unique) == errno.EAGAIN
 
 
-def test_an_interrupt_before_the_method_has_begun(serve):
+def test_an_interrupt_before_the_method_has_begun(serve: Serve) -> None:
     go_on, blocking = threading.Event(), threading.Event()
-    begun = []
+    begun: list[int | str] = []
 
     class Blocking(File):
-        async def write(self, data, offset):
+        async def write(self, data: bytes, offset: int) -> None:
             blocking.set()
             assert go_on.wait(WAIT_S)  # Blocks the whole loop.
 
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> bytes:
             begun.append(size)
             return b""
 
         @ioctl(IO("E", 1))
-        async def probe(self):
+        async def probe(self) -> None:
             begun.append("ioctl")
 
     peer = serve(Blocking)
@@ -241,11 +255,11 @@ def test_an_interrupt_before_the_method_has_begun(serve):
     assert begun == [1]
 
 
-def test_plain_methods_see_that_they_are_interrupted(serve):
+def test_plain_methods_see_that_they_are_interrupted(serve: Serve) -> None:
     reading, interrupted = threading.Event(), threading.Event()
 
     class ProbeFile(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             request = current_request()
             assert not request.interrupted
             reading.set()
@@ -266,7 +280,7 @@ def test_plain_methods_see_that_they_are_interrupted(serve):
     assert outcome(peer, unique) == errno.EINTR
 
 
-def test_an_interrupt_of_what_is_not_there_is_to_come_again(serve):
+def test_an_interrupt_of_what_is_not_there_is_to_come_again(serve: Serve) -> None:
     peer, fh, file = sleeper(serve)
     answered = peer.post(FUSE_WRITE, fuse_write_in(fh=fh, size=1), b"x")
     peer.answer(answered)
@@ -276,11 +290,14 @@ def test_an_interrupt_of_what_is_not_there_is_to_come_again(serve):
     assert not file.cancelled
 
 
-def test_a_handler_that_is_cancelled_by_others_is_eio(serve, told):
+def test_a_handler_that_is_cancelled_by_others_is_eio(serve: Serve, told: Told) -> None:
     class ProbeFile(File):
-        async def read(self, size, offset):
-            asyncio.current_task().cancel()
+        async def read(self, size: int, offset: int) -> bytes:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
             await asyncio.sleep(0)
+            return b""
 
     peer = serve(ProbeFile)
     assert peer.fails(FUSE_READ, fuse_read_in(fh=peer.open(), size=1)) == errno.EIO
@@ -291,12 +308,12 @@ def test_a_handler_that_is_cancelled_by_others_is_eio(serve, told):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_the_loop_survives(serve, told, error):
+def test_the_loop_survives(serve: Serve, told: Told, error: type[BaseException]) -> None:
     class ProbeFile(File):
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> bytes:
             raise error
 
-        async def write(self, data, offset):
+        async def write(self, data: bytes, offset: int) -> int:
             return 1
 
     peer = serve(ProbeFile)
@@ -306,29 +323,29 @@ def test_the_loop_survives(serve, told, error):
     assert peer.write(fh, b"x") == 1
 
 
-def test_open_is_checked_later_too(serve, told):
+def test_open_is_checked_later_too(serve: Serve, told: Told) -> None:
     class Probe(Device):
         name = "probe"
 
-        async def open(self, request):
+        async def open(self, request: OpenRequest) -> Any:
             return None
 
     assert serve(Probe()).fails(FUSE_OPEN, fuse_open_in()) == errno.EIO
     assert told.line() == "Probe.open returned None, not a File: EIO for the program"
 
 
-def test_an_async_open_that_nobody_waits_for_is_released(serve):
+def test_an_async_open_that_nobody_waits_for_is_released(serve: Serve) -> None:
     released = threading.Semaphore(0)
 
     class ProbeFile(File):
-        async def release(self):
+        async def release(self) -> None:
             await asyncio.sleep(0)
             released.release()
 
     class Probe(Device):
         name = "probe"
 
-        async def open(self, request):
+        async def open(self, request: OpenRequest) -> File:
             return ProbeFile()
 
     peer = serve(Probe())
@@ -343,15 +360,15 @@ def test_an_async_open_that_nobody_waits_for_is_released(serve):
 # The end
 
 
-def test_close_ends_what_runs(serve):
-    released = []
+def test_close_ends_what_runs(serve: Serve) -> None:
+    released: list[Request | None] = []
 
     class Probe(Sleeper):
-        async def release(self):
+        async def release(self) -> None:
             await asyncio.sleep(0)
             released.append(current_request_or_none())
 
-    peer, fh, file = sleeper(serve, Probe)
+    peer, fh, file = sleeping(serve, Probe)
     waiting = [file.begin(peer, fh) for _ in range(3)]
     peer.session.close()
     assert [outcome(peer, unique) for unique in waiting] == [errno.ECONNABORTED] * 3
@@ -359,18 +376,18 @@ def test_close_ends_what_runs(serve):
     assert released == [None]
 
 
-def current_request_or_none():
+def current_request_or_none() -> Request | None:
     try:
         return current_request()
     except LookupError:
         return None
 
 
-def test_close_waits_for_a_handler_that_cleans_up(serve):
+def test_close_waits_for_a_handler_that_cleans_up(serve: Serve) -> None:
     class Slow(Sleeper):
         cleaned = False
 
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> bytes:
             try:
                 return await super().read(size, offset)
             finally:
@@ -378,18 +395,20 @@ def test_close_waits_for_a_handler_that_cleans_up(serve):
                     await asyncio.sleep(0)
                 self.cleaned = True
 
-    peer, fh, file = sleeper(serve, Slow)
+    peer, fh, file = sleeping(serve, Slow)
     file.begin(peer, fh)
     peer.session.close()
     assert file.cleaned
 
 
-def test_close_does_not_wait_for_ever(serve, told, monkeypatch):
+def test_close_does_not_wait_for_ever(
+    serve: Serve, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("recuse.server.runner.CLOSE_WAIT_S", 0.01)
     monkeypatch.setattr("recuse.server.loop.STOP_WAIT_S", 0.01)
 
     class Stubborn(Sleeper):
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> bytes:
             while not self.go_on.is_set():
                 try:
                     await super().read(size, offset)
@@ -397,8 +416,9 @@ def test_close_does_not_wait_for_ever(serve, told, monkeypatch):
                     continue
             return b"after all"
 
-    peer, fh, file = sleeper(serve, Stubborn)
+    peer, fh, file = sleeping(serve, Stubborn)
     unique = file.begin(peer, fh)
+    assert loop._running is not None
     thread, used, _ = loop._running
     peer.session.close()
     closing, stopping = told.lines()
@@ -409,9 +429,9 @@ def test_close_does_not_wait_for_ever(serve, told, monkeypatch):
     thread.join()
 
 
-def test_async_releases_that_fail_at_the_end_are_told(serve, told):
+def test_async_releases_that_fail_at_the_end_are_told(serve: Serve, told: Told) -> None:
     class ProbeFile(File):
-        async def release(self):
+        async def release(self) -> None:
             raise TimeoutError("of its own")
 
     peer = serve(ProbeFile)
@@ -422,16 +442,16 @@ def test_async_releases_that_fail_at_the_end_are_told(serve, told):
     assert isinstance(error, TimeoutError)
 
 
-def test_a_coroutine_that_comes_after_the_end_does_not_begin(serve):
+def test_a_coroutine_that_comes_after_the_end_does_not_begin(serve: Serve) -> None:
     reading, go_on = threading.Event(), threading.Event()
 
     class ProbeFile(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> Awaitable[bytes]:
             reading.set()
             assert go_on.wait(WAIT_S)
             return self.late()
 
-        async def late(self):
+        async def late(self) -> bytes:
             raise AssertionError("does not begin")
 
     peer = serve(ProbeFile)
@@ -446,14 +466,14 @@ def test_a_coroutine_that_comes_after_the_end_does_not_begin(serve):
     assert loop._running is None
 
 
-def test_after_the_loop_has_stopped(serve, told):
+def test_after_the_loop_has_stopped(serve: Serve, told: Told) -> None:
     """As when a program exits, and closes sessions later than atexit has stopped the loop."""
 
     class ProbeFile(File):
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> bytes:
             return b""
 
-        async def release(self):
+        async def release(self) -> None:
             raise AssertionError("does not run")
 
     peer = serve(ProbeFile)
@@ -467,22 +487,22 @@ def test_after_the_loop_has_stopped(serve, told):
     assert str(error) == "Event loop is closed"
 
 
-def test_close_on_the_loop_itself(serve):
+def test_close_on_the_loop_itself(serve: Serve) -> None:
     closed = threading.Event()
 
     class Probe(Device):
         name = "probe"
         file = None
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             self.file = Closing()
             return self.file
 
-        def close(self):
+        def close(self) -> None:
             closed.set()
 
     class Closing(Sleeper):
-        async def write(self, data, offset):
+        async def write(self, data: bytes, offset: int) -> None:
             peer.session.close()
             assert not closed.is_set()
             await asyncio.sleep(0)
@@ -491,6 +511,7 @@ def test_close_on_the_loop_itself(serve):
     device = Probe()
     peer = serve(device)
     fh = peer.open()
+    assert device.file is not None
     read = device.file.begin(peer, fh)
     write = peer.post(FUSE_WRITE, fuse_write_in(fh=fh, size=1), b"x")
     assert closed.wait(WAIT_S)
@@ -498,16 +519,16 @@ def test_close_on_the_loop_itself(serve):
     assert outcome(peer, write) == errno.ECONNABORTED
 
 
-def test_tasks_that_handlers_leave_behind_end_with_the_loop(serve):
+def test_tasks_that_handlers_leave_behind_end_with_the_loop(serve: Serve) -> None:
     ended = threading.Event()
 
     class ProbeFile(File):
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> bytes:
             self.ticker = asyncio.create_task(self.tick())
             await asyncio.sleep(0)
             return b""
 
-        async def tick(self):
+        async def tick(self) -> None:
             try:
                 await asyncio.Event().wait()
             finally:
@@ -520,7 +541,7 @@ def test_tasks_that_handlers_leave_behind_end_with_the_loop(serve):
     assert ended.is_set()
 
 
-def test_plain_devices_do_without_asyncio():
+def test_plain_devices_do_without_asyncio() -> None:
     code = """
 import sys
 from recuse import *
@@ -534,7 +555,7 @@ assert "asyncio" not in sys.modules
 
 
 @pytest.mark.parametrize("waiting", ["", "await asyncio.Event().wait()"])
-def test_a_program_that_forgets_to_close_still_exits(waiting):
+def test_a_program_that_forgets_to_close_still_exits(waiting: str) -> None:
     code = f"""
 import asyncio, threading
 from recuse import *

@@ -3,10 +3,11 @@
 import asyncio
 import errno
 import threading
+from typing import Any
 
 import pytest
 
-from recuse import Device, File, ioctl
+from recuse import Device, File, OpenRequest, ioctl
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
     FUSE_IOCTL,
@@ -22,14 +23,16 @@ from recuse.wire.fuse import (
     fuse_write_in,
 )
 
+from .conftest import Serve, Told
+
 
 class Nasty:
     """Fails whatever is done with it."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> None:
         raise ZeroDivisionError(name)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         raise ZeroDivisionError("repr")
 
 
@@ -60,12 +63,14 @@ CRASHES = [
     + [(error, True) for error in CRASHES if not isinstance(error, StopIteration)],
     ids=repr,
 )
-def test_what_escapes_is_eio_and_a_traceback(serve, told, error, later):
+def test_what_escapes_is_eio_and_a_traceback(
+    serve: Serve, told: Told, error: BaseException, later: bool
+) -> None:
     class ProbeFile(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             raise error
 
-        async def write(self, data, offset):
+        async def write(self, data: bytes, offset: int) -> None:
             raise error
 
     peer = serve(ProbeFile)
@@ -97,16 +102,16 @@ def test_what_escapes_is_eio_and_a_traceback(serve, told, error, later):
     ],
     ids=repr,
 )
-def test_os_errors_are_answers(serve, error):
+def test_os_errors_are_answers(serve: Serve, error: OSError) -> None:
     class ProbeFile(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             raise error
 
-        async def write(self, data, offset):
+        async def write(self, data: bytes, offset: int) -> None:
             raise error
 
         @ioctl(1)
-        def one(self):
+        def one(self) -> None:
             raise error
 
     peer = serve(ProbeFile)
@@ -130,13 +135,19 @@ def test_os_errors_are_answers(serve, error):
         (memoryview(b"12345678").cast("Q"), "returned 8 bytes, but at most 4 were asked for"),
     ],
 )
-def test_read_returns_what_it_must_not(serve, told, returned, line, later):
+def test_read_returns_what_it_must_not(
+    serve: Serve,
+    told: Told,
+    returned: object,
+    line: str,
+    later: bool,
+) -> None:
     class PlainFile(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> Any:
             return returned
 
     class AsyncFile(File):
-        async def read(self, size, offset):
+        async def read(self, size: int, offset: int) -> Any:
             return returned
 
     peer = serve(AsyncFile if later else PlainFile)
@@ -155,9 +166,11 @@ def test_read_returns_what_it_must_not(serve, told, returned, line, later):
         (1 << 70, "returned 1180591620717411303424, but was given 3 bytes"),
     ],
 )
-def test_write_returns_what_it_must_not(serve, told, returned, line):
+def test_write_returns_what_it_must_not(
+    serve: Serve, told: Told, returned: object, line: str
+) -> None:
     class ProbeFile(File):
-        def write(self, data, offset):
+        def write(self, data: bytes, offset: int) -> Any:
             return returned
 
     peer = serve(ProbeFile)
@@ -166,10 +179,10 @@ def test_write_returns_what_it_must_not(serve, told, returned, line):
     assert told.line() == f"ProbeFile.write {line}: EIO for the program"
 
 
-def test_a_result_that_fails_when_looked_at(serve, told):
+def test_a_result_that_fails_when_looked_at(serve: Serve, told: Told) -> None:
     class ProbeFile(File):
-        def read(self, size, offset):
-            return Nasty()
+        def read(self, size: int, offset: int) -> bytes:
+            return Nasty()  # type: ignore[return-value]  # that is what is wrong
 
     peer = serve(ProbeFile)
     assert peer.fails(FUSE_READ, fuse_read_in(fh=peer.open(), size=4)) == errno.EIO
@@ -177,11 +190,11 @@ def test_a_result_that_fails_when_looked_at(serve, told):
 
 
 @pytest.mark.parametrize("returned", [None, 1, [], File], ids=repr)
-def test_open_returns_no_file(serve, told, returned):
+def test_open_returns_no_file(serve: Serve, told: Told, returned: Any) -> None:
     class Probe(Device):
         name = "probe"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> Any:
             return returned
 
     assert serve(Probe()).fails(FUSE_OPEN, fuse_open_in()) == errno.EIO
@@ -190,22 +203,22 @@ def test_open_returns_no_file(serve, told, returned):
     assert line.endswith(", not a File: EIO for the program")
 
 
-def test_open_refuses(serve):
+def test_open_refuses(serve: Serve) -> None:
     class Probe(Device):
         name = "probe"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             raise OSError(errno.EBUSY, "one at a time")
 
     assert serve(Probe()).fails(FUSE_OPEN, fuse_open_in()) == errno.EBUSY
 
 
-def test_open_may_not_fail_with_enosys(serve, told):
+def test_open_may_not_fail_with_enosys(serve: Serve, told: Told) -> None:
     # The kernel takes it for "does not want to hear of OPEN", and then opens succeed.
     class Probe(Device):
         name = "probe"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             raise OSError(errno.ENOSYS, "not yet")
 
     assert serve(Probe()).fails(FUSE_OPEN, fuse_open_in()) == errno.EIO
@@ -213,11 +226,11 @@ def test_open_may_not_fail_with_enosys(serve, told):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), ZeroDivisionError()])
-def test_release_that_fails_is_told_and_done(serve, told, error):
+def test_release_that_fails_is_told_and_done(serve: Serve, told: Told, error: Exception) -> None:
     class ProbeFile(File):
         calls = 0
 
-        def release(self):
+        def release(self) -> None:
             ProbeFile.calls += 1
             raise error
 
@@ -229,19 +242,19 @@ def test_release_that_fails_is_told_and_done(serve, told, error):
     assert ProbeFile.calls == 1
 
 
-def test_close_goes_on_when_something_fails(serve, told):
+def test_close_goes_on_when_something_fails(serve: Serve, told: Told) -> None:
     class ProbeFile(File):
-        def release(self):
+        def release(self) -> None:
             raise ZeroDivisionError
 
     class Probe(Device):
         name = "probe"
         closed = False
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return ProbeFile()
 
-        def close(self):
+        def close(self) -> None:
             self.closed = True
             raise SystemExit
 
@@ -258,9 +271,9 @@ def test_close_goes_on_when_something_fails(serve, told):
     ]
 
 
-def test_the_class_named_is_that_of_the_object(serve, told):
+def test_the_class_named_is_that_of_the_object(serve: Serve, told: Told) -> None:
     class Base(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             raise ZeroDivisionError
 
     class Derived(Base):
@@ -271,16 +284,16 @@ def test_the_class_named_is_that_of_the_object(serve, told):
     assert told.traceback()[0] == "Derived.read raised ZeroDivisionError"
 
 
-def test_keyboard_interrupt_does_not_end_the_serving_thread(serve, told):
+def test_keyboard_interrupt_does_not_end_the_serving_thread(serve: Serve, told: Told) -> None:
     class ProbeFile(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             raise KeyboardInterrupt
 
     peer = serve(ProbeFile)
     fh = peer.open()
     served = []
 
-    def work():
+    def work() -> None:
         for _ in range(2):
             served.append(peer.fails(FUSE_READ, fuse_read_in(fh=fh, size=4)))
 

@@ -5,6 +5,7 @@ import re
 import select
 from ctypes import c_int, c_size_t, sizeof
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,13 +24,18 @@ from recuse.wire.fuse import (
     fuse_read_in,
 )
 
+from .conftest import Program, Serve, Told
+
+Guide = dict[str, Any]
+
+
 GUIDE = Path(__file__).parents[3] / "docs" / "devices.md"
 
 
 @pytest.fixture
-def guide():
+def guide() -> Guide:
     """Return what the snippets define, one after the other, as in one module."""
-    names = {"__name__": "guide"}
+    names: Guide = {"__name__": "guide"}
     snippets = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
     assert len(snippets) == 8
     for snippet in snippets:
@@ -37,14 +43,14 @@ def guide():
     return names
 
 
-def test_echo(guide, serve):
+def test_echo(guide: Guide, serve: Serve) -> None:
     peer = serve(guide["Echo"]())
     fh = peer.open()
     assert peer.write(fh, b"hello") == 5
     assert peer.read(fh, 3) == b"hel"
 
 
-def test_sensor(guide, serve):
+def test_sensor(guide: Guide, serve: Serve) -> None:
     peer = serve(guide["Sensor"]())
     assert peer.fails(FUSE_OPEN, fuse_open_in(flags=1)) == 13
     assert peer.fails(FUSE_OPEN, fuse_open_in(flags=2)) == 13
@@ -55,7 +61,7 @@ def test_sensor(guide, serve):
     assert peer.open(0)
 
 
-def test_pipe(guide, serve):
+def test_pipe(guide: Guide, serve: Serve) -> None:
     peer = serve(guide["Pipe"]())
     fh = peer.open()
     waiting = peer.post_read(fh)
@@ -67,11 +73,11 @@ def test_pipe(guide, serve):
         peer.answer(waiting)
 
 
-def test_mailbox(guide, serve):
+def test_mailbox(guide: Guide, serve: Serve) -> None:
     peer = serve(guide["Mailbox"]())
     first, second = peer.open(), peer.open()
 
-    def ready(fh):
+    def ready(fh: int) -> int:
         return fuse_poll_out.unpack(peer.call(FUSE_POLL, fuse_poll_in(fh=fh))).revents
 
     assert ready(first) == select.POLLOUT
@@ -81,16 +87,17 @@ def test_mailbox(guide, serve):
     assert peer.read(first) == b"letter"
     assert ready(first) == select.POLLOUT
     peer.release(first)
-    assert len(peer.session.device.files) == 1
+    device: Any = peer.session.device
+    assert len(device.files) == 1
 
 
-def test_camera(guide, serve, program):
+def test_camera(guide: Guide, serve: Serve, program: type[Program]) -> None:
     peer = serve(guide["Camera"]())
     fh = peer.open()
     caller = program(peer)
     window = guide["Window"]
 
-    def do(command, content=b""):
+    def do(command: int, content: bytes = b"") -> tuple[int, bytes]:
         address = caller.put(0x100, content.ljust(256, b"."))
         result = caller.ioctl(fh, command, address)
         return result, caller.get(address, command >> 16 & 0x3FFF)
@@ -107,7 +114,7 @@ def test_camera(guide, serve, program):
     assert do(IOR("c", 6, 3)) == (3, b"cam")
 
 
-def test_chip(guide, serve, program):
+def test_chip(guide: Guide, serve: Serve, program: type[Program]) -> None:
     peer = serve(guide["Chip"]())
     peer.init(flags=CUSE_UNRESTRICTED_IOCTL | RECUSE_NEW_FILES)
     fh = peer.open()
@@ -121,7 +128,7 @@ def test_chip(guide, serve, program):
     assert peer.fails(FUSE_IOCTL, body, bytes(request(4))) == 22
 
 
-def test_bus(guide, serve, program):
+def test_bus(guide: Guide, serve: Serve, program: type[Program]) -> None:
     peer = serve(guide["Bus"]())
     fh = peer.open()
     caller = program(peer)
@@ -131,14 +138,17 @@ def test_bus(guide, serve, program):
         0x300, bytes(message(0x50, 0, 2, first)) + bytes(message(0x50, 1, 3, second))
     )
     assert caller.ioctl(fh, 0x707, caller.put(0, bytes(transfer(array, 2)))) == 2
-    assert peer.session._files[fh].sent == [b"\1\2"]
+    file: Any = peer.session._files[fh]
+    assert file.sent == [b"\1\2"]
     assert caller.get(second, 4) == b"UUU."
     assert sizeof(message) == 16
 
 
-def test_what_it_says_of_mistakes(guide, serve, told):
-    class Wrong(guide["EchoFile"]):
-        def read(self, size, offset):
+def test_what_it_says_of_mistakes(guide: Guide, serve: Serve, told: Told) -> None:
+    echo_file: Any = guide["EchoFile"]
+
+    class Wrong(echo_file):  # type: ignore[misc]  # what the guide has is not known
+        def read(self, size: int, offset: int) -> None:
             return None
 
     Wrong.__name__ = "EchoFile"
@@ -147,7 +157,7 @@ def test_what_it_says_of_mistakes(guide, serve, told):
     assert f"`{told.line()}`" in GUIDE.read_text()
 
 
-def test_the_table_of_handlers_is_complete(guide):
+def test_the_table_of_handlers_is_complete(guide: Guide) -> None:
     """Each form in the table is one that the decorator takes."""
     window = guide["Window"]
     for type_ in (c_int, window, bytes):

@@ -3,13 +3,17 @@
 import ctypes
 import errno
 import os
+from collections.abc import Callable
 from ctypes import c_bool, c_char, c_double, c_int, c_int16, c_size_t, c_uint8, c_uint32
+from typing import Any, cast
 
 import pytest
 
 from recuse import IO, IOR, IOW, IOWR, File, Memory, ioctl
 from recuse.wire.cuse import CUSE_UNRESTRICTED_IOCTL, RECUSE_FILE_FLAGS, RECUSE_IOCTL_NONBLOCK
 from recuse.wire.fuse import FUSE_IOCTL, fuse_ioctl_in
+
+from .conftest import Program, Serve, Told
 
 
 class Pair(ctypes.Structure):
@@ -27,13 +31,19 @@ ARGUMENT = 0x40
 class Both:
     """Does an ioctl on a restricted device, and on an unrestricted one, which must be the same."""
 
-    def __init__(self, serve, program, file):
+    def __init__(self, serve: Serve, program: type[Program], file: type[File]) -> None:
         self.plain = serve(file)
         self.plain_fh = self.plain.open()
         self.program = program(serve(file))
         self.fh = self.program.peer.open()
 
-    def __call__(self, command, content=b"", size=None, argument=None):
+    def __call__(
+        self,
+        command: int,
+        content: bytes = b"",
+        size: int | None = None,
+        argument: int | None = None,
+    ) -> tuple[int, bytes]:
         """Return the result, and what is behind the argument afterwards."""
         bits = command >> 30
         size = command >> 16 & 0x3FFF if size is None else size
@@ -55,39 +65,42 @@ class Both:
             assert out + before[len(out) :] == after
         return result, after
 
-    def fails(self, command, argument=0, in_size=0, out_size=0):
+    def fails(self, command: int, argument: int = 0, in_size: int = 0, out_size: int = 0) -> int:
         body = fuse_ioctl_in(
             fh=self.plain_fh, cmd=command, arg=argument, in_size=in_size, out_size=out_size
         )
         return self.plain.fails(FUSE_IOCTL, body, bytes(in_size))
 
 
+Make = Callable[[type[File]], Both]
+
+
 @pytest.fixture
-def both(serve, program):
+def both(serve: Serve, program: type[Program]) -> Make:
     return lambda file: Both(serve, program, file)
 
 
 @pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize(("returned", "result"), [(None, 0), (0, 0), (7, 7), (0x7FFFFFFF,) * 2])
-def test_plain_numbers(both, later, returned, result):
+def test_plain_numbers(both: Make, later: bool, returned: int | None, result: int) -> None:
     class Plain(File):
         @ioctl(0x703)
-        def slave(self, argument):
+        def slave(self, argument: int) -> int | None:
             assert argument == 0x1234567890
             return returned
 
         @ioctl(IO("E", 1))
-        def reset(self):
+        def reset(self) -> int | None:
             return returned
 
     class Later(File):
         @ioctl(0x703)
-        async def slave(self, argument):
+        async def slave(self, argument: int) -> int | None:
             assert argument == 0x1234567890
             return returned
 
         @ioctl(IO("E", 1))
-        async def reset(self):
+        async def reset(self) -> int | None:
             return returned
 
     do = both(Later if later else Plain)
@@ -95,14 +108,14 @@ def test_plain_numbers(both, later, returned, result):
     assert do(IO("E", 1)) == (result, b"")
 
 
-def test_a_plain_number_whose_command_tells_of_more(both):
+def test_a_plain_number_whose_command_tells_of_more(both: Make) -> None:
     class Probe(File):
         @ioctl(IOWR("E", 1, 8))
-        def probe(self, argument):
+        def probe(self, argument: int) -> int:
             assert argument == Both_address()
             return 3
 
-    def Both_address():  # noqa: N802
+    def Both_address() -> int:  # noqa: N802
         return 0x7F00_0000_0000 + ARGUMENT
 
     assert both(Probe)(IOWR("E", 1, 8), b"12345678") == (3, b"12345678")
@@ -120,21 +133,23 @@ def test_a_plain_number_whose_command_tells_of_more(both):
         (c_char, b"x"),
     ],
 )
-def test_simple_types(both, type_, value):
+def test_simple_types(
+    both: Make, type_: "type[ctypes._SimpleCData[Any]]", value: bytes | float
+) -> None:
     class Probe(File):
         kept = value
 
         @ioctl(IOR("E", 0, type_), type_)
-        def get(self):
+        def get(self) -> bytes | float:
             return self.kept
 
         @ioctl(IOW("E", 1, type_), type_)
-        def set(self, value):
+        def set(self, value: bytes | float) -> int:
             assert value == self.kept
             return 9
 
         @ioctl(IOWR("E", 2, type_), type_)
-        async def exchange(self, value):
+        async def exchange(self, value: bytes | float) -> bytes | float:
             assert value == type_().value
             return self.kept
 
@@ -146,44 +161,46 @@ def test_simple_types(both, type_, value):
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_structures(both, later):
+def test_structures(both: Make, later: bool) -> None:
     class Plain(File):
         @ioctl(IOR("E", 0, Pair), Pair)
-        def get(self, pair):
+        def get(self, pair: Pair) -> None:
             assert (pair.a, pair.b) == (0, 0)
             pair.b = 5
 
         @ioctl(IOW("E", 1, Pair), Pair)
-        def set(self, pair):
+        def set(self, pair: Pair) -> int:
             assert (pair.a, pair.b) == (1, 2)
             pair.a = 77  # not for the program
             return 4
 
         @ioctl(IOWR("E", 2, Pair), Pair)
-        def swap(self, pair):
+        def swap(self, pair: Pair) -> int:
             pair.a, pair.b = pair.b, pair.a
             return 6
 
         @ioctl(IOWR("E", 3, Pair), Pair)
-        def replace(self, pair):
+        def replace(self, pair: Pair) -> Pair:
             return Pair(pair.a + 1, pair.b + 1)
+
+    plain = Plain()
 
     class Later(File):
         @ioctl(IOR("E", 0, Pair), Pair)
-        async def get(self, pair):
-            return Plain.get(self, pair)
+        async def get(self, pair: Pair) -> Pair | int | None:
+            return plain.get(pair)
 
         @ioctl(IOW("E", 1, Pair), Pair)
-        async def set(self, pair):
-            return Plain.set(self, pair)
+        async def set(self, pair: Pair) -> Pair | int | None:
+            return plain.set(pair)
 
         @ioctl(IOWR("E", 2, Pair), Pair)
-        async def swap(self, pair):
-            return Plain.swap(self, pair)
+        async def swap(self, pair: Pair) -> Pair | int | None:
+            return plain.swap(pair)
 
         @ioctl(IOWR("E", 3, Pair), Pair)
-        async def replace(self, pair):
-            return Plain.replace(self, pair)
+        async def replace(self, pair: Pair) -> Pair | int | None:
+            return plain.replace(pair)
 
     do = both(Later if later else Plain)
     content = bytes(Pair(1, 2))
@@ -193,15 +210,15 @@ def test_structures(both, later):
     assert do(IOWR("E", 3, Pair), content) == (0, bytes(Pair(2, 3)))
 
 
-def test_unions_and_arrays(both):
+def test_unions_and_arrays(both: Make) -> None:
     class Probe(File):
         @ioctl(IOWR("E", 0, Either), Either)
-        def union(self, either):
+        def union(self, either: Either) -> None:
             either.raw[0] += 1
 
         @ioctl(IOWR("E", 1, c_uint8 * 3), c_uint8 * 3)
-        def array(self, array):
-            array[:] = array[::-1]
+        def array(self, array: ctypes.Array[c_uint8]) -> int:
+            array[:] = array[::-1]  # type: ignore[assignment]  # it takes what it gives
             return len(array)
 
     do = both(Probe)
@@ -210,40 +227,42 @@ def test_unions_and_arrays(both):
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_bytes_of_any_size(both, later):
+def test_bytes_of_any_size(both: Make, later: bool) -> None:
     class Plain(File):
         @ioctl(IOR("E", 6, 0), bytes)
-        def name(self):
+        def name(self) -> bytes:
             return b"keyboard\0"
 
         @ioctl(IOW("E", 7, 0), bytes)
-        def keep(self, data):
+        def keep(self, data: bytes) -> int:
             assert type(data) is bytes
             return len(data) + 100
 
         @ioctl(IOWR("E", 8, 99), bytes)
-        def feature(self, data):
-            return memoryview(data[:1] + b"feature")
+        def feature(self, data: bytes) -> bytes | int | None:
+            return cast(bytes, memoryview(data[:1] + b"feature"))  # as any buffer may be
 
         @ioctl(IOR("E", 6, 4))
-        def exact(self):
+        def exact(self) -> int:
             return 44
+
+    plain = Plain()
 
     class Later(File):
         @ioctl(IOR("E", 6, 0), bytes)
-        async def name(self):
-            return Plain.name(self)
+        async def name(self) -> bytes:
+            return plain.name()
 
         @ioctl(IOW("E", 7, 0), bytes)
-        async def keep(self, data):
-            return Plain.keep(self, data)
+        async def keep(self, data: bytes) -> bytes | int | None:
+            return plain.keep(data)
 
         @ioctl(IOWR("E", 8, 99), bytes)
-        async def feature(self, data):
-            return Plain.feature(self, data)
+        async def feature(self, data: bytes) -> bytes | int | None:
+            return plain.feature(data)
 
         @ioctl(IOR("E", 6, 4))
-        async def exact(self):
+        async def exact(self) -> int:
             return 44
 
     do = both(Later if later else Plain)
@@ -257,10 +276,10 @@ def test_bytes_of_any_size(both, later):
     assert do.fails(IOWR("E", 6, 4)) == errno.ENOTTY
 
 
-def test_commands_without_handler(both):
+def test_commands_without_handler(both: Make) -> None:
     class Probe(File):
         @ioctl(IO("E", 1))
-        def one(self):
+        def one(self) -> int:
             return 1
 
     do = both(Probe)
@@ -268,13 +287,13 @@ def test_commands_without_handler(both):
     assert do.fails(IOR("E", 1, 4), out_size=4) == errno.ENOTTY
 
 
-def test_unknown_ioctl_gets_all_others(both):
+def test_unknown_ioctl_gets_all_others(both: Make) -> None:
     class Probe(File):
         @ioctl(IO("E", 1))
-        def one(self):
+        def one(self) -> int:
             return 1
 
-        def unknown_ioctl(self, command, argument, memory):
+        def unknown_ioctl(self, command: int, argument: int, memory: Memory) -> int:
             number = memory.read_struct(argument, c_uint32).value
             memory.write_struct(argument, c_uint32(number + 1))
             return command & 0xFF
@@ -286,22 +305,24 @@ def test_unknown_ioctl_gets_all_others(both):
     assert do(IO("E", 3), bytes(c_uint32(6)), size=4) == (3, bytes(c_uint32(7)))
 
 
-def test_direction_may_be_said_for_commands_that_do_not_tell(serve, program):
+def test_direction_may_be_said_for_commands_that_do_not_tell(
+    serve: Serve, program: type[Program]
+) -> None:
     class Probe(File):
         @ioctl(0x4600, Pair, direction="r")
-        def get(self, pair):
+        def get(self, pair: Pair) -> None:
             pair.a = 1
 
         @ioctl(0x4601, Pair, direction="w")
-        def set(self, pair):
-            return pair.a
+        def set(self, pair: Pair) -> int:
+            return int(pair.a)
 
         @ioctl(0x4602, Pair, direction="rw")
-        def swap(self, pair):
+        def swap(self, pair: Pair) -> None:
             pair.a, pair.b = pair.b, pair.a
 
         @ioctl(IOR("E", 1, 8), c_uint32, direction="rw")
-        def lies(self, number):
+        def lies(self, number: int) -> int:
             return number + 1
 
     peer = serve(Probe)
@@ -317,10 +338,10 @@ def test_direction_may_be_said_for_commands_that_do_not_tell(serve, program):
     assert caller.get(address, 8) == bytes(Pair(1, 0))
 
 
-def test_an_error_leaves_the_memory_alone(serve, program):
+def test_an_error_leaves_the_memory_alone(serve: Serve, program: type[Program]) -> None:
     class Probe(File):
         @ioctl(IOWR("E", 1, Pair), Pair)
-        def fail(self, pair, memory):
+        def fail(self, pair: Pair, memory: Memory) -> None:
             pair.a = 77
             memory.write(program.BASE + 100, b"written")
             raise OSError(errno.ERANGE, "too much")
@@ -334,15 +355,15 @@ def test_an_error_leaves_the_memory_alone(serve, program):
     assert caller.memory == before
 
 
-def test_an_error_that_comes_with_the_structure(both):
+def test_an_error_that_comes_with_the_structure(both: Make) -> None:
     class Probe(File):
         @ioctl(IOWR("E", 1, Pair), Pair)
-        def now(self, pair):
+        def now(self, pair: Pair) -> int:
             pair.b = 1
             return -errno.ERANGE
 
         @ioctl(IOR("E", 2, Pair), Pair)
-        async def later(self, pair):
+        async def later(self, pair: Pair) -> int:
             pair.b = 1
             return -511
 
@@ -352,12 +373,12 @@ def test_an_error_that_comes_with_the_structure(both):
 
 
 @pytest.mark.parametrize("offered", [False, True])
-def test_o_nonblock_comes_with_ioctls(serve, offered):
+def test_o_nonblock_comes_with_ioctls(serve: Serve, offered: bool) -> None:
     seen = []
 
     class Probe(File):
         @ioctl(IO("E", 1))
-        def probe(self):
+        def probe(self) -> None:
             seen.append(self.nonblocking)
 
     peer = serve(Probe)
@@ -387,25 +408,27 @@ def test_o_nonblock_comes_with_ioctls(serve, offered):
         (4, -1, "returned -1, not a result from 0 to 2147483647"),
     ],
 )
-def test_results_that_are_none(serve, told, command, returned, line):
+def test_results_that_are_none(
+    serve: Serve, told: Told, command: int, returned: Any, line: str
+) -> None:
     class Probe(File):
         @ioctl(IO("E", 0))
-        def value(self):
+        def value(self) -> Any:
             return returned
 
         @ioctl(IOR("E", 1, 1), c_uint8)
-        def simple(self):
+        def simple(self) -> Any:
             return returned
 
         @ioctl(IOWR("E", 2, 8), Pair)
-        def pair(self, pair):
+        def pair(self, pair: Pair) -> Any:
             return returned
 
         @ioctl(IOR("E", 3, 0), bytes)
-        def bytes(self):
+        def bytes(self) -> Any:
             return returned
 
-        def unknown_ioctl(self, command, argument, memory):
+        def unknown_ioctl(self, command: int, argument: int, memory: Memory) -> Any:
             return returned
 
     number = [IO("E", 0), IOR("E", 1, 1), IOWR("E", 2, 8), IOR("E", 3, 9), IO("E", 4)][command]
@@ -418,10 +441,10 @@ def test_results_that_are_none(serve, told, command, returned, line):
     assert told.line() == f"Probe.{name} {line}: EIO for the program"
 
 
-def test_a_structure_returned_where_the_program_does_not_read(serve, told):
+def test_a_structure_returned_where_the_program_does_not_read(serve: Serve, told: Told) -> None:
     class Probe(File):
         @ioctl(IOW("E", 1, Pair), Pair)
-        def set(self, pair):
+        def set(self, pair: Pair) -> Pair:
             return pair
 
     peer = serve(Probe)
@@ -431,11 +454,11 @@ def test_a_structure_returned_where_the_program_does_not_read(serve, told):
     assert "does not read it" in line
 
 
-def test_one_handler_of_several_commands(both):
+def test_one_handler_of_several_commands(both: Make) -> None:
     class Probe(File):
         @ioctl(IO("E", 1))
         @ioctl(IO("E", 2))
-        def either(self, argument):
+        def either(self, argument: int) -> int:
             return 5
 
     do = both(Probe)
@@ -443,26 +466,26 @@ def test_one_handler_of_several_commands(both):
     assert Probe().either(0) == 5
 
 
-def test_subclasses_inherit_and_override(both):
+def test_subclasses_inherit_and_override(both: Make) -> None:
     class Base(File):
         @ioctl(IO("E", 1))
-        def one(self):
+        def one(self) -> int:
             return 1
 
         @ioctl(IO("E", 2))
-        def two(self):
+        def two(self) -> int:
             return 2
 
         @ioctl(IO("E", 3))
-        def three(self):
+        def three(self) -> int:
             return 3
 
     class Derived(Base):
-        def one(self):
+        def one(self) -> int:
             return 11
 
         @ioctl(IO("E", 22))
-        def two(self):
+        def two(self) -> int:
             return 22
 
     do = both(Derived)
@@ -471,38 +494,38 @@ def test_subclasses_inherit_and_override(both):
     assert both(Base)(IO("E", 2))[0] == 2
 
 
-def test_an_override_without_decorator_is_checked_too():
+def test_an_override_without_decorator_is_checked_too() -> None:
     class Base(File):
         @ioctl(IOW("E", 1, c_int), c_int)
-        def one(self, value):
+        def one(self, value: int) -> int:
             return 1
 
     with pytest.raises(TypeError, match=r"Derived.one"):
 
         class Derived(Base):
-            def one(self):
+            def one(self) -> int:  # type: ignore[override]  # that is what is wrong
                 return 1
 
 
-def test_optional_and_keyword_parameters(serve, program):
+def test_optional_and_keyword_parameters(serve: Serve, program: type[Program]) -> None:
     class Probe(File):
-        @ioctl(IOW("E", 1, c_int), c_int)
-        def one(self, value, more=5, *, memory):
+        @ioctl(IOW("E", 1, c_int), c_int)  # type: ignore[arg-type]  # by keyword
+        def one(self, value: int, more: int = 5, *, memory: Memory) -> int:
             assert isinstance(memory, Memory)
             return value + more
 
-        @ioctl(IO("E", 2))
-        def two(self, *, memory):
+        @ioctl(IO("E", 2))  # type: ignore[arg-type]  # by keyword
+        def two(self, *, memory: Memory) -> int:
             assert isinstance(memory, Memory)
             return 6
 
         @ioctl(IO("E", 3))
-        def three(self, argument=9):
+        def three(self, argument: int = 9) -> int:
             return argument
 
         @ioctl(0)
         @ioctl(0xFFFFFFFF)
-        def ends(self):
+        def ends(self) -> int:
             return 8
 
     peer = serve(Probe)

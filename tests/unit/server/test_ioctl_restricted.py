@@ -6,23 +6,25 @@ from ctypes import c_uint32, c_uint64
 
 import pytest
 
-from recuse import IOR, IOW, IOWR, File, ioctl
+from recuse import IOR, IOW, IOWR, File, Memory, ioctl
 from recuse.wire.fuse import FUSE_IOCTL, fuse_ioctl_in
+
+from .conftest import Serve, Told
 
 
 class Pair(ctypes.Structure):
     _fields_ = [("a", c_uint32), ("b", c_uint32)]
 
 
-def test_restricted_devices_have_the_argument_in_memory(serve):
+def test_restricted_devices_have_the_argument_in_memory(serve: Serve) -> None:
     class Probe(File):
         @ioctl(IOWR("E", 1, Pair))
-        def one(self, argument, memory):
+        def one(self, argument: int, memory: Memory) -> None:
             pair = memory.read_struct(argument, Pair)
             memory.write(argument + 4, bytes(c_uint32(pair.a)))
 
         @ioctl(IOR("E", 2, Pair))
-        def two(self, argument, memory):
+        def two(self, argument: int, memory: Memory) -> None:
             memory.write(argument, b"12")
             memory.write(argument + 2, b"345")
 
@@ -44,30 +46,32 @@ def test_restricted_devices_have_the_argument_in_memory(serve):
         (0x4606, "writes 8 bytes at 0x1388"),
     ],
 )
-def test_restricted_devices_have_no_other_memory(serve, told, command, line):
+def test_restricted_devices_have_no_other_memory(
+    serve: Serve, told: Told, command: int, line: str
+) -> None:
     class Probe(File):
         @ioctl(IOWR("E", 1, 8))
-        def one(self, argument, memory):
+        def one(self, argument: int, memory: Memory) -> None:
             memory.read_struct(0x123, c_uint64)
 
         @ioctl(IOWR("E", 2, 8))
-        def two(self, argument, memory):
+        def two(self, argument: int, memory: Memory) -> None:
             memory.write(0x123, b"x")
 
         @ioctl(IOWR("E", 3, 8))
-        def three(self, argument, memory):
+        def three(self, argument: int, memory: Memory) -> None:
             memory.read(argument, 9)
 
         @ioctl(IOW("E", 4, 8))
-        def four(self, argument, memory):
+        def four(self, argument: int, memory: Memory) -> None:
             memory.write(argument, b"x")
 
         @ioctl(0x4605, Pair, direction="w")
-        def five(self, pair):
+        def five(self, pair: Pair) -> None:
             pass
 
         @ioctl(0x4606, Pair, direction="r")
-        def six(self, pair):
+        def six(self, pair: Pair) -> None:
             pass
 
     peer = serve(Probe)
@@ -83,10 +87,10 @@ def test_restricted_devices_have_no_other_memory(serve, told, command, line):
     )
 
 
-def test_a_restricted_device_cannot_write_behind_a_hole(serve, told):
+def test_a_restricted_device_cannot_write_behind_a_hole(serve: Serve, told: Told) -> None:
     class Probe(File):
         @ioctl(IOR("E", 1, 8))
-        def one(self, argument, memory):
+        def one(self, argument: int, memory: Memory) -> None:
             memory.write(argument + 4, b"x")
 
     peer = serve(Probe)

@@ -2,6 +2,8 @@
 
 import ctypes
 import errno
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,12 +16,12 @@ from recuse.server.memory import MoreMemory, Spans
 areas = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)), max_size=12)
 
 
-def addresses(spans):
+def addresses(spans: Iterable[tuple[int, int]]) -> list[int]:
     return [a for address, size in spans for a in range(address, address + size)]
 
 
 @given(areas, st.tuples(st.integers(0, 70), st.integers(0, 30)))
-def test_spans_are_sets_of_addresses(added, asked):
+def test_spans_are_sets_of_addresses(added: list[tuple[int, int]], asked: tuple[int, int]) -> None:
     spans = Spans(added)
     expected = set(addresses(added))
     assert addresses(spans) == sorted(expected)
@@ -36,7 +38,12 @@ writes = st.lists(st.tuples(st.integers(0, 60), st.binary(max_size=12)), max_siz
 
 
 @given(areas, st.binary(min_size=80, max_size=80), writes, areas)
-def test_memory_is_what_came_and_then_what_was_written(came, origin, written, read):
+def test_memory_is_what_came_and_then_what_was_written(
+    came: list[tuple[int, int]],
+    origin: bytes,
+    written: list[tuple[int, bytes]],
+    read: list[tuple[int, int]],
+) -> None:
     inputs = list(Spans(came))
     real = {a: origin[a] for a in addresses(inputs)}
     memory = Memory(inputs, bytes(real.values()))
@@ -57,11 +64,11 @@ def test_memory_is_what_came_and_then_what_was_written(came, origin, written, re
             with pytest.raises(MoreMemory):
                 memory.read(address, size)
     assert addresses(memory.wanted) == ([] if wanted <= theirs else sorted(wanted))
-    content = memory.content(memory.written)
-    assert content == bytes(real[a] for a in sorted(changed))
+    result = memory.content(memory.written)
+    assert result == bytes(real[a] for a in sorted(changed))
 
 
-def test_reading_what_was_written_needs_nothing():
+def test_reading_what_was_written_needs_nothing() -> None:
     memory = Memory([], b"")
     memory.write(10, b"0123456789")
     assert memory.read(12, 4) == b"2345"
@@ -70,7 +77,7 @@ def test_reading_what_was_written_needs_nothing():
     assert memory.wanted == [(8, 2)]
 
 
-def test_read_many_wants_all_at_once():
+def test_read_many_wants_all_at_once() -> None:
     memory = Memory([(100, 4)], b"abcd")
     with pytest.raises(MoreMemory):
         memory.read_many([(100, 4), (200, 8), (300, 16)])
@@ -80,7 +87,7 @@ def test_read_many_wants_all_at_once():
     assert memory.read_many([]) == []
 
 
-def test_once_something_is_missing_nothing_is_read():
+def test_once_something_is_missing_nothing_is_read() -> None:
     # Or a handler that catches everything would go on with half of the truth.
     memory = Memory([(100, 4)], b"abcd")
     with pytest.raises(MoreMemory):
@@ -94,8 +101,8 @@ class Pair(ctypes.Structure):
     _fields_ = [("a", ctypes.c_uint16), ("b", ctypes.c_uint16)]
 
 
-def test_structures_and_arrays():
-    memory = Memory([(0, 8)], bytes((Pair * 2)((1, 2), (3, 4))))
+def test_structures_and_arrays() -> None:
+    memory = Memory([(0, 8)], bytes((Pair * 2)(Pair(1, 2), Pair(3, 4))))
     first, second = memory.read_array(0, Pair, 2)
     assert (first.a, first.b, second.a, second.b) == (1, 2, 3, 4)
     first.a = 9
@@ -109,7 +116,7 @@ def test_structures_and_arrays():
 
 
 @pytest.mark.parametrize("address", [-1, 1 << 64, (1 << 64) - 7])
-def test_addresses_that_do_not_exist(address):
+def test_addresses_that_do_not_exist(address: int) -> None:
     memory = Memory([], b"")
     for do in (lambda: memory.read(address, 8), lambda: memory.write(address, bytes(8))):
         with pytest.raises(OSError, match="no address") as caught:
@@ -119,20 +126,20 @@ def test_addresses_that_do_not_exist(address):
     assert not memory.written
 
 
-def test_sizes_that_do_not_exist():
+def test_sizes_that_do_not_exist() -> None:
     with pytest.raises(ValueError, match="-1 bytes"):
         Memory([], b"").read(0, -1)
 
 
 @pytest.mark.parametrize("data", [5, "text", None])
-def test_only_bytes_can_be_written(data):
+def test_only_bytes_can_be_written(data: Any) -> None:
     memory = Memory([], b"")
     with pytest.raises(TypeError):
         memory.write(0, data)
     assert not memory.written
 
 
-def test_a_huge_read_costs_nothing():
+def test_a_huge_read_costs_nothing() -> None:
     # Its size may come from the program's memory.
     memory = Memory([], b"")
     with pytest.raises(MoreMemory):
@@ -140,7 +147,7 @@ def test_a_huge_read_costs_nothing():
     assert memory.wanted == [(0, 1 << 60)]
 
 
-def test_restricted_memory():
+def test_restricted_memory() -> None:
     memory = Memory([(100, 8)], b"abcdefgh", [(104, 8)])
     assert memory.read(100, 8) == b"abcdefgh"
     memory.write(104, b"ABCDEFGH")

@@ -2,13 +2,15 @@
 
 import logging
 import struct
+from collections.abc import Iterator
 from ctypes import Structure, c_uint32, c_uint64
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recuse import IO, IOWR, Device, File, Session, ioctl
+from recuse import IO, IOWR, Device, File, Memory, OpenRequest, Session, ioctl
+from recuse.wire import declare
 from recuse.wire.cuse import CUSE_INIT, cuse_init_in
 from recuse.wire.errors import WireError
 from recuse.wire.fuse import (
@@ -42,32 +44,37 @@ class Pair(Structure):
 class EchoFile(File):
     data = b""
 
-    def write(self, data, offset):
+    def write(self, data: bytes, offset: int) -> None:
         self.data = data
 
-    def read(self, size, offset):
+    def read(self, size: int, offset: int) -> bytes:
         return self.data[:size]
 
     @ioctl(IOWR("E", 1, Pair), Pair)
-    def follow(self, pair, memory):
+    def follow(self, pair: Pair, memory: Memory) -> None:
         memory.write(pair.pointer, memory.read(pair.pointer, pair.size % 100))
 
     @ioctl(IO("E", 2))
-    def number(self, argument):
+    def number(self, argument: int) -> int:
         return argument % 1000
 
-    def unknown_ioctl(self, command, argument, memory):
+    def unknown_ioctl(self, command: int, argument: int, memory: Memory) -> int:
         return len(memory.read(argument, command % 300))
 
 
 class Echo(Device):
     name = "echo"
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return EchoFile()
 
 
-def packed(opcode, body, data=b"", unique=2):
+def packed(
+    opcode: int,
+    body: declare.Structure,
+    data: bytes = b"",
+    unique: int = 2,
+) -> bytes:
     content = body.pack() + data
     size = fuse_in_header.SIZE + len(content)
     return fuse_in_header(len=size, opcode=opcode, unique=unique, pid=5).pack() + content
@@ -95,7 +102,7 @@ GOOD = [
 
 
 @st.composite
-def mutated(draw):
+def mutated(draw: st.DrawFn) -> bytes:
     """Return a good message with some numbers changed, and its length right as a rule."""
     message = bytearray(draw(st.sampled_from(GOOD)))
     for _ in range(draw(st.integers(0, 4))):
@@ -113,7 +120,7 @@ def mutated(draw):
 
 
 @pytest.fixture(autouse=True)
-def told():
+def told() -> Iterator[None]:
     """The log is not looked at here: much is told."""
     logging.getLogger("recuse.server").disabled = True
     yield
@@ -122,11 +129,11 @@ def told():
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.binary(max_size=120) | mutated(), max_size=12))
-def test_bytes_of_all_kinds(messages):
+def test_bytes_of_all_kinds(messages: list[bytes]) -> None:
     session = Session(Echo())
     open_file(session)
     for message in messages:
-        answers = []
+        answers: list[bytes] = []
         try:
             session.handle(message, answers.append)
         except WireError:
@@ -156,12 +163,13 @@ def test_bytes_of_all_kinds(messages):
     assert not session._runner._running
 
 
-def open_file(session):
-    return struct.unpack_from("=Q", call(session, packed(FUSE_OPEN, fuse_open_in(flags=2))))[0]
+def open_file(session: Session) -> int:
+    (handle,) = struct.unpack_from("=Q", call(session, packed(FUSE_OPEN, fuse_open_in(flags=2))))
+    return int(handle)
 
 
-def call(session, message):
-    answers = []
+def call(session: Session, message: bytes) -> bytes:
+    answers: list[bytes] = []
     session.handle(message, answers.append)
     (answer,) = answers
     assert fuse_out_header.unpack(answer).error == 0
@@ -169,11 +177,11 @@ def call(session, message):
 
 
 @pytest.mark.parametrize("message", GOOD, ids=lambda message: str(message[4]))
-def test_cut_at_every_length(message):
+def test_cut_at_every_length(message: bytes) -> None:
     session = Session(Echo())
     open_file(session)
     for size in range(fuse_in_header.SIZE, len(message)):
-        answers = []
+        answers: list[bytes] = []
         short = struct.pack("=I", size) + message[4:size]
         session.handle(short, answers.append)
         (answer,) = answers

@@ -4,13 +4,15 @@ import ctypes
 import errno
 import os
 import select
+from collections.abc import Iterator
 from ctypes import c_int32, c_uint8, c_uint32, c_uint64
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recuse import IOR, IOW, IOWR, Device, File, ioctl
+from recuse import IOR, IOW, IOWR, Device, File, Memory, OpenRequest, ioctl
 from recuse.server.rounds import IoctlCall, Rounds
 from recuse.wire.cuse import (
     CUSE_UNRESTRICTED_IOCTL,
@@ -30,6 +32,8 @@ from recuse.wire.fuse import (
     fuse_poll_out,
 )
 
+from .conftest import Peer, Serve, Told
+
 
 class Made(ctypes.Structure):
     _fields_ = [("text", c_uint8 * 8), ("fd", c_int32), ("tail", c_uint32), ("address", c_uint64)]
@@ -44,57 +48,57 @@ MAKE_NOTHING = IOWR("N", 5, Made)
 MAKE_AND_WRITE_TOO_MUCH = IOWR("N", 6, Made)
 
 
-MADE = []
+MADE: list["New"] = []
 """All that the test has made."""
 
 
 class New(File):
     flags = os.O_RDWR | os.O_CLOEXEC
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.released = 0
         MADE.append(self)
 
-    def read(self, size, offset):
+    def read(self, size: int, offset: int) -> bytes:
         return b"new"
 
-    def release(self):
+    def release(self) -> None:
         self.released += 1
 
 
 class Maker(File):
     @ioctl(MAKE, Made, descriptor="fd")
-    def make(self, made):
+    def make(self, made: Made) -> New:
         made.text[0] += 1
         return New()
 
     @ioctl(MAKE_LATER, Made, descriptor="fd")
-    async def make_later(self, made):
+    async def make_later(self, made: Made) -> New:
         return self.make(made)
 
     @ioctl(MAKE_AND_WRITE, Made, descriptor="fd")
-    def make_and_write(self, made, memory):
+    def make_and_write(self, made: Made, memory: Memory) -> New:
         memory.write(made.address, b"written")
         return self.make(made)
 
     @ioctl(MAKE_AND_READ, Made, descriptor="fd")
-    def make_and_read(self, made, memory):
+    def make_and_read(self, made: Made, memory: Memory) -> New:
         made.text[1] = memory.read(made.address, 1)[0]
         return self.make(made)
 
     @ioctl(MAKE_AND_WRITE_TOO_MUCH, Made, descriptor="fd")
-    def make_and_write_too_much(self, made, memory):
+    def make_and_write_too_much(self, made: Made, memory: Memory) -> New:
         for number in range(300):
             memory.write(0x10000 + 2 * number, b"x")
         return New()
 
-    @ioctl(MAKE_NOTHING, Made, descriptor="fd")
-    def make_nothing(self, made):
+    @ioctl(MAKE_NOTHING, Made, descriptor="fd")  # type: ignore[type-var]  # no file
+    def make_nothing(self, made: Made) -> int:
         return 5
 
 
 @pytest.fixture
-def peer(serve):
+def peer(serve: Serve) -> Iterator[Peer]:
     MADE.clear()
     peer = serve(Maker)
     peer.init(flags=CUSE_UNRESTRICTED_IOCTL | RECUSE_NEW_FILES)
@@ -104,8 +108,16 @@ def peer(serve):
 
 
 def round_of(
-    peer, fh, command, *, data=b"", out_size=0, pid=77, flags=FUSE_IOCTL_UNRESTRICTED, arg=0x1100
-):
+    peer: Peer,
+    fh: int,
+    command: int,
+    *,
+    data: bytes = b"",
+    out_size: int = 0,
+    pid: int = 77,
+    flags: int = FUSE_IOCTL_UNRESTRICTED,
+    arg: int = 0x1100,
+) -> tuple[fuse_ioctl_out, bytes]:
     body = fuse_ioctl_in(
         fh=fh,
         flags=flags,
@@ -118,10 +130,11 @@ def round_of(
     return fuse_ioctl_out.unpack(payload), payload[fuse_ioctl_out.SIZE :]
 
 
-def ask(peer, fh, command, memory):
+def ask(peer: Peer, fh: int, command: int, memory: bytearray) -> tuple[recuse_ioctl_file, int]:
     """Do the rounds, with ``memory`` at 0x1000; return the file and where its number goes."""
     base = 0x1000
-    inputs, outputs = [], []
+    inputs: list[tuple[int, int]] = []
+    outputs: list[tuple[int, int]] = []
     for _ in range(10):
         data = b"".join(bytes(memory[at - base : at - base + size]) for at, size in inputs)
         room = sum(size for _, size in outputs)
@@ -139,11 +152,12 @@ def ask(peer, fh, command, memory):
             place = at + made.offset - offset
         memory[at - base : at - base + size] = output[offset : offset + size]
         offset += size
+    assert place is not None
     return made, place
 
 
 @pytest.mark.parametrize("command", [MAKE, MAKE_LATER, MAKE_AND_WRITE, MAKE_AND_READ])
-def test_a_handler_makes_a_file(peer, command):
+def test_a_handler_makes_a_file(peer: Peer, command: int) -> None:
     fh = peer.open()
     memory = bytearray(0x400)
     memory[0x100:0x108] = b"abcdefgh"
@@ -168,28 +182,28 @@ def test_a_handler_makes_a_file(peer, command):
 
 
 class Polled(File):
-    def poll(self, events):
+    def poll(self, events: int) -> int:
         return events & select.POLLIN
 
 
 class PolledMaker(File):
     @ioctl(MAKE, Made, descriptor="fd")
-    def make(self, made):
+    def make(self, made: Made) -> Polled:
         return Polled()
 
 
-def test_files_of_one_kind_need_a_poll_method_and_others_none(serve):
+def test_files_of_one_kind_need_a_poll_method_and_others_none(serve: Serve) -> None:
     class Probe(Device):
         name = "probe"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return PolledMaker()
 
     peer = serve(Probe())
     peer.init(flags=RECUSE_NEW_FILES)
     fh = peer.open()
 
-    def poll(fh):
+    def poll(fh: int) -> int:
         answer = peer.call(FUSE_POLL, fuse_poll_in(fh=fh, events=select.POLLIN))
         return fuse_poll_out.unpack(answer).revents
 
@@ -200,7 +214,7 @@ def test_files_of_one_kind_need_a_poll_method_and_others_none(serve):
     assert poll(fh) == always
 
 
-def test_a_restricted_device_makes_files(peer):
+def test_a_restricted_device_makes_files(peer: Peer) -> None:
     fh = peer.open()
     out, payload = round_of(peer, fh, MAKE, data=bytes(SIZE), out_size=SIZE, flags=0)
     assert out == fuse_ioctl_out(flags=RECUSE_IOCTL_FILE)
@@ -210,7 +224,9 @@ def test_a_restricted_device_makes_files(peer):
     assert peer.read(made.fh) == b"new"
 
 
-def test_a_restricted_device_that_writes_elsewhere_has_its_file_released(peer, told):
+def test_a_restricted_device_that_writes_elsewhere_has_its_file_released(
+    peer: Peer, told: Told
+) -> None:
     fh = peer.open()
     data = bytes(Made(address=0x1000 + SIZE))
     assert (
@@ -225,7 +241,7 @@ def test_a_restricted_device_that_writes_elsewhere_has_its_file_released(peer, t
     assert not MADE
 
 
-def test_a_kernel_half_that_takes_no_files_is_told_once(serve, told):
+def test_a_kernel_half_that_takes_no_files_is_told_once(serve: Serve, told: Told) -> None:
     MADE.clear()
     peer = serve(Maker)
     peer.init(flags=CUSE_UNRESTRICTED_IOCTL)
@@ -241,14 +257,14 @@ def test_a_kernel_half_that_takes_no_files_is_told_once(serve, told):
     assert not MADE
 
 
-def test_a_handler_that_returns_something_else_is_told(peer, told):
+def test_a_handler_that_returns_something_else_is_told(peer: Peer, told: Told) -> None:
     fh = peer.open()
     body = fuse_ioctl_in(fh=fh, cmd=MAKE_NOTHING, arg=64, in_size=SIZE, out_size=SIZE)
     assert peer.fails(FUSE_IOCTL, body, bytes(SIZE)) == errno.EIO
     assert told.line() == "Maker.make_nothing returned 5, not a File: EIO for the program"
 
 
-def test_a_file_with_an_answer_that_cannot_be_is_released(peer, told):
+def test_a_file_with_an_answer_that_cannot_be_is_released(peer: Peer, told: Told) -> None:
     fh = peer.open()
     body = fuse_ioctl_in(
         fh=fh,
@@ -264,7 +280,7 @@ def test_a_file_with_an_answer_that_cannot_be_is_released(peer, told):
 
 
 @pytest.mark.parametrize("command", [MAKE, MAKE_LATER])
-def test_an_answer_that_nobody_takes_has_its_file_released(peer, command):
+def test_an_answer_that_nobody_takes_has_its_file_released(peer: Peer, command: int) -> None:
     fh = peer.open()
     peer.refuse = OSError(errno.ENOENT, "killed")
     body = fuse_ioctl_in(fh=fh, cmd=command, arg=64, in_size=SIZE, out_size=SIZE)
@@ -273,7 +289,7 @@ def test_an_answer_that_nobody_takes_has_its_file_released(peer, command):
     assert [file.released for file in MADE] == [1]
 
 
-def kept(peer, fh, pid=77):
+def kept(peer: Peer, fh: int, pid: int = 77) -> tuple[int, int]:
     """Bring a file into being whose number needs one more round."""
     data = bytes(Made(address=0x1200))
     out, _ = round_of(peer, fh, MAKE_AND_WRITE, pid=pid)
@@ -285,7 +301,7 @@ def kept(peer, fh, pid=77):
     return sum(size for _, size in inputs), sum(size for _, size in outputs)
 
 
-def test_a_file_whose_round_never_comes_is_released_with_the_maker(peer):
+def test_a_file_whose_round_never_comes_is_released_with_the_maker(peer: Peer) -> None:
     fh = peer.open()
     kept(peer, fh)
     (file,) = MADE
@@ -294,14 +310,14 @@ def test_a_file_whose_round_never_comes_is_released_with_the_maker(peer):
     assert file.released == 1
 
 
-def test_a_file_whose_round_never_comes_is_released_at_the_next_ioctl(peer):
+def test_a_file_whose_round_never_comes_is_released_at_the_next_ioctl(peer: Peer) -> None:
     fh = peer.open()
     kept(peer, fh)
     round_of(peer, fh, MAKE)
     assert [file.released for file in MADE] == [1]
 
 
-def test_a_file_whose_last_round_nobody_takes_is_released(peer):
+def test_a_file_whose_last_round_nobody_takes_is_released(peer: Peer) -> None:
     fh = peer.open()
     in_size, out_size = kept(peer, fh)
     peer.refuse = OSError(errno.ENOENT, "killed")
@@ -318,7 +334,7 @@ def test_a_file_whose_last_round_nobody_takes_is_released(peer):
     assert [file.released for file in MADE] == [1]
 
 
-def test_strangers_files_are_kept_for_a_while(peer):
+def test_strangers_files_are_kept_for_a_while(peer: Peer) -> None:
     fh = peer.open()
     for _ in range(65):
         kept(peer, fh, pid=0)
@@ -339,19 +355,21 @@ def test_strangers_files_are_kept_for_a_while(peer):
         ((MAKE,), {"descriptor": "fd"}, ValueError),
     ],
 )
-def test_declarations_that_cannot_be(arguments, options, error):
+def test_declarations_that_cannot_be(
+    arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception]
+) -> None:
     with pytest.raises(error):
         ioctl(*arguments, **options)
 
 
 class Files:
-    def __init__(self):
-        self.dropped = []
+    def __init__(self) -> None:
+        self.dropped: list[int] = []
 
-    def adopt(self, file):
+    def adopt(self, file: object) -> tuple[int, int]:
         return 7, os.O_RDWR
 
-    def drop(self, handle):
+    def drop(self, handle: int) -> None:
         self.dropped.append(handle)
 
 
@@ -362,13 +380,15 @@ class Files:
     address=st.integers(64, (1 << 64) - 64),
     field=st.sampled_from(["first", "second", "third"]),
 )
-def test_the_offset_is_that_of_the_field_in_the_output(before, after, gap, address, field):
+def test_the_offset_is_that_of_the_field_in_the_output(
+    before: int, after: int, gap: int, address: int, field: str
+) -> None:
     class Three(ctypes.Structure):
         _fields_ = [("first", c_int32), ("second", c_int32), ("third", c_int32)]
 
     class Writer(File):
         @ioctl(IOR("N", 1, Three), Three, descriptor=field)
-        def make(self, three, memory):
+        def make(self, three: Three, memory: Memory) -> New:
             setattr(three, field, -1)
             memory.write(address - gap - before, b"<" * before)
             memory.write(address + 12 + gap, b">" * after)
@@ -376,7 +396,8 @@ def test_the_offset_is_that_of_the_field_in_the_output(before, after, gap, addre
 
     files = Files()
     rounds = Rounds(files.drop)
-    areas, data = [], b""
+    areas: list[tuple[int, int]] = []
+    data = b""
     for _ in range(5):
         out_size = sum(size for _, size in areas)
         call = IoctlCall(Writer(), IOR("N", 1, Three), address, data, out_size, files)
@@ -389,6 +410,7 @@ def test_the_offset_is_that_of_the_field_in_the_output(before, after, gap, addre
         found = list(fuse_ioctl_iovec.CODEC.iter_unpack(answer[fuse_ioctl_out.SIZE :]))
         inputs, areas = found[: out.in_iovs], found[out.in_iovs :]
         data = bytes(sum(size for _, size in inputs))
+    assert answer is not None
     made = recuse_ioctl_file.unpack(answer, fuse_ioctl_out.SIZE)
     output = answer[fuse_ioctl_out.SIZE + recuse_ioctl_file.SIZE :]
     assert (made.fh, made.flags) == (7, os.O_RDWR)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import select
 import threading
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from recuse.wire.fuse import (
     fuse_poll_out,
 )
 
-from .conftest import WAIT_S, Peer
+from .conftest import WAIT_S, Peer, Serve, Told
 
 IN, OUT = select.POLLIN, select.POLLOUT
 
@@ -28,8 +29,8 @@ class Kernel:
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
-        self.notified = []
-        self.log = []
+        self.notified: list[int] = []
+        self.log: list[object] = []
         """Of answers and notifications, in their order."""
         take = peer.take
 
@@ -45,9 +46,9 @@ class Kernel:
             assert len(message) == 24
             self.notified.append(fuse_notify_poll_wakeup_out.unpack(message, 16).kh)
 
-        peer.take = sort
+        peer.take = sort  # type: ignore[method-assign]  # of this peer only
 
-    def poll(self, fh, events=IN, *, kh=1, waiting=False):
+    def poll(self, fh: int, events: int = IN, *, kh: int = 1, waiting: bool = False) -> int:
         flags = FUSE_POLL_SCHEDULE_NOTIFY if waiting else 0
         body = fuse_poll_in(fh=fh, kh=kh, flags=flags, events=events)
         out = fuse_poll_out.unpack(self.peer.call(FUSE_POLL, body))
@@ -57,41 +58,42 @@ class Kernel:
 
 class Ready(File):
     revents = 0
-    asked = ()
+    asked: tuple[int, ...] = ()
+    last: "Ready"
 
-    def __init__(self):
+    def __init__(self) -> None:
         Ready.last = self
 
-    def poll(self, events):
+    def poll(self, events: int) -> int:
         self.asked = (*self.asked, events)
         assert current_request().operation == "poll"
         return self.revents
 
 
 @pytest.fixture
-def kernel(serve):
+def kernel(serve: Serve) -> Kernel:
     return Kernel(serve(Ready))
 
 
-def test_poll_is_given_the_events_and_returns_events(kernel):
+def test_poll_is_given_the_events_and_returns_events(kernel: Kernel) -> None:
     fh = kernel.peer.open()
     Ready.last.revents = IN | select.POLLHUP
     assert kernel.poll(fh, IN | OUT) == IN | select.POLLHUP
     assert Ready.last.asked == (IN | OUT,)
 
 
-def test_a_file_without_poll_has_none(serve):
+def test_a_file_without_poll_has_none(serve: Serve) -> None:
     peer = serve(File)
     assert peer.fails(FUSE_POLL, fuse_poll_in(fh=peer.open())) == errno.ENOSYS
 
 
-def test_an_unknown_file(kernel):
+def test_an_unknown_file(kernel: Kernel) -> None:
     assert kernel.peer.fails(FUSE_POLL, fuse_poll_in(fh=99)) == errno.EBADF
 
 
-def test_poll_may_raise(serve):
+def test_poll_may_raise(serve: Serve) -> None:
     class Fails(File):
-        def poll(self, events):
+        def poll(self, events: int) -> int:
             raise OSError(errno.ENODEV, "unplugged")
 
     peer = serve(Fails)
@@ -107,16 +109,16 @@ def test_poll_may_raise(serve):
         (1 << 16, "returned 65536, which is no set of events"),
     ],
 )
-def test_what_poll_must_not_return(kernel, told, returned, line):
+def test_what_poll_must_not_return(kernel: Kernel, told: Told, returned: Any, line: str) -> None:
     fh = kernel.peer.open()
     Ready.last.revents = returned
     assert kernel.peer.fails(FUSE_POLL, fuse_poll_in(fh=fh)) == errno.EIO
     assert told.line() == f"Ready.poll {line}: EIO for the program"
 
 
-def test_poll_may_be_async(serve):
+def test_poll_may_be_async(serve: Serve) -> None:
     class Later(File):
-        async def poll(self, events):
+        async def poll(self, events: int) -> int:
             await asyncio.sleep(0)
             return OUT
 
@@ -124,7 +126,7 @@ def test_poll_may_be_async(serve):
     assert kernel.poll(kernel.peer.open()) == OUT
 
 
-def test_a_wake_up_goes_to_who_asked_for_one_and_once(kernel):
+def test_a_wake_up_goes_to_who_asked_for_one_and_once(kernel: Kernel) -> None:
     fh = kernel.peer.open()
     file = Ready.last
     file.wake_pollers()
@@ -141,7 +143,7 @@ def test_a_wake_up_goes_to_who_asked_for_one_and_once(kernel):
     assert kernel.notified == [5, 5]
 
 
-def test_each_open_file_has_its_own_pollers(kernel):
+def test_each_open_file_has_its_own_pollers(kernel: Kernel) -> None:
     first = kernel.peer.open()
     first_file = Ready.last
     second = kernel.peer.open()
@@ -151,13 +153,13 @@ def test_each_open_file_has_its_own_pollers(kernel):
     assert kernel.notified == [1]
 
 
-def test_one_file_for_several_opens_wakes_all(serve):
+def test_one_file_for_several_opens_wakes_all(serve: Serve) -> None:
     class Shared(Ready):
         pass
 
     shared = Shared()
     device = type(serve(File).session.device)()
-    device.open = lambda request: shared
+    device.open = lambda request: shared  # type: ignore[method-assign]  # of this device only
     kernel = Kernel(serve(device))
     for kh in (1, 2):
         kernel.poll(kernel.peer.open(), kh=kh, waiting=True)
@@ -165,11 +167,11 @@ def test_one_file_for_several_opens_wakes_all(serve):
     assert sorted(kernel.notified) == [1, 2]
 
 
-def test_what_changes_while_poll_is_asked_is_not_missed(serve):
+def test_what_changes_while_poll_is_asked_is_not_missed(serve: Serve) -> None:
     """The answer says "nothing", and the notification is on its way before it."""
 
     class Late(File):
-        def poll(self, events):
+        def poll(self, events: int) -> int:
             self.wake_pollers()
             return 0
 
@@ -179,17 +181,19 @@ def test_what_changes_while_poll_is_asked_is_not_missed(serve):
     assert kernel.log[-2] == 0
 
 
-def test_waking_under_a_lock_that_poll_takes(serve):
+def test_waking_under_a_lock_that_poll_takes(serve: Serve) -> None:
     class Locked(File):
-        def __init__(self):
+        last: "Locked"
+
+        def __init__(self) -> None:
             Locked.last = self
             self.lock = threading.Lock()
 
-        def poll(self, events):
+        def poll(self, events: int) -> int:
             with self.lock:
                 return IN
 
-        def change(self):
+        def change(self) -> None:
             with self.lock:
                 self.wake_pollers()
 
@@ -202,7 +206,7 @@ def test_waking_under_a_lock_that_poll_takes(serve):
     assert kernel.notified == [1]
 
 
-def test_waking_before_open_has_returned_and_after_the_end(kernel):
+def test_waking_before_open_has_returned_and_after_the_end(kernel: Kernel) -> None:
     Ready().wake_pollers()
     fh = kernel.peer.open()
     file = Ready.last
@@ -216,7 +220,7 @@ def test_waking_before_open_has_returned_and_after_the_end(kernel):
     assert kernel.notified == []
 
 
-def test_no_notification_is_lost_among_threads(kernel):
+def test_no_notification_is_lost_among_threads(kernel: Kernel) -> None:
     """Each schedule is followed by a wake-up; whatever their order, the last one is notified."""
     fh = kernel.peer.open()
     file = Ready.last
@@ -224,7 +228,7 @@ def test_no_notification_is_lost_among_threads(kernel):
         kernel.notified.clear()
         start = threading.Barrier(2)
 
-        def wake(start=start):
+        def wake(start: threading.Barrier = start) -> None:
             start.wait(WAIT_S)
             file.wake_pollers()
 

@@ -7,9 +7,11 @@ from ctypes import c_uint16, c_uint32, c_uint64
 
 import pytest
 
-from recuse import IO, IOR, IOW, IOWR, File, ioctl
+from recuse import IO, IOR, IOW, IOWR, File, Memory, ioctl
 from recuse.server.rounds import MOST_ROUNDS
 from recuse.wire.fuse import FUSE_IOCTL_RETRY, fuse_ioctl_iovec
+
+from .conftest import Peer, Program, Serve, Told
 
 
 class Message(ctypes.Structure):
@@ -35,12 +37,12 @@ READ = 1
 class Bus(File):
     """Follows pointers to pointers, in and out, like an I2C bus."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.runs = 0
-        self.transfers = []
+        self.transfers: list[list[bytes]] = []
 
     @ioctl(RDWR, Transfer, direction="w")
-    def transfer(self, transfer, memory):
+    def transfer(self, transfer: Transfer, memory: Memory) -> int:
         self.runs += 1
         messages = memory.read_array(transfer.msgs, Message, transfer.nmsgs)
         written = [memory.read(m.buf, m.len) for m in messages if not m.flags & READ]
@@ -52,11 +54,11 @@ class Bus(File):
         return len(messages)
 
     @ioctl(RDWR + 0x10, Transfer, direction="w")
-    async def transfer_later(self, transfer, memory):
+    async def transfer_later(self, transfer: Transfer, memory: Memory) -> Transfer | int | None:
         return self.transfer(transfer, memory)
 
     @ioctl(RDWR + 0x20, Transfer, direction="w")
-    def transfer_at_once(self, transfer, memory):
+    def transfer_at_once(self, transfer: Transfer, memory: Memory) -> int:
         self.runs += 1
         messages = memory.read_array(transfer.msgs, Message, transfer.nmsgs)
         self.transfers.append(
@@ -65,14 +67,16 @@ class Bus(File):
         return len(messages)
 
 
-def bus(serve):
+def bus(serve: Serve) -> tuple[Peer, int, Bus]:
     """Return a peer, the handle of an open bus, and the bus."""
     peer = serve(Bus)
     fh = peer.open()
-    return peer, fh, peer.session._files[fh]
+    file = peer.session._files[fh]
+    assert isinstance(file, Bus)
+    return peer, fh, file
 
 
-def put_transfer(program, *parts):
+def put_transfer(program: Program, *parts: bytes | int) -> tuple[int, list[tuple[int, int]]]:
     """Put messages into memory, bytes for those written, sizes for those read."""
     messages = (Message * len(parts))()
     buffers = []
@@ -88,7 +92,7 @@ def put_transfer(program, *parts):
 
 
 @pytest.mark.parametrize("command", [RDWR, RDWR + 0x10])
-def test_nested_pointers_in_and_out(serve, program, command):
+def test_nested_pointers_in_and_out(serve: Serve, program: type[Program], command: int) -> None:
     peer, fh, file = bus(serve)
     caller = program(peer)
     argument, buffers = put_transfer(caller, b"\x10\x20", 4, b"third", 2)
@@ -103,7 +107,7 @@ def test_nested_pointers_in_and_out(serve, program, command):
     assert caller.memory == before
 
 
-def test_read_many_takes_one_round_for_all(serve, program):
+def test_read_many_takes_one_round_for_all(serve: Serve, program: type[Program]) -> None:
     peer, fh, file = bus(serve)
     caller = program(peer)
     argument, _ = put_transfer(caller, *[b"%d" % n for n in range(42)])
@@ -115,7 +119,7 @@ def test_read_many_takes_one_round_for_all(serve, program):
     assert caller.rounds == 4 + 41
 
 
-def test_one_ioctl_after_the_other(serve, program):
+def test_one_ioctl_after_the_other(serve: Serve, program: type[Program]) -> None:
     peer, fh, file = bus(serve)
     caller = program(peer)
     for number in range(5):
@@ -126,27 +130,29 @@ def test_one_ioctl_after_the_other(serve, program):
     assert not peer.session._rounds._kept
 
 
-def test_arguments_that_the_declaration_tells_of_take_two_rounds(serve, program):
-    runs = []
+def test_arguments_that_the_declaration_tells_of_take_two_rounds(
+    serve: Serve, program: type[Program]
+) -> None:
+    runs: list[int | str] = []
 
     class Probe(File):
         @ioctl(IOWR("E", 1, 4), c_uint32)
-        def add(self, value):
+        def add(self, value: int) -> int:
             runs.append(value)
             return value + 1
 
         @ioctl(IOR("E", 2, 4), c_uint32)
-        def get(self):
+        def get(self) -> int:
             runs.append("get")
             return 5
 
         @ioctl(IOR("E", 3, 0), bytes)
-        def name(self):
+        def name(self) -> bytes:
             runs.append("name")
             return b"abc"
 
         @ioctl(IO("E", 4))
-        def reset(self):
+        def reset(self) -> None:
             runs.append("reset")
 
     caller = program(serve(Probe))
@@ -161,10 +167,10 @@ def test_arguments_that_the_declaration_tells_of_take_two_rounds(serve, program)
     assert caller.get(address, 5) == b"abc\0\0"
 
 
-def test_a_linked_list(serve, program):
+def test_a_linked_list(serve: Serve, program: type[Program]) -> None:
     class Probe(File):
         @ioctl(IO("E", 1))
-        def add(self, argument, memory):
+        def add(self, argument: int, memory: Memory) -> int:
             total = 0
             while argument:
                 node = memory.read_struct(argument, Node)
@@ -181,10 +187,12 @@ def test_a_linked_list(serve, program):
     assert caller.rounds == 201
 
 
-def test_a_loop_in_the_programs_memory_is_the_handlers_business(serve, program):
+def test_a_loop_in_the_programs_memory_is_the_handlers_business(
+    serve: Serve, program: type[Program]
+) -> None:
     class Probe(File):
         @ioctl(IO("E", 1))
-        def add(self, argument, memory):
+        def add(self, argument: int, memory: Memory) -> int:
             for _ in range(1000):
                 argument = memory.read_struct(argument, Node).next
             return 999
@@ -196,12 +204,12 @@ def test_a_loop_in_the_programs_memory_is_the_handlers_business(serve, program):
     assert caller.rounds == 3  # One for each area, and one to add them.
 
 
-def test_side_effects_after_the_last_read_happen_once(serve, program):
-    effects = []
+def test_side_effects_after_the_last_read_happen_once(serve: Serve, program: type[Program]) -> None:
+    effects: list[str] = []
 
     class Probe(File):
         @ioctl(IO("E", 1))
-        def probe(self, argument, memory):
+        def probe(self, argument: int, memory: Memory) -> int:
             effects.append("before")
             memory.read(argument, 4)
             memory.read(argument + 100, 4)
@@ -215,12 +223,12 @@ def test_side_effects_after_the_last_read_happen_once(serve, program):
     assert caller.memory[:4] == b"done"
 
 
-def test_a_fresh_ioctl_discards_a_kept_outcome(serve, program):
-    effects = []
+def test_a_fresh_ioctl_discards_a_kept_outcome(serve: Serve, program: type[Program]) -> None:
+    effects: list[int] = []
 
     class Probe(File):
         @ioctl(IO("E", 1))
-        def probe(self, argument, memory):
+        def probe(self, argument: int, memory: Memory) -> int:
             effects.append(len(effects))
             memory.write(argument, bytes([len(effects)]) * 4)
             return len(effects)
@@ -239,12 +247,14 @@ def test_a_fresh_ioctl_discards_a_kept_outcome(serve, program):
     assert len(effects) == 3
 
 
-def test_a_fresh_ioctl_that_fails_discards_a_kept_outcome_too(serve, program):
+def test_a_fresh_ioctl_that_fails_discards_a_kept_outcome_too(
+    serve: Serve, program: type[Program]
+) -> None:
     class Probe(File):
         runs = 0
 
         @ioctl(IO("E", 1))
-        def probe(self, argument, memory):
+        def probe(self, argument: int, memory: Memory) -> None:
             self.runs += 1
             if self.runs == 2:
                 raise OSError(errno.EBUSY, "busy")
@@ -260,11 +270,13 @@ def test_a_fresh_ioctl_that_fails_discards_a_kept_outcome_too(serve, program):
 
 
 @pytest.mark.parametrize("other", ["command", "argument", "size", "thread", "file"])
-def test_a_kept_outcome_is_only_for_the_round_that_it_was_kept_for(serve, program, other):
+def test_a_kept_outcome_is_only_for_the_round_that_it_was_kept_for(
+    serve: Serve, program: type[Program], other: str
+) -> None:
     class Probe(File):
         @ioctl(IO("E", 1))
         @ioctl(IO("E", 2))
-        def probe(self, argument, memory):
+        def probe(self, argument: int, memory: Memory) -> int:
             memory.write(argument, b"done")
             return 1
 
@@ -287,28 +299,34 @@ def test_a_kept_outcome_is_only_for_the_round_that_it_was_kept_for(serve, progra
     assert list(fuse_ioctl_iovec.CODEC.iter_unpack(payload)) == [(argument, 4)]
 
 
-def test_the_outcome_is_kept_though_the_memory_changes(serve, program):
+def test_the_outcome_is_kept_though_the_memory_changes(
+    serve: Serve, program: type[Program]
+) -> None:
     # Other threads of the program may write to it at any time.
     values = []
 
     class Probe(File):
         @ioctl(IO("E", 1))
-        def probe(self, argument, memory):
+        def probe(self, argument: int, memory: Memory) -> None:
             values.append(memory.read_struct(argument, c_uint32).value)
             memory.write(argument + 8, bytes(c_uint32(values[-1])))
 
     caller = program(serve(Probe))
     argument = caller.put(0, bytes(c_uint32(7)))
-    caller.after_round = lambda number: caller.put(0, bytes(c_uint32(100 + number)))
+
+    def change(number: int) -> None:
+        caller.put(0, bytes(c_uint32(100 + number)))
+
+    caller.after_round = change
     caller.ioctl(caller.peer.open(), IO("E", 1), argument)
     assert values == [101]
     assert caller.memory[8:12] == bytes(c_uint32(101))
 
 
-def test_pointers_that_change_between_rounds(serve, program):
+def test_pointers_that_change_between_rounds(serve: Serve, program: type[Program]) -> None:
     class Probe(File):
         @ioctl(IO("E", 1))
-        def probe(self, argument, memory):
+        def probe(self, argument: int, memory: Memory) -> int:
             first = memory.read_struct(argument, c_uint64).value
             return memory.read_struct(first, c_uint32).value
 
@@ -317,7 +335,7 @@ def test_pointers_that_change_between_rounds(serve, program):
     caller.put(100, bytes(c_uint32(100)))
     caller.put(200, bytes(c_uint32(200)))
 
-    def change(number):
+    def change(number: int) -> None:
         if number == 2:
             caller.put(0, bytes(c_uint64(program.BASE + 200)))
 
@@ -326,12 +344,12 @@ def test_pointers_that_change_between_rounds(serve, program):
     assert caller.rounds == 4
 
 
-def test_handlers_that_catch_everything_do_no_harm(serve, program):
+def test_handlers_that_catch_everything_do_no_harm(serve: Serve, program: type[Program]) -> None:
     outcomes = []
 
     class Probe(File):
         @ioctl(IO("E", 1))
-        def probe(self, argument, memory):
+        def probe(self, argument: int, memory: Memory) -> int:
             try:
                 value = memory.read(argument, 4)
             except BaseException:
@@ -347,12 +365,12 @@ def test_handlers_that_catch_everything_do_no_harm(serve, program):
     assert outcomes == [b"none", b"data"]
 
 
-def test_finally_runs_in_each_run(serve, program):
+def test_finally_runs_in_each_run(serve: Serve, program: type[Program]) -> None:
     locked = threading.Lock()
 
     class Probe(File):
         @ioctl(IO("E", 1))
-        def probe(self, argument, memory):
+        def probe(self, argument: int, memory: Memory) -> int:
             with locked:
                 return memory.read(argument, 1)[0]
 
@@ -361,18 +379,18 @@ def test_finally_runs_in_each_run(serve, program):
     assert not locked.locked()
 
 
-def test_bad_addresses_are_for_the_program(serve, program):
+def test_bad_addresses_are_for_the_program(serve: Serve, program: type[Program]) -> None:
     runs = []
 
     class Probe(File):
         @ioctl(IO("E", 1))
-        def probe(self, argument, memory):
+        def probe(self, argument: int, memory: Memory) -> None:
             runs.append("begin")
             memory.read(argument, 4)
             runs.append("end")
 
         @ioctl(IO("E", 2))
-        def far(self, argument, memory):
+        def far(self, argument: int, memory: Memory) -> None:
             memory.read(argument, 1 << 63)
 
     caller = program(serve(Probe))
@@ -386,19 +404,19 @@ def test_bad_addresses_are_for_the_program(serve, program):
     assert caller.ioctl(fh, IO("E", 1), caller.put(0, b"data")) == 0
 
 
-def test_too_many_areas(serve, program, told):
+def test_too_many_areas(serve: Serve, program: type[Program], told: Told) -> None:
     class Probe(File):
         @ioctl(IO("E", 1))
-        def reads(self, argument, memory):
+        def reads(self, argument: int, memory: Memory) -> None:
             memory.read_many([(argument + 8 * n, 4) for n in range(257)])
 
         @ioctl(IO("E", 2))
-        def writes(self, argument, memory):
+        def writes(self, argument: int, memory: Memory) -> None:
             for n in range(257):
                 memory.write(argument + 8 * n, b"data")
 
         @ioctl(IO("E", 3))
-        def joined(self, argument, memory):
+        def joined(self, argument: int, memory: Memory) -> None:
             for n in range(1000):
                 memory.write(argument + 4 * n, b"data")
 
@@ -415,12 +433,12 @@ def test_too_many_areas(serve, program, told):
     assert caller.memory[:4001] == b"data" * 1000 + b"\0"
 
 
-def test_a_handler_that_never_has_enough(serve, program, told):
+def test_a_handler_that_never_has_enough(serve: Serve, program: type[Program], told: Told) -> None:
     class Probe(File):
         addresses = iter(range(program.BASE, program.BASE + 10000))
 
         @ioctl(IO("E", 1))
-        def probe(self, memory):
+        def probe(self, memory: Memory) -> None:
             memory.read(next(self.addresses) * 2 - program.BASE, 1)
 
     caller = program(serve(Probe))
@@ -430,7 +448,7 @@ def test_a_handler_that_never_has_enough(serve, program, told):
     assert f"after {MOST_ROUNDS} rounds" in told.line()
 
 
-def test_rounds_are_forgotten_with_the_file(serve, program):
+def test_rounds_are_forgotten_with_the_file(serve: Serve, program: type[Program]) -> None:
     peer, fh, _ = bus(serve)
     other = peer.open()
     caller = program(peer)
@@ -442,7 +460,7 @@ def test_rounds_are_forgotten_with_the_file(serve, program):
     assert [key[0] for key in peer.session._rounds._kept] == [other]
 
 
-def test_a_round_that_is_not_remembered_begins_again(serve, program):
+def test_a_round_that_is_not_remembered_begins_again(serve: Serve, program: type[Program]) -> None:
     peer, fh, file = bus(serve)
     caller = program(peer)
     argument, _ = put_transfer(caller, b"x")
@@ -453,13 +471,13 @@ def test_a_round_that_is_not_remembered_begins_again(serve, program):
     assert file.runs == 0
 
 
-def test_threads_do_not_disturb_each_other(serve, program):
+def test_threads_do_not_disturb_each_other(serve: Serve, program: type[Program]) -> None:
     peer, fh, file = bus(serve)
     callers = [program(peer, pid) for pid in range(100, 104)]
     start = threading.Barrier(len(callers), timeout=20)
     failures = []
 
-    def work(caller):
+    def work(caller: Program) -> None:
         start.wait()
         for number in range(40):
             text = b"%d %d" % (caller.pid, number)
@@ -477,7 +495,9 @@ def test_threads_do_not_disturb_each_other(serve, program):
     assert sorted(file.transfers) == sorted(expected)
 
 
-def test_threads_without_number_are_told_apart_by_their_memory(serve, program):
+def test_threads_without_number_are_told_apart_by_their_memory(
+    serve: Serve, program: type[Program]
+) -> None:
     # A program outside of the server's pid namespace has pid 0.  The worst case: the same
     # program, twice, with everything at the same addresses, each round of one between the other's.
     peer, fh, file = bus(serve)
@@ -486,22 +506,28 @@ def test_threads_without_number_are_told_apart_by_their_memory(serve, program):
     argument, buffers = put_transfer(one, b"one", 3)
     begun = []
 
-    def between(number):
+    def between(number: int) -> None:
         if number == 1:
             begun.append(two.round(fh, RDWR, argument, [], []))
 
     one.after_round = between
     assert one.ioctl(fh, RDWR, argument) == 2
-    one.after_round = lambda number: two.ioctl(fh, RDWR, argument)
+
+    def let_other(number: int) -> None:
+        two.ioctl(fh, RDWR, argument)
+
+    one.after_round = let_other
     assert one.ioctl(fh, RDWR, argument) == 2
     assert {tuple(written) for written in file.transfers} == {(b"one",), (b"two",)}
     assert one.get(*buffers[1]) == two.get(*buffers[1]) == b"QQQ"
 
 
-def test_threads_without_number_do_not_get_the_outcome_of_others(serve, program):
+def test_threads_without_number_do_not_get_the_outcome_of_others(
+    serve: Serve, program: type[Program]
+) -> None:
     class Probe(File):
         @ioctl(IO("E", 1))
-        def double(self, argument, memory):
+        def double(self, argument: int, memory: Memory) -> int:
             data = memory.read(argument, 4)
             memory.write(argument + 8, data * 2)
             return data[0]
@@ -514,7 +540,8 @@ def test_threads_without_number_do_not_get_the_outcome_of_others(serve, program)
     # Both have their outcome kept before either comes for it.
     rounds = {}
     for caller in (one, two):
-        inputs, outputs = [], []
+        inputs: list[tuple[int, int]] = []
+        outputs: list[tuple[int, int]] = []
         for _ in range(2):
             out, payload = caller.round(fh, IO("E", 1), program.BASE, inputs, outputs)
             areas = list(fuse_ioctl_iovec.CODEC.iter_unpack(payload))
@@ -525,7 +552,9 @@ def test_threads_without_number_do_not_get_the_outcome_of_others(serve, program)
         assert (out.flags, out.result, payload) == (0, expected[0], expected * 8)
 
 
-def test_rounds_of_threads_without_number_do_not_pile_up(serve, program):
+def test_rounds_of_threads_without_number_do_not_pile_up(
+    serve: Serve, program: type[Program]
+) -> None:
     peer, fh, _ = bus(serve)
     caller = program(peer, 0)
     for number in range(200):
@@ -535,7 +564,7 @@ def test_rounds_of_threads_without_number_do_not_pile_up(serve, program):
     assert len(kept) == 64
 
 
-def test_an_argument_and_more(serve, program):
+def test_an_argument_and_more(serve: Serve, program: type[Program]) -> None:
     """The argument is in and out, and there is another buffer behind it: as SG_IO has it."""
 
     class Header(ctypes.Structure):
@@ -543,12 +572,12 @@ def test_an_argument_and_more(serve, program):
 
     class Probe(File):
         @ioctl(0x2285, Header, direction="rw")
-        def sg_io(self, header, memory):
+        def sg_io(self, header: Header, memory: Memory) -> None:
             memory.write(header.data, b"s" * header.size)
             header.status = 5
 
         @ioctl(IOW("E", 1, Header), Header)
-        async def set(self, header, memory):
+        async def set(self, header: Header, memory: Memory) -> int:
             return len(memory.read(header.data, header.size))
 
     peer = serve(Probe)
@@ -561,10 +590,10 @@ def test_an_argument_and_more(serve, program):
     assert caller.ioctl(fh, IOW("E", 1, Header), argument) == 6
 
 
-def test_an_error_after_rounds(serve, program):
+def test_an_error_after_rounds(serve: Serve, program: type[Program]) -> None:
     class Probe(File):
         @ioctl(IO("E", 1))
-        def probe(self, argument, memory):
+        def probe(self, argument: int, memory: Memory) -> None:
             memory.write(argument, memory.read(argument + 4, 4))
             raise OSError(errno.ENXIO, "no such chip")
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from recuse import Device, File, Session, current_request
+from recuse import Device, File, Memory, OpenRequest, Session, current_request
 from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_UNRESTRICTED_IOCTL,
@@ -35,21 +35,23 @@ from recuse.wire.fuse import (
     fuse_write_in,
 )
 
+from .conftest import Serve, Told
+
 
 class EchoFile(File):
     data = b""
 
-    def write(self, data, offset):
+    def write(self, data: bytes, offset: int) -> None:
         self.data = data
 
-    def read(self, size, offset):
+    def read(self, size: int, offset: int) -> bytes:
         return self.data[:size]
 
 
 class Echo(Device):
     name = "echo"
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return EchoFile()
 
 
@@ -103,15 +105,15 @@ GOLDEN = [
 ]
 
 
-def test_golden_messages():
+def test_golden_messages() -> None:
     session = Session(Echo(name="e"))
     for request, answer in GOLDEN:
-        answers = []
+        answers: list[bytes] = []
         session.handle(bytes.fromhex(request), answers.append)
         assert [one.hex() for one in answers] == [bytes.fromhex(answer).hex()]
 
 
-def test_every_open_has_a_file_of_its_own(serve):
+def test_every_open_has_a_file_of_its_own(serve: Serve) -> None:
     peer = serve(Echo())
     first, second = peer.open(), peer.open()
     assert first != second
@@ -121,22 +123,22 @@ def test_every_open_has_a_file_of_its_own(serve):
     assert peer.read(second, 2) == b"tw"
 
 
-def test_the_file_knows_its_device_and_flags(serve):
-    seen = []
+def test_the_file_knows_its_device_and_flags(serve: Serve) -> None:
+    seen: list[tuple[object, ...]] = []
 
     class Probe(Device):
         name = "probe"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             seen.append((request.flags, request.nonblocking))
             return ProbeFile()
 
     class ProbeFile(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             seen.append((self.flags, self.nonblocking, self.device))
             return b""
 
-        write = read
+        write = read  # type: ignore[assignment]  # it sees the same
 
     device = Probe()
     peer = serve(device)
@@ -150,9 +152,9 @@ def test_the_file_knows_its_device_and_flags(serve):
     ]
 
 
-def test_flags_come_with_writes_too(serve):
+def test_flags_come_with_writes_too(serve: Serve) -> None:
     class ProbeFile(File):
-        def write(self, data, offset):
+        def write(self, data: bytes, offset: int) -> None:
             assert self.nonblocking == (data == b"n")
 
     peer = serve(ProbeFile)
@@ -161,21 +163,21 @@ def test_flags_come_with_writes_too(serve):
     assert peer.write(fh, b"b") == 1
 
 
-def test_open_sees_the_flags_already_set_by_the_time_of_the_first_ioctl(serve):
+def test_open_sees_the_flags_already_set_by_the_time_of_the_first_ioctl(serve: Serve) -> None:
     class ProbeFile(File):
-        def unknown_ioctl(self, command, argument, memory):
+        def unknown_ioctl(self, command: int, argument: int, memory: Memory) -> int:
             return self.flags
 
     peer = serve(ProbeFile)
     assert peer.restricted_ioctl(peer.open(5), 1) == (5, b"")
 
 
-def test_offsets_and_sizes_are_passed_on(serve):
+def test_offsets_and_sizes_are_passed_on(serve: Serve) -> None:
     class ProbeFile(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             return f"{size} {offset}".encode()
 
-        def write(self, data, offset):
+        def write(self, data: bytes, offset: int) -> int:
             assert (data, offset) == (b"x" * 5000, 1 << 40)
             assert type(data) is bytes
             return 4999
@@ -189,9 +191,11 @@ def test_offsets_and_sizes_are_passed_on(serve):
 @pytest.mark.parametrize(
     "data", [b"abc", bytearray(b"abc"), memoryview(b"abc"), memoryview(b"aXbXcX")[::2]]
 )
-def test_read_may_return_anything_with_bytes(serve, data):
+def test_read_may_return_anything_with_bytes(
+    serve: Serve, data: bytearray | bytes | memoryview
+) -> None:
     class ProbeFile(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytearray | bytes | memoryview:
             return data
 
     peer = serve(ProbeFile)
@@ -199,25 +203,25 @@ def test_read_may_return_anything_with_bytes(serve, data):
 
 
 @pytest.mark.parametrize("returned", [None, 3])
-def test_write_may_return_none_for_all(serve, returned):
+def test_write_may_return_none_for_all(serve: Serve, returned: int | None) -> None:
     class ProbeFile(File):
-        def write(self, data, offset):
+        def write(self, data: bytes, offset: int) -> int | None:
             return returned
 
     peer = serve(ProbeFile)
     assert peer.write(peer.open(), b"abc") == 3
 
 
-def test_write_of_nothing_taken(serve):
+def test_write_of_nothing_taken(serve: Serve) -> None:
     class ProbeFile(File):
-        def write(self, data, offset):
+        def write(self, data: bytes, offset: int) -> int:
             return 0
 
     peer = serve(ProbeFile)
     assert peer.write(peer.open(), b"abc") == 0
 
 
-def test_operations_that_a_file_does_not_have(serve):
+def test_operations_that_a_file_does_not_have(serve: Serve) -> None:
     peer = serve(File)
     fh = peer.open()
     assert peer.fails(FUSE_READ, fuse_read_in(fh=fh, size=1)) == errno.EINVAL
@@ -225,11 +229,11 @@ def test_operations_that_a_file_does_not_have(serve):
     peer.release(fh)
 
 
-def test_release_is_called_once_and_the_handle_is_gone(serve):
+def test_release_is_called_once_and_the_handle_is_gone(serve: Serve) -> None:
     released = []
 
     class ProbeFile(File):
-        def release(self):
+        def release(self) -> None:
             released.append(self)
 
     peer = serve(ProbeFile)
@@ -248,12 +252,12 @@ def test_release_is_called_once_and_the_handle_is_gone(serve):
 
 
 @pytest.mark.parametrize("opcode", [FUSE_FLUSH, 4097])
-def test_unknown_operations(serve, opcode):
+def test_unknown_operations(serve: Serve, opcode: int) -> None:
     assert serve(Echo()).fails(opcode) == errno.ENOSYS
 
 
 @pytest.mark.parametrize("opcode", [FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_REPLY])
-def test_requests_without_answer(serve, opcode):
+def test_requests_without_answer(serve: Serve, opcode: int) -> None:
     peer = serve(Echo())
     peer.post(opcode)
     assert not peer.answers
@@ -262,14 +266,14 @@ def test_requests_without_answer(serve, opcode):
 # INIT
 
 
-def info(payload):
+def info(payload: bytes) -> list[str]:
     """Return the strings behind the structure."""
     strings = payload[cuse_init_out.SIZE :]
     assert strings.endswith(b"\0")
     return strings[:-1].decode().split("\0")
 
 
-def test_init_says_what_the_device_is(serve):
+def test_init_says_what_the_device_is(serve: Serve) -> None:
     device = Echo(major=240, minor=7, max_read=8192, max_write=4096)
     answer = cuse_init_out.unpack(serve(device).init())
     assert answer == cuse_init_out(
@@ -278,14 +282,16 @@ def test_init_says_what_the_device_is(serve):
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(11, 11), (31, 31), (45, 45), (46, 45), (99, 45)])
-def test_init_agrees_on_the_smaller_minor(serve, theirs, ours):
+def test_init_agrees_on_the_smaller_minor(serve: Serve, theirs: int, ours: int) -> None:
     peer = serve(Echo())
     assert cuse_init_out.unpack(peer.init(minor=theirs)).minor == ours
     assert peer.session.minor == ours
 
 
 @pytest.mark.parametrize(("major", "minor"), [(7, 10), (7, 0), (6, 45), (8, 45)])
-def test_init_with_a_version_that_has_no_cuse(serve, told, major, minor):
+def test_init_with_a_version_that_has_no_cuse(
+    serve: Serve, told: Told, major: int, minor: int
+) -> None:
     peer = serve(Echo())
     with pytest.raises(Exception, match="EPROTO"):
         peer.init(major=major, minor=minor)
@@ -295,7 +301,9 @@ def test_init_with_a_version_that_has_no_cuse(serve, told, major, minor):
 @pytest.mark.parametrize("offered", range(16))
 @pytest.mark.parametrize("seekable", [False, True])
 @pytest.mark.parametrize("unrestricted", [False, True])
-def test_init_takes_only_flags_that_were_offered(serve, offered, seekable, unrestricted):
+def test_init_takes_only_flags_that_were_offered(
+    serve: Serve, offered: int, seekable: bool, unrestricted: bool
+) -> None:
     bits = [CUSE_UNRESTRICTED_IOCTL, RECUSE_SEEKABLE, RECUSE_NODE_INFO, RECUSE_NEW_FILES]
     flags = sum(bit for index, bit in enumerate(bits) if offered >> index & 1)
     device = Echo(mode=0o640, uid=0, gid=20, seekable=seekable, unrestricted=unrestricted)
@@ -307,12 +315,12 @@ def test_init_takes_only_flags_that_were_offered(serve, offered, seekable, unres
     assert info(payload) == ["DEVNAME=echo", *node]
 
 
-def test_init_leaves_out_owners_that_are_not_said(serve):
+def test_init_leaves_out_owners_that_are_not_said(serve: Serve) -> None:
     payload = serve(Echo(mode=0)).init(flags=RECUSE_NODE_INFO)
     assert info(payload) == ["DEVNAME=echo", "DEVMODE=0000"]
 
 
-def test_init_name_is_utf_8(serve):
+def test_init_name_is_utf_8(serve: Serve) -> None:
     payload = serve(Echo(name="snd/größe")).init()
     assert info(payload) == ["DEVNAME=snd/größe"]
 
@@ -320,7 +328,7 @@ def test_init_name_is_utf_8(serve):
 # Messages that are none
 
 
-def message(opcode, body, unique=2, length=None):
+def message(opcode: int, body: bytes, unique: int = 2, length: int | None = None) -> bytes:
     size = fuse_in_header.SIZE + len(body) if length is None else length
     return fuse_in_header(len=size, opcode=opcode, unique=unique).pack() + body
 
@@ -336,20 +344,20 @@ def message(opcode, body, unique=2, length=None):
         message(FUSE_OPEN, bytes(8), length=0),
     ],
 )
-def test_what_cannot_be_answered_raises(data):
-    answers = []
+def test_what_cannot_be_answered_raises(data: bytes) -> None:
+    answers: list[bytes] = []
     with pytest.raises(WireError):
         Session(Echo()).handle(data, answers.append)
     assert not answers
 
 
 @pytest.mark.parametrize("opcode", [CUSE_INIT, FUSE_OPEN, FUSE_READ, FUSE_RELEASE, FUSE_IOCTL, 36])
-def test_a_request_that_is_too_short_is_answered(serve, told, opcode):
+def test_a_request_that_is_too_short_is_answered(serve: Serve, told: Told, opcode: int) -> None:
     assert serve(Echo()).fails(opcode, bytes(7)) == errno.EIO
     assert "malformed" in told.line()
 
 
-def test_data_that_are_too_short(serve, told):
+def test_data_that_are_too_short(serve: Serve, told: Told) -> None:
     peer = serve(Echo())
     fh = peer.open()
     assert peer.fails(FUSE_WRITE, fuse_write_in(fh=fh, size=4), b"abc") == errno.EIO
@@ -362,24 +370,24 @@ def test_data_that_are_too_short(serve, told):
 # The end
 
 
-def test_close_releases_files_then_closes_the_device_once():
-    events = []
+def test_close_releases_files_then_closes_the_device_once() -> None:
+    events: list[int | str] = []
 
     class ProbeFile(File):
-        def __init__(self, number):
+        def __init__(self, number: int) -> None:
             self.number = number
 
-        def release(self):
+        def release(self) -> None:
             events.append(self.number)
 
     class Probe(Device):
         name = "probe"
         numbers = itertools.count()
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             return ProbeFile(next(self.numbers))
 
-        def close(self):
+        def close(self) -> None:
             events.append("device")
 
     session = Session(Probe())
@@ -391,7 +399,7 @@ def test_close_releases_files_then_closes_the_device_once():
     assert events == [1, 0, 2, "device"]
 
 
-def test_a_closed_session_has_no_device(serve):
+def test_a_closed_session_has_no_device(serve: Serve) -> None:
     peer = serve(Echo())
     fh = peer.open()
     peer.session.close()
@@ -400,11 +408,11 @@ def test_a_closed_session_has_no_device(serve):
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV])
-def test_an_open_that_nobody_waits_for_is_released(serve, number):
+def test_an_open_that_nobody_waits_for_is_released(serve: Serve, number: int) -> None:
     released = []
 
     class ProbeFile(File):
-        def release(self):
+        def release(self) -> None:
             released.append(self)
 
     peer = serve(ProbeFile)
@@ -416,7 +424,7 @@ def test_an_open_that_nobody_waits_for_is_released(serve, number):
     assert len(released) == 1
 
 
-def test_an_answer_that_is_refused_for_another_reason_is_told(serve, told):
+def test_an_answer_that_is_refused_for_another_reason_is_told(serve: Serve, told: Told) -> None:
     peer = serve(Echo())
     fh = peer.open()
     peer.refuse = OSError(errno.EINVAL, "malformed")
@@ -426,24 +434,24 @@ def test_an_answer_that_is_refused_for_another_reason_is_told(serve, told):
     assert peer.read(fh) == b""
 
 
-def test_an_open_that_ends_after_the_session_is_released():
+def test_an_open_that_ends_after_the_session_is_released() -> None:
     released = []
     opening, go_on = threading.Event(), threading.Event()
 
     class ProbeFile(File):
-        def release(self):
+        def release(self) -> None:
             released.append(self)
 
     class Probe(Device):
         name = "probe"
 
-        def open(self, request):
+        def open(self, request: OpenRequest) -> File:
             opening.set()
             assert go_on.wait(20)
             return ProbeFile()
 
     session = Session(Probe())
-    answers = []
+    answers: list[bytes] = []
     thread = threading.Thread(
         target=session.handle, args=(message(FUSE_OPEN, bytes(8)), answers.append)
     )
@@ -459,20 +467,20 @@ def test_an_open_that_ends_after_the_session_is_released():
 # Threads
 
 
-def test_two_threads_run_methods_of_one_file_at_once(serve):
+def test_two_threads_run_methods_of_one_file_at_once(serve: Serve) -> None:
     both = threading.Barrier(2, timeout=20)
 
     class ProbeFile(File):
-        def read(self, size, offset):
+        def read(self, size: int, offset: int) -> bytes:
             both.wait()
             return b"r"
 
-        def write(self, data, offset):
+        def write(self, data: bytes, offset: int) -> None:
             both.wait()
 
     peer = serve(ProbeFile)
     fh = peer.open()
-    results = []
+    results: list[object] = []
     thread = threading.Thread(target=lambda: results.append(peer.write(fh, b"w")))
     thread.start()
     results.append(peer.read(fh))
@@ -480,9 +488,9 @@ def test_two_threads_run_methods_of_one_file_at_once(serve):
     assert sorted(map(str, results)) == ["1", "b'r'"]
 
 
-def test_many_threads_get_each_its_own_answer(serve):
+def test_many_threads_get_each_its_own_answer(serve: Serve) -> None:
     class ProbeFile(File):
-        def write(self, data, offset):
+        def write(self, data: bytes, offset: int) -> int:
             assert current_request().unique == int(data)
             return len(data) - 1
 
@@ -490,7 +498,7 @@ def test_many_threads_get_each_its_own_answer(serve):
     fh = peer.open()
     start = threading.Barrier(8, timeout=20)
 
-    def work(first):
+    def work(first: int) -> None:
         start.wait()
         for unique in range(first, first + 4000, 16):
             data = b"%d" % unique

@@ -1,30 +1,34 @@
 """What a device declares for /sys, and how the session tells it."""
 
 import errno
+from typing import Any
 
 import pytest
 
-from recuse import Device, File, Link, Session, current_request
+from recuse import Device, File, Link, OpenRequest, Session, current_request
+from recuse.server.sysfs import Value
 from recuse.wire.cuse import RECUSE_NODE_INFO, RECUSE_SHOW, RECUSE_SYSFS, cuse_init_out
+
+from .conftest import Peer, Serve, Told
 
 
 class Probe(Device):
     name = "probe"
     level = 3
 
-    def open(self, request):
+    def open(self, request: OpenRequest) -> File:
         return File()
 
 
-def show_level(device):
+def show_level(device: Probe) -> str:
     return f"{device.level} {current_request().uid}\n"
 
 
-async def show_later(device):
+async def show_later(device: Probe) -> bytes:
     return b"later"
 
 
-DECLARED = {
+DECLARED: dict[str, Value] = {
     "label": "a label\n",
     "device/raw": b"\0\xff",
     "level": show_level,
@@ -35,11 +39,11 @@ DECLARED = {
 
 
 @pytest.fixture
-def served(serve):
+def served(serve: Serve) -> Peer:
     return serve(Probe(subsystem="bus/thing", sysfs=DECLARED))
 
 
-def test_what_the_init_reply_says(served):
+def test_what_the_init_reply_says(served: Peer) -> None:
     reply = served.init(RECUSE_NODE_INFO | RECUSE_SYSFS)
     assert cuse_init_out.unpack(reply).flags == RECUSE_NODE_INFO | RECUSE_SYSFS
     assert reply[cuse_init_out.SIZE :].split(b"\0") == [
@@ -56,7 +60,7 @@ def test_what_the_init_reply_says(served):
     ]
 
 
-def test_nothing_is_said_to_who_does_not_offer_it(served):
+def test_nothing_is_said_to_who_does_not_offer_it(served: Peer) -> None:
     reply = served.init(0)
     assert cuse_init_out.unpack(reply).flags == 0
     assert reply[cuse_init_out.SIZE :] == b"DEVNAME=probe\0"
@@ -72,29 +76,30 @@ def test_nothing_is_said_to_who_does_not_offer_it(served):
         (b"/sys/class/thing/extra", b""),
     ],
 )
-def test_contents(served, path, content):
+def test_contents(served: Peer, path: bytes, content: bytes) -> None:
     served.init(RECUSE_SYSFS)
     assert served.call(RECUSE_SHOW, path + b"\0") == content
 
 
-def test_functions_are_called_each_time(served):
+def test_functions_are_called_each_time(served: Peer) -> None:
     served.init(RECUSE_SYSFS)
     served.call(RECUSE_SHOW, b"level\0")
+    assert isinstance(served.session.device, Probe)
     served.session.device.level = 4
     assert served.call(RECUSE_SHOW, b"level\0") == b"4 1000\n"
 
 
 @pytest.mark.parametrize("path", [b"firmware_node", b"other", b""])
-def test_what_has_no_content(served, path):
+def test_what_has_no_content(served: Peer, path: bytes) -> None:
     served.init(RECUSE_SYSFS)
     assert served.fails(RECUSE_SHOW, path + b"\0") == errno.ENOENT
 
 
-def refuse(device):
+def refuse(device: Probe) -> None:
     raise OSError(errno.ENODATA, "nothing")
 
 
-def crash(device):
+def crash(device: Probe) -> None:
     raise KeyError
 
 
@@ -107,7 +112,7 @@ def crash(device):
         (lambda device: "x" * 4097, errno.EIO, "returned 4097 bytes"),
     ],
 )
-def test_functions_that_fail(serve, told, value, number, says):
+def test_functions_that_fail(serve: Serve, told: Told, value: Any, number: int, says: str) -> None:
     served = serve(Probe(sysfs={"x": value}))
     served.init(RECUSE_SYSFS)
     assert served.fails(RECUSE_SHOW, b"x\0") == number
@@ -136,12 +141,14 @@ def test_functions_that_fail(serve, told, value, number, says):
         ["a"],
     ],
 )
-def test_bad_declarations(sysfs):
+def test_bad_declarations(
+    sysfs: Any,
+) -> None:
     with pytest.raises(ValueError, match=r"^Probe\.sysfs "):
         Session(Probe(sysfs=sysfs))
 
 
 @pytest.mark.parametrize("subsystem", ["", "cuse", "class", "class/", "class/a/b", "block/a", 5])
-def test_bad_subsystems(subsystem):
+def test_bad_subsystems(subsystem: Any) -> None:
     with pytest.raises(ValueError, match=r"^Probe\.subsystem is "):
         Session(Probe(subsystem=subsystem))

@@ -10,7 +10,7 @@ import pytest
 SAMPLE = Path(__file__).with_name("typed_device.py")
 
 
-def test_mypy_accepts_a_device_and_finds_each_mistake(tmp_path):
+def test_mypy_accepts_a_device_and_finds_each_mistake(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     # Elsewhere, so that recuse is found as users have it: installed, by its py.typed.
     command = [sys.executable, "-m", "mypy", "--strict", "--hide-error-context"]
