@@ -12,6 +12,8 @@ import pytest
 
 from recuse import Sandbox
 from recuse.kernel.devices import DYNAMIC_MAJORS
+from recuse.runtime.room import no_room
+from recuse.sandbox import descriptors
 from recuse.sandbox.arch import arch
 from recuse.sandbox.nodes import majors_in_use
 from tests.conftest import Needs
@@ -217,6 +219,32 @@ def test_a_killed_server_leaves_its_clients_with_an_error(server: Shell) -> None
         "print('served' in os.listdir('/dev'))\n"
     )
     assert output == "ECONNABORTED\nENOTCONN ENOENT\nFalse\n"
+
+
+def test_no_room_for_an_open_channel_is_said(server: Shell) -> None:
+    output = server(
+        "import resource\n"
+        "free = os.dup(0); os.close(free)\n"
+        "most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (free, most))\n"
+        "print(attempt(os.open, '/dev/cuse', os.O_RDWR))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (free + 9, most))\n"
+        "channel = begin(b'served'); print(os.path.exists('/dev/served'))\n"
+    )
+    assert output == "EMFILE\nTrue\n"
+
+
+def test_no_room_for_one_in_the_supervisor_is_said_too(
+    server: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(descriptor: int) -> None:
+        raise no_room()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(descriptors, "check_room", none_left)
+        output = server("print(attempt(os.open, '/dev/cuse', os.O_RDWR))\n")
+    assert output == "ENFILE\n"
+    assert server("begin(b'served'); print(os.path.exists('/dev/served'))\n") == "True\n"
 
 
 def test_names_are_taken_once(server: Shell) -> None:

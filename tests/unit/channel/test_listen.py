@@ -178,6 +178,31 @@ def test_the_end_of_the_server(device: Pipe, path: str) -> None:
     assert not [thread for thread in threads if thread.is_alive()]
 
 
+def test_who_comes_while_the_server_ends_is_not_served(
+    device: Pipe, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accepted before, but known to nobody when the others' connections were ended."""
+    server = DeviceServer(device, path)
+    accepted = threading.Event()
+
+    def pid_of(sock: socket.socket) -> int:
+        accepted.set()
+        assert server._closing.wait(WAIT_S)
+        return 1
+
+    monkeypatch.setattr(module, "peer_pid", pid_of)
+    with open_socket() as sock:
+        sock.settimeout(WAIT_S)
+        sock.connect(path)
+        assert accepted.wait(WAIT_S)
+        server.close()
+        with contextlib.suppress(BrokenPipeError):
+            sock.send(init_request())
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1 << 20) == b""
+    assert server._clients == set()
+
+
 def test_the_device_is_closed_last_and_what_it_raises_is_logged(
     path: str, caplog: pytest.LogCaptureFixture
 ) -> None:

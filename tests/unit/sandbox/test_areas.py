@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from recuse.kernel.mmap import Mapping
+from recuse.sandbox import areas as areas_module
 from recuse.sandbox.areas import Areas, Hold
 from recuse.wire.descriptor import OwnedDescriptor
 from tests.unit.kernel.support import error_of
@@ -95,6 +96,17 @@ def keep(areas: Areas, held: Hold, file: File, unique: int) -> int:
     return theirs
 
 
+class SameInode:
+    """The module os, for which all files are the same one."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(os, name)
+
+    def fstat(self, descriptor: int) -> SimpleNamespace:
+        os.fstat(descriptor)
+        return SimpleNamespace(st_dev=1, st_ino=2)
+
+
 def watches(areas: Areas) -> int:
     """How many the kernel has."""
     return Path(f"/proc/self/fdinfo/{areas._inotify}").read_text("ascii").count("inotify wd:")
@@ -159,6 +171,20 @@ def test_memory_is_watched_as_long_as_it_lasts(areas: Areas) -> None:
     file.wait(0, 1, 2, 3)
     wait_until(lambda: not areas._by_watch)
     assert not watches(areas)
+
+
+def test_an_inode_number_that_comes_again(areas: Areas, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the memory goes what was known of it: another one gets a watch of its own."""
+    monkeypatch.setattr(areas_module, "os", SameInode())
+    file = File()
+    for unique in (1, 2):
+        memory = os.memfd_create("area")
+        theirs = keep(areas, hold(areas, memory), file, unique)
+        assert watches(areas) == 1
+        os.close(memory)
+        os.close(theirs)
+        file.wait(*range(1, unique + 1))
+        wait_until(lambda: not areas._by_watch)
 
 
 def test_an_event_that_comes_before_the_lock_is_gone(idle: Areas, memory: int) -> None:
