@@ -12,7 +12,7 @@ import pytest
 
 from recuse.channel.workers import Workers
 from recuse.kernel.operation import Operation
-from recuse.kernel.request import Request
+from recuse.kernel.request import Reply, Request
 from recuse.sandbox.answers import PROCEED, State
 from recuse.sandbox.call import OnDevice, Outcome, Steps, TrappedCall
 from recuse.sandbox.errands import Errands
@@ -82,6 +82,20 @@ def test_what_it_answers_later_is_too() -> None:
 def state_of(call: TrappedCall) -> State:
     """What it is in now, which mypy takes to be what it was before a reply."""
     return call.state
+
+
+def test_what_it_answers_just_before_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = Waits()
+    connection = waits.device.connection
+    watch = connection.watch
+
+    def late(request: Request, replied: Callable[[Reply], None]) -> bool:
+        waits.reply()
+        return watch(request, replied)
+
+    monkeypatch.setattr(connection, "watch", late)
+    waits.take().run(waits.device, ask(2))
+    assert waits.answers == [4]
 
 
 def test_a_call_that_waits_is_watched_until_it_is_answered() -> None:

@@ -125,3 +125,18 @@ def test_directories_of_this_process_in_proc() -> None:
     finally:
         leave.set()
         thread.join()
+
+
+def test_whether_a_name_is_a_links(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("gone")
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        found = [
+            native_files.is_link_in(name, directory)
+            for name in (b"file", b"link", b"dangling", b"gone")
+        ]
+    finally:
+        os.close(directory)
+    assert found == [False, True, True, False]
