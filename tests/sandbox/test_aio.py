@@ -13,7 +13,7 @@ from recuse import Device, File, OpenRequest, current_request
 from recuse.sandbox import Program, Sandbox
 
 from ..patience import PATIENCE_S
-from .conftest import Fifo
+from .conftest import Fifo, client_in
 from .polling.polled import Box
 
 Needs = Callable[..., str]
@@ -221,6 +221,25 @@ def test_a_program_that_is_killed_in_a_read(start: Start, slow: Slow) -> None:
         program.send_signal(signal.SIGTERM)
         assert program.wait(PATIENCE_S) == -signal.SIGTERM
         assert slow.interrupted.wait(PATIENCE_S)
+
+
+def test_a_poll_that_was_submitted_outlives_others_of_its_thread() -> None:
+    script = """
+import select
+IOCB_CMD_POLL = 5
+fd = os.open('/dev/echo', os.O_RDWR)
+content = struct.pack(IOCB, 7, 0, 0, IOCB_CMD_POLL, 0, fd, select.POLLIN, 0, 0, 0, 0, 0)
+block = ctypes.create_string_buffer(content, 64)
+print(call(SYS['io_submit'], context, 1, (ctypes.c_void_p * 1)(ctypes.addressof(block))))
+poll = select.poll()
+poll.register(fd, select.POLLIN)
+print(poll.poll(1), poll.poll(1))
+os.write(fd, b'data')
+event = ctypes.create_string_buffer(32)
+print(call(SYS['io_getevents'], context, 1, 1, event, struct.pack('=qq', 20, 0)))
+"""
+    with Sandbox(Box(name="echo")) as sandbox:
+        assert client_in(sandbox)(SUBMITS + script) == "1\n[] []\n1\n"
 
 
 def test_nothing_is_read_for_a_program_with_a_debugger(sandbox: Sandbox, client: Any) -> None:

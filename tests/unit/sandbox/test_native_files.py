@@ -127,7 +127,7 @@ def test_directories_of_this_process_in_proc() -> None:
         thread.join()
 
 
-def test_whether_a_name_is_a_links(tmp_path):
+def test_whether_a_name_is_a_links(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "dangling").symlink_to("gone")
