@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from recuse.kernel.errors import os_error
 from recuse.runtime.log import Log
+from recuse.sandbox.abilities import may_borrow
 from recuse.sandbox.arch import arch, i386, i386_frame, x86_64_frame
 from recuse.sandbox.borrowing import Borrowing
 from recuse.sandbox.filter import TRAPPED_FCNTL
@@ -133,6 +134,8 @@ def _is_ready(lender: Borrowing, number: int, events: int) -> bool:
         return True  # it is no descriptor, and that is what the call says
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
         return True
+    if not may_borrow():
+        raise os_error(errno.EPERM)  # and nobody need be told: it is a handler's end
     copy = lender.copy(number)
     try:
         poll = select.poll()
