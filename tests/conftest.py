@@ -23,6 +23,10 @@ from hypothesis import HealthCheck, settings
 from recuse.sandbox import answers
 from recuse.sandbox.answers import CallError
 
+from . import lock_watch
+
+lock_watch.install()
+
 # How long an example takes says how busy the machine is.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
@@ -87,6 +91,14 @@ def no_mistakes_in_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(answers, "on_mistake", on_mistake)
     yield
     assert not mistakes
+
+
+@pytest.fixture(autouse=True)
+def locks_in_order() -> Iterator[None]:
+    """Fail a test in which locks were taken in another order than `recuse.runtime.locks` says."""
+    yield
+    violations = lock_watch.WATCH.violations()
+    assert not violations, "\n".join(violations)
 
 
 @pytest.fixture(autouse=True)

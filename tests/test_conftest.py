@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-CONFTEST = Path(__file__).parent / "conftest.py"
+TESTS = Path(__file__).parent
 
 SAMPLES = """
 import os, subprocess, pytest
@@ -35,6 +35,14 @@ def test_child():
 def test_after_the_child():
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+def test_locks():
+    from recuse.runtime.locks import new_lock
+    with new_lock("Packets"), new_lock("Packets.receiving"):
+        pass
+
+def test_after_the_locks():
+    pass
 
 @pytest.mark.leaks("on purpose")
 def test_on_purpose():
@@ -63,11 +71,17 @@ def test_lacks_file(needs):
 
 def outcomes(directory: Path, ci: str) -> tuple[dict[str, str], str]:
     """Run SAMPLES under this conftest: what became of each test, and all that pytest wrote."""
-    shutil.copy(CONFTEST, directory / "conftest.py")
-    (directory / "test_samples.py").write_text(SAMPLES, encoding="utf-8")
+    tests = directory / "tests"
+    tests.mkdir()
+    for name in ("conftest.py", "lock_watch.py"):
+        shutil.copy(TESTS / name, tests / name)
+    (tests / "test_samples.py").write_text(SAMPLES, encoding="utf-8")
     (directory / "pytest.ini").write_text("[pytest]\nmarkers =\n  leaks: .\n", encoding="utf-8")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "--tb=short", "-v"],
+        [
+            *(sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "--tb=short", "-v"),
+            "--import-mode=importlib",
+        ],
         cwd=directory,
         env={**os.environ, "CI": ci, "COLUMNS": "200", "PYTEST_ADDOPTS": ""},
         capture_output=True,
@@ -76,7 +90,7 @@ def outcomes(directory: Path, ci: str) -> tuple[dict[str, str], str]:
     )
     found: dict[str, str] = {}
     for line in run.stdout.splitlines():
-        word, _, rest = line.partition(" test_samples.py::")
+        word, _, rest = line.partition(" tests/test_samples.py::")
         # An error while cleaning up comes on top of the test's own outcome.
         if rest and word in {"PASSED", "FAILED", "ERROR"}:
             found[rest.split(" ")[0].removeprefix("test_")] = word
@@ -95,6 +109,8 @@ def test_outcomes(tmp_path: Path, ci: str) -> None:
         "cycle": "PASSED",
         "child": "ERROR",
         "after_the_child": "PASSED",
+        "locks": "ERROR",
+        "after_the_locks": "PASSED",
         "on_purpose": "PASSED",
         "fixture_cleans_up": "PASSED",
         "has": "PASSED",
@@ -106,4 +122,5 @@ def test_outcomes(tmp_path: Path, ci: str) -> None:
     assert lack in (output if ci else skipped)
     assert "left behind: descriptor" in output
     assert "left behind: child process" in output
+    assert "Packets.receiving is taken after Packets" in output
     assert "/no/such/file is missing" in output

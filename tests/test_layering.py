@@ -219,12 +219,15 @@ def test_every_import_follows_the_rules() -> None:
     assert problems == []
 
 
-def test_loggers_and_threads_are_made_in_one_room() -> None:
-    """Logging that raises, and a lack of threads, are dealt with there."""
+MADE_IN_RUNTIME = ("Thread(", "Timer(", "Lock(", "RLock(", "Condition()", "Semaphore(", "Barrier(")
+
+
+def test_loggers_threads_and_locks_are_made_in_one_room() -> None:
+    """Logging that raises, a lack of threads, and the order of locks are dealt with there."""
     found = [
         f"{file.relative_to(ROOT)}: {what}"
         for file in sorted(SOURCE.rglob("*.py"))
-        for what in ("logging.getLogger(", "threading.Thread(")
+        for what in ("logging.getLogger(", *(f"threading.{kind}" for kind in MADE_IN_RUNTIME))
         if what in file.read_text(encoding="utf-8") and room_of(file) != "runtime"
     ]
     assert found == []

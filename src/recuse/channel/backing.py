@@ -13,11 +13,11 @@ import mmap
 import os
 import select
 import struct
-import threading
 from collections.abc import Callable
 from functools import partial
 
 from recuse.channel.devcuse import Channel
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.server.device import Device
 from recuse.server.session import Session
@@ -96,7 +96,7 @@ class MountedDevice:
         self.device = device
         self._session = Session(device, maps_at_open=True)
         self._length = -(-device.map_length // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._lock = threading.Lock()
+        self._lock = new_lock("MountedDevice")
         self._backing: _Backing | None = None
         self._channel: Channel | None = None
         self._send: Send = lambda _: None

@@ -23,6 +23,7 @@ from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
 from recuse.kernel.errors import os_error
 from recuse.kernel.request import MAX_PAGES, PAGE_SIZE
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.server.device import Device, device_makes_files
 from recuse.server.session import Session
@@ -63,7 +64,7 @@ class Channel:
         self.number = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         """The descriptor, -1 once closed."""
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._lock = threading.Lock()
+        self._lock = new_lock("Channel")
         self._unused = threading.Condition(self._lock)
         self._users = 0
         self._closing = False

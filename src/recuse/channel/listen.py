@@ -18,6 +18,7 @@ from recuse.channel.packets import Packets, is_trusted, open_socket, peer_pid, p
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
 from recuse.runtime import threads
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.server.device import Device, check_device
 from recuse.server.loop import Tasks
@@ -57,7 +58,7 @@ class DeviceServer:
             raise
         self._inode = _inode(path)
         self._tap = tap
-        self._lock = threading.Lock()
+        self._lock = new_lock("DeviceServer")
         self._clients: set[_Client] = set()
         self._closing = threading.Event()
         try:
@@ -136,7 +137,7 @@ class _Client:
         self._session = Session(device, shared=True)
         self._workers = Workers(self._receive, self._handle, name=f"recuse-{device.name}")
         self._forget = forget
-        self._ending = threading.Lock()
+        self._ending = new_lock("Client.ending")
         self._tapped: Tapped | None = None
         self._send: Callable[[bytes], object] = packets.send
 

@@ -23,6 +23,7 @@ from contextlib import suppress
 from typing import Final
 
 from recuse.runtime import threads
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.wire.descriptor import BytesWithDescriptor, OwnedDescriptor
 from recuse.wire.fuse import fuse_in_header, fuse_out_header
@@ -89,13 +90,13 @@ class Packets:
         self.timed_out = False
         """Whether `receive` has given up."""
         self._sock = _roomy(sock)
-        self._lock = threading.Lock()
+        self._lock = new_lock("Packets")
         self._changed = threading.Condition(self._lock)
         self._backlog: deque[memoryview | BytesWithDescriptor] = deque()
         self._backlog_bytes = 0
         self._writer: threading.Thread | None = None
         self._ended = False
-        self._receiving = threading.Lock()
+        self._receiving = new_lock("Packets.receiving")
         self._buffer = memoryview(bytearray(PART))
 
     def send(self, message: bytes) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from recuse.runtime import threads
+from recuse.runtime.locks import new_lock
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -36,7 +37,7 @@ class EndingSignals:
             if signal.getsignal(number) is not signal.SIG_IGN
         }
         self._watcher: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = new_lock("EndingSignals")
 
     def wait(self) -> bool:
         """Wait for a signal, True, or for `wake`, False. Once for a signal."""

@@ -11,6 +11,7 @@ from recuse.kernel.connection import Connection
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import CharDevice, DeviceTable
 from recuse.runtime import threads
+from recuse.runtime.locks import new_lock, new_rlock
 from recuse.runtime.log import Log
 
 HANDSHAKE_S = 10.0
@@ -57,7 +58,7 @@ class RemoteChannel:
         """Join it; see `Remote.connect`."""
         self._path = path
         self._table = table
-        self._lock = threading.Lock()
+        self._lock = new_lock("RemoteChannel")
         self._closed = threading.Event()
         self._link: _Link | None = None
         link = self._join()
@@ -136,7 +137,7 @@ class _Link:
         # Aborted in this sandbox, by a write to sysfs: then a new one is to be had.
         self.connection.at_end(self.shutdown)
         # Messages go out in the order in which they are read.
-        self._sending = threading.RLock()
+        self._sending = new_rlock("Link.sending")
         self._warned = False
 
     def shake_hands(self, path: str) -> None:

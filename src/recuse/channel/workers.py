@@ -24,6 +24,7 @@ from threading import get_ident
 from typing import Any, Final, Generic, TypeVar
 
 from recuse.runtime import threads
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log, report
 from recuse.runtime.threads import LAST_THREADS
 
@@ -120,7 +121,7 @@ class Workers(Generic[T]):
         self._broken = broken
         self._name = name
         self._turn: _Turn[T] = _Turn()
-        self._lock = threading.Lock()
+        self._lock = new_lock("Workers")
         self._spare = 0
         self._called: queue.SimpleQueue[_Turn[T] | None] = queue.SimpleQueue()
         """What the spare threads wait for: a turn, the monitor's part, or None at the end."""

@@ -2,13 +2,13 @@
 
 import errno
 import itertools
-import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from recuse.kernel.connection import Connection, Tap
 from recuse.kernel.errors import os_error
 from recuse.kernel.locks import FileLocks
 from recuse.kernel.sysfs import Declaration
+from recuse.runtime.locks import new_lock
 from recuse.runtime.records import field, record
 
 MAJOR_MAX = 511
@@ -84,7 +84,7 @@ class DeviceTable:
         self.tap: Callable[[], Tap] | None = None
         """Makes what sees all messages of a new connection (`recuse.kernel.connection.Tap`)."""
         self._taken = frozenset(taken)
-        self._lock = threading.Lock()
+        self._lock = new_lock("DeviceTable")
         self._by_name: dict[str, CharDevice] = {}
         self._by_number: dict[tuple[int, int], CharDevice] = {}
 

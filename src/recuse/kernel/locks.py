@@ -4,8 +4,9 @@ A lock belongs to an open file, however many descriptors it has, and counts for 
 one device.  It ends with the open file.
 """
 
-import threading
 from collections.abc import Callable
+
+from recuse.runtime.locks import new_lock
 
 Granted = Callable[[], bool]
 """Told that the lock that was waited for is there; False if nobody wants it any more."""
@@ -18,7 +19,7 @@ class FileLocks:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock("FileLocks")
         self._held: dict[object, bool] = {}
         """By file: whether nobody else may have one."""
         self._waiting: list[tuple[object, bool, Granted]] = []

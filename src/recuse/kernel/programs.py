@@ -5,7 +5,6 @@ both.
 """
 
 import errno
-import threading
 from collections.abc import Callable
 from enum import Enum
 
@@ -13,6 +12,7 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.poll import PolledFiles
 from recuse.kernel.queue import RequestQueue
 from recuse.kernel.request import FINISHED, PENDING, PROCESSING, WAITING, Reply, Request
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 
 log = Log("recuse.kernel")
@@ -57,7 +57,7 @@ class ProgramsSide:
         """
         self._interruptible = 0
         """The number of the last of those."""
-        self._lock = threading.Lock()
+        self._lock = new_lock("ProgramsSide")
         # For the three methods that each request passes: "with" takes twice as long.
         self._acquire = self._lock.acquire
         self._release = self._lock.release

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import signal
 import subprocess
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from recuse.kernel.connection import Tap
 from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
 from recuse.runtime.room import has_room
 from recuse.sandbox.launch import Command, Launch, Program
 from recuse.sandbox.machine import Joinable, Machine
@@ -48,7 +48,7 @@ class Sandbox:
         self._devices = devices
         self._tap = tap
         self._machine: Machine | None = None
-        self._lock = threading.Lock()
+        self._lock = new_lock("Sandbox")
         self._running: list[tuple[Launch, Supervisor]] = []
         self.broken = False
         """Whether programs had to be killed since their calls could not be received."""

@@ -21,7 +21,6 @@ import fcntl
 import os
 import select
 import struct
-import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
@@ -31,6 +30,7 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.mmap import Mapping
 from recuse.kernel.operation import run
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.runtime.room import check_room, no_room
 from recuse.sandbox.copies import Copies
@@ -121,7 +121,7 @@ class Areas:
         """
         self._descriptors = descriptors
         self.copies = Copies(self._reclaim)
-        self._lock = threading.Lock()
+        self._lock = new_lock("Areas")
         self._by_inode: dict[tuple[int, int], _Area] = {}
         self._watched: dict[tuple[int, int], _Area] = {}
         self._by_watch: dict[int, _Area] = {}

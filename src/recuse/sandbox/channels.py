@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import struct
-import threading
 from collections import deque
 from typing import Final
 
@@ -18,6 +17,7 @@ from recuse.kernel.caller import Caller
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import DeviceTable
 from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
 from recuse.sandbox.answers import ANSWERED
 from recuse.sandbox.call import TrappedCall
 from recuse.sandbox.descriptors import Descriptor
@@ -41,7 +41,7 @@ class ChannelFile:
         self._end = descriptor.pipe
         self._cuse = CuseChannel(table, caller.pid, caller.uid, caller.gid)
         self._connection = self._cuse.connection
-        self._lock = threading.Lock()
+        self._lock = new_lock("ChannelFile")
         self._lost: list[int] = []
         self._readers: deque[tuple[TrappedCall, Segments]] = deque()
         # A new descriptor is readable, which is right while CUSE_INIT is there to be read.

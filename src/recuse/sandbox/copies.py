@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Callable
 from typing import Final
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
 from recuse.runtime.room import check_room, no_room
 from recuse.wire.declare import Buffer
 from recuse.wire.descriptor import OwnedDescriptor
@@ -31,7 +31,7 @@ class Copies:
             reclaim: sees that copies are closed which nobody has mapped any more.
         """
         self._reclaim = reclaim
-        self._lock = threading.Lock()
+        self._lock = new_lock("Copies")
         self._size = 0
 
     @property

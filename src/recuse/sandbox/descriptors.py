@@ -34,6 +34,7 @@ from recuse.kernel.devices import CharDevice
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.runtime.room import check_room, no_room
 from recuse.sandbox.abilities import PIDFD_THREAD, may_fetch, may_hold_threads
@@ -224,7 +225,7 @@ class Descriptors:
             OSError: EMFILE; EAGAIN if there can be no threads.
         """
         self._errands = errands
-        self._lock = threading.Lock()
+        self._lock = new_lock("Descriptors")
         self._by_link: dict[str, Descriptor] = {}
         self._by_end: dict[int, Descriptor] = {}
         self._seen: dict[tuple[int, int], Descriptor] = {}

@@ -18,12 +18,12 @@ import errno
 import functools
 import os
 import signal
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.sandbox.abilities import may_trace
 from recuse.sandbox.arch import arch, compat
@@ -110,7 +110,7 @@ class Injection:
         self._saved = b""
         """The registers as the thread had them when it was stopped."""
         self._mask = ctypes.c_uint64()
-        self._busy = threading.Lock()
+        self._busy = new_lock("Injection.busy")
         """Held while its tracer waits for it."""
         self._ours = self._stopped = self._gone = False
         self._anew = False

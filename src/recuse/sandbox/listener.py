@@ -13,8 +13,9 @@ import os
 import re
 import select
 import struct
-import threading
 from typing import Final
+
+from recuse.runtime.locks import new_lock
 
 _RECV: Final = 0xC0502100
 _SEND: Final = 0xC0182101
@@ -64,7 +65,7 @@ class Listener:
         """Own ``descriptor``; ``polls_first`` is what the running kernel needs."""
         self._descriptor = descriptor
         self._polls_first = polls_first
-        self._polling = threading.Lock()
+        self._polling = new_lock("Listener.polling")
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
         self._over = False

@@ -11,12 +11,12 @@ import bisect
 import ctypes
 import errno
 import os
-import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
 from recuse.sandbox.abilities import may_copy_memory
 from recuse.sandbox.arch import arch
 from recuse.sandbox.ends import Ends
@@ -294,7 +294,7 @@ class StringReader:
     _MOST = 64
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock("StringReader")
         self._descriptors: dict[int, int] = {}
         self._ends = Ends()
         self._poll = self._ends.poll

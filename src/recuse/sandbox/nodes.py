@@ -8,7 +8,6 @@ import errno
 import functools
 import os
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -19,6 +18,7 @@ from recuse.kernel.devices import CharDevice, DeviceTable
 from recuse.kernel.errors import os_error
 from recuse.kernel.operation import Operation
 from recuse.kernel.request import PAGE_SIZE
+from recuse.runtime.locks import new_lock
 from recuse.runtime.records import field, record
 from recuse.sandbox import native_files
 from recuse.sandbox.call import OnDevice
@@ -186,7 +186,7 @@ class Nodes:
         """Those of /proc and /sys, by f_type and inode number."""
         self._kernel_inodes: set[int] = set()
         self._majors_in_use = majors_in_use()
-        self._lock = threading.Lock()
+        self._lock = new_lock("Nodes")
 
     def add(self, device: CharDevice) -> None:
         """Make the node ``/dev/NAME``, the device's files in ``/sys``, and their directories.

@@ -23,11 +23,11 @@ import errno
 import fcntl
 import os
 import select
-import threading
 from collections.abc import Callable
 from typing import Final
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.sandbox.native import READABLE, WRITABLE
 
@@ -57,7 +57,7 @@ class PipeEnd:
         Raises:
             OSError: EMFILE, ENFILE.
         """
-        self._lock = threading.Lock()
+        self._lock = new_lock("PipeEnd")
         self.severed = False
         self._count = 1
         self.ours, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

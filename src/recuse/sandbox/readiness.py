@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.files import OpenFile
 from recuse.kernel.operation import run
+from recuse.runtime.locks import new_lock
 from recuse.sandbox.native import (
     EPOLLET,
     POLLERR,
@@ -76,7 +76,7 @@ class Readiness:
         self._inode = link.partition("[")[2][:-1]
         self._end = end
         self._waker = waker
-        self._lock = threading.Lock()
+        self._lock = new_lock("Readiness")
         self._sleepers: dict[int, Sleeper] = {}
         self._passed: dict[int, Sleeps] = {}
         """Threads that the kernel is to find something ready for in their calls, which was so when

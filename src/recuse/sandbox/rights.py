@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from recuse.kernel.errors import os_error
 from recuse.runtime import threads
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.sandbox.arch import arch
 
@@ -165,7 +166,7 @@ def _take_fsgid(gid: int) -> None:
         raise os_error(errno.EPERM)
 
 
-_becoming_lock = threading.Lock()
+_becoming_lock = new_lock("rights.becoming")
 _becoming = 0
 """How many threads have another effective user at the moment (:meth:`Acting.become`)."""
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
 from recuse.sandbox.arch import arch
 from recuse.sandbox.nodes import Node
 
@@ -29,7 +29,7 @@ class Shadows:
     """All shadows of a sandbox; none before a program opens such a directory."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock("Shadows")
         self._root = b""
         self._held: dict[bytes, int] = {}
         """By the paths of nodes: descriptors of their shadows."""

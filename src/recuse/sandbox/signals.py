@@ -25,6 +25,7 @@ from typing import Final, NamedTuple, TypeAlias
 from weakref import ref
 
 from recuse.runtime import threads
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log, report
 from recuse.sandbox.answers import ERESTARTSYS, OwedCall
 from recuse.sandbox.call import TrappedCall
@@ -107,7 +108,7 @@ class SignalWatch:
         more: from the address, after its ``syscall`` instruction, that is here. If the call waits
         then, it is interrupted as by that signal."""
         self._owed_calls: set[int] = set()
-        self._taking = threading.Lock()
+        self._taking = new_lock("SignalWatch.taking")
         """Held while a wait is taken off for its caller's end, and while `attend` replaces one."""
         self._ended: dict[int, int] = {}
         """Threads whose calls were received and have ended with EINTR, from which address on."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.errors import os_error
 from recuse.kernel.request import PAGE_SIZE
+from recuse.runtime.locks import new_lock
 from recuse.sandbox.call import OnDevice, Outcome, Steps, TrappedCall
 from recuse.sandbox.memory import read_memory
 
@@ -33,7 +33,7 @@ class AttributeFile:
     def __init__(self, descriptor: Descriptor) -> None:
         self.flags = descriptor.flags
         self._node: Node = descriptor.node
-        self._lock = threading.Lock()
+        self._lock = new_lock("AttributeFile")
         self._position = 0
         self._content = b""
         self._next = -1

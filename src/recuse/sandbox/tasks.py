@@ -13,10 +13,10 @@ import contextlib
 import errno
 import functools
 import os
-import threading
 from typing import Final
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
 from recuse.runtime.records import record
 from recuse.sandbox.ends import Ends
 from recuse.sandbox.memory import WritableMap
@@ -160,7 +160,7 @@ class Tasks:
     """The records, by thread id."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock("Tasks")
         self._tasks: dict[int, Task] = {}
         self._ends = Ends()
         self._poll = self._ends.poll

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from recuse.runtime.locks import new_lock
 
 if TYPE_CHECKING:
     from recuse.kernel.caller import Caller
@@ -118,7 +119,7 @@ class Waker:
         onto that list together with a look in here, both under :attr:`lock`: so either of the two
         asks the device, and not both.
         """
-        self.lock = threading.Lock()
+        self.lock = new_lock("Waker")
         self._too_many = MANY
         self._errands = errands
 

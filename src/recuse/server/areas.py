@@ -4,10 +4,10 @@ import contextlib
 import itertools
 import mmap
 import os
-import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, SupportsIndex, overload
 
+from recuse.runtime.locks import new_lock
 from recuse.wire.descriptor import OwnedDescriptor
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Area:
         """What traces call it: no other area of this process has the same."""
         self._descriptor = OwnedDescriptor(os.memfd_create(name))
         os.ftruncate(self._descriptor.fileno(), size)
-        self._resizing = threading.Lock()
+        self._resizing = new_lock("Area.resizing")
         self._map, self._buffer = self._mapped()
 
     @property

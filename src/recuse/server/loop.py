@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from recuse.runtime import threads
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log, report
 from recuse.runtime.room import check_room
 from recuse.server.exchange import Exchange, discard
@@ -146,7 +147,7 @@ async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None
         return None, error
 
 
-_lock = threading.Lock()
+_lock = new_lock("server.loop")
 _running: tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event] | None = None
 _users = 0
 _told_of_lack = False

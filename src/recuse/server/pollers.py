@@ -1,7 +1,6 @@
 """Who waits for a file to become ready, as far as the server half knows."""
 
-import threading
-
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.server.exchange import Send
 from recuse.wire.fuse import FUSE_NOTIFY_POLL, fuse_notify_poll_wakeup_out, fuse_out_header
@@ -18,7 +17,7 @@ class Pollers:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock("Pollers")
         self._scheduled: set[tuple[int, Send]] = set()
 
     def add(self, kh: int, send: Send) -> None:

@@ -10,10 +10,10 @@ once more.  It is then answered with the outcome that was kept, not by running t
 what a handler does after its last read is done once.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from recuse.runtime.locks import new_lock
 from recuse.runtime.records import record
 from recuse.server.errors import Misuse
 from recuse.server.file import File
@@ -97,7 +97,7 @@ class Rounds:
         """Make it; ``unwanted`` is called with each file whose outcome nobody has come for."""
         self._unwanted = unwanted
         self._kept: dict[tuple[int, int], list[Round]] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock("Rounds")
 
     def begin(self, call: "IoctlCall", key: tuple[int, int]) -> bytes | None:
         """Prepare ``call`` to run with what has come; return an answer if there is one already.

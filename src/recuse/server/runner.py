@@ -2,10 +2,10 @@
 
 import errno
 import os
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.runtime.threads import LAST_THREADS, must_not_block
 from recuse.server.errors import Misuse
@@ -55,7 +55,7 @@ class Runner:
         self._undelivered = undelivered
         self._after_failure = failed
         self._running: dict[int, Exchange] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock("Runner")
         self._tasks: Tasks | None = None
         self._ending: Awaitable[None] | None = None
         self._ended = False

@@ -5,10 +5,10 @@ import itertools
 import os
 import select
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.server.device import Device, check_device, device_info, device_makes_files
 from recuse.server.dispatch import (
@@ -119,7 +119,7 @@ class Session:
         """Whether ioctls tell of the file's O_NONBLOCK."""
         self._has_kinds_of_files = device_makes_files(device)
         self._rounds = Rounds(self.drop)
-        self._lock = threading.Lock()
+        self._lock = new_lock("Session")
         self._closed = False
         self._released = False
         self._shared = shared

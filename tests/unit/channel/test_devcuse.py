@@ -25,6 +25,7 @@ from recuse.server.file import FILE_MAKERS
 from recuse.wire.cuse import CUSE_INIT
 from recuse.wire.fuse import FUSE_OPEN, FUSE_RELEASE
 
+from ...lock_watch import elsewhere
 from .test_inprocess import WAIT_S, Program
 
 
@@ -99,7 +100,8 @@ class FakeOs:
     def close(self, number: int) -> None:
         os.close(number)
         if number in self.cuse:
-            self.cuse.pop(number).close()
+            with elsewhere():
+                self.cuse.pop(number).close()
 
 
 @pytest.fixture
