@@ -197,7 +197,7 @@ class Areas:
             if inotify < 0:
                 raise os_error(ctypes.get_errno())
             made.callback(os.close, inotify)
-            wake_read, wake_write = os.pipe2(os.O_CLOEXEC)
+            wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             made.callback(os.close, wake_read)
             made.callback(os.close, wake_write)
             epoll = made.enter_context(select.epoll())
@@ -250,7 +250,7 @@ class Areas:
                 # Those for whom the event was too early, too: their locks are gone by now.
                 self._collect(self._events() | self._doubtful)
                 if self._doubtful:
-                    os.write(self._wake_write, b"\0")
+                    self._wake()
             while self._gone:
                 with contextlib.suppress(IndexError):
                     self._unmapped(self._gone.popleft())
@@ -260,7 +260,12 @@ class Areas:
         with self._lock:
             if self._by_inode and not self._closed:
                 self._collect(self._events() | self._doubtful)
-                os.write(self._wake_write, b"\0")  # to tell the servers
+                self._wake()  # to tell the servers
+
+    def _wake(self) -> None:
+        """Have who waits for events look around."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
 
     def _wait_for_end(self) -> Mapped | None:
         assert self._epoll is not None
@@ -273,7 +278,9 @@ class Areas:
                 if self._closed:
                     return None
                 if any(number == self._wake_read for number, _ in found):
-                    os.read(self._wake_read, 4096)
+                    # Another thread may have read it: while one takes over, both wait.
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake_read, 4096)
                 if found:
                     self._collect(self._events())
                 else:
@@ -355,7 +362,7 @@ class Areas:
         with self._lock:
             self._closed = True
         if self._workers is not None:
-            os.write(self._wake_write, b"\0")
+            self._wake()
             self._workers.join()
         for mapped in self._left():
             self._unmapped(mapped)

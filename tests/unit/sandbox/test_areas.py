@@ -22,6 +22,7 @@ from recuse.wire.descriptor import OwnedDescriptor
 from tests.unit.kernel.support import error_of
 
 PATIENCE_S = 20
+WAIT_FOR_END = Areas._wait_for_end  # which `idle` replaces
 NODE = SimpleNamespace(name="device")
 
 
@@ -228,3 +229,20 @@ def test_events_that_are_lost(idle: Areas, memory: int) -> None:
         os.close(number)
     idle.settle()
     assert file.unmapped == [2, 3, 1, 1]
+
+
+def test_two_threads_that_are_told_of_one_change(
+    idle: Areas, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one takes over from the other, both wait: who comes second finds nothing to read."""
+    held = hold(idle, memory)
+    found = object()
+
+    def poll(_: float | None) -> list[tuple[int, int]]:
+        idle._gone.append(found)  # type: ignore[arg-type]
+        return [(idle._wake_read, select.EPOLLIN)]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(idle, "_epoll", SimpleNamespace(poll=poll))
+        assert WAIT_FOR_END(idle) is found
+    idle.abandon(held)
