@@ -118,7 +118,7 @@ class Connection(ProgramsSide):
         self.expect_writes(max_write)
         return self._initialised(minor)
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int, finished: list[Request] | None = None) -> bytes:
         """Return the next message for the server, for a buffer of ``size`` bytes.
 
         Raises BlockingIOError (EAGAIN) if there is none; OSError: EINVAL if the buffer is smaller
@@ -127,6 +127,10 @@ class Connection(ProgramsSide):
 
         A request that does not fit finishes with EIO (SETXATTR with E2BIG, as its size is the
         caller's choice) and the next one is tried.
+
+        Who waits for one that finishes is told before this returns, and may go on to make requests
+        of this very connection. A caller that has a lock which `on_pending` needs gives a list
+        instead, to which those requests are added, and calls `tell_finished` without the lock.
         """
         # fs/fuse/dev.c, fuse_dev_do_read.
         queue = self._queue
@@ -170,10 +174,10 @@ class Connection(ProgramsSide):
         finally:
             self._release()
             if unfit is not None:
-                for request in unfit:
-                    tell(request)
-                    if request.background:
-                        self._background_ended()
+                if finished is None:
+                    self.tell_finished(unfit)
+                else:
+                    finished += unfit
         tap = self.tap
         if tap is not None:
             try:
@@ -181,6 +185,13 @@ class Connection(ProgramsSide):
             except Exception:
                 self._tap_failed()
         return message
+
+    def tell_finished(self, requests: list[Request]) -> None:
+        """Tell who waits for them of requests that `read` has finished; once for each."""
+        for request in requests:
+            tell(request)
+            if request.background:
+                self._background_ended()
 
     def write(self, message: bytes | bytearray | memoryview) -> None:
         """Take one reply, or one notification, from the server.

@@ -17,6 +17,7 @@ from recuse.kernel.caller import Caller
 from recuse.kernel.cuse import CuseChannel
 from recuse.kernel.devices import DeviceTable
 from recuse.kernel.errors import os_error
+from recuse.kernel.request import Request
 from recuse.runtime.locks import new_lock
 from recuse.sandbox.answers import ANSWERED
 from recuse.sandbox.call import TrappedCall
@@ -43,6 +44,9 @@ class ChannelFile:
         self._connection = self._cuse.connection
         self._lock = new_lock("ChannelFile")
         self._lost: list[int] = []
+        self._finished: list[Request] = []
+        """Requests that reading has ended. Who waits for them is told without the lock: what they
+        do next may be a request of this connection."""
         self._readers: deque[tuple[TrappedCall, Segments]] = deque()
         # A new descriptor is readable, which is right while CUSE_INIT is there to be read.
         self._signalled = True
@@ -85,7 +89,7 @@ class ChannelFile:
 
     def _take(self, call: TrappedCall, segments: Segments) -> int:
         try:
-            message = self._connection.read(sum(length for _, length in segments))
+            message = self._connection.read(sum(length for _, length in segments), self._finished)
         finally:
             # A request may also have been there and not have fitted.
             self._settle()
@@ -97,7 +101,14 @@ class ChannelFile:
         return len(message)
 
     def _end_lost(self) -> None:
-        """End with EIO the requests that were taken out of the queue and given to nobody."""
+        """End with EIO the requests that were taken out of the queue and given to nobody.
+
+        Without the lock, as `_finished` says.
+        """
+        if self._finished:
+            with self._lock:
+                finished, self._finished = self._finished, []
+            self._connection.tell_finished(finished)
         while self._lost:
             with contextlib.suppress(OSError, IndexError):
                 self._connection.write(_REPLY.pack(_REPLY.size, -errno.EIO, self._lost.pop()))
