@@ -115,10 +115,12 @@ class DeviceServer:
     def _serve(self, packets: Packets, pid: int) -> None:
         client = _Client(self.device, packets, self._forget)
         with self._lock:
-            if self._closing.is_set():
-                packets.close()
-                return
-            self._clients.add(client)
+            late = self._closing.is_set()
+            if not late:
+                self._clients.add(client)
+        if late:
+            packets.close()
+            return
         if self._tap is not None:
             client.trace(self._tap(), pid)
         client.start()
