@@ -5,7 +5,8 @@ never takes two of one name. A name that stands in several places is explained i
 with "(waits)" may be held while its thread waits for somebody else, who must not need it: a server,
 a program's thread that makes calls for us, another thread of ours. All others are held for a moment
 only, and no method of a device's runs meanwhile. (A thread is started with any of them held: the
-new one takes none before it says that it runs.)
+new one takes none before it says that it runs.) A ``__del__`` takes none: a collection of garbage
+comes in any thread, in the middle of anything.
 
     Client.ending (waits): the end of a connection at a socket, which happens once
         Session: whether a session has been closed
@@ -33,11 +34,11 @@ new one takes none before it says that it runs.)
                 PipeEnd
             PipeEnd
     Areas: what of the devices' memory programs have mapped
-        Copies: how much memory holds copies of what devices have been read for
         Descriptors
         Workers: who of some threads leads, and who is spare
     MountedDevice: the memory that the kernel has for a file on a FUSE mount
         Channel: who uses the descriptor of /dev/cuse or /dev/fuse
+    Copies: how much memory holds copies of what devices have been read for
     Listener.polling (waits): the receiving of trapped calls
     Sandbox: the programs that run
     DeviceServer: the connections at a device's socket

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -33,11 +34,14 @@ class Copies:
         self._reclaim = reclaim
         self._lock = new_lock("Copies")
         self._size = 0
+        self._given_back: deque[int] = deque()
+        """To be taken off the size, by who has the lock."""
 
     @property
     def size(self) -> int:
         """How many bytes the copies have that there are now."""
-        return self._size
+        with self._lock:
+            return self._count()
 
     def take(self, size: int) -> None:
         """Let a copy grow by so many bytes.
@@ -52,15 +56,23 @@ class Copies:
 
     def _grow(self, size: int) -> bool:
         with self._lock:
-            if self._size + size > COPIES_MAX:
+            if self._count() + size > COPIES_MAX:
                 return False
             self._size += size
             return True
 
+    def _count(self) -> int:
+        while self._given_back:
+            self._size -= self._given_back.popleft()
+        return self._size
+
     def give_back(self, size: int) -> None:
-        """So many bytes are not there any more."""
-        with self._lock:
-            self._size -= size
+        """So many bytes are not there any more.
+
+        Takes no lock: a collection of garbage gives back, in whatever thread and in the middle of
+        anything, so that the thread may hold any lock, and this one.
+        """
+        self._given_back.append(size)
 
     def begin(self, offset: int, wanted: Callable[[], bool]) -> Copy:
         """Make an empty copy of what is at ``offset`` of a file and after it.
