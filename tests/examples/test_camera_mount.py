@@ -43,7 +43,7 @@ def file(needs: Needs, tmp_path: Path, camera: Any) -> Iterator[str]:
             pytest.skip("this kernel has no FUSE passthrough")
         yield f"{tmp_path}/video9"
     for thread in threading.enumerate():
-        if thread.name.startswith("recuse mount"):
+        if thread.name.startswith("recuse-mount"):
             thread.join(PATIENCE_S)
 
 

@@ -177,7 +177,7 @@ class DevCuse:
         self._tap = tap
         self._tapped: Tapped | None = None
         self._send: Callable[[bytes], object] = lambda _: None
-        self._workers = Workers(self._receive, self._handle, name=f"recuse {device.name}")
+        self._workers = Workers(self._receive, self._handle, name=f"recuse-kernel-{device.name}")
 
     @property
     def node(self) -> str:

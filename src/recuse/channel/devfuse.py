@@ -108,7 +108,7 @@ class DevFuse:
         self._send: Callable[[bytes], object] = lambda _: None
         self.maps = False
         """Whether programs can map files, once it is mounted."""
-        self._workers = Workers(self._receive, self._handle, name="recuse mount")
+        self._workers = Workers(self._receive, self._handle, name="recuse-mount")
 
     def start(self) -> None:
         """Mount it, and serve it in threads of its own.

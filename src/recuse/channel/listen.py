@@ -62,7 +62,7 @@ class DeviceServer:
         self._clients: set[_Client] = set()
         self._closing = threading.Event()
         try:
-            self._accepting = threads.start(self._accept, name=f"recuse-{device.name}")
+            self._accepting = threads.start(self._accept, name=f"recuse-accept-{device.name}")
         except OSError:
             self._loop.release()
             self._listener.close()
@@ -137,7 +137,7 @@ class _Client:
         self._device = device
         self._packets = packets
         self._session = Session(device, shared=True)
-        self._workers = Workers(self._receive, self._handle, name=f"recuse-{device.name}")
+        self._workers = Workers(self._receive, self._handle, name=f"recuse-serve-{device.name}")
         self._forget = forget
         self._ending = new_lock("Client.ending")
         self._tapped: Tapped | None = None

@@ -45,7 +45,7 @@ class EndingSignals:
             if number == _WOKEN[0]:
                 return False
         try:
-            self._watcher = threads.start(self._watch, name="recuse-signals")
+            self._watcher = threads.start(self._watch, name="recuse-ending")
         except OSError:
             # Nobody can wait for another one: the next ends the process by itself.
             for signal_number in self._previous:

@@ -177,7 +177,7 @@ def _start() -> tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
     # A daemon, so that a program which forgets to close a session can still exit: the
     # interpreter waits for other threads before it runs what is registered with atexit.
-    thread = threads.start(_run, started, name="recuse async handlers")
+    thread = threads.start(_run, started, name="recuse-async")
     try:
         return thread, *started.result()
     except OSError as error:

@@ -56,7 +56,7 @@ def mount(needs: Needs, directory: Path) -> Iterator[Mount]:
 
         yield serve
     for thread in threading.enumerate():
-        if thread.name.startswith("recuse mount"):
+        if thread.name.startswith("recuse-mount"):
             thread.join(WAIT_S)  # they refer to devices, and these to areas
     assert not os.path.ismount(directory)
     assert list(directory.iterdir()) == []

@@ -143,7 +143,7 @@ def test_a_connection_that_cannot_be_served_is_ended(
     start = threading.Thread.start
 
     def start_others(thread: threading.Thread) -> None:
-        if thread.name.startswith("recuse-plain-"):
+        if thread.name.startswith("recuse-serve-plain-"):
             raise RuntimeError("can't start new thread")
         start(thread)
 
