@@ -17,7 +17,6 @@ import ast
 import ctypes
 import difflib
 import os
-import random
 import resource
 import shutil
 import signal
@@ -31,7 +30,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .mutators import Mutation, mutations
+from .mutators import chosen
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis")
@@ -94,24 +93,6 @@ def imports(source: str, module: str) -> bool:
     return False
 
 
-def chosen(source: str, line: int | None, each: int, seed: str) -> list[Mutation]:
-    """All mutations of a line, or so many of the whole: of each kind about as many."""
-    every = mutations(source)
-    if line is not None:
-        return [one for one in every if one.line <= line <= one.last_line]
-    rng = random.Random(seed)
-    kinds: dict[str, list[Mutation]] = {}
-    for one in rng.sample(every, len(every)):
-        kinds.setdefault(one.what, []).append(one)
-    found: list[Mutation] = []
-    while kinds and len(found) < each:
-        kind = rng.choice(list(kinds))
-        found.append(kinds[kind].pop())
-        if not kinds[kind]:
-            del kinds[kind]
-    return sorted(found, key=lambda one: one.start)
-
-
 @contextmanager
 def copied(root: Path) -> Iterator[Path]:
     """A copy of the repository, and no process or mount that came from it when it is removed."""
@@ -158,7 +139,7 @@ class Runner:
     def failed(self) -> str:
         """Which test, and why, as far as it could be said."""
         lines = self.output.splitlines()
-        return next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "no test")
+        return next((line for line in lines if line.startswith(("FAILED", "ERROR "))), "no test")
 
     def write(self, path: Path, source: str) -> None:
         """Change a module, so that no compiled form of it counts any more.
@@ -239,7 +220,8 @@ def try_module(
         status = runner.run(tests, timeout)
         if status != 0 and options.verbose:
             show("")
-            print(f"{name}:{one.line}: {one.what}: {runner.failed}", flush=True)
+            how = "took too long" if status is None else runner.failed
+            print(f"{name}:{one.line}: {one.what}: {how}", flush=True)
         if status is None:
             count["took too long"] += 1
         elif status:

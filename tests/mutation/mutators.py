@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -69,6 +70,24 @@ def mutations(source: str) -> list[Mutation]:
                 end = starts[last_line - 1] + column
                 found.add(Mutation(what, place.lineno, last_line, start, end, text))
     return sorted(found, key=lambda one: (one.start, one.end, one.what, one.text))
+
+
+def chosen(source: str, line: int | None, each: int, seed: str) -> list[Mutation]:
+    """All mutations of a line, or so many of the whole: of each kind about as many."""
+    every = mutations(source)
+    if line is not None:
+        return [one for one in every if one.line <= line <= one.last_line]
+    rng = random.Random(seed)
+    kinds: dict[str, list[Mutation]] = {}
+    for one in rng.sample(every, len(every)):
+        kinds.setdefault(one.what, []).append(one)
+    found: list[Mutation] = []
+    while kinds and len(found) < each:
+        kind = rng.choice(list(kinds))
+        found.append(kinds[kind].pop())
+        if not kinds[kind]:
+            del kinds[kind]
+    return sorted(found, key=lambda one: one.start)
 
 
 def running(node: ast.AST) -> Iterator[ast.AST]:
@@ -148,8 +167,8 @@ def operator(node: ast.AST) -> Iterator[Change]:
 
 def dropped(node: ast.AST) -> Iterator[Change]:
     """Without a statement. A local name needs a value, or everything would notice."""
-    simple = ast.AugAssign | ast.Raise | ast.Continue | ast.Break | ast.Delete | ast.Expr
-    if isinstance(node, ast.Assign):
+    simple = ast.AugAssign | ast.Raise | ast.Continue | ast.Break | ast.Expr
+    if isinstance(node, ast.Assign | ast.Delete):
         goes = all(isinstance(one, ast.Attribute | ast.Subscript) for one in node.targets)
     elif isinstance(node, ast.AnnAssign):
         goes = isinstance(node.target, ast.Attribute)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ..patience import PATIENCE_S
-from .__main__ import ALSO, ROOT, chosen, selected
-from .mutators import mutations
+from .__main__ import ALSO, ROOT, selected
+from .mutators import chosen, mutations
 
 
 def changed(source: str) -> list[str]:
@@ -40,6 +40,7 @@ def changed(source: str) -> list[str]:
         ("x = a * (b + c)", ["x = (a // (b + c))", "x = a * ((b - c))"]),
         ("x += a", ["pass", "x -= a"]),
         ("x.a = b", ["pass"]),
+        ("del x[a]", ["pass"]),
         ("x.a: int = b", ["pass"]),
         ("raise a", ["pass"]),
         ("a()", ["pass"]),
@@ -68,6 +69,7 @@ def test_the_mutations_of_a_piece(source: str, expected: list[str]) -> None:
         "x = f(a, a)",
         "def f(): return None",
         "x = a",
+        "del x",
     ],
 )
 def test_what_no_test_is_to_notice_is_left(source: str) -> None:
