@@ -223,24 +223,33 @@ class Program:
 class Told:
     """What the author was told in the log."""
 
-    def __init__(self, records: list[logging.LogRecord]) -> None:
+    def __init__(self, records: list[logging.LogRecord], come: threading.Event) -> None:
         self._records = records
+        self._come = come
 
     def lines(self) -> list[str]:
         """Return the lines since the last call."""
         lines = [record.getMessage() for record in self._records]
         self._records.clear()
+        self._come.clear()
         return lines
 
-    def line(self) -> str:
+    def _only(self) -> logging.LogRecord:
+        """The one record. It may come after the answer to the program."""
+        assert self._come.wait(WAIT_S)
+        self._come.clear()
         (record,) = self._records
+        return record
+
+    def line(self) -> str:
+        record = self._only()
         assert record.exc_info is None
         (line,) = self.lines()
         return line
 
     def traceback(self) -> tuple[str, BaseException]:
         """Return the one line, and the exception that it shows."""
-        (record,) = self._records
+        record = self._only()
         assert record.exc_info is not None
         error = record.exc_info[1]
         assert error is not None
@@ -252,15 +261,17 @@ class Told:
 def told() -> Iterator[Told]:
     """What is logged as an error; a test fails if it has not looked at all of it."""
     records: list[logging.LogRecord] = []
+    come = threading.Event()
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             records.append(record)
+            come.set()
 
     handler = Keep(logging.WARNING)
     logger = logging.getLogger("recuse.server")
     logger.addHandler(handler)
-    yield Told(records)
+    yield Told(records, come)
     logger.removeHandler(handler)
     assert [record.getMessage() for record in records] == []
 

@@ -517,6 +517,9 @@ def test_close_on_the_loop_itself(serve: Serve) -> None:
     assert closed.wait(WAIT_S)
     assert outcome(peer, read) == errno.ECONNABORTED
     assert outcome(peer, write) == errno.ECONNABORTED
+    for thread in threading.enumerate():
+        if thread.name == "recuse-async":  # which ends later, as it has closed the device itself
+            thread.join(WAIT_S)
 
 
 def test_tasks_that_handlers_leave_behind_end_with_the_loop(serve: Serve) -> None:
