@@ -376,7 +376,7 @@ def test_children_of_make(inside: Run, needs: Needs) -> None:
 @pytest.fixture
 def package(needs: Needs, tmp_path: Path) -> Callable[[str], Path]:
     """The sources of a real package, with all that its configure script needs; a copy of them."""
-    source = needs("/usr/share/libtool/configure", package="libtool").parent
+    source = needs("/usr/share/libtool/configure", package="libltdl-dev").parent
     needs("autoreconf", package="autoconf")
     needs("automake", package="automake")
     needs("make", package="make")
