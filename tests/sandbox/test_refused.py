@@ -50,7 +50,6 @@ def test_waiting_where_descriptors_cannot_be_fetched() -> None:
         "polling/test_poll.py::test_who_sleeps_is_woken",
         "polling/test_poll.py::test_each_call_by_its_number",
         "test_listing.py::test_two_listings_at_once",
-        "test_ordinary_signals.py::test_calls_that_no_signal_interrupts[2000-flags0]",
     )
 
 
