@@ -15,14 +15,11 @@ import errno
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.rights import Acting, in_own_thread
-
-if TYPE_CHECKING:
-    pass
 
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000

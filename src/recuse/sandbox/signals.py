@@ -239,9 +239,7 @@ class SignalWatch:
             return
         call = one.call()
         if call is None:
-            with self._taking:
-                if self.waiting.get(one.id) is one:
-                    self.waiting.pop(one.id, None)
+            self._take_off(one)
             return
         if one.attend is not None:
             one.attend()
@@ -265,12 +263,14 @@ class SignalWatch:
                 one.found = [*one.found[-1:], signals]
                 self._errands.put(partial(one.interrupt, call, False))
 
+    def _take_off(self, one: Waiting) -> Waiting | None:
+        """Look at a wait no more; None if it was forgotten or replaced meanwhile."""
+        with self._taking:
+            return self.waiting.pop(one.id, None) if self.waiting.get(one.id) is one else None
+
     def _end(self, one: Waiting, call: TrappedCall) -> bool:
         """The caller is gone, unless its call was forgotten meanwhile, and then answered."""
-        with self._taking:
-            if self.waiting.get(one.id) is not one:
-                return False
-            left = self.waiting.pop(one.id, None)
+        left = self._take_off(one)
         if left is None:
             return False
         self._errands.put(partial(left.interrupt, call, True))
