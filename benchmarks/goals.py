@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks import peers, works
+from benchmarks import peers, workloads
 from benchmarks.extras import Memory, Startup
 from benchmarks.samples import FREE, PINNED, PLACEMENTS, Results
 
@@ -44,21 +44,21 @@ def _fastest_libfuse(results: Results, placement: str, work: str) -> float | Non
 
 def _ratios(results: Results) -> Iterator[Goal]:
     multi, single = "x libfuse's multi-threaded server", "x libfuse's single-threaded server"
-    plain, read = peers.RECUSE_PLAIN, works.READ_16.name
+    plain, read = peers.RECUSE_PLAIN, workloads.READ_16.name
     yield Goal(f"{read}, {FREE}", results.ratio(FREE, plain, read, peers.LIBFUSE_MULTI), 0.5, multi)
     yield Goal(
         f"{read}, {PINNED}", results.ratio(PINNED, plain, read, peers.LIBFUSE_SINGLE), 1.5, single
     )
     for placement in PLACEMENTS:
-        large = works.READ_1M.name
+        large = workloads.READ_1M.name
         figure = _fastest_libfuse(results, placement, large)
         yield Goal(f"{large}, {placement}", figure, 1.0, "x libfuse's faster server")
     for placement in PLACEMENTS:
-        ioctl = works.IOCTL_16.name
+        ioctl = workloads.IOCTL_16.name
         figure = results.ratio(placement, plain, ioctl, peers.UMOCKDEV)
         yield Goal(f"{ioctl}, {placement}", figure, 0.1, "x umockdev")
     for placement in PLACEMENTS:
-        opening = works.OPEN_CLOSE.name
+        opening = workloads.OPEN_CLOSE.name
         figure = results.ratio(placement, peers.FILE_SANDBOX, opening, peers.FILE)
         yield Goal(
             f"{opening} of an ordinary file in the sandbox, {placement}",
@@ -67,7 +67,7 @@ def _ratios(results: Results) -> Iterator[Goal]:
             "x outside",
         )
     for placement in PLACEMENTS:
-        copy = works.COPY_1M.name
+        copy = workloads.COPY_1M.name
         figure = results.ratio(placement, plain, copy, peers.MEMORY)
         yield Goal(f"{copy}, {placement}", figure, 1.05, "x plain memory")
 

@@ -1,4 +1,4 @@
-"""What is measured: each peer starts what it needs and says on which path the client works."""
+"""What is measured: each peer starts what it needs and says on which path the client workloads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.processes import UnavailableError, server
 from benchmarks.tools import HERE, SHARED_MEMORY, Tools
-from benchmarks.works import (
+from benchmarks.workloads import (
     COPY_1M,
     IOCTL_16,
     MAP_1M,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import works
+from benchmarks import workloads
 from benchmarks.camera import FPS, Camera
 from benchmarks.extras import Memory, Startup
 from benchmarks.goals import Goal
@@ -64,7 +64,7 @@ def table(results: Results) -> str:
         f"{'':<18}" + " |".join(f"{titles[placement]:^{width}}" for placement in PLACEMENTS),
         f"{'us per operation':<18}" + " |".join(columns for _ in PLACEMENTS),
     ]
-    for work in works.ALL:
+    for work in workloads.ALL:
         names = {key.peer: None for key in results.samples if key.work == work.name}
         if not names:
             continue

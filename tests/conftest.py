@@ -20,8 +20,8 @@ from typing import NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 
-from recuse.sandbox import answers
-from recuse.sandbox.answers import CallError
+from recuse.sandbox.trap import answers
+from recuse.sandbox.trap.answers import CallError
 
 from . import lock_watch
 

@@ -208,7 +208,8 @@ WATCH = Watch(written_order())
 
 def install() -> None:
     """Have all of recuse's locks watched from now on, and all waits that may last."""
-    from recuse.sandbox import inject, rights  # noqa: PLC0415
+    from recuse.sandbox.tasks import rights  # noqa: PLC0415
+    from recuse.sandbox.trap import inject  # noqa: PLC0415
     from recuse.server import session  # noqa: PLC0415
 
     locks.watch = WATCH.make

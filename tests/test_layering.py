@@ -104,6 +104,44 @@ def violations(source: str, room: str, package: list[str]) -> list[str]:
     return found
 
 
+# Within the rooms that have several packages: each may import what stands before it.
+ORDER = {
+    "kernel": ["errors", "caller", "connection", "iovec", "locks", "char"],
+    "sandbox": [
+        *("table", "arch", "abilities", "errands", "tasks", "trap", "files", "vfs", "mapping"),
+        *("machine", "syscalls", "supervisor", "launch", "api", "foreground"),
+    ],
+}
+UNDONE = {("files", "vfs")}
+
+
+def package_of(name: str) -> tuple[str, str]:
+    """The room, and the package or module in it, of a dotted name below recuse."""
+    room, _, rest = name.removeprefix("recuse.").partition(".")
+    return room, rest.partition(".")[0]
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_packages_import_those_before_them(room: str) -> None:
+    order = ORDER[room]
+    names = {path.stem for path in (SOURCE / room).iterdir() if not path.name.startswith("__")}
+    assert names == set(order)
+    found = []
+    for file in sorted((SOURCE / room).rglob("*.py")):
+        path = file.relative_to(SOURCE).with_suffix("")
+        _, own = package_of(".".join(path.parts))
+        if own == "__init__":
+            continue  # it shows what is in the others
+        package = ["recuse", *path.parts[:-1]]
+        for line, name in imports(ast.parse(file.read_text(encoding="utf-8")), package):
+            target, other = package_of(name)
+            if target != room or (own, other) in UNDONE or other not in order:
+                continue
+            if order.index(other) > order.index(own):
+                found.append(f"{file.relative_to(ROOT)}, line {line}: {name}")
+    assert found == []
+
+
 # What finds a file by a path, of the standard library and of the kernel.
 FILE_FUNCTIONS = {
     *("open", "stat", "lstat", "access", "listdir", "scandir", "readlink", "statvfs", "walk"),
@@ -126,14 +164,14 @@ FILE_FUNCTIONS = {
 OWN_PATHS = {
     "abilities": "tries which calls are allowed, on its own root",
     "foreground": "the terminal",
-    "handles": "a process's status, from a descriptor of its directory",
-    "init": "the program to be executed; it is a process of its own, with the program's rights",
-    "launch": "the interpreter",
-    "nodes": "where nodes are made: paths that the devices' authors and recuse itself give",
-    "shadows": "directories that stand for recuse's own",
+    "launch/process_handle": "a process's status, from a descriptor of its directory",
+    "launch/init": "the program to be executed; a process of its own, with the program's rights",
+    "launch/parent": "the interpreter",
+    "vfs/nodes": "where nodes are made: paths that the devices' authors and recuse itself give",
+    "vfs/placeholder_dirs": "directories that stand for recuse's own",
     "syscalls/filesystems": "the directories /dev, /sys and /proc",
     "syscalls/listing": "the directory above one of recuse's own",
-    "tasks": "a process's status, in a /proc of another pid namespace",
+    "tasks/tasks": "a process's status, in a /proc of another pid namespace",
 }
 
 
@@ -166,7 +204,7 @@ def test_native_files_are_named_in_one_module() -> None:
         for line, name in file_uses(ast.parse(file.read_text(encoding="utf-8"))):
             if module in OWN_PATHS:
                 used.add(module)
-            elif module != "native_files":
+            elif module != "vfs/native_files":
                 found.append(f"{file.relative_to(ROOT)}, line {line}: {name}")
     assert found == []
     assert used == set(OWN_PATHS)
@@ -252,7 +290,7 @@ def test_every_room_has_rules() -> None:
         ("kernel", "from .. import channel"),
         ("kernel", "from ..server import device"),
         ("kernel", "def f():\n    import select"),
-        ("server", "from recuse.kernel.connection import Connection"),
+        ("server", "from recuse.kernel.connection.connection import Connection"),
         ("server", "import recuse.channel.inprocess as c"),
         ("channel", "from recuse.sandbox import Sandbox"),
         ("sandbox", "import click"),
@@ -275,7 +313,7 @@ def test_a_forbidden_import_is_found(room: str, source: str) -> None:
         ("server", "if TYPE_CHECKING:\n    from typing_extensions import Buffer"),
         ("server", "import asyncio\nfrom recuse.wire import fuse"),
         ("channel", "from recuse.kernel import cuse\nfrom recuse.server import session"),
-        ("sandbox", "import ctypes, select\nimport recuse.kernel.files"),
+        ("sandbox", "import ctypes, select\nimport recuse.kernel.char.files"),
         ("cli", "import click\nimport recuse\nfrom recuse.sandbox import supervise"),
         ("", "from recuse.server.device import Device"),
     ],

@@ -21,7 +21,7 @@ from benchmarks.peers import (
 from benchmarks.processes import UnavailableError
 from benchmarks.runner import Run, busy_seconds, parse
 from benchmarks.samples import FREE, PINNED, Key, Results, Summary, summarise
-from benchmarks.works import COPY_1M, IOCTL_16, OPEN_CLOSE, READ_1M, READ_16
+from benchmarks.workloads import COPY_1M, IOCTL_16, OPEN_CLOSE, READ_1M, READ_16
 
 MIB = 1 << 20
 

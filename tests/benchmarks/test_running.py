@@ -28,7 +28,7 @@ from benchmarks.processes import UnavailableError, output, server
 from benchmarks.runner import measure, parse, placed, run
 from benchmarks.samples import FREE, PINNED, Key
 from benchmarks.tools import Tools
-from benchmarks.works import READ_16
+from benchmarks.workloads import READ_16
 from recuse.sandbox.arch import SUPPORTED
 
 ROOT = Path(__file__).resolve().parents[2]

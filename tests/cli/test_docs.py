@@ -52,6 +52,19 @@ def test_the_readmes_two_commands() -> None:
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
+def test_the_modules_that_documents_name_are_there() -> None:
+    missing = [
+        f"{document.name}: {name}"
+        for document in DOCUMENTS
+        for name in re.findall(
+            r"`((?:kernel|sandbox|server|channel|wire|trace|runtime)/[\w/]+(?:\.py)?)`",
+            document.read_text(encoding="utf-8"),
+        )
+        if not (ROOT / "src/recuse" / name).exists()
+    ]
+    assert missing == []
+
+
 def test_every_command_and_option_is_described() -> None:
     described = text_of("docs/commands.md")
     for command in cli.commands.values():

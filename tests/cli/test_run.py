@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from recuse.cli.commands import cli
 from recuse.cli.main import main, plain_run
 from recuse.sandbox import SandboxError
-from recuse.sandbox.launch import lacks
+from recuse.sandbox.launch.parent import lacks
 from recuse.server.device import Device
 
 ECHO = """

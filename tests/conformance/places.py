@@ -15,8 +15,8 @@ from typing import IO
 
 from recuse.channel.devcuse import DevCuse
 from recuse.channel.inprocess import InProcessChannel
-from recuse.kernel.cuse import CuseChannel
-from recuse.kernel.devices import DeviceTable
+from recuse.kernel.char.cuse import CuseChannel
+from recuse.kernel.char.devices import DeviceTable
 from recuse.sandbox import Sandbox
 
 from .devices import ConformanceDevice, devices

@@ -38,14 +38,14 @@ NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", 
 ALSO = {
     "borrowing": ["test_blocking.py", "test_processes.py", "test_end.py"],
     "call": ["test_interruption.py"],
-    "channels": ["test_cuse_servers.py"],
+    "cuse_file": ["test_cuse_servers.py"],
     "descriptors": ["test_release.py", "test_processes.py"],
     "native_files": ["test_paths.py", "test_rights.py", "test_places.py"],
     "readiness": ["polling"],
     "rights": ["test_rights.py", "test_credentials.py"],
     "signals": ["test_interruption.py"],
-    "tree": ["test_paths.py", "test_listing.py"],
-    "waker": ["polling"],
+    "resolve": ["test_paths.py", "test_listing.py"],
+    "refresher": ["polling"],
     "walk": ["test_paths.py", "test_places.py", "test_workdir.py"],
 }
 """Tests in tests/sandbox by the name of the module that they are about, if theirs is another."""

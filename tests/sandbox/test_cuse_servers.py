@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from recuse import Sandbox
-from recuse.kernel.devices import DYNAMIC_MAJORS
+from recuse.kernel.char.devices import DYNAMIC_MAJORS
 from recuse.runtime.room import no_room
-from recuse.sandbox import descriptors
 from recuse.sandbox.arch import arch
-from recuse.sandbox.nodes import majors_in_use
+from recuse.sandbox.files import descriptors
+from recuse.sandbox.vfs.nodes import majors_in_use
 from tests.conftest import Needs
 
 from ..patience import PATIENCE_S

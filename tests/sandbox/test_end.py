@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from recuse.sandbox import Sandbox
-from recuse.sandbox.launch import Launch
-from recuse.sandbox.listener import Listener
+from recuse.sandbox.launch.parent import Launch
+from recuse.sandbox.trap.listener import Listener
 
 from ..patience import PATIENCE_S
 from .conftest import Fifo

@@ -209,7 +209,7 @@ def test_a_signal_ends_the_start(recuse_run: list[str]) -> None:
     """Calls are not received here, so the program's execve would wait for ever."""
     script = """
 import select, sys
-from recuse.sandbox.listener import Listener
+from recuse.sandbox.trap.listener import Listener
 from recuse.cli.main import main
 def receive(listener):
     poll = select.poll()
@@ -234,7 +234,7 @@ def test_calls_that_cannot_be_received_end_the_programs(recuse_run: list[str]) -
     script = """
 import errno, sys
 from recuse.channel import workers
-from recuse.sandbox.listener import Listener
+from recuse.sandbox.trap.listener import Listener
 from recuse.cli.main import main
 workers._MOST_PAUSE_S = 0.01
 receive, calls = Listener.receive, []

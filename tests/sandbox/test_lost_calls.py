@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import pytest
 
-from recuse.sandbox import Sandbox, answers
-from recuse.sandbox.answers import ANSWERED
-from recuse.sandbox.call import Steps, TrappedCall
+from recuse.sandbox import Sandbox
 from recuse.sandbox.machine import Machine
 from recuse.sandbox.syscalls import locks
-from recuse.sandbox.syscalls.call import Handler
+from recuse.sandbox.syscalls.handler import Handler
+from recuse.sandbox.trap import answers
+from recuse.sandbox.trap.answers import ANSWERED
+from recuse.sandbox.trap.call import Steps, TrappedCall
 
 from ..patience import PATIENCE_S
 from .conftest import Clients, Start

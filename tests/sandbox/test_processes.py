@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recuse.sandbox import Sandbox, descriptors
+from recuse.sandbox import Sandbox
+from recuse.sandbox.tasks import fetch
 from tests.conftest import Needs
 
 from .conftest import Clients, Compiled, Fifo, Shell, Start
@@ -334,7 +335,7 @@ def test_a_device_is_not_passed_to_a_process_outside(
     # There it would be a socket, with a byte of recuse's own to read. Which process is at the other
     # end is seen by a copy of the program's socket.
     if not fetches:
-        monkeypatch.setattr(descriptors, "may_fetch", lambda: False)
+        monkeypatch.setattr(fetch, "may_fetch", lambda: False)
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)

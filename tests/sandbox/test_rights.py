@@ -297,7 +297,7 @@ become(65534); os.umask(0o077); same(made, '{place}'); same(made, '{place}', 0o6
     ) -> None:
         """Containers refuse unshare(2)."""
         os.chmod(place, 0o777)
-        monkeypatch.setattr("recuse.sandbox.rights._CLONE_FS", 0x7FFFFFFF)
+        monkeypatch.setattr("recuse.sandbox.tasks.rights._CLONE_FS", 0x7FFFFFFF)
         script = f"{BECOME}{self.SCRIPT}become(65534); os.umask(0o027); same(made, '{place}')"
         assert client(script).startswith("(65534, 65534, '0o100640'")
 
@@ -362,7 +362,7 @@ def test_going_somewhere_where_a_security_module_may_refuse_reading(
     client: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the thread goes there by itself, and is given nothing."""
-    monkeypatch.setattr("recuse.sandbox.tasks.labels_of", lambda thread: (thread,))
+    monkeypatch.setattr("recuse.sandbox.tasks.tasks.labels_of", lambda thread: (thread,))
     monkeypatch.delattr("recuse.sandbox.syscalls.workdir.open_again")
     assert client(f"{BECOME}os.chdir(THROUGH + '/etc'); print(os.getcwd())") == "/etc\n"
 
@@ -487,7 +487,7 @@ def test_a_program_of_which_a_security_module_thinks_otherwise(
     client: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rights cannot be taken on."""
-    monkeypatch.setattr("recuse.sandbox.tasks.labels_of", lambda thread: (thread,))
+    monkeypatch.setattr("recuse.sandbox.tasks.tasks.labels_of", lambda thread: (thread,))
     script = f"{BECOME}for at in ('', THROUGH): print(attempt(os.open, at + '/etc/passwd', 0))"
     assert client(script).splitlines() == ["3", "EACCES"]
 

@@ -20,7 +20,7 @@ from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 from recuse.cli.spec import load, parse
 from recuse.sandbox import Sandbox
-from recuse.sandbox.call import TrappedCall
+from recuse.sandbox.trap.call import TrappedCall
 from recuse.server.sysfs import Value
 from tests.conftest import Needs
 

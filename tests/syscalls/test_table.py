@@ -14,7 +14,7 @@ import pytest
 from recuse.sandbox import table
 from recuse.sandbox.arch import MACHINE, arch, compat, i386, name_of, x86_64
 from recuse.sandbox.syscalls import FAMILIES, compat_handlers, handlers, sigreturn
-from recuse.sandbox.syscalls.compat import OWN
+from recuse.sandbox.syscalls.compat.i386 import OWN
 
 from . import rows
 
@@ -181,7 +181,7 @@ import os
 os.uname = lambda system=os.uname(): os.uname_result([*system[:4], "aarch64"])
 from recuse.sandbox import supervisor
 from recuse.sandbox.arch import aarch64, arch, arm, compat
-from recuse.sandbox.filter import build_filter
+from recuse.sandbox.trap.filter import build_filter
 from recuse.sandbox.syscalls import compat_handlers, handlers
 assert (arch, compat) == (aarch64, arm)
 assert len(build_filter()) < 8 * 4096  # BPF_MAXINSNS

@@ -21,8 +21,8 @@ from pathlib import Path
 from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
+from recuse.kernel.connection.request import MAX_PAGES, PAGE_SIZE
 from recuse.kernel.errors import os_error
-from recuse.kernel.request import MAX_PAGES, PAGE_SIZE
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.server.device import Device, device_makes_files
@@ -105,7 +105,7 @@ class Channel:
         """Answer a request.
 
         Raises OSError: ENODEV when the connection has ended, ENOENT if nobody waits for it any more
-        (see `recuse.server.exchange`, which takes both for usual), EINVAL if it is malformed.
+        (see `recuse.server.pending_reply`, which takes both for usual), EINVAL if it is malformed.
         """
         number = self._begin()
         try:

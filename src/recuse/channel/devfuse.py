@@ -15,7 +15,7 @@ from recuse.channel.directory import DIRECTORY_MODE, Directory
 from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
-from recuse.kernel.request import PAGE_SIZE
+from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.runtime.log import Log
 from recuse.server.device import Device, device_makes_files, device_uses_memory
 from recuse.wire.fuse import (

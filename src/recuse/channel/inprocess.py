@@ -2,8 +2,8 @@
 
 import errno
 
-from recuse.kernel.cuse import CuseChannel
-from recuse.kernel.devices import CharDevice, DeviceTable
+from recuse.kernel.char.cuse import CuseChannel
+from recuse.kernel.char.devices import CharDevice, DeviceTable
 from recuse.kernel.errors import os_error
 from recuse.server.device import Device
 from recuse.server.session import Session

@@ -7,9 +7,9 @@ import os
 import threading
 
 from recuse.channel.packets import Packets, is_trusted, open_socket, peer_uid
-from recuse.kernel.connection import Connection
-from recuse.kernel.cuse import CuseChannel
-from recuse.kernel.devices import CharDevice, DeviceTable
+from recuse.kernel.char.cuse import CuseChannel
+from recuse.kernel.char.devices import CharDevice, DeviceTable
+from recuse.kernel.connection.connection import Connection
 from recuse.runtime import threads
 from recuse.runtime.locks import new_lock, new_rlock
 from recuse.runtime.log import Log

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from recuse.kernel.connection import Tap
+from recuse.kernel.connection.connection import Tap
 from recuse.runtime.log import Log
 
 _log = Log("recuse.channel")

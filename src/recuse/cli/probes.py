@@ -14,9 +14,9 @@ import struct
 from collections.abc import Callable, Iterator
 
 from recuse.sandbox.arch import arch
-from recuse.sandbox.descriptors import EPOLL_SLOT, KCMP_EPOLL_TFD
-from recuse.sandbox.listener import Listener
-from recuse.sandbox.memory import UnreadableError, read_memory
+from recuse.sandbox.files.descriptors import EPOLL_SLOT, KCMP_EPOLL_TFD
+from recuse.sandbox.tasks.memory import UnreadableError, read_memory
+from recuse.sandbox.trap.listener import Listener
 
 # linux/prctl.h, linux/seccomp.h, linux/filter.h
 _PR_SET_NO_NEW_PRIVS = 38

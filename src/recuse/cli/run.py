@@ -122,7 +122,7 @@ def _explain(error: OSError, program: str) -> Failure:
     """Say what an error of the sandbox means for somebody at a shell."""
     reason = error.strerror or str(error)
     if error.filename is None or os.fspath(error.filename) != program:
-        from recuse.sandbox.launch import lacks
+        from recuse.sandbox.launch.parent import lacks
 
         if (lack := lacks(error.errno)) is not None:
             return Failure(lack)

@@ -15,17 +15,17 @@ comes in any thread, in the middle of anything.
         Packets.receiving (waits): the packets that arrive, of which several make a message
             Packets: those to be sent, and the end of the connection
         Pollers: whom a device's file has promised to say that it is ready
-        Rounds: what ioctls have asked for that the program's thread has to fetch
+        IoctlRetries: what ioctls have asked for that the program's thread has to fetch
         Area.resizing: the size of a device's memory
     RemoteChannel: the connection to a server that may go and come back
         Packets
     Link.sending: the order of the messages to a server at a socket
-        ProgramsSide: a connection's queue of requests, and its state
+        SubmitSide: a connection's queue of requests, and its state
         Packets
     ChannelFile: who waits in a read of /dev/cuse, and what its descriptor shows
-        ProgramsSide
+        SubmitSide
         PipeEnd: what a pipe shows that is a device's descriptor
-    Waker: who sleeps in a wait for an epoll, together with what is on the epoll's ready list
+    ReadinessRefresher: who sleeps in a wait for an epoll, and what is on its ready list
         Readiness (waits): what a device's descriptor shows, and who sleeps until that changes
             Injection.busy (waits): a program's thread that makes calls for us
             SignalWatch.taking: whose calls are looked at for signals
@@ -38,7 +38,7 @@ comes in any thread, in the middle of anything.
         Workers: who of some threads leads, and who is spare
     MountedDevice: the memory that the kernel has for a file on a FUSE mount
         Channel: who uses the descriptor of /dev/cuse or /dev/fuse
-    Copies: how much memory holds copies of what devices have been read for
+    PrivateSnapshots: how much memory holds copies of what devices have been read for
     Listener.polling (waits): the receiving of trapped calls
     Sandbox: the programs that run
     DeviceServer: the connections at a device's socket
@@ -47,7 +47,7 @@ comes in any thread, in the middle of anything.
     FileLocks: who has locked a device with flock, and who waits for that
     StringReader: the descriptors of the programs' memories
     Nodes: the devices' nodes, and their directories
-    Shadows: the directories that stand for those of /sys
+    PlaceholderDirs: the directories that stand for those of /sys
     AttributeFile: the position in an open file of /sys, and what has been read
     rights.becoming: how many threads act as somebody whom nobody may trace
 

@@ -98,5 +98,5 @@ def may_copy_memory() -> bool:
 
 
 def may_borrow() -> bool:
-    """Whether a copy of a thread's descriptor can be had (:mod:`recuse.sandbox.borrowing`)."""
+    """Whether a thread's descriptor can be copied (:mod:`recuse.sandbox.trap.borrowing`)."""
     return may_fetch() or may_trace()

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from recuse.kernel.connection import Tap
+from recuse.kernel.connection.connection import Tap
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
 from recuse.runtime.room import has_room
-from recuse.sandbox.launch import Command, Launch, Program
+from recuse.sandbox.launch.parent import Command, Launch, Program
 from recuse.sandbox.machine import Joinable, Machine
 from recuse.sandbox.supervisor import Supervisor
 from recuse.server.device import Device

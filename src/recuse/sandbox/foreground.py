@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from recuse.kernel.connection import Tap
+from recuse.kernel.connection.connection import Tap
 from recuse.sandbox.api import Sandbox
-from recuse.sandbox.launch import Program, require_proc
+from recuse.sandbox.launch.parent import Program, require_proc
 from recuse.sandbox.machine import Joinable
 from recuse.server.device import Device
 
@@ -157,7 +157,7 @@ def _end_orphans() -> None:
 
     A device's own children are not under the filter, and are let alone.
     """
-    from recuse.sandbox.init import descendants  # noqa: PLC0415 - rarely needed
+    from recuse.sandbox.launch.init import descendants  # noqa: PLC0415 - rarely needed
 
     own = _filters("self")
     until = time.monotonic() + _ORPHANS_S

@@ -5,23 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from recuse.channel.inprocess import connect
-from recuse.kernel.connection import Connection, Tap
-from recuse.kernel.devices import CharDevice, DeviceTable
-from recuse.sandbox.areas import Areas
-from recuse.sandbox.descriptors import Descriptors
+from recuse.kernel.char.devices import CharDevice, DeviceTable
+from recuse.kernel.connection.connection import Connection, Tap
 from recuse.sandbox.errands import Errands
-from recuse.sandbox.memory import StringReader
-from recuse.sandbox.nodes import majors_in_use
-from recuse.sandbox.signals import SignalWatch
-from recuse.sandbox.tasks import Tasks
-from recuse.sandbox.tree import Tree
+from recuse.sandbox.files.descriptors import Descriptors
+from recuse.sandbox.mapping.memory_maps import Areas
+from recuse.sandbox.tasks.memory import StringReader
+from recuse.sandbox.tasks.tasks import Tasks
+from recuse.sandbox.trap.signals import SignalWatch
+from recuse.sandbox.vfs.nodes import majors_in_use
+from recuse.sandbox.vfs.resolve import Tree
 from recuse.server.device import Device
-
-if TYPE_CHECKING:
-    from recuse.sandbox.supervisor import Supervisor
 
 
 class Channel(Protocol):
@@ -29,6 +26,16 @@ class Channel(Protocol):
 
     def close(self) -> None:
         """End it: the device goes."""
+
+
+class Served(Protocol):
+    """What serves the programs under one listener: a supervisor."""
+
+    first_process: int
+    """The number of the process that they all descend from."""
+
+    def let_go(self, connection: Connection) -> None:
+        """Answer the calls of a device that is gone."""
 
 
 class Joinable(Protocol):
@@ -63,7 +70,7 @@ class Machine:
             self.table.tap = tap
             made.pop_all()
         self.strings = StringReader()
-        self.supervisors: list[Supervisor] = []
+        self.supervisors: list[Served] = []
         """Those that serve its programs."""
         self.let_pass: set[int] = set()
         """Threads that make a call anew which may pass devices on (`syscalls.passing`)."""

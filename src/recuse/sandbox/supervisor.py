@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Final
 
 from recuse.channel.workers import Workers
-from recuse.kernel.connection import Connection
+from recuse.kernel.connection.connection import Connection
 from recuse.runtime.log import Log
-from recuse.sandbox.answers import ANSWERED, PROCEED
 from recuse.sandbox.arch import arch
-from recuse.sandbox.call import TrappedCall
-from recuse.sandbox.listener import Listener
 from recuse.sandbox.machine import Machine
 from recuse.sandbox.syscalls import compat_handlers, handlers
-from recuse.sandbox.trap import Trap
+from recuse.sandbox.trap.answers import ANSWERED, PROCEED
+from recuse.sandbox.trap.call import TrappedCall
+from recuse.sandbox.trap.listener import Listener
+from recuse.sandbox.trap.trap import Trap
 
 _log = Log("recuse.sandbox")
 

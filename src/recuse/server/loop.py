@@ -21,7 +21,7 @@ from recuse.runtime import threads
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log, report
 from recuse.runtime.room import check_room
-from recuse.server.exchange import Exchange, discard
+from recuse.server.pending_reply import Exchange, discard
 
 log = Log("recuse.server")
 

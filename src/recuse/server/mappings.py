@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from recuse.server.areas import Area
 from recuse.server.errors import Misuse, brief
-from recuse.server.exchange import Exchange
 from recuse.server.file import File
+from recuse.server.pending_reply import Exchange
 from recuse.server.request import Request
 from recuse.server.runner import Runner
 from recuse.wire.cuse import (

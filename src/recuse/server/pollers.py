@@ -2,7 +2,7 @@
 
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
-from recuse.server.exchange import Send
+from recuse.server.pending_reply import Send
 from recuse.wire.fuse import FUSE_NOTIFY_POLL, fuse_notify_poll_wakeup_out, fuse_out_header
 
 log = Log("recuse.server")

@@ -3,7 +3,7 @@
 import os
 from contextvars import ContextVar
 
-from recuse.server.exchange import Exchange
+from recuse.server.pending_reply import Exchange
 from recuse.wire.cuse import RECUSE_MMAP, RECUSE_MMAP_COMMIT, RECUSE_MUNMAP, RECUSE_SHOW
 from recuse.wire.fuse import (
     FUSE_INVALID_UIDGID,

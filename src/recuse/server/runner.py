@@ -9,11 +9,11 @@ from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.runtime.threads import LAST_THREADS, must_not_block
 from recuse.server.errors import Misuse
-from recuse.server.exchange import Exchange, discard
 from recuse.server.file import File
+from recuse.server.ioctl_retries import IoctlCall
 from recuse.server.memory import MoreMemory
+from recuse.server.pending_reply import Exchange, discard
 from recuse.server.request import CURRENT
-from recuse.server.rounds import IoctlCall
 from recuse.wire.cuse import RECUSE_MUNMAP
 from recuse.wire.fuse import FUSE_OPEN, FUSE_POLL, FUSE_RELEASE
 

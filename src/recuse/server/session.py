@@ -29,12 +29,12 @@ from recuse.server.dispatch import (
     write_answer,
 )
 from recuse.server.errors import Misuse, brief
-from recuse.server.exchange import Exchange, Send
 from recuse.server.file import File
+from recuse.server.ioctl_retries import IoctlCall, IoctlRetries
 from recuse.server.mappings import Mappings
+from recuse.server.pending_reply import Exchange, Send
 from recuse.server.pollers import Pollers
 from recuse.server.request import OpenRequest
-from recuse.server.rounds import IoctlCall, Rounds
 from recuse.server.runner import Runner, Step
 from recuse.server.sysfs import Link, encoded, show_answer
 from recuse.wire.cuse import (
@@ -118,7 +118,7 @@ class Session:
         self._file_flags = False
         """Whether ioctls tell of the file's O_NONBLOCK."""
         self._has_kinds_of_files = device_makes_files(device)
-        self._rounds = Rounds(self.drop)
+        self._rounds = IoctlRetries(self.drop)
         self._lock = new_lock("Session")
         self._closed = False
         self._released = False
@@ -237,7 +237,7 @@ class Session:
         return fuse_open_out(fh=self._add(returned)).pack()
 
     def adopt(self, file: object) -> tuple[int, int]:
-        """See `recuse.server.rounds.Files`."""
+        """See `recuse.server.ioctl_retries.Files`."""
         if not isinstance(file, File):
             raise Misuse(f"returned {brief(file)}, not a File")
         flags = file.flags
@@ -273,7 +273,7 @@ class Session:
         self._mappings.failed(exchange)
 
     def drop(self, handle: int) -> None:
-        """See `recuse.server.rounds.Files`."""
+        """See `recuse.server.ioctl_retries.Files`."""
         file = self._files.pop(handle, None)
         if file is not None:
             self._runner.quietly_later(file.release)

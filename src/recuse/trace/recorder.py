@@ -53,7 +53,7 @@ _REQUEST, _REPLY = int(Kind.REQUEST), int(Kind.REPLY)
 
 
 class ConnectionTap:
-    """What is put on one connection (`recuse.kernel.connection.Tap`)."""
+    """What is put on one connection (`recuse.kernel.connection.connection.Tap`)."""
 
     __slots__ = ("_number", "_recorder", "_records")
 

@@ -19,8 +19,9 @@ import pytest
 from recuse import Area, Device, File, MmapRequest, OpenRequest, current_request
 from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
-from recuse.sandbox import Sandbox, copies
-from recuse.sandbox.areas import Areas
+from recuse.sandbox import Sandbox
+from recuse.sandbox.mapping import snapshots as copies
+from recuse.sandbox.mapping.memory_maps import Areas
 
 from ...patience import PATIENCE_S
 from .mapped import (

@@ -21,7 +21,7 @@ from recuse import Area, Device, Mapping, MmapRequest
 from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox
-from recuse.sandbox.areas import Areas
+from recuse.sandbox.mapping.memory_maps import Areas
 
 from ...patience import PATIENCE_S
 from .mapped import (

@@ -6,8 +6,8 @@ import pytest
 
 from recuse.sandbox import Sandbox
 from recuse.sandbox.arch import MACHINE
-from recuse.sandbox.readiness import _LOST
-from recuse.sandbox.waker import Sleeper
+from recuse.sandbox.files.readiness import _LOST
+from recuse.sandbox.files.refresher import Sleeper
 from tests.conftest import Needs
 
 from ...patience import PATIENCE_S
@@ -383,17 +383,17 @@ print(epoll.poll(0))
 sys.stdin.close()
 """
     assert sandbox._machine is not None
-    waker = sandbox._machine.descriptors.waker
+    refresher = sandbox._machine.descriptors.refresher
     most = 0
 
     class Sleepers(dict[int, Sleeper]):
         def __setitem__(self, tid: int, who: Sleeper) -> None:
             nonlocal most
             super().__setitem__(tid, who)
-            polling = [len(one._sleepers) for one in waker.watched]
+            polling = [len(one._sleepers) for one in refresher.watched]
             most = max(most, len(self), *polling)
 
-    waker.sleepers = Sleepers()
+    refresher.sleepers = Sleepers()
     assert client(PRELUDE + script) == "[]\n"
     assert 0 < most < 200
 
@@ -419,14 +419,14 @@ epoll = copy
 wait()
 """
     assert sandbox._machine is not None
-    waker = sandbox._machine.descriptors.waker
+    refresher = sandbox._machine.descriptors.refresher
     with start(sandbox, PRELUDE + script) as program:
         box.wait_asked(1001)
-        (readiness,) = waker.watched
+        (readiness,) = refresher.watched
         assert len(readiness._watches) <= 64
         for key in set(readiness._watches) - {_LOST}:
             readiness.unwatch(key)
-        (child,) = waker.sleepers
+        (child,) = refresher.sleepers
         wait_asleep(child, *EPOLL)
         box.put(b"x")
         assert program.stdout.readline() == b"[(3, 1)]\n"

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from recuse.sandbox import Sandbox
-from recuse.sandbox.call import TrappedCall
+from recuse.sandbox.files.readiness import Readiness
+from recuse.sandbox.files.refresher import ReadinessRefresher, Sleeper
 from recuse.sandbox.machine import Machine
-from recuse.sandbox.readiness import Readiness
 from recuse.sandbox.syscalls import epoll
-from recuse.sandbox.syscalls.asking import Asked
-from recuse.sandbox.waker import Sleeper, Waker
+from recuse.sandbox.syscalls.poll_query import PolledFile
+from recuse.sandbox.trap.call import TrappedCall
 
 from ...patience import PATIENCE_S
 from ..conftest import Start
@@ -150,10 +150,12 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
     looked, refreshed = threading.Event(), threading.Event()
     turns = [threading.Event(), threading.Event()]
     left = list(turns)
-    of_epolls, refresh = Waker.of_epolls, Readiness.refresh
+    of_epolls, refresh = ReadinessRefresher.of_epolls, Readiness.refresh
 
-    def hold(waker: Waker, sleepers: dict[int, Sleeper], inode: str) -> list[Sleeper]:
-        found = of_epolls(waker, sleepers, inode)
+    def hold(
+        refresher: ReadinessRefresher, sleepers: dict[int, Sleeper], inode: str
+    ) -> list[Sleeper]:
+        found = of_epolls(refresher, sleepers, inode)
         turn = left.pop(0) if left else None
         looked.set()
         assert turn is None or turn.wait(PATIENCE_S)
@@ -163,7 +165,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
         refresh(readiness)
         refreshed.set()
 
-    monkeypatch.setattr(Waker, "of_epolls", hold)
+    monkeypatch.setattr(ReadinessRefresher, "of_epolls", hold)
     monkeypatch.setattr(Readiness, "refresh", note)
     yield looked, turns, refreshed
     for turn in turns:
@@ -233,7 +235,7 @@ says(epoll.poll(20))
 
     def late(
         call: TrappedCall, machine: Machine, watched: tuple[int, int]
-    ) -> tuple[list[Asked], list[Asked]]:
+    ) -> tuple[list[PolledFile], list[PolledFile]]:
         found = listed(call, machine, watched)
         box.put(b"more")
         return found
@@ -248,7 +250,7 @@ says(epoll.poll(20))
         monkeypatch.setattr(epoll, "_listed", listed)
         assert looked.wait(PATIENCE_S)
         assert sandbox._machine is not None
-        readiness = next(iter(sandbox._machine.descriptors.waker.watched))
+        readiness = next(iter(sandbox._machine.descriptors.refresher.watched))
         readiness._moves += 1  # as if another thread had asked meanwhile
         turns[1].set()
         turns[0].set()

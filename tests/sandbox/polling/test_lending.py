@@ -6,8 +6,10 @@ import threading
 
 import pytest
 
-from recuse.sandbox import Sandbox, borrowing, descriptors
-from recuse.sandbox.memory import write_memory
+from recuse.sandbox import Sandbox
+from recuse.sandbox.tasks import fetch
+from recuse.sandbox.tasks.memory import write_memory
+from recuse.sandbox.trap import borrowing
 
 from ...patience import PATIENCE_S
 from ..conftest import Start
@@ -29,7 +31,7 @@ maps = open("/proc/self/maps").read()
 
 @pytest.fixture(autouse=True)
 def no_fetching(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descriptors, "may_fetch", lambda: False)
+    monkeypatch.setattr(fetch, "may_fetch", lambda: False)
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import subprocess
 
 import pytest
 
-from recuse.sandbox import Sandbox, descriptors
+from recuse.sandbox import Sandbox
 from recuse.sandbox.abilities import may_hold_threads
+from recuse.sandbox.tasks import fetch
 from tests.conftest import Needs
 
 from ...patience import PATIENCE_S
@@ -19,9 +20,9 @@ NEW, OLD, REFUSED = "a pidfd of the thread", "before Linux 6.9", "where fetching
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the supervisor can do."""
     if request.param == OLD:
-        monkeypatch.setattr(descriptors, "may_hold_threads", lambda: False)
+        monkeypatch.setattr(fetch, "may_hold_threads", lambda: False)
     elif request.param == REFUSED:
-        monkeypatch.setattr(descriptors, "may_fetch", lambda: False)
+        monkeypatch.setattr(fetch, "may_fetch", lambda: False)
     elif not may_hold_threads():
         pytest.skip("this kernel is older")
 

@@ -8,9 +8,9 @@ from typing import Any, Generic, Self, TypeVar, cast
 
 from recuse.channel.packets import Packets
 from recuse.kernel.caller import Caller
-from recuse.kernel.devices import CharDevice, DeviceTable
-from recuse.kernel.files import open_file
-from recuse.kernel.operation import Operation, run
+from recuse.kernel.char.devices import CharDevice, DeviceTable
+from recuse.kernel.char.files import open_file
+from recuse.kernel.connection.operation import Operation, run
 from recuse.wire.cuse import CUSE_INIT, cuse_init_in, cuse_init_out
 from recuse.wire.declare import Buffer
 from recuse.wire.fuse import (

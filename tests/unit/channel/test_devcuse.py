@@ -19,8 +19,8 @@ from recuse import IOWR, Device, File, OpenRequest, current_request, ioctl
 from recuse.channel import devcuse
 from recuse.channel.devcuse import Channel, DevCuse, KernelError, serve_kernel
 from recuse.channel.signals import ending_signals
-from recuse.kernel.cuse import CuseChannel
-from recuse.kernel.devices import DeviceTable
+from recuse.kernel.char.cuse import CuseChannel
+from recuse.kernel.char.devices import DeviceTable
 from recuse.server.file import FILE_MAKERS
 from recuse.wire.cuse import CUSE_INIT
 from recuse.wire.fuse import FUSE_OPEN, FUSE_RELEASE

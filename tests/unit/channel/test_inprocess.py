@@ -14,11 +14,11 @@ import recuse
 from recuse import IOWR, Device, File, OpenRequest, Session, current_request, ioctl
 from recuse.channel.inprocess import InProcessChannel, connect
 from recuse.kernel.caller import Caller
-from recuse.kernel.cuse import CuseChannel
-from recuse.kernel.devices import DeviceTable
-from recuse.kernel.files import OpenFile, open_file
-from recuse.kernel.operation import Operation, Running, run
-from recuse.kernel.request import Reply, Request
+from recuse.kernel.char.cuse import CuseChannel
+from recuse.kernel.char.devices import DeviceTable
+from recuse.kernel.char.files import OpenFile, open_file
+from recuse.kernel.connection.operation import Operation, Running, run
+from recuse.kernel.connection.request import Reply, Request
 from recuse.server import loop
 from recuse.wire.declare import Buffer
 from recuse.wire.fuse import FUSE_INTERRUPT, FUSE_OPEN, FUSE_READ, fuse_open_in, fuse_open_out

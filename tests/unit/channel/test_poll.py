@@ -14,7 +14,7 @@ from recuse.channel.devcuse import DevCuse
 from recuse.channel.inprocess import connect
 from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
-from recuse.kernel.devices import CharDevice
+from recuse.kernel.char.devices import CharDevice
 
 from .support import WAIT_S, Program, Table
 from .test_devcuse import FakeOs, fake  # noqa: F401  # a fixture

@@ -16,11 +16,11 @@ from recuse.channel import packets
 from recuse.channel import socket as module
 from recuse.channel.packets import open_socket
 from recuse.channel.socket import Remote, RemoteChannel, RemoteError
-from recuse.kernel.cuse import CuseChannel
-from recuse.kernel.devices import CharDevice
-from recuse.kernel.files import OpenFile
-from recuse.kernel.operation import Operation
-from recuse.kernel.programs import ConnectionState
+from recuse.kernel.char.cuse import CuseChannel
+from recuse.kernel.char.devices import CharDevice
+from recuse.kernel.char.files import OpenFile
+from recuse.kernel.connection.operation import Operation
+from recuse.kernel.connection.submit import ConnectionState
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
     FUSE_OPEN,
@@ -492,7 +492,7 @@ def test_any_bytes_from_a_server(sent: list[bytes], unanswered: int) -> None:
 
 
 def module_open(program: Program) -> Operation[OpenFile]:
-    from recuse.kernel.files import open_file  # noqa: PLC0415
+    from recuse.kernel.char.files import open_file  # noqa: PLC0415
 
     return open_file(program.device, os.O_RDWR, program.caller)
 

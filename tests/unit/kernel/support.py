@@ -10,12 +10,12 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar, cast
 
 from recuse.kernel.caller import Caller
-from recuse.kernel.connection import Connection
-from recuse.kernel.cuse import CuseChannel
-from recuse.kernel.devices import CharDevice, DeviceTable
-from recuse.kernel.files import OpenFile, open_file
-from recuse.kernel.operation import Operation, run
-from recuse.kernel.request import Reply, Request
+from recuse.kernel.char.cuse import CuseChannel
+from recuse.kernel.char.devices import CharDevice, DeviceTable
+from recuse.kernel.char.files import OpenFile, open_file
+from recuse.kernel.connection.connection import Connection
+from recuse.kernel.connection.operation import Operation, run
+from recuse.kernel.connection.request import Reply, Request
 from recuse.wire.cuse import (
     CUSE_UNRESTRICTED_IOCTL,
     RECUSE_FILE_FLAGS,

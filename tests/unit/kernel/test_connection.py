@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from recuse.kernel.connection import Connection
-from recuse.kernel.programs import ConnectionState
-from recuse.kernel.request import Reply, Request, State
+from recuse.kernel.connection.connection import Connection
+from recuse.kernel.connection.request import Reply, Request, State
+from recuse.kernel.connection.submit import ConnectionState
 from recuse.wire.fuse import (
     FUSE_FORGET,
     FUSE_NOTIFY_INVAL_INODE,

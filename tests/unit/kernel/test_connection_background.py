@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from recuse.kernel.connection import Connection
-from recuse.kernel.request import Request
+from recuse.kernel.connection.connection import Connection
+from recuse.kernel.connection.request import Request
 from recuse.wire.fuse import FUSE_FORGET, fuse_in_header
 
 from .support import BIG, Done, connection, drain, error_of, reply_bytes, submit

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from recuse.kernel.request import Request
+from recuse.kernel.connection.request import Request
 from recuse.wire.fuse import (
     FUSE_NOTIFY_DELETE,
     FUSE_NOTIFY_INVAL_ENTRY,

@@ -8,11 +8,11 @@ import os
 
 import pytest
 
-from recuse.kernel.cuse import CuseChannel, DeviceInfo, parse_info
-from recuse.kernel.devices import CharDevice, DeviceTable
-from recuse.kernel.files import open_file
-from recuse.kernel.programs import ConnectionState
-from recuse.kernel.request import Request
+from recuse.kernel.char.cuse import CuseChannel, DeviceInfo, parse_info
+from recuse.kernel.char.devices import CharDevice, DeviceTable
+from recuse.kernel.char.files import open_file
+from recuse.kernel.connection.request import Request
+from recuse.kernel.connection.submit import ConnectionState
 from recuse.wire.cuse import (
     CUSE_INIT,
     CUSE_INIT_INFO_MAX,

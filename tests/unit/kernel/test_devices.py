@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from recuse.kernel.devices import CharDevice, DeviceTable, check_name
+from recuse.kernel.char.devices import CharDevice, DeviceTable, check_name
 
 from .support import connection, error_of
 

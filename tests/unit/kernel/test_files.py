@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from recuse.kernel.files import open_file
-from recuse.kernel.operation import run
+from recuse.kernel.char.files import open_file
+from recuse.kernel.connection.operation import run
 from recuse.wire.fuse import (
     FUSE_IOCTL,
     FUSE_OPEN,

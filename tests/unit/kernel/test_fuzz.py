@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from recuse.kernel.cuse import CuseChannel, parse_info
-from recuse.kernel.devices import DeviceTable, check_name
-from recuse.kernel.request import Reply, Request, State
+from recuse.kernel.char.cuse import CuseChannel, parse_info
+from recuse.kernel.char.devices import DeviceTable, check_name
+from recuse.kernel.connection.request import Reply, Request, State
 from recuse.wire.fuse import FUSE_IOCTL, fuse_out_header
 
 from .support import (

@@ -6,9 +6,9 @@ import errno
 
 import pytest
 
-from recuse.kernel.connection import Connection
-from recuse.kernel.operation import Operation, Running, run
-from recuse.kernel.request import Reply, Request, State
+from recuse.kernel.connection.connection import Connection
+from recuse.kernel.connection.operation import Operation, Running, run
+from recuse.kernel.connection.request import Reply, Request, State
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
     FUSE_READ,

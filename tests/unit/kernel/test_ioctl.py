@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from recuse.kernel.ioctl import MAX_ROUNDS
+from recuse.kernel.char.ioctl import MAX_ROUNDS
 from recuse.wire import ioctl
 from recuse.wire.cuse import RECUSE_IOCTL_NONBLOCK
 from recuse.wire.fuse import (

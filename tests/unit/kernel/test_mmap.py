@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recuse.kernel.cuse import CuseChannel
-from recuse.kernel.devices import DeviceTable
-from recuse.kernel.mmap import MmapCall
+from recuse.kernel.char.cuse import CuseChannel
+from recuse.kernel.char.devices import DeviceTable
+from recuse.kernel.char.mmap import MmapCall
 from recuse.wire.cuse import (
     RECUSE_MAPPING,
     RECUSE_MMAP,

@@ -17,9 +17,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from recuse.kernel.connection import Connection
-from recuse.kernel.programs import ConnectionState
-from recuse.kernel.request import Reply, Request, State
+from recuse.kernel.connection.connection import Connection
+from recuse.kernel.connection.request import Reply, Request, State
+from recuse.kernel.connection.submit import ConnectionState
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
     FUSE_SETXATTR,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recuse.kernel.char.files import OpenFile
 from recuse.kernel.errors import os_error
-from recuse.kernel.files import OpenFile
 from recuse.wire import ioctl
 from recuse.wire.cuse import RECUSE_IOCTL_FILE, recuse_ioctl_file
 from recuse.wire.fuse import (

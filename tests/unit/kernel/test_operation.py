@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from recuse.kernel.connection import Connection
-from recuse.kernel.operation import Operation, run
-from recuse.kernel.request import Reply, Request
+from recuse.kernel.connection.connection import Connection
+from recuse.kernel.connection.operation import Operation, run
+from recuse.kernel.connection.request import Reply, Request
 from recuse.wire.fuse import FUSE_READ
 
 from .support import BIG, Outcome, Server, connection, reply_bytes, start

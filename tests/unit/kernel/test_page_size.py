@@ -13,8 +13,10 @@ import mmap
 mmap.PAGESIZE = {size}
 import json
 from recuse.channel.devcuse import MOST_DATA
-from recuse.kernel import ioctl, mmap as mapping, segments
-from recuse.sandbox.nodes import Node
+from recuse.kernel.char import ioctl
+from recuse.kernel.char import mmap as mapping
+from recuse.kernel import iovec as segments
+from recuse.sandbox.vfs.nodes import Node
 
 def refused(offset):
     call = mapping.MmapCall(0, 1, 1, mapping.MAP_SHARED, offset)

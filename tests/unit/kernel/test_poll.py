@@ -11,8 +11,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from recuse.kernel.files import OpenFile, open_file
-from recuse.kernel.poll import DEFAULT_POLLMASK
+from recuse.kernel.char.files import OpenFile, open_file
+from recuse.kernel.char.poll import DEFAULT_POLLMASK
 from recuse.wire.fuse import (
     FUSE_NOTIFY_POLL,
     FUSE_OPEN,

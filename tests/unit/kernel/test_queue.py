@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from recuse.kernel.queue import MAX_BACKGROUND, TRANSITIONS, QueueError, RequestQueue
-from recuse.kernel.request import Reply, Request, State
+from recuse.kernel.connection.queue import MAX_BACKGROUND, TRANSITIONS, QueueError, RequestQueue
+from recuse.kernel.connection.request import Reply, Request, State
 
 
 def places(queue: RequestQueue) -> dict[State, list[Request]]:

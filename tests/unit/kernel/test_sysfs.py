@@ -4,9 +4,9 @@ import errno
 
 import pytest
 
-from recuse.kernel.cuse import CuseChannel, DeviceInfo, parse_info
-from recuse.kernel.devices import DeviceTable
-from recuse.kernel.sysfs import Attribute, Link, character_devices, entries
+from recuse.kernel.char.cuse import CuseChannel, DeviceInfo, parse_info
+from recuse.kernel.char.devices import DeviceTable
+from recuse.kernel.char.sysfs import Attribute, Link, character_devices, entries
 from recuse.wire.cuse import RECUSE_SHOW, RECUSE_SYSFS
 
 from .support import (

@@ -13,10 +13,10 @@ from typing import TypeVar, cast
 
 import pytest
 
-from recuse.kernel.connection import Connection
-from recuse.kernel.files import open_file
-from recuse.kernel.operation import Operation, run
-from recuse.kernel.request import Request
+from recuse.kernel.char.files import open_file
+from recuse.kernel.connection.connection import Connection
+from recuse.kernel.connection.operation import Operation, run
+from recuse.kernel.connection.request import Request
 from recuse.wire.fuse import FUSE_INTERRUPT, FUSE_OPEN, FUSE_READ, FUSE_RELEASE, fuse_open_out
 
 from .support import (

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from recuse.kernel import segments
+from recuse.kernel import iovec as segments
 from recuse.wire.fuse import (
     FUSE_READ,
     FUSE_READ_LOCKOWNER,

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from recuse.sandbox import answers
 from recuse.sandbox.arch import arch
-from recuse.sandbox.call import TrappedCall
-from recuse.sandbox.trap import Trap
+from recuse.sandbox.trap import answers
+from recuse.sandbox.trap.call import TrappedCall
+from recuse.sandbox.trap.trap import Trap
 
 READ = arch.SYSCALLS["read"]
 

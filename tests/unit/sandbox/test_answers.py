@@ -13,11 +13,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from recuse.sandbox import answers
-from recuse.sandbox.answers import TRANSITIONS, CallError, State
-from recuse.sandbox.call import TrappedCall
-from recuse.sandbox.listener import TableFullError
-from recuse.sandbox.memory import HiddenError, UnreadableError
+from recuse.sandbox.tasks.memory import HiddenError, UnreadableError
+from recuse.sandbox.trap import answers
+from recuse.sandbox.trap.answers import TRANSITIONS, CallError, State
+from recuse.sandbox.trap.call import TrappedCall
+from recuse.sandbox.trap.listener import TableFullError
 
 from .support import Found, NoSignals, Programs, made_call, mistakes  # noqa: F401 - a fixture
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from recuse.channel.workers import Workers
-from recuse.kernel.operation import Operation
-from recuse.kernel.request import Reply, Request
-from recuse.sandbox.answers import PROCEED, State
-from recuse.sandbox.call import OnDevice, Outcome, Steps, TrappedCall
+from recuse.kernel.connection.operation import Operation
+from recuse.kernel.connection.request import Reply, Request
 from recuse.sandbox.errands import Errands
-from recuse.sandbox.signals import SignalWatch
+from recuse.sandbox.trap.answers import PROCEED, State
+from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
+from recuse.sandbox.trap.signals import SignalWatch
 from recuse.wire.fuse import FUSE_INTERRUPT, FUSE_READ
 
 from ..kernel.support import Answer, Message, Server, device, drain

@@ -9,9 +9,9 @@ from contextlib import closing
 
 import pytest
 
-from recuse.sandbox.descriptors import Descriptor, Descriptors
 from recuse.sandbox.errands import Errands
-from recuse.sandbox.nodes import Node
+from recuse.sandbox.files.descriptors import Descriptor, Descriptors
+from recuse.sandbox.vfs.nodes import Node
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -12,8 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from recuse.sandbox.arch import MACHINE, arch, compat
-from recuse.sandbox.filter import LENDING, SUBMITTING, TRAPPED_FCNTL, build_filter
 from recuse.sandbox.table import Entry
+from recuse.sandbox.trap.filter import LENDING, SUBMITTING, TRAPPED_FCNTL, build_filter
 
 ALLOW, NOTIFY, ENOSYS = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.ENOSYS
 PROGRAM = list(struct.iter_unpack("=HBBI", build_filter()))

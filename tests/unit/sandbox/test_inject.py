@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from recuse.sandbox.inject import GoneError, Injection
+from recuse.sandbox.trap.inject import GoneError, Injection
 
 from .support import made_call
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from recuse.sandbox.listener import Listener, _wakes_receivers_at_end
+from recuse.sandbox.trap.listener import Listener, _wakes_receivers_at_end
 
 Make = Callable[[int, bool], Listener]
 

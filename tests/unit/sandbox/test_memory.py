@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recuse.sandbox.arch import arch
-from recuse.sandbox.memory import (
+from recuse.sandbox.tasks.memory import (
     StringReader,
     UnreadableError,
     WritableMap,

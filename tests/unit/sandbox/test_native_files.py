@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recuse.sandbox import native_files
+from recuse.sandbox.vfs import native_files
 
 FOR_ALL = stat.S_IFDIR | 0o1777
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from recuse.runtime import threads
-from recuse.sandbox import rights
 from recuse.sandbox.arch import arch
-from recuse.sandbox.rights import Acting, LostRightsError, Rights, in_own_thread
+from recuse.sandbox.tasks import rights
+from recuse.sandbox.tasks.rights import Acting, LostRightsError, Rights, in_own_thread
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 
@@ -158,8 +158,8 @@ def test_not_while_a_thread_has_another_effective_user() -> None:
 
 
 REFUSED = """
-from recuse.sandbox import rights
-from recuse.sandbox.rights import Acting, in_own_thread
+from recuse.sandbox.tasks import rights
+from recuse.sandbox.tasks.rights import Acting, in_own_thread
 own = rights.own_rights()
 def look():
     with open('/proc/thread-self/status') as file: return file.read().partition('NStgid')[0]

@@ -11,9 +11,9 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from recuse.sandbox.call import TrappedCall
 from recuse.sandbox.errands import Errands
-from recuse.sandbox.signals import SignalWatch, pending_signals
+from recuse.sandbox.trap.call import TrappedCall
+from recuse.sandbox.trap.signals import SignalWatch, pending_signals
 
 from .support import made_call
 

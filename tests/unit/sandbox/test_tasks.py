@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recuse.sandbox.tasks import Tasks
+from recuse.sandbox.tasks.tasks import Tasks
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recuse import IOR, IOW, IOWR, Device, File, Memory, OpenRequest, ioctl
-from recuse.server.rounds import IoctlCall, Rounds
+from recuse.server.ioctl_retries import IoctlCall, IoctlRetries
 from recuse.wire.cuse import (
     CUSE_UNRESTRICTED_IOCTL,
     RECUSE_IOCTL_FILE,
@@ -395,7 +395,7 @@ def test_the_offset_is_that_of_the_field_in_the_output(
             return New()
 
     files = Files()
-    rounds = Rounds(files.drop)
+    rounds = IoctlRetries(files.drop)
     areas: list[tuple[int, int]] = []
     data = b""
     for _ in range(5):

@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from recuse import Device, File, OpenRequest, Request, current_request, ioctl
-from recuse.server.exchange import Exchange
+from recuse.server.pending_reply import Exchange
 from recuse.server.session import Session
 from recuse.wire.cuse import CUSE_INIT
 from recuse.wire.fuse import (

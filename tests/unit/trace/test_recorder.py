@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from recuse.kernel.connection import Connection
-from recuse.kernel.request import Reply, Request
+from recuse.kernel.connection.connection import Connection
+from recuse.kernel.connection.request import Reply, Request
 from recuse.trace import recorder as module
 from recuse.trace.recorder import ConnectionTap, Recorder
 from recuse.trace.writer import frames

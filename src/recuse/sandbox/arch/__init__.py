@@ -26,7 +26,7 @@ _WIDE = struct.calcsize("P") == 8
 
 SUPPORTED = MACHINE in ("x86_64", "aarch64") and _WIDE
 """Whether the sandbox knows this architecture, and the interpreter is one of 64 bits;
-:class:`recuse.sandbox.launch.Launch` refuses others before anything is started."""
+:class:`recuse.sandbox.launch.parent.Launch` refuses others before anything is started."""
 
 DESCRIPTION = MACHINE if _WIDE else f"{MACHINE} with a 32-bit Python"
 """For messages."""

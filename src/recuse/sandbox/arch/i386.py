@@ -24,7 +24,7 @@ SYSCALLS: Final = {call.name: call.number for call in CALLS}
 """The number of every system call that recuse traps or makes, by name."""
 
 INJECTED: Final = {name: SYSCALLS[name] for name in _INJECTED} | {"mmap": SYSCALLS["mmap2"]}
-"""The calls that `recuse.sandbox.inject` makes; mmap's offset is in units of MMAP_UNIT bytes."""
+"""The calls that `tasks.inject` makes; mmap's offset is in units of MMAP_UNIT bytes."""
 
 MMAP_UNIT: Final = 4096
 

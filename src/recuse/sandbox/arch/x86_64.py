@@ -33,7 +33,7 @@ O_LARGEFILE: Final = 0o100000
 """These four differ between architectures (asm/fcntl.h)."""
 
 INJECTED: Final = {name: SYSCALLS[name] for name in _INJECTED}
-"""The calls that `recuse.sandbox.inject` makes; mmap's offset is in units of MMAP_UNIT bytes."""
+"""The calls that `tasks.inject` makes; mmap's offset is in units of MMAP_UNIT bytes."""
 
 MMAP_UNIT: Final = 1
 

@@ -25,12 +25,12 @@ from recuse.sandbox.syscalls import (
     workdir,
     xattrs,
 )
-from recuse.sandbox.syscalls.call import Handler
+from recuse.sandbox.syscalls.handler import Handler
 
 if TYPE_CHECKING or MACHINE != "aarch64":
-    from recuse.sandbox.syscalls import compat as narrow
+    from recuse.sandbox.syscalls.compat import i386 as narrow
 else:
-    from recuse.sandbox.syscalls import arm as narrow
+    from recuse.sandbox.syscalls.compat import arm as narrow
 
 FAMILIES: Final = {
     "aio": aio,

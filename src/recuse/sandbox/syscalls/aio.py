@@ -23,16 +23,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from recuse.kernel.char.files import OpenFile
 from recuse.kernel.errors import os_error
-from recuse.kernel.files import OpenFile
 from recuse.sandbox.abilities import may_trace
-from recuse.sandbox.borrowing import Borrowing
-from recuse.sandbox.filter import SUBMITTING
-from recuse.sandbox.inject import GoneError, Injection
-from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
-from recuse.sandbox.native import POLLERR, POLLHUP
-from recuse.sandbox.syscalls.asking import Asked
-from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed64
+from recuse.sandbox.files.socket_end import POLLERR, POLLHUP
+from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed64
+from recuse.sandbox.syscalls.poll_query import PolledFile
 from recuse.sandbox.syscalls.rw import (
     IOVEC,
     RWF_KNOWN,
@@ -41,12 +37,16 @@ from recuse.sandbox.syscalls.rw import (
     sync_flags,
     vector_segments,
 )
+from recuse.sandbox.tasks.memory import UnreadableError, read_memory, write_memory
+from recuse.sandbox.trap.borrowing import Borrowing
+from recuse.sandbox.trap.filter import SUBMITTING
+from recuse.sandbox.trap.inject import GoneError, Injection
 
 if TYPE_CHECKING:
-    from recuse.kernel.operation import Operation
-    from recuse.sandbox.call import TrappedCall
-    from recuse.sandbox.descriptors import Descriptor
+    from recuse.kernel.connection.operation import Operation
+    from recuse.sandbox.files.descriptors import Descriptor
     from recuse.sandbox.machine import Machine
+    from recuse.sandbox.trap.call import TrappedCall
 
 # linux/aio_abi.h
 _PREAD: Final = 0
@@ -126,13 +126,13 @@ def io_submit(call: TrappedCall, machine: Machine, pointer: struct.Struct = _POI
     with contextlib.ExitStack() as stack:
         completion = None
         try:
-            if not may_trace() or _has_debugger(call.pid):
+            if not may_trace() or _has_debugger(call.tid):
                 raise os_error(errno.EINVAL)
             borrowing = Borrowing(call)
             if any(block.is_polled for block in blocks[leading:end]) and not borrowing.fetches:
                 raise os_error(errno.EINVAL)  # a thread lends nothing on the way
             if leading:
-                completion = stack.enter_context(contextlib.closing(_Completion(call.pid)))
+                completion = stack.enter_context(contextlib.closing(_Completion(call.tid)))
             room = _room(call) if leading else 0
             for block in blocks[:leading]:
                 if len(done) == room:
@@ -162,7 +162,7 @@ def _blocks(
             content
         )
         if number not in found:
-            found[number] = machine.descriptors.find(call.pid, number)
+            found[number] = machine.descriptors.find(call.tid, number)
         # The kernel refuses these before it looks at what is open.
         descriptor = None if reserved or size >> 63 else found[number]
         blocks.append(_Block(address, content, descriptor, rw_flags, opcode, buffer, size, offset))
@@ -174,10 +174,10 @@ def read_blocks(
 ) -> Iterator[tuple[int, bytes]]:
     """The addresses and contents of ``struct iocb``, up to one that cannot be read."""
     try:
-        array = read_memory(call.pid, call.a2, min(count, _MOST_BLOCKS) * pointer.size)
+        array = read_memory(call.tid, call.a2, min(count, _MOST_BLOCKS) * pointer.size)
         array = array[: len(array) // pointer.size * pointer.size]
         for (address,) in pointer.iter_unpack(array):
-            content = read_memory(call.pid, address, _IOCB.size)
+            content = read_memory(call.tid, address, _IOCB.size)
             if len(content) < _IOCB.size:
                 return
             yield address, content
@@ -210,7 +210,7 @@ def _room(call: TrappedCall) -> int:
         OSError: EINVAL if it is no context.
     """
     with contextlib.suppress(OSError):
-        ring = read_memory(call.pid, call.a0, _RING.size)
+        ring = read_memory(call.tid, call.a0, _RING.size)
         if len(ring) == _RING.size:
             _, number, head, tail, magic, _, _, _ = _RING.unpack(ring)
             if magic == _RING_MAGIC and number:
@@ -236,7 +236,7 @@ def _transfer(call: TrappedCall, block: _Block, pointer: struct.Struct) -> int:
         segments = plain_segments(block.buffer, block.size)
     else:
         iovec = IOVEC[pointer.size]
-        segments = vector_segments(call.pid, block.buffer, block.size, iovec)
+        segments = vector_segments(call.tid, block.buffer, block.size, iovec)
     caller = call.caller()
     operation: Operation[int]
     if reads:
@@ -256,7 +256,7 @@ def _watch(call: TrappedCall, machine: Machine, blocks: list[_Block], borrowing:
         if not isinstance(file, OpenFile) or block.buffer >> 16:
             continue  # which the kernel refuses
         events = block.buffer | POLLERR | POLLHUP
-        one = Asked(index, descriptor_of(block.content), events, descriptor)
+        one = PolledFile(index, descriptor_of(block.content), events, descriptor)
         readiness = one.readiness = machine.descriptors.readiness(descriptor, file)
         one.moment = readiness.asking()
         caller = call.caller()

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.memory import read_memory
-from recuse.sandbox.permissions import MAY_WRITE, check, check_owner
-from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.lookup import (
     AT_EMPTY_PATH,
     AT_SYMLINK_NOFOLLOW,
@@ -20,11 +18,13 @@ from recuse.sandbox.syscalls.lookup import (
     named,
     opened,
 )
-from recuse.sandbox.tree import AT_FDCWD, Found
+from recuse.sandbox.tasks.memory import read_memory
+from recuse.sandbox.vfs.permissions import MAY_WRITE, check, check_owner
+from recuse.sandbox.vfs.resolve import AT_FDCWD, Found
 
 if TYPE_CHECKING:
-    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
+    from recuse.sandbox.trap.call import TrappedCall
 
 # Calls with other flags than these are refused by the kernel before it looks at the path, so they
 # are left to it.
@@ -138,7 +138,7 @@ def set_times(
     now = time.time_ns()
     times: _Times = (now, now)
     if address:
-        data = read_memory(call.pid, address, layout.size)
+        data = read_memory(call.tid, address, layout.size)
         if len(data) < layout.size:
             raise os_error(errno.EFAULT)
         times = decode(layout.unpack(data))

@@ -7,14 +7,14 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.char.files import OpenFile
 from recuse.kernel.errors import os_error
-from recuse.kernel.files import OpenFile
 from recuse.sandbox.arch import arch, compat
-from recuse.sandbox.call import OnDevice, Outcome, Pause, Steps, TrappedCall
-from recuse.sandbox.filter import F_GETFL, F_SETFL
-from recuse.sandbox.memory import read_memory
-from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.opening import install_file
+from recuse.sandbox.tasks.memory import read_memory
+from recuse.sandbox.trap.call import OnDevice, Outcome, Pause, Steps, TrappedCall
+from recuse.sandbox.trap.filter import F_GETFL, F_SETFL
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -43,7 +43,7 @@ _SETFL_MASK: Final = os.O_APPEND | os.O_NONBLOCK | arch.O_DIRECT | os.O_NOATIME
 
 def ioctl(call: TrappedCall, machine: Machine) -> Outcome:
     """``ioctl(fd, command, argument)``."""
-    descriptor = machine.descriptors.find(call.pid, call.a0)
+    descriptor = machine.descriptors.find(call.tid, call.a0)
     if descriptor is None:
         return PROCEED
     file = descriptor.file
@@ -81,7 +81,7 @@ def _after(pause: Pause, step: OnDevice[int]) -> Steps[int]:
 
 
 def _read_int(call: TrappedCall) -> bytes:
-    data = read_memory(call.pid, call.a2, 4)
+    data = read_memory(call.tid, call.a2, 4)
     if len(data) < 4:
         raise os_error(errno.EFAULT)
     return data
@@ -90,7 +90,7 @@ def _read_int(call: TrappedCall) -> bytes:
 def fcntl(call: TrappedCall, machine: Machine) -> int:
     """``fcntl(fd, command, argument)``, for the commands that the filter traps."""
     command = signed32(call.a1)
-    descriptor = machine.descriptors.find(call.pid, call.a0)
+    descriptor = machine.descriptors.find(call.tid, call.a0)
     if descriptor is None:
         return PROCEED
     file = descriptor.file

@@ -1,7 +1,7 @@
 """epoll_ctl and the waits for an epoll (fs/eventpoll.c; Linux 6.1).
 
 The kernel keeps the epolls themselves. A device is asked when it is added or changed, and before a
-wait if it is on the epoll's ready list (:class:`recuse.sandbox.readiness.Watch`); then its
+wait if it is on the epoll's ready list (:class:`recuse.sandbox.files.readiness.Watch`); then its
 descriptor shows what it says, and the kernel runs the call.
 """
 
@@ -11,15 +11,15 @@ import errno
 import struct
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.char.files import OpenFile
 from recuse.kernel.errors import os_error
-from recuse.kernel.files import OpenFile
-from recuse.sandbox.borrowing import Borrowing
-from recuse.sandbox.call import Outcome, Steps, TrappedCall
-from recuse.sandbox.memory import read_memory
-from recuse.sandbox.native import EPOLLET, POLLERR, POLLHUP
-from recuse.sandbox.syscalls.asking import Asked, ask
-from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
-from recuse.sandbox.waker import Sleeper, watched_by
+from recuse.sandbox.files.refresher import Sleeper, watched_by
+from recuse.sandbox.files.socket_end import EPOLLET, POLLERR, POLLHUP
+from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.poll_query import PolledFile, ask
+from recuse.sandbox.tasks.memory import read_memory
+from recuse.sandbox.trap.borrowing import Borrowing
+from recuse.sandbox.trap.call import Outcome, Steps, TrappedCall
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -37,7 +37,7 @@ def epoll_ctl(call: TrappedCall, machine: Machine) -> Outcome:
     if not machine.descriptors.polled or not _EPOLL_CTL_ADD <= operation <= _EPOLL_CTL_MOD:
         return PROCEED
     number = call.a2 & 0xFFFFFFFF
-    descriptor = machine.descriptors.find(call.pid, number)
+    descriptor = machine.descriptors.find(call.tid, number)
     if descriptor is None or not descriptor.is_asked:
         return PROCEED
     file = descriptor.file
@@ -48,15 +48,17 @@ def epoll_ctl(call: TrappedCall, machine: Machine) -> Outcome:
     if operation == _EPOLL_CTL_DEL:
         readiness.unwatch(key)
         return PROCEED
-    event = read_memory(call.pid, call.a3, _EVENT.size)
+    event = read_memory(call.tid, call.a3, _EVENT.size)
     if len(event) < _EVENT.size:
         return PROCEED
     events = _EVENT.unpack(event)[0] | POLLERR | POLLHUP
     readiness.watch(key, events)
-    return _add(call, machine, Asked(0, number, events, descriptor), key)
+    return _add(call, machine, PolledFile(0, number, events, descriptor), key)
 
 
-def _add(call: TrappedCall, machine: Machine, one: Asked, key: tuple[int, int, int]) -> Steps[int]:
+def _add(
+    call: TrappedCall, machine: Machine, one: PolledFile, key: tuple[int, int, int]
+) -> Steps[int]:
     """Ask a device that is added or changed, and have its descriptor show that."""
     yield from ask(call, machine, call.caller(), [one], 0)
     if one.readiness is not None:
@@ -68,23 +70,23 @@ def _add(call: TrappedCall, machine: Machine, one: Asked, key: tuple[int, int, i
 
 def epoll_wait(call: TrappedCall, machine: Machine) -> Outcome:
     """``epoll_wait(epoll, events, count, timeout)``, epoll_pwait and epoll_pwait2."""
-    waker = machine.descriptors.waker
-    if not waker.watched:
+    refresher = machine.descriptors.refresher
+    if not refresher.watched:
         return PROCEED
     number = call.a0 & 0xFFFFFFFF
     epoll = (call.task.tgid, number)
     arguments = f" {call.a0:#x} {call.a1:#x} "
     sleeper = Sleeper(call.caller(), arguments, epoll=number, tgid=epoll[0])
-    with waker.lock:
-        listed = waker.listed
+    with refresher.lock:
+        listed = refresher.listed
         if listed:
-            waker.sleepers.pop(call.pid, None)
+            refresher.sleepers.pop(call.tid, None)
         else:
-            waker.asleep(sleeper)
+            refresher.asleep(sleeper)
     asked, hungry = _listed(call, machine, epoll) if listed else ([], [])
     if not asked and not hungry:
-        with waker.lock:
-            waker.asleep(sleeper)
+        with refresher.lock:
+            refresher.asleep(sleeper)
         return PROCEED
 
     return _wait(call, machine, sleeper, asked, hungry)
@@ -94,15 +96,15 @@ def _wait(
     call: TrappedCall,
     machine: Machine,
     sleeper: Sleeper,
-    asked: list[Asked],
-    hungry: list[Asked],
+    asked: list[PolledFile],
+    hungry: list[PolledFile],
 ) -> Steps[int]:
     """Ask devices before a wait for an epoll, and have their descriptors show that."""
     yield from ask(call, machine, sleeper.caller, asked, 0)
     epoll = (call.task.tgid, call.a0 & 0xFFFFFFFF)
-    waker = machine.descriptors.waker
-    with waker.lock:
-        waker.asleep(sleeper)
+    refresher = machine.descriptors.refresher
+    with refresher.lock:
+        refresher.asleep(sleeper)
     with Borrowing(call) as borrowing:
         for one in hungry:
             if one.descriptor.readiness is not None:
@@ -118,19 +120,19 @@ def _wait(
 
 def _listed(
     call: TrappedCall, machine: Machine, epoll: tuple[int, int]
-) -> tuple[list[Asked], list[Asked]]:
+) -> tuple[list[PolledFile], list[PolledFile]]:
     """The devices to be asked before a wait for an epoll, and those to be fed."""
-    found: list[Asked] = []
-    hungry: list[Asked] = []
+    found: list[PolledFile] = []
+    hungry: list[PolledFile] = []
     try:
-        entries = watched_by(call.pid, epoll[1])
+        entries = watched_by(call.tid, epoll[1])
     except OSError:
         return found, hungry
     for index, entry in enumerate(entries):
         descriptor = machine.descriptors.by_inode(entry.inode)
         if descriptor is None or descriptor.readiness is None or not entry.enabled:
             continue
-        one = Asked(index, entry.number, entry.events, descriptor)
+        one = PolledFile(index, entry.number, entry.events, descriptor)
         if descriptor.is_asked and descriptor.readiness.listed(
             (*epoll, entry.number), entry.events
         ):

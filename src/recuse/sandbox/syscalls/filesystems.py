@@ -11,16 +11,16 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox import native_files
 from recuse.sandbox.arch import arch
-from recuse.sandbox.memory import write_memory
-from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
-from recuse.sandbox.syscalls.lookup import held, looked_at
-from recuse.sandbox.tree import AT_FDCWD, Found
+from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.lookup import held, inspected
+from recuse.sandbox.tasks.memory import write_memory
+from recuse.sandbox.vfs import native_files
+from recuse.sandbox.vfs.resolve import AT_FDCWD, Found
 
 if TYPE_CHECKING:
-    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
+    from recuse.sandbox.trap.call import TrappedCall
 
 _STATFS: Final = struct.Struct("=qqQQQQQiiqqq32x")
 """asm-generic/statfs.h"""
@@ -50,7 +50,7 @@ def _fill(
     alive = call.alive()
     if layout is not _STATFS:
         data = _packed(layout, _STATFS.unpack(data))
-    if alive and write_memory(call.pid, address, data) < len(data):
+    if alive and write_memory(call.tid, address, data) < len(data):
         raise os_error(errno.EFAULT)
     return 0
 
@@ -74,7 +74,7 @@ def _statfs(top: bytes) -> bytes:
 
 def statfs(call: TrappedCall, machine: Machine) -> int:
     """``statfs(path, buf)``."""
-    return _fill(call, looked_at(call, machine, AT_FDCWD, call.a0, 0), call.a1)
+    return _fill(call, inspected(call, machine, AT_FDCWD, call.a0, 0), call.a1)
 
 
 def fstatfs(call: TrappedCall, machine: Machine) -> int:
@@ -86,7 +86,7 @@ def statfs64(call: TrappedCall, machine: Machine) -> int:
     """``statfs64(path, size, buf)`` of a 32-bit program."""
     if call.a1 != _STATFS64_32.size:
         return PROCEED  # EINVAL
-    found = looked_at(call, machine, AT_FDCWD, call.a0, 0)
+    found = inspected(call, machine, AT_FDCWD, call.a0, 0)
     return _fill(call, found, call.a2, _STATFS64_32)
 
 
@@ -100,7 +100,7 @@ def fstatfs64(call: TrappedCall, machine: Machine) -> int:
 
 def compat_statfs(call: TrappedCall, machine: Machine) -> int:
     """``statfs(path, buf)`` of a 32-bit program."""
-    found = looked_at(call, machine, AT_FDCWD, call.a0, 0)
+    found = inspected(call, machine, AT_FDCWD, call.a0, 0)
     return _fill(call, found, call.a1, _STATFS_32)
 
 

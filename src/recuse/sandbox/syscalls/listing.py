@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_borrow
-from recuse.sandbox.borrowing import Borrowing
-from recuse.sandbox.memory import write_memory
-from recuse.sandbox.native_files import list_next
-from recuse.sandbox.nodes import Nodes
-from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
+from recuse.sandbox.tasks.memory import write_memory
+from recuse.sandbox.trap.borrowing import Borrowing
+from recuse.sandbox.vfs.native_files import list_next
+from recuse.sandbox.vfs.nodes import Nodes
 
 if TYPE_CHECKING:
-    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
+    from recuse.sandbox.trap.call import TrappedCall
 
 _HEADER = struct.Struct("=QqH")
 _LARGEST: Final = 1 << 18
@@ -40,7 +40,7 @@ _Entry = tuple[bytes, int, int]
 
 def _list(call: TrappedCall, machine: Machine, *, typed: bool) -> int:
     tree = machine.tree
-    path, only_here = tree.place(call.pid, signed32(call.a0))
+    path, only_here = tree.place(call.tid, signed32(call.a0))
     if path is None:
         return PROCEED
     if not tree.nodes.extends(path):
@@ -92,7 +92,7 @@ def _list_apart(
     listings = machine.tree.listings
     key = (call.task.tgid, number)
     try:
-        with open(f"/proc/{call.pid}/fdinfo/{number}", "rb") as file:
+        with open(f"/proc/{call.tid}/fdinfo/{number}", "rb") as file:
             position = int(file.readline().split()[1])
         if not only_here and _has_native(call, number, position, room, typed=typed):
             listings.pop(key, None)
@@ -120,7 +120,7 @@ def _list_apart(
 
 def _has_native(call: TrappedCall, number: int, position: int, room: int, *, typed: bool) -> bool:
     """Whether the kernel has something to list. OSError if it cannot be found out."""
-    directory = os.open(f"/proc/{call.pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
+    directory = os.open(f"/proc/{call.tid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.lseek(directory, position, os.SEEK_SET)
         return bool(list_next(call.task.acting, directory, room, typed=typed))
@@ -143,7 +143,7 @@ def _entries(nodes: Nodes, path: bytes) -> list[_Entry]:
 
 def _store(call: TrappedCall, data: bytes) -> bool:
     try:
-        return write_memory(call.pid, call.a1, data) == len(data)
+        return write_memory(call.tid, call.a1, data) == len(data)
     except OSError:
         return False
 

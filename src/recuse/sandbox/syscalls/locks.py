@@ -11,11 +11,11 @@ import fcntl
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.char.files import OpenFile
 from recuse.kernel.errors import os_error
-from recuse.kernel.files import OpenFile
 from recuse.kernel.locks import FileLocks
-from recuse.sandbox.call import Outcome, Pause, Steps, TrappedCall
-from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
+from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler
+from recuse.sandbox.trap.call import Outcome, Pause, Steps, TrappedCall
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -25,7 +25,7 @@ _EXCLUSIVE: Final = {fcntl.LOCK_SH: False, fcntl.LOCK_EX: True}
 
 def flock(call: TrappedCall, machine: Machine) -> Outcome:
     """``flock(fd, operation)``."""
-    descriptor = machine.descriptors.find(call.pid, call.a0)
+    descriptor = machine.descriptors.find(call.tid, call.a0)
     wanted = call.a1 & ~fcntl.LOCK_NB & 0xFFFFFFFF
     if descriptor is None or (wanted not in _EXCLUSIVE and wanted != fcntl.LOCK_UN):
         return PROCEED

@@ -6,13 +6,13 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.memory import UnreadableError
-from recuse.sandbox.syscalls.call import signed32
-from recuse.sandbox.tree import AT_FDCWD, Found, OutsideError
+from recuse.sandbox.syscalls.handler import signed32
+from recuse.sandbox.tasks.memory import UnreadableError
+from recuse.sandbox.vfs.resolve import AT_FDCWD, Found, OutsideError
 
 if TYPE_CHECKING:
-    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
+    from recuse.sandbox.trap.call import TrappedCall
 
 AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_EMPTY_PATH: Final = 0x1000
@@ -31,14 +31,14 @@ def named(  # noqa: PLR0917 - as the calls' arguments come
     With ``real``, as the thread's real user finds it.
     """
     try:
-        path = machine.strings.read(call.pid, address) if address else b""
+        path = machine.strings.read(call.tid, address) if address else b""
     except UnreadableError:
         if flags & AT_EMPTY_PATH:
             held(call, machine, base)  # the kernel must not look at what may be a device's
         raise
     if path:
         follow = not flags & AT_SYMLINK_NOFOLLOW
-        return machine.tree.find(call.pid, base, path, follow=follow, real=real)
+        return machine.tree.find(call.tid, base, path, follow=follow, real=real)
     if not flags & AT_EMPTY_PATH:
         return None
     if base == AT_FDCWD:
@@ -47,11 +47,11 @@ def named(  # noqa: PLR0917 - as the calls' arguments come
 
 
 def _directory(call: TrappedCall, machine: Machine, number: int) -> Found | None:
-    node = machine.tree.directory(call.pid, number)
+    node = machine.tree.directory(call.tid, number)
     return Found(node) if node is not None else None
 
 
-def looked_at(  # noqa: PLR0917 - as the calls' arguments come
+def inspected(  # noqa: PLR0917 - as the calls' arguments come
     call: TrappedCall,
     machine: Machine,
     base: int,
@@ -68,7 +68,7 @@ def looked_at(  # noqa: PLR0917 - as the calls' arguments come
 
 def held(call: TrappedCall, machine: Machine, number: int) -> Found | None:
     """What a descriptor refers to; None if nothing of ours."""
-    descriptor = machine.descriptors.find(call.pid, number)
+    descriptor = machine.descriptors.find(call.tid, number)
     if descriptor is not None:
         return Found(descriptor.node)
     return _directory(call, machine, number) if number >= 0 else None
@@ -77,7 +77,7 @@ def held(call: TrappedCall, machine: Machine, number: int) -> Found | None:
 def opened(call: TrappedCall, machine: Machine) -> Found | None:
     """What descriptor argument 0 refers to, for calls that O_PATH does not do for (EBADF)."""
     number = signed32(call.a0)
-    descriptor = machine.descriptors.find(call.pid, number)
+    descriptor = machine.descriptors.find(call.tid, number)
     if descriptor is not None and descriptor.file is None:
         raise os_error(errno.EBADF)
     return held(call, machine, number)

@@ -8,9 +8,8 @@ import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.errors import os_error
-from recuse.kernel.files import OpenFile
-from recuse.kernel.mmap import (
+from recuse.kernel.char.files import OpenFile
+from recuse.kernel.char.mmap import (
     MAP_ANONYMOUS,
     MAP_LOCKED,
     MAP_POPULATE,
@@ -18,20 +17,21 @@ from recuse.kernel.mmap import (
     Mapping,
     MmapCall,
 )
-from recuse.kernel.request import PAGE_SIZE
+from recuse.kernel.connection.request import PAGE_SIZE
+from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch, compat
-from recuse.sandbox.copies import Copy
-from recuse.sandbox.filter import MAP_DENYWRITE
-from recuse.sandbox.inject import GoneError, Injection
-from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
+from recuse.sandbox.mapping.snapshots import Copy
+from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
+from recuse.sandbox.trap.filter import MAP_DENYWRITE
+from recuse.sandbox.trap.inject import GoneError, Injection
 from recuse.wire.cuse import RECUSE_MMAP_DONT_COPY, RECUSE_MMAP_DONT_EXPAND
 from recuse.wire.descriptor import OwnedDescriptor
 
 if TYPE_CHECKING:
-    from recuse.sandbox.areas import Areas, Hold
-    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
-    from recuse.sandbox.nodes import Node
+    from recuse.sandbox.mapping.memory_maps import Areas, Hold
+    from recuse.sandbox.trap.call import TrappedCall
+    from recuse.sandbox.vfs.nodes import Node
 
 _LOW: Final = 0xFFFFFFFF
 _MADV_DONTFORK: Final = 10
@@ -61,7 +61,7 @@ class _ThreadMapper:
         return self
 
     def map(self, memory: OwnedDescriptor, call: MmapCall, flags: int) -> int:
-        """See `recuse.kernel.mmap.Mapper`."""
+        """See `recuse.kernel.char.mmap.Mapper`."""
         self._wanted, self._flags = call, flags
         self._hold = self._areas.hold(memory, self._access)
         try:
@@ -96,13 +96,13 @@ class _ThreadMapper:
         return self._address
 
     def unmap(self) -> None:
-        """See `recuse.kernel.mmap.Mapper`."""
+        """See `recuse.kernel.char.mmap.Mapper`."""
         if self._thread is not None:
             with contextlib.suppress(GoneError, OSError):
                 self._thread.call("munmap", self._address, self._wanted.pages)
 
     def copy(self, offset: int) -> Copy:
-        """See `recuse.kernel.mmap.Mapper`."""
+        """See `recuse.kernel.char.mmap.Mapper`."""
         return self._areas.copies.begin(offset, self._call.alive)
 
     def keep(self, file: OpenFile, node: Node, mapping: Mapping) -> None:
@@ -147,7 +147,7 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
     flags = call.a3 & 0xFFFFFFFF
     if flags & MAP_ANONYMOUS:
         return PROCEED
-    descriptor = machine.descriptors.find(call.pid, call.a4)
+    descriptor = machine.descriptors.find(call.tid, call.a4)
     if descriptor is None:
         return PROCEED
     file = descriptor.file
@@ -166,7 +166,7 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
 def mremap(call: TrappedCall, machine: Machine) -> int:
     """``mremap(old, old_length, length, flags, new)``: not all mappings may grow."""
     old, new = (-(-length // PAGE_SIZE) for length in (call.a1, call.a2))
-    if new > old and not machine.areas.may_grow(call.pid, call.a0):
+    if new > old and not machine.areas.may_grow(call.tid, call.a0):
         raise os_error(errno.EFAULT)
     return PROCEED
 
@@ -176,7 +176,7 @@ def remap_file_pages(call: TrappedCall, machine: Machine) -> int:
 
     Linux does so by the driver's mmap. Here the server would not be asked, and would not know.
     """
-    if machine.areas.maps(call.pid, call.a0):
+    if machine.areas.maps(call.tid, call.a0):
         raise os_error(errno.EINVAL)
     return PROCEED
 

@@ -11,13 +11,13 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.nodes import Node
-from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
-from recuse.sandbox.tree import AT_FDCWD, AbsentError
+from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
+from recuse.sandbox.vfs.nodes import Node
+from recuse.sandbox.vfs.resolve import AT_FDCWD, AbsentError
 
 if TYPE_CHECKING:
-    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
+    from recuse.sandbox.trap.call import TrappedCall
 
 
 _AT_REMOVEDIR: Final = 0x200
@@ -25,8 +25,8 @@ _AT_REMOVEDIR: Final = 0x200
 
 def _node(call: TrappedCall, machine: Machine, base: int, address: int) -> Node | None:
     """The node of that very name, links not followed."""
-    path = machine.strings.read(call.pid, address)
-    found = machine.tree.find(call.pid, base, path, follow=False) if path else None
+    path = machine.strings.read(call.tid, address)
+    found = machine.tree.find(call.tid, base, path, follow=False) if path else None
     return found.node if found is not None and not found.link else None
 
 

@@ -8,18 +8,21 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.char.files import OpenFile, open_file
+from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
-from recuse.kernel.files import OpenFile, open_file
-from recuse.kernel.request import PAGE_SIZE
 from recuse.sandbox.abilities import may_borrow, may_open_tree, may_trace
 from recuse.sandbox.arch import arch
-from recuse.sandbox.by_thread import look_by_thread
-from recuse.sandbox.call import OnDevice, Outcome, Steps, TrappedCall
-from recuse.sandbox.channels import ChannelFile
-from recuse.sandbox.descriptors import Descriptor
-from recuse.sandbox.inject import GoneError, Injection
-from recuse.sandbox.memory import read_memory
-from recuse.sandbox.native_files import (
+from recuse.sandbox.files.attribute_file import AttributeFile
+from recuse.sandbox.files.cuse_file import ChannelFile
+from recuse.sandbox.files.descriptors import Descriptor
+from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
+from recuse.sandbox.tasks.memory import read_memory
+from recuse.sandbox.tasks.tasks import umask_of
+from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
+from recuse.sandbox.trap.inject import GoneError, Injection
+from recuse.sandbox.vfs.by_thread import look_by_thread
+from recuse.sandbox.vfs.native_files import (
     O_PATH,
     O_TMPFILE,
     RESOLVE_NO_MAGICLINKS,
@@ -27,12 +30,9 @@ from recuse.sandbox.native_files import (
     check_create,
     open_again,
 )
-from recuse.sandbox.nodes import Node
-from recuse.sandbox.permissions import MAY_READ, MAY_WRITE, check
-from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
-from recuse.sandbox.sysfs import AttributeFile
-from recuse.sandbox.tasks import umask_of
-from recuse.sandbox.tree import (
+from recuse.sandbox.vfs.nodes import Node
+from recuse.sandbox.vfs.permissions import MAY_READ, MAY_WRITE, check
+from recuse.sandbox.vfs.resolve import (
     AT_FDCWD,
     RESOLVE_BENEATH,
     RESOLVE_IN_ROOT,
@@ -76,7 +76,7 @@ def _open(
     mode: int = 0,
     resolve: int = 0,
 ) -> Outcome:
-    path = machine.strings.read(call.pid, address)
+    path = machine.strings.read(call.tid, address)
     if not path:
         return PROCEED
     exclusive = flags & os.O_CREAT and flags & os.O_EXCL
@@ -84,7 +84,7 @@ def _open(
     try:
         scope = resolve & _SCOPES
         opening = not flags & O_PATH
-        found = machine.tree.find(call.pid, base, path, follow=follow, scope=scope, opening=opening)
+        found = machine.tree.find(call.tid, base, path, follow=follow, scope=scope, opening=opening)
     except AbsentError:
         if flags & os.O_CREAT:
             raise os_error(errno.EACCES) from None
@@ -161,8 +161,8 @@ def _open_outside(  # noqa: PLR0917 - as the calls' arguments come
         if flags & arch.O_DIRECTORY and not stat.S_ISDIR(kind):
             raise os_error(errno.ENOTDIR)
         return _look_outside(call, machine, file, flags)
-    machine.tasks.check_confinement(call.pid)
-    umask = umask_of(call.pid) if flags & O_TMPFILE else 0
+    machine.tasks.check_confinement(call.tid)
+    umask = umask_of(call.tid) if flags & O_TMPFILE else 0
     opened = open_again(task.acting, file.descriptor, flags, mode & 0o7777, umask)
     return _give_native(call, opened, flags)
 
@@ -187,7 +187,7 @@ def _look_outside(call: TrappedCall, machine: Machine, file: NativeFile, flags: 
         try:
             with Injection(call) as thread:
                 try:
-                    thread.result = look_by_thread(thread, call.pid, node, flags & os.O_CLOEXEC)
+                    thread.result = look_by_thread(thread, call.tid, node, flags & os.O_CLOEXEC)
                 except OSError as error:
                     thread.result = -(error.errno or errno.EIO)
             return ANSWERED
@@ -217,7 +217,7 @@ def _open_directory(call: TrappedCall, machine: Machine, node: Node, flags: int)
         raise os_error(errno.EISDIR)
     # With O_PATH, too: it is one that can be read, as the kernel lets nobody give away another.
     check(node, call.task.credentials, MAY_READ)
-    return _give_native(call, machine.tree.shadows.open(node), flags)
+    return _give_native(call, machine.tree.placeholders.open(node), flags)
 
 
 def _open_attribute(call: TrappedCall, machine: Machine, node: Node, flags: int) -> int:
@@ -291,7 +291,7 @@ def _give(
     if number is None:
         machine.descriptors.drop(descriptor)
         return None
-    machine.descriptors.note(call.pid, number, descriptor)
+    machine.descriptors.note(call.tid, number, descriptor)
     # Before the program goes on: it may close the file at once, and must find it released then.
     descriptor.hand_over()
     return number
@@ -301,7 +301,7 @@ def install_file(call: TrappedCall, machine: Machine, file: OpenFile, cloexec: b
     """Give the caller a descriptor of a file that its ioctl has made; return the number.
 
     Raises:
-        OSError: as :data:`recuse.kernel.ioctl.Install` says.
+        OSError: as :data:`recuse.kernel.char.ioctl.Install` says.
     """
     descriptor = Descriptor(
         machine.tree.nodes.anonymous(file.device), file.flags, pipe=not may_borrow()
@@ -346,7 +346,7 @@ def openat2(call: TrappedCall, machine: Machine) -> Outcome:
     size = call.a3
     if not _OPEN_HOW.size <= size <= PAGE_SIZE:
         return PROCEED
-    how = read_memory(call.pid, call.a2, size)
+    how = read_memory(call.tid, call.a2, size)
     flags, mode, resolve = _OPEN_HOW.unpack_from(how.ljust(_OPEN_HOW.size, b"\0"))
     creates = flags & (os.O_CREAT | O_TMPFILE)
     if (
@@ -367,8 +367,8 @@ def openat2(call: TrappedCall, machine: Machine) -> Outcome:
 
 def truncate(call: TrappedCall, machine: Machine) -> int:
     """``truncate(path, length)``: a device has no length."""
-    path = machine.strings.read(call.pid, call.a0)
-    found = machine.tree.find(call.pid, AT_FDCWD, path) if path else None
+    path = machine.strings.read(call.tid, call.a0)
+    found = machine.tree.find(call.tid, AT_FDCWD, path) if path else None
     if found is None:
         return PROCEED
     if found.node.is_attribute:

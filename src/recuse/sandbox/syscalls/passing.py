@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.errors import os_error
 from recuse.runtime.log import Log
 from recuse.sandbox.arch import arch
-from recuse.sandbox.borrowing import Borrowing
-from recuse.sandbox.memory import read_memory
-from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.processes import socket_call
-from recuse.sandbox.tasks import parent_of
+from recuse.sandbox.tasks.memory import read_memory
+from recuse.sandbox.tasks.tasks import parent_of
+from recuse.sandbox.trap.borrowing import Borrowing
 
 if TYPE_CHECKING:
-    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
+    from recuse.sandbox.trap.call import TrappedCall
 
 _log = Log("recuse.sandbox")
 
@@ -74,13 +74,13 @@ def _check(call: TrappedCall, machine: Machine, count: int, size: int) -> int:
     """
     header = _form(call)[0]
     try:
-        headers = read_memory(call.pid, call.a1, count * size)
+        headers = read_memory(call.tid, call.a1, count * size)
     except OSError:
         return PROCEED  # EFAULT
     sends = machine.descriptors.find
     for start in range(0, len(headers) - size + 1, size):
         address, length = header.unpack_from(headers, start)
-        if any(sends(call.pid, number) is not None for number in _rights(call, address, length)):
+        if any(sends(call.tid, number) is not None for number in _rights(call, address, length)):
             return _let_inside_only(call, machine)
     return PROCEED
 
@@ -92,7 +92,7 @@ def _rights(call: TrappedCall, address: int, length: int) -> list[int]:
     if not heading.size <= length <= _MOST_CONTROL:
         return numbers
     try:
-        data = read_memory(call.pid, address, length)
+        data = read_memory(call.tid, address, length)
     except OSError:
         return numbers  # EFAULT
     at, align = 0, 8 if heading is _WIDE[1] else 4
@@ -111,8 +111,8 @@ def _rights(call: TrappedCall, address: int, length: int) -> list[int]:
 
 def _let_inside_only(call: TrappedCall, machine: Machine) -> int:
     # A thread that has lent its socket makes its call anew, and must not be asked again.
-    if call.pid in machine.let_pass:
-        machine.let_pass.discard(call.pid)
+    if call.tid in machine.let_pass:
+        machine.let_pass.discard(call.tid)
         return PROCEED
     with Borrowing(call) as borrowing:
         try:
@@ -130,7 +130,7 @@ def _let_inside_only(call: TrappedCall, machine: Machine) -> int:
                 raise os_error(errno.EPERM)
         result = borrowing.finish(PROCEED)
         if result != PROCEED:
-            machine.let_pass.add(call.pid)
+            machine.let_pass.add(call.tid)
         return result
 
 

@@ -20,13 +20,21 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_borrow
-from recuse.sandbox.borrowing import Borrowing, close_all
-from recuse.sandbox.call import Outcome, Steps, TrappedCall
-from recuse.sandbox.memory import read_memory, write_memory
-from recuse.sandbox.native import POLLERR, POLLHUP, POLLNVAL, READABLE, READING, WRITABLE, WRITING
-from recuse.sandbox.syscalls.asking import Asked, ask
-from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler, signed32
-from recuse.sandbox.waker import Sleeper
+from recuse.sandbox.files.refresher import Sleeper
+from recuse.sandbox.files.socket_end import (
+    POLLERR,
+    POLLHUP,
+    POLLNVAL,
+    READABLE,
+    READING,
+    WRITABLE,
+    WRITING,
+)
+from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.poll_query import PolledFile, ask
+from recuse.sandbox.tasks.memory import read_memory, write_memory
+from recuse.sandbox.trap.borrowing import Borrowing, close_all
+from recuse.sandbox.trap.call import Outcome, Steps, TrappedCall
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -66,7 +74,7 @@ class Files(Protocol):
     strict: bool
     """Whether a descriptor that is none makes the call fail with EBADF."""
 
-    def answer(self, pid: int, bits: list[int]) -> int:
+    def answer(self, tid: int, bits: list[int]) -> int:
         """Write the result for files that are ready for ``bits``, and return the call's.
 
         Raises:
@@ -79,9 +87,9 @@ class PollFiles:
 
     strict = False
 
-    def __init__(self, pid: int, address: int, count: int) -> None:
+    def __init__(self, tid: int, address: int, count: int) -> None:
         """Read it. OSError: EFAULT."""
-        array = read_memory(pid, address, count * _POLLFD.size)
+        array = read_memory(tid, address, count * _POLLFD.size)
         if len(array) < count * _POLLFD.size:
             raise os_error(errno.EFAULT)
         self._address = address
@@ -90,14 +98,14 @@ class PollFiles:
             (number, events & 0xFFFF | _ALWAYS) for number, events, _ in _POLLFD.iter_unpack(array)
         ]
 
-    def answer(self, pid: int, bits: list[int]) -> int:
+    def answer(self, tid: int, bits: list[int]) -> int:
         """See :meth:`Files.answer`."""
         array = bytearray(self._array)
         ready = 0
         for index in range(len(self.entries)):
             struct.pack_into("=H", array, index * _POLLFD.size + 6, bits[index])
             ready += bool(bits[index])
-        if write_memory(pid, self._address, bytes(array)) < len(array):
+        if write_memory(tid, self._address, bytes(array)) < len(array):
             raise os_error(errno.EFAULT)
         return ready
 
@@ -107,25 +115,25 @@ class SelectFiles:
 
     strict = True
 
-    def __init__(self, pid: int, addresses: tuple[int, ...], count: int, word: int) -> None:
+    def __init__(self, tid: int, addresses: tuple[int, ...], count: int, word: int) -> None:
         """Read them; they are of words of ``word`` bytes. OSError: EFAULT; ESRCH."""
         self._addresses = addresses
         self._word = word
         # fs/select.c, core_sys_select: what no descriptor of this process can have is not looked
         # at, read or written. That takes as long as all the rest to find out, so only if it has to.
         if count > _ANY_TABLE:
-            count = min(count, _table_size(pid))
-        self._read(pid, count)
+            count = min(count, _table_size(tid))
+        self._read(tid, count)
         if self.entries and self.entries[-1][0] >= _LEAST_TABLE:
-            size = _table_size(pid)
+            size = _table_size(tid)
             if size < count:
-                self._read(pid, size)
+                self._read(tid, size)
 
-    def _read(self, pid: int, count: int) -> None:
+    def _read(self, tid: int, count: int) -> None:
         self._size = size = -(-count // (8 * self._word)) * self._word
         self._sets = []
         for address in self._addresses:
-            content = read_memory(pid, address, size) if address and size else b""
+            content = read_memory(tid, address, size) if address and size else b""
             if address and len(content) < size:
                 raise os_error(errno.EFAULT)
             self._sets.append(_words(content, size))
@@ -145,7 +153,7 @@ class SelectFiles:
                     events |= _POLLOUT_SET
                 self.entries.append((number, events))
 
-    def answer(self, pid: int, bits: list[int]) -> int:
+    def answer(self, tid: int, bits: list[int]) -> int:
         """See :meth:`Files.answer`."""
         ready = 0
         for address, words, events in zip(self._addresses, self._sets, _SETS, strict=True):
@@ -156,7 +164,7 @@ class SelectFiles:
                 if found & events and words[number >> 6] >> (number & 63) & 1:
                     result[number >> 6] |= 1 << (number & 63)
                     ready += 1
-            if write_memory(pid, address, self._content(result)) < self._size:
+            if write_memory(tid, address, self._content(result)) < self._size:
                 raise os_error(errno.EFAULT)
         return ready
 
@@ -204,7 +212,7 @@ class _Polling:
         call: TrappedCall,
         machine: Machine,
         files: Files,
-        asked: list[Asked],
+        asked: list[PolledFile],
         clock: _Clock,
         registers: tuple[int, int],
     ) -> None:
@@ -254,7 +262,7 @@ class _Polling:
         """Whether there is a file among the others that tells only the caller if it is ready."""
         for _, number, _ in self._others:
             with contextlib.suppress(OSError):
-                link = os.readlink(f"/proc/{self._call.pid}/fd/{number}")
+                link = os.readlink(f"/proc/{self._call.tid}/fd/{number}")
                 if link == "anon_inode:[signalfd]":
                     return True
         return False
@@ -317,8 +325,8 @@ class _Polling:
                 bits[one.index] = one.bits & one.events
             if not borrowing.alive():
                 return ANSWERED
-            result = self._files.answer(self._call.pid, bits)
-            self._clock.tell_rest(self._call.pid)
+            result = self._files.answer(self._call.tid, bits)
+            self._clock.tell_rest(self._call.tid)
             return borrowing.finish(result)
 
 
@@ -372,7 +380,7 @@ def _missing(
 class _Clock:
     """A call's timeout."""
 
-    def __init__(self, pid: int, address: int, form: struct.Struct, unit: int) -> None:
+    def __init__(self, tid: int, address: int, form: struct.Struct, unit: int) -> None:
         """Read it, if there is one. OSError: EFAULT."""
         self._began = time.monotonic_ns()
         self._address = address
@@ -380,7 +388,7 @@ class _Clock:
         self._unit = unit
         self._ns = -1
         if address:
-            seconds, parts = form.unpack(read_memory(pid, address, form.size).ljust(form.size))
+            seconds, parts = form.unpack(read_memory(tid, address, form.size).ljust(form.size))
             wrong = seconds < 0 or not 0 <= parts < _NANO
             self._ns = -2 if wrong else seconds * _NANO + parts * (_NANO // unit)
 
@@ -392,12 +400,12 @@ class _Clock:
     def waits(self) -> bool:
         return self._ns != 0
 
-    def tell_rest(self, pid: int) -> None:
+    def tell_rest(self, tid: int) -> None:
         """Leave there how much of the timeout is left, as Linux does (poll_select_finish)."""
         if self._ns > 0:
             left = max(self._ns - (time.monotonic_ns() - self._began), 0)
             seconds, ns = divmod(left, _NANO)
-            write_memory(pid, self._address, self._form.pack(seconds, ns // (_NANO // self._unit)))
+            write_memory(tid, self._address, self._form.pack(seconds, ns // (_NANO // self._unit)))
 
 
 class _Milliseconds(_Clock):
@@ -406,7 +414,7 @@ class _Milliseconds(_Clock):
     def __init__(self, timeout: int) -> None:
         self._ns = max(signed32(timeout), -1)
 
-    def tell_rest(self, pid: int) -> None:
+    def tell_rest(self, tid: int) -> None:
         pass
 
 
@@ -420,9 +428,9 @@ def _begin(
     find = machine.descriptors.find
     asked = []
     for index, (number, events) in enumerate(files.entries):
-        descriptor = find(call.pid, number) if number >= 0 else None
+        descriptor = find(call.tid, number) if number >= 0 else None
         if descriptor is not None and descriptor.is_asked:
-            asked.append(Asked(index, number, events, descriptor))
+            asked.append(PolledFile(index, number, events, descriptor))
     if not asked or not clock.valid:
         return PROCEED
     registers = registers or (call.a0, call.a1)
@@ -432,19 +440,19 @@ def _begin(
 def poll(call: TrappedCall, machine: Machine) -> Outcome:
     """``poll(fds, nfds, timeout)``."""
     count = call.a1 & 0xFFFFFFFF
-    if not machine.descriptors.polled or _is_refused(call.pid, count):
+    if not machine.descriptors.polled or _is_refused(call.tid, count):
         return PROCEED
-    files = PollFiles(call.pid, call.a0, count)
+    files = PollFiles(call.tid, call.a0, count)
     return _begin(call, machine, files, _Milliseconds(call.a2))
 
 
 def ppoll(call: TrappedCall, machine: Machine, form: struct.Struct = TIMESPEC) -> Outcome:
     """``ppoll(fds, nfds, timeout, mask, size)``."""
     count = call.a1 & 0xFFFFFFFF
-    if not machine.descriptors.polled or _is_refused(call.pid, count):
+    if not machine.descriptors.polled or _is_refused(call.tid, count):
         return PROCEED
-    files = PollFiles(call.pid, call.a0, count)
-    return _begin(call, machine, files, _Clock(call.pid, call.a2, form, _NANO))
+    files = PollFiles(call.tid, call.a0, count)
+    return _begin(call, machine, files, _Clock(call.tid, call.a2, form, _NANO))
 
 
 def select(  # noqa: PLR0917 - as pselect6 and 32-bit programs have it
@@ -462,8 +470,8 @@ def select(  # noqa: PLR0917 - as pselect6 and 32-bit programs have it
     count = signed32(call.a0)
     if not machine.descriptors.polled or count <= 0:
         return PROCEED
-    files = SelectFiles(call.pid, (call.a1, call.a2, call.a3), count, word)
-    clock = _Clock(call.pid, call.a4, form, unit)
+    files = SelectFiles(call.tid, (call.a1, call.a2, call.a3), count, word)
+    clock = _Clock(call.tid, call.a4, form, unit)
     return _begin(call, machine, files, clock, registers)
 
 

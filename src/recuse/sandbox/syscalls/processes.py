@@ -6,14 +6,14 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.syscalls.call import PROCEED, Handler
-from recuse.sandbox.syscalls.lookup import looked_at
-from recuse.sandbox.tasks import in_our_namespace
-from recuse.sandbox.tree import AT_FDCWD
+from recuse.sandbox.syscalls.handler import PROCEED, Handler
+from recuse.sandbox.syscalls.lookup import inspected
+from recuse.sandbox.tasks.tasks import in_our_namespace
+from recuse.sandbox.vfs.resolve import AT_FDCWD
 
 if TYPE_CHECKING:
-    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
+    from recuse.sandbox.trap.call import TrappedCall
 
 
 def clone(call: TrappedCall, machine: Machine) -> int:
@@ -25,34 +25,34 @@ def clone(call: TrappedCall, machine: Machine) -> int:
 
 def socket_call(call: TrappedCall, machine: Machine) -> int:
     """What only sockets can do: a device says ENOTSOCK."""
-    if machine.descriptors.find(call.pid, call.a0) is not None:
+    if machine.descriptors.find(call.tid, call.a0) is not None:
         raise os_error(errno.ENOTSOCK)
     return PROCEED
 
 
 def execute(call: TrappedCall, machine: Machine) -> int:
     """``execve`` and ``execveat``: a new memory image, and perhaps a new thread id."""
-    if not machine.tree.many_roots and not in_our_namespace(call.pid, "mnt"):
+    if not machine.tree.many_roots and not in_our_namespace(call.tid, "mnt"):
         machine.tree.many_roots = True  # clone3 made it, whose flags no filter sees
-    if machine.tasks.alike and not in_our_namespace(call.pid, "user"):
+    if machine.tasks.alike and not in_our_namespace(call.tid, "user"):
         machine.tasks.alike = False
-    machine.descriptors.unseen.executes(call.pid)
+    machine.descriptors.unseen.executes(call.tid)
     machine.tasks.forget_ended()
-    machine.tasks.forget_process(call.pid)
-    machine.strings.forget(call.pid)
-    machine.strings.forget_others(call.pid)
+    machine.tasks.forget_process(call.tid)
+    machine.strings.forget(call.tid)
+    machine.strings.forget_others(call.tid)
     return PROCEED
 
 
 def change_credentials(call: TrappedCall, machine: Machine) -> int:
     """The ``set*id`` calls, ``setgroups`` and ``capset``."""
-    machine.tasks.change(call.pid)
+    machine.tasks.change(call.tid)
     return PROCEED
 
 
 def chroot(call: TrappedCall, machine: Machine) -> int:
     """``chroot(path)``: not into what is no directory (ENOTDIR)."""
-    found = looked_at(call, machine, AT_FDCWD, call.a0, 0)
+    found = inspected(call, machine, AT_FDCWD, call.a0, 0)
     if found is not None and not found.node.is_directory:
         raise os_error(errno.ENOTDIR)
     return change_root(call, machine)
@@ -60,7 +60,7 @@ def chroot(call: TrappedCall, machine: Machine) -> int:
 
 def restrict(call: TrappedCall, machine: Machine) -> int:
     """``landlock_restrict_self(ruleset, flags)``."""
-    machine.tasks.restrict(call.pid)
+    machine.tasks.restrict(call.tid)
     return PROCEED
 
 

@@ -7,23 +7,23 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.char.files import OpenFile
 from recuse.kernel.errors import os_error
-from recuse.kernel.files import OpenFile
 from recuse.sandbox.arch import arch
-from recuse.sandbox.call import Outcome, TrappedCall
-from recuse.sandbox.memory import read_memory
-from recuse.sandbox.syscalls.call import (
+from recuse.sandbox.syscalls.handler import (
     PROCEED,
     Handler,
     signed32,
     signed64,
 )
+from recuse.sandbox.tasks.memory import read_memory
+from recuse.sandbox.trap.call import Outcome, TrappedCall
 
 if TYPE_CHECKING:
-    from recuse.sandbox.channels import ChannelFile
-    from recuse.sandbox.descriptors import Descriptor
+    from recuse.sandbox.files.attribute_file import AttributeFile
+    from recuse.sandbox.files.cuse_file import ChannelFile
+    from recuse.sandbox.files.descriptors import Descriptor
     from recuse.sandbox.machine import Machine
-    from recuse.sandbox.sysfs import AttributeFile
 
 _O_ACCMODE: Final = os.O_ACCMODE
 _O_RDONLY: Final = os.O_RDONLY
@@ -62,7 +62,7 @@ def plain_segments(address: int, count: int) -> list[tuple[int, int]]:
 
 
 def vector_segments(
-    pid: int, address: int, count: int, iovec: struct.Struct
+    tid: int, address: int, count: int, iovec: struct.Struct
 ) -> list[tuple[int, int]]:
     """The segments of a vectored call, without empty ones, as import_iovec checks them.
 
@@ -73,7 +73,7 @@ def vector_segments(
     count &= 0xFFFFFFFF  # import_iovec's are of 32 bits
     if count > _UIO_MAXIOV:
         raise os_error(errno.EINVAL)
-    array = read_memory(pid, address, count * iovec.size)
+    array = read_memory(tid, address, count * iovec.size)
     if len(array) != count * iovec.size:
         raise os_error(errno.EFAULT)
     segments: list[tuple[int, int]] = []
@@ -108,7 +108,7 @@ def _transfer(
 
 def _plain(call: TrappedCall, machine: Machine, wanted: int, position: int | None) -> Outcome:
     """Do read or write (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2, as vfs_read does."""
-    descriptor = machine.descriptors.find(call.pid, call.a0)
+    descriptor = machine.descriptors.find(call.tid, call.a0)
     if descriptor is None:
         return PROCEED
     file = allowing(descriptor, wanted)
@@ -150,10 +150,10 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
     """Do readv or writev (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2."""
     if position is not None and signed64(position) < 0:
         return PROCEED
-    descriptor = machine.descriptors.find(call.pid, call.a0)
+    descriptor = machine.descriptors.find(call.tid, call.a0)
     if descriptor is None:
         return PROCEED
-    segments = vector_segments(call.pid, call.a1, call.a2, iovec)
+    segments = vector_segments(call.tid, call.a1, call.a2, iovec)
     file = allowing(descriptor, wanted)
     if not segments:
         return 0
@@ -217,7 +217,7 @@ def _either(call: TrappedCall, machine: Machine, second: int) -> int:
     """
     find = machine.descriptors.find
     for number in (call.a0, second):
-        if (descriptor := find(call.pid, number)) is not None:
+        if (descriptor := find(call.tid, number)) is not None:
             raise os_error(errno.EBADF if descriptor.file is None else errno.EINVAL)
     return PROCEED
 
@@ -239,7 +239,7 @@ def tee(call: TrappedCall, machine: Machine) -> int:
 
 def lseek(call: TrappedCall, machine: Machine) -> int:
     """``lseek(fd, offset, whence)``."""
-    descriptor = machine.descriptors.find(call.pid, call.a0)
+    descriptor = machine.descriptors.find(call.tid, call.a0)
     if descriptor is None:
         return PROCEED
     if descriptor.file is None:

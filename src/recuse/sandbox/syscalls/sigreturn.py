@@ -32,17 +32,17 @@ from recuse.kernel.errors import os_error
 from recuse.runtime.log import Log
 from recuse.sandbox.abilities import may_borrow
 from recuse.sandbox.arch import arch, i386, i386_frame, x86_64_frame
-from recuse.sandbox.borrowing import Borrowing
-from recuse.sandbox.filter import TRAPPED_FCNTL
-from recuse.sandbox.memory import UnreadableError, read_memory, write_memory
-from recuse.sandbox.native_files import start_of, status_from
-from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.poll import PollFiles, SelectFiles
-from recuse.sandbox.tree import AT_FDCWD
+from recuse.sandbox.tasks.memory import UnreadableError, read_memory, write_memory
+from recuse.sandbox.trap.borrowing import Borrowing
+from recuse.sandbox.trap.filter import TRAPPED_FCNTL
+from recuse.sandbox.vfs.native_files import start_of, status_from
+from recuse.sandbox.vfs.resolve import AT_FDCWD
 
 if TYPE_CHECKING:
-    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
+    from recuse.sandbox.trap.call import TrappedCall
 
 _log = Log("recuse.sandbox")
 
@@ -324,17 +324,17 @@ def _end(call: TrappedCall, machine: Machine, repair: _Repair) -> int:
     """
     with Borrowing(call) as lender:
         try:
-            stack = _stack_pointer(call.pid, lender.alive)
-            if not machine.signals.comes_again(call.pid, stack):
+            stack = _stack_pointer(call.tid, lender.alive)
+            if not machine.signals.comes_again(call.tid, stack):
                 try:
                     repair(call, machine, lender, stack)
                 finally:
                     if lender.has_lent:
-                        machine.signals.will_come_again(call.pid, stack)
+                        machine.signals.will_come_again(call.tid, stack)
         except (OSError, UnreadableError):
             pass  # it lets nobody look into it, or is gone
         except Exception:
-            _log.exception("internal error at the end of a signal handler of thread %d", call.pid)
+            _log.exception("internal error at the end of a signal handler of thread %d", call.tid)
         return lender.finish(PROCEED)
 
 
@@ -354,7 +354,7 @@ def compat_sigreturn(call: TrappedCall, machine: Machine) -> int:
 
 
 def _repair(call: TrappedCall, machine: Machine, lender: Borrowing, stack: int) -> None:
-    frame = read_memory(call.pid, stack, x86_64_frame.SIZE)
+    frame = read_memory(call.tid, stack, x86_64_frame.SIZE)
     if len(frame) < x86_64_frame.SIZE or (made := x86_64_frame.interrupted(frame)) is None:
         return
     if made.restarts:
@@ -369,18 +369,18 @@ def _repair(call: TrappedCall, machine: Machine, lender: Borrowing, stack: int) 
     else:
         outcome = _made_anew(call, machine, lender, made, _BY_NUMBER)
     if outcome is not None and lender.alive():
-        write_memory(call.pid, stack + x86_64_frame.OUTCOME_OFFSET, outcome)
+        write_memory(call.tid, stack + x86_64_frame.OUTCOME_OFFSET, outcome)
 
 
 def _repair_compat(
     offset: int, call: TrappedCall, machine: Machine, lender: Borrowing, stack: int
 ) -> None:
-    content = read_memory(call.pid, stack + offset, i386_frame.SIZE)
+    content = read_memory(call.tid, stack + offset, i386_frame.SIZE)
     if len(content) < i386_frame.SIZE or (made := i386_frame.interrupted(content)) is None:
         return
     outcome = _made_anew(call, machine, lender, made, _COMPAT_BY_NUMBER)
     if outcome is not None and lender.alive():
-        write_memory(call.pid, stack + offset + i386_frame.OUTCOME_OFFSET, outcome)
+        write_memory(call.tid, stack + offset + i386_frame.OUTCOME_OFFSET, outcome)
 
 
 def _made_anew(
@@ -391,17 +391,17 @@ def _made_anew(
     decisions: dict[int | None, _Decision],
 ) -> bytes | None:
     """What makes the thread make its call once more; None if it keeps its EINTR."""
-    if machine.signals.has_ended(call.pid, made.after):
+    if machine.signals.has_ended(call.tid, made.after):
         return None  # it was received, and EINTR is what its device has said
     if made.after == call.instruction:
         number: int | None = call.number  # the end of another handler, by the same code
     else:
-        read = partial(read_memory, call.pid)
+        read = partial(read_memory, call.tid)
         number = made.number_of(read(made.after - _CODE_SIZE, _CODE_SIZE), read)
     decide = decisions.get(number)
     if number is None or decide is None or not decide(lender, machine, made):
         return None
-    machine.signals.owed[call.pid] = made.after
+    machine.signals.owed[call.tid] = made.after
     return made.made_anew(number)
 
 

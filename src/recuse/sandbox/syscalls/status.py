@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.arch.status import Status
-from recuse.sandbox.memory import write_memory
-from recuse.sandbox.native_files import check_access
-from recuse.sandbox.permissions import check
-from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
-from recuse.sandbox.syscalls.lookup import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, held, looked_at
-from recuse.sandbox.tree import AT_FDCWD, Found
+from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.lookup import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, held, inspected
+from recuse.sandbox.tasks.memory import write_memory
+from recuse.sandbox.vfs.native_files import check_access
+from recuse.sandbox.vfs.permissions import check
+from recuse.sandbox.vfs.resolve import AT_FDCWD, Found
 
 if TYPE_CHECKING:
-    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
+    from recuse.sandbox.trap.call import TrappedCall
 
 _AT_EACCESS: Final = 0x200
 _AT_NO_AUTOMOUNT: Final = 0x800
@@ -40,7 +40,7 @@ _STATX_BASIC: Final = 0x7FF
 
 
 def _write(call: TrappedCall, address: int, data: bytes) -> None:
-    if call.alive() and write_memory(call.pid, address, data) < len(data):
+    if call.alive() and write_memory(call.tid, address, data) < len(data):
         raise os_error(errno.EFAULT)
 
 
@@ -72,12 +72,12 @@ def fill_stat(
 
 def stat_(call: TrappedCall, machine: Machine) -> int:
     """``stat(path, buf)``."""
-    return fill_stat(call, looked_at(call, machine, AT_FDCWD, call.a0, 0), call.a1)
+    return fill_stat(call, inspected(call, machine, AT_FDCWD, call.a0, 0), call.a1)
 
 
 def lstat(call: TrappedCall, machine: Machine) -> int:
     """``lstat(path, buf)``."""
-    found = looked_at(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    found = inspected(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return fill_stat(call, found, call.a1)
 
 
@@ -92,7 +92,7 @@ def newfstatat(
     """``newfstatat(dirfd, path, buf, flags)``."""
     if call.a3 & ~_STAT_FLAGS:
         return PROCEED
-    found = looked_at(call, machine, signed32(call.a0), call.a1, call.a3)
+    found = inspected(call, machine, signed32(call.a0), call.a1, call.a3)
     return fill_stat(call, found, call.a2, pack)
 
 
@@ -104,7 +104,7 @@ def statx(call: TrappedCall, machine: Machine) -> int:
         or call.a3 & _STATX_RESERVED
     ):
         return PROCEED
-    found = looked_at(call, machine, signed32(call.a0), call.a1, call.a2)
+    found = inspected(call, machine, signed32(call.a0), call.a1, call.a2)
     if found is None or found.link:
         return PROCEED
     node = found.node
@@ -150,13 +150,13 @@ def _access(
 
 def access(call: TrappedCall, machine: Machine) -> int:
     """``access(path, mode)``."""
-    found = looked_at(call, machine, AT_FDCWD, call.a0, 0, real=True)
+    found = inspected(call, machine, AT_FDCWD, call.a0, 0, real=True)
     return _access(call, machine, found, signed32(call.a1))
 
 
 def faccessat(call: TrappedCall, machine: Machine) -> int:
     """``faccessat(dirfd, path, mode)``: this call has no flags."""
-    found = looked_at(call, machine, signed32(call.a0), call.a1, 0, real=True)
+    found = inspected(call, machine, signed32(call.a0), call.a1, 0, real=True)
     return _access(call, machine, found, signed32(call.a2))
 
 
@@ -165,7 +165,7 @@ def faccessat2(call: TrappedCall, machine: Machine) -> int:
     if call.a3 & ~_ACCESS_FLAGS:
         return PROCEED
     real = not call.a3 & _AT_EACCESS
-    found = looked_at(call, machine, signed32(call.a0), call.a1, call.a3, real)
+    found = inspected(call, machine, signed32(call.a0), call.a1, call.a3, real)
     return _access(call, machine, found, signed32(call.a2), call.a3)
 
 
@@ -182,14 +182,14 @@ def _readlink(call: TrappedCall, found: Found | None, buffer: int, size: int) ->
 
 def readlink(call: TrappedCall, machine: Machine) -> int:
     """``readlink(path, buf, size)``: a device is no link, ``/proc/self/fd/N`` is one to it."""
-    found = looked_at(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    found = inspected(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return _readlink(call, found, call.a1, signed32(call.a2))
 
 
 def readlinkat(call: TrappedCall, machine: Machine) -> int:
     """``readlinkat(dirfd, path, buf, size)``."""
     flags = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
-    found = looked_at(call, machine, signed32(call.a0), call.a1, flags)
+    found = inspected(call, machine, signed32(call.a0), call.a1, flags)
     return _readlink(call, found, call.a2, signed32(call.a3))
 
 

@@ -1,8 +1,9 @@
 """chdir and getcwd (fs/open.c, fs/d_path.c; Linux 6.1).
 
 A directory that exists only here becomes the working directory as its shadow
-(:mod:`recuse.sandbox.shadows`), into which only the thread itself can go. Relative paths are
-resolved from there by the sandbox's tree, and fork, exec and threads have it as any other.
+(:mod:`recuse.sandbox.vfs.placeholder_dirs`), into which only the thread itself can go. Relative
+paths are resolved from there by the sandbox's tree, and fork, exec and threads have it as any
+other.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
-from recuse.sandbox.by_thread import look_by_thread
-from recuse.sandbox.inject import GoneError, Injection
-from recuse.sandbox.memory import write_memory
-from recuse.sandbox.native_files import open_again
-from recuse.sandbox.permissions import MAY_EXECUTE, check
-from recuse.sandbox.syscalls.call import ANSWERED, PROCEED, Handler
-from recuse.sandbox.tree import AT_FDCWD, NativeFile, OutsideError
+from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler
+from recuse.sandbox.tasks.memory import write_memory
+from recuse.sandbox.trap.inject import GoneError, Injection
+from recuse.sandbox.vfs.by_thread import look_by_thread
+from recuse.sandbox.vfs.native_files import open_again
+from recuse.sandbox.vfs.permissions import MAY_EXECUTE, check
+from recuse.sandbox.vfs.resolve import AT_FDCWD, NativeFile, OutsideError
 
 if TYPE_CHECKING:
-    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
-    from recuse.sandbox.nodes import Node
+    from recuse.sandbox.trap.call import TrappedCall
+    from recuse.sandbox.vfs.nodes import Node
 
 
 def chdir(call: TrappedCall, machine: Machine) -> int:
     """``chdir(path)``; EACCES for a thread that has a debugger, and so can make no calls for us."""
-    path = machine.strings.read(call.pid, call.a0)
+    path = machine.strings.read(call.tid, call.a0)
     try:
-        found = machine.tree.find(call.pid, AT_FDCWD, path) if path else None
+        found = machine.tree.find(call.tid, AT_FDCWD, path) if path else None
     except OutsideError as outside:
         return _go_outside(call, machine, outside.file)
     if found is None:
@@ -40,7 +41,7 @@ def chdir(call: TrappedCall, machine: Machine) -> int:
     if not found.node.is_directory:
         raise os_error(errno.ENOTDIR)
     check(found.node, call.task.credentials, MAY_EXECUTE)
-    return _go(call, machine.tree.shadows.open(found.node))
+    return _go(call, machine.tree.placeholders.open(found.node))
 
 
 def _go_outside(call: TrappedCall, machine: Machine, file: NativeFile) -> int:
@@ -49,7 +50,7 @@ def _go_outside(call: TrappedCall, machine: Machine, file: NativeFile) -> int:
         raise os_error(errno.ENOTDIR)
     acting = call.task.acting
     try:
-        machine.tasks.check_confinement(call.pid)
+        machine.tasks.check_confinement(call.tid)
         # As all of a process's threads can read what one of them is given.
         directory = open_again(acting, file.descriptor, arch.O_DIRECTORY, 0, 0)
     except PermissionError:  # it may be searched, and perhaps not read
@@ -65,7 +66,7 @@ def _go(call: TrappedCall, directory: int | Node) -> int:
                 if isinstance(directory, int):
                     number = thread.give(directory)
                 else:
-                    number = look_by_thread(thread, call.pid, directory, os.O_CLOEXEC)
+                    number = look_by_thread(thread, call.tid, directory, os.O_CLOEXEC)
                 try:
                     thread.result = thread.call("fchdir", number)
                 finally:
@@ -84,13 +85,13 @@ def _go(call: TrappedCall, directory: int | Node) -> int:
 
 def getcwd(call: TrappedCall, machine: Machine) -> int:
     """``getcwd(buf, size)``, which the C library's function of that name calls."""
-    node = machine.tree.directory(call.pid, AT_FDCWD)
+    node = machine.tree.directory(call.tid, AT_FDCWD)
     if node is None:
         return PROCEED
     data = node.path + b"\0"
     if call.a1 < len(data):
         raise os_error(errno.ERANGE)
-    if call.alive() and write_memory(call.pid, call.a0, data) < len(data):
+    if call.alive() and write_memory(call.tid, call.a0, data) < len(data):
         raise os_error(errno.EFAULT)
     return len(data)
 

@@ -12,20 +12,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.memory import read_memory
-from recuse.sandbox.syscalls.call import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.lookup import (
     AT_EMPTY_PATH,
     AT_SYMLINK_NOFOLLOW,
-    looked_at,
+    inspected,
     named,
     opened,
 )
-from recuse.sandbox.tree import AT_FDCWD, Found
+from recuse.sandbox.tasks.memory import read_memory
+from recuse.sandbox.vfs.resolve import AT_FDCWD, Found
 
 if TYPE_CHECKING:
-    from recuse.sandbox.call import TrappedCall
     from recuse.sandbox.machine import Machine
+    from recuse.sandbox.trap.call import TrappedCall
 
 _AT_FLAGS: Final = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
 _AT_SYMLINK_FOLLOW: Final = 0x400
@@ -54,7 +54,7 @@ def _get_attribute(call: TrappedCall, machine: Machine, found: Found | None, add
     """ENODATA: a node has no extended attributes, of the sorts that there are (fs/xattr.c)."""
     if found is None or found.link:
         return PROCEED
-    name = machine.strings.read(call.pid, address)
+    name = machine.strings.read(call.tid, address)
     if not 0 < len(name) <= _NAME_MAX:
         raise os_error(errno.ERANGE)
     known = name.startswith(_SORTS) or name in _ACCESS_LISTS
@@ -65,7 +65,7 @@ def _set_attribute(call: TrappedCall, machine: Machine, found: Found | None, add
     """EPERM for those that only regular files and directories have, EOPNOTSUPP for others."""
     if found is None or found.link:
         return PROCEED
-    name = machine.strings.read(call.pid, address)
+    name = machine.strings.read(call.tid, address)
     if not 0 < len(name) <= _NAME_MAX:
         raise os_error(errno.ERANGE)
     raise os_error(errno.EPERM if name.startswith(b"user.") else errno.EOPNOTSUPP)
@@ -75,7 +75,7 @@ def _at(call: TrappedCall, machine: Machine, find: Callable[..., Found | None]) 
     """What ``(dirfd, path, flags, ...)`` name; O_PATH does not do without a path (EBADF)."""
     if call.a2 & ~_AT_FLAGS:
         return None
-    if call.a2 & AT_EMPTY_PATH and not (call.a1 and machine.strings.read(call.pid, call.a1)):
+    if call.a2 & AT_EMPTY_PATH and not (call.a1 and machine.strings.read(call.tid, call.a1)):
         return opened(call, machine)
     return find(call, machine, signed32(call.a0), call.a1, call.a2)
 
@@ -84,7 +84,7 @@ def _arguments(call: TrappedCall) -> tuple[int, int] | None:
     """Size and flags of the ``struct xattr_args`` in argument 4; None if it is none."""
     if call.a5 < _ARGUMENTS.size:
         return None
-    data = read_memory(call.pid, call.a4, _ARGUMENTS.size)
+    data = read_memory(call.tid, call.a4, _ARGUMENTS.size)
     if len(data) < _ARGUMENTS.size:
         raise os_error(errno.EFAULT)
     size, flags = _ARGUMENTS.unpack(data)
@@ -93,13 +93,13 @@ def _arguments(call: TrappedCall) -> tuple[int, int] | None:
 
 def getxattr(call: TrappedCall, machine: Machine) -> int:
     """``getxattr(path, name, ...)``."""
-    found = looked_at(call, machine, AT_FDCWD, call.a0, 0)
+    found = inspected(call, machine, AT_FDCWD, call.a0, 0)
     return _get_attribute(call, machine, found, call.a1)
 
 
 def lgetxattr(call: TrappedCall, machine: Machine) -> int:
     """``lgetxattr(path, name, ...)``."""
-    found = looked_at(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
+    found = inspected(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return _get_attribute(call, machine, found, call.a1)
 
 
@@ -113,7 +113,7 @@ def getxattrat(call: TrappedCall, machine: Machine) -> int:
     arguments = _arguments(call)
     if arguments is None or arguments[1]:
         return PROCEED
-    return _get_attribute(call, machine, _at(call, machine, looked_at), call.a3)
+    return _get_attribute(call, machine, _at(call, machine, inspected), call.a3)
 
 
 def _list_attributes(found: Found | None) -> int:
@@ -122,12 +122,12 @@ def _list_attributes(found: Found | None) -> int:
 
 def listxattr(call: TrappedCall, machine: Machine) -> int:
     """``listxattr(path, ...)``."""
-    return _list_attributes(looked_at(call, machine, AT_FDCWD, call.a0, 0))
+    return _list_attributes(inspected(call, machine, AT_FDCWD, call.a0, 0))
 
 
 def llistxattr(call: TrappedCall, machine: Machine) -> int:
     """``llistxattr(path, ...)``."""
-    return _list_attributes(looked_at(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW))
+    return _list_attributes(inspected(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW))
 
 
 def flistxattr(call: TrappedCall, machine: Machine) -> int:
@@ -137,7 +137,7 @@ def flistxattr(call: TrappedCall, machine: Machine) -> int:
 
 def listxattrat(call: TrappedCall, machine: Machine) -> int:
     """``listxattrat(dirfd, path, at_flags, ...)``."""
-    return _list_attributes(_at(call, machine, looked_at))
+    return _list_attributes(_at(call, machine, inspected))
 
 
 def _bad_value(size: int, flags: int) -> bool:

@@ -2,8 +2,8 @@
 
 All else is made of this table: the filter, the numbers in :mod:`recuse.sandbox.arch`, which module
 handles what, and docs/syscalls.md. What is needed at every start is in
-:mod:`recuse.sandbox.table.used`, the rest in :mod:`recuse.sandbox.table.passing`. A call of the
-kernel's headers that is in neither fails a test: a new one needs a decision.
+:mod:`recuse.sandbox.table.used`, the rest in :mod:`recuse.sandbox.table.passing`. A call
+of the kernel's headers that is in neither fails a test: a new one needs a decision.
 
 A row is a line of
 
@@ -62,7 +62,7 @@ INJECTED: Final = (
     "open_tree",
     "sendmsg",
 )
-"""What `recuse.sandbox.inject` has threads call."""
+"""What `recuse.sandbox.trap.inject` has threads call."""
 
 
 class Entry:

@@ -206,4 +206,4 @@ seccomp             317   277   354   383  -            differs
 getpgid             121   155   132   132  -            passes
     It is about processes. `recuse doctor` traps it, to see whether that can be done.
 """
-"""In the order in which the filter compares: the hot ones first. See `recuse.sandbox.table`."""
+"""In the order in which the filter compares: the hot ones first."""

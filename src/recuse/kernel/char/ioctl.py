@@ -1,0 +1,255 @@
+"""ioctl on a device: fs/fuse/ioctl.c, fuse_do_ioctl.
+
+A restricted device is given the argument that the command encodes: size and direction of the area
+at its address.  An unrestricted one may answer with FUSE_IOCTL_RETRY and areas of the caller's
+memory, input first, then output; it is asked again with what is in the input areas and room for
+the output areas, until it answers without RETRY.
+
+What Linux has not: the server of a device with new_files may answer with an open file
+(RECUSE_IOCTL_FILE).  The caller gets a descriptor of it, and its number in the output.
+"""
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from recuse.kernel.caller import Caller, Memory
+from recuse.kernel.char.devices import CharDevice
+from recuse.kernel.connection.operation import Operation
+from recuse.kernel.connection.request import MAX_PAGES, PAGE_SIZE, Request
+from recuse.kernel.errors import os_error
+from recuse.wire import ioctl
+from recuse.wire.cuse import RECUSE_IOCTL_FILE, RECUSE_IOCTL_NONBLOCK, recuse_ioctl_file
+from recuse.wire.fuse import (
+    FUSE_IOCTL,
+    FUSE_IOCTL_32BIT,
+    FUSE_IOCTL_COMPAT,
+    FUSE_IOCTL_MAX_IOV,
+    FUSE_IOCTL_RETRY,
+    FUSE_IOCTL_UNRESTRICTED,
+    fuse_ioctl_in,
+    fuse_ioctl_iovec,
+    fuse_ioctl_out,
+)
+
+if TYPE_CHECKING:
+    from recuse.kernel.char.files import OpenFile
+
+Install: TypeAlias = Callable[["OpenFile", bool], int]
+"""Gives the caller a descriptor of a new file, maybe close-on-exec, and returns its number.
+
+Raises OSError: EMFILE if the caller's table is full, ENFILE, ESRCH if the caller is gone.  The file
+is released if it raises, or will be: who installs it may have released it already.
+"""
+
+MAX_BYTES = MAX_PAGES * PAGE_SIZE
+"""Most bytes of all input areas, and of all output areas."""
+
+MAX_ROUNDS = 2 * FUSE_IOCTL_MAX_IOV
+"""Most requests for one ioctl.
+
+Linux has no such limit.  A server that asks for one area more each time needs FUSE_IOCTL_MAX_IOV
+and one rounds; twice that lets it also ask for longer ones.
+"""
+
+_NUMBER = struct.Struct("=i")
+"""A descriptor's, in the output."""
+
+_ERRNO_MAX = 4095
+
+_NOT_KNOWN = frozenset({errno.ENOSYS, 515})
+"""ENOSYS (fuse_do_ioctl) and ENOIOCTLCMD (vfs_ioctl), which are ENOTTY for programs."""
+
+Area = tuple[int, int]
+
+_pack_ioctl_in = fuse_ioctl_in.CODEC.pack
+_unpack_ioctl_out = fuse_ioctl_out.CODEC.unpack_from
+_OUT_SIZE = fuse_ioctl_out.SIZE
+
+
+def do_ioctl(
+    device: CharDevice,
+    fh: int,
+    caller: Caller,
+    command: int,
+    argument: int,
+    *,
+    compat: bool,
+    nonblocking: bool = False,
+    install: Install | None = None,
+) -> Operation[int]:
+    """Do one ioctl and return its result.
+
+    ``command`` is 32 bits, ``argument`` 64.  ``compat``: the caller is a 32-bit program.
+    ``nonblocking``: the file has O_NONBLOCK, which the server hears if it wants to.
+
+    Raises OSError: a negative result of the server's; ENOTTY instead of ENOSYS; EFAULT for areas
+    that cannot be read or written; ENOMEM for more than FUSE_IOCTL_MAX_IOV areas or MAX_BYTES in
+    either direction; EIO for an answer that breaks the rules, and after MAX_ROUNDS requests; what
+    ``install`` raises, EOPNOTSUPP without it.
+    """
+    unrestricted = device.unrestricted
+    flags = FUSE_IOCTL_UNRESTRICTED if unrestricted else 0
+    if compat:
+        flags |= FUSE_IOCTL_COMPAT | FUSE_IOCTL_32BIT
+    if nonblocking and device.file_flags:
+        flags |= RECUSE_IOCTL_NONBLOCK
+    spare = recuse_ioctl_file.SIZE if device.new_files else 0
+    sources: Sequence[Area] = ()
+    targets: Sequence[Area] = ()
+    if not unrestricted:
+        area = (argument, ioctl.size(command))
+        direction = ioctl.direction(command)
+        if direction & ioctl.IOC_WRITE:
+            sources = (area,)
+        if direction & ioctl.IOC_READ:
+            targets = (area,)
+    for _ in range(MAX_ROUNDS):
+        data = _load(caller.memory, sources) if sources else b""
+        out_size = _total(targets)
+        reply = yield Request(
+            FUSE_IOCTL,
+            _pack_ioctl_in(fh, flags, command, argument, len(data), out_size) + data,
+            _OUT_SIZE,
+            # The areas of a RETRY need room even if there is to be no output.
+            _OUT_SIZE + max(out_size, PAGE_SIZE) + spare,
+            caller.pid,
+            caller.uid,
+            caller.gid,
+        )
+        if reply.error:
+            raise os_error(errno.ENOTTY if reply.error == -errno.ENOSYS else -reply.error)
+        result, said, in_areas, out_areas = _unpack_ioctl_out(reply.payload)
+        payload = reply.payload[_OUT_SIZE:]
+        if said & FUSE_IOCTL_RETRY:
+            if not unrestricted:
+                raise os_error(errno.EIO)
+            sources, targets = _areas(in_areas, out_areas, payload, compat)
+            continue
+        if said & RECUSE_IOCTL_FILE and device.new_files:
+            return (
+                yield from _answer_with_file(
+                    device, caller, targets, result, payload, install=install
+                )
+            )
+        if len(payload) > out_size:
+            raise os_error(errno.EIO)
+        if payload:
+            _store(caller.memory, targets, payload)
+        return _result(result)
+    raise os_error(errno.EIO)
+
+
+def _answer_with_file(
+    device: CharDevice,
+    caller: Caller,
+    targets: Sequence[Area],
+    result: int,
+    payload: bytes | memoryview,
+    *,
+    install: Install | None,
+) -> Operation[int]:
+    """Do what is left of an ioctl that is answered with a file; return its result.
+
+    Once it is known which file that is, it is the caller's or is released.
+    """
+    from recuse.kernel.char.files import OpenFile  # noqa: PLC0415  # files have ioctls
+
+    if len(payload) < recuse_ioctl_file.SIZE:
+        raise os_error(errno.EIO)
+    made = recuse_ioctl_file.unpack(payload)
+    output = bytearray(payload[recuse_ioctl_file.SIZE :])
+    file = OpenFile(device, made.fh, made.flags & ~os.O_CLOEXEC, device.connection.polled.next_kh())
+    try:
+        if len(output) > _total(targets) or made.offset + _NUMBER.size > len(output):
+            raise os_error(errno.EIO)
+        result = _result(result)
+        # A descriptor cannot be taken back, so what can fail comes before.  Another thread may
+        # still unmap the memory meanwhile: then there is a descriptor whose number nobody knows.
+        if not _fits(caller.memory, targets, len(output)):
+            raise os_error(errno.EFAULT)
+        if install is None:
+            raise os_error(errno.EOPNOTSUPP)
+        number = install(file, bool(made.flags & os.O_CLOEXEC))
+    except OSError as reason:
+        error = reason.with_traceback(None)
+    else:
+        _NUMBER.pack_into(output, made.offset, number)
+        _store(caller.memory, targets, bytes(output))
+        return result
+    yield from file.release()
+    raise error
+
+
+def _fits(memory: Memory, areas: Sequence[Area], size: int) -> bool:
+    """Whether so many bytes of output can be written."""
+    for address, length in areas:
+        part = min(length, size)
+        if part and memory.writable(address, part) < part:
+            return False
+        size -= part
+    return True
+
+
+def _total(areas: Sequence[Area]) -> int:
+    """Return the number of bytes in areas."""
+    # Mostly it is one area, for which this is three times as quick as the sum.
+    return areas[0][1] if len(areas) == 1 else sum(length for _, length in areas)
+
+
+def _areas(
+    in_areas: int, out_areas: int, payload: bytes | memoryview, compat: bool
+) -> tuple[list[Area], list[Area]]:
+    """Return the input and the output areas that a RETRY asks for, of which there are so many."""
+    count = in_areas + out_areas
+    if count > FUSE_IOCTL_MAX_IOV:
+        raise os_error(errno.ENOMEM)
+    if len(payload) != count * fuse_ioctl_iovec.SIZE:
+        raise os_error(errno.EIO)
+    areas: list[Area] = list(fuse_ioctl_iovec.CODEC.iter_unpack(payload))
+    if compat and any(base >> 32 or length >> 32 for base, length in areas):
+        raise os_error(errno.EIO)
+    sources, targets = areas[:in_areas], areas[in_areas:]
+    for part in (sources, targets):
+        if _total(part) > MAX_BYTES:
+            raise os_error(errno.ENOMEM)
+    return sources, targets
+
+
+def _result(result: int) -> int:
+    """Return what the system call returns, or raise what it fails with.
+
+    Negative numbers that are no errno are returned: the program sees them as they are.  So it does
+    ERESTARTSYS and its like, unless a signal comes: then the kernel makes the call again.
+    """
+    if -_ERRNO_MAX <= result < 0:
+        raise os_error(errno.ENOTTY if -result in _NOT_KNOWN else -result)
+    return result
+
+
+def _load(memory: Memory, areas: Sequence[Area]) -> bytes:
+    """Return what is in all the areas, or raise EFAULT if a byte cannot be read."""
+    parts: list[bytes] = []
+    for address, length in areas:
+        if not length:
+            continue
+        part = memory.read(address, length)
+        if len(part) < length:
+            raise os_error(errno.EFAULT)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _store(memory: Memory, areas: Sequence[Area], data: bytes | memoryview) -> None:
+    """Put data into the areas, maybe not filling them, or raise EFAULT where they end."""
+    stored = 0
+    for address, length in areas:
+        part = data[stored : stored + length]
+        if not part:
+            continue
+        count = memory.write(address, part)
+        if count < len(part):
+            raise os_error(errno.EFAULT)
+        stored += count

@@ -1,0 +1,52 @@
+"""Readiness: fs/fuse/file.c, fuse_file_poll and fuse_notify_poll_wakeup, Linux 6.1.
+
+A poll never waits.  Whoever wants to wait asks with ``waiting``, goes to sleep if there is nothing,
+and asks again when the server has said that something changed (FUSE_NOTIFY_POLL).  A server may say
+so at any moment, also between a request for it and the answer to that.
+"""
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.connection.request import Request
+from recuse.runtime.log import Log
+from recuse.wire.fuse import FUSE_POLL, FUSE_POLL_SCHEDULE_NOTIFY, fuse_poll_in, fuse_poll_out
+
+if TYPE_CHECKING:
+    from recuse.kernel.caller import Caller
+    from recuse.kernel.char.devices import CharDevice
+    from recuse.kernel.connection.operation import Operation
+
+log = Log("recuse.kernel")
+
+POLLERR: Final = 0x8
+
+DEFAULT_POLLMASK: Final = 0x145
+"""POLLIN, POLLOUT, POLLRDNORM and POLLWRNORM: what a device without poll is always."""
+
+POLL_KNOWN: Final = 0x27FF
+"""The events that there are: POLLIN to POLLMSG, and POLLRDHUP (linux/poll.h, demangle_poll)."""
+
+
+def do_poll(  # noqa: PLR0917  # by position, as `OpenFile` calls it
+    device: "CharDevice", fh: int, kh: int, caller: "Caller", events: int, waiting: bool
+) -> "Operation[int]":
+    """Ask what a file is ready for, out of ``events``; see `OpenFile.poll`."""
+    if device.no_poll:
+        return DEFAULT_POLLMASK
+    flags = FUSE_POLL_SCHEDULE_NOTIFY if waiting else 0
+    reply = yield Request(
+        FUSE_POLL,
+        fuse_poll_in(fh=fh, kh=kh, flags=flags, events=events & POLL_KNOWN).pack(),
+        fuse_poll_out.SIZE,
+        fuse_poll_out.SIZE,
+        caller.pid,
+        caller.uid,
+        caller.gid,
+    )
+    if not reply.error:
+        return fuse_poll_out.unpack(reply.payload).revents & POLL_KNOWN
+    if reply.error == -errno.ENOSYS:
+        device.no_poll = True
+        return DEFAULT_POLLMASK
+    return POLLERR

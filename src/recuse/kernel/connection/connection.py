@@ -1,0 +1,319 @@
+"""The connection between system calls and one server: fs/fuse/dev.c and fs/fuse/inode.c's INIT.
+
+What happens in each state, with the errno that its side gets:
+
+    state         submit           read              write
+    INITIALISING  held             INIT, then EAGAIN the reply to INIT
+    CONNECTED     sent             requests, EAGAIN  replies, notifications
+    REFUSED       ECONNREFUSED     ENODEV            ENOENT
+    ABORTED       ENOTCONN *       ENODEV            ENOENT
+
+    * or what the channel has set as error_when_aborted
+
+A write in either of the last two states is ENOENT since no request is left that it could answer;
+POLL notifications go on being taken.  (ECONNABORTED for a read is for filesystems that have asked
+for it with FUSE_ABORT_ERROR.)  Requests that were unfinished when the connection was aborted finish
+with ECONNABORTED, those held when it was refused with ECONNREFUSED.
+
+Linux's CUSE counts as initialised from the start, as nothing but INIT can be sent before there is a
+device: that requests are held until then is what FUSE does.
+
+Requests in the background (`Request.background`) are limited as in fs/fuse/dev.c of Linux 6.1:
+`max_background` of them are sent at a time.  As soon as there are as many, those that do without
+`force` are held; those with it are counted and queued, however many there are.  (In 2005 all
+requests were counted together, ten at the most, and a RELEASE that there was no room for was a debt
+to be paid before the next request.)  CUSE itself sends only INIT in this way: its RELEASE is one
+that is waited for (fs/fuse/cuse.c, cuse_release).
+
+Thread-safe: one lock round the queue and the state.  Nobody waits for anything while holding it,
+and nobody is called with it held.
+"""
+
+import errno
+from collections.abc import Callable
+from typing import NoReturn, Protocol
+
+from recuse.kernel.connection.notify import notified_poller
+from recuse.kernel.connection.request import Reply, Request
+from recuse.kernel.connection.submit import ConnectionState, SubmitSide, log, tell
+from recuse.kernel.errors import os_error
+from recuse.wire.descriptor import BytesWithDescriptor
+from recuse.wire.fuse import (
+    FUSE_INTERRUPT,
+    FUSE_MIN_READ_BUFFER,
+    FUSE_SETXATTR,
+    fuse_in_header,
+    fuse_interrupt_in,
+    fuse_out_header,
+    fuse_write_in,
+)
+
+_pack_in_header = fuse_in_header.CODEC.pack
+_unpack_out_header = fuse_out_header.CODEC.unpack_from
+_IN_HEADER_SIZE = fuse_in_header.SIZE
+_OUT_HEADER_SIZE = fuse_out_header.SIZE
+
+_ERROR_LIMIT = 512
+"""Errors from here on are the kernel's own (ERESTARTSYS and so on): no server may send them."""
+
+_COPY_LIMIT = 4096
+"""Payloads up to this many bytes are copied from the message, which is faster than a view."""
+
+_INTERRUPT_BIT = 1
+
+
+class Tap(Protocol):
+    """Sees what goes over a connection, for tracing.
+
+    None of the methods may wait: each request passes them.  An exception takes the tap off.
+    """
+
+    def request(self, message: bytes) -> None:
+        """Take note of a message that the server is about to get."""
+
+    def reply(self, message: bytes) -> None:
+        """Take note of a message from the server, before it takes effect or is refused."""
+
+    def added(self, name: str, major: int, minor: int) -> None:
+        """Take note that the connection's device has come into being."""
+
+    def removed(self) -> None:
+        """Take note that it is gone."""
+
+
+class Connection(SubmitSide):
+    """All requests of the programs that use one device, on their way to its server and back.
+
+    init is the request that the server has to answer before any other is sent, accept is called
+    with its reply (before the server's `write` of it returns) and has to call `initialised` or
+    `refuse`.
+
+    on_pending, if set, is called outside the lock once for each message that has become readable,
+    by the thread that submitted it.  Not for an INTERRUPT that the server sent back with EAGAIN:
+    whoever wrote that has to look again.  If it raises, the channel is broken, and the connection
+    is aborted.
+    """
+
+    def __init__(self, init: Request, accept: Callable[[Reply], None]) -> None:
+        super().__init__(init, accept)
+        self.tap: Tap | None = None
+        self._min_read = FUSE_MIN_READ_BUFFER
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is something that `read` would return now."""
+        return bool(self._queue.pending or self._queue.interrupts)
+
+    def expect_writes(self, max_write: int) -> None:
+        """Have the server's read buffer hold a WRITE of so many bytes, whatever becomes of INIT."""
+        self._min_read = max(FUSE_MIN_READ_BUFFER, _IN_HEADER_SIZE + fuse_write_in.SIZE + max_write)
+
+    def initialised(self, minor: int, max_write: int) -> bool:
+        """Let requests through: INIT was answered.  False if the connection has ended meanwhile.
+
+        max_write is in bytes: from now on the server's read buffer has to hold a WRITE of them.
+        """
+        if self.state is not ConnectionState.INITIALISING:
+            return False
+        self.expect_writes(max_write)
+        return self._initialised(minor)
+
+    def read(self, size: int, finished: list[Request] | None = None) -> bytes:
+        """Return the next message for the server, for a buffer of ``size`` bytes.
+
+        Raises BlockingIOError (EAGAIN) if there is none; OSError: EINVAL if the buffer is smaller
+        than 8192 bytes or than a header with WRITE's structure and max_write bytes, ENODEV if the
+        connection has ended.
+
+        A request that does not fit finishes with EIO (SETXATTR with E2BIG, as its size is the
+        caller's choice) and the next one is tried.
+
+        Who waits for one that finishes is told before this returns, and may go on to make requests
+        of this very connection. A caller that has a lock which `on_pending` needs gives a list
+        instead, to which those requests are added, and calls `tell_finished` without the lock.
+        """
+        # fs/fuse/dev.c, fuse_dev_do_read.
+        queue = self._queue
+        unfit: list[Request] | None = None
+        self._acquire()
+        try:
+            if size < self._min_read:
+                raise os_error(errno.EINVAL)
+            message = _interrupt_message(queue.interrupts.popleft()) if queue.interrupts else b""
+            while not message:
+                if not queue.pending:
+                    raise os_error(errno.ENODEV if self.ended else errno.EAGAIN)
+                request = queue.pending[0]
+                body = request.body
+                length = _IN_HEADER_SIZE + len(body)
+                if length > size:
+                    too_big = errno.E2BIG if request.opcode == FUSE_SETXATTR else errno.EIO
+                    queue.finish(request, Reply(-too_big))
+                    unfit = [*(unfit or ()), request]
+                    continue
+                queue.send()
+                if request.no_reply:
+                    queue.finish(request, Reply(0))
+                    unfit = [*(unfit or ()), request]
+                elif request.interrupted:
+                    queue.interrupt(request)
+                message = (
+                    _pack_in_header(
+                        length,
+                        request.opcode,
+                        request.unique,
+                        request.nodeid,
+                        request.uid,
+                        request.gid,
+                        request.pid,
+                        0,
+                        0,
+                    )
+                    + body
+                )
+        finally:
+            self._release()
+            if unfit is not None:
+                if finished is None:
+                    self.tell_finished(unfit)
+                else:
+                    finished += unfit
+        tap = self.tap
+        if tap is not None:
+            try:
+                tap.request(message)
+            except Exception:
+                self._tap_failed()
+        return message
+
+    def tell_finished(self, requests: list[Request]) -> None:
+        """Tell who waits for them of requests that `read` has finished; once for each."""
+        for request in requests:
+            tell(request)
+            if request.background:
+                self._background_ended()
+
+    def write(self, message: bytes | bytearray | memoryview) -> None:
+        """Take one reply, or one notification, from the server.
+
+        A descriptor that comes with a reply goes with its payload to who waits for it.
+
+        Raises OSError: EINVAL if it is malformed (shorter than its header, another length than
+        the header says, an error that is none, an unknown notification); ENOENT if no request in
+        processing has its number; EINVAL if its payload is too short or too long for the request,
+        which then finishes with EIO; or what `recuse.kernel.connection.notify` says.
+        """
+        # fs/fuse/dev.c, fuse_dev_do_write and fuse_copy_out_args.
+        if type(message) is not bytes and type(message) is not BytesWithDescriptor:
+            message = bytes(message)
+        tap = self.tap
+        if tap is not None:
+            try:
+                # Without a descriptor, which a tap might keep.
+                tap.reply(bytes(message))
+            except Exception:
+                self._tap_failed()
+        size = len(message)
+        if size < _OUT_HEADER_SIZE:
+            raise os_error(errno.EINVAL)
+        length, error, unique = _unpack_out_header(message)
+        if length != size:
+            raise os_error(errno.EINVAL)
+        if not unique:
+            self._notification(error, message, size)
+            return
+        if error > 0 or error <= -_ERROR_LIMIT:
+            raise os_error(errno.EINVAL)
+        size -= _OUT_HEADER_SIZE
+        if size <= _COPY_LIMIT:
+            reply = Reply(error, message[_OUT_HEADER_SIZE:])
+        else:
+            reply = Reply(error, memoryview(message)[_OUT_HEADER_SIZE:])
+        malformed = False
+        self._acquire()
+        try:
+            request = self._queue.processing.get(unique)
+            if request is None:
+                self._reply_to_interrupt(unique, error, size)
+                return
+            if size if error else not request.min_reply <= size <= request.max_reply:
+                malformed = True
+                reply = Reply(-errno.EIO)
+            self._queue.finish(request, reply)
+        finally:
+            self._release()
+        if request.done is not None:
+            tell(request)
+        if request.background:
+            self._background_ended()
+        if malformed:
+            raise os_error(errno.EINVAL)
+
+    def write_torn(self, beginning: bytes, size: int) -> NoReturn:
+        """Take a message of ``size`` bytes of which no more than the beginning could be read.
+
+        Raises OSError: what `write` does if the beginning shows that the message is malformed or
+        for no request; EFAULT otherwise, and then the request that it is for finishes with EIO.
+        """
+        # fs/fuse/dev.c, fuse_dev_do_write, where the server's memory is read step by step.
+        if size < _OUT_HEADER_SIZE:
+            raise os_error(errno.EINVAL)
+        if len(beginning) < _OUT_HEADER_SIZE:
+            raise os_error(errno.EFAULT)
+        length, error, unique = _unpack_out_header(beginning)
+        if length != size:
+            raise os_error(errno.EINVAL)
+        if not unique:
+            self._notification(error, beginning, size)
+            raise os_error(errno.EFAULT)
+        if error > 0 or error <= -_ERROR_LIMIT:
+            raise os_error(errno.EINVAL)
+        size -= _OUT_HEADER_SIZE
+        with self._lock:
+            request = self._queue.processing.get(unique)
+            if request is None:
+                self._reply_to_interrupt(unique, error, size)
+                raise os_error(errno.EFAULT)
+            self._queue.finish(request, Reply(-errno.EIO))
+        tell(request)
+        if request.background:
+            self._background_ended()
+        fits = not error and request.min_reply <= size <= request.max_reply
+        raise os_error(errno.EFAULT if fits else errno.EINVAL)
+
+    def _reply_to_interrupt(self, unique: int, error: int, size: int) -> None:
+        """Take a reply that may be one to an INTERRUPT; called with the lock held.
+
+        EAGAIN asks for the INTERRUPT once more, ENOSYS for none ever; others say nothing.
+        """
+        request = self._queue.processing.get(unique & ~_INTERRUPT_BIT)
+        if request is None:
+            raise os_error(errno.ENOENT)
+        if size:
+            raise os_error(errno.EINVAL)
+        if error == -errno.ENOSYS:
+            if not self.no_interrupt:
+                self.no_interrupt = True
+                self._interruptible = self._queue.last_unique
+        elif error == -errno.EAGAIN:
+            if not request.interrupted:
+                raise os_error(errno.EINVAL)
+            self._queue.interrupt(request)
+
+    def _notification(self, code: int, message: bytes, size: int) -> None:
+        """Take a notification: POLL, for a file that may be gone; all others fail."""
+        kh = notified_poller(code, message[_OUT_HEADER_SIZE:], size - _OUT_HEADER_SIZE)
+        self.polled.notify(kh)
+
+    def _tap_failed(self) -> None:
+        self.tap = None
+        log.exception("a connection's tap failed and was taken off")
+
+
+def _interrupt_message(request: Request) -> bytes:
+    body = fuse_interrupt_in(unique=request.unique).pack()
+    unique = request.unique | _INTERRUPT_BIT
+    return (
+        _pack_in_header(_IN_HEADER_SIZE + len(body), FUSE_INTERRUPT, unique, 0, 0, 0, 0, 0, 0)
+        + body
+    )

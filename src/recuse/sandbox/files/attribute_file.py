@@ -1,0 +1,145 @@
+"""Open files of /sys and /proc (fs/kernfs/file.c, fs/seq_file.c; Linux 6.1)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.caller import Caller
+from recuse.kernel.connection.request import PAGE_SIZE
+from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
+from recuse.sandbox.tasks.memory import read_memory
+from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
+
+if TYPE_CHECKING:
+    from recuse.sandbox.files.descriptors import Descriptor
+    from recuse.sandbox.vfs.nodes import Node
+
+IoVecs = list[tuple[int, int]]
+
+_MAX_POSITION: Final = 0x7FFFFFFF
+"""The largest one in sysfs (s_maxbytes)."""
+
+
+class AttributeFile:
+    """One open attribute.
+
+    Its content is made when it is read from the beginning, or from where the last read did not
+    end; what follows is read from the same content.
+    """
+
+    def __init__(self, descriptor: Descriptor) -> None:
+        self.flags = descriptor.flags
+        self._node: Node = descriptor.node
+        self._lock = new_lock("AttributeFile")
+        self._position = 0
+        self._content = b""
+        self._next = -1
+        """The position at which the content can be read on."""
+
+    def close(self) -> None:
+        """The last descriptor is gone."""
+
+    def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> Outcome:
+        """Read from ``position``, or from the file's own, which moves then.
+
+        Raises:
+            OSError: ENODEV if the device is gone; EFAULT; what the device's server says.
+        """
+        caller = call.caller()
+        if self._node.removed or self._node.show is None:
+            raise os_error(errno.ENODEV)
+        with self._lock:
+            at = self._position if position is None else position
+            if at and at == self._next:
+                return self._take(caller, segments, at, move=position is None)
+
+        content = self._node.show(caller)
+        if isinstance(content, OnDevice):
+            return self._ask(content, caller, segments, at, move=position is None)
+        return self._begin(content, caller, segments, at, move=position is None)
+
+    def _ask(
+        self, asked: OnDevice[bytes], caller: Caller, segments: IoVecs, at: int, *, move: bool
+    ) -> Steps[int]:
+        content = yield asked
+        return self._begin(content, caller, segments, at, move=move)
+
+    def _begin(
+        self, content: bytes, caller: Caller, segments: IoVecs, at: int, *, move: bool
+    ) -> int:
+        with self._lock:
+            self._content = content
+            return self._take(caller, segments, at, move=move)
+
+    def _take(self, caller: Caller, segments: IoVecs, at: int, *, move: bool) -> int:
+        """Copy content to the caller; called with the lock held."""
+        start = at
+        for address, length in segments:
+            part = self._content[at : at + length]
+            if not part:
+                break
+            count = caller.memory.write(address, part)
+            at += count
+            if count < len(part):
+                break
+        self._next = at
+        if move:
+            self._position = at
+        return at - start
+
+    def write(
+        self,
+        call: TrappedCall,
+        segments: IoVecs,
+        position: int | None,
+    ) -> int:
+        """Write up to a page, at once; whatever the position is, it is the whole value.
+
+        Raises:
+            OSError: ENODEV if the device is gone; EFAULT; EINVAL and others for the value.
+        """
+        room = PAGE_SIZE
+        data = b""
+        for address, length in segments:
+            part = read_memory(call.tid, address, min(length, room))
+            data += part
+            room -= len(part)
+            if len(part) < length:
+                if room:
+                    raise os_error(errno.EFAULT)
+                break
+        if self._node.removed or self._node.store is None:
+            raise os_error(errno.ENODEV)
+        if data:
+            self._node.store(data)
+        if position is None:
+            with self._lock:
+                self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int) -> int:
+        """As lseek (generic_file_llseek; seq_lseek in /proc).
+
+        Raises:
+            OSError: EINVAL; ENXIO for SEEK_DATA and SEEK_HOLE beyond the end.
+        """
+        size = self._node.size
+        with self._lock:
+            if whence == os.SEEK_CUR:
+                offset += self._position
+            elif whence != os.SEEK_SET:
+                if not size or whence > os.SEEK_HOLE:
+                    raise os_error(errno.EINVAL)
+                if whence == os.SEEK_END:
+                    offset += size
+                elif not 0 <= offset < size:
+                    raise os_error(errno.ENXIO)
+                elif whence == os.SEEK_HOLE:
+                    offset = size
+            if not 0 <= offset <= _MAX_POSITION:
+                raise os_error(errno.EINVAL)
+            self._position = offset
+            return offset

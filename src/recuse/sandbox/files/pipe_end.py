@@ -1,0 +1,189 @@
+"""A device's descriptor as one end of a pipe, where no copy of the programs' end can be had.
+
+Of a socket pair, only the programs' end can take back what ours has made it show. A pipe's two ends
+can both be opened anew, by ``/proc/self/fd``: so here ours can show everything, without a copy of
+theirs. They hold it open for reading *and* writing (fs/pipe.c, pipe_poll; Linux 6.1), and it has
+room for two pages:
+
+    nothing in it    POLLOUT
+    one page         POLLIN and POLLOUT
+    two pages        POLLIN
+
+There is no way to show neither: whoever waits for both and gets none is told that it can write, and
+finds that it cannot. Nor is there POLLPRI, POLLERR or POLLHUP: a wait for these alone is refused.
+To be noticed once more, a pipe is given the size that it has: there might be more room, so who
+waits for it looks again (pipe_resize_ring). Our end is open for reading only, and hangs up when
+theirs is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+from collections.abc import Callable
+from typing import Final
+
+from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
+from recuse.runtime.log import Log
+from recuse.sandbox.files.socket_end import READABLE, WRITABLE
+
+_log = Log("recuse.sandbox")
+
+_PAGE: Final = os.sysconf("SC_PAGESIZE")
+_CONTENT: Final = bytes(_PAGE)
+_F_SETPIPE_SZ: Final = 1031
+
+
+class PipeEnd:
+    """The programs' end of a pipe, as it is made to look from ours: see `native.NativeEnd`.
+
+    At first it is readable and writable.
+    """
+
+    __slots__ = ("_count", "_lock", "ours", "severed", "theirs")
+
+    full = False
+    urgent = False
+    spares = 2
+    """There is nothing that is used up."""
+
+    def __init__(self) -> None:
+        """Make the pipe; ``theirs`` is the caller's to close.
+
+        Raises:
+            OSError: EMFILE, ENFILE.
+        """
+        self._lock = new_lock("PipeEnd")
+        self.severed = False
+        self._count = 1
+        self.ours, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl.fcntl(writer, _F_SETPIPE_SZ, 2 * _PAGE)
+            self.theirs = self._open(os.O_RDWR)
+            os.write(writer, _CONTENT)
+        except BaseException:
+            os.close(self.ours)
+            raise
+        finally:
+            os.close(writer)
+
+    def _open(self, mode: int) -> int:
+        return os.open(f"/proc/self/fd/{self.ours}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    @property
+    def readable(self) -> bool:
+        """Whether it shows POLLIN."""
+        return self._count > 0
+
+    @property
+    def writable(self) -> bool:
+        """Whether it shows POLLOUT."""
+        return self._count < 2
+
+    def check(self, events: int) -> None:
+        """Raise OSError, EOPNOTSUPP, for a wait that nothing here could end."""
+        if not events & (READABLE | WRITABLE):
+            raise os_error(errno.EOPNOTSUPP)
+
+    def make_readable(self) -> None:
+        """Show POLLIN; again, to be noticed once more."""
+        with self._lock:
+            if self._count:
+                self._touch()
+            else:
+                self._put()
+
+    def make_urgent(self) -> None:
+        """Show POLLIN, since POLLPRI cannot be shown."""
+        self.make_readable()
+
+    def make_writable(self) -> None:
+        """Show POLLOUT."""
+        with self._lock:
+            if self._count == 2:
+                self._take()
+
+    def touch_writable(self) -> None:
+        """Show POLLOUT as before, to be noticed once more."""
+        with self._lock:
+            self._touch()
+
+    def lower(
+        self,
+        fetch: Callable[[], int] | None = None,
+        *,
+        drain: bool = False,
+        fill: bool = False,
+        spare: bool = False,
+    ) -> None:
+        """Show no POLLIN any more, or no POLLOUT: of the two the first, as both is not possible."""
+        del fetch, spare
+        with self._lock:
+            if self.severed:
+                return
+            if drain:
+                while self._count:
+                    self._take()
+            elif fill:
+                self._fill()
+
+    def sever(self) -> None:
+        """Show POLLIN and POLLOUT for good."""
+        with self._lock:
+            self.severed = True
+            if self._count == 2:
+                self._take()
+            elif not self._count:
+                self._put()
+
+    def hung_up(self) -> bool:
+        """Whether no program holds it any more, or it was closed."""
+        poll = select.poll()
+        with self._lock:
+            if self.ours < 0:
+                return True
+            poll.register(self.ours, 0)
+            return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Close our end."""
+        with self._lock:
+            ours, self.ours = self.ours, -1
+            if ours >= 0:
+                os.close(ours)
+
+    def _touch(self) -> None:
+        if self.ours >= 0:
+            try:
+                fcntl.fcntl(self.ours, _F_SETPIPE_SZ, 2 * _PAGE)
+            except OSError:
+                _log.exception("no memory left to show that something has changed")
+
+    def _fill(self) -> None:
+        for _ in range(2 - self._count):
+            self._put()
+
+    def _put(self) -> None:
+        if self.ours < 0:
+            return
+        try:
+            writer = self._open(os.O_WRONLY)
+        except OSError:
+            _log.exception("no descriptor left to show that something can be read")
+            return
+        try:
+            with contextlib.suppress(BlockingIOError):
+                os.write(writer, _CONTENT)
+            self._count += 1
+        finally:
+            os.close(writer)
+
+    def _take(self) -> None:
+        self._count -= 1
+        if self.ours >= 0:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self.ours, _PAGE)

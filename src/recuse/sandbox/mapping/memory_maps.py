@@ -1,0 +1,400 @@
+"""Memory of devices that programs have mapped, and when they have let it go.
+
+No call that ends a mapping is trapped. The kernel's own bookkeeping tells: every mapping is made
+from an open file description of its own, of the memory's memfd, on which a lock is held
+(F_OFD_SETLK, one byte, a different one each). Once it is mapped, all descriptors of that
+description are closed, and only the memory map keeps it: also what fork copies of it, or what
+partial munmaps, mremap and mprotect leave. With the last part, whether unmapped, or gone by exec,
+exit or SIGKILL, the description ends, and the lock with it. inotify tells that some description of
+a memfd has ended (IN_CLOSE), the locks tell whose that was (F_OFD_GETLK).
+
+A server may share the same memory with several sandboxes, whose locks meet in the same file: the
+bytes are chosen at random out of 2**62.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import struct
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from recuse.channel.workers import Workers
+from recuse.kernel.char.files import OpenFile
+from recuse.kernel.char.mmap import Mapping
+from recuse.kernel.connection.operation import run
+from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
+from recuse.runtime.log import Log
+from recuse.runtime.room import check_room, no_room
+from recuse.sandbox.mapping.snapshots import PrivateSnapshots
+from recuse.sandbox.vfs.nodes import Node
+from recuse.wire.descriptor import OwnedDescriptor
+
+if TYPE_CHECKING:
+    from recuse.sandbox.files.descriptors import Descriptors
+
+_log = Log("recuse.sandbox")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_IN_CLOSE: Final = 0x18  # linux/inotify.h: IN_CLOSE_WRITE | IN_CLOSE_NOWRITE
+_IN_IGNORED: Final = 0x8000
+_IN_CLOEXEC: Final = 0o2000000
+_IN_NONBLOCK: Final = 0o4000
+_EVENT: Final = struct.Struct("=iIII")  # struct inotify_event; events of a file have no name
+_EVENTS: Final = 256
+"""How many are read at a time."""
+_FLOCK: Final = struct.Struct("@hhqqi4x")  # struct flock
+_F_GET_SEALS: Final = 1034
+
+_RECHECKS_S: Final = tuple(0.001 * 2**n for n in range(11))
+"""When to look again after an event, in seconds after the look before.
+
+The kernel tells that a description ends just before it drops the locks (fs/file_table.c, __fput),
+and it tells only once of several that end at about the same time.
+"""
+
+_BYTES: Final = 1 << 62
+
+
+class _Area:
+    """One memfd that something is mapped of, or about to be; or that is watched since it was."""
+
+    __slots__ = ("descriptor", "holds", "inode", "mappings", "watch")
+
+    def __init__(self, descriptor: OwnedDescriptor, inode: tuple[int, int], watch: int) -> None:
+        self.descriptor = descriptor
+        self.inode = inode
+        self.watch = watch
+        self.holds = 0
+        """How many mappings are being made."""
+        self.mappings: list[Mapped] = []
+
+    def has_lock(self, byte: int) -> bool:
+        """Whether the description that locked the byte is still there."""
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        found = fcntl.fcntl(self.descriptor.fileno(), fcntl.F_OFD_GETLK, asked)
+        return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+
+
+class Hold:
+    """A description of some memory that a mapping is to be made from."""
+
+    __slots__ = ("area", "byte", "descriptor")
+
+    def __init__(self, area: _Area, byte: int, descriptor: OwnedDescriptor) -> None:
+        self.area = area
+        self.byte = byte
+        self.descriptor = descriptor
+
+
+class Mapped:
+    """A mapping that is there."""
+
+    __slots__ = ("byte", "dont_expand", "file", "mapping", "node")
+
+    def __init__(
+        self, byte: int, file: OpenFile, node: Node, mapping: Mapping, dont_expand: bool
+    ) -> None:
+        self.byte = byte
+        self.file = file
+        self.node = node
+        self.mapping = mapping
+        self.dont_expand = dont_expand
+
+
+class Areas:
+    """All mappings of a sandbox's devices, and the threads that notice their end."""
+
+    def __init__(self, descriptors: Descriptors) -> None:
+        """Prepare; what is needed is made with the first mapping.
+
+        Args:
+            descriptors: is told which nodes' files are being released.
+        """
+        self._descriptors = descriptors
+        self.copies = PrivateSnapshots(self._reclaim)
+        self._lock = new_lock("Areas")
+        self._by_inode: dict[tuple[int, int], _Area] = {}
+        self._watched: dict[tuple[int, int], _Area] = {}
+        self._by_watch: dict[int, _Area] = {}
+        """Both have those too of which nothing is mapped any more, until there is no such memory:
+        it may be mapped again, and to watch nothing costs nothing. The kernel takes the watch away,
+        and says so long before an inode's number means another one."""
+        self._gone: deque[Mapped] = deque()
+        self._doubtful: set[_Area] = set()
+        self._rechecks = 0
+        self._dont_expand = 0
+        self._inotify = -1
+        self._closed = False
+        self._epoll: select.epoll | None = None
+        self._wake_read = self._wake_write = -1
+        self._workers: Workers[Mapped] | None = None
+
+    def hold(self, memory: OwnedDescriptor, access: int) -> Hold:
+        """Begin a mapping of some memory.
+
+        Args:
+            memory: is taken over, if need be.
+            access: O_RDONLY or O_RDWR; decides what mprotect can make of the mapping.
+
+        Raises:
+            OSError: EINVAL if it is no memfd; ENFILE if the supervisor has no descriptors left;
+                ENODEV if the sandbox has ended.
+        """
+        try:
+            status = os.fstat(memory.fileno())
+            fcntl.fcntl(memory.fileno(), _F_GET_SEALS)
+        except OSError:
+            raise os_error(errno.EINVAL) from None
+        inode = status.st_dev, status.st_ino
+        byte = int.from_bytes(os.urandom(8), "little") % _BYTES
+        try:
+            own = OwnedDescriptor(
+                os.open(f"/proc/self/fd/{memory.fileno()}", access | os.O_CLOEXEC)
+            )
+            check_room(own.fileno())
+            lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0)
+            fcntl.fcntl(own.fileno(), fcntl.F_OFD_SETLK, lock)
+            with self._lock:
+                if self._closed:
+                    raise os_error(errno.ENODEV)
+                area = self._by_inode.get(inode) or self._add(memory, inode)
+                area.holds += 1
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise no_room() from None
+        return Hold(area, byte, own)
+
+    def _add(self, memory: OwnedDescriptor, inode: tuple[int, int]) -> _Area:
+        area = self._watched.get(inode)
+        if area is None:
+            self._start()
+            path = f"/proc/self/fd/{memory.fileno()}".encode()
+            watch = _libc.inotify_add_watch(self._inotify, path, _IN_CLOSE)
+            if watch < 0:
+                raise os_error(ctypes.get_errno())
+            area = self._watched[inode] = self._by_watch[watch] = _Area(memory, inode, watch)
+        else:
+            area.descriptor = memory
+        self._by_inode[inode] = area
+        return area
+
+    def _start(self) -> None:
+        """Make what watching needs, all of it or nothing; raises OSError as that does."""
+        if self._workers is not None:
+            return
+        with contextlib.ExitStack() as made:
+            inotify = _libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
+            if inotify < 0:
+                raise os_error(ctypes.get_errno())
+            made.callback(os.close, inotify)
+            wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            made.callback(os.close, wake_read)
+            made.callback(os.close, wake_write)
+            epoll = made.enter_context(select.epoll())
+            check_room(epoll.fileno())
+            epoll.register(inotify, select.EPOLLIN)
+            epoll.register(wake_read, select.EPOLLIN)
+            self._inotify, self._wake_read, self._wake_write = inotify, wake_read, wake_write
+            self._epoll = epoll
+            workers = Workers(self._wait_for_end, self._unmapped, name="recuse-munmap")
+            try:
+                workers.start()
+            except OSError:
+                self._inotify = self._wake_read = self._wake_write = -1
+                self._epoll = None
+                raise
+            self._workers = workers
+            made.pop_all()
+
+    def abandon(self, hold: Hold) -> None:
+        """Nothing was mapped after all."""
+        hold.descriptor.close()
+        with self._lock:
+            hold.area.holds -= 1
+            self._drop_unused(hold.area)
+
+    def keep(
+        self, hold: Hold, file: OpenFile, node: Node, mapping: Mapping, *, dont_expand: bool
+    ) -> None:
+        """The mapping is made: from now on, wait for its end."""
+        mapped = Mapped(hold.byte, file, node, mapping, dont_expand)
+        with self._lock:
+            hold.area.holds -= 1
+            hold.area.mappings.append(mapped)
+            self._dont_expand += dont_expand
+            # Ours is closed where nobody looks at the area meanwhile: the event of the mapping's
+            # end may have come already, and be this one.
+            hold.descriptor.close()
+
+    def _drop_unused(self, area: _Area) -> None:
+        if area.holds or area.mappings:
+            return
+        self._by_inode.pop(area.inode, None)
+        self._doubtful.discard(area)
+        area.descriptor.close()
+
+    def settle(self) -> None:
+        """See that what programs have unmapped so far is told to its server, or being told."""
+        if self._by_inode:
+            with self._lock:
+                # Those for whom the event was too early, too: their locks are gone by now.
+                self._collect(self._events() | self._doubtful)
+                if self._doubtful:
+                    self._wake()
+            while self._gone:
+                with contextlib.suppress(IndexError):
+                    self._unmapped(self._gone.popleft())
+
+    def _reclaim(self) -> None:
+        """Close the memory of what programs have unmapped so far, if nobody else has."""
+        with self._lock:
+            if self._by_inode and not self._closed:
+                self._collect(self._events() | self._doubtful)
+                self._wake()  # to tell the servers
+
+    def _wake(self) -> None:
+        """Have who waits for events look around."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"\0")
+
+    def _wait_for_end(self) -> Mapped | None:
+        assert self._epoll is not None
+        while True:
+            with contextlib.suppress(IndexError):
+                return self._gone.popleft()
+            timeout = _RECHECKS_S[self._rechecks] if self._doubtful else None
+            found = self._epoll.poll(timeout)
+            with self._lock:
+                if self._closed:
+                    return None
+                if any(number == self._wake_read for number, _ in found):
+                    # Another thread may have read it: while one takes over, both wait.
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake_read, 4096)
+                if found:
+                    self._collect(self._events())
+                else:
+                    self._look_again()
+
+    def _collect(self, areas: set[_Area]) -> None:
+        """Look which mappings of some areas have ended; called with the lock held."""
+        for area in areas:
+            ended = [mapped for mapped in area.mappings if not area.has_lock(mapped.byte)]
+            for mapped in ended:
+                area.mappings.remove(mapped)
+                self._dont_expand -= mapped.dont_expand
+                self._descriptors.releasing(mapped.node)
+                self._gone.append(mapped)
+            self._rechecks = 0
+            self._doubtful.add(area)
+            self._drop_unused(area)
+
+    def _look_again(self) -> None:
+        rechecks = self._rechecks + 1
+        self._collect(set(self._doubtful))
+        if rechecks == len(_RECHECKS_S):
+            self._doubtful.clear()
+            rechecks = 0
+        self._rechecks = rechecks
+
+    def _events(self) -> set[_Area]:
+        """The areas that inotify has something to tell of."""
+        areas: set[_Area] = set()
+        number = _EVENTS
+        while number == _EVENTS:
+            try:
+                data = os.read(self._inotify, _EVENTS * _EVENT.size)
+            except BlockingIOError:
+                break
+            number = len(data) // _EVENT.size
+            for watch, mask, _, _ in _EVENT.iter_unpack(data):
+                if watch < 0:  # events were lost
+                    areas.update(self._by_inode.values())
+                    self._watched = self._by_inode.copy()
+                    self._by_watch = {area.watch: area for area in self._by_inode.values()}
+                elif mask & _IN_IGNORED:
+                    if (area := self._by_watch.pop(watch, None)) is not None:
+                        del self._watched[area.inode]
+                elif watch in self._by_watch:
+                    areas.add(self._by_watch[watch])
+        return areas
+
+    def _unmapped(self, mapped: Mapped) -> None:
+        """Tell the server of a mapping's end."""
+
+        def done(_: object, error: OSError | None) -> None:
+            if error is not None:
+                _log.debug("munmap of %s: %s", mapped.node.name, error)
+            self._descriptors.released(mapped.node)
+
+        run(mapped.file.device.connection, mapped.file.munmap(mapped.mapping), done)
+
+    def maps(self, tid: int, address: int) -> bool:
+        """Whether what a thread has at an address is of a device."""
+        return bool(self._by_inode) and _inode_at(tid, address) in self._by_inode
+
+    def may_grow(self, tid: int, address: int) -> bool:
+        """Whether mremap may make the mapping at an address of a thread's longer."""
+        if not self._dont_expand:
+            return True
+        inode = _inode_at(tid, address)
+        area = self._by_inode.get(inode) if inode is not None else None
+        if area is None:
+            return True
+        # Who moves a mapping (mremap) is not followed: of several ones of one area it cannot be
+        # told then which one it was.
+        mappings = list(area.mappings)
+        here = [m for m in mappings if 0 <= address - m.mapping.address < m.mapping.length]
+        return not any(mapped.dont_expand for mapped in here or mappings)
+
+    def close(self) -> None:
+        """Stop watching; unmap, as far as the servers are concerned, what there still is."""
+        with self._lock:
+            self._closed = True
+        if self._workers is not None:
+            self._wake()
+            self._workers.join()
+        for mapped in self._left():
+            self._unmapped(mapped)
+        for number in (self._inotify, self._wake_read, self._wake_write):
+            if number >= 0:
+                os.close(number)
+        if self._epoll is not None:
+            self._epoll.close()
+
+    def _left(self) -> Iterator[Mapped]:
+        with self._lock:
+            areas = list(self._by_inode.values())
+            for area in areas:
+                for mapped in area.mappings:
+                    self._descriptors.releasing(mapped.node)
+                    self._gone.append(mapped)
+                area.mappings.clear()
+                self._drop_unused(area)
+        yield from self._gone
+
+
+def _inode_at(tid: int, address: int) -> tuple[int, int] | None:
+    """The device and inode numbers of the file that a thread has mapped at an address."""
+    try:
+        with open(f"/proc/{tid}/maps", "rb") as maps:
+            for line in maps:
+                # "7f00-7f10 rw-s 00000000 00:01 1234   /memfd:name (deleted)"
+                area, _, _, device, inode = line.split(None, 5)[:5]
+                start, _, end = area.partition(b"-")
+                if int(start, 16) <= address < int(end, 16):
+                    major, _, minor = device.partition(b":")
+                    return os.makedev(int(major, 16), int(minor, 16)), int(inode)
+    except OSError:
+        pass
+    return None

@@ -1,0 +1,1 @@
+"""System calls of 32-bit programs."""

@@ -1,0 +1,60 @@
+"""Copies of a thread's descriptors, where pidfd_getfd(2) is allowed."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import Final
+
+from recuse.kernel.errors import os_error
+from recuse.sandbox.abilities import PIDFD_THREAD, may_fetch, may_hold_threads
+from recuse.sandbox.arch import arch
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_KCMP: Final = arch.SYSCALLS["kcmp"]
+_KCMP_FILES: Final = 2
+
+
+def can_fetch(tid: int, tgid: int) -> bool:
+    """Whether a thread's descriptors can be fetched.
+
+    They are the thread's: those of its process's first thread may be others, after
+    unshare(CLONE_FILES), or none, when that one has ended.
+    """
+    return may_fetch() and (tid == tgid or may_hold_threads() or _share_files(tid, tgid))
+
+
+def _share_files(tid: int, other: int) -> bool:
+    return not _libc.syscall(_KCMP, tid, other, _KCMP_FILES, 0, 0)
+
+
+def fetch_descriptor(tid: int, tgid: int, number: int) -> int:
+    """Copy a descriptor of a thread's into this process.
+
+    Raises:
+        OSError: EBADF if it has none of that number; ESRCH; EPERM, also where :func:`can_fetch`
+            tells so; ENFILE if this process has no room for it.
+    """
+    try:
+        if tid == tgid:
+            process = os.pidfd_open(tgid)
+        elif may_hold_threads():
+            process = os.pidfd_open(tid, PIDFD_THREAD)
+        elif _share_files(tid, tgid):
+            process = os.pidfd_open(tgid)
+        else:
+            raise os_error(errno.EPERM)
+        try:
+            copy: int = _libc.syscall(arch.SYSCALLS["pidfd_getfd"], process, number, 0)
+        finally:
+            os.close(process)
+        if copy < 0:
+            raise os_error(ctypes.get_errno())
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        # That is for programs to see whose own table is full.
+        raise os_error(errno.ENFILE) from None
+    return copy

@@ -1,0 +1,308 @@
+"""What the supervisor knows of the threads that it serves: identity, credentials, memory map.
+
+A record is made when a thread first does something with a device, and kept, because reading
+``/proc`` costs more than serving a read. What can make a record wrong is trapped and forgets it
+first: exec (memory map) and the set*id calls (credentials). An id may come again when its thread
+has ended, which is noticed before (:mod:`recuse.sandbox.tasks.thread_ends`); of a thread of which
+it would not be, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+from typing import Final
+
+from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
+from recuse.runtime.records import record
+from recuse.sandbox.tasks.memory import WritableMap
+from recuse.sandbox.tasks.rights import Acting, Rights, labels_of, own_rights
+from recuse.sandbox.tasks.thread_ends import ThreadEnds
+
+
+@record
+class Credentials:
+    """Who a thread acts as (credentials(7))."""
+
+    uid: int
+    gid: int
+    groups: frozenset[int]
+    overrides: bool
+    """Whether it has CAP_DAC_OVERRIDE, and so passes every permission check."""
+    owner_rights: bool
+    """Whether it has CAP_FOWNER, and so may change what belongs to others."""
+    searches: bool
+    """Whether it has CAP_DAC_READ_SEARCH, and so may read every file and search every directory."""
+    changes_owners: bool
+    """Whether it has CAP_CHOWN, and so may give files away."""
+    keeps_suid: bool
+    """Whether it has CAP_FSETID, and so may write to set-user-ID files that remain so."""
+
+
+@record
+class Task:
+    """One thread, by its id in the supervisor's pid namespace."""
+
+    tid: int
+    tgid: int
+    owner: int
+    """64 bits that its process has in common and no other has; see :func:`lock_owner`."""
+    credentials: Credentials
+    """As it touches files: with the filesystem ids, which follow the effective ones."""
+    real_credentials: Credentials
+    """As access(2) asks: with the real ids, and without capabilities unless that is root."""
+    writable: WritableMap
+    acting: Acting | None
+    """Has a thread of ours touch files with its rights; None if these are not less than ours."""
+    real_rights: Rights
+    """Those with which access(2) asks."""
+
+
+_KEY: Final = int.from_bytes(os.urandom(8), "little")
+_64_BITS: Final = (1 << 64) - 1
+
+_CAP_CHOWN = 0
+_CAP_DAC_OVERRIDE = 1
+_CAP_DAC_READ_SEARCH = 2
+_CAP_FOWNER = 3
+_CAP_FSETID = 4
+
+_MOST_RIGHTS: Final = 256
+
+
+def lock_owner(tgid: int) -> int:
+    """The lock owner that a process's requests have.
+
+    Linux's is its descriptor table's address, encrypted (fs/fuse/file.c, fuse_lock_owner_id; 6.1).
+    """
+    # Two different numbers stay so with each of these steps. They are splitmix64's, and take a
+    # thousandth of the time that it takes to import hashlib.
+    mixed = tgid ^ _KEY
+    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & _64_BITS
+    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB & _64_BITS
+    return mixed ^ (mixed >> 31)
+
+
+def _read_status(tid: int, proc: str = "/proc") -> dict[bytes, bytes]:
+    try:
+        with open(f"{proc}/{tid}/status", "rb") as status:
+            return dict(line.split(b":", 1) for line in status.read().splitlines())
+    except (FileNotFoundError, ProcessLookupError):
+        raise os_error(errno.ESRCH) from None
+
+
+def parent_of(process: int) -> int:
+    """The number of a process's parent, 0 if that is outside of this pid namespace.
+
+    Raises:
+        OSError: ESRCH if there is no such process.
+    """
+    return int(_read_status(process)[b"PPid"])
+
+
+def numbers_in(proc: int, tid: int) -> tuple[int, int]:
+    """The numbers of a thread's process and of the thread in the pid namespace of a ``/proc``.
+
+    Args:
+        proc: a descriptor of its root directory.
+        tid: the thread's number in the supervisor's.
+
+    Raises:
+        OSError: ESRCH if there is no such thread, or it is not in that namespace.
+    """
+    lines = _read_status(tid)
+    processes, threads = lines[b"NStgid"].split(), lines[b"NSpid"].split()
+    for level, process in enumerate(processes):
+        # A status tells the numbers from that namespace on inwards.
+        with contextlib.suppress(OSError):
+            found = _read_status(int(process), f"/proc/self/fd/{proc}")
+            if found[b"NStgid"].split() == processes[level:]:
+                return int(process), int(threads[level])
+    raise os_error(errno.ESRCH)
+
+
+def _credentials(uid: int, gid: int, groups: frozenset[int], capabilities: int) -> Credentials:
+    return Credentials(
+        uid=uid,
+        gid=gid,
+        groups=groups,
+        overrides=bool(capabilities >> _CAP_DAC_OVERRIDE & 1),
+        owner_rights=bool(capabilities >> _CAP_FOWNER & 1),
+        searches=bool(capabilities >> _CAP_DAC_READ_SEARCH & 1),
+        changes_owners=bool(capabilities >> _CAP_CHOWN & 1),
+        keeps_suid=bool(capabilities >> _CAP_FSETID & 1),
+    )
+
+
+def in_our_namespace(tid: int, kind: str) -> bool:
+    """Whether a thread has the supervisor's namespace of a kind ("mnt"), so far as can be told."""
+    try:
+        return os.stat(f"/proc/{tid}/ns/{kind}").st_ino == _own_namespace(kind)
+    except OSError:
+        return False
+
+
+@functools.cache
+def _own_namespace(kind: str) -> int:
+    """The inode number of the supervisor's."""
+    return os.stat(f"/proc/self/ns/{kind}").st_ino
+
+
+def umask_of(tid: int) -> int:
+    """A thread's umask. OSError, ESRCH, if there is no such thread."""
+    return int(_read_status(tid)[b"Umask"], 8)
+
+
+class Tasks:
+    """The records, by thread id."""
+
+    def __init__(self) -> None:
+        self._lock = new_lock("Tasks")
+        self._tasks: dict[int, Task] = {}
+        self._ends = ThreadEnds()
+        self._poll = self._ends.poll
+        self._own = own_rights()
+        self._acting: dict[Rights, Acting] = {}
+        self.alike = True
+        """Whether all programs have the supervisor's rights, so far as has been seen.
+
+        Not seen is who has made a user namespace by clone3(2) and executed nothing since. So this
+        is enough to leave a path to the kernel, and not to open a file."""
+
+        self._begun: set[int] = set()
+        """The sandbox's programs from which all others descend."""
+        self._restricted: set[int] = set()
+        """Processes that have restricted themselves by landlock_restrict_self(2)."""
+
+    def get(self, tid: int) -> Task:
+        """The thread's record, made now if there is none.
+
+        Raises:
+            OSError: ESRCH if there is no such thread.
+        """
+        if self._poll(0, 1):
+            self.forget_ended()
+        task = self._tasks.get(tid)
+        if task is None:
+            with self._lock:
+                kept = self._ends.watch(tid)
+                task = self._read(tid)
+                if kept:
+                    self._tasks[tid] = task
+        return task
+
+    def _read(self, tid: int) -> Task:
+        """Read a thread's identity from ``/proc/TID/status``.
+
+        Raises:
+            OSError: ESRCH if there is no such thread.
+        """
+        lines = _read_status(tid)
+        uids = [int(uid) for uid in lines[b"Uid"].split()]
+        gids = [int(gid) for gid in lines[b"Gid"].split()]
+        groups = frozenset(int(group) for group in lines[b"Groups"].split())
+        effective, permitted = int(lines[b"CapEff"], 16), int(lines[b"CapPrm"], 16)
+        if effective | permitted and not in_our_namespace(tid, "user"):
+            # Root of a user namespace of its own has no power over the files of this one.
+            effective = permitted = 0
+        tgid = int(lines[b"Tgid"])
+        at_access = 0 if uids[0] else permitted
+        in_order = tuple(sorted(groups))
+        return Task(
+            tid=tid,
+            tgid=tgid,
+            owner=lock_owner(tgid),
+            credentials=_credentials(uids[3], gids[3], groups, effective),
+            real_credentials=_credentials(uids[0], gids[0], groups, at_access),
+            writable=WritableMap(tid),
+            acting=self.acting_as(Rights(uids[3], gids[3], uids[1], gids[1], in_order, effective)),
+            real_rights=Rights(uids[0], gids[0], uids[0], gids[0], in_order, at_access),
+        )
+
+    def acting_as(self, rights: Rights) -> Acting | None:
+        """What has a thread of ours act with some rights; None if they are not less than ours."""
+        if rights.include(self._own.rights):
+            return None
+        acting = self._acting.get(rights)
+        if acting is None:
+            if len(self._acting) >= _MOST_RIGHTS:
+                self._acting.clear()
+            acting = self._acting[rights] = Acting(self._own, rights)
+        return acting
+
+    def begins(self, tid: int) -> None:
+        """The sandbox's programs descend from this thread, which is about to execute the first.
+
+        Raises:
+            OSError: ESRCH if it is gone.
+        """
+        self._begun.add(tid)
+        if self._read(tid).acting is not None:
+            self.alike = False
+
+    def check_confinement(self, tid: int) -> None:
+        """Raise EACCES if a security module may give a thread less than it gives the supervisor.
+
+        What Landlock leaves to a program cannot be asked.
+        """
+        if self._restricted and self._may_be_restricted(tid):
+            raise os_error(errno.EACCES)
+        if labels_of(str(tid)) != labels_of("thread-self"):
+            raise os_error(errno.EACCES)
+
+    def restrict(self, tid: int) -> None:
+        """The thread is about to restrict itself, and what descends from it, by Landlock."""
+        self._restricted.add(self.get(tid).tgid)
+
+    def _may_be_restricted(self, tid: int) -> bool:
+        process = self.get(tid).tgid
+        while process > 1:
+            if process in self._restricted:
+                return True
+            if process in self._begun:
+                return False
+            process = parent_of(process)
+        return True  # its parents have ended, and may have been so
+
+    def change(self, tid: int) -> None:
+        """The thread's credentials are about to change."""
+        self.alike = False
+        self.forget(tid)
+
+    def forget(self, tid: int) -> None:
+        """What is known of the thread may not be so any more."""
+        if tid in self._tasks:
+            with self._lock:
+                self._tasks.pop(tid, None)
+
+    def forget_process(self, tid: int) -> None:
+        """The thread's process is about to get a new memory image."""
+        if not self._tasks:
+            return
+        with self._lock:
+            task = self._tasks.get(tid)
+            tgid = task.tgid if task else tid
+            if task is None:  # it may be a thread that was never seen, of a process that was
+                with contextlib.suppress(OSError):
+                    tgid = int(_read_status(tid)[b"Tgid"])
+            for other in [task.tid for task in self._tasks.values() if task.tgid == tgid]:
+                self._drop(other)
+
+    def forget_ended(self) -> None:
+        """Forget what has ended: its ids may come again."""
+        with self._lock:
+            for tid in self._ends.take():
+                self._drop(tid)
+
+    def _drop(self, tid: int) -> None:
+        self._ends.forget(tid)
+        self._tasks.pop(tid, None)
+
+    def close(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._tasks.clear()
+            self._ends.close()

@@ -1,0 +1,80 @@
+"""Which threads have ended: their ids may come again, for somebody else.
+
+Threads end unseen, but a pidfd tells it (kernel/fork.c, pidfd_poll), before the id is free. That of
+a process's first thread does on every kernel, those of others since Linux 6.9 (PIDFD_THREAD).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import Final
+
+from recuse.runtime.room import is_plenty
+
+_PIDFD_THREAD: Final = os.O_EXCL
+
+
+class ThreadEnds:
+    """Watches threads. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self.poll = self._epoll.poll
+        """``poll(0, 1)`` is not empty if some have ended. It takes 0.25 us, and is to be
+        asked each time."""
+        self._pidfds: dict[int, int] = {}
+        self._tids: dict[int, int] = {}
+
+    def watch(self, tid: int) -> bool:
+        """Watch a thread that is there; False if that cannot be done.
+
+        What is found out of a thread is to be kept only if it is watched, and was before.
+        """
+        if tid in self._pidfds:
+            return True
+        try:
+            pidfd = _open(tid)
+        except OSError:
+            return False
+        try:
+            kept = is_plenty(pidfd)
+            if kept:
+                self._epoll.register(pidfd, select.EPOLLIN)
+        except OSError:
+            kept = False
+        if not kept:
+            os.close(pidfd)
+            return False
+        self._pidfds[tid] = pidfd
+        self._tids[pidfd] = tid
+        return True
+
+    def take(self) -> list[int]:
+        """Those that have ended; they are not watched any more."""
+        ended = [self._tids[pidfd] for pidfd, _ in self.poll(0)]
+        for tid in ended:
+            self.forget(tid)
+        return ended
+
+    def forget(self, tid: int) -> None:
+        """Watch a thread no more."""
+        pidfd = self._pidfds.pop(tid, None)
+        if pidfd is not None:
+            del self._tids[pidfd]
+            # Closing is not enough: a process that was just forked may have a copy.
+            self._epoll.unregister(pidfd)
+            os.close(pidfd)
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        for tid in list(self._pidfds):
+            self.forget(tid)
+        self._epoll.close()
+
+
+def _open(tid: int) -> int:
+    try:
+        return os.pidfd_open(tid, _PIDFD_THREAD)
+    except OSError:
+        return os.pidfd_open(tid)  # before Linux 6.9: ENOENT or EINVAL if it is not the first one

@@ -1,0 +1,1 @@
+"""Trapped system calls: which ones come, how they arrive, and how each gets its one answer."""

@@ -1,0 +1,333 @@
+"""A trapped system call, and how the operations run that answer it.
+
+An *operation* of the kernel half (:mod:`recuse.kernel.connection.operation`) yields requests, and
+is driven here to its end: at once, as far as replies are there when requests have been submitted;
+else by who brings the reply, or, where everything has to be done by one thread, in that thread.
+Signals, the caller's death and the end of the device reach each request that is waited for.
+
+A handler that has more to do before and after is a generator itself. It yields steps
+(:class:`OnDevice`, :class:`Pause`), and nothing else waits while it does.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
+
+from recuse.channel.workers import pass_lead
+from recuse.kernel.connection.operation import Operation
+from recuse.kernel.errors import os_error
+from recuse.runtime.log import Log
+from recuse.runtime.threads import must_not_block, no_more
+from recuse.sandbox.trap.answers import ANSWERED, RUNNING, WAITING, OwedCall
+
+if TYPE_CHECKING:
+    from recuse.kernel.char.devices import CharDevice
+    from recuse.kernel.connection.connection import Connection
+    from recuse.kernel.connection.request import Reply, Request
+    from recuse.sandbox.trap.signals import Interrupt
+    from recuse.sandbox.trap.trap import Trap
+
+_log = Log("recuse.sandbox")
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+QUICK_CALLS: Final = 16
+"""After how many quick calls in a row an operation that blocked once counts as quick again."""
+
+
+class OnDevice(Generic[T_co]):
+    """A step: an operation of the kernel half on a device, whose result is the step's."""
+
+    __slots__ = ("device", "operation")
+
+    def __init__(self, device: CharDevice, operation: Operation[T_co]) -> None:
+        self.device = device
+        self.operation = operation
+
+
+class Pause(Protocol):
+    """A step: to wait for something else."""
+
+    def begin(self, go_on: Callable[[], None]) -> bool:
+        """Have ``go_on`` called once, in any thread, when that has come, and return True.
+
+        Or return False if there is nothing to wait for. Signals cannot end such a wait, so it is
+        to be short.
+        """
+
+
+Steps: TypeAlias = Generator["OnDevice[Any] | Pause", Any, T]
+"""What may wait: it yields steps, is sent their results, or has their errors raised in it."""
+
+
+Outcome: TypeAlias = int | Steps[int]
+"""What a handler returns: a result, or what it takes to come to one."""
+
+
+class TrappedCall(OwedCall):
+    """A call with what it waits for."""
+
+    __slots__ = ("_device", "_interrupted", "_operation", "_request", "_runs")
+
+    def __init__(self, trap: Trap, fields: tuple[int, ...]) -> None:
+        """Make it of the members of ``struct seccomp_notif`` and ``struct seccomp_data``."""
+        self._state = RUNNING
+        self.trap = trap
+        (
+            self.id,
+            self.tid,
+            self.flags,
+            self.number,
+            self.arch,
+            self.instruction,
+            self.a0,
+            self.a1,
+            self.a2,
+            self.a3,
+            self.a4,
+            self.a5,
+        ) = fields
+        self._task = None
+        self._device: CharDevice | None = None
+        self._operation: Operation[Any] | None = None
+        self._request: Request | None = None
+        self._runs = False
+        """Whether its operation is one that :meth:`run` was given."""
+        self._interrupted = 0
+        """1 if a signal has come while the operation runs, 2 if it has killed the caller."""
+
+    # Signals, and what else ends a wait
+
+    def wait(self, interrupt: Interrupt) -> None:
+        """From now on somebody else has it, to whom ``interrupt`` tells of signals meanwhile.
+
+        ``interrupt`` is given the call, and must not refer to it; see `SignalWatch.watch`.
+        """
+        if self._state is not RUNNING:
+            self._mistaken("left to wait")
+            return
+        self._state = WAITING
+        self.trap.signals.watch(self, interrupt)
+
+    def attend(self, look: Callable[[], None]) -> None:
+        """Have ``look`` called now and then until :meth:`leave`: signals interrupt it no more.
+
+        This comes before `hold`: its thread may be killed while it is held.
+        """
+        self.trap.signals.attend(self, look)
+
+    def interrupt(self, fatal: bool) -> None:
+        """Tell the server whose reply it waits for of a signal; or (fatal) that nobody waits."""
+        while True:
+            request, device = self._request, self._device
+            if self._request is request:  # and so this device's
+                break
+        if fatal:
+            self._interrupted = 2
+        elif request is not None and not self._interrupted:
+            self._interrupted = 1
+        if request is not None and device is not None:
+            self._pass_on(device.connection, request)
+
+    def _pass_on(self, connection: Connection, request: Request) -> None:
+        # A RELEASE is no business of the caller's any more.
+        if not request.force:
+            connection.interrupt(request, fatal=self._interrupted == 2)
+
+    def blocks(self, still: Callable[[], bool]) -> None:
+        """Its thread of ours was found blocking, and does so as long as ``still`` says so."""
+        device = self._device
+        if device is not None and self._runs:
+            self.trap.blocking[device.serial, self.number] = QUICK_CALLS
+        # First this, and only then whether the device has gone already; `device_ended` comes the
+        # other way round: one of the two sees the other.
+        self._watch()
+        if device is not None and still():
+            self.device_ended(device.connection)
+
+    def device_ended(self, connection: Connection) -> None:
+        """Answer it if its device is gone, but the device's method has not returned.
+
+        As long as that method runs in our thread, the operation cannot go on to tell the caller.
+        """
+        device = self._device
+        if (
+            device is not None
+            and device.connection is connection
+            and self.tid in connection.abandoned
+        ):
+            self.give_up(errno.ECONNABORTED)  # or it is an mmap that its thread has done already
+
+    def _watch(self) -> None:
+        if self.id not in self.trap.waiting:
+            self.trap.signals.watch(self, TrappedCall.interrupt, late=True)
+
+    # Operations of the kernel half. While its thread of ours serves the call, nobody looks for
+    # signals: who sees that the thread blocks sees to that (`blocks`).
+
+    def run(self, device: CharDevice, operation: Operation[int]) -> int:
+        """Run an operation; its result answers the call, now or later. Returns ANSWERED."""
+        self._device = device
+        self._operation = operation
+        self._runs = True
+        blocking = self.trap.blocking
+        if blocking and (key := (device.serial, self.number)) in blocking:
+            # It blocked lately, so it may again: let others be served meanwhile.
+            self._watch()
+            pass_lead()
+            began = time.monotonic()
+            self._go_on(None, None)
+            self.trap.took(key, time.monotonic() - began)
+        elif (outcome := self._attempt(None)) is not None:
+            self.finish(*outcome)
+        return ANSWERED
+
+    def complete(self, device: CharDevice, operation: Operation[T]) -> T:
+        """Run an operation in this thread from beginning to end; return what it returns."""
+        if must_not_block():
+            raise no_more()
+        self._device = device
+        self._operation = operation
+        self._watch()
+        outcome = self._attempt(None, stays=True)
+        assert outcome is not None
+        result, error = outcome
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Its traceback has this frame, which would hold it, and the call.
+                del error, outcome
+        done: T = result
+        return done
+
+    def take(self, steps: Steps[int]) -> None:
+        """Take the steps of a handler that may wait; what it returns or raises answers."""
+        self._step(steps, None, None)
+
+    # The call does not refer to the steps of its handler, which refer to it: what they wait for
+    # does, and is all that keeps the two.
+
+    def _go_on(self, steps: Steps[int] | None, reply: Reply | None) -> None:
+        """Go on with the operation, which is a step or answers the call."""
+        self._state = RUNNING
+        outcome = self._attempt(reply, steps)
+        if outcome is None:
+            return
+        if steps is None:
+            self.finish(*outcome)
+        else:
+            self._step(steps, *outcome)
+
+    def _attempt(
+        self, reply: Reply | None, steps: Steps[int] | None = None, *, stays: bool = False
+    ) -> tuple[Any, OSError | None] | None:
+        """Drive the operation on with a reply; return its result or error when it has ended.
+
+        Or None if a reply is to come, which then goes on with it: not if the thread ``stays``.
+        """
+        operation, device = self._operation, self._device
+        assert operation is not None
+        assert device is not None
+        connection = device.connection
+        result = error = None
+        led = False
+        try:
+            while True:
+                request = operation.send(reply)  # type: ignore[arg-type]  # None starts it
+                self._request = request
+                if self._interrupted:
+                    self._pass_on(connection, request)
+                connection.submit(request)
+                reply = request.reply
+                if reply is None:
+                    if stays:
+                        reply = _wait_for_reply(connection, request, led)
+                        led = True
+                    else:
+                        reply = self._leave(connection, request, steps)
+                        if reply is None:
+                            return None
+        except StopIteration as stop:
+            result = stop.value
+        except OSError as exception:
+            # Without the traceback, which would hold this frame, which holds the exception.
+            error = exception.with_traceback(None)
+        except MemoryError:
+            error = os_error(errno.ENOMEM)
+        except Exception:
+            _log.exception("an operation failed")
+            error = os_error(errno.EIO)
+        self._request = self._operation = None
+        if self._interrupted == 1:
+            self._interrupted = 0
+        return result, error
+
+    def _leave(
+        self, connection: Connection, request: Request, steps: Steps[int] | None
+    ) -> Reply | None:
+        """Have who brings the reply go on; if it is there already, return it."""
+        self._watch()
+        self._state = WAITING
+        if not connection.watch(request, partial(self._go_on, steps)):
+            self._state = RUNNING
+            return request.reply
+        # From here on another thread may have the call, and have answered it.
+        if self._interrupted:
+            self._pass_on(connection, request)
+        return None
+
+    def _step(self, steps: Steps[int], result: Any, error: OSError | None) -> None:
+        """Go on with the handler, whose last step has come to this."""
+        outcome: tuple[Any, OSError | None] | None = result, error
+        while outcome is not None:
+            result, error = outcome
+            try:
+                step = steps.send(result) if error is None else steps.throw(error)
+            except StopIteration as stop:
+                self._end(stop.value)
+                return
+            except BaseException as raised:
+                if raised is error:  # as its device or ours has it
+                    self.finish(None, error.with_traceback(None))
+                else:
+                    self.raised(raised)
+                return
+            if isinstance(step, OnDevice):
+                self._device = step.device
+                self._operation = step.operation
+                outcome = self._attempt(None, steps)
+            else:
+                self._state = WAITING
+                if step.begin(partial(self._resume, steps)):
+                    return
+                self._state = RUNNING
+                outcome = None, None
+
+    def _end(self, result: int) -> None:
+        try:
+            self.conclude(result)
+        except BaseException as error:
+            self.raised(error)
+
+    def _resume(self, steps: Steps[int]) -> None:
+        """Go on after a pause, in a thread that nobody looks at."""
+        self._state = RUNNING
+        self._watch()
+        self._step(steps, None, None)
+
+
+def _wait_for_reply(connection: Connection, request: Request, led: bool) -> Reply | None:
+    """Wait for a reply here; let others lead, if that was not done before."""
+    replied = threading.Event()
+    if connection.watch(request, lambda _: replied.set()):
+        if not led:
+            pass_lead()
+        replied.wait()
+    return request.reply

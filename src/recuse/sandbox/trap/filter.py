@@ -1,0 +1,172 @@
+"""The seccomp filter: which system calls of a program come to the supervisor.
+
+The filter is fixed once it is installed and sees only a call's number and its arguments as
+numbers. So it decides by the call's number alone, as :mod:`recuse.sandbox.table` says, but for
+``fcntl``, whose commands it knows; ``mmap``, of which it lets pass what maps no file, and what the
+C library's loader maps; ``clone``, of which it traps what makes namespaces; and ``sendmsg`` and
+``io_submit`` as only recuse has them made. It does *not* look at descriptor numbers: a device has
+the ordinary, lowest number that the program would get from the kernel, and dup2, SCM_RIGHTS or a
+shell may put it anywhere. Which descriptor is a device is told by
+:mod:`recuse.sandbox.files.descriptors` at each call.
+
+System calls that are never trapped cost nothing: since Linux 5.11 they are allowed by a bitmap
+before any filter runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+from recuse.sandbox.arch import arch, compat
+from recuse.sandbox.table import Entry
+
+MAP_ANONYMOUS: Final = 0x20
+MAP_DENYWRITE: Final = 0x800
+"""The kernel ignores this one. The C library's loader sets it when it maps libraries, and recuse
+when it has a program map memory: nobody else does."""
+
+LENDING: Final = 0x5640
+"""MSG_DONTWAIT, MSG_NOSIGNAL, and MSG_FIN, MSG_SYN and MSG_RST, which no program sends with and the
+kernel ignores (linux/socket.h): with just these sendmsg is never trapped. So a thread under the
+filter can send a descriptor of its own to recuse."""
+
+SUBMITTING: Final = 0x52454355
+"""A fourth argument of io_submit, which has three: with it the call is not trapped, but one that
+recuse has a program make."""
+
+CLONE_NEWNS: Final = 0x20000
+CLONE_NEWUSER: Final = 0x10000000
+
+F_GETFL: Final = 3
+F_SETFL: Final = 4
+TRAPPED_FCNTL: Final = (F_GETFL, F_SETFL)
+
+_VERDICTS: Final = {
+    "always": "notify",
+    "commands": "fcntl",
+    "files": "mmap",
+    "namespaces": "clone",
+    "unless-lent": "sendmsg",
+    "unless-ours": "io_submit",
+    "refused": "nosys",
+}
+"""Where the filter goes on, by the table's decision; it allows what has another."""
+
+# linux/seccomp.h
+_RETURN_ALLOW: Final = 0x7FFF0000
+_RETURN_NOTIFY: Final = 0x7FC00000
+_RETURN_ERRNO: Final = 0x00050000
+
+# linux/bpf_common.h: a 32-bit load from struct seccomp_data, jumps, and the end.
+_LOAD: Final = 0x20
+_JUMP: Final = 0x05
+_JUMP_EQUAL: Final = 0x15
+_JUMP_SET: Final = 0x45
+_RETURN: Final = 0x06
+_INSTRUCTION = struct.Struct("=HBBI")
+
+# Offsets in struct seccomp_data {int nr; u32 arch; u64 ip; u64 args[6]}. The low half of an
+# argument comes first: recuse supports little-endian machines only.
+_NUMBER: Final = 0
+_ARCH: Final = 4
+_ARGUMENTS: Final = 16
+
+
+def build_filter() -> bytes:
+    """Return the filter as an array of ``struct sock_filter``, 8 bytes each.
+
+    - the calls that :mod:`recuse.sandbox.table` has as trapped: the supervisor decides;
+    - x32 calls and what is refused there: ENOSYS. The first would carry other argument layouts,
+      and programs fall back from both;
+    - everything else: allowed.
+    """
+    program = _Assembler()
+    program.load(_ARCH)
+    program.jump(_JUMP_EQUAL, arch.AUDIT_ARCH, then="native")
+    program.jump(_JUMP_EQUAL, compat.AUDIT_ARCH, then="compat")
+    program.give("foreign", _RETURN_ALLOW)
+    # Jumps on a condition reach 255 instructions, those without one as far as they like.
+    program.label("compat")
+    program.go("compat calls")
+    program.label("native")
+    program.load(_NUMBER)
+    if arch.FOREIGN_CALL_BIT:
+        program.jump(_JUMP_SET, arch.FOREIGN_CALL_BIT, then="nosys")
+    _decide(program, "", arch.CALLS)
+    program.label("compat calls")
+    program.load(_NUMBER)
+    _decide(program, "compat ", compat.CALLS)
+    return program.assemble()
+
+
+def _decide(program: _Assembler, prefix: str, calls: Sequence[Entry]) -> None:
+    """Add what gives a verdict on the call whose number is loaded; labels get ``prefix``."""
+    for call in calls:
+        if call.decision in _VERDICTS:
+            program.jump(_JUMP_EQUAL, call.number, then=prefix + _VERDICTS[call.decision])
+    program.give(prefix + "allow", _RETURN_ALLOW)
+    program.label(prefix + "fcntl")
+    program.load(_ARGUMENTS + 8)
+    for command in TRAPPED_FCNTL:
+        program.jump(_JUMP_EQUAL, command, then=prefix + "notify")
+    program.give(prefix + "other command", _RETURN_ALLOW)
+    program.label(prefix + "mmap")
+    program.load(_ARGUMENTS + 3 * 8)
+    program.jump(_JUMP_SET, MAP_ANONYMOUS | MAP_DENYWRITE, then=prefix + "no file")
+    program.load(_ARGUMENTS + 4 * 8)
+    program.jump(_JUMP_EQUAL, 0xFFFFFFFF, then=prefix + "no file")
+    program.go(prefix + "notify")
+    program.give(prefix + "no file", _RETURN_ALLOW)
+    program.label(prefix + "clone")
+    program.load(_ARGUMENTS)
+    program.jump(_JUMP_SET, CLONE_NEWNS | CLONE_NEWUSER, then=prefix + "notify")
+    program.give(prefix + "no namespace", _RETURN_ALLOW)
+    program.label(prefix + "sendmsg")
+    program.load(_ARGUMENTS + 2 * 8)
+    program.jump(_JUMP_EQUAL, LENDING, then=prefix + "lending")
+    program.go(prefix + "notify")
+    program.give(prefix + "lending", _RETURN_ALLOW)
+    program.label(prefix + "io_submit")
+    program.load(_ARGUMENTS + 3 * 8)
+    program.jump(_JUMP_EQUAL, SUBMITTING, then=prefix + "submitting")
+    program.go(prefix + "notify")
+    program.give(prefix + "submitting", _RETURN_ALLOW)
+    program.give(prefix + "notify", _RETURN_NOTIFY)
+    program.give(prefix + "nosys", _RETURN_ERRNO | errno.ENOSYS)
+
+
+class _Assembler:
+    """Classic BPF with named targets of jumps, all of them forward."""
+
+    def __init__(self) -> None:
+        self._code: list[tuple[int, str | None, int]] = []
+        self._labels: dict[str, int] = {}
+
+    def label(self, name: str) -> None:
+        self._labels[name] = len(self._code)
+
+    def load(self, offset: int) -> None:
+        self._code.append((_LOAD, None, offset))
+
+    def jump(self, kind: int, value: int, *, then: str) -> None:
+        self._code.append((kind, then, value))
+
+    def go(self, name: str) -> None:
+        self._code.append((_JUMP, name, 0))
+
+    def give(self, name: str, action: int) -> None:
+        self.label(name)
+        self._code.append((_RETURN, None, action))
+
+    def assemble(self) -> bytes:
+        code = bytearray()
+        for index, (kind, target, value) in enumerate(self._code):
+            distance = self._labels[target] - index - 1 if target else 0
+            if kind == _JUMP:
+                code += _INSTRUCTION.pack(kind, 0, 0, distance)
+            else:
+                code += _INSTRUCTION.pack(kind, distance, 0, value)
+        return bytes(code)

@@ -1,0 +1,338 @@
+"""System calls that a program's thread makes on the supervisor's behalf.
+
+Some results can only be made by the thread itself: a mapping in its address space. While it waits
+in a trapped call, the supervisor attaches to it as a debugger does (ptrace(2)), answers the call,
+and stops it before it sees the answer. Then it is sent back to its system call instruction with
+other registers, once for each call that it shall make, and at last let go with its registers as
+they were and the result that it is to see. Signals wait meanwhile, but for SIGKILL.
+
+A thread that has a debugger already (strace, gdb) cannot have a second one: EPERM. And ptrace knows
+its tracers as threads: all that is done to one program's thread is done in one thread here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import os
+import signal
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final
+
+from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
+from recuse.runtime.log import Log
+from recuse.sandbox.abilities import may_trace
+from recuse.sandbox.arch import arch, compat
+from recuse.sandbox.arch.registers import Registers
+from recuse.sandbox.trap.call import TrappedCall
+
+# linux/ptrace.h
+_DETACH: Final = 17
+_SYSCALL: Final = 24
+_GETREGSET: Final = 0x4204
+_SETREGSET: Final = 0x4205
+_SEIZE: Final = 0x4206
+_INTERRUPT: Final = 0x4207
+_GETSIGMASK: Final = 0x420A
+_SETSIGMASK: Final = 0x420B
+_O_TRACESYSGOOD: Final = 1
+_O_EXITKILL: Final = 0x100000
+
+_WALL: Final = 0x40000000
+_SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
+_ALL_SIGNALS: Final = (1 << 64) - 1
+_MAX_ERRNO: Final = 4095
+_NO_CALL: Final = -1
+"""The number of the call that a thread is in, if it is in none: nothing is to be restarted."""
+
+# linux/elf.h: what registers are asked for.
+_NT_PRSTATUS: Final = 1
+_NT_ARM_SYSTEM_CALL: Final = 0x404
+
+_log = Log("recuse.sandbox")
+
+_ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+"""For what may wait: another thread of the program's may be about to execute something."""
+_quick_ptrace = ctypes.PyDLL(None, use_errno=True).ptrace
+"""For what does not. It lets no other thread run that needs the interpreter."""
+for _function in (_ptrace, _quick_ptrace):
+    _function.restype = ctypes.c_long
+    _function.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+
+_Room = ctypes.c_uint64 * 64
+"""More than any architecture has registers."""
+_everything = ctypes.c_uint64(_ALL_SIGNALS)
+
+
+class _Part(ctypes.Structure):
+    """A ``struct iovec``."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+@functools.cache
+def _tell_once() -> None:
+    _log.warning(
+        "ptrace is refused here, so programs cannot map devices into memory or change into "
+        "directories that recuse adds; in a container, add --cap-add SYS_PTRACE"
+    )
+
+
+class GoneError(Exception):
+    """The thread has ended, or waits no more: its call was answered by somebody else."""
+
+
+class Injection:
+    """A thread that makes calls for us, from ``with`` to the end of its block.
+
+    Its own call is answered at the end of the block, with `result`. Each of the methods raises
+    GoneError if the thread has been killed meanwhile, or is found to have gone on.
+
+    A thread that is killed ends only when its tracer looks. Before that, neither does the first
+    thread of its process, whose tracer may be the one that this one waits for. So it is looked at
+    from elsewhere as well (`SignalWatch.attend`).
+    """
+
+    def __init__(self, call: TrappedCall) -> None:
+        """Prepare, for what the thread waits in."""
+        self._call = call
+        self._tid = call.tid
+        self._machine = arch if call.arch == arch.AUDIT_ARCH else compat
+        self._layout: Registers = self._machine.REGISTERS[0]
+        self._room = _Room()
+        self._part = _Part(ctypes.addressof(self._room), ctypes.sizeof(self._room))
+        self._registers: ctypes.Array[Any] = self._room
+        """What is in the room, in this layout."""
+        self._saved = b""
+        """The registers as the thread had them when it was stopped."""
+        self._mask = ctypes.c_uint64()
+        self._busy = new_lock("Injection.busy")
+        """Held while its tracer waits for it."""
+        self._ours = self._stopped = self._gone = False
+        self._anew = False
+        self.result = -errno.EIO
+        """What the thread's own call returns in the end; a negative errno makes it fail."""
+
+    def __enter__(self) -> Injection:
+        """Attach to the thread.
+
+        Raises:
+            OSError: EPERM if it has a debugger, or may not be looked into. The call still waits,
+                and is the caller's to answer.
+            GoneError: the same, but for the answer.
+        """
+        # First, as nothing may fail once the thread is ours.
+        self._call.attend(self._look)
+        try:
+            self._do(_SEIZE, 0, _O_TRACESYSGOOD | _O_EXITKILL)
+        except BaseException as error:
+            self._call.leave()
+            if isinstance(error, OSError) and not may_trace():
+                _tell_once()
+            raise
+        self._ours = True
+        return self
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it makes calls of the 32-bit interface."""
+        return self._machine is compat
+
+    def give(self, descriptor: int) -> int:
+        """Install a copy of a descriptor in the thread's process; return its number.
+
+        Exec closes it. Only before the first `call`.
+
+        Raises:
+            OSError: EMFILE if the process has no room for it.
+        """
+        number = self._call.add_descriptor(descriptor, cloexec=True)
+        if number is None:
+            raise GoneError
+        return number
+
+    def take_back(self, number: int) -> None:
+        """Close a descriptor that was given, so far as the program's own seccomp filter allows."""
+        for name, *args in (("close", number), ("close_range", number, number, 0)):
+            with contextlib.suppress(OSError):
+                self.call(name, *args)
+                return
+
+    def call(
+        self,
+        name: str,
+        *args: int,
+        meanwhile: Callable[[Callable[[], bool]], None] | None = None,
+    ) -> int:
+        """Have the thread make a system call and return its result.
+
+        Args:
+            name: one of the machine's ``INJECTED``.
+            args: up to six, not negative.
+            meanwhile: called when the call has begun, and given what tells whether it has ended; it
+                must return then.
+
+        Raises:
+            OSError: what the call failed with.
+        """
+        with self._busy:
+            result = self._make(name, args, meanwhile)
+        if self._machine is compat:
+            result &= 0xFFFFFFFF
+            limit = 1 << 32
+        else:
+            limit = 1 << 64
+        if result >= limit - _MAX_ERRNO:
+            raise os_error(limit - result)
+        return result
+
+    def _make(
+        self,
+        name: str,
+        args: tuple[int, ...],
+        meanwhile: Callable[[Callable[[], bool]], None] | None,
+    ) -> int:
+        self._stop()
+        layout = self._layout
+        registers = self._registers
+        ctypes.memmove(registers, self._saved, len(self._saved))
+        registers[layout.instruction] -= layout.instruction_size
+        registers[layout.number] = self._machine.INJECTED[name]
+        for index, value in zip(layout.arguments, args, strict=False):
+            registers[index] = value
+        self._set_registers()
+        stops = 0
+        deliver = 0
+        while stops < 2:  # before the call and after it
+            self._do(_SYSCALL, 0, deliver)
+            if stops and meanwhile is not None:
+                once, meanwhile = meanwhile, None
+                once(self._stands)
+            status = self._wait()
+            number = os.WSTOPSIG(status)
+            deliver = 0
+            if number == _SYSCALL_STOP:
+                stops += 1
+            elif status >> 16 == 0:
+                # SIGSTOP, which nobody can block. It has its effect when the thread is let go.
+                deliver = number
+        self._do(_GETREGSET, _NT_PRSTATUS, ctypes.addressof(self._part))
+        result: int = registers[layout.result]
+        return result
+
+    def restart(self) -> None:
+        """Have the thread make its own call anew in the end, which is trapped again."""
+        self._anew = True
+
+    def _stands(self) -> bool:
+        """Whether the thread has stopped again, or is gone; leaves that for `_wait`."""
+        options = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | _WALL
+        try:
+            return os.waitid(os.P_PID, self._tid, options) is not None
+        except ChildProcessError:
+            return True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let the thread go, with the result that it is to see."""
+        try:
+            with self._busy, contextlib.suppress(GoneError):
+                self._let_go()
+        finally:
+            self._call.leave()
+
+    def _let_go(self) -> None:
+        self._stop()
+        self._call.let_go(self.result)
+        registers, layout = self._registers, self._layout
+        ctypes.memmove(registers, self._saved, len(self._saved))
+        if self._anew:
+            registers[layout.instruction] -= layout.instruction_size
+            if layout.original is None:
+                registers[layout.result] = self._call.a0  # which was the first argument
+            else:
+                registers[layout.number] = registers[layout.original]
+        else:
+            registers[layout.result] = self.result
+        self._set_registers()
+        self._do(_SETSIGMASK, 8, ctypes.addressof(self._mask))
+        self._do(_DETACH)
+        self._gone = True
+
+    def _look(self) -> None:
+        """See whether the thread was killed; from any thread of this process, now and then."""
+        if self._busy.acquire(blocking=False):
+            with contextlib.suppress(GoneError):
+                if self._ours and not self._gone:
+                    self._wait(os.WNOHANG)
+            self._busy.release()
+
+    def _stop(self) -> None:
+        """Stop the thread on its way out of its call."""
+        if self._stopped:
+            return
+        self._do(_INTERRUPT)
+        waits = self._call.hold()
+        status = self._wait()
+        if not waits:
+            # It is not where we believe it is; what it was about to be told is still to be told.
+            self._do(_DETACH, 0, 0 if status >> 16 else os.WSTOPSIG(status))
+            self._gone = True
+            raise GoneError
+        self._save_registers()
+        self._do(_GETSIGMASK, 8, ctypes.addressof(self._mask))
+        self._do(_SETSIGMASK, 8, ctypes.addressof(_everything))
+        self._stopped = True
+
+    def _save_registers(self) -> None:
+        part = self._part
+        self._do(_GETREGSET, _NT_PRSTATUS, ctypes.addressof(part))
+        if part.size != ctypes.sizeof(self._layout.type):
+            # It depends on the instructions that the thread runs, not on its call.
+            layouts = self._machine.REGISTERS
+            self._layout = next(one for one in layouts if part.size == ctypes.sizeof(one.type))
+        self._registers = self._layout.type.from_buffer(self._room)
+        self._saved = bytes(self._registers)
+
+    def _set_registers(self) -> None:
+        """Set them, for a thread that is in no call. What a register has no bits for is cut off."""
+        original = self._layout.original
+        if original is not None:
+            self._registers[original] = _NO_CALL
+        self._do(_SETREGSET, _NT_PRSTATUS, ctypes.addressof(self._part))
+        if original is None:
+            number = ctypes.c_int(_NO_CALL)
+            part = _Part(ctypes.addressof(number), ctypes.sizeof(number))
+            self._do(_SETREGSET, _NT_ARM_SYSTEM_CALL, ctypes.addressof(part))
+
+    def _do(self, request: int, address: int = 0, data: int = 0) -> None:
+        if self._gone:
+            raise GoneError
+        call = _ptrace if request == _SEIZE else _quick_ptrace
+        if call(request, self._tid, address, data) < 0:
+            number = ctypes.get_errno()
+            if number != errno.ESRCH:
+                raise os_error(number)
+            if request != _SEIZE:
+                # It does not stand where it stood, so it was killed: see it end.
+                self._wait()
+            raise GoneError
+
+    def _wait(self, options: int = 0) -> int:
+        """Wait for the thread's next stop, and return its status."""
+        try:
+            found, status = os.waitpid(self._tid, _WALL | options)
+        except ChildProcessError:
+            found, status = self._tid, 0
+        if found and not os.WIFSTOPPED(status):
+            self._gone = True
+            raise GoneError
+        return status

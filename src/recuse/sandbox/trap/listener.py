@@ -1,0 +1,200 @@
+"""The supervisor's end of seccomp user notification: receive trapped calls and answer them.
+
+Numbers and rules from linux/seccomp.h and kernel/seccomp.c (Linux 5.19 to 6.18); see
+seccomp_unotify(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import select
+import struct
+from typing import Final
+
+from recuse.runtime.locks import new_lock
+
+_RECV: Final = 0xC0502100
+_SEND: Final = 0xC0182101
+_ID_VALID: Final = 0x40082102
+_ADDFD: Final = 0x40182103
+_SET_FLAGS: Final = 0x40082104
+_SYNC_WAKE_UP: Final = 1
+_CONTINUE: Final = 1
+
+_NOTIFICATION = struct.Struct("=QIIiIQ6Q")
+_RESPONSE = struct.Struct("=QqiI")
+_ADDITION = struct.Struct("=QIIII")
+_ID = struct.Struct("=Q")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _wakes_receivers_at_end(release: str) -> bool:
+    """Whether RECV ends when the last process under the filter has ended.
+
+    Since Linux 6.11 (recv_wait_event in kernel/seccomp.c). Before that it sleeps on, and only
+    poll(2) tells. A distribution may have mended its kernel without a new number: to ask poll there
+    is right too, and costs a microsecond.
+
+    Args:
+        release: the kernel's, as ``6.1.0-9-amd64``.
+    """
+    number = re.match(r"(\d+)\.(\d+)", release)
+    return number is not None and (int(number[1]), int(number[2])) >= (6, 11)
+
+
+POLLS_FIRST: Final = not _wakes_receivers_at_end(os.uname().release)
+
+
+class TableFullError(OSError):
+    """EMFILE that is the caller's: its table is full, not this process's."""
+
+
+class Listener:
+    """Owns the listener descriptor.
+
+    Every answering method tells with its result whether the call was still there: a thread that
+    was killed, or whose process was, is simply gone, and that is nobody's error.
+    """
+
+    def __init__(self, descriptor: int, *, polls_first: bool = POLLS_FIRST) -> None:
+        """Own ``descriptor``; ``polls_first`` is what the running kernel needs."""
+        self._descriptor = descriptor
+        self._polls_first = polls_first
+        self._polling = new_lock("Listener.polling")
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+        self._over = False
+
+    def prefer_sync_wake_up(self) -> bool:
+        """Keep supervisor and program on one CPU while they hand a call to and fro.
+
+        Returns:
+            False where the kernel has no such flag (before Linux 6.6): everything works, slower.
+        """
+        # The flags are the ioctl's argument itself, not a pointer to them.
+        result = _libc.ioctl(self._descriptor, ctypes.c_ulong(_SET_FLAGS), _SYNC_WAKE_UP)
+        return bool(result == 0)
+
+    def receive(self) -> tuple[int, ...] | None:
+        """Wait for the next trapped call.
+
+        Any number of threads may be in here. One gets the call; at the end all get None.
+
+        Returns:
+            What a :class:`recuse.sandbox.trap.call.TrappedCall` is made of; None when the last
+            process under the filter has ended.
+        """
+        if not self._polls_first:
+            return self._receive()
+        # One at a time: what poll has announced must still be there for RECV, which would sleep
+        # beyond the end otherwise.
+        with self._polling:
+            call = None if self._over else self._receive()
+            # Then nobody polls a number that may be another file's by now.
+            self._over = call is None
+            return call
+
+    def _receive(self) -> tuple[int, ...] | None:
+        while True:
+            if self._polls_first and self._poll.poll()[0][1] & ~select.POLLIN:
+                return None  # POLLHUP, or POLLNVAL if it is closed
+            # Zeroed, as the kernel demands, and of this call's own: for a moment there can be two
+            # threads in here.
+            buffer = bytearray(_NOTIFICATION.size)
+            try:
+                fcntl.ioctl(self._descriptor, _RECV, buffer, True)
+            except ValueError:
+                return None  # its number is -1: another thread has found the end
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    # Either the call was withdrawn before it was received, or nobody is left.
+                    if self._hung_up():
+                        return None
+                    continue
+                if error.errno == errno.EINTR:
+                    continue
+                if error.errno in (errno.EBADF, errno.ENOTTY):
+                    return None  # or the number is something else's by now
+                raise
+            return _NOTIFICATION.unpack(buffer)
+
+    def _hung_up(self) -> bool:
+        descriptor = self._descriptor
+        if descriptor < 0:
+            return True
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        return any(events & select.POLLHUP for _, events in poll.poll(0))
+
+    def alive(self, call_id: int) -> bool:
+        """Whether the call still waits, so that its tid still means the same thread."""
+        try:
+            fcntl.ioctl(self._descriptor, _ID_VALID, _ID.pack(call_id))
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def answer(self, call_id: int, value: int) -> bool:
+        """Give the call its result."""
+        return self._send(call_id, _RESPONSE.pack(call_id, value, 0, 0))
+
+    def fail(self, call_id: int, error: int) -> bool:
+        """Fail the call with a positive errno."""
+        return self._send(call_id, _RESPONSE.pack(call_id, 0, -error, 0))
+
+    def proceed(self, call_id: int) -> bool:
+        """Let the call run as if it had never been trapped."""
+        return self._send(call_id, _RESPONSE.pack(call_id, 0, 0, _CONTINUE))
+
+    def _send(self, call_id: int, response: bytes) -> bool:
+        try:
+            fcntl.ioctl(self._descriptor, _SEND, response)
+        except (OSError, ValueError) as error:
+            if self._is_gone(call_id, error):
+                return False
+            raise
+        return True
+
+    def add_descriptor(self, call_id: int, descriptor: int, *, cloexec: bool) -> int | None:
+        """Install a copy of ``descriptor`` in the caller at its lowest free number.
+
+        Returns:
+            The number, or None if the caller is gone.
+
+        Raises:
+            TableFullError: the caller's table is full.
+            OSError: EBADF if ``descriptor`` is none.
+        """
+        flags = os.O_CLOEXEC if cloexec else 0
+        addition = bytearray(_ADDITION.pack(call_id, 0, descriptor, 0, flags))
+        try:
+            return int(fcntl.ioctl(self._descriptor, _ADDFD, addition, True))
+        except (OSError, ValueError) as error:
+            if self._is_gone(call_id, error):
+                return None
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                raise TableFullError(errno.EMFILE, error.strerror) from None
+            raise
+
+    def _is_gone(self, call_id: int, error: OSError | ValueError) -> bool:
+        """Whether an ioctl failed because nobody waits any more.
+
+        A device may answer long after the last program has ended and the listener was closed: its
+        number is -1 then (ValueError), or for a moment that of something else. But EBADF may also
+        be that of the descriptor to be added, for a program that waits.
+        """
+        if isinstance(error, ValueError):
+            return True
+        gone = error.errno in (errno.ENOENT, errno.ESRCH, errno.EBADF, errno.ENOTTY)
+        return gone and not self.alive(call_id)
+
+    def close(self) -> None:
+        """Let go of the listener: calls that wait, and all later ones, fail with ENOSYS."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Paths: what is in the tree besides the machine's own files, and how a thread sees it."""

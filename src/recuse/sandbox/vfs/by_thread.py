@@ -1,0 +1,55 @@
+"""Native files that a program's thread opens itself, made to by us: with all that it is.
+
+It takes a fifth of a millisecond, and ptrace(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.errors import os_error
+from recuse.sandbox.tasks.memory import PAGE, write_memory
+from recuse.sandbox.trap.filter import MAP_ANONYMOUS
+from recuse.sandbox.vfs.native_files import AT_FDCWD
+
+if TYPE_CHECKING:
+    from recuse.sandbox.trap.inject import Injection
+    from recuse.sandbox.vfs.nodes import Node
+
+_READ_WRITE: Final = 3
+_PRIVATE: Final = 2
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_AT_NO_AUTOMOUNT: Final = 0x800
+
+
+def look_by_thread(thread: Injection, tid: int, file: Node, flags: int) -> int:
+    """Have a thread open a file as O_PATH does, by a call that is not trapped.
+
+    Args:
+        thread: makes the call.
+        tid: its number.
+        file: what is to be opened, and by which path.
+        flags: O_CLOEXEC or 0.
+
+    Returns:
+        The number of the descriptor that the thread has now.
+
+    Raises:
+        OSError: as the thread's call; ENOENT if the path leads elsewhere from its root, or by now.
+    """
+    page = thread.call("mmap", 0, PAGE, _READ_WRITE, _PRIVATE | MAP_ANONYMOUS, 0xFFFFFFFF, 0)
+    try:
+        data = file.path + b"\0"
+        if write_memory(tid, page, data) < len(data):
+            raise os_error(errno.EFAULT)
+        flags |= _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
+        number = thread.call("open_tree", AT_FDCWD & 0xFFFFFFFF, page, flags)
+    finally:
+        thread.call("munmap", page, PAGE)
+    found = os.stat(f"/proc/{tid}/fd/{number}")
+    if (found.st_dev, found.st_ino) != (file.filesystem, file.inode):
+        thread.take_back(number)
+        raise os_error(errno.ENOENT)
+    return number

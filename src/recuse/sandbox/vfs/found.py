@@ -1,0 +1,80 @@
+"""What a path leads to, as a thread of a program sees it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NamedTuple
+
+from recuse.sandbox.vfs import native_files
+from recuse.sandbox.vfs.nodes import Node, native_node
+
+
+class AbsentError(FileNotFoundError):
+    """A name is missing in a directory that exists only in the sandbox.
+
+    Calls that would make it fail otherwise: nobody can make one there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+class NativeFile:
+    """A file that is there natively, by a descriptor that opens nothing, while this lives."""
+
+    def __init__(self, file: int, status: os.stat_result, directory: os.stat_result | None) -> None:
+        """Take a copy of a descriptor.
+
+        Args:
+            file: the descriptor.
+            status: what it is.
+            directory: what the file was found in by its name; None if there was none.
+        """
+        self.status = status
+        self.directory = directory
+        self.descriptor = -1
+        self.descriptor = os.dup(file)
+
+    @property
+    def of_the_opener(self) -> bool:
+        """Whether its content may depend on who opens it, as that of ``/proc`` does."""
+        return native_files.depends_on_opener(self.descriptor)
+
+    def node(self) -> Node:
+        """The file as if it were a node; for looking only."""
+        return native_node(self.descriptor)
+
+    def __del__(self) -> None:
+        file, self.descriptor = self.descriptor, -1
+        if file >= 0:
+            os.close(file)
+
+
+class OutsideError(FileNotFoundError):
+    """A path leads through a directory or link of ours to a file that is there natively.
+
+    The kernel cannot find it by that path. Calls that only look at a file are answered for it; for
+    all others it is as if it were missing.
+    """
+
+    def __init__(self, file: NativeFile, links: int, magic: bool) -> None:
+        super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
+        self.file = file
+        self.links = links
+        """As that of :class:`Found`."""
+        self.magic = magic
+
+
+class Found(NamedTuple):
+    """What a path leads to."""
+
+    node: Node
+    link: bool = False
+    """The path names not the node but a ``/proc/PID/fd`` link to it, and was not to be followed."""
+    links: int = 0
+    """How many symbolic links were followed."""
+    magic: bool = False
+    """One of them was a ``/proc/PID/fd`` link."""
+    native: NativeFile | None = None
+    """The file itself, if the node only looks like it."""

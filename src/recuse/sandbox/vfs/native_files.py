@@ -1,0 +1,288 @@
+"""Native files that programs name: all that the supervisor opens, looks at and lists for them.
+
+Nothing else in the sandbox does (tests/test_layering.py). Each of these functions does what the
+calling thread may do: who works for a program with fewer rights acts as that program meanwhile
+(:mod:`recuse.sandbox.tasks.rights`). Files are held by descriptors that open nothing (O_PATH),
+which are opened through ``/proc/self/fd``: what was looked at is what is opened, whatever path
+leads there by now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+import struct
+from typing import Final
+
+from recuse.kernel.errors import os_error
+from recuse.sandbox.arch import arch
+from recuse.sandbox.tasks.rights import Acting, in_own_thread
+
+AT_FDCWD: Final = -100
+AT_EMPTY_PATH: Final = 0x1000
+_AT_EACCESS: Final = 0x200
+
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_BENEATH: Final = 0x08
+RESOLVE_IN_ROOT: Final = 0x10
+"""openat2(2)."""
+_OPEN_HOW = struct.Struct("=QQQ")
+
+O_PATH: Final = 0o10000000
+O_TMPFILE: Final = 0o20000000
+LOOK: Final = O_PATH | os.O_CLOEXEC
+LOOK_AT_LINK: Final = LOOK | arch.O_NOFOLLOW
+
+PROC_ROOT_INODE: Final = 1
+"""The inode number of every /proc (linux/proc_fs.h, PROC_ROOT_INO)."""
+_DEEPEST_IN_PROC: Final = 5
+"""More than directories of a process are below its own: ``/proc/PID/task/TID/fd``."""
+
+_PROC_MAGIC: Final = 0x9FA0
+_OF_THE_OPENER: Final = frozenset((_PROC_MAGIC, 0x27E0EB, 0x63677270, 0x6E736673))
+"""linux/magic.h: proc; cgroup, cgroup2 and namespaces."""
+
+_ST_NODEV: Final = 4
+_ST_NOSYMFOLLOW: Final = 0x2000
+"""statvfs(3): of that mount, device nodes cannot be opened, symbolic links not be followed."""
+
+_FOR_ALL: Final = stat.S_ISVTX | stat.S_IWOTH
+"""Of a directory in which everybody may make files, and remove only his own."""
+
+_STATFS_SIZE: Final = 120
+
+_NOBODY_ELSE: Final = contextlib.nullcontext()
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# Quickly, on the way of almost every call.
+access = os.access
+"""For the supervisor itself: access(2) asks with the real ids."""
+status = os.stat
+link_status = os.lstat
+is_link = os.path.islink
+
+
+def status_from(acting: Acting | None, start: bytes, path: bytes) -> os.stat_result:
+    """What a path leads to from a thread's directory in ``/proc``, which is looked at as ours.
+
+    Raises:
+        OSError: as stat; EACCES if the rights cannot be taken on.
+    """
+    directory = look(start)
+    try:
+        with acting or _NOBODY_ELSE:
+            return os.stat(path, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def is_link_in(name: bytes, directory: int) -> bool:
+    """Whether there is a symbolic link of that name in a directory."""
+    try:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return False
+    return stat.S_ISLNK(found.st_mode)
+
+
+def start_of(tid: int, base: int) -> bytes:
+    """The link to a thread's directory: the working one, or that of a descriptor."""
+    return b"/proc/%d/cwd" % tid if base == AT_FDCWD else b"/proc/%d/fd/%d" % (tid, base)
+
+
+def open_path(directory: int, path: bytes, resolve: int, flags: int = 0) -> int:
+    """openat2 with O_PATH: a descriptor, or a negative errno."""
+    how = _OPEN_HOW.pack(LOOK | flags, 0, resolve)
+    result: int = _libc.syscall(arch.SYSCALLS["openat2"], directory, path, how, len(how))
+    return result if result >= 0 else -ctypes.get_errno()
+
+
+def look(path: bytes, directory: int | None = None, *, follow: bool = True) -> int:
+    """A descriptor that opens nothing. OSError as open."""
+    return os.open(path, LOOK if follow else LOOK_AT_LINK, dir_fd=directory)
+
+
+def meets_magic(directory: int, path: bytes) -> bool:
+    """Whether following ``path`` meets a link of the magic kind, as ``/proc/PID/fd/N`` is one."""
+    file = open_path(directory, path, RESOLVE_NO_MAGICLINKS)
+    if file >= 0:
+        os.close(file)
+    return file == -errno.ELOOP
+
+
+def is_supervisors(directory: int) -> bool:
+    """Whether a directory of a ``/proc`` belongs to this very process."""
+    with contextlib.suppress(OSError):
+        up = b""
+        for _ in range(_DEEPEST_IN_PROC):
+            if os.stat(up + b"../", dir_fd=directory).st_ino == PROC_ROOT_INODE:
+                # There it is by this thread's number in the namespace of that /proc.
+                thread = os.readlink(up + b"../thread-self", dir_fd=directory)
+                os.stat(up + b"task/" + thread.rpartition(b"/")[2], dir_fd=directory)
+                return True
+            up += b"../"
+    return False
+
+
+def target_of(link: int) -> bytes:
+    """Where a symbolic link leads, of which there is a descriptor. OSError as readlink."""
+    return os.readlink(b"", dir_fd=link)
+
+
+def path_of(file: int) -> bytes:
+    """The path of a descriptor's file, from the supervisor's root."""
+    return os.readlink(b"/proc/self/fd/%d" % file)
+
+
+def mount_of(file: int) -> bytes:
+    """The line of ``/proc/self/fdinfo`` that tells which mount a descriptor was opened on."""
+    with open(f"/proc/self/fdinfo/{file}", "rb") as lines:
+        return next(line for line in lines if line.startswith(b"mnt_id:"))
+
+
+def check_search(directory: int) -> None:
+    """Raise EACCES unless names may be looked up in a directory."""
+    # The kernel asks for that on the way to ".", too.
+    os.close(os.open(b".", LOOK, dir_fd=directory))
+
+
+def check_access(acting: Acting | None, file: int, wanted: int) -> None:
+    """Raise what the kernel says of access to a file: EACCES; EROFS for writing.
+
+    Args:
+        acting: with whose rights; None for the supervisor's own.
+        file: a descriptor of it.
+        wanted: as access(2) has it.
+    """
+    flags = AT_EMPTY_PATH | _AT_EACCESS
+    number = arch.SYSCALLS["faccessat2"]
+    with acting or _NOBODY_ELSE:
+        result = _libc.syscall(number, file, b"", wanted, flags)
+        code = ctypes.get_errno()
+        if result < 0 and code in (errno.EPERM, errno.ENOSYS):  # refused by a container
+            # access(2) asks with the real ids, which are the supervisor's.
+            path = b"/proc/self/fd/%d" % file
+            result = -1 if acting else _libc.access(path, wanted)
+            code = errno.EACCES if acting else ctypes.get_errno()
+    if result < 0:
+        raise os_error(code)
+
+
+def opens_no_devices(file: int) -> bool:
+    """Whether device nodes of a file's mount cannot be opened."""
+    return bool(os.fstatvfs(file).f_flag & _ST_NODEV)
+
+
+def filesystem_type(file: int) -> int:
+    """f_type of fstatfs(2), 0 if it does not tell."""
+    buffer = (ctypes.c_long * 32)()
+    return 0 if _libc.fstatfs(file, buffer) else buffer[0] & 0xFFFFFFFF
+
+
+def is_proc(file: int) -> bool:
+    """Whether a descriptor's file is on a filesystem of type proc."""
+    return filesystem_type(file) == _PROC_MAGIC
+
+
+def depends_on_opener(file: int) -> bool:
+    """Whether what is read or written there may depend on who has opened it, or its namespaces."""
+    return filesystem_type(file) in _OF_THE_OPENER
+
+
+def statfs(file: int) -> bytes:
+    """``struct statfs`` of a descriptor's file. OSError as fstatfs."""
+    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    if _libc.fstatfs(file, buffer) < 0:
+        raise os_error(ctypes.get_errno())
+    return buffer.raw
+
+
+def _level(name: str) -> int:
+    """A setting of the kernel's, as it is if nobody has changed it where it cannot be read."""
+    try:
+        with open(f"/proc/sys/fs/{name}", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 1
+
+
+def check_follow(link: int, linked: os.stat_result, directory: os.stat_result, uid: int) -> None:
+    """Raise what the kernel says to following a symbolic link (fs/namei.c, pick_link; Linux 6.1).
+
+    Args:
+        link: a descriptor of it.
+        linked: what it is.
+        directory: what it is in.
+        uid: the filesystem user id of who follows it.
+
+    Raises:
+        OSError: ELOOP, on a mount whose links are not followed; EACCES, for somebody else's in a
+            directory for all.
+    """
+    if os.fstatvfs(link).f_flag & _ST_NOSYMFOLLOW:
+        raise os_error(errno.ELOOP)
+    for_all = directory.st_mode & _FOR_ALL == _FOR_ALL
+    if for_all and linked.st_uid not in (uid, directory.st_uid) and _level("protected_symlinks"):
+        raise os_error(errno.EACCES)
+
+
+def check_create(file: os.stat_result, directory: os.stat_result, uid: int) -> None:
+    """Raise EACCES unless O_CREAT may open a file that is there already.
+
+    In a directory for all somebody else may have put it there (fs/namei.c, may_create_in_sticky).
+    Arguments as those of :func:`check_follow`.
+    """
+    if not directory.st_mode & stat.S_ISVTX or file.st_uid in (uid, directory.st_uid):
+        return
+    level = _level("protected_regular")
+    if (level and directory.st_mode & stat.S_IWOTH) or (
+        level > 1 and directory.st_mode & stat.S_IWGRP
+    ):
+        raise os_error(errno.EACCES)
+
+
+def open_again(acting: Acting | None, file: int, flags: int, mode: int, umask: int) -> int:
+    """Open what a descriptor looks at, as a program's open would; return a new descriptor.
+
+    Args:
+        acting: with whose rights; None for the supervisor's own.
+        file: the descriptor.
+        flags: the program's. The file is there already, and is no symbolic link.
+        mode: the program's, for O_TMPFILE.
+        umask: likewise.
+
+    Raises:
+        OSError: as open; EACCES if the rights cannot be taken on; EAGAIN if there can be no thread.
+    """
+    flags = flags & ~(os.O_CREAT | O_PATH | arch.O_NOFOLLOW) | os.O_CLOEXEC
+    path = b"/proc/self/fd/%d" % file
+    if acting is None and not flags & O_TMPFILE:
+        return os.open(path, flags)
+    # An open file remembers who has opened it: for good, therefore.
+    return in_own_thread(acting, umask, lambda left: os.open(path, flags, mode & ~left))
+
+
+def list_next(acting: Acting | None, directory: int, room: int, *, typed: bool) -> bytes:
+    """What the kernel lists next of an open directory.
+
+    Args:
+        acting: with whose rights: not everybody is shown all of a /proc (hidepid).
+        directory: a copy of the program's own descriptor.
+        room: for how many bytes.
+        typed: as getdents64 lists it, and not as getdents.
+
+    Raises:
+        OSError: as getdents.
+    """
+    number = arch.SYSCALLS["getdents64" if typed else "getdents"]
+    buffer = ctypes.create_string_buffer(room)
+    with acting or _NOBODY_ELSE:
+        count = _libc.syscall(number, directory, buffer, room)
+        code = ctypes.get_errno()
+    if count < 0:
+        raise os_error(code)
+    return buffer.raw[:count]

@@ -1,0 +1,96 @@
+"""Real, empty directories that stand for those that exist only in a sandbox, while they are open.
+
+What a program holds when it has opened one of ours is a descriptor of its shadow. All that programs
+ask of it is answered from the sandbox's nodes; there is nothing in it, so no name is found natively
+but "." and "..".
+
+A shadow is removed as soon as it is made, and only held open: so whoever is killed leaves nothing
+behind. For the kernel it goes on being a directory, in which nothing can be made. It is as deep
+below the removed directory of all shadows as the one it stands for is below the root: so ".." leads
+natively to nothing that is there, either. Shadows are known by device and inode number, which no
+other directory has while they are held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+
+from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
+from recuse.sandbox.arch import arch
+from recuse.sandbox.vfs.nodes import Node
+
+_OPEN = os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
+
+
+class PlaceholderDirs:
+    """All shadows of a sandbox; none before a program opens such a directory."""
+
+    def __init__(self) -> None:
+        self._lock = new_lock("PlaceholderDirs")
+        self._root = b""
+        self._held: dict[bytes, int] = {}
+        """By the paths of nodes: descriptors of their placeholders."""
+        self._paths: dict[tuple[int, int], bytes] = {}
+        """By a shadow's device and inode number: the paths of nodes."""
+        self.used = False
+        """Whether there are any."""
+
+    def open(self, node: Node) -> int:
+        """Return a new descriptor of a directory's shadow.
+
+        Raises:
+            OSError: EACCES if there is no place for it; as mkdir and open.
+        """
+        with self._lock:
+            held = self._held.get(node.path)
+            if held is None:
+                held = self._held[node.path] = self._make(node.path)
+                status = os.fstat(held)
+                self._paths[status.st_dev, status.st_ino] = node.path
+                self.used = True
+            return os.open(b"/proc/self/fd/%d" % held, _OPEN)
+
+    def _make(self, path: bytes) -> int:
+        if not self._root:
+            self._root = _place() + b"/recuse-" + os.urandom(8).hex().encode()
+        made: list[bytes] = []
+        try:
+            place = self._root
+            for name in path.split(b"/"):
+                place = os.path.join(place, name)
+                os.mkdir(place, 0o700)
+                made.append(place)
+                os.chmod(place, 0o755)  # all may search it, whatever the umask
+            return os.open(place, _OPEN)
+        finally:
+            for place in reversed(made):
+                with contextlib.suppress(OSError):
+                    os.rmdir(place)
+
+    def standing_for(self, status: os.stat_result) -> bytes | None:
+        """The path that a directory stands for; None if it is no shadow."""
+        return self._paths.get((status.st_dev, status.st_ino)) if self.used else None
+
+    def close(self) -> None:
+        """Close them."""
+        with self._lock:
+            held, self._held = self._held, {}
+            self.used = False
+        for descriptor in held.values():
+            os.close(descriptor)
+
+
+def _place() -> bytes:
+    """A directory in which one can be made. OSError, EACCES, if there is none."""
+    import tempfile  # noqa: PLC0415  # which most runs do without
+
+    places = ["/dev/shm", os.environ.get("XDG_RUNTIME_DIR", ""), "/run"]
+    with contextlib.suppress(FileNotFoundError):  # it has tried some, and the working directory
+        places.insert(0, tempfile.gettempdir())
+    for place in places:
+        if place and os.access(place, os.W_OK | os.X_OK):
+            return os.fsencode(os.path.realpath(place))
+    raise os_error(errno.EACCES)

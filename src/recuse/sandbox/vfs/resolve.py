@@ -1,0 +1,314 @@
+"""The devices' places in the tree of files, and the way from a path to them.
+
+A device's node, and a directory above it that does not exist natively (``/dev/input`` where there
+is none), exist only here. A path is resolved as the calling thread sees it: its root, mounts and
+working directory, its descriptors, symbolic links, ``..`` and ``/proc/self``.
+
+Most paths that programs use lead somewhere else, and must be told apart quickly. What exists
+natively is not ours, unless a device hides it; what does not exist can be ours only if its parent
+directory is one that we add to, does not exist either, or the name is a dangling link. Both are
+decided by inode numbers with one or two stat calls. Only the rest is walked name by name
+(:mod:`recuse.sandbox.vfs.walk`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+from recuse.kernel.errors import os_error
+from recuse.sandbox.arch import arch
+from recuse.sandbox.files.descriptors import Descriptors
+from recuse.sandbox.tasks.rights import Acting
+from recuse.sandbox.tasks.tasks import Tasks
+from recuse.sandbox.vfs import native_files
+from recuse.sandbox.vfs.found import AbsentError, Found, NativeFile, OutsideError
+from recuse.sandbox.vfs.native_files import (
+    AT_FDCWD,
+    RESOLVE_BENEATH,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    meets_magic,
+    open_path,
+    start_of,
+)
+from recuse.sandbox.vfs.nodes import Node, Nodes
+from recuse.sandbox.vfs.placeholder_dirs import PlaceholderDirs
+from recuse.sandbox.vfs.walk import Walk
+
+__all__ = [
+    "AT_FDCWD",
+    "RESOLVE_BENEATH",
+    "RESOLVE_IN_ROOT",
+    "AbsentError",
+    "Found",
+    "NativeFile",
+    "OutsideError",
+    "Tree",
+]
+
+
+_ITSELF = contextlib.nullcontext()
+"""Where nothing is to be taken on."""
+
+_OF_THE_READER = (b"/proc/self", b"/proc/thread-self", b"/dev/fd", b"/dev/std")
+"""How paths begin that lead to whoever looks."""
+
+
+class Tree:
+    """Finds the nodes of a sandbox by the paths that programs use."""
+
+    def __init__(self, tasks: Tasks, descriptors: Descriptors) -> None:
+        self._tasks = tasks
+        self._descriptors = descriptors
+        self.nodes = Nodes()
+        self._by_path = self.nodes.by_path
+        self.placeholders = PlaceholderDirs()
+        self.listings: dict[tuple[int, int], tuple[bytes, int, int]] = {}
+        """By process and descriptor: how far a listing has come (`syscalls.listing`)."""
+        self.many_roots = False
+        """Whether some process may have a root or mounts of its own. Makes each lookup slower."""
+        self.private_directories = False
+        """Whether a directory of ours was made one that not everybody may search. So does this."""
+
+    def find(
+        self,
+        tid: int,
+        base: int,
+        path: bytes,
+        *,
+        follow: bool = True,
+        scope: int = 0,
+        opening: bool = False,
+        real: bool = False,
+    ) -> Found | None:
+        """Find what a path leads to.
+
+        Args:
+            tid: the thread that looks.
+            base: the directory's descriptor for a relative path, or :data:`AT_FDCWD`.
+            path: not empty.
+            follow: whether a symbolic link in the last place is followed.
+            scope: :data:`RESOLVE_BENEATH` or :data:`RESOLVE_IN_ROOT` if the path must not leave
+                the directory that it starts from (openat2).
+            opening: whether it is to be opened: then a native node with a device's number leads to
+                the device.
+            real: whether it is looked for with the thread's real ids, as access(2) does.
+
+        Returns:
+            None if it is nothing of ours: the kernel then gives the answer.
+
+        Raises:
+            AbsentError: if only the last name is missing, in a directory of ours.
+            OutsideError: if it leads through ours to what is there natively.
+            OSError: ENOTDIR if the path goes on after a file of ours, ENOENT if it goes on after
+                what is missing in a directory of ours, EACCES if that may not be searched, ELOOP,
+                EXDEV if it leaves its scope; ENFILE if the supervisor has no descriptors left.
+        """
+        if not scope and not self.many_roots:
+            node = None if self.private_directories else self._by_path.get(path)
+            if node is not None and not (follow and node.target):
+                return Found(node)
+        if not scope and not self.nodes.hides_links:
+            acting = None if self._tasks.alike else self._tasks.get(tid).acting
+            if self.many_roots or acting is not None:
+                if self._elsewhere_there(tid, base, path, follow, opening, acting):
+                    return None
+            elif self._elsewhere(tid, base, path, follow, opening):
+                return None
+        with Walk(
+            self.nodes,
+            self._tasks,
+            self._descriptors,
+            self.placeholders,
+            tid,
+            own_root=self.many_roots,
+            scope=scope,
+            real=real,
+        ) as walk:
+            return walk.find(base, path, follow=follow, opening=opening)
+
+    def _elsewhere(self, tid: int, base: int, path: bytes, follow: bool, opening: bool) -> bool:
+        """Whether the path, seen natively, cannot lead to one of our nodes.
+
+        Seen by the supervisor, that is: what goes through ``/proc/self`` or through links like
+        ``/proc/PID/fd/N``, which say what they lead to only when they are followed, is walked.
+        """
+        of_self = path.startswith(b"/proc/self/")
+        if of_self:
+            path = b"/proc/%d/" % self._tasks.get(tid).tgid + path[len(b"/proc/self/") :]
+        elif path.startswith(_OF_THE_READER):
+            return False
+        native = path if path.startswith(b"/") else start_of(tid, base) + b"/" + path
+        opened = (
+            len(self._descriptors)
+            or of_self
+            or (self.placeholders.used and path.startswith(b"/proc/"))
+        )
+        start = len(native) - len(path)
+        if opened and self._goes_through_magic(native, start):
+            return False
+        if (
+            self.placeholders.used
+            and path.startswith(b".")
+            and self._in_shadow(native[: start - 1])
+        ):
+            return False  # a shadow's own "." and ".." are there natively
+        # Of /proc/devices, which is hidden in every sandbox, the name is taken for a sign: a
+        # symbolic link of another name leads to the native one.
+        nodes = self.nodes
+        looks = (
+            nodes.hides_files or (opening and nodes.numbers_elsewhere) or path.endswith(b"devices")
+        )
+        try:
+            if follow and not looks:
+                if native_files.access(native, os.F_OK):
+                    return True  # the quickest way to know that something is there
+                # A dangling link may point to a node.
+                return not stat.S_ISLNK(native_files.link_status(native).st_mode)
+            found = (native_files.status if follow else native_files.link_status)(native)
+            return not self._may_be_ours(found, opening)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                return True
+        if native.endswith((b"/", b"/.", b"/..")):
+            return False
+        above = native.rpartition(b"/")[0] or b"/"
+        try:
+            parent = native_files.status(above)
+        except OSError:
+            return False  # may lie in a directory of ours
+        if (parent.st_dev, parent.st_ino) in self.nodes.places:
+            return False
+        if parent.st_dev == self.nodes.proc_device:
+            return False  # /proc/self there is not the program's
+        if self.placeholders.used and not path.startswith(b"/"):
+            return False  # the working directory may be a shadow
+        if not opened and self._goes_through_magic(above, start):
+            return False
+        return not (follow and looks and native_files.is_link(native))
+
+    def _elsewhere_there(  # noqa: PLR0917 - on the way of every path
+        self,
+        tid: int,
+        base: int,
+        path: bytes,
+        follow: bool,
+        opening: bool,
+        acting: Acting | None,
+    ) -> bool:
+        """The same for a thread that may have a root or mounts of its own, or fewer rights.
+
+        Only what is there, or missing in a directory without any of ours, is told apart quickly.
+        """
+        if path.startswith(_OF_THE_READER) or self.nodes.hides_files or path.endswith(b"devices"):
+            return False
+        if self.placeholders.used and path.startswith(b"."):
+            return False
+        is_absolute = path.startswith(b"/")
+        start = start_of(tid, base)
+        if is_absolute:
+            start = b"/proc/%d/root" % tid if self.many_roots else b"/"
+        try:
+            directory = native_files.look(start)
+        except OSError:
+            return False
+        resolve = RESOLVE_NO_MAGICLINKS | (RESOLVE_IN_ROOT if is_absolute else RESOLVE_BENEATH)
+        try:
+            with acting.brief if acting else _ITSELF:
+                return self._elsewhere_in(directory, path, resolve, follow, opening)
+        except OSError:
+            return False
+        finally:
+            os.close(directory)
+
+    def _elsewhere_in(
+        self, directory: int, path: bytes, resolve: int, follow: bool, opening: bool
+    ) -> bool:
+        file = open_path(directory, path, resolve, 0 if follow else arch.O_NOFOLLOW)
+        if file >= 0:
+            try:
+                return not self._may_be_ours(os.fstat(file), opening)
+            finally:
+                os.close(file)
+        above, _, name = path.rpartition(b"/")
+        if file != -errno.ENOENT or name in (b"", b".", b"..") or self.placeholders.used:
+            return False
+        parent = open_path(directory, above or b".", resolve)
+        if parent < 0:
+            return False
+        try:
+            found = os.fstat(parent)
+            if found.st_dev == self.nodes.proc_device or native_files.is_link_in(name, parent):
+                return False
+            return self.nodes.place(b"/proc/self/fd/%d" % parent, found) is None
+        finally:
+            os.close(parent)
+
+    def _may_be_ours(self, found: os.stat_result, opening: bool) -> bool:
+        """Whether what is there natively is hidden by a node, or has a device's number."""
+        return (found.st_dev, found.st_ino) in self.nodes.hidden or (
+            opening and stat.S_ISCHR(found.st_mode) and found.st_rdev in self.nodes.by_number
+        )
+
+    def _in_shadow(self, start: bytes) -> bool:
+        try:
+            return self.placeholders.standing_for(native_files.status(start)) is not None
+        except OSError:
+            return False
+
+    @staticmethod
+    def _goes_through_magic(native: bytes, start: int) -> bool:
+        """Whether following ``native`` from ``start`` on meets a link of the magic kind."""
+        if not start:
+            return meets_magic(AT_FDCWD, native)
+        if len(native) <= start:
+            return False
+        directory = open_path(AT_FDCWD, native[:start], 0)
+        try:
+            return meets_magic(directory, native[start:])
+        finally:
+            if directory >= 0:
+                os.close(directory)
+
+    def place(self, tid: int, number: int) -> tuple[bytes | None, bool]:
+        """Under which path the nodes in an open directory are known, None if it has none.
+
+        :data:`AT_FDCWD` stands for the working directory.
+
+        Returns:
+            The path, and whether the directory exists only here: it may be gone then.
+        """
+        start = start_of(tid, number)
+        try:
+            status = native_files.status(start)
+        except OSError:
+            return None, False
+        path = self.placeholders.standing_for(status)
+        if path is not None:
+            return path, True
+        return self.nodes.place(start, status), False
+
+    def directory(self, tid: int, number: int) -> Node | None:
+        """The directory of ours that a descriptor refers to, None if it refers to something else.
+
+        :data:`AT_FDCWD` stands for the working directory.
+
+        Raises:
+            OSError: ENOENT if it is not there any more.
+        """
+        if not self.placeholders.used:
+            return None
+        path, only_here = self.place(tid, number)
+        if path is None or not only_here:
+            return None
+        node = self._by_path.get(path)
+        if node is None:
+            raise os_error(errno.ENOENT)
+        return node
+
+    def close(self) -> None:
+        """Let go of what stands for open directories."""
+        self.placeholders.close()
