@@ -13,6 +13,7 @@ import pytest
 
 from recuse import Device, File, Memory, OpenRequest
 from recuse.sandbox import Sandbox
+from recuse.sandbox.arch import MACHINE
 from tests.conftest import Needs
 
 from ..patience import PATIENCE_S
@@ -91,6 +92,8 @@ def _run(
 def test_calls_that_no_signal_interrupts(
     inside: Run, compiled: Compiled, needs: Needs, hertz: int, flags: tuple[str, ...]
 ) -> None:
+    if MACHINE == "aarch64":
+        pytest.skip("a frame there lacks a call's first argument: nothing is put right")
     if "-m32" in flags:
         needs("/usr/include/{multiarch}/gnu/stubs-32.h", package="gcc-multilib")
     program = compiled("uninterrupted", *flags)
