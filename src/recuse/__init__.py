@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recuse.sandbox import Sandbox, SandboxError
     from recuse.server.areas import Area
-    from recuse.server.device import Device
-    from recuse.server.file import File
+    from recuse.server.device import Device, File
     from recuse.server.ioctl import ioctl
-    from recuse.server.mappings import Mapping, MmapRequest
+    from recuse.server.mapping import Mapping, MmapRequest
     from recuse.server.memory import Memory
     from recuse.server.request import OpenRequest, Request, current_request
     from recuse.server.session import Session
@@ -29,11 +28,11 @@ _HOMES = {
     "IOWR": "wire.ioctl",
     "Area": "server.areas",
     "Device": "server.device",
-    "File": "server.file",
+    "File": "server.device",
     "Link": "server.sysfs",
-    "Mapping": "server.mappings",
+    "Mapping": "server.mapping",
     "Memory": "server.memory",
-    "MmapRequest": "server.mappings",
+    "MmapRequest": "server.mapping",
     "OpenRequest": "server.request",
     "Request": "server.request",
     "Sandbox": "sandbox",

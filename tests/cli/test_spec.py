@@ -13,8 +13,7 @@ import pytest
 from recuse.cli.spec import Spec, SpecError, load, parse
 
 ECHO = """
-from recuse.server.device import Device
-from recuse.server.file import File
+from recuse.server.device import Device, File
 
 class Echo(Device):
     name = "echo"
@@ -331,7 +330,7 @@ def test_a_syntax_error_beside_the_file_is_shown_there(directory: Path) -> None:
 def test_a_constructor_that_fails(directory: Path) -> None:
     init = "def __init__(self, size: int):\n        raise KeyError(size)\n    def open("
     write(directory, "echo.py", ECHO.replace("def open(", init))
-    assert error_of("echo.py,size=3") == "echo.py:8: KeyError: 3"
+    assert error_of("echo.py,size=3") == "echo.py:7: KeyError: 3"
 
 
 @pytest.mark.parametrize("name", ["", "/dev/echo", "a/../b", "x" * 65, "a\tb"])

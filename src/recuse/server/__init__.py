@@ -1,22 +1,25 @@
 """The server half: what a device's author subclasses, and the session that calls it.
 
-    device   Device: a character device
-    file     File: one open of it, with the operations as methods
-    ioctl    the decorator that declares ioctl handlers, and the tables made of it
+    device   Device: a character device; File: one open of it, with the operations as methods
+    ioctl    the decorator that declares ioctl handlers
     memory   Memory: the calling program's memory, by address, during one ioctl
     request  Request: who asks; current_request()
     areas    Area: memory that programs map
-    mappings what programs have mapped: Mapping, MmapRequest
+    mapping  what programs map: Mapping, MmapRequest
     session  Session: takes requests as bytes, calls methods, gives answers as bytes
 
 What Session is made of:
 
-    exchange    a request, and the single use of the way back
-    dispatch    from a request's bytes to a method's arguments, from its result to an answer's bytes
-    runner      calls methods, and turns whatever they do into an answer
-    loop        the event loop of ``async def`` methods
-    arguments   the kinds of ioctl arguments; decorators has their types for type checkers
-    rounds      one ioctl, in as many rounds as it takes
+    pending_reply  a request, and the single use of the way back
+    dispatch       from a request's bytes to a method's arguments, from its result to an answer's
+    runner         calls methods, and turns whatever they do into an answer
+    loop           the event loop of ``async def`` methods
+    attributes     what a device's attributes may be; sysfs has what it declares for /sys
+    ioctl_table    the handlers of a class; decorators has their types for type checkers
+    arguments      the kinds of ioctl arguments
+    ioctl_retries  one ioctl, in as many rounds as it takes
+    mappings       what programs have mapped
+    pollers        who waits for a file to become ready
 
 Nothing here knows what is at the other end of the channel.  Only `recuse.wire` is imported.
 """

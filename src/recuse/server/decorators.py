@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from recuse.server.memory import Memory
 
 if TYPE_CHECKING:
-    from recuse.server.file import File
+    from recuse.server.device import File
 
 F = TypeVar("F")
 """The File class that the handler is a method of."""

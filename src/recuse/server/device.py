@@ -1,19 +1,192 @@
-"""What an author subclasses for a device."""
+"""What an author subclasses: `Device`, and `File` for what programs open of it."""
 
 import errno
 import os
-from collections.abc import Awaitable, Mapping
+from collections import abc
+from collections.abc import Awaitable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from recuse.server.file import FILE_MAKERS, MEMORY_USERS, File
+from recuse.server.attributes import CHECKED, check_attribute
+from recuse.server.ioctl_table import IoctlHandler, IoctlTable
+from recuse.server.memory import Memory
+from recuse.server.pending_reply import Send
+from recuse.server.pollers import Pollers
 from recuse.server.request import OpenRequest
-from recuse.server.sysfs import Value, info_strings, wrong_subsystem, wrong_sysfs
+from recuse.server.sysfs import Value, info_strings
 from recuse.wire.cuse import CUSE_INIT_INFO_MAX, RECUSE_NODE_INFO, RECUSE_SYSFS
 
-NAME_MAX_BYTES = 64
-"""Longest device name, in bytes of UTF-8; there is no such limit in fs/fuse/cuse.c, 6.1."""
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
-_LEAST_TRANSFER_BYTES = 4096
-_MOST_TRANSFER_BYTES = 1 << 20
+    from recuse.server.areas import Area
+    from recuse.server.mapping import Mapping, MmapRequest
+
+
+class File:
+    """One open of a device, from open(2) to the last close(2) of all its copies.
+
+    `Device.open` returns one; an ioctl handler may return another one (see `recuse.ioctl`).
+    Override the operations that the device has.  Each may be a plain
+    method, called in a thread of the channel, or an ``async def`` one, run on the event loop that
+    all devices share.  **Two threads may run methods of one File at once** (a program may read in
+    one thread and write in another): a File that minds takes a lock of its own.
+
+    An operation fails by raising OSError with an errno from 1 to 511, which is what the program
+    gets.  Whatever else escapes becomes EIO for the program, with a traceback in the log
+    ``recuse.server``; so do results of the wrong type or out of range, with one line.
+    """
+
+    device: "Device"
+    """The device that it is an open file of, set when `Device.open` or a handler has returned it.
+
+    Subclasses may declare it as their own device's class.
+    """
+
+    flags: int = 0
+    """The file's flags as open(2) and fcntl(2) F_SETFL made them, as far as known.
+
+    CUSE tells them with OPEN, READ and WRITE: after F_SETFL they are new from the next of these.
+    recuse's own kernel half tells of O_NONBLOCK with IOCTL, too.
+
+    A File that an ioctl handler returns says itself what they are: the access mode (os.O_RDONLY,
+    which this 0 is, os.O_RDWR...), and os.O_CLOEXEC for a descriptor that is closed by execve(2).
+    """
+
+    _pollers: Pollers | None = None
+
+    _ioctl_table: ClassVar[IoctlTable]
+    """The handlers of this class, for the session."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls._ioctl_table = IoctlTable(cls)
+
+    @property
+    def nonblocking(self) -> bool:
+        """Whether O_NONBLOCK is set: raise BlockingIOError(errno.EAGAIN, ...) rather than wait."""
+        return bool(self.flags & os.O_NONBLOCK)
+
+    def read(self, size: int, offset: int) -> "Buffer | Awaitable[Buffer]":
+        """Return what the program reads: at most ``size`` bytes, fewer or none if that is all.
+
+        ``size`` is 1 to the device's `max_read`; a longer read(2) comes in pieces, of which the
+        first short one is the last.  ``offset`` is the file's position if the device is
+        `seekable`.  If not, it counts from the beginning of each call: 0, and more only for the
+        further pieces of a long one.
+
+        Raises OSError; a File without this method answers EINVAL.
+        """
+        raise OSError(errno.EINVAL, "not readable")
+
+    def write(self, data: bytes, offset: int) -> "int | Awaitable[int | None] | None":
+        """Take what the program writes; return how many bytes of it, None for all.
+
+        ``data`` is 1 to `max_write` bytes; a longer write(2) comes in pieces.  ``offset`` as for
+        `read`.
+
+        Raises OSError; a File without this method answers EINVAL.
+        """
+        raise OSError(errno.EINVAL, "not writable")
+
+    def unknown_ioctl(
+        self, command: int, argument: int, memory: Memory
+    ) -> "int | Awaitable[int | None] | None":
+        """Answer an ioctl whose command no handler is declared for (see `recuse.ioctl`).
+
+        ``command`` is 32 bits, ``argument`` the raw third argument of ioctl(2), ``memory`` the
+        program's.  Return the result of ioctl(2), 0 to 2**31 - 1, None for 0.
+
+        Raises OSError; a File without this method answers ENOTTY, as Linux does.
+        """
+        raise OSError(errno.ENOTTY, "no handler")
+
+    def poll(self, events: int) -> "int | Awaitable[int]":
+        """Return what the file is ready for now: `select.POLLIN`, `select.POLLOUT` and so on.
+
+        ``events`` are those that the program looks for, POLLERR and POLLHUP always among them; more
+        may be returned.  Never waits: a program that waits for events does so in the kernel half,
+        which asks again after `wake_pollers`.
+
+        Raises OSError, which programs see as POLLERR; a File without this method answers ENOSYS,
+        and from then on all files of the device are ready for reading and writing, always, as far
+        as the kernel half is concerned.
+        """
+        raise OSError(errno.ENOSYS, "no poll")
+
+    def wake_pollers(self) -> None:
+        """Have programs that wait for events of this file ask `poll` again: something has changed.
+
+        To be called whenever `poll` would return events that it did not return before, after that
+        has become true.  From any thread, from methods and coroutines, also with a lock held that
+        `poll` takes; costs next to nothing if nobody waits, and nothing happens after `release`.
+        """
+        if self._pollers is not None:
+            self._pollers.wake()
+
+    def mmap(self, request: "MmapRequest") -> "Area | Awaitable[Area]":
+        """Return the memory that a program is to map: a new area, or one that it shares.
+
+        A new one has ``request.size`` bytes, as a rule: ``Area(request.size)``.  What the program
+        sees of it begins at ``request.offset``.  The kernel half has checked the arguments and the
+        file's access mode.
+
+        For each area that this returns `unmapped` is called once, whatever becomes of the mapping.
+
+        Raises OSError; a File without this method answers ENOSYS.  That is ENODEV for the program,
+        as in Linux, but for a private mapping of a `seekable` device: that is made of what `read`
+        returns.
+        """
+        raise OSError(errno.ENOSYS, "no mmap")
+
+    def mapped(self, mapping: "Mapping") -> "Awaitable[None] | None":
+        """Be told that a mapping is made, before the program knows of it.
+
+        The area may be filled here, and resized.  Raises OSError to make mmap(2) fail after all.
+        """
+
+    def unmapped(self, mapping: "Mapping") -> "Awaitable[None] | None":
+        """Be told that nothing is left of a mapping; or that it came to nothing.
+
+        The last part of it was unmapped, in the program and in all children that inherited it, or
+        these have ended.  What is raised here is logged and changes nothing.
+        """
+
+    def release(self) -> "Awaitable[None] | None":
+        """Be told that the last copy of the file is closed, or that the device goes away.
+
+        And that nothing of it is mapped any more.  Called exactly once for each open that
+        succeeded.  close(2) has succeeded already: what is raised here is logged and changes
+        nothing.
+        """
+
+
+File._ioctl_table = IoctlTable(File)
+
+
+# What a session does with a file: authors have its other names for their own.
+
+
+def attach(file: File, device: "Device") -> None:
+    """Make a file one of the device's, before programs use it."""
+    file.device = device
+    # In one step: one file may be returned for two opens at once.
+    vars(file).setdefault("_pollers", Pollers())
+
+
+def notify_once(file: File, kh: int, send: Send) -> None:
+    """Have the next `File.wake_pollers` notify the poller ``kh`` through ``send``."""
+    if file._pollers is not None:
+        file._pollers.add(kh, send)
+
+
+def find_handler(file: File, command: int) -> IoctlHandler:
+    """Return what answers an ioctl command on a file, see `IoctlTable.find`."""
+    return file._ioctl_table.find(command)
+
+
+def makes_files(file: File) -> bool:
+    """Whether one of its ioctls answers with a new file."""
+    return file._ioctl_table.makes_files
 
 
 class Device:
@@ -81,7 +254,7 @@ class Device:
     well.  Linux's CUSE has that one only.
     """
 
-    sysfs: Mapping[str, Value] = {}
+    sysfs: abc.Mapping[str, Value] = {}
     """Files in the device's directory below /sys: by name or path in it, what is to be read there.
 
     The content is str or bytes of 4096 bytes at the most, exactly as it is to be read (with the
@@ -111,7 +284,7 @@ class Device:
         seekable: bool | None = None,
         unrestricted: bool | None = None,
         subsystem: str | None = None,
-        sysfs: Mapping[str, Value] | None = None,
+        sysfs: abc.Mapping[str, Value] | None = None,
         map_length: int | None = None,
     ) -> None:
         """Make a device; each argument overrides the class attribute of its name.
@@ -135,7 +308,7 @@ class Device:
         ):
             if value is not None:
                 setattr(self, attribute, value)
-                _check_attribute(self, attribute)
+                check_attribute(self, attribute)
 
     def open(self, request: OpenRequest) -> File | Awaitable[File]:
         """Return a new File for a program that opens the device.
@@ -156,10 +329,10 @@ class Device:
 def device_makes_files(device: Device) -> bool:
     """Whether ioctls of the device seem to make files, which not all kernel halves take.
 
-    What a device opens is known only when it is opened: this goes by what else there is in the
-    modules of its class and of those that it is derived from, when it is asked.
+    What a device opens is known only when it is opened: this goes by the File classes in the
+    modules of its class and of those that it is derived from, and is good for a warning only.
     """
-    return any(cls.__module__ in FILE_MAKERS for cls in type(device).__mro__)
+    return any(table.makes_files for table in _tables_near(device))
 
 
 def device_uses_memory(device: Device) -> bool:
@@ -167,19 +340,16 @@ def device_uses_memory(device: Device) -> bool:
 
     This goes by the same as `device_makes_files`.
     """
-    return any(cls.__module__ in MEMORY_USERS for cls in type(device).__mro__)
+    return any(table.uses_memory for table in _tables_near(device))
 
 
-_RANGES = {
-    "mode": (0, 0o777),
-    "major": (0, 511),
-    "minor": (0, (1 << 20) - 1),
-    "max_read": (_LEAST_TRANSFER_BYTES, _MOST_TRANSFER_BYTES),
-    "max_write": (_LEAST_TRANSFER_BYTES, _MOST_TRANSFER_BYTES),
-    "uid": (0, (1 << 32) - 2),
-    "gid": (0, (1 << 32) - 2),
-    "map_length": (1, 1 << 40),
-}
+def _tables_near(device: Device) -> Iterator[IoctlTable]:
+    modules = {cls.__module__ for cls in type(device).__mro__}
+    classes = [File]
+    for cls in classes:  # which grows
+        classes += cls.__subclasses__()
+        if cls.__module__ in modules - {File.__module__}:
+            yield cls._ioctl_table
 
 
 def check_device(device: Device) -> None:
@@ -189,8 +359,8 @@ def check_device(device: Device) -> None:
     """
     if type(device).open is Device.open:
         raise TypeError(f"{type(device).__name__} has no open method")
-    for attribute in ("name", *_RANGES, "subsystem", "sysfs"):
-        _check_attribute(device, attribute)
+    for attribute in CHECKED:
+        check_attribute(device, attribute)
     info = device_info(device, 0xFFFFFFFF)
     if len(info) > CUSE_INIT_INFO_MAX:
         raise ValueError(
@@ -209,35 +379,3 @@ def device_info(device: Device, flags: int) -> bytes:
     if flags & RECUSE_SYSFS:
         info += info_strings(device.subsystem, device.sysfs)
     return b"".join(os.fsencode(f"{key}={value}\0") for key, value in info)
-
-
-def _check_attribute(device: Device, attribute: str) -> None:
-    value = getattr(device, attribute)
-    wrong = None
-    if attribute == "name":
-        wrong = _wrong_name(value)
-    elif attribute == "subsystem":
-        wrong = wrong_subsystem(value)
-    elif attribute == "sysfs":
-        wrong = wrong_sysfs(value)
-    elif attribute in _RANGES:
-        least, most = _RANGES[attribute]
-        unset = value is None and attribute in ("uid", "gid")
-        if not unset and not (isinstance(value, int) and least <= value <= most):
-            wrong = f"not {least} to {most}"
-    if wrong is not None:
-        raise ValueError(f"{type(device).__name__}.{attribute} is {value!r}: {wrong}")
-
-
-def _wrong_name(name: object) -> str | None:
-    if not isinstance(name, str):
-        return "not a string"
-    if not 1 <= len(os.fsencode(name)) <= NAME_MAX_BYTES:
-        return f"not 1 to {NAME_MAX_BYTES} bytes long"
-    if any(part in ("", ".", "..") for part in name.split("/")):
-        return "not a path below /dev"
-    if any(ord(character) < 32 or ord(character) == 127 for character in name):
-        return "has control characters"
-    if name != name.strip():
-        return "has white space at an end"
-    return None

@@ -1,12 +1,12 @@
-"""Declaring ioctl handlers: the decorator, what it checks, and the table made of it for a class."""
+"""Declaring ioctl handlers: the decorator, and what it checks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from recuse.runtime.records import record
 from recuse.server.arguments import Argument, BytesPointer, pointer
+from recuse.server.ioctl_table import DECLARATIONS, SIZE_BITS, Declaration
 from recuse.wire.ioctl import IOC_READ, IOC_WRITE
 from recuse.wire.ioctl import direction as command_direction
 from recuse.wire.ioctl import size as command_size
@@ -27,31 +27,6 @@ if TYPE_CHECKING:
 
 Direction = Literal["r", "w", "rw"]
 """As the program sees it: "r", it reads what the device fills in; "w", it writes to the device."""
-
-_DECLARATIONS = "__recuse_ioctls__"
-_SIZE_BITS = 0x3FFF << 16
-
-
-@record
-class Declaration:
-    """What one use of the decorator says."""
-
-    command: int
-    any_size: bool
-    """The command's bits for the size are 0 here, and anything in a request."""
-    argument: Argument
-
-
-@record
-class IoctlHandler:
-    """How the method of one class answers a command."""
-
-    name: str
-    argument: Argument
-    takes_argument: bool
-    takes_memory: bool
-    takes_command: bool = False
-    """It is `File.unknown_ioctl`, which answers commands that nothing is declared for."""
 
 
 @overload
@@ -119,7 +94,7 @@ def ioctl(
     declaration = _declare(command, type, direction, descriptor)
 
     def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
-        handler.__dict__.setdefault(_DECLARATIONS, []).append(declaration)
+        handler.__dict__.setdefault(DECLARATIONS, []).append(declaration)
         return handler
 
     return decorate
@@ -153,134 +128,5 @@ def _declare(
             f"but {type_.__name__} has {size}"
         )
     if isinstance(argument, BytesPointer):
-        return Declaration(command & ~_SIZE_BITS, True, argument)
+        return Declaration(command & ~SIZE_BITS, True, argument)
     return Declaration(command, False, argument)
-
-
-class IoctlTable:
-    """The handlers of one class, by command.
-
-    A method that overrides a handler need not repeat the decorator; with a decorator of its own
-    it answers the commands that this one says.
-    """
-
-    __slots__ = ("_any_size", "_exact", "_unknown")
-
-    def __init__(self, cls: type) -> None:
-        """Collect them.
-
-        Raises TypeError if two methods answer one command, if one cannot be called as it would
-        be, or if it is named "ioctl", which would hide the decorator from those that follow.
-        """
-        if "ioctl" in vars(cls):
-            raise TypeError(
-                f"{cls.__name__}.ioctl: the method for commands without a handler is called "
-                "unknown_ioctl"
-            )
-        self._exact: dict[int, IoctlHandler] = {}
-        self._any_size: dict[int, IoctlHandler] = {}
-        self._unknown = _unknown_ioctl(cls)
-        names = dict.fromkeys(
-            name
-            for base in reversed(cls.__mro__)
-            for name, member in vars(base).items()
-            if hasattr(member, _DECLARATIONS)
-        )
-        for name in names:
-            for declaration in _declarations(cls, name):
-                self._add(cls, name, declaration)
-
-    def find(self, command: int) -> IoctlHandler:
-        """Return the handler of a command, `File.unknown_ioctl` if it has none of its own."""
-        handler = self._exact.get(command)
-        if handler is None:
-            handler = self._any_size.get(command & ~_SIZE_BITS, self._unknown)
-        return handler
-
-    @property
-    def makes_files(self) -> bool:
-        """Whether one of them answers with a new file."""
-        return any(handler.argument.descriptor is not None for handler in self._exact.values())
-
-    @property
-    def uses_memory(self) -> bool:
-        """Whether one of them uses memory of the program of which its number does not tell."""
-        return any(handler.takes_memory for handler in self._any_size.values()) or any(
-            handler.takes_memory or handler.argument.size(command) > command_size(command)
-            for command, handler in self._exact.items()
-        )
-
-    def _add(self, cls: type, name: str, declaration: Declaration) -> None:
-        table = self._any_size if declaration.any_size else self._exact
-        other = table.get(declaration.command)
-        if other is not None:
-            raise TypeError(
-                f"{cls.__name__}.{other.name} and {cls.__name__}.{name} "
-                f"both answer ioctl {declaration.command:#x}"
-            )
-        takes_argument, takes_memory = _parameters(getattr(cls, name), declaration)
-        table[declaration.command] = IoctlHandler(
-            name, declaration.argument, takes_argument, takes_memory
-        )
-
-
-_CO_STAR = 0xC  # of inspect: CO_VARARGS | CO_VARKEYWORDS
-
-
-def _parameter_names(method: Callable[..., Any]) -> list[str]:
-    """Without self."""
-    code = getattr(method, "__code__", None)
-    names = ["command", "argument", "memory"]
-    if code is not None and not hasattr(method, "__wrapped__"):
-        # The usual case does without inspect.
-        star = code.co_flags & _CO_STAR or code.co_kwonlyargcount
-        if not star and list(code.co_varnames[1 : code.co_argcount]) == names:
-            return names
-    from inspect import signature  # noqa: PLC0415
-
-    return list(signature(method).parameters)[1:]
-
-
-def _unknown_ioctl(cls: Any) -> IoctlHandler:
-    names = _parameter_names(cls.unknown_ioctl)
-    if names != ["command", "argument", "memory"]:
-        raise TypeError(
-            f"{cls.__name__}.unknown_ioctl takes {', '.join(names) or 'nothing'}; "
-            "it is given command, argument, memory"
-        )
-    return IoctlHandler(
-        "unknown_ioctl", Argument(), takes_argument=True, takes_memory=True, takes_command=True
-    )
-
-
-def _declarations(cls: type, name: str) -> list[Declaration]:
-    """Return those of the most derived class that decorates the method."""
-    for base in cls.__mro__:
-        found: list[Declaration] | None = getattr(vars(base).get(name), _DECLARATIONS, None)
-        if found is not None:
-            return found
-    return []
-
-
-def _parameters(method: Callable[..., Any], declaration: Declaration) -> tuple[bool, bool]:
-    """Return whether a handler takes the argument, and whether it takes memory.
-
-    Raises TypeError if it cannot be called with them, or without the argument that it has to take.
-    """
-    import inspect  # noqa: PLC0415  # which most devices do without
-
-    gives_argument = declaration.argument.is_given
-    signature = inspect.signature(method)
-    memory = {"memory": None} if "memory" in signature.parameters else {}
-    for given in ([None], []) if gives_argument else ([],):
-        try:
-            signature.bind(None, *given, **memory)
-        except TypeError:
-            continue
-        if given or not gives_argument or declaration.argument.is_number:
-            return bool(given), bool(memory)
-    raise TypeError(
-        f"{method.__qualname__}, which answers ioctl {declaration.command:#x}, takes "
-        f"{', '.join(list(signature.parameters)[1:]) or 'nothing'}; it is given "
-        f"{'the argument' if gives_argument else 'nothing'}, and memory if it names that last"
-    )

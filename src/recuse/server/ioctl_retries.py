@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from recuse.runtime.locks import new_lock
 from recuse.runtime.records import record
+from recuse.server.device import File, find_handler
 from recuse.server.errors import Misuse
-from recuse.server.file import File
-from recuse.server.memory import Area, Memory, Spans
+from recuse.server.memory import Memory, Span, Spans
 from recuse.wire.cuse import RECUSE_IOCTL_FILE, recuse_ioctl_file
 from recuse.wire.fuse import (
     FUSE_IOCTL_MAX_IOV,
@@ -45,8 +45,8 @@ class Round:
     command: int
     argument: int
     number: int
-    inputs: list[Area]
-    outputs: list[Area]
+    inputs: list[Span]
+    outputs: list[Span]
     outcome: bytes | None
     """The answer of a handler that has finished."""
     made: int | None
@@ -65,7 +65,7 @@ class Round:
         )
 
 
-def total(areas: list[Area]) -> int:
+def total(areas: list[Span]) -> int:
     """Return the number of bytes in areas."""
     # Mostly it is one area, for which this is three times as quick as the sum.
     return areas[0][1] if len(areas) == 1 else sum(size for _, size in areas)
@@ -191,10 +191,10 @@ class IoctlCall:
         self._files = files
         self._made: tuple[int, int] | None = None
         """Handle and flags of the file that the handler has made."""
-        handler = file._ioctl_table.find(command)
+        handler = find_handler(file, command)
         self._handler = handler
         size = handler.argument.size(command)
-        self._area: list[Area] = [(argument, size)] if size else []
+        self._area: list[Span] = [(argument, size)] if size else []
         """What the handler's declaration tells of."""
         # The usual case: what has come, and room, are just that.
         self._inputs = self._area if handler.argument.fetches else []
@@ -320,7 +320,7 @@ class IoctlCall:
         # argument of the request, which is the structure then, is taken from the pages.
         return self._ask([(address, 1) for address, _ in self._inputs[:1]], written, outcome)
 
-    def _head(self, result: int, areas: list[Area]) -> bytes:
+    def _head(self, result: int, areas: list[Span]) -> bytes:
         """Return the payload's beginning, before data that go to the areas."""
         if self._made is None:
             return _pack_out(result, 0, 0, 0)
@@ -335,8 +335,8 @@ class IoctlCall:
 
     def _ask(
         self,
-        inputs: list[Area],
-        outputs: list[Area],
+        inputs: list[Span],
+        outputs: list[Span],
         outcome: bytes | None = None,
         proof: bytes | None = None,
     ) -> bytes:
@@ -364,21 +364,21 @@ class IoctlCall:
         return _retry(inputs, outputs)
 
 
-def _retry(inputs: list[Area], outputs: list[Area]) -> bytes:
+def _retry(inputs: list[Span], outputs: list[Span]) -> bytes:
     areas = inputs + outputs
     return _pack_out(0, FUSE_IOCTL_RETRY, len(inputs), len(outputs)) + b"".join(
         [_pack_iovec(address, size) for address, size in areas]
     )
 
 
-def _prefix(room: list[Area], written: list[Area]) -> list[Area] | None:
+def _prefix(room: list[Span], written: list[Span]) -> list[Span] | None:
     """Return the least beginning of ``room`` that has all of ``written``, None if none has it.
 
     The kernel half spreads an answer's data over the room in order, and it may end early.
     """
     if room == written:
         return room
-    needed: list[Area] = []
+    needed: list[Span] = []
     left = list(written)
     for address, size in room:
         if not left:

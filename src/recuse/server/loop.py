@@ -21,7 +21,7 @@ from recuse.runtime import threads
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log, report
 from recuse.runtime.room import check_room
-from recuse.server.pending_reply import Exchange, discard
+from recuse.server.pending_reply import PendingReply, discard
 
 log = Log("recuse.server")
 
@@ -39,23 +39,23 @@ class Tasks:
 
     def __init__(self) -> None:
         self.loop = _acquire()
-        self._tasks: dict[asyncio.Task[Any], Exchange | None] = {}
+        self._tasks: dict[asyncio.Task[Any], PendingReply | None] = {}
         self._ending = False
 
-    def start(self, awaitable: Awaitable[Any], done: Done, exchange: Exchange | None) -> bool:
+    def start(self, awaitable: Awaitable[Any], done: Done, pending: PendingReply | None) -> bool:
         """Run a handler's coroutine as a task; return False if the loop has stopped.
 
-        ``done`` is called in the loop's thread.  The task is cancelled if the exchange is
-        interrupted, be that already, and by `end`; one without exchange never is.
+        ``done`` is called in the loop's thread.  The task is cancelled if the request is
+        interrupted, be that already, and by `end`; one without a request never is.
         """
 
         def begin() -> None:
             task = self.loop.create_task(_outcome(awaitable))
-            self._tasks[task] = exchange
+            self._tasks[task] = pending
             task.add_done_callback(finish)
-            if exchange is not None:
-                exchange.task = task
-                if exchange.interrupted or self._ending:
+            if pending is not None:
+                pending.task = task
+                if pending.interrupted or self._ending:
                     task.cancel()
 
         def finish(task: asyncio.Task[tuple[Any, BaseException | None]]) -> None:
@@ -75,27 +75,27 @@ class Tasks:
             return False
         return True
 
-    def interrupt(self, exchange: Exchange) -> None:
-        """Cancel the exchange's task, if it has one by now."""
-        task = exchange.task
+    def interrupt(self, pending: PendingReply) -> None:
+        """Cancel the request's task, if it has one by now."""
+        task = pending.task
         if task is not None:
             # RuntimeError: the loop has just ended, and the task with it.
             with suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(task.cancel)
 
-    def has_cancelled(self, exchange: Exchange, error: BaseException) -> bool:
-        """Whether ``error`` is what the exchange's task raises when it is cancelled from here."""
+    def has_cancelled(self, pending: PendingReply, error: BaseException) -> bool:
+        """Whether ``error`` is what the request's task raises when it is cancelled from here."""
         return (
             isinstance(error, asyncio.CancelledError)
-            and exchange.task is not None
-            and (exchange.interrupted or self._ending)
+            and pending.task is not None
+            and (pending.interrupted or self._ending)
         )
 
     async def end(self) -> None:
         """Cancel the tasks, those included that begin from now on, and wait for all."""
         self._ending = True
-        for task, exchange in self._tasks.items():
-            if exchange is not None:
+        for task, pending in self._tasks.items():
+            if pending is not None:
                 task.cancel()
         while tasks := self._tasks.keys() - {asyncio.current_task()}:
             await asyncio.wait(tasks)

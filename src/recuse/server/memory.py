@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     C = TypeVar("C", bound=_CData)
 
-Area = tuple[int, int]
+Span = tuple[int, int]
 """Address and size in bytes, the size more than 0."""
 
 _ADDRESS_END = 1 << 64
@@ -42,7 +42,7 @@ class Spans:
 
     __slots__ = ("_ends", "_starts")
 
-    def __init__(self, areas: Iterable[Area] = ()) -> None:
+    def __init__(self, areas: Iterable[Span] = ()) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
         for address, size in areas:
@@ -51,7 +51,7 @@ class Spans:
     def __bool__(self) -> bool:
         return bool(self._starts)
 
-    def __iter__(self) -> Iterator[Area]:
+    def __iter__(self) -> Iterator[Span]:
         for start, end in zip(self._starts, self._ends, strict=True):
             yield start, end - start
 
@@ -71,9 +71,9 @@ class Spans:
         self._starts[first:last] = [address]
         self._ends[first:last] = [end]
 
-    def gaps(self, address: int, size: int) -> list[Area]:
+    def gaps(self, address: int, size: int) -> list[Span]:
         """Return the parts of an area that are not in the set."""
-        found: list[Area] = []
+        found: list[Span] = []
         end = address + size
         at = bisect_right(self._starts, address)
         if at and self._ends[at - 1] > address:
@@ -116,7 +116,7 @@ class Memory:
     )
 
     def __init__(
-        self, areas: Sequence[Area], data: bytes, room: Sequence[Area] | None = None
+        self, areas: Sequence[Span], data: bytes, room: Sequence[Span] | None = None
     ) -> None:
         """Hold ``data``, which came from ``areas``, one after the other.
 
@@ -132,7 +132,7 @@ class Memory:
             self._offsets.append(offset)
             offset += size
         self._room = None if room is None else Spans(room)
-        self._read: list[Area] = []
+        self._read: list[Span] = []
         """What was read, but for what was written before."""
         self._written: list[tuple[int, bytes]] = []
         self._missing = False
@@ -151,7 +151,7 @@ class Memory:
                 return self._data[offset : offset + size]
         return self.read_many([(address, size)])[0]
 
-    def read_many(self, areas: Sequence[Area]) -> list[bytes]:
+    def read_many(self, areas: Sequence[Span]) -> list[bytes]:
         """Return the bytes of several areas, given as address and size, fetched all at once.
 
         The same as one `read` for each, but the handler is run again once, not once for each.
@@ -199,23 +199,23 @@ class Memory:
     # For the session.
 
     @property
-    def wanted(self) -> list[Area]:
+    def wanted(self) -> list[Span]:
         """All areas that the handler read, if some of that was missing; else empty."""
         return list(Spans(self._read)) if self._missing else []
 
     @property
-    def written(self) -> list[Area]:
+    def written(self) -> list[Span]:
         """All areas that the handler wrote."""
         return list(Spans([(address, len(data)) for address, data in self._written]))
 
-    def content(self, areas: Sequence[Area]) -> bytes | None:
+    def content(self, areas: Sequence[Span]) -> bytes | None:
         """Return the bytes of ``areas``, one after the other; None if some are not known."""
         known = Spans([*self._areas(), *self.written])
         if any(known.gaps(*area) for area in areas):
             return None
         return b"".join(self._assemble(*area) for area in areas)
 
-    def _areas(self) -> Iterator[Area]:
+    def _areas(self) -> Iterator[Span]:
         for start, end in zip(self._starts, self._ends, strict=True):
             yield start, end - start
 

@@ -21,7 +21,7 @@ _pack_out_header = fuse_out_header.CODEC.pack
 _OUT_HEADER_SIZE = fuse_out_header.SIZE
 
 
-class Exchange:
+class PendingReply:
     """One request, and the single use of the way back.
 
     `reply` and `fail` answer; a second call of either raises RuntimeError and sends nothing.

@@ -3,7 +3,7 @@
 import os
 from contextvars import ContextVar
 
-from recuse.server.pending_reply import Exchange
+from recuse.server.pending_reply import PendingReply
 from recuse.wire.cuse import RECUSE_MMAP, RECUSE_MMAP_COMMIT, RECUSE_MUNMAP, RECUSE_SHOW
 from recuse.wire.fuse import (
     FUSE_INVALID_UIDGID,
@@ -19,8 +19,8 @@ from recuse.wire.fuse import (
     fuse_open_in,
 )
 
-CURRENT: ContextVar[Exchange] = ContextVar("recuse.request")
-"""The exchange whose handler runs; set by the session."""
+CURRENT: ContextVar[PendingReply] = ContextVar("recuse.request")
+"""The request whose handler runs; set by the session."""
 
 # Not of wire's table of all operations: a program's start would wait for its making.
 _OPERATIONS = {
@@ -43,10 +43,10 @@ class Request:
     Numbers are read from the request's bytes when they are asked for: most handlers never do.
     """
 
-    __slots__ = ("_exchange",)
+    __slots__ = ("_pending",)
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    def __init__(self, pending: PendingReply) -> None:
+        self._pending = pending
 
     @property
     def operation(self) -> str:
@@ -54,12 +54,12 @@ class Request:
 
         Or "mmap", "mmap_commit" (in `File.mapped`), "munmap" or "show" (a file in sysfs).
         """
-        return _OPERATIONS[self._exchange.opcode]
+        return _OPERATIONS[self._pending.opcode]
 
     @property
     def unique(self) -> int:
         """The request's number: no other request that is being answered has the same."""
-        return self._exchange.unique
+        return self._pending.unique
 
     @property
     def uid(self) -> int | None:
@@ -83,7 +83,7 @@ class Request:
         A plain method that takes its time looks here now and then and raises
         ``InterruptedError(errno.EINTR, ...)``.  An ``async def`` method needs not: it is cancelled.
         """
-        return self._exchange.interrupted
+        return self._pending.interrupted
 
     @property
     def compat(self) -> bool:
@@ -91,13 +91,13 @@ class Request:
 
         False for other operations, which do not tell.
         """
-        if self._exchange.opcode != FUSE_IOCTL:
+        if self._pending.opcode != FUSE_IOCTL:
             return False
-        call = fuse_ioctl_in.unpack(self._exchange.message, fuse_in_header.SIZE)
+        call = fuse_ioctl_in.unpack(self._pending.message, fuse_in_header.SIZE)
         return bool(call.flags & FUSE_IOCTL_COMPAT)
 
     def _header(self) -> fuse_in_header:
-        return fuse_in_header.unpack(self._exchange.message)
+        return fuse_in_header.unpack(self._pending.message)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.unique}: {self.operation} by {self.pid}>"
@@ -111,7 +111,7 @@ class OpenRequest(Request):
     @property
     def flags(self) -> int:
         """The flags of open(2), without those that have done their work (O_CREAT, O_NOCTTY...)."""
-        return fuse_open_in.unpack(self._exchange.message, fuse_in_header.SIZE).flags
+        return fuse_open_in.unpack(self._pending.message, fuse_in_header.SIZE).flags
 
     @property
     def nonblocking(self) -> bool:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.runtime.threads import LAST_THREADS, must_not_block
+from recuse.server.device import File
 from recuse.server.errors import Misuse
-from recuse.server.file import File
 from recuse.server.ioctl_retries import IoctlCall
 from recuse.server.memory import MoreMemory
-from recuse.server.pending_reply import Exchange, discard
+from recuse.server.pending_reply import PendingReply, discard
 from recuse.server.request import CURRENT
 from recuse.wire.cuse import RECUSE_MUNMAP
 from recuse.wire.fuse import FUSE_OPEN, FUSE_POLL, FUSE_RELEASE
@@ -44,8 +44,8 @@ class Runner:
 
     def __init__(
         self,
-        undelivered: Callable[[Exchange, bytes], None],
-        failed: Callable[[Exchange], None],
+        undelivered: Callable[[PendingReply, bytes], None],
+        failed: Callable[[PendingReply], None],
     ) -> None:
         """Make it.
 
@@ -54,7 +54,7 @@ class Runner:
         """
         self._undelivered = undelivered
         self._after_failure = failed
-        self._running: dict[int, Exchange] = {}
+        self._running: dict[int, PendingReply] = {}
         self._lock = new_lock("Runner")
         self._tasks: Tasks | None = None
         self._ending: Awaitable[None] | None = None
@@ -62,7 +62,7 @@ class Runner:
 
     def run(
         self,
-        exchange: Exchange,
+        pending: PendingReply,
         method: Callable[..., Any],
         answer: Answer,
         context: Any,
@@ -72,12 +72,12 @@ class Runner:
 
         If it is ``async def`` that happens later, on the event loop.
         """
-        if LAST_THREADS and must_not_block() and _may_block(exchange.opcode, method):
-            exchange.fail(errno.EAGAIN)
-            self._after_failure(exchange)
+        if LAST_THREADS and must_not_block() and _may_block(pending.opcode, method):
+            pending.fail(errno.EAGAIN)
+            self._after_failure(pending)
             return
-        self._running[exchange.unique] = exchange
-        token = CURRENT.set(exchange)
+        self._running[pending.unique] = pending
+        token = CURRENT.set(pending)
         try:
             try:
                 returned = method(*arguments)
@@ -85,27 +85,27 @@ class Runner:
                 # Not finished; `answer` knows what it lacks.
                 returned = None
             if hasattr(returned, "__await__"):
-                self._run_later(exchange, method, answer, context, returned)
+                self._run_later(pending, method, answer, context, returned)
                 return
             payload = answer(returned, context)
         except BaseException as error:
-            del self._running[exchange.unique]
-            self._failed(exchange, method, error)
+            del self._running[pending.unique]
+            self._failed(pending, method, error)
             return
         finally:
             CURRENT.reset(token)
-        del self._running[exchange.unique]
-        if not exchange.reply(payload):
-            self._undelivered(exchange, payload)
+        del self._running[pending.unique]
+        if not pending.reply(payload):
+            self._undelivered(pending, payload)
 
     def interrupt(self, unique: int) -> bool:
         """Interrupt the handler of a request; return whether there is one."""
-        exchange = self._running.get(unique)
-        if exchange is None:
+        pending = self._running.get(unique)
+        if pending is None:
             return False
-        exchange.interrupted = True
+        pending.interrupted = True
         if self._tasks is not None:
-            self._tasks.interrupt(exchange)
+            self._tasks.interrupt(pending)
         return True
 
     def quietly(self, method: Callable[..., Any], *arguments: Any) -> Any:
@@ -175,30 +175,30 @@ class Runner:
 
     def _run_later(
         self,
-        exchange: Exchange,
+        pending: PendingReply,
         method: Callable[..., Any],
         answer: Answer,
         context: Any,
         awaitable: Awaitable[Any],
     ) -> None:
         def done(returned: Any, error: BaseException | None) -> None:
-            self._running.pop(exchange.unique, None)
+            self._running.pop(pending.unique, None)
             payload = b""
             try:
                 if error is not None and not isinstance(error, MoreMemory):
                     raise error
                 payload = answer(returned, context)
             except BaseException as caught:
-                self._failed(exchange, method, caught)
+                self._failed(pending, method, caught)
             else:
-                if not exchange.reply(payload):
-                    self._undelivered(exchange, payload)
+                if not pending.reply(payload):
+                    self._undelivered(pending, payload)
 
-        if not self._start(awaitable, done, exchange):
-            del self._running[exchange.unique]
-            exchange.fail(errno.ECONNABORTED)
+        if not self._start(awaitable, done, pending):
+            del self._running[pending.unique]
+            pending.fail(errno.ECONNABORTED)
 
-    def _start(self, awaitable: Awaitable[Any], done: "Done", exchange: Exchange | None) -> bool:
+    def _start(self, awaitable: Awaitable[Any], done: "Done", pending: PendingReply | None) -> bool:
         """Have the loop await something; return whether it will.
 
         Raises OSError if there can be no loop: EAGAIN without a thread for it, and EMFILE.
@@ -208,7 +208,7 @@ class Runner:
         except BaseException:
             discard(awaitable)
             raise
-        if tasks is not None and tasks.start(awaitable, done, exchange):
+        if tasks is not None and tasks.start(awaitable, done, pending):
             return True
         discard(awaitable)
         return False
@@ -232,24 +232,26 @@ class Runner:
         if tasks is not None:
             tasks.release()
 
-    def _failed(self, exchange: Exchange, method: Callable[..., Any], error: BaseException) -> None:
+    def _failed(
+        self, pending: PendingReply, method: Callable[..., Any], error: BaseException
+    ) -> None:
         """Answer for a method that raised ``error``, and only then log what is to be logged."""
         complaint: str | None = None
         logged = False
         if isinstance(error, OSError) and is_errno(error.errno):
             number = error.errno
-            logged = exchange.opcode in (FUSE_RELEASE, RECUSE_MUNMAP)
-            if exchange.opcode == FUSE_OPEN and number == errno.ENOSYS:
+            logged = pending.opcode in (FUSE_RELEASE, RECUSE_MUNMAP)
+            if pending.opcode == FUSE_OPEN and number == errno.ENOSYS:
                 # It would mean that this device is never to hear of OPEN again.
                 complaint = "%s raised ENOSYS: EIO for the program"
                 number = errno.EIO
-        elif self._tasks is not None and self._tasks.has_cancelled(exchange, error):
-            number = errno.EINTR if exchange.interrupted else errno.ECONNABORTED
+        elif self._tasks is not None and self._tasks.has_cancelled(pending, error):
+            number = errno.EINTR if pending.interrupted else errno.ECONNABORTED
         else:
             number = errno.EIO
             logged = True
-        exchange.fail(number)
-        self._after_failure(exchange)
+        pending.fail(number)
+        self._after_failure(pending)
         if complaint is not None:
             log.error(complaint, label(method))
         elif logged:

@@ -10,7 +10,15 @@ from typing import Any
 
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
-from recuse.server.device import Device, check_device, device_info, device_makes_files
+from recuse.server.device import (
+    Device,
+    File,
+    attach,
+    check_device,
+    device_info,
+    makes_files,
+    notify_once,
+)
 from recuse.server.dispatch import (
     IOCTL_DATA,
     WRITE_DATA,
@@ -29,11 +37,9 @@ from recuse.server.dispatch import (
     write_answer,
 )
 from recuse.server.errors import Misuse, brief
-from recuse.server.file import File
 from recuse.server.ioctl_retries import IoctlCall, IoctlRetries
 from recuse.server.mappings import Mappings
-from recuse.server.pending_reply import Exchange, Send
-from recuse.server.pollers import Pollers
+from recuse.server.pending_reply import PendingReply, Send
 from recuse.server.request import OpenRequest
 from recuse.server.runner import Runner, Step
 from recuse.server.sysfs import Link, encoded, show_answer
@@ -117,13 +123,14 @@ class Session:
         self._told_of_new_files = False
         self._file_flags = False
         """Whether ioctls tell of the file's O_NONBLOCK."""
-        self._has_kinds_of_files = device_makes_files(device)
-        self._rounds = IoctlRetries(self.drop)
+        self._has_kinds_of_files = False
+        """Whether ioctls of a file that was opened make others, perhaps of another class."""
+        self._retries = IoctlRetries(self.drop)
         self._lock = new_lock("Session")
         self._closed = False
         self._released = False
         self._shared = shared
-        self._serve: dict[int, Callable[[Exchange], None]] = {
+        self._serve: dict[int, Callable[[PendingReply], None]] = {
             CUSE_INIT: self._init,
             FUSE_OPEN: self._open,
             FUSE_READ: self._read,
@@ -158,22 +165,22 @@ class Session:
         if length != len(message):
             raise WireError(f"{len(message)} bytes that are no request")
         serve = self._serve.get(opcode)
-        exchange = Exchange(message, opcode, unique, reply)
+        pending = PendingReply(message, opcode, unique, reply)
         if serve is None:
             if opcode not in _NO_REPLY:
-                exchange.fail(errno.ENOSYS)
+                pending.fail(errno.ENOSYS)
         elif self._closed:
-            exchange.fail(errno.ENODEV)
+            pending.fail(errno.ENODEV)
         else:
             try:
-                serve(exchange)
+                serve(pending)
             except (struct.error, WireError) as error:
-                exchange.fail(errno.EIO)
+                pending.fail(errno.EIO)
                 log.error("request %d, opcode %d, is malformed: %s", unique, opcode, error)
             except BaseException as error:
-                if not exchange.answered:
+                if not pending.answered:
                     lack = isinstance(error, MemoryError)
-                    exchange.fail(errno.ENOMEM if lack else errno.EIO)
+                    pending.fail(errno.ENOMEM if lack else errno.EIO)
                 log.exception("internal error in request %d, opcode %d", unique, opcode)
 
     def close(self) -> None:
@@ -206,10 +213,10 @@ class Session:
         if not self._shared:
             self._runner.quietly(self.device.close)
 
-    # Each of these answers the exchange, or has it answered.
+    # Each of these answers the request, or has it answered.
 
-    def _init(self, exchange: Exchange) -> None:
-        request = cuse_init_in.unpack(exchange.message, _HEADER_SIZE)
+    def _init(self, pending: PendingReply) -> None:
+        request = cuse_init_in.unpack(pending.message, _HEADER_SIZE)
         if request.major != FUSE_KERNEL_VERSION or request.minor < LEAST_MINOR:
             log.error(
                 "the kernel half speaks %d.%d, this is for 7.%d and later",
@@ -217,18 +224,16 @@ class Session:
                 request.minor,
                 LEAST_MINOR,
             )
-            exchange.fail(errno.EPROTO)
+            pending.fail(errno.EPROTO)
             return
         self.minor = min(FUSE_KERNEL_MINOR_VERSION, request.minor)
         self._new_files = bool(request.flags & RECUSE_NEW_FILES)
         self._file_flags = bool(request.flags & RECUSE_FILE_FLAGS)
-        exchange.reply(_init_answer(self.device, self.minor, request.flags))
+        pending.reply(_init_answer(self.device, self.minor, request.flags))
 
-    def _open(self, exchange: Exchange) -> None:
-        (flags,) = pick_open(exchange.message)
-        self._runner.run(
-            exchange, self.device.open, self._open_answer, flags, OpenRequest(exchange)
-        )
+    def _open(self, pending: PendingReply) -> None:
+        (flags,) = pick_open(pending.message)
+        self._runner.run(pending, self.device.open, self._open_answer, flags, OpenRequest(pending))
 
     def _open_answer(self, returned: Any, flags: int) -> bytes:
         if not isinstance(returned, File):
@@ -246,8 +251,9 @@ class Session:
 
     def _add(self, file: File) -> int:
         """Take a new file and return its handle; OSError if the session has closed."""
-        file.device = self.device
-        file._pollers = file._pollers or Pollers()
+        attach(file, self.device)
+        if makes_files(file):
+            self._has_kinds_of_files = True
         handle = next(self._handles)
         self._files[handle] = file
         if self._released:
@@ -255,22 +261,22 @@ class Session:
             raise OSError(errno.ENODEV, "the session has closed")
         return handle
 
-    def _undelivered(self, exchange: Exchange, payload: bytes) -> None:
+    def _undelivered(self, pending: PendingReply, payload: bytes) -> None:
         """Undo the making of a file that the kernel half did not hear of: it sends no RELEASE.
 
         And that of a mapping.
         """
-        if exchange.opcode == FUSE_OPEN:
+        if pending.opcode == FUSE_OPEN:
             self.drop(fuse_open_out.unpack(payload).fh)
-        elif exchange.opcode == FUSE_IOCTL:
+        elif pending.opcode == FUSE_IOCTL:
             out = fuse_ioctl_out.unpack(payload)
             if out.flags & RECUSE_IOCTL_FILE:
                 self.drop(recuse_ioctl_file.unpack(payload, fuse_ioctl_out.SIZE).fh)
         else:
-            self._mappings.undelivered(exchange)
+            self._mappings.undelivered(pending)
 
-    def _failed(self, exchange: Exchange) -> None:
-        self._mappings.failed(exchange)
+    def _failed(self, pending: PendingReply) -> None:
+        self._mappings.failed(pending)
 
     def drop(self, handle: int) -> None:
         """See `recuse.server.ioctl_retries.Files`."""
@@ -278,39 +284,39 @@ class Session:
         if file is not None:
             self._runner.quietly_later(file.release)
 
-    def _read(self, exchange: Exchange) -> None:
-        handle, offset, size, flags = pick_read(exchange.message)
+    def _read(self, pending: PendingReply) -> None:
+        handle, offset, size, flags = pick_read(pending.message)
         file = self._files.get(handle)
         if file is None:
-            exchange.fail(errno.EBADF)
+            pending.fail(errno.EBADF)
             return
         if file.flags != flags:
             file.flags = flags
-        self._runner.run(exchange, file.read, read_answer, size, size, offset)
+        self._runner.run(pending, file.read, read_answer, size, size, offset)
 
-    def _write(self, exchange: Exchange) -> None:
-        message = exchange.message
+    def _write(self, pending: PendingReply) -> None:
+        message = pending.message
         handle, offset, size, flags = pick_write(message)
         data = message[WRITE_DATA : WRITE_DATA + size]
         if len(data) != size:
             raise WireError(f"{len(data)} bytes of data, not {size}")
         file = self._files.get(handle)
         if file is None:
-            exchange.fail(errno.EBADF)
+            pending.fail(errno.EBADF)
             return
         if file.flags != flags:
             file.flags = flags
-        self._runner.run(exchange, file.write, write_answer, size, data, offset)
+        self._runner.run(pending, file.write, write_answer, size, data, offset)
 
-    def _ioctl(self, exchange: Exchange) -> None:
-        message = exchange.message
+    def _ioctl(self, pending: PendingReply) -> None:
+        message = pending.message
         pid, handle, flags, command, argument, in_size, out_size = pick_ioctl(message)
         data = message[IOCTL_DATA : IOCTL_DATA + in_size]
         if len(data) != in_size:
             raise WireError(f"{len(data)} bytes of data, not {in_size}")
         file = self._files.get(handle)
         if file is None:
-            exchange.fail(errno.EBADF)
+            pending.fail(errno.EBADF)
             return
         if self._file_flags:
             nonblocking = _O_NONBLOCK if flags & RECUSE_IOCTL_NONBLOCK else 0
@@ -318,33 +324,33 @@ class Session:
                 file.flags ^= _O_NONBLOCK
         call = IoctlCall(file, command, argument, data, out_size, self)
         if not self._new_files and call.makes_file:
-            exchange.fail(errno.EOPNOTSUPP)
+            pending.fail(errno.EOPNOTSUPP)
             self._tell_of_new_files(call.label)
             return
         if flags & FUSE_IOCTL_UNRESTRICTED:
-            answer = self._rounds.begin(call, (handle, pid))
+            answer = self._retries.begin(call, (handle, pid))
             if answer is not None:
-                if not exchange.reply(answer):
-                    self._undelivered(exchange, answer)
+                if not pending.reply(answer):
+                    self._undelivered(pending, answer)
                 return
         else:
             call.restrict()
-        self._runner.run(exchange, call.begin, call.answer, None)
+        self._runner.run(pending, call.begin, call.answer, None)
 
-    def _poll(self, exchange: Exchange) -> None:
-        handle, kh, flags, events = pick_poll(exchange.message)
+    def _poll(self, pending: PendingReply) -> None:
+        handle, kh, flags, events = pick_poll(pending.message)
         file = self._files.get(handle)
         if file is None:
-            exchange.fail(errno.EBADF)
+            pending.fail(errno.EBADF)
             return
         if self._has_kinds_of_files and type(file).poll is File.poll:
             # ENOSYS would be for all files of the device, and others may be of a kind with poll.
-            exchange.reply(poll_answer(_ALWAYS_READY, None))
+            pending.reply(poll_answer(_ALWAYS_READY, None))
             return
-        if flags & FUSE_POLL_SCHEDULE_NOTIFY and file._pollers is not None:
+        if flags & FUSE_POLL_SCHEDULE_NOTIFY:
             # Before the file is asked: what changes after its answer must be told.
-            file._pollers.add(kh, exchange.send)
-        self._runner.run(exchange, file.poll, poll_answer, None, events)
+            notify_once(file, kh, pending.send)
+        self._runner.run(pending, file.poll, poll_answer, None, events)
 
     def _tell_of_new_files(self, method: str) -> None:
         if not self._told_of_new_files:
@@ -354,39 +360,39 @@ class Session:
                 method,
             )
 
-    def _release(self, exchange: Exchange) -> None:
-        (handle,) = pick_release(exchange.message)
+    def _release(self, pending: PendingReply) -> None:
+        (handle,) = pick_release(pending.message)
         file = self._files.pop(handle, None)
         if file is None:
-            exchange.fail(errno.EBADF)
+            pending.fail(errno.EBADF)
             return
-        self._rounds.forget(handle)
-        self._runner.run(exchange, file.release, release_answer, None)
+        self._retries.forget(handle)
+        self._runner.run(pending, file.release, release_answer, None)
 
-    def _mmap(self, exchange: Exchange) -> None:
-        (handle,) = pick_mmap(exchange.message)
+    def _mmap(self, pending: PendingReply) -> None:
+        (handle,) = pick_mmap(pending.message)
         file = self._files.get(handle)
         if file is None:
-            exchange.fail(errno.EBADF)
+            pending.fail(errno.EBADF)
             return
-        self._mappings.mmap(exchange, file)
+        self._mappings.mmap(pending, file)
 
-    def _show(self, exchange: Exchange) -> None:
-        path = os.fsdecode(exchange.message[_HEADER_SIZE:].rstrip(b"\0"))
+    def _show(self, pending: PendingReply) -> None:
+        path = os.fsdecode(pending.message[_HEADER_SIZE:].rstrip(b"\0"))
         value = self.device.sysfs.get(path)
         if value is None or isinstance(value, Link):
-            exchange.fail(errno.ENOENT)
+            pending.fail(errno.ENOENT)
         elif isinstance(value, str | bytes):
-            exchange.reply(encoded(value))
+            pending.reply(encoded(value))
         else:
-            self._runner.run(exchange, value, show_answer, None, self.device)
+            self._runner.run(pending, value, show_answer, None, self.device)
 
-    def _interrupt(self, exchange: Exchange) -> None:
-        (unique,) = pick_interrupt(exchange.message)
+    def _interrupt(self, pending: PendingReply) -> None:
+        (unique,) = pick_interrupt(pending.message)
         if not self._runner.interrupt(unique):
             # Answered already, then nobody minds.  Or another thread has read the request and has
             # not come here with it yet, then the kernel half is to send this again.
-            exchange.fail(errno.EAGAIN)
+            pending.fail(errno.EAGAIN)
 
 
 def _init_answer(device: Device, minor: int, offered: int) -> bytes:

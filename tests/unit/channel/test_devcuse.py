@@ -21,7 +21,6 @@ from recuse.channel.devcuse import Channel, DevCuse, KernelError, serve_kernel
 from recuse.channel.signals import ending_signals
 from recuse.kernel.char.cuse import CuseChannel
 from recuse.kernel.char.devices import DeviceTable
-from recuse.server.file import FILE_MAKERS
 from recuse.wire.cuse import CUSE_INIT
 from recuse.wire.fuse import FUSE_OPEN, FUSE_RELEASE
 
@@ -436,22 +435,25 @@ def test_limits(
 
 
 def test_ioctls_that_make_files_are_among_the_limits(fake: FakeOs) -> None:
+    """It goes by the modules that the device's class comes from."""
     fake.nodes["/dev/probe"] = node(0o666)
-    served = DevCuse(Probe())
-    assert list(served.limits()) == []
 
     class Request(Structure):
         _fields_ = [("fd", c_int)]
 
     class Maker(File):
+        __module__ = "maker"
+
         @ioctl(IOWR("N", 1, Request), Request, descriptor="fd")
         def make(self, request: Request) -> File:
             return File()
 
-    try:
-        (line,) = served.limits()
-    finally:
-        FILE_MAKERS.remove(__name__)
+    class MakerProbe(Probe):
+        __module__ = "maker"
+
+    assert Maker.__module__ == MakerProbe.__module__
+    assert list(DevCuse(Probe()).limits()) == []
+    (line,) = DevCuse(MakerProbe()).limits()
     assert line.startswith("/dev/probe: ioctls that make a new descriptor fail (EOPNOTSUPP)")
 
 

@@ -18,7 +18,6 @@ from recuse import IO, IOR, Device, File, OpenRequest, ioctl
 from recuse.channel import devfuse
 from recuse.channel.devcuse import Channel
 from recuse.channel.devfuse import DevFuse
-from recuse.server.file import MEMORY_USERS
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
     FUSE_LOOKUP,
@@ -228,16 +227,14 @@ fails(errno.ENOTTY, fcntl.ioctl, file, {IOR("b", 2, ctypes.c_int)}, room)
     ids=["told", "number", "untold", "memory", "bytes"],
 )
 def test_ioctls_that_use_other_memory_are_among_the_limits(
-    directory: Path, handler: object, told: bool
+    request: pytest.FixtureRequest, directory: Path, handler: object, told: bool
 ) -> None:
-    MEMORY_USERS.discard(__name__)  # by another test's files
-    type("Files", (File,), {"__module__": __name__, "handler": handler})
-
-    class Asked(Plain):
-        pass
-
+    module = request.node.name
+    files = type("Files", (File,), {"__module__": module, "handler": handler})
+    Asked = type("Asked", (Plain,), {"__module__": module})  # noqa: N806
     lines = [line for line in DevFuse([Asked()], str(directory)).limits() if "(EIO)" in line]
     assert bool(lines) == told
+    del files  # of which the module would have kept hold
     if told:
         assert lines[0].startswith(f"{directory}/plain: ioctls that use other memory than")
     assert not any("(EIO)" in x for x in DevFuse([Plain()], str(directory)).limits())

@@ -127,7 +127,7 @@ def test_one_ioctl_after_the_other(serve: Serve, program: type[Program]) -> None
         assert caller.ioctl(fh, RDWR, argument) == 2
         assert caller.get(*buffers[1]) == b"\x51\x51\x51"
     assert file.transfers == [[b"%d" % number] for number in range(5)]
-    assert not peer.session._rounds._kept
+    assert not peer.session._retries._kept
 
 
 def test_arguments_that_the_declaration_tells_of_take_two_rounds(
@@ -455,9 +455,9 @@ def test_rounds_are_forgotten_with_the_file(serve: Serve, program: type[Program]
     argument, _ = put_transfer(caller, b"x")
     for handle in (fh, other):
         caller.round(handle, RDWR, argument, [(argument, 16)], [])
-    assert len(peer.session._rounds._kept) == 2
+    assert len(peer.session._retries._kept) == 2
     peer.release(fh)
-    assert [key[0] for key in peer.session._rounds._kept] == [other]
+    assert [key[0] for key in peer.session._retries._kept] == [other]
 
 
 def test_a_round_that_is_not_remembered_begins_again(serve: Serve, program: type[Program]) -> None:
@@ -560,7 +560,7 @@ def test_rounds_of_threads_without_number_do_not_pile_up(
     for number in range(200):
         argument = caller.put(16 * number, bytes(Transfer(program.BASE, 1)))
         caller.round(fh, RDWR, argument, [(argument, 16)], [])
-    ((_, kept),) = peer.session._rounds._kept.items()
+    ((_, kept),) = peer.session._retries._kept.items()
     assert len(kept) == 64
 
 

@@ -214,6 +214,20 @@ def test_files_of_one_kind_need_a_poll_method_and_others_none(serve: Serve) -> N
     assert poll(fh) == always
 
 
+def test_a_device_whose_files_make_none_has_no_poll_whatever_others_of_its_module_do(
+    serve: Serve,
+) -> None:
+    class Probe(Device):
+        name = "probe"
+
+        def open(self, request: OpenRequest) -> File:
+            return File()
+
+    assert Probe.__module__ == PolledMaker.__module__
+    peer = serve(Probe())
+    assert peer.fails(FUSE_POLL, fuse_poll_in(fh=peer.open())) == errno.ENOSYS
+
+
 def test_a_restricted_device_makes_files(peer: Peer) -> None:
     fh = peer.open()
     out, payload = round_of(peer, fh, MAKE, data=bytes(SIZE), out_size=SIZE, flags=0)

@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from recuse import Device, File, OpenRequest, Request, current_request, ioctl
-from recuse.server.pending_reply import Exchange
+from recuse.server.pending_reply import PendingReply
 from recuse.server.session import Session
 from recuse.wire.cuse import CUSE_INIT
 from recuse.wire.fuse import (
@@ -134,7 +134,7 @@ def test_compat_is_about_ioctls_only() -> None:
         (FUSE_READ, FUSE_IOCTL_COMPAT, False),
     ):
         message = header + fuse_ioctl_in(flags=flags).pack()
-        assert Request(Exchange(message, opcode, 2, lambda _: None)).compat is expected
+        assert Request(PendingReply(message, opcode, 2, lambda _: None)).compat is expected
 
 
 def test_each_request_that_runs_a_handler_has_its_operation() -> None:
@@ -147,5 +147,5 @@ def test_each_request_that_runs_a_handler_has_its_operation() -> None:
     opcodes = set(Session(Any())._serve) - {CUSE_INIT, FUSE_INTERRUPT}
     assert len(opcodes) > 5
     for opcode in opcodes:
-        request = Request(Exchange(b"", opcode, 2, lambda _: None))
+        request = Request(PendingReply(b"", opcode, 2, lambda _: None))
         assert OPERATIONS[opcode].name.lower().endswith("_" + request.operation)

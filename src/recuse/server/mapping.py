@@ -1,0 +1,90 @@
+"""What an author is told of the memory that programs map."""
+
+from typing import NamedTuple
+
+from recuse.server.areas import Area
+from recuse.server.pending_reply import PendingReply
+from recuse.server.request import Request
+from recuse.wire.cuse import recuse_mmap_in
+from recuse.wire.fuse import fuse_in_header
+
+_HEADER_SIZE = fuse_in_header.SIZE
+_MAP_TYPE = 0xF  # asm-generic/mman-common.h, as the next
+_MAP_PRIVATE = 0x2
+
+
+class MmapRequest(Request):
+    """The request that `File.mmap` answers: the arguments of mmap(2)."""
+
+    __slots__ = ("at_open",)
+
+    def __init__(self, pending: PendingReply, at_open: bool) -> None:
+        super().__init__(pending)
+        self.at_open = at_open
+        """Whether it is asked when the file is opened, for all that programs will map of it.
+
+        So it is on a FUSE mount (`recuse serve --mount`), where Linux does not tell what that is.
+        """
+
+    @property
+    def address(self) -> int:
+        """Where the program would like to have it, 0 if it does not care."""
+        return self._call().addr
+
+    @property
+    def length(self) -> int:
+        """How many bytes it maps: whole pages."""
+        return self._call().len
+
+    @property
+    def offset(self) -> int:
+        """Where in the area it begins, in bytes: at a page."""
+        return self._call().offset
+
+    @property
+    def size(self) -> int:
+        """How large an area has to be for that: offset + length."""
+        call = self._call()
+        return call.offset + call.len
+
+    @property
+    def protection(self) -> int:
+        """PROT_READ and PROT_WRITE, as `mmap.PROT_READ` and `mmap.PROT_WRITE`.
+
+        It is no limit: mprotect(2) adds what the file's access mode allows.
+        """
+        return self._call().prot
+
+    @property
+    def flags(self) -> int:
+        """MAP_SHARED or MAP_PRIVATE, and all other flags of mmap(2)."""
+        return self._call().flags
+
+    @property
+    def private(self) -> bool:
+        """Whether the device never sees what the program writes (MAP_PRIVATE)."""
+        return self.flags & _MAP_TYPE == _MAP_PRIVATE
+
+    def _call(self) -> recuse_mmap_in:
+        return recuse_mmap_in.unpack(self._pending.message, _HEADER_SIZE)
+
+
+class Mapping(NamedTuple):
+    """A mapping of an area in a program, from `File.mapped` to `File.unmapped`.
+
+    Copies that children inherit, and parts that are left, belong to the same one.
+    """
+
+    area: Area
+    address: int
+    """Where in the program's memory it was made."""
+    length: int
+    """In bytes: whole pages."""
+    offset: int
+    """Where in the area it begins."""
+    protection: int
+    """PROT_READ and PROT_WRITE, as mmap(2) was given."""
+    flags: int
+    """MAP_SHARED or MAP_PRIVATE, and other flags of mmap(2)."""
+    unique: int
+    """Different for each mapping that the device has at one time, over one connection."""
