@@ -195,7 +195,7 @@ class InSandbox(Place):
         assert machine is not None
         deadline = time.monotonic() + PATIENCE_S
         while (began := time.monotonic()) < deadline:
-            machine.descriptors.settle(_TICK_S)
+            machine.files.settle(_TICK_S)
             if time.monotonic() - began < _TICK_S or self.recorder.holds_any:
                 return
 

@@ -102,9 +102,9 @@ with Sandbox(Soak(), tap=lambda: answers) as sandbox:
     warm = sandbox.run([*argv, str(max(seconds // 6, 2)), "1"], stdout=subprocess.PIPE, text=True)
     middle = facts()
     done = sandbox.run([*argv, str(seconds), "2"], stdout=subprocess.PIPE, text=True)
-    sandbox._machine.descriptors.settle(30)  # a machine that is busy may take longer than run waits
+    sandbox._machine.files.settle(30)  # a machine that is busy may take longer than run waits
     waiting = [device.connection.waiting for device in sandbox._machine.table]
-    held = len(sandbox._machine.descriptors)
+    held = len(sandbox._machine.files)
     after = facts()
 result = {
     "status": [warm.returncode, done.returncode], "killed": done.stdout,

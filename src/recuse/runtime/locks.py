@@ -22,7 +22,7 @@ comes in any thread, in the middle of anything.
     Link.sending: the order of the messages to a server at a socket
         SubmitSide: a connection's queue of requests, and its state
         Packets
-    ChannelFile: who waits in a read of /dev/cuse, and what its descriptor shows
+    CuseFile: who waits in a read of /dev/cuse, and what its descriptor shows
         SubmitSide
         PipeEnd: what a pipe shows that is a device's descriptor
     ReadinessRefresher: who sleeps in a wait for an epoll, and what is on its ready list
@@ -30,11 +30,11 @@ comes in any thread, in the middle of anything.
             Injection.busy (waits): a program's thread that makes calls for us
             SignalWatch.taking: whose calls are looked at for signals
             Tasks: what is known of the programs' threads
-            Descriptors: the devices' descriptors that programs have, and what is being released
+            FileTable: the devices' descriptors that programs have, and what is being released
                 PipeEnd
             PipeEnd
-    Areas: what of the devices' memory programs have mapped
-        Descriptors
+    MemoryMaps: what of the devices' memory programs have mapped
+        FileTable
         Workers: who of some threads leads, and who is spare
     MountedDevice: the memory that the kernel has for a file on a FUSE mount
         Channel: who uses the descriptor of /dev/cuse or /dev/fuse

@@ -5,10 +5,12 @@ every call needs some for a moment, an ordinary program's too. So some numbers a
 those; numbers are given from the lowest, so the number of a new descriptor says how many there are.
 """
 
+import contextlib
 import errno
 import os
 import resource
 import select
+from collections.abc import Iterator
 from typing import Final
 
 from recuse.runtime.log import Log
@@ -44,6 +46,20 @@ def check_room(descriptor: int) -> None:
     least, most = _LEFT
     if descriptor >= limit - max(least, min(most, limit // 4 - 3)):
         raise no_room()
+
+
+@contextlib.contextmanager
+def keeping() -> Iterator[None]:
+    """For what makes descriptors that are kept: if there can be no more, that is ENFILE here.
+
+    EMFILE would say that the caller's own table is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise no_room() from None
 
 
 def no_room() -> OSError:

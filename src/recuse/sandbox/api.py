@@ -143,8 +143,8 @@ class Sandbox:
         for launch, supervisor in ended:
             _finish(launch, supervisor)
         if ended and self._machine is not None:
-            self._machine.areas.settle()
-            self._machine.descriptors.settle(_SETTLE_S)
+            self._machine.memory_maps.settle()
+            self._machine.files.settle(_SETTLE_S)
 
     def run(
         self,

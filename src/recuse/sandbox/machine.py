@@ -11,8 +11,8 @@ from recuse.channel.inprocess import connect
 from recuse.kernel.char.devices import CharDevice, DeviceTable
 from recuse.kernel.connection.connection import Connection, Tap
 from recuse.sandbox.errands import Errands
-from recuse.sandbox.files.descriptors import Descriptors
-from recuse.sandbox.mapping.memory_maps import Areas
+from recuse.sandbox.files.table import FileTable
+from recuse.sandbox.mapping.memory_maps import MemoryMaps
 from recuse.sandbox.tasks.memory import StringReader
 from recuse.sandbox.tasks.tasks import Tasks
 from recuse.sandbox.trap.signals import SignalWatch
@@ -59,12 +59,12 @@ class Machine:
             made.callback(self.errands.close)
             self.signals = SignalWatch(self.errands)
             made.callback(self.signals.close)
-            self.descriptors = Descriptors(self.errands)
-            made.callback(self.descriptors.close)
+            self.files = FileTable(self.errands)
+            made.callback(self.files.close)
             self.tasks = Tasks()
             made.callback(self.tasks.close)
-            self.areas = Areas(self.descriptors)
-            self.tree = Tree(self.tasks, self.descriptors)
+            self.memory_maps = MemoryMaps(self.files)
+            self.tree = Tree(self.tasks, self.files)
             self.table = DeviceTable(self._added, self.tree.nodes.remove, majors_in_use())
             self.tree.nodes.add_machine(self.table)
             self.table.tap = tap
@@ -101,8 +101,8 @@ class Machine:
 
     def close(self) -> None:
         """Release all files and end all devices."""
-        self.areas.close()
-        self.descriptors.close()
+        self.memory_maps.close()
+        self.files.close()
         for channel in self._channels:
             channel.close()
         self._channels.clear()

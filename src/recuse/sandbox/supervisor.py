@@ -34,7 +34,7 @@ class Supervisor:
             listener: theirs.
             broken: is called when their calls cannot be received any more: they must not stay.
         """
-        self.trap = Trap(listener, machine.tasks, machine.signals, machine.descriptors.unseen)
+        self.trap = Trap(listener, machine.tasks, machine.signals, machine.files.unseen)
         self._signals = machine.signals
         self._owed = machine.signals.owed
         self._handlers = handlers()

@@ -21,7 +21,7 @@ from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox
 from recuse.sandbox.mapping import snapshots as copies
-from recuse.sandbox.mapping.memory_maps import Areas
+from recuse.sandbox.mapping.memory_maps import MemoryMaps
 
 from ...patience import PATIENCE_S
 from .mapped import (
@@ -91,7 +91,7 @@ def store() -> Store:
 
 def left(sandbox: Sandbox) -> int:
     """How many bytes of copies a sandbox still has."""
-    return sandbox._machine.areas.copies.size  # type: ignore[union-attr]
+    return sandbox._machine.memory_maps.snapshots.size  # type: ignore[union-attr]
 
 
 def run(sandbox: Sandbox | None, program: str, path: str, commands: str, flags: int = 0) -> str:
@@ -284,7 +284,9 @@ def test_an_endless_device(client: str, monkeypatch: pytest.MonkeyPatch, noticin
     """
     ended = threading.Event()
     if not noticing:
-        monkeypatch.setattr(Areas, "_wait_for_end", lambda self: ended.wait(PATIENCE_S) and None)
+        monkeypatch.setattr(
+            MemoryMaps, "_wait_for_end", lambda self: ended.wait(PATIENCE_S) and None
+        )
     monkeypatch.setattr(copies, "COPIES_MAX", 300 * PAGE)
     zeros = Store(name="zeros")
     zeros.file = EndlessFile
@@ -293,7 +295,7 @@ def test_an_endless_device(client: str, monkeypatch: pytest.MonkeyPatch, noticin
     lines += [f"map 0 200 {RW} {PRIVATE} 0", f"raw 0 0 {200 * PAGE} {RW} {PRIVATE}", "drop"]
     lines += [f"map 0 200 {RW} {PRIVATE} 0", f"raw 0 0 {100 * PAGE} {RW} {PRIVATE}"]
     with Sandbox(zeros) as sandbox:
-        made = sandbox._machine.areas.copies  # type: ignore[union-attr]
+        made = sandbox._machine.memory_maps.snapshots  # type: ignore[union-attr]
         output = run(sandbox, client, "/dev/zeros", "\n".join(lines))
         assert output.split("\n") == [
             "raw ENOMEM", "raw ok", "raw ok", "raw ok", "map ok", "raw ENOMEM", "map ok", "raw ok",
@@ -498,6 +500,6 @@ print(os.listdir("/proc/self/fd") == before, open("/proc/self/maps").read().coun
         assert clients(sandbox)(script, timeout=2 * PATIENCE_S) == "True 0\n"
         store.wait_released(1)
         assert not left(sandbox)
-        assert not sandbox._machine.areas._by_inode  # type: ignore[union-attr]
+        assert not sandbox._machine.memory_maps._by_inode  # type: ignore[union-attr]
         assert memory_descriptors() == before
     assert len(store.reads) == 200

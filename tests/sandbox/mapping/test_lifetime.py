@@ -68,7 +68,7 @@ class Talk:
             assert self.program.stdout is not None
             lines.append(self.program.stdout.readline())
             assert lines[-1]
-        self.sandbox._machine.areas.settle()  # type: ignore[union-attr]
+        self.sandbox._machine.memory_maps.settle()  # type: ignore[union-attr]
         return "".join(lines[:-1])
 
     def __enter__(self) -> Talk:
@@ -141,11 +141,11 @@ for _ in range(3):
 """
     with Sandbox(device) as sandbox, start(sandbox, script) as program:
         assert program.stdout.readline() == b"closed\n"
-        areas = sandbox._machine.areas  # type: ignore[union-attr]
-        areas.settle()
+        maps = sandbox._machine.memory_maps  # type: ignore[union-attr]
+        maps.settle()
         assert log(device) == ["mmap", "mapped"]
         program.stdin.write(b"xx")
-        areas.settle()
+        maps.settle()
         assert log(device) == ["mmap", "mapped"]
         program.stdin.write(b"x")
         device.wait("release", 1)
@@ -342,7 +342,7 @@ def test_commit_tells_of_mappings_that_fail(device: Shared, clients: Callable[..
     """What Linux refuses after the device was asked is unmapped, and was never mapped."""
     with Sandbox(device) as sandbox:
         ours = clients(sandbox)(FAILING + FAILURES, "/dev/area")
-        assert not sandbox._machine.areas._by_inode  # type: ignore[union-attr]
+        assert not sandbox._machine.memory_maps._by_inode  # type: ignore[union-attr]
     native = clients(None)(FAILING + FAILURES, "memfd")
     assert ours == native
     assert ours == "\nEEXIST\nENOMEM\nENOMEM\nTrue\n"
@@ -396,7 +396,7 @@ def test_a_descriptor_that_is_no_area(
         ):
             assert clients(sandbox)(script, "/dev/area") == "EINVAL EINVAL True\n"
             device.wait("release", 1)
-            assert not sandbox._machine.areas._by_inode  # type: ignore[union-attr]
+            assert not sandbox._machine.memory_maps._by_inode  # type: ignore[union-attr]
             links = [
                 os.readlink(f"/proc/self/fd/{name}")
                 for name in os.listdir("/proc/self/fd")
@@ -552,7 +552,7 @@ def test_a_thousand_cycles_take_no_memory(
         Sandbox(Remote(path) if remote else device) as sandbox,
         Talk(sandbox, client) as talk,
     ):
-        areas = sandbox._machine.areas  # type: ignore[union-attr]
+        maps = sandbox._machine.memory_maps  # type: ignore[union-attr]
         (child,) = (
             Path(f"/proc/{talk.program.pid}/task/{talk.program.pid}/children")
             .read_text("ascii")
@@ -566,16 +566,16 @@ def test_a_thousand_cycles_take_no_memory(
                 assert device.changed.wait_for(lambda: device.ended == device.made, PATIENCE_S)
             poll = select.poll()
             for _ in range(PATIENCE_S * 100):
-                if not areas._by_inode and len(areas._by_watch) == (not own):
+                if not maps._by_inode and len(maps._by_watch) == (not own):
                     break
                 poll.poll(10)  # events of memory that is gone
             gc.collect()
             held = (
                 descriptors(os.getpid()),
                 descriptors(int(child)),
-                len(areas._by_inode),
-                len(areas._by_watch),
-                len(areas._doubtful),
+                len(maps._by_inode),
+                len(maps._by_watch),
+                len(maps._doubtful),
             )
             return held, sys.getallocatedblocks(), resident(int(child))
 

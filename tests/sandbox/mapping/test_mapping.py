@@ -21,7 +21,7 @@ from recuse import Area, Device, Mapping, MmapRequest
 from recuse.channel.listen import DeviceServer
 from recuse.channel.socket import Remote
 from recuse.sandbox import Sandbox
-from recuse.sandbox.mapping.memory_maps import Areas
+from recuse.sandbox.mapping.memory_maps import MemoryMaps
 
 from ...patience import PATIENCE_S
 from .mapped import (
@@ -177,7 +177,7 @@ print(len(os.listdir("/proc/self/fd")))
         error, after, closed = clients(sandbox)(script).splitlines()
         assert error == "EDQUOT"
         assert after == f"0 {int(closed) + 1}"
-        assert not sandbox._machine.areas._by_inode  # type: ignore[union-attr]
+        assert not sandbox._machine.memory_maps._by_inode  # type: ignore[union-attr]
 
 
 def test_who_opens_it_next_finds_it_released(
@@ -188,7 +188,9 @@ def test_who_opens_it_next_finds_it_released(
     Here, at the next open only.
     """
     ended = threading.Event()
-    monkeypatch.setattr(Areas, "_wait_for_end", lambda self: ended.wait(2 * PATIENCE_S) and None)
+    monkeypatch.setattr(
+        MemoryMaps, "_wait_for_end", lambda self: ended.wait(2 * PATIENCE_S) and None
+    )
     script = """
 for _ in range(100):
     fd = os.open("/dev/area", os.O_RDWR)
@@ -323,7 +325,7 @@ def test_a_thousand_mappings_leave_nothing(area: Area | None, client: str) -> No
             left = open_descriptors()
             assert left.get("/memfd", 0) <= descriptors.get("/memfd", 0)
             program.communicate(timeout=PATIENCE_S)
-        assert not sandbox._machine.areas._by_inode  # type: ignore[union-attr]
+        assert not sandbox._machine.memory_maps._by_inode  # type: ignore[union-attr]
     assert device.count("mmap") == device.count("unmapped") == 1010
     assert device.log[-1] == ("release", 0)
     if area is not None:

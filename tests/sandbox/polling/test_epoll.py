@@ -383,7 +383,7 @@ print(epoll.poll(0))
 sys.stdin.close()
 """
     assert sandbox._machine is not None
-    refresher = sandbox._machine.descriptors.refresher
+    refresher = sandbox._machine.files.refresher
     most = 0
 
     class Sleepers(dict[int, Sleeper]):
@@ -419,7 +419,7 @@ epoll = copy
 wait()
 """
     assert sandbox._machine is not None
-    refresher = sandbox._machine.descriptors.refresher
+    refresher = sandbox._machine.files.refresher
     with start(sandbox, PRELUDE + script) as program:
         box.wait_asked(1001)
         (readiness,) = refresher.watched

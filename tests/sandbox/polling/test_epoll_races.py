@@ -250,7 +250,7 @@ says(epoll.poll(20))
         monkeypatch.setattr(epoll, "_listed", listed)
         assert looked.wait(PATIENCE_S)
         assert sandbox._machine is not None
-        readiness = next(iter(sandbox._machine.descriptors.refresher.watched))
+        readiness = next(iter(sandbox._machine.files.refresher.watched))
         readiness._moves += 1  # as if another thread had asked meanwhile
         turns[1].set()
         turns[0].set()

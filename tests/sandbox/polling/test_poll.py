@@ -430,8 +430,8 @@ print(sorted(os.listdir("/proc/self/fd")) == ["0", "1", "2", "3"])
             "True",
         ]
         assert program.wait(PATIENCE_S) == 0
-    sandbox._machine.descriptors.settle(PATIENCE_S)
-    assert len(sandbox._machine.descriptors) == 0
+    sandbox._machine.files.settle(PATIENCE_S)
+    assert len(sandbox._machine.files) == 0
 
 
 def test_a_device_that_is_slow_to_answer_keeps_nobody_waiting(

@@ -14,7 +14,7 @@ from recuse.kernel.caller import Caller
 from recuse.kernel.char.devices import DeviceTable
 from recuse.kernel.char.files import open_file
 from recuse.kernel.connection.operation import run
-from recuse.sandbox.files.cuse_file import ChannelFile
+from recuse.sandbox.files.cuse_file import CuseFile
 from recuse.wire import ioctl
 from recuse.wire.cuse import CUSE_INIT, cuse_init_out
 from recuse.wire.fuse import (
@@ -35,7 +35,7 @@ class Server:
         self.table = DeviceTable()
         end = SimpleNamespace(lower=lambda **_: None, make_readable=lambda: None)
         descriptor: Any = SimpleNamespace(flags=os.O_RDWR | os.O_NONBLOCK, pipe=end)
-        self.file = ChannelFile(self.table, descriptor, Caller(1, 0, 0, FakeMemory()))
+        self.file = CuseFile(self.table, descriptor, Caller(1, 0, 0, FakeMemory()))
         self._room = ctypes.create_string_buffer(1 << 17)
         self._call: Any = SimpleNamespace(tid=os.getpid())
 

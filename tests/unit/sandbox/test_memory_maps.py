@@ -16,13 +16,13 @@ from types import SimpleNamespace
 import pytest
 
 from recuse.kernel.char.mmap import Mapping
-from recuse.sandbox.mapping import memory_maps as areas_module
-from recuse.sandbox.mapping.memory_maps import Areas, Hold
+from recuse.sandbox.mapping import memory_maps as maps_module
+from recuse.sandbox.mapping.memory_maps import Hold, MemoryMaps
 from recuse.wire.descriptor import OwnedDescriptor
 from tests.unit.kernel.support import error_of
 
 PATIENCE_S = 20
-WAIT_FOR_END = Areas._wait_for_end  # which `idle` replaces
+WAIT_FOR_END = MemoryMaps._wait_for_end  # which `idle` replaces
 NODE = SimpleNamespace(name="device")
 
 
@@ -47,7 +47,7 @@ class File:
             assert self.changed.wait_for(lambda: self.unmapped == list(uniques), PATIENCE_S)
 
 
-class Descriptors:
+class Releases:
     """Counts the files that are being released."""
 
     def __init__(self) -> None:
@@ -61,20 +61,20 @@ class Descriptors:
 
 
 @pytest.fixture
-def areas() -> Iterator[Areas]:
-    descriptors = Descriptors()
-    made = Areas(descriptors)  # type: ignore[arg-type]
+def maps() -> Iterator[MemoryMaps]:
+    releases = Releases()
+    made = MemoryMaps(releases)  # type: ignore[arg-type]
     yield made
     made.close()
-    assert not descriptors.nodes.total()
+    assert not releases.nodes.total()
 
 
 @pytest.fixture
-def idle(areas: Areas, monkeypatch: pytest.MonkeyPatch) -> Iterator[Areas]:
+def idle(maps: MemoryMaps, monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryMaps]:
     """Nothing is noticed by itself, but what `settle` notices."""
     ended = threading.Event()
-    monkeypatch.setattr(Areas, "_wait_for_end", lambda self: ended.wait(PATIENCE_S) and None)
-    yield areas
+    monkeypatch.setattr(MemoryMaps, "_wait_for_end", lambda self: ended.wait(PATIENCE_S) and None)
+    yield maps
     ended.set()
 
 
@@ -85,15 +85,15 @@ def memory() -> Iterator[int]:
     os.close(number)
 
 
-def hold(areas: Areas, memory: int, access: int = os.O_RDWR) -> Hold:
-    return areas.hold(OwnedDescriptor(os.dup(memory)), access)
+def hold(maps: MemoryMaps, memory: int, access: int = os.O_RDWR) -> Hold:
+    return maps.hold(OwnedDescriptor(os.dup(memory)), access)
 
 
-def keep(areas: Areas, held: Hold, file: File, unique: int) -> int:
+def keep(maps: MemoryMaps, held: Hold, file: File, unique: int) -> int:
     """Keep it; return the descriptor whose closing is the mapping's end."""
     theirs = os.dup(held.descriptor.fileno())
     mapping = Mapping(unique, 0x1000, 4096, 1)
-    areas.keep(held, file, NODE, mapping, dont_expand=False)  # type: ignore[arg-type]
+    maps.keep(held, file, NODE, mapping, dont_expand=False)  # type: ignore[arg-type]
     return theirs
 
 
@@ -108,9 +108,9 @@ class SameInode:
         return SimpleNamespace(st_dev=1, st_ino=2)
 
 
-def watches(areas: Areas) -> int:
+def watches(maps: MemoryMaps) -> int:
     """How many the kernel has."""
-    return Path(f"/proc/self/fdinfo/{areas._inotify}").read_text("ascii").count("inotify wd:")
+    return Path(f"/proc/self/fdinfo/{maps._inotify}").read_text("ascii").count("inotify wd:")
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -123,10 +123,10 @@ def wait_until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it has not come true")
 
 
-def test_the_last_copy_ends_a_mapping(areas: Areas, memory: int) -> None:
+def test_the_last_copy_ends_a_mapping(maps: MemoryMaps, memory: int) -> None:
     file = File()
-    first = keep(areas, hold(areas, memory), file, 1)
-    second = keep(areas, hold(areas, memory), file, 2)
+    first = keep(maps, hold(maps, memory), file, 1)
+    second = keep(maps, hold(maps, memory), file, 2)
     copy = os.dup(first)
     os.close(first)
     os.close(second)
@@ -136,59 +136,63 @@ def test_the_last_copy_ends_a_mapping(areas: Areas, memory: int) -> None:
 
 
 @pytest.mark.parametrize("access", [os.O_RDONLY, os.O_RDWR])
-def test_what_is_mapped_has_the_access_of_the_file(areas: Areas, memory: int, access: int) -> None:
-    held = hold(areas, memory, access)
+def test_what_is_mapped_has_the_access_of_the_file(
+    maps: MemoryMaps, memory: int, access: int
+) -> None:
+    held = hold(maps, memory, access)
     assert fcntl.fcntl(held.descriptor.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == access
-    areas.abandon(held)
+    maps.abandon(held)
 
 
-def test_what_is_no_memory(areas: Areas, tmp_path: Path) -> None:
+def test_what_is_no_memory(maps: MemoryMaps, tmp_path: Path) -> None:
     closed = OwnedDescriptor(os.dup(0))
     closed.close()
-    assert error_of(areas.hold, closed, os.O_RDWR) == errno.EINVAL
+    assert error_of(maps.hold, closed, os.O_RDWR) == errno.EINVAL
     for opened in (os.open("/dev/null", os.O_RDWR), os.eventfd(0), os.open(tmp_path, os.O_RDONLY)):
         given = OwnedDescriptor(opened)
-        assert error_of(areas.hold, given, os.O_RDWR) == errno.EINVAL
+        assert error_of(maps.hold, given, os.O_RDWR) == errno.EINVAL
         given.close()
 
 
-def test_what_comes_to_nothing_is_not_kept(areas: Areas, memory: int) -> None:
-    areas.abandon(hold(areas, memory))
-    assert not areas._by_inode
+def test_what_comes_to_nothing_is_not_kept(maps: MemoryMaps, memory: int) -> None:
+    maps.abandon(hold(maps, memory))
+    assert not maps._by_inode
 
 
-def test_memory_is_watched_as_long_as_it_lasts(areas: Areas) -> None:
+def test_memory_is_watched_as_long_as_it_lasts(maps: MemoryMaps) -> None:
     """It may be mapped again; and is nobody's when nothing is mapped and its server lets it go."""
     file = File()
     memory = os.memfd_create("area")
     for unique in range(3):
-        os.close(keep(areas, hold(areas, memory), file, unique))
+        os.close(keep(maps, hold(maps, memory), file, unique))
         file.wait(*range(unique + 1))
-        wait_until(lambda: not areas._by_inode)
-        assert watches(areas) == len(areas._by_watch) == 1
-    theirs = keep(areas, hold(areas, memory), file, 3)
+        wait_until(lambda: not maps._by_inode)
+        assert watches(maps) == len(maps._by_watch) == 1
+    theirs = keep(maps, hold(maps, memory), file, 3)
     os.close(memory)
     os.close(theirs)
     file.wait(0, 1, 2, 3)
-    wait_until(lambda: not areas._by_watch)
-    assert not watches(areas)
+    wait_until(lambda: not maps._by_watch)
+    assert not watches(maps)
 
 
-def test_an_inode_number_that_comes_again(areas: Areas, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inode_number_that_comes_again(
+    maps: MemoryMaps, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the memory goes what was known of it: another one gets a watch of its own."""
-    monkeypatch.setattr(areas_module, "os", SameInode())
+    monkeypatch.setattr(maps_module, "os", SameInode())
     file = File()
     for unique in (1, 2):
         memory = os.memfd_create("area")
-        theirs = keep(areas, hold(areas, memory), file, unique)
-        assert watches(areas) == 1
+        theirs = keep(maps, hold(maps, memory), file, unique)
+        assert watches(maps) == 1
         os.close(memory)
         os.close(theirs)
         file.wait(*range(1, unique + 1))
-        wait_until(lambda: not areas._by_watch)
+        wait_until(lambda: not maps._by_watch)
 
 
-def test_an_event_that_comes_before_the_lock_is_gone(idle: Areas, memory: int) -> None:
+def test_an_event_that_comes_before_the_lock_is_gone(idle: MemoryMaps, memory: int) -> None:
     """As the kernel has it: another look finds the mapping's end, at once where it matters."""
     file = File()
     theirs = keep(idle, hold(idle, memory), file, 1)
@@ -204,7 +208,7 @@ def test_an_event_that_comes_before_the_lock_is_gone(idle: Areas, memory: int) -
     os.close(theirs)
 
 
-def test_events_that_are_lost(idle: Areas, memory: int) -> None:
+def test_events_that_are_lost(idle: MemoryMaps, memory: int) -> None:
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text("ascii"))
     if limit > 100_000:
         pytest.skip("the kernel's queue of events is long here")
@@ -232,7 +236,7 @@ def test_events_that_are_lost(idle: Areas, memory: int) -> None:
 
 
 def test_two_threads_that_are_told_of_one_change(
-    idle: Areas, memory: int, monkeypatch: pytest.MonkeyPatch
+    idle: MemoryMaps, memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one takes over from the other, both wait: who comes second finds nothing to read."""
     held = hold(idle, memory)

@@ -14,7 +14,7 @@ from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
 
 if TYPE_CHECKING:
-    from recuse.sandbox.files.descriptors import Descriptor
+    from recuse.sandbox.files.table import Descriptor
     from recuse.sandbox.vfs.nodes import Node
 
 IoVecs = list[tuple[int, int]]

@@ -19,7 +19,7 @@ from recuse.kernel.char.devices import DeviceTable
 from recuse.kernel.connection.request import Request
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
-from recuse.sandbox.files.descriptors import Descriptor
+from recuse.sandbox.files.table import Descriptor
 from recuse.sandbox.tasks.memory import UnreadableError, read_memory, write_memory
 from recuse.sandbox.trap.answers import ANSWERED
 from recuse.sandbox.trap.call import TrappedCall
@@ -32,7 +32,7 @@ _UNIQUE = struct.Struct("=8xQ")
 _REPLY = struct.Struct("=IiQ")
 
 
-class ChannelFile:
+class CuseFile:
     """One open ``/dev/cuse``, and the threads that wait in it for a request."""
 
     def __init__(self, table: DeviceTable, descriptor: Descriptor, caller: Caller) -> None:
@@ -42,7 +42,7 @@ class ChannelFile:
         self._end = descriptor.pipe
         self._cuse = CuseChannel(table, caller.pid, caller.uid, caller.gid)
         self._connection = self._cuse.connection
-        self._lock = new_lock("ChannelFile")
+        self._lock = new_lock("CuseFile")
         self._lost: list[int] = []
         self._finished: list[Request] = []
         """Requests that reading has ended. Who waits for them is told without the lock: what they

@@ -32,13 +32,13 @@ from recuse.kernel.connection.operation import run
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
-from recuse.runtime.room import check_room, no_room
+from recuse.runtime.room import check_room, keeping
 from recuse.sandbox.mapping.snapshots import PrivateSnapshots
 from recuse.sandbox.vfs.nodes import Node
 from recuse.wire.descriptor import OwnedDescriptor
 
 if TYPE_CHECKING:
-    from recuse.sandbox.files.descriptors import Descriptors
+    from recuse.sandbox.files.table import FileTable
 
 _log = Log("recuse.sandbox")
 
@@ -64,7 +64,7 @@ and it tells only once of several that end at about the same time.
 _BYTES: Final = 1 << 62
 
 
-class _Area:
+class _Memfd:
     """One memfd that something is mapped of, or about to be; or that is watched since it was."""
 
     __slots__ = ("descriptor", "holds", "inode", "mappings", "watch")
@@ -87,10 +87,10 @@ class _Area:
 class Hold:
     """A description of some memory that a mapping is to be made from."""
 
-    __slots__ = ("area", "byte", "descriptor")
+    __slots__ = ("byte", "descriptor", "memfd")
 
-    def __init__(self, area: _Area, byte: int, descriptor: OwnedDescriptor) -> None:
-        self.area = area
+    def __init__(self, memfd: _Memfd, byte: int, descriptor: OwnedDescriptor) -> None:
+        self.memfd = memfd
         self.byte = byte
         self.descriptor = descriptor
 
@@ -110,26 +110,26 @@ class Mapped:
         self.dont_expand = dont_expand
 
 
-class Areas:
+class MemoryMaps:
     """All mappings of a sandbox's devices, and the threads that notice their end."""
 
-    def __init__(self, descriptors: Descriptors) -> None:
+    def __init__(self, files: FileTable) -> None:
         """Prepare; what is needed is made with the first mapping.
 
         Args:
-            descriptors: is told which nodes' files are being released.
+            files: is told which nodes' files are being released.
         """
-        self._descriptors = descriptors
-        self.copies = PrivateSnapshots(self._reclaim)
-        self._lock = new_lock("Areas")
-        self._by_inode: dict[tuple[int, int], _Area] = {}
-        self._watched: dict[tuple[int, int], _Area] = {}
-        self._by_watch: dict[int, _Area] = {}
+        self._files = files
+        self.snapshots = PrivateSnapshots(self._reclaim)
+        self._lock = new_lock("MemoryMaps")
+        self._by_inode: dict[tuple[int, int], _Memfd] = {}
+        self._watched: dict[tuple[int, int], _Memfd] = {}
+        self._by_watch: dict[int, _Memfd] = {}
         """Both have those too of which nothing is mapped any more, until there is no such memory:
         it may be mapped again, and to watch nothing costs nothing. The kernel takes the watch away,
         and says so long before an inode's number means another one."""
         self._gone: deque[Mapped] = deque()
-        self._doubtful: set[_Area] = set()
+        self._doubtful: set[_Memfd] = set()
         self._rechecks = 0
         self._dont_expand = 0
         self._inotify = -1
@@ -156,7 +156,7 @@ class Areas:
             raise os_error(errno.EINVAL) from None
         inode = status.st_dev, status.st_ino
         byte = int.from_bytes(os.urandom(8), "little") % _BYTES
-        try:
+        with keeping():
             own = OwnedDescriptor(
                 os.open(f"/proc/self/fd/{memory.fileno()}", access | os.O_CLOEXEC)
             )
@@ -166,27 +166,23 @@ class Areas:
             with self._lock:
                 if self._closed:
                     raise os_error(errno.ENODEV)
-                area = self._by_inode.get(inode) or self._add(memory, inode)
-                area.holds += 1
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-            raise no_room() from None
-        return Hold(area, byte, own)
+                memfd = self._by_inode.get(inode) or self._add(memory, inode)
+                memfd.holds += 1
+        return Hold(memfd, byte, own)
 
-    def _add(self, memory: OwnedDescriptor, inode: tuple[int, int]) -> _Area:
-        area = self._watched.get(inode)
-        if area is None:
+    def _add(self, memory: OwnedDescriptor, inode: tuple[int, int]) -> _Memfd:
+        memfd = self._watched.get(inode)
+        if memfd is None:
             self._start()
             path = f"/proc/self/fd/{memory.fileno()}".encode()
             watch = _libc.inotify_add_watch(self._inotify, path, _IN_CLOSE)
             if watch < 0:
                 raise os_error(ctypes.get_errno())
-            area = self._watched[inode] = self._by_watch[watch] = _Area(memory, inode, watch)
+            memfd = self._watched[inode] = self._by_watch[watch] = _Memfd(memory, inode, watch)
         else:
-            area.descriptor = memory
-        self._by_inode[inode] = area
-        return area
+            memfd.descriptor = memory
+        self._by_inode[inode] = memfd
+        return memfd
 
     def _start(self) -> None:
         """Make what watching needs, all of it or nothing; raises OSError as that does."""
@@ -220,8 +216,8 @@ class Areas:
         """Nothing was mapped after all."""
         hold.descriptor.close()
         with self._lock:
-            hold.area.holds -= 1
-            self._drop_unused(hold.area)
+            hold.memfd.holds -= 1
+            self._drop_unused(hold.memfd)
 
     def keep(
         self, hold: Hold, file: OpenFile, node: Node, mapping: Mapping, *, dont_expand: bool
@@ -229,19 +225,19 @@ class Areas:
         """The mapping is made: from now on, wait for its end."""
         mapped = Mapped(hold.byte, file, node, mapping, dont_expand)
         with self._lock:
-            hold.area.holds -= 1
-            hold.area.mappings.append(mapped)
+            hold.memfd.holds -= 1
+            hold.memfd.mappings.append(mapped)
             self._dont_expand += dont_expand
-            # Ours is closed where nobody looks at the area meanwhile: the event of the mapping's
+            # Ours is closed where nobody looks at the memfd meanwhile: the event of the mapping's
             # end may have come already, and be this one.
             hold.descriptor.close()
 
-    def _drop_unused(self, area: _Area) -> None:
-        if area.holds or area.mappings:
+    def _drop_unused(self, memfd: _Memfd) -> None:
+        if memfd.holds or memfd.mappings:
             return
-        self._by_inode.pop(area.inode, None)
-        self._doubtful.discard(area)
-        area.descriptor.close()
+        self._by_inode.pop(memfd.inode, None)
+        self._doubtful.discard(memfd)
+        memfd.descriptor.close()
 
     def settle(self) -> None:
         """See that what programs have unmapped so far is told to its server, or being told."""
@@ -286,18 +282,18 @@ class Areas:
                 else:
                     self._look_again()
 
-    def _collect(self, areas: set[_Area]) -> None:
-        """Look which mappings of some areas have ended; called with the lock held."""
-        for area in areas:
-            ended = [mapped for mapped in area.mappings if not area.has_lock(mapped.byte)]
+    def _collect(self, memfds: set[_Memfd]) -> None:
+        """Look which mappings of some memfds have ended; called with the lock held."""
+        for memfd in memfds:
+            ended = [mapped for mapped in memfd.mappings if not memfd.has_lock(mapped.byte)]
             for mapped in ended:
-                area.mappings.remove(mapped)
+                memfd.mappings.remove(mapped)
                 self._dont_expand -= mapped.dont_expand
-                self._descriptors.releasing(mapped.node)
+                self._files.releasing(mapped.node)
                 self._gone.append(mapped)
             self._rechecks = 0
-            self._doubtful.add(area)
-            self._drop_unused(area)
+            self._doubtful.add(memfd)
+            self._drop_unused(memfd)
 
     def _look_again(self) -> None:
         rechecks = self._rechecks + 1
@@ -307,9 +303,9 @@ class Areas:
             rechecks = 0
         self._rechecks = rechecks
 
-    def _events(self) -> set[_Area]:
-        """The areas that inotify has something to tell of."""
-        areas: set[_Area] = set()
+    def _events(self) -> set[_Memfd]:
+        """The memfds that inotify has something to tell of."""
+        memfds: set[_Memfd] = set()
         number = _EVENTS
         while number == _EVENTS:
             try:
@@ -319,15 +315,15 @@ class Areas:
             number = len(data) // _EVENT.size
             for watch, mask, _, _ in _EVENT.iter_unpack(data):
                 if watch < 0:  # events were lost
-                    areas.update(self._by_inode.values())
+                    memfds.update(self._by_inode.values())
                     self._watched = self._by_inode.copy()
-                    self._by_watch = {area.watch: area for area in self._by_inode.values()}
+                    self._by_watch = {memfd.watch: memfd for memfd in self._by_inode.values()}
                 elif mask & _IN_IGNORED:
-                    if (area := self._by_watch.pop(watch, None)) is not None:
-                        del self._watched[area.inode]
+                    if (memfd := self._by_watch.pop(watch, None)) is not None:
+                        del self._watched[memfd.inode]
                 elif watch in self._by_watch:
-                    areas.add(self._by_watch[watch])
-        return areas
+                    memfds.add(self._by_watch[watch])
+        return memfds
 
     def _unmapped(self, mapped: Mapped) -> None:
         """Tell the server of a mapping's end."""
@@ -335,7 +331,7 @@ class Areas:
         def done(_: object, error: OSError | None) -> None:
             if error is not None:
                 _log.debug("munmap of %s: %s", mapped.node.name, error)
-            self._descriptors.released(mapped.node)
+            self._files.released(mapped.node)
 
         run(mapped.file.device.connection, mapped.file.munmap(mapped.mapping), done)
 
@@ -348,12 +344,12 @@ class Areas:
         if not self._dont_expand:
             return True
         inode = _inode_at(tid, address)
-        area = self._by_inode.get(inode) if inode is not None else None
-        if area is None:
+        memfd = self._by_inode.get(inode) if inode is not None else None
+        if memfd is None:
             return True
-        # Who moves a mapping (mremap) is not followed: of several ones of one area it cannot be
+        # Who moves a mapping (mremap) is not followed: of several ones of one memfd it cannot be
         # told then which one it was.
-        mappings = list(area.mappings)
+        mappings = list(memfd.mappings)
         here = [m for m in mappings if 0 <= address - m.mapping.address < m.mapping.length]
         return not any(mapped.dont_expand for mapped in here or mappings)
 
@@ -374,13 +370,13 @@ class Areas:
 
     def _left(self) -> Iterator[Mapped]:
         with self._lock:
-            areas = list(self._by_inode.values())
-            for area in areas:
-                for mapped in area.mappings:
-                    self._descriptors.releasing(mapped.node)
+            memfds = list(self._by_inode.values())
+            for memfd in memfds:
+                for mapped in memfd.mappings:
+                    self._files.releasing(mapped.node)
                     self._gone.append(mapped)
-                area.mappings.clear()
-                self._drop_unused(area)
+                memfd.mappings.clear()
+                self._drop_unused(memfd)
         yield from self._gone
 
 
@@ -390,8 +386,8 @@ def _inode_at(tid: int, address: int) -> tuple[int, int] | None:
         with open(f"/proc/{tid}/maps", "rb") as maps:
             for line in maps:
                 # "7f00-7f10 rw-s 00000000 00:01 1234   /memfd:name (deleted)"
-                area, _, _, device, inode = line.split(None, 5)[:5]
-                start, _, end = area.partition(b"-")
+                span, _, _, device, inode = line.split(None, 5)[:5]
+                start, _, end = span.partition(b"-")
                 if int(start, 16) <= address < int(end, 16):
                     major, _, minor = device.partition(b":")
                     return os.makedev(int(major, 16), int(minor, 16)), int(inode)

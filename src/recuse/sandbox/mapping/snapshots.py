@@ -14,7 +14,7 @@ from typing import Final
 
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
-from recuse.runtime.room import check_room, no_room
+from recuse.runtime.room import check_room, keeping
 from recuse.wire.declare import Buffer
 from recuse.wire.descriptor import OwnedDescriptor
 
@@ -84,12 +84,8 @@ class PrivateSnapshots:
         Raises:
             OSError: ENFILE if the supervisor has no descriptors left.
         """
-        try:
+        with keeping():
             memory = _Memory(os.memfd_create("recuse"), self)
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-            raise no_room() from None
         check_room(memory.fileno())  # or it is closed as nobody has it
         return Copy(memory, offset, wanted)
 

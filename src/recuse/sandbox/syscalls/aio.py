@@ -44,7 +44,7 @@ from recuse.sandbox.trap.inject import GoneError, Injection
 
 if TYPE_CHECKING:
     from recuse.kernel.connection.operation import Operation
-    from recuse.sandbox.files.descriptors import Descriptor
+    from recuse.sandbox.files.table import Descriptor
     from recuse.sandbox.machine import Machine
     from recuse.sandbox.trap.call import TrappedCall
 
@@ -110,7 +110,7 @@ class _Block(NamedTuple):
 def io_submit(call: TrappedCall, machine: Machine, pointer: struct.Struct = _POINTER) -> int:
     """``io_submit(context, count, blocks)``."""
     count = signed64(call.a1)
-    if not len(machine.descriptors) or count <= 0:
+    if not len(machine.files) or count <= 0:
         return PROCEED
     blocks = _blocks(call, machine, count, pointer)
     if all(block.descriptor is None for block in blocks):
@@ -162,7 +162,7 @@ def _blocks(
             content
         )
         if number not in found:
-            found[number] = machine.descriptors.find(call.tid, number)
+            found[number] = machine.files.find(call.tid, number)
         # The kernel refuses these before it looks at what is open.
         descriptor = None if reserved or size >> 63 else found[number]
         blocks.append(_Block(address, content, descriptor, rw_flags, opcode, buffer, size, offset))
@@ -257,7 +257,7 @@ def _watch(call: TrappedCall, machine: Machine, blocks: list[_Block], borrowing:
             continue  # which the kernel refuses
         events = block.buffer | POLLERR | POLLHUP
         one = PolledFile(index, descriptor_of(block.content), events, descriptor)
-        readiness = one.readiness = machine.descriptors.readiness(descriptor, file)
+        readiness = one.readiness = machine.files.readiness(descriptor, file)
         one.moment = readiness.asking()
         caller = call.caller()
         try:

@@ -43,7 +43,7 @@ _SETFL_MASK: Final = os.O_APPEND | os.O_NONBLOCK | arch.O_DIRECT | os.O_NOATIME
 
 def ioctl(call: TrappedCall, machine: Machine) -> Outcome:
     """``ioctl(fd, command, argument)``."""
-    descriptor = machine.descriptors.find(call.tid, call.a0)
+    descriptor = machine.files.find(call.tid, call.a0)
     if descriptor is None:
         return PROCEED
     file = descriptor.file
@@ -70,7 +70,7 @@ def ioctl(call: TrappedCall, machine: Machine) -> Outcome:
     if install is not None and (made := machine.tree.nodes.anonymous_or_none(file.device)):
         # What an earlier one has made and the program has closed is released first: it may be in
         # the way of this one.
-        return _after(machine.descriptors.releases(made), OnDevice(file.device, operation))
+        return _after(machine.files.releases(made), OnDevice(file.device, operation))
     return call.run(file.device, operation)
 
 
@@ -90,7 +90,7 @@ def _read_int(call: TrappedCall) -> bytes:
 def fcntl(call: TrappedCall, machine: Machine) -> int:
     """``fcntl(fd, command, argument)``, for the commands that the filter traps."""
     command = signed32(call.a1)
-    descriptor = machine.descriptors.find(call.tid, call.a0)
+    descriptor = machine.files.find(call.tid, call.a0)
     if descriptor is None:
         return PROCEED
     file = descriptor.file

@@ -34,17 +34,17 @@ _EVENT = struct.Struct("=I8x")
 def epoll_ctl(call: TrappedCall, machine: Machine) -> Outcome:
     """``epoll_ctl(epoll, operation, fd, event)``."""
     operation = signed32(call.a1)
-    if not machine.descriptors.polled or not _EPOLL_CTL_ADD <= operation <= _EPOLL_CTL_MOD:
+    if not machine.files.polled or not _EPOLL_CTL_ADD <= operation <= _EPOLL_CTL_MOD:
         return PROCEED
     number = call.a2 & 0xFFFFFFFF
-    descriptor = machine.descriptors.find(call.tid, number)
+    descriptor = machine.files.find(call.tid, number)
     if descriptor is None or not descriptor.is_asked:
         return PROCEED
     file = descriptor.file
     if not isinstance(file, OpenFile):  # O_PATH
         raise os_error(errno.EBADF)
     key = (call.task.tgid, call.a0 & 0xFFFFFFFF, number)
-    readiness = machine.descriptors.readiness(descriptor, file)
+    readiness = machine.files.readiness(descriptor, file)
     if operation == _EPOLL_CTL_DEL:
         readiness.unwatch(key)
         return PROCEED
@@ -70,7 +70,7 @@ def _add(
 
 def epoll_wait(call: TrappedCall, machine: Machine) -> Outcome:
     """``epoll_wait(epoll, events, count, timeout)``, epoll_pwait and epoll_pwait2."""
-    refresher = machine.descriptors.refresher
+    refresher = machine.files.refresher
     if not refresher.watched:
         return PROCEED
     number = call.a0 & 0xFFFFFFFF
@@ -102,7 +102,7 @@ def _wait(
     """Ask devices before a wait for an epoll, and have their descriptors show that."""
     yield from ask(call, machine, sleeper.caller, asked, 0)
     epoll = (call.task.tgid, call.a0 & 0xFFFFFFFF)
-    refresher = machine.descriptors.refresher
+    refresher = machine.files.refresher
     with refresher.lock:
         refresher.asleep(sleeper)
     with Borrowing(call) as borrowing:
@@ -129,7 +129,7 @@ def _listed(
     except OSError:
         return found, hungry
     for index, entry in enumerate(entries):
-        descriptor = machine.descriptors.by_inode(entry.inode)
+        descriptor = machine.files.by_inode(entry.inode)
         if descriptor is None or descriptor.readiness is None or not entry.enabled:
             continue
         one = PolledFile(index, entry.number, entry.events, descriptor)

@@ -25,7 +25,7 @@ _EXCLUSIVE: Final = {fcntl.LOCK_SH: False, fcntl.LOCK_EX: True}
 
 def flock(call: TrappedCall, machine: Machine) -> Outcome:
     """``flock(fd, operation)``."""
-    descriptor = machine.descriptors.find(call.tid, call.a0)
+    descriptor = machine.files.find(call.tid, call.a0)
     wanted = call.a1 & ~fcntl.LOCK_NB & 0xFFFFFFFF
     if descriptor is None or (wanted not in _EXCLUSIVE and wanted != fcntl.LOCK_UN):
         return PROCEED
@@ -39,7 +39,7 @@ def flock(call: TrappedCall, machine: Machine) -> Outcome:
         locks.unlock(file)
     elif not locks.lock(file, exclusive=_EXCLUSIVE[wanted]):
         # A file that was closed, or whose process has ended, is in nobody's way.
-        released = machine.descriptors.releases(descriptor.node)
+        released = machine.files.releases(descriptor.node)
         return _again(call, released, locks, file)
     return 0
 

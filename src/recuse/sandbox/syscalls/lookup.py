@@ -68,7 +68,7 @@ def inspected(  # noqa: PLR0917 - as the calls' arguments come
 
 def held(call: TrappedCall, machine: Machine, number: int) -> Found | None:
     """What a descriptor refers to; None if nothing of ours."""
-    descriptor = machine.descriptors.find(call.tid, number)
+    descriptor = machine.files.find(call.tid, number)
     if descriptor is not None:
         return Found(descriptor.node)
     return _directory(call, machine, number) if number >= 0 else None
@@ -77,7 +77,7 @@ def held(call: TrappedCall, machine: Machine, number: int) -> Found | None:
 def opened(call: TrappedCall, machine: Machine) -> Found | None:
     """What descriptor argument 0 refers to, for calls that O_PATH does not do for (EBADF)."""
     number = signed32(call.a0)
-    descriptor = machine.descriptors.find(call.tid, number)
+    descriptor = machine.files.find(call.tid, number)
     if descriptor is not None and descriptor.file is None:
         raise os_error(errno.EBADF)
     return held(call, machine, number)

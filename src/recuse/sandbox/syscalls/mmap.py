@@ -29,7 +29,7 @@ from recuse.wire.descriptor import OwnedDescriptor
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
-    from recuse.sandbox.mapping.memory_maps import Areas, Hold
+    from recuse.sandbox.mapping.memory_maps import Hold, MemoryMaps
     from recuse.sandbox.trap.call import TrappedCall
     from recuse.sandbox.vfs.nodes import Node
 
@@ -46,9 +46,9 @@ class _ThreadMapper:
     it. From the moment in which mapping begins, the thread is ours until then.
     """
 
-    def __init__(self, call: TrappedCall, areas: Areas, access: int) -> None:
+    def __init__(self, call: TrappedCall, maps: MemoryMaps, access: int) -> None:
         self._call = call
-        self._areas = areas
+        self._maps = maps
         self._access = access
         self._stack = contextlib.ExitStack()
         self._hold: Hold | None = None
@@ -63,7 +63,7 @@ class _ThreadMapper:
     def map(self, memory: OwnedDescriptor, call: MmapCall, flags: int) -> int:
         """See `recuse.kernel.char.mmap.Mapper`."""
         self._wanted, self._flags = call, flags
-        self._hold = self._areas.hold(memory, self._access)
+        self._hold = self._maps.hold(memory, self._access)
         try:
             return self._map(call, flags, self._hold.descriptor.fileno())
         except GoneError:
@@ -103,7 +103,7 @@ class _ThreadMapper:
 
     def copy(self, offset: int) -> Copy:
         """See `recuse.kernel.char.mmap.Mapper`."""
-        return self._areas.copies.begin(offset, self._call.alive)
+        return self._maps.snapshots.begin(offset, self._call.alive)
 
     def keep(self, file: OpenFile, node: Node, mapping: Mapping) -> None:
         """The server knows of the mapping: it is the program's."""
@@ -112,7 +112,7 @@ class _ThreadMapper:
         assert hold is not None
         self._hold = None
         dont_expand = bool(self._flags & RECUSE_MMAP_DONT_EXPAND)
-        self._areas.keep(hold, file, node, mapping, dont_expand=dont_expand)
+        self._maps.keep(hold, file, node, mapping, dont_expand=dont_expand)
         wanted = self._wanted
         if wanted.private:
             writes = wanted.protection & PROT_WRITE
@@ -138,7 +138,7 @@ class _ThreadMapper:
                 self._thread.result = -(value.errno or errno.EIO)
         self._stack.close()
         if self._hold is not None:
-            self._areas.abandon(self._hold)
+            self._maps.abandon(self._hold)
         return failed
 
 
@@ -147,7 +147,7 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
     flags = call.a3 & 0xFFFFFFFF
     if flags & MAP_ANONYMOUS:
         return PROCEED
-    descriptor = machine.descriptors.find(call.tid, call.a4)
+    descriptor = machine.files.find(call.tid, call.a4)
     if descriptor is None:
         return PROCEED
     file = descriptor.file
@@ -157,7 +157,7 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
         raise os_error(errno.ENODEV)
     wanted = MmapCall(call.a0, call.a1, signed32(call.a2), signed32(flags), call.a5)
     caller = call.caller()
-    with _ThreadMapper(call, machine.areas, file.flags & os.O_ACCMODE) as mapper:
+    with _ThreadMapper(call, machine.memory_maps, file.flags & os.O_ACCMODE) as mapper:
         mapping = call.complete(file.device, file.mmap(caller, mapper, wanted))
         mapper.keep(file, descriptor.node, mapping)
     return ANSWERED
@@ -166,7 +166,7 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
 def mremap(call: TrappedCall, machine: Machine) -> int:
     """``mremap(old, old_length, length, flags, new)``: not all mappings may grow."""
     old, new = (-(-length // PAGE_SIZE) for length in (call.a1, call.a2))
-    if new > old and not machine.areas.may_grow(call.tid, call.a0):
+    if new > old and not machine.memory_maps.may_grow(call.tid, call.a0):
         raise os_error(errno.EFAULT)
     return PROCEED
 
@@ -176,7 +176,7 @@ def remap_file_pages(call: TrappedCall, machine: Machine) -> int:
 
     Linux does so by the driver's mmap. Here the server would not be asked, and would not know.
     """
-    if machine.areas.maps(call.tid, call.a0):
+    if machine.memory_maps.maps(call.tid, call.a0):
         raise os_error(errno.EINVAL)
     return PROCEED
 

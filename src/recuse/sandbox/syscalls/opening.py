@@ -14,8 +14,8 @@ from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_borrow, may_open_tree, may_trace
 from recuse.sandbox.arch import arch
 from recuse.sandbox.files.attribute_file import AttributeFile
-from recuse.sandbox.files.cuse_file import ChannelFile
-from recuse.sandbox.files.descriptors import Descriptor
+from recuse.sandbox.files.cuse_file import CuseFile
+from recuse.sandbox.files.table import Descriptor
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.tasks.tasks import umask_of
@@ -242,12 +242,12 @@ def _open_device(call: TrappedCall, machine: Machine, node: Node, flags: int) ->
     caller = call.caller()
     if device is None:
         # A server that follows one that has ended finds the device's name free.
-        yield machine.descriptors.releases(node)
+        yield machine.files.releases(node)
         descriptor = Descriptor(node, status, pipe=True)
-        descriptor.file = ChannelFile(machine.table, descriptor, caller)
+        descriptor.file = CuseFile(machine.table, descriptor, caller)
         return _install(call, machine, descriptor, flags)
-    machine.areas.settle()
-    yield machine.descriptors.releases(node)
+    machine.memory_maps.settle()
+    yield machine.files.releases(node)
     descriptor = Descriptor(node, status, pipe=not may_borrow())
     try:
         file: OpenFile = yield OnDevice(device, open_file(device, flags & ~os.O_CLOEXEC, caller))
@@ -258,8 +258,8 @@ def _open_device(call: TrappedCall, machine: Machine, node: Node, flags: int) ->
     descriptor.file = file
     if flags & arch.O_DIRECT:
         # The kernel looks at this last, when the file is open already.
-        machine.descriptors.add(descriptor)
-        machine.descriptors.drop(descriptor)
+        machine.files.add(descriptor)
+        machine.files.drop(descriptor)
         raise os_error(errno.EINVAL)
     return _install(call, machine, descriptor, flags)
 
@@ -282,16 +282,16 @@ def _give(
     Raises:
         OSError: EMFILE; the file is released then, as when the caller is gone.
     """
-    machine.descriptors.add(descriptor)
+    machine.files.add(descriptor)
     try:
         number = call.add_descriptor(descriptor.theirs, cloexec=cloexec)
     except OSError:
-        machine.descriptors.drop(descriptor)
+        machine.files.drop(descriptor)
         raise
     if number is None:
-        machine.descriptors.drop(descriptor)
+        machine.files.drop(descriptor)
         return None
-    machine.descriptors.note(call.tid, number, descriptor)
+    machine.files.note(call.tid, number, descriptor)
     # Before the program goes on: it may close the file at once, and must find it released then.
     descriptor.hand_over()
     return number

@@ -47,7 +47,7 @@ _NARROW: Final[_Form] = struct.Struct("=16xII4x"), struct.Struct("=Iii"), 4
 def send_message(call: TrappedCall, machine: Machine) -> int:
     """``sendmsg(fd, message, flags)``."""
     socket_call(call, machine)
-    if not len(machine.descriptors):
+    if not len(machine.files):
         return PROCEED
     return _check(call, machine, 1, _form(call)[0].size)
 
@@ -55,7 +55,7 @@ def send_message(call: TrappedCall, machine: Machine) -> int:
 def send_messages(call: TrappedCall, machine: Machine) -> int:
     """``sendmmsg(fd, messages, count, flags)``."""
     socket_call(call, machine)
-    if not len(machine.descriptors):
+    if not len(machine.files):
         return PROCEED
     header, _, more = _form(call)
     size = header.size + more
@@ -77,7 +77,7 @@ def _check(call: TrappedCall, machine: Machine, count: int, size: int) -> int:
         headers = read_memory(call.tid, call.a1, count * size)
     except OSError:
         return PROCEED  # EFAULT
-    sends = machine.descriptors.find
+    sends = machine.files.find
     for start in range(0, len(headers) - size + 1, size):
         address, length = header.unpack_from(headers, start)
         if any(sends(call.tid, number) is not None for number in _rights(call, address, length)):

@@ -425,7 +425,7 @@ def _begin(
     clock: _Clock,
     registers: tuple[int, int] | None = None,
 ) -> Outcome:
-    find = machine.descriptors.find
+    find = machine.files.find
     asked = []
     for index, (number, events) in enumerate(files.entries):
         descriptor = find(call.tid, number) if number >= 0 else None
@@ -440,7 +440,7 @@ def _begin(
 def poll(call: TrappedCall, machine: Machine) -> Outcome:
     """``poll(fds, nfds, timeout)``."""
     count = call.a1 & 0xFFFFFFFF
-    if not machine.descriptors.polled or _is_refused(call.tid, count):
+    if not machine.files.polled or _is_refused(call.tid, count):
         return PROCEED
     files = PollFiles(call.tid, call.a0, count)
     return _begin(call, machine, files, _Milliseconds(call.a2))
@@ -449,7 +449,7 @@ def poll(call: TrappedCall, machine: Machine) -> Outcome:
 def ppoll(call: TrappedCall, machine: Machine, form: struct.Struct = TIMESPEC) -> Outcome:
     """``ppoll(fds, nfds, timeout, mask, size)``."""
     count = call.a1 & 0xFFFFFFFF
-    if not machine.descriptors.polled or _is_refused(call.tid, count):
+    if not machine.files.polled or _is_refused(call.tid, count):
         return PROCEED
     files = PollFiles(call.tid, call.a0, count)
     return _begin(call, machine, files, _Clock(call.tid, call.a2, form, _NANO))
@@ -468,7 +468,7 @@ def select(  # noqa: PLR0917 - as pselect6 and 32-bit programs have it
     ``registers`` are the first two of the call as it was made, if its arguments are elsewhere.
     """
     count = signed32(call.a0)
-    if not machine.descriptors.polled or count <= 0:
+    if not machine.files.polled or count <= 0:
         return PROCEED
     files = SelectFiles(call.tid, (call.a1, call.a2, call.a3), count, word)
     clock = _Clock(call.tid, call.a4, form, unit)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from recuse.kernel.char.files import OpenFile
-from recuse.sandbox.files.descriptors import Descriptor
 from recuse.sandbox.files.readiness import Moment, Readiness
 from recuse.sandbox.files.socket_end import POLLERR, POLLNVAL
+from recuse.sandbox.files.table import Descriptor
 from recuse.sandbox.trap.call import OnDevice, Steps, TrappedCall
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def ask(
             one.events |= POLLNVAL
             one.bits = POLLNVAL
         else:
-            readiness = one.readiness = machine.descriptors.readiness(one.descriptor, file)
+            readiness = one.readiness = machine.files.readiness(one.descriptor, file)
             one.moment = readiness.asking()
             readiness.awake(call.tid)
             if one.index < waits:

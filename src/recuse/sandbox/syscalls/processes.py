@@ -25,7 +25,7 @@ def clone(call: TrappedCall, machine: Machine) -> int:
 
 def socket_call(call: TrappedCall, machine: Machine) -> int:
     """What only sockets can do: a device says ENOTSOCK."""
-    if machine.descriptors.find(call.tid, call.a0) is not None:
+    if machine.files.find(call.tid, call.a0) is not None:
         raise os_error(errno.ENOTSOCK)
     return PROCEED
 
@@ -36,7 +36,7 @@ def execute(call: TrappedCall, machine: Machine) -> int:
         machine.tree.many_roots = True  # clone3 made it, whose flags no filter sees
     if machine.tasks.alike and not in_our_namespace(call.tid, "user"):
         machine.tasks.alike = False
-    machine.descriptors.unseen.executes(call.tid)
+    machine.files.unseen.executes(call.tid)
     machine.tasks.forget_ended()
     machine.tasks.forget_process(call.tid)
     machine.strings.forget(call.tid)

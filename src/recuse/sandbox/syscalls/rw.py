@@ -21,8 +21,8 @@ from recuse.sandbox.trap.call import Outcome, TrappedCall
 
 if TYPE_CHECKING:
     from recuse.sandbox.files.attribute_file import AttributeFile
-    from recuse.sandbox.files.cuse_file import ChannelFile
-    from recuse.sandbox.files.descriptors import Descriptor
+    from recuse.sandbox.files.cuse_file import CuseFile
+    from recuse.sandbox.files.table import Descriptor
     from recuse.sandbox.machine import Machine
 
 _O_ACCMODE: Final = os.O_ACCMODE
@@ -45,7 +45,7 @@ RWF_KNOWN: Final = 0x01 | _RWF_DSYNC | _RWF_SYNC | 0x10 | 0x20
 """Flags of preadv2, pwritev2 and ``struct iocb``."""
 
 
-def allowing(descriptor: Descriptor, wanted: int) -> OpenFile | ChannelFile | AttributeFile:
+def allowing(descriptor: Descriptor, wanted: int) -> OpenFile | CuseFile | AttributeFile:
     """The descriptor's file; EBADF if it does not allow ``wanted``."""
     file = descriptor.file
     access = descriptor.flags & _O_ACCMODE
@@ -93,7 +93,7 @@ def vector_segments(
 
 def _transfer(
     call: TrappedCall,
-    file: OpenFile | ChannelFile | AttributeFile,
+    file: OpenFile | CuseFile | AttributeFile,
     wanted: int,
     segments: list[tuple[int, int]],
     position: int | None,
@@ -108,7 +108,7 @@ def _transfer(
 
 def _plain(call: TrappedCall, machine: Machine, wanted: int, position: int | None) -> Outcome:
     """Do read or write (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2, as vfs_read does."""
-    descriptor = machine.descriptors.find(call.tid, call.a0)
+    descriptor = machine.files.find(call.tid, call.a0)
     if descriptor is None:
         return PROCEED
     file = allowing(descriptor, wanted)
@@ -150,7 +150,7 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
     """Do readv or writev (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2."""
     if position is not None and signed64(position) < 0:
         return PROCEED
-    descriptor = machine.descriptors.find(call.tid, call.a0)
+    descriptor = machine.files.find(call.tid, call.a0)
     if descriptor is None:
         return PROCEED
     segments = vector_segments(call.tid, call.a1, call.a2, iovec)
@@ -215,7 +215,7 @@ def _either(call: TrappedCall, machine: Machine, second: int) -> int:
 
     O_PATH does not do for one (EBADF).
     """
-    find = machine.descriptors.find
+    find = machine.files.find
     for number in (call.a0, second):
         if (descriptor := find(call.tid, number)) is not None:
             raise os_error(errno.EBADF if descriptor.file is None else errno.EINVAL)
@@ -239,7 +239,7 @@ def tee(call: TrappedCall, machine: Machine) -> int:
 
 def lseek(call: TrappedCall, machine: Machine) -> int:
     """``lseek(fd, offset, whence)``."""
-    descriptor = machine.descriptors.find(call.tid, call.a0)
+    descriptor = machine.files.find(call.tid, call.a0)
     if descriptor is None:
         return PROCEED
     if descriptor.file is None:

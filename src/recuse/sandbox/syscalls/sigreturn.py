@@ -150,7 +150,7 @@ def _ready(events: int) -> _Decision:
 
     def decide(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
         number = made.argument(0) & 0xFFFFFFFF
-        if machine.descriptors.find(lender.tid, number) is not None:
+        if machine.files.find(lender.tid, number) is not None:
             return True  # if it waits, its server is told of the signal
         return _is_ready(lender, number, events)
 
@@ -169,7 +169,7 @@ def _socketcall(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
 def _control(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
     if made.argument(1) & 0xFFFFFFFF not in _WAITING_IOCTLS:
         return True
-    return machine.descriptors.find(lender.tid, made.argument(0) & 0xFFFFFFFF) is not None
+    return machine.files.find(lender.tid, made.argument(0) & 0xFFFFFFFF) is not None
 
 
 def _fcntl(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:

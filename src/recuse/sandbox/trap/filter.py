@@ -7,7 +7,7 @@ C library's loader maps; ``clone``, of which it traps what makes namespaces; and
 ``io_submit`` as only recuse has them made. It does *not* look at descriptor numbers: a device has
 the ordinary, lowest number that the program would get from the kernel, and dup2, SCM_RIGHTS or a
 shell may put it anywhere. Which descriptor is a device is told by
-:mod:`recuse.sandbox.files.descriptors` at each call.
+:mod:`recuse.sandbox.files.table` at each call.
 
 System calls that are never trapped cost nothing: since Linux 5.11 they are allowed by a bitmap
 before any filter runs.

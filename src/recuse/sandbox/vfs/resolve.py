@@ -20,7 +20,7 @@ import stat
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
-from recuse.sandbox.files.descriptors import Descriptors
+from recuse.sandbox.files.table import FileTable
 from recuse.sandbox.tasks.rights import Acting
 from recuse.sandbox.tasks.tasks import Tasks
 from recuse.sandbox.vfs import native_files
@@ -60,7 +60,7 @@ _OF_THE_READER = (b"/proc/self", b"/proc/thread-self", b"/dev/fd", b"/dev/std")
 class Tree:
     """Finds the nodes of a sandbox by the paths that programs use."""
 
-    def __init__(self, tasks: Tasks, descriptors: Descriptors) -> None:
+    def __init__(self, tasks: Tasks, descriptors: FileTable) -> None:
         self._tasks = tasks
         self._descriptors = descriptors
         self.nodes = Nodes()

@@ -27,7 +27,7 @@ from recuse.sandbox.vfs.nodes import Node, Nodes, native_node
 from recuse.sandbox.vfs.permissions import MAY_EXECUTE, check
 
 if TYPE_CHECKING:
-    from recuse.sandbox.files.descriptors import Descriptors
+    from recuse.sandbox.files.table import FileTable
     from recuse.sandbox.tasks.rights import Acting
     from recuse.sandbox.tasks.tasks import Tasks
     from recuse.sandbox.vfs.placeholder_dirs import PlaceholderDirs
@@ -69,7 +69,7 @@ class Walk:
         self,
         nodes: Nodes,
         tasks: Tasks,
-        descriptors: Descriptors,
+        descriptors: FileTable,
         placeholders: PlaceholderDirs,
         tid: int,
         *,

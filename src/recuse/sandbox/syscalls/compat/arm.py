@@ -40,7 +40,7 @@ def _tell() -> None:
 
 def _refuse(call: TrappedCall, machine: Machine, numbers: Iterable[int]) -> int:
     """PROCEED if none of these descriptors is a device's, or else ENOSYS."""
-    if any(machine.descriptors.find(call.tid, number) is not None for number in numbers):
+    if any(machine.files.find(call.tid, number) is not None for number in numbers):
         _tell()
         raise os_error(errno.ENOSYS)
     return PROCEED
@@ -73,7 +73,7 @@ def mmap2(call: TrappedCall, machine: Machine) -> int:
 
 def status(call: TrappedCall, machine: Machine) -> int:
     """``statx(fd, path, ...)`` and ``fstatat64``: they are about the descriptor without a path."""
-    if not len(machine.descriptors) or read_memory(call.tid, call.a1, 1) != b"\0":
+    if not len(machine.files) or read_memory(call.tid, call.a1, 1) != b"\0":
         return PROCEED
     return _refuse(call, machine, (call.a0,))
 
@@ -81,7 +81,7 @@ def status(call: TrappedCall, machine: Machine) -> int:
 def poll(call: TrappedCall, machine: Machine) -> int:
     """``poll(fds, nfds, ...)`` and ppoll."""
     size = min(call.a1, _MOST_POLLED) * _POLLFD_BYTES
-    if not len(machine.descriptors) or not size:
+    if not len(machine.files) or not size:
         return PROCEED
     array = read_memory(call.tid, call.a0, size)
     starts = range(0, len(array), _POLLFD_BYTES)
@@ -93,7 +93,7 @@ def poll(call: TrappedCall, machine: Machine) -> int:
 def select(call: TrappedCall, machine: Machine) -> int:
     """``_newselect(nfds, in, out, exceptions, ...)`` and pselect6."""
     count = min(call.a0 & 0x7FFFFFFF, _MOST_POLLED)
-    if not len(machine.descriptors) or not count:
+    if not len(machine.files) or not count:
         return PROCEED
     bits = 0
     for address in (call.a1, call.a2, call.a3):
@@ -104,7 +104,7 @@ def select(call: TrappedCall, machine: Machine) -> int:
 
 def io_submit(call: TrappedCall, machine: Machine) -> int:
     """``io_submit(context, count, blocks)``."""
-    if not len(machine.descriptors) or signed32(call.a1) <= 0:
+    if not len(machine.files) or signed32(call.a1) <= 0:
         return PROCEED
     blocks = aio.read_blocks(call, call.a1, aio.COMPAT_POINTER)
     return _refuse(call, machine, (aio.descriptor_of(content) for _, content in blocks))

@@ -270,7 +270,7 @@ def newselect(call: TrappedCall, machine: Machine) -> Outcome:
 
 def select(call: TrappedCall, machine: Machine) -> Outcome:
     """``select(args)``: the arguments are a structure."""
-    if not machine.descriptors.polled:
+    if not machine.files.polled:
         return PROCEED
     array = read_memory(call.tid, call.a0, _OLD_SELECT.size)
     if len(array) < _OLD_SELECT.size:

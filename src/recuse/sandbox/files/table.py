@@ -36,7 +36,7 @@ from recuse.kernel.connection.operation import run
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
-from recuse.runtime.room import check_room, no_room
+from recuse.runtime.room import check_room, keeping
 from recuse.sandbox.arch import arch
 from recuse.sandbox.errands import Errands
 from recuse.sandbox.files.pipe_end import PipeEnd
@@ -48,7 +48,7 @@ from recuse.sandbox.vfs.nodes import Node
 
 if TYPE_CHECKING:
     from recuse.sandbox.files.attribute_file import AttributeFile
-    from recuse.sandbox.files.cuse_file import ChannelFile
+    from recuse.sandbox.files.cuse_file import CuseFile
 
 _log = Log("recuse.sandbox")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -101,25 +101,21 @@ class Descriptor:
             OSError: ENFILE if the supervisor has no descriptors left.
         """
         self.node = node
-        self.file: OpenFile | ChannelFile | AttributeFile | None = None
+        self.file: OpenFile | CuseFile | AttributeFile | None = None
         self.flags = flags
         self.held = -1
-        """By which number the programs' end was registered with `Descriptors`' own epoll."""
+        """By which number the programs' end was registered with `FileTable`' own epoll."""
         self.slot: ctypes.Array[ctypes.c_char] | None = None
         """``struct kcmp_epoll_slot``: where the kernel finds it, to compare others with it."""
         self.readiness: Readiness | None = None
         """Once a program has asked for it."""
         self.pipe: PipeEnd | None = None
         self._ours: socket.socket | None = None
-        try:
+        with keeping():
             if pipe:
                 self._make_pipe()
             else:
                 self._make_sockets()
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-            raise no_room() from None
         try:
             check_room(self.end)
         except OSError:
@@ -211,7 +207,7 @@ class Descriptor:
         return self.link == f"socket:[{os.fstat(copy).st_ino}]"
 
 
-class Descriptors:
+class FileTable:
     """All descriptors of a sandbox, and the threads that notice their end."""
 
     def __init__(self, errands: Errands) -> None:
@@ -224,7 +220,7 @@ class Descriptors:
             OSError: EMFILE; EAGAIN if there can be no threads.
         """
         self._errands = errands
-        self._lock = new_lock("Descriptors")
+        self._lock = new_lock("FileTable")
         self._by_link: dict[str, Descriptor] = {}
         self._by_end: dict[int, Descriptor] = {}
         self._seen: dict[tuple[int, int], Descriptor] = {}
@@ -506,11 +502,11 @@ class Descriptors:
 
 
 class Releases:
-    """See `Descriptors.releases`: a :class:`recuse.sandbox.trap.call.Pause`."""
+    """See `FileTable.releases`: a :class:`recuse.sandbox.trap.call.Pause`."""
 
     __slots__ = ("_descriptors", "_node")
 
-    def __init__(self, descriptors: Descriptors, node: Node) -> None:
+    def __init__(self, descriptors: FileTable, node: Node) -> None:
         self._descriptors = descriptors
         self._node = node
 
@@ -519,7 +515,7 @@ class Releases:
         return self._descriptors.after_releases(self._node, go_on)
 
 
-def _release(file: OpenFile | ChannelFile | AttributeFile, released: Callable[[], None]) -> None:
+def _release(file: OpenFile | CuseFile | AttributeFile, released: Callable[[], None]) -> None:
     """Do what the last close of a file does; then call ``released``, now or later."""
     if not isinstance(file, OpenFile):
         file.close()

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from recuse.sandbox.errands import Errands
-from recuse.sandbox.files.descriptors import Descriptor, Descriptors
+from recuse.sandbox.files.table import Descriptor, FileTable
 from recuse.sandbox.vfs.nodes import Node
 
 
@@ -20,21 +20,21 @@ def test_a_number_is_the_file_that_it_is_now(seed: int) -> None:
     chance = random.Random(seed)
     node = Node(b"/dev/x", 1, 0o20600, 0, 0, 0)
     held: dict[int, Descriptor] = {}
-    with closing(Errands()) as errands, closing(Descriptors(errands)) as descriptors:
+    with closing(Errands()) as errands, closing(FileTable(errands)) as files:
         for _ in range(300):
             if len(held) > chance.randrange(12):
                 number = chance.choice(list(held))
                 os.close(number)
-                descriptors.drop(held.pop(number))
+                files.drop(held.pop(number))
             else:
                 descriptor = Descriptor(node, 0)
-                descriptors.add(descriptor)
+                files.add(descriptor)
                 # Out of the way: a program's numbers are not the supervisor's.
                 held[fcntl.fcntl(descriptor.theirs, fcntl.F_DUPFD_CLOEXEC, 500)] = descriptor
                 descriptor.hand_over()
             slots = [one.slot.raw for one in held.values() if one.slot is not None]
             assert len(set(slots)) in (0, len(held))  # none where kcmp is forbidden
             for number, descriptor in held.items():
-                assert descriptors.find(os.getpid(), number) is descriptor
+                assert files.find(os.getpid(), number) is descriptor
         for number in held:
             os.close(number)
