@@ -142,6 +142,74 @@ def test_packages_import_those_before_them(room: str) -> None:
     assert found == []
 
 
+def module_graph(root: Path) -> dict[str, set[str]]:
+    """What each module of the package at `root` imports of it, for type checkers or not."""
+    files = {
+        ".".join([root.name, *path.relative_to(root).with_suffix("").parts]): path
+        for path in root.rglob("*.py")
+    }
+    files = {module.removesuffix(".__init__"): path for module, path in files.items()}
+    graph: dict[str, set[str]] = {}
+    for module, path in files.items():
+        graph[module] = set()
+        package = [root.name, *path.relative_to(root).parent.parts]
+        for _, name in imports(ast.parse(path.read_text(encoding="utf-8")), package):
+            while name and name not in files:  # of what is in a module
+                name = name.rpartition(".")[0]
+            graph[module] |= {name} - {module, ""}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """The largest sets of nodes of which each can be reached from each."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        found: set[str] = set()
+        left = [start]
+        while left:
+            new = graph[left.pop()] - found
+            found |= new
+            left += new
+        reached[start] = found
+    return {
+        frozenset(other for other in reached[one] if one in reached[other])
+        for one in graph
+        if one in reached[one]
+    }
+
+
+CIRCLES_UNDONE = {
+    frozenset({"recuse.kernel.char.devices", "recuse.kernel.char.sysfs"}),
+    frozenset({"recuse.kernel.char.files", "recuse.kernel.char.ioctl"}),
+    frozenset({"recuse.sandbox.files.readiness", "recuse.sandbox.files.refresher"}),
+    frozenset(f"recuse.sandbox.files.{name}" for name in ("attribute_file", "cuse_file", "table")),
+}
+
+
+def test_there_are_no_import_circles() -> None:
+    """Those for type checkers included: such modules cannot be understood one by one either."""
+    graph = module_graph(SOURCE)
+    assert len(graph) > 100
+    assert sum(map(len, graph.values())) > 400
+    assert circles(graph) == CIRCLES_UNDONE
+
+
+def test_an_import_circle_is_found(tmp_path: Path) -> None:
+    root = tmp_path / "recuse"
+    (root / "room").mkdir(parents=True)
+    for name, source in {
+        "__init__": "",
+        "a": "from recuse.room.b import thing",
+        "b": "def f():\n    from recuse.room import c",
+        "c": "if TYPE_CHECKING:\n    from .a import Name",
+        "d": "import recuse.room.a",
+        "e": "import os",
+    }.items():
+        (root / "room" / f"{name}.py").write_text(source, encoding="utf-8")
+    expected = {frozenset(f"recuse.room.{name}" for name in "abc")}
+    assert circles(module_graph(root)) == expected
+
+
 # What finds a file by a path, of the standard library and of the kernel.
 FILE_FUNCTIONS = {
     *("open", "stat", "lstat", "access", "listdir", "scandir", "readlink", "statvfs", "walk"),
@@ -171,7 +239,7 @@ OWN_PATHS = {
     "vfs/placeholder_dirs": "directories that stand for recuse's own",
     "syscalls/filesystems": "the directories /dev, /sys and /proc",
     "syscalls/listing": "the directory above one of recuse's own",
-    "tasks/tasks": "a process's status, in a /proc of another pid namespace",
+    "tasks/status": "a process's status, in a /proc of another pid namespace",
 }
 
 

@@ -17,6 +17,7 @@ from recuse.kernel.connection.connection import Tap
 from recuse.sandbox.api import Sandbox
 from recuse.sandbox.launch.parent import Program, require_proc
 from recuse.sandbox.machine import Joinable
+from recuse.sandbox.tasks.status import ThreadStatus
 from recuse.server.device import Device
 
 # malloc.h
@@ -174,13 +175,8 @@ def _end_orphans() -> None:
 
 def _filters(pid: str) -> int:
     """How many seccomp filters a process has; 0 if it has ended."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
-            for line in status:
-                if line.startswith("Seccomp_filters:"):
-                    return int(line.split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        pass
+    with contextlib.suppress(OSError, KeyError):
+        return ThreadStatus(pid).number(b"Seccomp_filters")
     return 0
 
 

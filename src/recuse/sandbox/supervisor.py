@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from recuse.channel.workers import Workers
@@ -12,7 +13,7 @@ from recuse.sandbox.arch import arch
 from recuse.sandbox.machine import Machine
 from recuse.sandbox.syscalls import compat_handlers, handlers
 from recuse.sandbox.trap.answers import ANSWERED, PROCEED
-from recuse.sandbox.trap.call import TrappedCall
+from recuse.sandbox.trap.call import TrappedCall, receive
 from recuse.sandbox.trap.listener import Listener
 from recuse.sandbox.trap.trap import Trap
 
@@ -40,7 +41,7 @@ class Supervisor:
         self._handlers = handlers()
         self._compat_handlers = compat_handlers()
         self._workers = Workers(
-            self.trap.receive,
+            partial(receive, self.trap),
             self._handle,
             stuck=TrappedCall.blocks,
             broken=self._broken,

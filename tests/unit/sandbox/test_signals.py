@@ -13,7 +13,8 @@ import pytest
 
 from recuse.sandbox.errands import Errands
 from recuse.sandbox.trap.call import TrappedCall
-from recuse.sandbox.trap.signals import SignalWatch, pending_signals
+from recuse.sandbox.trap.pending import pending_signals
+from recuse.sandbox.trap.signals import SignalWatch
 
 from .support import made_call
 

@@ -17,6 +17,21 @@ Operation: TypeAlias = Generator[Request, Reply, T]
 """Returns the system call's result or raises OSError; runs in whatever thread has the reply."""
 
 
+def failure(raised: Exception) -> OSError:
+    """The error that a caller is told of whose operation has raised something; while it is handled.
+
+    An exception that is no OSError is a mistake: it is logged, and the error is EIO. Without memory
+    it is ENOMEM.
+    """
+    if isinstance(raised, OSError):
+        # Without the traceback, which would hold the caller's frame, which holds the exception.
+        return raised.with_traceback(None)
+    if isinstance(raised, MemoryError):
+        return os_error(errno.ENOMEM)
+    log.exception("an operation failed")
+    return os_error(errno.EIO)
+
+
 class Running:
     """An operation that waits for a reply."""
 
@@ -64,10 +79,8 @@ def run(
     """Drive an operation to its end, and call ``done`` once with its result or its error.
 
     Goes on here as long as replies are there when `Connection.submit` returns, and after that in
-    the threads that bring the replies.  Returns None if the operation has ended.
-
-    An exception that is no OSError is a mistake: it is logged, and the error is EIO. Without memory
-    it is ENOMEM.
+    the threads that bring the replies.  Returns None if the operation has ended.  For what it
+    raises see `failure`.
     """
     result = None
     error = None
@@ -89,13 +102,7 @@ def run(
                 _reply = request.reply
     except StopIteration as stop:
         result = stop.value
-    except OSError as exception:
-        # Without the traceback, which would hold this frame, which holds the exception.
-        error = exception.with_traceback(None)
-    except MemoryError:
-        error = os_error(errno.ENOMEM)
-    except Exception:
-        log.exception("an operation failed")
-        error = os_error(errno.EIO)
+    except Exception as exception:
+        error = failure(exception)
     done(result, error)
     return None

@@ -38,6 +38,7 @@ from recuse.sandbox.syscalls.rw import (
     vector_segments,
 )
 from recuse.sandbox.tasks.memory import UnreadableError, read_memory, write_memory
+from recuse.sandbox.tasks.status import ThreadStatus
 from recuse.sandbox.trap.borrowing import Borrowing
 from recuse.sandbox.trap.filter import SUBMITTING
 from recuse.sandbox.trap.inject import GoneError, Injection
@@ -193,11 +194,7 @@ def descriptor_of(content: bytes) -> int:
 
 def _has_debugger(tid: int) -> bool:
     """Whether a thread is traced, and cannot be made to make calls for us. OSError: ESRCH."""
-    try:
-        with open(f"/proc/{tid}/status", "rb") as status:
-            return b"\nTracerPid:\t0\n" not in status.read()
-    except (FileNotFoundError, ProcessLookupError):
-        raise os_error(errno.ESRCH) from None
+    return ThreadStatus(tid).number(b"TracerPid") != 0
 
 
 def _room(call: TrappedCall) -> int:

@@ -33,6 +33,7 @@ from recuse.sandbox.files.socket_end import (
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.poll_query import PolledFile, ask
 from recuse.sandbox.tasks.memory import read_memory, write_memory
+from recuse.sandbox.tasks.status import ThreadStatus
 from recuse.sandbox.trap.borrowing import Borrowing, close_all
 from recuse.sandbox.trap.call import Outcome, Steps, TrappedCall
 
@@ -184,14 +185,7 @@ def _words(content: bytes, size: int) -> tuple[int, ...]:
 
 def _table_size(tid: int) -> int:
     """How many descriptors a thread's table has room for now, a multiple of 64. OSError: ESRCH."""
-    try:
-        with open(f"/proc/{tid}/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"FDSize:"):
-                    return int(line[len(b"FDSize:") :])
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    raise os_error(errno.ESRCH)
+    return ThreadStatus(tid).number(b"FDSize")
 
 
 def _is_refused(tid: int, count: int) -> bool:

@@ -27,6 +27,7 @@ from recuse.runtime import threads
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.sandbox.arch import arch
+from recuse.sandbox.tasks.status import ThreadStatus
 
 _PR_GET_DUMPABLE: Final = 3
 _PR_SET_DUMPABLE: Final = 4
@@ -115,14 +116,14 @@ def labels_of(thread: str) -> tuple[bytes, ...]:
 
 def own_rights() -> OwnRights:
     """Those of the calling thread."""
-    with open("/proc/thread-self/status", "rb") as status:
-        lines = dict(line.split(b":", 1) for line in status.read().splitlines())
-    uids, gids = (lines[name].split() for name in (b"Uid", b"Gid"))
-    groups = tuple(sorted({int(group) for group in lines[b"Groups"].split()}))
+    status = ThreadStatus("thread-self")
+    uids, gids = (status[name].split() for name in (b"Uid", b"Gid"))
+    groups = tuple(sorted({int(group) for group in status[b"Groups"].split()}))
     uid, gid, euid, egid = (int(number) for number in (uids[3], gids[3], uids[1], gids[1]))
-    rights = Rights(uid, gid, euid, egid, groups, int(lines[b"CapEff"], 16))
+    rights = Rights(uid, gid, euid, egid, groups, status.number(b"CapEff", 16))
     dumpable = _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 1
-    return OwnRights(rights, int(lines[b"CapPrm"], 16), int(lines[b"CapInh"], 16), dumpable)
+    permitted, inheritable = status.number(b"CapPrm", 16), status.number(b"CapInh", 16)
+    return OwnRights(rights, permitted, inheritable, dumpable)
 
 
 class _Capabilities:

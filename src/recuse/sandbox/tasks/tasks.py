@@ -20,6 +20,7 @@ from recuse.runtime.locks import new_lock
 from recuse.runtime.records import record
 from recuse.sandbox.tasks.memory import WritableMap
 from recuse.sandbox.tasks.rights import Acting, Rights, labels_of, own_rights
+from recuse.sandbox.tasks.status import ThreadStatus
 from recuse.sandbox.tasks.thread_ends import ThreadEnds
 
 
@@ -86,21 +87,13 @@ def lock_owner(tgid: int) -> int:
     return mixed ^ (mixed >> 31)
 
 
-def _read_status(tid: int, proc: str = "/proc") -> dict[bytes, bytes]:
-    try:
-        with open(f"{proc}/{tid}/status", "rb") as status:
-            return dict(line.split(b":", 1) for line in status.read().splitlines())
-    except (FileNotFoundError, ProcessLookupError):
-        raise os_error(errno.ESRCH) from None
-
-
 def parent_of(process: int) -> int:
     """The number of a process's parent, 0 if that is outside of this pid namespace.
 
     Raises:
         OSError: ESRCH if there is no such process.
     """
-    return int(_read_status(process)[b"PPid"])
+    return ThreadStatus(process).number(b"PPid")
 
 
 def numbers_in(proc: int, tid: int) -> tuple[int, int]:
@@ -113,12 +106,12 @@ def numbers_in(proc: int, tid: int) -> tuple[int, int]:
     Raises:
         OSError: ESRCH if there is no such thread, or it is not in that namespace.
     """
-    lines = _read_status(tid)
-    processes, threads = lines[b"NStgid"].split(), lines[b"NSpid"].split()
+    status = ThreadStatus(tid)
+    processes, threads = status[b"NStgid"].split(), status[b"NSpid"].split()
     for level, process in enumerate(processes):
         # A status tells the numbers from that namespace on inwards.
         with contextlib.suppress(OSError):
-            found = _read_status(int(process), f"/proc/self/fd/{proc}")
+            found = ThreadStatus(process.decode(), f"/proc/self/fd/{proc}")
             if found[b"NStgid"].split() == processes[level:]:
                 return int(process), int(threads[level])
     raise os_error(errno.ESRCH)
@@ -153,7 +146,7 @@ def _own_namespace(kind: str) -> int:
 
 def umask_of(tid: int) -> int:
     """A thread's umask. OSError, ESRCH, if there is no such thread."""
-    return int(_read_status(tid)[b"Umask"], 8)
+    return ThreadStatus(tid).number(b"Umask", 8)
 
 
 class Tasks:
@@ -200,15 +193,15 @@ class Tasks:
         Raises:
             OSError: ESRCH if there is no such thread.
         """
-        lines = _read_status(tid)
-        uids = [int(uid) for uid in lines[b"Uid"].split()]
-        gids = [int(gid) for gid in lines[b"Gid"].split()]
-        groups = frozenset(int(group) for group in lines[b"Groups"].split())
-        effective, permitted = int(lines[b"CapEff"], 16), int(lines[b"CapPrm"], 16)
+        status = ThreadStatus(tid)
+        uids = [int(uid) for uid in status[b"Uid"].split()]
+        gids = [int(gid) for gid in status[b"Gid"].split()]
+        groups = frozenset(int(group) for group in status[b"Groups"].split())
+        effective, permitted = status.number(b"CapEff", 16), status.number(b"CapPrm", 16)
         if effective | permitted and not in_our_namespace(tid, "user"):
             # Root of a user namespace of its own has no power over the files of this one.
             effective = permitted = 0
-        tgid = int(lines[b"Tgid"])
+        tgid = status.number(b"Tgid")
         at_access = 0 if uids[0] else permitted
         in_order = tuple(sorted(groups))
         return Task(
@@ -287,7 +280,7 @@ class Tasks:
             tgid = task.tgid if task else tid
             if task is None:  # it may be a thread that was never seen, of a process that was
                 with contextlib.suppress(OSError):
-                    tgid = int(_read_status(tid)[b"Tgid"])
+                    tgid = ThreadStatus(tid).number(b"Tgid")
             for other in [task.tid for task in self._tasks.values() if task.tgid == tgid]:
                 self._drop(other)
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from recuse.runtime.log import Log
+from recuse.sandbox.tasks.status import ThreadStatus
 
 _log = Log("recuse.sandbox")
 
@@ -45,7 +46,7 @@ class Unseen:
         self._by_link = by_link
         self._executed: dict[int, dict[int, Held]] = {}
         """By process: what it had when it executed its program."""
-        self._sees_all = bool(int(_status("self", b"CapEff") or b"0", 16) >> _CAP_SYS_PTRACE & 1)
+        self._sees_all = bool(int(_field("self", b"CapEff") or b"0", 16) >> _CAP_SYS_PTRACE & 1)
         self._told = False
 
     def executes(self, tid: int) -> None:
@@ -100,7 +101,7 @@ class Unseen:
         """Say once that there is such a process."""
         if not self._told:
             self._told = True
-            name = (_status(tid, b"Name") or b"?").decode("utf-8", "replace")
+            name = (_field(tid, b"Name") or b"?").decode("utf-8", "replace")
             _log.warning(
                 "%s (process %d) lets nobody look into it, by prctl(PR_SET_DUMPABLE) or since its "
                 "file may be executed and not read: it finds no devices, and cannot use those that "
@@ -110,17 +111,14 @@ class Unseen:
             )
 
 
-def _status(tid: int | str, name: bytes) -> bytes | None:
-    """What ``/proc/TID/status``, which everybody may read, says under a name."""
-    with contextlib.suppress(OSError), open(f"/proc/{tid}/status", "rb") as lines:
-        for line in lines:
-            if line.startswith(name + b":"):
-                return line.partition(b":")[2].strip()
+def _field(tid: int | str, name: bytes) -> bytes | None:
+    with contextlib.suppress(OSError, KeyError):
+        return ThreadStatus(tid)[name]
     return None
 
 
 def _number(tid: int, name: bytes) -> int:
-    return int(_status(tid, name) or b"0")
+    return int(_field(tid, name) or b"0")
 
 
 def _closes_on_exec(tid: int, name: str) -> bool:

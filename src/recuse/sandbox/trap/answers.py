@@ -35,6 +35,7 @@ from recuse.sandbox.arch import name_of
 from recuse.sandbox.tasks.memory import CallerMemory, HiddenError, UnreadableError
 from recuse.sandbox.tasks.rights import LostRightsError
 from recuse.sandbox.trap.listener import TableFullError
+from recuse.sandbox.trap.signals import ERESTARTSYS
 
 if TYPE_CHECKING:
     from recuse.sandbox.tasks.tasks import Task
@@ -47,14 +48,6 @@ PROCEED: Final = -1
 
 ANSWERED: Final = -2
 """A handler's result: the call was answered, or will be by who has it."""
-
-ERESTARTSYS: Final = 512
-"""Kernel-internal error (linux/errno.h) that no program ever sees.
-
-The kernel runs the handler and makes the call fail with EINTR or start anew, as SA_RESTART says, or
-it stops the process and has the call start anew later. Only for a thread that has TIF_SIGPENDING:
-another one would get the number 512.
-"""
 
 _OF_SIGNALS: Final = (errno.EINTR, ERESTARTSYS)
 

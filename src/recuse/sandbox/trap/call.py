@@ -16,29 +16,21 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from recuse.channel.workers import pass_lead
-from recuse.kernel.connection.operation import Operation
-from recuse.kernel.errors import os_error
-from recuse.runtime.log import Log
+from recuse.kernel.connection.operation import Operation, failure
 from recuse.runtime.threads import must_not_block, no_more
 from recuse.sandbox.trap.answers import ANSWERED, RUNNING, WAITING, OwedCall
+from recuse.sandbox.trap.trap import QUICK_CALLS, Trap
 
 if TYPE_CHECKING:
     from recuse.kernel.char.devices import CharDevice
     from recuse.kernel.connection.connection import Connection
     from recuse.kernel.connection.request import Reply, Request
-    from recuse.sandbox.trap.signals import Interrupt
-    from recuse.sandbox.trap.trap import Trap
-
-_log = Log("recuse.sandbox")
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-
-QUICK_CALLS: Final = 16
-"""After how many quick calls in a row an operation that blocked once counts as quick again."""
 
 
 class OnDevice(Generic[T_co]):
@@ -104,7 +96,7 @@ class TrappedCall(OwedCall):
 
     # Signals, and what else ends a wait
 
-    def wait(self, interrupt: Interrupt) -> None:
+    def wait(self, interrupt: Callable[[TrappedCall, bool], None]) -> None:
         """From now on somebody else has it, to whom ``interrupt`` tells of signals meanwhile.
 
         ``interrupt`` is given the call, and must not refer to it; see `SignalWatch.watch`.
@@ -256,14 +248,8 @@ class TrappedCall(OwedCall):
                             return None
         except StopIteration as stop:
             result = stop.value
-        except OSError as exception:
-            # Without the traceback, which would hold this frame, which holds the exception.
-            error = exception.with_traceback(None)
-        except MemoryError:
-            error = os_error(errno.ENOMEM)
-        except Exception:
-            _log.exception("an operation failed")
-            error = os_error(errno.EIO)
+        except Exception as exception:
+            error = failure(exception)
         self._request = self._operation = None
         if self._interrupted == 1:
             self._interrupted = 0
@@ -321,6 +307,12 @@ class TrappedCall(OwedCall):
         self._state = RUNNING
         self._watch()
         self._step(steps, None, None)
+
+
+def receive(trap: Trap) -> TrappedCall | None:
+    """Wait for the next call, see `Listener.receive`; None at the end."""
+    fields = trap.listener.receive()
+    return None if fields is None else TrappedCall(trap, fields)
 
 
 def _wait_for_reply(connection: Connection, request: Request, led: bool) -> Reply | None:

@@ -2,34 +2,24 @@
 
 With SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV only a signal that kills a process at once ends its
 wait; of any other one the supervisor hears nothing, and of that one nothing either until it
-answers. So it looks: while calls wait, each caller's pending signals are read from
-``/proc/TID/status`` every :data:`TICK` seconds, and it is asked whether the call is still there.
-
-What a wait in the kernel would be woken up by is the thread's TIF_SIGPENDING, which no file shows.
-A signal for the thread itself sets it. One for its process sets that of one thread that does not
-block it, the main thread if it can be (kernel/signal.c, complete_signal). The signal's being still
-there at the next look shows that no thread was free to take it meanwhile. A stop that another
-thread has begun sets that of all (do_signal_stop).
+answers. So it looks: while calls wait, each caller's pending signals are read every :data:`TICK`
+seconds (:mod:`recuse.sandbox.trap.pending`), and it is asked whether the call is still there.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, Generic, Protocol, TypeVar
 from weakref import ref
 
 from recuse.runtime import threads
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log, report
 from recuse.sandbox.errands import Errands
-from recuse.sandbox.trap.answers import ERESTARTSYS, OwedCall
-from recuse.sandbox.trap.call import TrappedCall
+from recuse.sandbox.trap.pending import Signals, pending_signals
 
 _log = Log("recuse.sandbox")
 
@@ -44,22 +34,60 @@ _IDLE_TICKS: Final = 25
 _MOST_OWED: Final = 64
 _MOST_ENDED: Final = 1024
 
-Interrupt: TypeAlias = Callable[[TrappedCall, bool], None]
-"""Told that a signal has come for a caller that waits, or (True) that it is no more."""
+ERESTARTSYS: Final = 512
+"""Kernel-internal error (linux/errno.h) that no program ever sees.
+
+The kernel runs the handler and makes the call fail with EINTR or start anew, as SA_RESTART says, or
+it stops the process and has the call start anew later. Only for a thread that has TIF_SIGPENDING:
+another one would get the number 512.
+"""
 
 
-class Waiting:
+class Interruptible(Protocol):
+    """A trapped call, as far as signals are concerned."""
+
+    @property
+    def id(self) -> int:
+        """The kernel's name for it."""
+
+    @property
+    def tid(self) -> int:
+        """The calling thread."""
+
+    @property
+    def instruction(self) -> int:
+        """The address after its instruction."""
+
+    @property
+    def over(self) -> bool:
+        """Whether signals are no business of it any more."""
+
+    def alive(self) -> bool:
+        """Whether its caller still waits for an answer."""
+
+    def give_up(self, number: int) -> bool:
+        """Fail it on behalf of its owner."""
+
+
+C = TypeVar("C", bound=Interruptible)
+
+
+class Waiting(Generic[C]):
     """A call that waits. It does not keep the call."""
 
     __slots__ = ("attend", "call", "found", "id", "interrupt", "looks", "owed", "tid")
 
     def __init__(
-        self, call: TrappedCall, interrupt: Interrupt, attend: Callable[[], None] | None = None
+        self,
+        call: C,
+        interrupt: Callable[[C, bool], None],
+        attend: Callable[[], None] | None = None,
     ) -> None:
         self.call = ref(call)
         self.id = call.id
         self.tid = call.tid
         self.interrupt = interrupt
+        """Told that a signal has come for its caller, or (True) that it is no more."""
         self.attend = attend
         """Is called at each look, which then does nothing else."""
         self.looks = 0
@@ -85,6 +113,34 @@ class Waiting:
         return now is None or not now.caught
 
 
+class _Once:
+    """A number for each of some threads, told once. Thread-safe: each step is atomic.
+
+    Those that nobody comes for are forgotten, all of them when there are too many.
+    """
+
+    __slots__ = ("_most", "_numbers")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._numbers: dict[int, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._numbers)
+
+    def put(self, tid: int, number: int) -> None:
+        if len(self._numbers) >= self._most:
+            self._numbers.clear()
+        self._numbers[tid] = number
+
+    def take(self, tid: int, number: int) -> bool:
+        """Whether this is the thread's number, which it is not any more."""
+        if self._numbers.get(tid) != number:
+            return False
+        self._numbers.pop(tid, None)
+        return True
+
+
 class SignalWatch:
     """The calls that wait, and the thread that looks at their callers; it sleeps without any."""
 
@@ -100,26 +156,26 @@ class SignalWatch:
         """
         # Without a lock, as each call that is not answered at once passes here: setting, popping
         # and copying are atomic.
-        self.waiting: dict[int, Waiting] = {}
+        self.waiting: dict[int, Waiting[Any]] = {}
         """By the call's id. Look here whether there is anything to forget before you do."""
         self._errands = errands
         self.owed: dict[int, int] = {}
         """Threads whose calls a signal has ended before they were received, and who make them once
         more: from the address, after its ``syscall`` instruction, that is here. If the call waits
         then, it is interrupted as by that signal."""
-        self._owed_calls: set[int] = set()
+        self._owed_calls = _Once(_MOST_OWED)  # the others did not wait
         self._taking = new_lock("SignalWatch.taking")
         """Held while a wait is taken off for its caller's end, and while `attend` replaces one."""
-        self._ended: dict[int, int] = {}
+        self._ended = _Once(_MOST_ENDED)  # no handler has run for the others, or they are gone
         """Threads whose calls were received and have ended with EINTR, from which address on."""
-        self._again: dict[int, int] = {}
+        self._again = _Once(_MOST_ENDED)  # the others were killed
         """Threads that make the call that ends a handler once more, and their stack pointers."""
         self._parked = False
         self._unpark = threading.Event()
         self._closed = threading.Event()
         self._thread = threads.start(self._work, name="recuse-signals")
 
-    def watch(self, call: TrappedCall, interrupt: Interrupt, *, late: bool = False) -> None:
+    def watch(self, call: C, interrupt: Callable[[C, bool], None], *, late: bool = False) -> None:
         """Call ``interrupt`` if a signal is pending for the caller, or the caller is killed.
 
         Until the call is answered, and again for each look that finds a signal; but no more after
@@ -132,8 +188,7 @@ class SignalWatch:
             late: see there.
         """
         waiting = Waiting(call, interrupt)
-        if self._owed_calls and call.id in self._owed_calls:
-            self._owed_calls.discard(call.id)
+        if self._owed_calls and self._owed_calls.take(call.tid, call.id):
             waiting.owed = True
         if late:
             self.waiting.setdefault(call.id, waiting)
@@ -144,7 +199,7 @@ class SignalWatch:
             self.waiting.pop(call.id, None)
         self._wake()
 
-    def attend(self, call: TrappedCall, look: Callable[[], None]) -> None:
+    def attend(self, call: Interruptible, look: Callable[[], None]) -> None:
         """Call ``look`` now and then until `OwedCall.leave`: signals cannot reach its caller.
 
         Such as one that makes calls for us: its own call is answered, and so not alive. This comes
@@ -158,38 +213,26 @@ class SignalWatch:
         if self._parked:
             self._unpark.set()
 
-    def received(self, call: TrappedCall) -> None:
+    def received(self, call: Interruptible) -> None:
         """A call has come, perhaps one of those of :attr:`owed`."""
         if self.owed.pop(call.tid, None) == call.instruction:
-            if len(self._owed_calls) >= _MOST_OWED:
-                self._owed_calls.clear()  # those did not wait
-            self._owed_calls.add(call.id)
+            self._owed_calls.put(call.tid, call.id)
 
-    def ends(self, call: OwedCall) -> None:
+    def ends(self, call: Interruptible) -> None:
         """A call is about to end with EINTR, or ERESTARTSYS: that is its result."""
-        if len(self._ended) >= _MOST_ENDED:
-            self._ended.clear()  # no handler has run for those, or they are gone
-        self._ended[call.tid] = call.instruction
+        self._ended.put(call.tid, call.instruction)
 
     def has_ended(self, tid: int, after: int) -> bool:
         """Whether the call of a thread that left off at ``after`` was one of these; once."""
-        if self._ended.get(tid) != after:
-            return False
-        self._ended.pop(tid, None)
-        return True
+        return self._ended.take(tid, after)
 
     def will_come_again(self, tid: int, stack: int) -> None:
         """A thread's call at the end of a handler is dealt with, but it makes it once more."""
-        if len(self._again) >= _MOST_ENDED:
-            self._again.clear()  # those were killed
-        self._again[tid] = stack
+        self._again.put(tid, stack)
 
     def comes_again(self, tid: int, stack: int) -> bool:
         """Whether the end of a handler is one of these; once."""
-        if not self._again or self._again.get(tid) != stack:
-            return False
-        self._again.pop(tid, None)
-        return True
+        return self._again.take(tid, stack)
 
     def close(self) -> None:
         """Stop looking."""
@@ -225,7 +268,7 @@ class SignalWatch:
                 self._parked = False
                 idle = 0
 
-    def _look(self, waiting: list[Waiting]) -> None:
+    def _look(self, waiting: list[Waiting[Any]]) -> None:
         stopping: dict[int, bool] = {}
         for one in waiting:
             try:
@@ -233,7 +276,7 @@ class SignalWatch:
             except Exception:
                 _log.exception("internal error while looking for signals")
 
-    def _look_at(self, one: Waiting, stopping: dict[int, bool]) -> None:
+    def _look_at(self, one: Waiting[C], stopping: dict[int, bool]) -> None:
         if not one.looks:
             one.looks = 1  # most calls are answered soon
             return
@@ -263,12 +306,12 @@ class SignalWatch:
                 one.found = [*one.found[-1:], signals]
                 self._errands.put(partial(one.interrupt, call, False))
 
-    def _take_off(self, one: Waiting) -> Waiting | None:
+    def _take_off(self, one: Waiting[C]) -> Waiting[C] | None:
         """Look at a wait no more; None if it was forgotten or replaced meanwhile."""
         with self._taking:
             return self.waiting.pop(one.id, None) if self.waiting.get(one.id) is one else None
 
-    def _end(self, one: Waiting, call: TrappedCall) -> bool:
+    def _end(self, one: Waiting[C], call: C) -> bool:
         """The caller is gone, unless its call was forgotten meanwhile, and then answered."""
         left = self._take_off(one)
         if left is None:
@@ -277,115 +320,5 @@ class SignalWatch:
         return True
 
 
-def _ignore(call: TrappedCall, fatal: bool) -> None:
+def _ignore(call: Interruptible, fatal: bool) -> None:
     del call, fatal
-
-
-class Signals(NamedTuple):
-    """What is pending for a thread that waits."""
-
-    for_thread: bool
-    """For this thread and no other."""
-    sure: bool
-    """Whether it has TIF_SIGPENDING for certain, if this is so for longer than a moment."""
-    caught: bool
-    """Whether the program catches one of them."""
-    deadly: bool
-    """Whether the process will die of them."""
-
-
-def _mask(*numbers: int) -> int:
-    return sum(1 << number - 1 for number in numbers)
-
-
-_CORE_DUMPING: Final = _mask(
-    signal.SIGQUIT, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGFPE, signal.SIGSEGV,
-    signal.SIGBUS, signal.SIGSYS, signal.SIGXCPU, signal.SIGXFSZ,
-)  # fmt: skip
-"""SIG_KERNEL_COREDUMP_MASK: a process dies of these only when it takes them."""
-
-_SIGCHLD: Final = _mask(signal.SIGCHLD)
-
-
-class _Status(NamedTuple):
-    state: bytes
-    tgid: int
-    traced: bool
-    threads: int
-    pending: int
-    shared: int
-    blocked: int
-    caught: int
-
-
-def _read_status(tid: int) -> _Status | None:
-    try:
-        with open(f"/proc/{tid}/status", "rb", 0) as status:
-            text = status.read(8192)
-        at = text.index(b"\nState:\t") + 8
-        state = text[at : at + 1]
-        at = text.index(b"\nTgid:\t", at) + 7
-        tgid = int(text[at : text.index(b"\n", at)])
-        at = text.index(b"\nTracerPid:\t", at) + 12
-        traced = text[at : at + 1] != b"0"
-        at = text.index(b"\nThreads:\t", at) + 10
-        threads = int(text[at : text.index(b"\n", at)])
-        at = text.index(b"\nSigPnd:\t", at) + 1
-        # SigPnd, ShdPnd, SigBlk, SigIgn, SigCgt, all of this form.
-        pending, shared, blocked, _, caught = (
-            int(line[8:], 16) for line in text[at : at + 5 * 25].splitlines()
-        )
-    except (OSError, ValueError):
-        return None
-    return _Status(state, tgid, traced, threads, pending, shared, blocked, caught)
-
-
-def pending_signals(tid: int, stopping: dict[int, bool] | None = None) -> Signals | None:
-    """The signals that the kernel would interrupt a thread's wait for; None if there are none.
-
-    A signal that the program ignores is never pending, but for a program that is traced, and then
-    it does interrupt.
-
-    Args:
-        tid: the thread, in the supervisor's pid namespace.
-        stopping: a memory for several threads: the processes that are being stopped.
-    """
-    status = _read_status(tid)
-    if status is None:
-        return None
-    private = status.pending & ~status.blocked
-    shared = status.shared & ~status.blocked
-    sure = True
-    if status.threads > 1:
-        if shared and status.tgid != tid:
-            leader = _read_status(status.tgid)
-            if leader is not None and leader.state not in b"ZX":
-                shared &= leader.blocked
-            sure = False
-        if not private | shared:
-            stopping = {} if stopping is None else stopping
-            if status.tgid not in stopping:
-                stopping[status.tgid] = _is_stopping(status.tgid)
-            if stopping[status.tgid]:
-                return Signals(for_thread=True, sure=True, caught=False, deadly=False)
-        # For the thread that has made the child, it may be.
-        sure = sure and not shared & _SIGCHLD
-    signals = private | shared
-    if not signals:
-        return None
-    return Signals(
-        for_thread=bool(private) or status.threads == 1,
-        sure=sure or bool(private),
-        caught=bool(signals & status.caught),
-        deadly=bool(signals & _CORE_DUMPING & ~status.caught) and not status.traced,
-    )
-
-
-def _is_stopping(tgid: int) -> bool:
-    """Whether a thread of the process is stopped, so that the others are to stop."""
-    with contextlib.suppress(OSError):
-        for name in os.listdir(f"/proc/{tgid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{tgid}/task/{name}/stat", "rb") as stat:
-                if stat.read().rpartition(b")")[2][1:2] == b"T":
-                    return True
-    return False

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from recuse.channel.workers import TICK
-from recuse.sandbox.trap.call import QUICK_CALLS, TrappedCall
 
 if TYPE_CHECKING:
     from recuse.sandbox.tasks.tasks import Tasks
     from recuse.sandbox.tasks.unseen import Unseen
     from recuse.sandbox.trap.listener import Listener
     from recuse.sandbox.trap.signals import SignalWatch
+
+
+QUICK_CALLS: Final = 16
+"""After how many quick calls in a row an operation that blocked once counts as quick again."""
 
 
 class Trap:
@@ -37,11 +40,6 @@ class Trap:
         self.waiting = signals.waiting
         self.blocking: dict[tuple[int, int], int] = {}
         """By device and system call: how often operations that blocked are still expected to."""
-
-    def receive(self) -> TrappedCall | None:
-        """Wait for the next call, see `Listener.receive`; None at the end."""
-        fields = self.listener.receive()
-        return None if fields is None else TrappedCall(self, fields)
 
     def took(self, key: tuple[int, int], duration_s: float) -> None:
         """An operation that was expected to block has taken so long."""
