@@ -65,7 +65,7 @@ def test_a_failed_experiment(
     [
         (errno.EPERM, "--security-opt seccomp=unconfined"),
         (errno.EACCES, "--security-opt seccomp=unconfined"),
-        (errno.EBUSY, "run recuse outside of it"),
+        (errno.EBUSY, "run recuse outside it"),
         (errno.EINVAL, "Linux 5.5 or newer"),
         (errno.ENOSYS, "Linux 5.5 or newer"),
     ],
@@ -153,7 +153,7 @@ def test_confinement(
 @pytest.mark.parametrize(("value", "there"), [("0", False), ("1", True)])
 def test_new_privileges(monkeypatch: pytest.MonkeyPatch, value: str, there: bool) -> None:
     monkeypatch.setattr(doctor, "_read", lambda path: f"Name:\tx\nNoNewPrivs:\t{value}\n")
-    assert ("already so here" in doctor.check_no_new_privileges().text) == there
+    assert ("as it is here already" in doctor.check_no_new_privileges().text) == there
 
 
 # ---- the report
@@ -271,7 +271,7 @@ def test_where_seccomp_is_forbidden() -> None:
     assert "seccomp=unconfined" in checks["user notification"]["advice"]
     assert checks["process memory"]["good"]
     assert checks["confinement"]["finding"].startswith("in a seccomp filter")
-    assert "already so here" in checks["no_new_privs"]["finding"]
+    assert "as it is here already" in checks["no_new_privs"]["finding"]
 
 
 @on_supported

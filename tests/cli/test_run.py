@@ -129,7 +129,7 @@ def os_error(code: int, filename: str | None = None) -> OSError:
         (
             os_error(errno.EPERM),
             125,
-            "Operation not permitted; `recuse doctor` tells what this machine allows",
+            "Operation not permitted; run `recuse doctor` to see what is missing here",
         ),
         (os_error(errno.EMFILE), 125, str(lacks(errno.EMFILE))),
         (os_error(errno.EAGAIN), 125, str(lacks(errno.EAGAIN))),
@@ -137,7 +137,7 @@ def os_error(code: int, filename: str | None = None) -> OSError:
         (
             os_error(errno.ENOENT, "/proc/other"),
             125,
-            "No such file or directory; `recuse doctor` tells what this machine allows",
+            "No such file or directory; run `recuse doctor` to see what is missing here",
         ),
         (SandboxError("not here: see `recuse doctor`"), 125, "not here: see `recuse doctor`"),
     ],
@@ -169,25 +169,25 @@ def test_a_script_without_its_interpreter(
         (
             [],
             2,
-            "which program? It comes after the options (see recuse run --help)",
+            "no program given: add it after the options (see recuse run --help)",
         ),
         (["--nonsense"], 2, "No such option '--nonsense' (see recuse run --help)"),
         (["-d"], 2, "Option '-d' requires an argument (see recuse --help)"),
-        (["-d", "gone.py", "x"], 125, "gone.py: there is no such file"),
+        (["-d", "gone.py", "x"], 125, "gone.py: no such file"),
         (
             ["-d", "echo.py", "-d", "./echo.py", "x"],
             125,
-            "./echo.py: a device named echo is there already; add name=...",
+            "./echo.py: there is already a device named echo; add name=...",
         ),
         (
             ["-d", "echo.py", "-d", "echo.py,name=echo/2", "x"],
             125,
-            "echo.py,name=echo/2: a device named echo is there already; add name=...",
+            "echo.py,name=echo/2: there is already a device named echo; add name=...",
         ),
         (
             ["-d", "echo.py,major=60", "-d", "echo.py,name=b,major=60", "x"],
             125,
-            "echo.py,name=b,major=60: a device with number 60:0 is there already; "
+            "echo.py,name=b,major=60: there is already a device with number 60:0; "
             "add minor=..., or major=0 for a free number",
         ),
         (["-d", "many.py", "x"], 125, "many.py:1: ValueError: one two"),

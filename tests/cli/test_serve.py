@@ -389,7 +389,9 @@ def test_a_directory_that_cannot_be_trusted(
             pytest.skip("only root can make a directory of somebody else's")
         os.chown(directory, 65534, 65534)
     assert main(["serve", "echo.py"]) == 125
-    message = f"recuse: {directory}: is not a directory of yours alone; choose with --listen PATH\n"
+    message = (
+        f"recuse: {directory}: must be a directory that only you can enter; or give --listen PATH\n"
+    )
     assert capfd.readouterr() == ("", message)
 
 
@@ -397,11 +399,11 @@ def test_a_living_server_stays(serve: Serve, capfd: pytest.CaptureFixture[str]) 
     server = serve("echo.py")
     assert main(["serve", "echo.py"]) == 125
     assert capfd.readouterr().err == (
-        f"recuse: {server.paths[0]}: another server is there; end it, or give this one "
+        f"recuse: {server.paths[0]}: another server is running there; end it, or give this one "
         "--listen PATH\n"
     )
     assert main(["serve", "--listen", "echo.py", "echo.py"]) == 125
-    assert "echo.py: is there already, and no socket" in capfd.readouterr().err
+    assert "echo.py: exists already, and is not a socket" in capfd.readouterr().err
     other = serve("--listen", "other.sock", "echo.py")
     assert other.end()[0] == server.end()[0] == 0
 
@@ -420,7 +422,7 @@ def test_if_one_device_cannot_be_served_none_is(
     serve("echo.py,name=b")
     assert main(["serve", "echo.py,name=a", "echo.py,name=b"]) == 125
     output, errors = capfd.readouterr()
-    assert "another server is there" in errors
+    assert "another server is running there" in errors
     assert output.endswith("a.sock\nclosed\n")
     assert os.listdir("run/recuse") == ["b.sock"]
 
@@ -432,15 +434,15 @@ def test_if_one_device_cannot_be_served_none_is(
         (
             ["--listen", "x", "echo.py", "echo.py,name=b"],
             2,
-            "--listen is for one device (see recuse serve --help)",
+            "--listen takes one device (see recuse serve --help)",
         ),
         (
             ["--listen", "x", "--kernel", "echo.py"],
             2,
-            "--listen is for one device, without --kernel (see recuse serve --help)",
+            "--listen takes one device, without --kernel (see recuse serve --help)",
         ),
-        (["gone.py"], 125, "gone.py: there is no such file"),
-        (["unix:x"], 125, "unix:x: is served already"),
+        (["gone.py"], 125, "gone.py: no such file"),
+        (["unix:x"], 125, "unix:x: is already served: name the class instead"),
         (
             ["--listen", "gone/x", "echo.py"],
             125,
@@ -449,7 +451,7 @@ def test_if_one_device_cannot_be_served_none_is(
         (
             ["--listen", "x" * 200, "echo.py"],
             125,
-            f"{'x' * 200}: too long for the path of a socket; choose with --listen PATH",
+            f"{'x' * 200}: too long for the path of a socket; give a shorter one: --listen PATH",
         ),
     ],
 )
@@ -467,7 +469,7 @@ def test_errors(
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("unix:", "unix:: after the colon comes the path that `recuse serve` told"),
+        ("unix:", "unix:: add the path that `recuse serve` printed, after the colon"),
         (
             "unix:gone",
             "unix:gone: nobody serves there (recuse serve SPEC... tells where it does)",

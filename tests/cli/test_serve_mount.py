@@ -212,4 +212,4 @@ def test_without_the_right_to_mount(serve: Serve, directory: Path) -> None:
 @pytest.mark.parametrize("option", ["--kernel", "--listen=here"])
 def test_options_that_do_not_go_together(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--mount", ".", option, "echo.py"]) == 2
-    assert "--mount goes without --kernel and --listen" in capsys.readouterr().err
+    assert "--mount cannot be combined with --kernel or --listen" in capsys.readouterr().err

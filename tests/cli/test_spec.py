@@ -105,14 +105,14 @@ def test_parse(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("echo.py,loud", "echo.py,loud: after a comma comes KEY=VALUE, not 'loud'"),
-        ("echo.py,", "echo.py,: after a comma comes KEY=VALUE, not ''"),
-        ("echo.py,a-b=1", "echo.py,a-b=1: after a comma comes KEY=VALUE, not 'a-b=1'"),
+        ("echo.py,loud", "echo.py,loud: a comma must be followed by KEY=VALUE, not 'loud'"),
+        ("echo.py,", "echo.py,: a comma must be followed by KEY=VALUE, not ''"),
+        ("echo.py,a-b=1", "echo.py,a-b=1: a comma must be followed by KEY=VALUE, not 'a-b=1'"),
         ("echo.py,a=1,a=2", "echo.py,a=1,a=2: a is given twice"),
-        ("echo.py:", "echo.py:: after the colon comes the name of a class"),
-        ("echo.py:3", "echo.py:3: after the colon comes the name of a class"),
-        ("", "'': a device is given as FILE.py, FILE.py:CLASS or MODULE:CLASS"),
-        (":Echo", "':Echo': a device is given as FILE.py, FILE.py:CLASS or MODULE:CLASS"),
+        ("echo.py:", "echo.py:: the colon must be followed by the name of a class"),
+        ("echo.py:3", "echo.py:3: the colon must be followed by the name of a class"),
+        ("", "'': name a device by FILE.py, FILE.py:CLASS or MODULE:CLASS"),
+        (":Echo", "':Echo': name a device by FILE.py, FILE.py:CLASS or MODULE:CLASS"),
     ],
 )
 def test_parse_refuses(text: str, message: str) -> None:
@@ -221,7 +221,7 @@ class More(Kinds):
     device: Any = load(parse("more.py,more=2,size=0x10"))
     assert (device.more, device.given["size"]) == (2.0, 16)
     assert error_of("more.py,more=2,size=x") == (
-        "more.py: size=x: size is a number, such as 4096, 0x1000 or 0o660"
+        "more.py: size=x: size must be a number, such as 4096, 0x1000 or 0o660"
     )
 
 
@@ -231,7 +231,7 @@ def test_a_constructor_need_not_take_what_every_device_has(directory: Path) -> N
     device: Any = load(parse("echo.py,name=echo1,mode=0o600,seekable=yes,size=3"))
     assert (device.name, device.mode, device.seekable, device.size) == ("echo1", 0o600, True, "3")
     assert error_of("echo.py,mode=x") == (
-        "echo.py: mode=x: mode is a number, such as 4096, 0x1000 or 0o660"
+        "echo.py: mode=x: mode must be a number, such as 4096, 0x1000 or 0o660"
     )
     assert error_of("echo.py,name=../x").startswith("echo.py: ")
     assert error_of("echo.py,sysfs=x").startswith("echo.py: Echo has no argument sysfs; ")
@@ -240,10 +240,10 @@ def test_a_constructor_need_not_take_what_every_device_has(directory: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("size=big", "kinds.py: size=big: size is a number, such as 4096, 0x1000 or 0o660"),
-        ("size=", "kinds.py: size=: size is a number, such as 4096, 0x1000 or 0o660"),
-        ("rate=x", "kinds.py: rate=x: rate is a number, such as 0.5"),
-        ("loud=maybe", "kinds.py: loud=maybe: loud is true or false"),
+        ("size=big", "kinds.py: size=big: size must be a number, such as 4096, 0x1000 or 0o660"),
+        ("size=", "kinds.py: size=: size must be a number, such as 4096, 0x1000 or 0o660"),
+        ("rate=x", "kinds.py: rate=x: rate must be a number, such as 0.5"),
+        ("loud=maybe", "kinds.py: loud=maybe: loud must be true or false"),
         (
             "speed=1",
             "kinds.py: Kinds has no argument speed; "
@@ -273,20 +273,23 @@ def test_arguments_that_do_not_fit(directory: Path, init: str, text: str, messag
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gone.py", "gone.py: there is no such file"),
+        ("gone.py", "gone.py: no such file"),
         (".", ".: no such module"),
         ("echo-device", "echo-device: no such module"),
-        ("./", "./: there is no such file"),
-        ("no_such_module:Echo", "no_such_module: no such module (a file is given as FILE.py)"),
+        ("./", "./: no such file"),
+        ("no_such_module:Echo", "no_such_module: no such module (to name a file, write FILE.py)"),
         ("no_such.module:Echo", "no_such.module: no such module"),
         ("json.no_such:Echo", "json.no_such: no such module"),
-        ("echo.py:Ecko", "echo.py: has no class Ecko; there is Echo"),
+        ("echo.py:Ecko", "echo.py: has no class Ecko; choose Echo"),
         (
             "echo.py:EchoFile",
-            "echo.py: EchoFile is not a subclass of recuse.Device; there is Echo",
+            "echo.py: EchoFile is not a subclass of recuse.Device; choose Echo",
         ),
-        ("kinds.py", "kinds.py: has several device classes: say kinds.py:Echo or kinds.py:Kinds"),
-        ("kinds.py:Gone", "kinds.py: has no class Gone; there is Echo or Kinds"),
+        (
+            "kinds.py",
+            "kinds.py: has several device classes: choose kinds.py:Echo or kinds.py:Kinds",
+        ),
+        ("kinds.py:Gone", "kinds.py: has no class Gone; choose Echo or Kinds"),
         ("none.py", "none.py: has no device class (a subclass of recuse.Device)"),
         ("none.py:x", "none.py: x is not a subclass of recuse.Device"),
     ],

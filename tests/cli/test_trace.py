@@ -246,7 +246,7 @@ def test_nothing_is_traced_that_was_not_asked_for(
             "recuse: --trace: no/such/trace: No such file or directory\n",
         ),
         (["--trace=.", "true"], 125, "recuse: --trace: .: Is a directory\n"),
-        (["--trace"], 2, "recuse: which program? It comes after the options"),
+        (["--trace"], 2, "recuse: no program given: add it after the options"),
         (["--trace-format", "xml", "true"], 2, "recuse: Invalid value for '--trace-format'"),
     ],
 )

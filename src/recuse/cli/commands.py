@@ -27,17 +27,17 @@ def _print_version(context: click.Context, _option: click.Parameter, wanted: boo
 )
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Character devices written in Python, for unmodified programs."""
+    """Run unmodified programs with character devices written in Python."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(2)
 
 
 class _TracingCommand(click.Command):
-    """Takes `--trace` without a value too, which click would take from what comes next."""
+    """Accepts `--trace` without a value too. click would take the next argument as its value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Give a bare `--trace` among recuse's own options the value that it stands for."""
+        """Replace a bare `--trace` among recuse's own options by `--trace=-`, which it means."""
         with_value = {
             name
             for option in self.params
@@ -57,13 +57,13 @@ class _TracingCommand(click.Command):
 _trace_option = click.option(
     "--trace",
     metavar="[=FILE]",
-    help="Print each request and its answer, on stderr or appended to FILE.",
+    help="Print each request and its answer to stderr, or append them to FILE.",
 )
 _trace_format_option = click.option(
     "--trace-format",
     type=click.Choice(["text", "jsonl"]),
     default="text",
-    help="Print them for people (text) or as a JSON object each (jsonl).",
+    help="Print text for people, or one JSON object per line (jsonl).",
 )
 
 
@@ -78,41 +78,41 @@ _trace_format_option = click.option(
     "specs",
     metavar="SPEC",
     multiple=True,
-    help="A device that the program shall find under /dev; may be given several times.",
+    help="A device that the program finds under /dev. Repeat for several devices.",
 )
 @_trace_option
 @_trace_format_option
 @click.argument("argv", metavar="[--] PROGRAM [ARG]...", nargs=-1, type=click.UNPROCESSED)
 def run(specs: tuple[str, ...], trace: str | None, trace_format: str, argv: tuple[str, ...]) -> int:
-    """Run PROGRAM, and all that it starts, with devices written in Python.
+    """Run PROGRAM, and everything that it starts, with devices written in Python.
 
-    SPEC is a file with a Device class in it (echo.py), a class in a file (echo.py:Echo) or in a
+    SPEC is a file with a Device class (echo.py), a class in a file (echo.py:Echo) or a class in a
     module (package.module:Echo). Arguments for the class follow after commas:
-    memory.py,name=ram,size=0x1000. unix:PATH is a device that `recuse serve` serves there.
+    memory.py,name=ram,size=0x1000. unix:PATH is a device that `recuse serve` serves at PATH.
 
     \b
     The exit status is the program's own; 128+N if signal N ended it; 127 if
-    there is no such program, 126 if it cannot be executed; 125 if recuse
+    the program was not found, 126 if it cannot be executed; 125 if recuse
     itself failed.
     """  # noqa: D301 (click's mark for a paragraph that keeps its lines)
     if not argv:
-        raise click.UsageError("which program? It comes after the options")
+        raise click.UsageError("no program given: add it after the options")
     from recuse.cli.run import run_program
 
     return run_program(specs, argv, trace, trace_format)
 
 
-@cli.group(short_help="Read traces.")
+@cli.group(short_help="Evaluate a trace.")
 def trace() -> None:
-    """Read what --trace=FILE --trace-format jsonl has written."""
+    """Evaluate a trace that --trace=FILE --trace-format jsonl has written."""
 
 
-@trace.command(short_help="Count what a trace has.")
+@trace.command(short_help="Add up a trace.")
 @click.argument("file", type=click.File("rb"))
 def summary(file: BinaryIO) -> int:
-    """Count what FILE (- for stdin) has, by device and operation.
+    """Add up FILE (- for stdin) by device and operation.
 
-    The table has the bytes that programs sent (in) and got (out), and latencies in microseconds.
+    The table shows the bytes that programs sent (in) and got (out), and latencies in microseconds.
     """
     from recuse.trace.summary import Summary, TraceError
 
@@ -127,13 +127,13 @@ def summary(file: BinaryIO) -> int:
 
 @cli.command(cls=_TracingCommand, short_help="Serve devices to other processes.")
 @click.option(
-    "--listen", metavar="PATH", help="Where the socket shall be, instead of the usual place."
+    "--listen", metavar="PATH", help="Put the socket at PATH, not in the default directory."
 )
-@click.option("--kernel", is_flag=True, help="Serve on Linux's own /dev/cuse, for all programs.")
+@click.option("--kernel", is_flag=True, help="Use Linux's own /dev/cuse, for all programs.")
 @click.option(
     "--mount",
     metavar="DIR",
-    help="Serve as files on a FUSE mount at DIR, which programs can map (root).",
+    help="Serve files on a FUSE mount at DIR, which all programs can map (needs root).",
 )
 @_trace_option
 @_trace_format_option
@@ -149,18 +149,18 @@ def serve(
 ) -> int:
     """Serve devices to `recuse run -d unix:PATH` in other processes, until Ctrl-C or SIGTERM.
 
-    SPEC is as for `recuse run`. Each device gets a socket that only you and root can use, in your
-    runtime directory ($XDG_RUNTIME_DIR/recuse), or a directory of yours in /tmp.
+    SPEC is as for `recuse run`. Each device gets a socket that only you and root can use. It is in
+    $XDG_RUNTIME_DIR/recuse or, without that, in a directory of your own in /tmp.
     """
     from recuse.cli.serve import serve_devices
 
     return serve_devices(specs, listen, kernel, trace, trace_format, mount=mount)
 
 
-@cli.command(short_help="Say what this machine allows.")
-@click.option("--json", "as_json", is_flag=True, help="Write the findings as JSON.")
+@cli.command(short_help="Check this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def doctor(as_json: bool) -> int:
-    """Say what this machine allows, and what to do about the rest.
+    """Check what recuse needs of this machine, and say what to do if it is missing.
 
     The exit status is 0 if `recuse run` can work here, 1 if not.
     """

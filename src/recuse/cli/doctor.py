@@ -1,7 +1,7 @@
-"""`recuse doctor`: what this machine allows, what it does not, and what to do about it.
+"""`recuse doctor`: what this machine allows, what it does not, and what to do about that.
 
-Every check is a function that returns a `Finding`, and a row of `CHECKS`. What can be tried is
-tried (`recuse.cli.probes`): a kernel's version says little inside a container.
+Each check is a function that returns a `Finding`, and a row in one of the tables below. Whatever
+can be tried is tried (`recuse.cli.probes`): a kernel's version says little inside a container.
 """
 
 import errno
@@ -24,7 +24,7 @@ OLDEST_KERNEL = (5, 19)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found: whether it is as it should be, and if not, what to do."""
+    """What a check found: whether all is well, and if not, what to do."""
 
     good: bool
     text: str
@@ -40,11 +40,11 @@ class Check:
     required: bool = True
     """Whether `recuse run` cannot work without it."""
     rests_on: str = ""
-    """The check without whose success this one says nothing."""
+    """The check that must succeed before this one makes sense."""
 
 
 def _try(experiment: Callable[[], object], good: str, advice: str) -> Finding:
-    """The finding of an experiment that raises OSError where it fails."""
+    """The finding of an experiment that raises OSError if it fails."""
     try:
         experiment()
     except OSError as error:
@@ -57,7 +57,7 @@ def _read(path: str) -> str:
 
 
 def _status(field: str) -> str:
-    """A field of /proc/self/status, "" if there is none of that name."""
+    """A field of /proc/self/status; "" if it is missing."""
     for line in _read("/proc/self/status").splitlines():
         name, _, value = line.partition(":")
         if name == field:
@@ -65,7 +65,7 @@ def _status(field: str) -> str:
     return ""
 
 
-# ---- what this is
+# ---- versions
 
 
 def check_recuse() -> Finding:
@@ -87,14 +87,14 @@ def check_kernel() -> Finding:
     numbers = system.release.split("-")[0].split(".")[:2]
     known = len(numbers) == 2 and all(number.isdecimal() for number in numbers)
     good = known and tuple(map(int, numbers)) >= OLDEST_KERNEL
-    advice = "Linux 5.19 or newer has all that recuse needs"
+    advice = "use Linux 5.19 or newer, which has everything that recuse needs"
     return Finding(good, f"{system.sysname} {system.release}", advice)
 
 
 # ---- seccomp user notification
 
 _IN_A_CONTAINER = (
-    "in a container, its seccomp profile forbids this: for docker or podman, run it with "
+    "in a container, the seccomp profile forbids this: with docker or podman, start it with "
     "--security-opt seccomp=unconfined"
 )
 
@@ -105,13 +105,11 @@ def check_user_notification() -> Finding:
         probes.trap_a_call()
     except OSError as error:
         advice = {
-            errno.EBUSY: "another supervisor (a container's, or recuse itself) listens to this "
-            "process already, and Linux allows one: run recuse outside of it",
+            errno.EBUSY: "another supervisor (a container engine's, or recuse itself) already has "
+            "this process, and Linux allows only one: run recuse outside it",
             errno.EPERM: _IN_A_CONTAINER,
             errno.EACCES: _IN_A_CONTAINER,
-        }.get(
-            error.errno or 0, "the kernel must be Linux 5.5 or newer, built with SECCOMP_FILTER=y"
-        )
+        }.get(error.errno or 0, "use Linux 5.5 or newer, built with SECCOMP_FILTER=y")
         return Finding(False, error.strerror or str(error), advice)
     return Finding(True, "a child's system call was trapped and answered")
 
@@ -121,10 +119,10 @@ def check_notification_sizes() -> Finding:
     try:
         sizes = probes.notification_sizes()
     except OSError as error:
-        advice = "the kernel must be Linux 5.0 or newer; " + _IN_A_CONTAINER
+        advice = "use Linux 5.0 or newer; " + _IN_A_CONTAINER
         return Finding(False, error.strerror or str(error), advice)
     text = "request {}, response {}, data {} bytes".format(*sizes)
-    advice = "this kernel is newer than this version of recuse: look for a newer recuse"
+    advice = "this kernel is newer than this version of recuse: update recuse"
     return Finding(sizes == (80, 24, 64), text, advice)
 
 
@@ -132,7 +130,7 @@ def check_add_descriptor() -> Finding:
     return _try(
         probes.add_descriptor,
         "ADDFD works",
-        "opening a device needs this; Linux 5.9 or newer has it",
+        "programs cannot open a device without it; Linux 5.9 or newer has it",
     )
 
 
@@ -140,12 +138,12 @@ def check_wait_killable() -> Finding:
     return _try(
         probes.wait_killable,
         "WAIT_KILLABLE_RECV works",
-        "without it a signal repeats a call that the device is at; Linux 5.19 or newer has it",
+        "without it, a signal repeats a call that a device is handling; Linux 5.19 or newer has it",
     )
 
 
 def check_sync_wake_up() -> Finding:
-    advice = "each call on a device takes several times as long without; Linux 6.6 or newer has it"
+    advice = "without it, each call on a device takes several times as long; use Linux 6.6 or newer"
     try:
         works = probes.sync_wake_up()
     except OSError as error:
@@ -164,15 +162,15 @@ def _ptrace_scope() -> str:
 
 
 _PTRACE_ADVICE = (
-    "in a container, add the capability (--cap-add SYS_PTRACE); elsewhere look at "
-    "kernel.yama.ptrace_scope, which should be 0 or 1"
+    "in a container, add the capability (--cap-add SYS_PTRACE); elsewhere, set "
+    "kernel.yama.ptrace_scope to 0 or 1"
 )
 
 
 def check_memory() -> Finding:
     scope = _ptrace_scope()
     way = "process_vm_readv" if may_copy_memory() else "/proc/PID/mem, as others are refused"
-    good = f"a child's memory can be read, by {way}"
+    good = f"a child's memory can be read by {way}"
     if scope:
         good += f" (yama ptrace_scope is {scope})"
     return _try(probes.read_child_memory, good, _PTRACE_ADVICE)
@@ -181,7 +179,7 @@ def check_memory() -> Finding:
 def check_proc() -> Finding:
     return _try(
         probes.read_child_proc,
-        "a child's descriptors and memory map can be seen",
+        "a child's descriptors and memory map can be read",
         "mount /proc, without hidepid; " + _PTRACE_ADVICE,
     )
 
@@ -190,7 +188,7 @@ def check_pidfd() -> Finding:
     return _try(
         probes.hold_child,
         "pidfd_open works",
-        "an open /proc/PID is used instead, and nothing is missing",
+        "recuse opens /proc/PID instead, and nothing is missing",
     )
 
 
@@ -198,9 +196,9 @@ def check_pidfd_getfd() -> Finding:
     return _try(
         probes.fetch_child_descriptor,
         "pidfd_getfd works",
-        "programs are made to send theirs instead, and nothing is missing; each time takes longer"
+        "recuse makes programs send theirs instead: nothing is missing, but it takes longer"
         if may_trace()
-        else "pipes are used instead, and programs that poll are not told of all events (POLLPRI); "
+        else "recuse uses pipes instead, and programs that poll miss some events (POLLPRI); "
         + _PTRACE_ADVICE,
     )
 
@@ -209,8 +207,8 @@ def check_ptrace() -> Finding:
     return _try(
         probes.trace_child,
         "a child can be stopped by ptrace",
-        "without it programs cannot map devices into their memory, nor change into directories "
-        "that recuse adds; " + _PTRACE_ADVICE,
+        "without it, programs cannot map devices into memory, nor change into directories that "
+        "recuse adds; " + _PTRACE_ADVICE,
     )
 
 
@@ -218,7 +216,7 @@ def check_comparing() -> Finding:
     return _try(
         probes.compare_with_child,
         "kcmp works",
-        "each call on a device takes 2 us longer without; Linux has it if built with "
+        "without it, each call on a device takes 2 us longer; Linux has it if built with "
         "KCMP=y; " + _PTRACE_ADVICE,
     )
 
@@ -227,7 +225,7 @@ def check_comparing() -> Finding:
 
 
 def check_confinement() -> Finding:
-    """Only told: whatever matters of it shows in the other checks."""
+    """For information only: the other checks show whether it matters."""
     parts = []
     if _status("Seccomp") not in ("", "0"):
         parts.append("in a seccomp filter")
@@ -237,20 +235,20 @@ def check_confinement() -> Finding:
 
 
 def check_no_new_privileges() -> Finding:
-    here = " (already so here)" if _status("NoNewPrivs") == "1" else ""
-    return Finding(True, f"no_new_privs is set for programs{here}: sudo and such gain nothing")
+    here = " (as it is here already)" if _status("NoNewPrivs") == "1" else ""
+    return Finding(True, f"recuse sets it for programs{here}: sudo and the like gain nothing")
 
 
 def check_dev_fuse() -> Finding:
-    return _device("/dev/fuse", "modprobe fuse; in a container, --device /dev/fuse")
+    return _device("/dev/fuse", "to have it, modprobe fuse; in a container, --device /dev/fuse")
 
 
 def check_dev_cuse() -> Finding:
-    return _device("/dev/cuse", "modprobe cuse, as root, where the kernel has it")
+    return _device("/dev/cuse", "to have it, modprobe cuse as root, if the kernel has that module")
 
 
 def _device(path: str, advice: str) -> Finding:
-    needless = "`recuse run` does without"
+    needless = "`recuse run` does not need it"
     return _try(lambda: probes.open_device(path), "can be opened", f"{needless}; {advice}")
 
 
@@ -283,7 +281,7 @@ SURROUNDINGS = (
 
 
 def examine(checks: Iterable[Check]) -> list[tuple[Check, Finding]]:
-    """Do the checks; one that breaks in a way of its own is a finding, too."""
+    """Do the checks; one that fails unexpectedly is a finding, too."""
     report: list[tuple[Check, Finding]] = []
     failed = set()
     for check in checks:
@@ -301,7 +299,7 @@ def examine(checks: Iterable[Check]) -> list[tuple[Check, Finding]]:
 
 
 def mark(check: Check, finding: Finding) -> str:
-    """Return "ok", or "no" for what is needed, or "--" for what can be missing."""
+    """Return "ok"; or for what is missing, "no" if it is required and "--" if not."""
     if finding.good:
         return "ok"
     return "no" if check.required else "--"

@@ -1,17 +1,17 @@
-"""Failures that are told in one line, and the exit statuses for them."""
+"""Failures that are reported in one line, and their exit statuses."""
 
 FAILED = 125
-"""Recuse itself failed; the status is that of env(1) and timeout(1) for the same."""
+"""Recuse itself failed; env(1) and timeout(1) use the same status."""
 NOT_EXECUTABLE = 126
-"""There is such a program, but it cannot be executed."""
+"""The program exists but cannot be executed."""
 NOT_FOUND = 127
-"""There is no such program."""
+"""The program was not found."""
 INTERRUPTED = 130
 """After Ctrl-C: 128 + SIGINT, as shells have it."""
 
 
 class Failure(Exception):
-    """What the user is told, in one line, and the exit status to exit with."""
+    """A message of one line for the user, and the exit status."""
 
     def __init__(self, message: str, status: int = FAILED) -> None:
         super().__init__(message)

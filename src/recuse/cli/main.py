@@ -1,7 +1,8 @@
 """The `recuse` command: from the arguments to the exit status.
 
-A test suite may start hundreds of `recuse run`, and click takes longer to import than the program
-may take to run. So the usual form of that is understood here; `recuse.cli.commands` has all others.
+A test suite may start hundreds of `recuse run`, and click can take longer to import than the
+program takes to run. So this module parses the usual form itself; `recuse.cli.commands` has all
+others.
 """
 
 import gc
@@ -12,9 +13,9 @@ from recuse.cli.failure import INTERRUPTED, Failure
 
 
 def plain_run(args: Sequence[str]) -> tuple[list[str], list[str]] | None:
-    """Take `run [-d SPEC]... [--] PROGRAM [ARG]...` apart: the SPECs, and PROGRAM with its ARGs.
+    """Split `run [-d SPEC]... [--] PROGRAM [ARG]...` into the SPECs, and PROGRAM with its ARGs.
 
-    None for all else, mistakes too, and for what might be read in two ways.
+    None for anything else, including mistakes and whatever can be read in two ways.
     """
     if not args or args[0] != "run":
         return None
@@ -31,9 +32,9 @@ def plain_run(args: Sequence[str]) -> tuple[list[str], list[str]] | None:
 
 
 def _import_all() -> None:
-    """Import what will be needed without looking for garbage among it, then or ever.
+    """Import what will be needed, and keep the garbage collector off it, now and later.
 
-    There is none, and to look takes a tenth of the time.
+    There is no garbage in it, and to look for some takes a tenth of the time.
     """
     gc.disable()
     import recuse.cli.run
@@ -44,7 +45,7 @@ def _import_all() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command with `args`, or the ones of this process; returns the exit status."""
+    """Run the command with `args`, or with those of this process; returns the exit status."""
     own_process = args is None
     if args is None:
         args = sys.argv[1:]

@@ -1,7 +1,7 @@
-"""Trying out what the sandbox needs of this machine: small experiments on forked children.
+"""Small experiments on forked children, to see whether the sandbox can work on this machine.
 
-Each function here returns when its experiment succeeded and raises OSError, with the errno that the
-kernel gave, when it did not. What that means for a user is `recuse.cli.doctor`'s business.
+Each function returns if its experiment succeeds, and raises OSError with the kernel's errno if not.
+`recuse.cli.doctor` says what that means for the user.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
 _SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17
 
 _GETPGID = arch.SYSCALLS["getpgid"]
-"""The call that the experiments trap: harmless, and not made by Python itself."""
+"""The call that the experiments trap: it is harmless, and Python itself does not make it."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -76,7 +76,7 @@ def _child(work: Callable[[socket.socket], object]) -> Iterator[tuple[int, socke
 
 
 def _install_filter(flags: int) -> int:
-    """Trap getpgid in this thread, for ever; returns the listener's descriptor."""
+    """Trap getpgid in this thread from now on; returns the listener's descriptor."""
     code = b"".join(
         struct.pack("=HBBI", *instruction)
         for instruction in [
@@ -114,7 +114,7 @@ def _trap(flags: int, answer: Callable[[Listener, int], object]) -> int:
         try:
             call = listener.receive()
             if call is None:
-                raise ProcessLookupError("the child of an experiment is gone")
+                raise ProcessLookupError("the child of an experiment has died")
             answer(listener, call[0])
             result: int = struct.unpack("=q", ours.recv(8))[0]
         finally:
@@ -131,14 +131,14 @@ def notification_sizes() -> tuple[int, int, int]:
 
 
 def trap_a_call() -> None:
-    """Answer a child's system call in its stead."""
+    """Answer a child's system call for the kernel."""
     result = _trap(_NEW_LISTENER, lambda listener, call: listener.answer(call, 12345))
     if result != 12345:
         raise OSError(0, f"a trapped call returned {result}, not its answer")
 
 
 def wait_killable() -> None:
-    """Have a child's trapped call wait on when a signal that it catches arrives."""
+    """Have a child's trapped call go on waiting when the child gets a signal that it catches."""
     flags = _NEW_LISTENER | _WAIT_KILLABLE_RECV
     _trap(flags, lambda listener, call: listener.proceed(call))
 
@@ -183,11 +183,11 @@ def read_child_memory() -> None:
         except UnreadableError:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
     if found != text:
-        raise OSError(0, "a child's memory read as something else")
+        raise OSError(0, "a child's memory had another content")
 
 
 def read_child_proc() -> None:
-    """See in /proc which descriptors and which memory a child has."""
+    """Read in /proc which descriptors and which memory a child has."""
     with _child(_wait) as (pid, _):
         os.readlink(f"/proc/{pid}/fd/{os.listdir(f'/proc/{pid}/fd')[0]}")
         with open(f"/proc/{pid}/maps", "rb") as maps:
@@ -195,7 +195,7 @@ def read_child_proc() -> None:
 
 
 def trace_child() -> None:
-    """Stop a child by ptrace and let it go on."""
+    """Stop a child by ptrace and let it continue."""
     with _child(_wait) as (pid, _):
         _check(_libc.ptrace(_SEIZE, pid, None, None))
         _check(_libc.ptrace(_INTERRUPT, pid, None, None))
@@ -204,7 +204,7 @@ def trace_child() -> None:
 
 
 def hold_child() -> None:
-    """Name a child by a descriptor."""
+    """Hold a child by a descriptor (pidfd)."""
     with _child(_wait) as (pid, _):
         os.close(os.pidfd_open(pid))
 
@@ -221,7 +221,7 @@ def fetch_child_descriptor() -> None:
 
 
 def compare_with_child() -> None:
-    """Find a descriptor of a child's to be one that an epoll here has."""
+    """Recognise a child's descriptor as one that an epoll of ours has."""
     ours, theirs = socket.socketpair()
     with ours, theirs, select.epoll() as epoll, _child(_wait) as (pid, _):
         epoll.register(theirs, 0)

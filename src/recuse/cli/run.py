@@ -1,4 +1,4 @@
-"""`recuse run`: load the devices, run the program with them, tell in one line what went wrong."""
+"""`recuse run`: load the devices, run the program with them, report errors in one line."""
 
 import errno
 import logging
@@ -31,10 +31,10 @@ def configure_logging() -> None:
 
 
 def load_devices(specs: Sequence[str]) -> list[Device | Remote]:
-    """Make the devices that the -d options ask for.
+    """Create the devices that the -d options ask for.
 
     Raises:
-        SpecError: one of them cannot be had, or two have the same name or number.
+        SpecError: one of them cannot be created, or two have the same name or number.
     """
     remotes: list[Device | Remote] = []
     devices: dict[str, Device] = {}
@@ -47,11 +47,11 @@ def load_devices(specs: Sequence[str]) -> list[Device | Remote]:
         for name in devices:
             # One of the two may be the other's directory.
             if f"{name}/".startswith(f"{device.name}/") or f"{device.name}/".startswith(f"{name}/"):
-                raise SpecError(f"{text}: a device named {name} is there already; add name=...")
+                raise SpecError(f"{text}: there is already a device named {name}; add name=...")
         number = (device.major, device.minor)
         if device.major and number in numbers:
             raise SpecError(
-                f"{text}: a device with number {device.major}:{device.minor} is there already; "
+                f"{text}: there is already a device with number {device.major}:{device.minor}; "
                 "add minor=..., or major=0 for a free number"
             )
         devices[device.name] = device
@@ -61,10 +61,10 @@ def load_devices(specs: Sequence[str]) -> list[Device | Remote]:
 
 @contextmanager
 def recording(trace: str | None, layout: str) -> Iterator["Recorder | None"]:
-    """Trace to the file `trace` (- is stderr) meanwhile; not at all for None.
+    """Trace to the file `trace` (- is stderr) inside the with block; None traces nothing.
 
     Raises:
-        Failure: it cannot be opened.
+        Failure: the file cannot be opened.
     """
     if trace is None:
         yield None
@@ -91,12 +91,12 @@ def recording(trace: str | None, layout: str) -> Iterator["Recorder | None"]:
 def run_program(
     specs: Sequence[str], argv: Sequence[str], trace: str | None = None, layout: str = "text"
 ) -> int:
-    """Run `argv` with the devices of `specs`; returns the exit status to exit with.
+    """Run `argv` with the devices of `specs`; returns the exit status.
 
-    `trace` and `layout` are what --trace and --trace-format say.
+    `trace` and `layout` are the values of --trace and --trace-format.
 
     Raises:
-        Failure: with what to tell the user.
+        Failure: with a message for the user.
     """
     configure_logging()
     try:
@@ -119,14 +119,14 @@ def run_program(
 
 
 def _explain(error: OSError, program: str) -> Failure:
-    """Say what an error of the sandbox means for somebody at a shell."""
+    """Turn an error of the sandbox into a message for somebody at a shell."""
     reason = error.strerror or str(error)
     if error.filename is None or os.fspath(error.filename) != program:
         from recuse.sandbox.launch.parent import lacks
 
         if (lack := lacks(error.errno)) is not None:
             return Failure(lack)
-        return Failure(f"{reason}; `recuse doctor` tells what this machine allows")
+        return Failure(f"{reason}; run `recuse doctor` to see what is missing here")
     if error.errno != errno.ENOENT:
         return Failure(f"{program}: cannot be executed: {reason}", NOT_EXECUTABLE)
     if os.path.dirname(program) and os.path.exists(program):

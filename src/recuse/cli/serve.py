@@ -1,4 +1,4 @@
-"""`recuse serve`: devices that programs in other processes find, each at a socket of its own."""
+"""`recuse serve`: devices for other processes, each at a socket of its own."""
 
 import contextlib
 import errno
@@ -30,25 +30,25 @@ def serve_devices(
 ) -> int:
     """Serve the devices of `specs` until a signal ends it; returns the exit status.
 
-    `trace` and `layout` are what --trace and --trace-format say, `mount` what --mount does.
+    `trace`, `layout` and `mount` are the values of --trace, --trace-format and --mount.
 
     Raises:
-        Failure: with what to tell the user.
+        Failure: with a message for the user.
     """
     if mount is not None and (kernel or listen is not None):
-        raise click.UsageError("--mount goes without --kernel and --listen")
+        raise click.UsageError("--mount cannot be combined with --kernel or --listen")
     if listen is not None and (kernel or len(specs) > 1):
-        raise click.UsageError("--listen is for one device" + (", without --kernel" * kernel))
+        raise click.UsageError("--listen takes one device" + (", without --kernel" * kernel))
     configure_logging()
     try:
         for text in specs:
             if is_remote(text):
-                raise SpecError(f"{text}: is served already")
+                raise SpecError(f"{text}: is already served: name the class instead")
         devices = load_devices(specs)
     except SpecError as error:
         raise Failure(str(error)) from error
     local = [device for device in devices if isinstance(device, Device)]
-    # The trace is whole before signals do again what they always did.
+    # The trace is complete before signals have their usual effect again.
     with ending_signals() as signals, recording(trace, layout) as recorder:
         tap = None if recorder is None else recorder.connection
         if kernel:
@@ -111,7 +111,7 @@ def _serve_mount(
 
 @contextlib.contextmanager
 def _default_path(name: str) -> Iterator[str]:
-    """Give the path for a device's socket, in a directory that nobody else can enter."""
+    """Give the path for a device's socket, in a directory that no other user can enter."""
     directory = _directory()
     try:
         # "snd/dsp" as in sysfs, which has no directories for it either.
@@ -134,16 +134,20 @@ def _directory() -> str:
             os.mkdir(directory, 0o700)
         status = os.lstat(directory)
     except OSError as error:
-        raise Failure(f"{directory}: {error.strerror}; choose with --listen PATH") from error
+        raise Failure(
+            f"{directory}: {error.strerror}; give another place: --listen PATH"
+        ) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != own or status.st_mode & 0o077:
-        raise Failure(f"{directory}: is not a directory of yours alone; choose with --listen PATH")
+        raise Failure(
+            f"{directory}: must be a directory that only you can enter; or give --listen PATH"
+        )
     return directory
 
 
 def _explain(error: OSError, path: str) -> str:
     reasons = {
-        errno.EADDRINUSE: "another server is there; end it, or give this one --listen PATH",
-        errno.EEXIST: "is there already, and no socket",
-        errno.ENAMETOOLONG: "too long for the path of a socket; choose with --listen PATH",
+        errno.EADDRINUSE: "another server is running there; end it, or give this one --listen PATH",
+        errno.EEXIST: "exists already, and is not a socket",
+        errno.ENAMETOOLONG: "too long for the path of a socket; give a shorter one: --listen PATH",
     }
     return f"{path}: {reasons.get(error.errno or 0, error.strerror or str(error))}"

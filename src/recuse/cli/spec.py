@@ -1,7 +1,7 @@
 """What `-d` means: from `examples/memory.py:Memory,size=0x1000` to a device.
 
-Whoever meets these errors has just written the file or the option, so each names the place and
-what would be right there.
+Somebody who sees these errors has just written the file or the option. So each error names the
+place and says what would be right there.
 """
 
 import importlib
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import inspect
 
 REMOTE = "unix:"
-"""What comes before the path of a socket, where another process serves the device."""
+"""The prefix of a socket's path, where another process serves the device."""
 
 
 class SpecError(Exception):
-    """A device cannot be had; the message is one line that says why."""
+    """A device cannot be created; the message is one line that says why."""
 
 
 class Spec(NamedTuple):
@@ -51,11 +51,11 @@ def parse_remote(text: str) -> str:
     """The path in unix:PATH, which may have commas and colons.
 
     Raises:
-        SpecError: there is none.
+        SpecError: the path is empty.
     """
     path = text.removeprefix(REMOTE)
     if not path:
-        raise SpecError(f"{text}: after the colon comes the path that `recuse serve` told")
+        raise SpecError(f"{text}: add the path that `recuse serve` printed, after the colon")
     return path
 
 
@@ -70,7 +70,7 @@ def parse(text: str) -> Spec:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise SpecError(f"{text}: after a comma comes KEY=VALUE, not {pair!r}")
+            raise SpecError(f"{text}: a comma must be followed by KEY=VALUE, not {pair!r}")
         if key in arguments:
             raise SpecError(f"{text}: {key} is given twice")
         arguments[key] = value
@@ -78,17 +78,17 @@ def parse(text: str) -> Spec:
     if ":" in os.path.basename(head):
         source, _, class_name = head.rpartition(":")
         if not class_name.isidentifier():
-            raise SpecError(f"{text}: after the colon comes the name of a class")
+            raise SpecError(f"{text}: the colon must be followed by the name of a class")
     if not source:
-        raise SpecError(f"{text!r}: a device is given as FILE.py, FILE.py:CLASS or MODULE:CLASS")
+        raise SpecError(f"{text!r}: name a device by FILE.py, FILE.py:CLASS or MODULE:CLASS")
     return Spec(source, class_name, arguments)
 
 
 def load(spec: Spec) -> Device:
-    """Import what `spec` names and make the device.
+    """Import what `spec` names and create the device.
 
     Raises:
-        SpecError: with what to tell the user.
+        SpecError: with a message for the user.
     """
     module = _load_file(spec.source) if spec.is_file else _load_module(spec.source)
     cls = _choose_class(spec, module)
@@ -114,7 +114,7 @@ def load(spec: Spec) -> Device:
 def _load_file(path: str) -> ModuleType:
     """Import a file by its path, once for all the options that name it."""
     if not os.path.isfile(path):
-        raise SpecError(f"{path}: there is no such file")
+        raise SpecError(f"{path}: no such file")
     full_path = os.path.realpath(path)
     # Not its bare name: echo.py in two directories are two modules, and neither is to be taken
     # for a module of the same name elsewhere.
@@ -151,7 +151,7 @@ def _load_module(name: str) -> ModuleType:
             raise SpecError(_locate(error, origin, origin or name)) from error
     except (Exception, SystemExit) as error:
         raise SpecError(_locate(error, origin, origin or name)) from error
-    raise SpecError(f"{name}: no such module (a file is given as FILE.py)")
+    raise SpecError(f"{name}: no such module (to name a file, write FILE.py)")
 
 
 def _search(directory: str) -> None:
@@ -195,7 +195,7 @@ def _choose_class(spec: Spec, module: ModuleType) -> type[Device]:
             raise SpecError(f"{spec.source}: has no device class (a subclass of recuse.Device)")
         if len(choices) > 1:
             options = _one_of(f"{spec.source}:{choice}" for choice in choices)
-            raise SpecError(f"{spec.source}: has several device classes: say {options}")
+            raise SpecError(f"{spec.source}: has several device classes: choose {options}")
         (name,) = choices
     value = getattr(module, name, None)
     if value is None:
@@ -206,9 +206,9 @@ def _choose_class(spec: Spec, module: ModuleType) -> type[Device]:
 
 
 def _but(choices: Iterable[str]) -> str:
-    """What else there is, as the end of a sentence."""
+    """The classes to choose from, as the end of a sentence."""
     choices = list(choices)
-    return f"; there is {_one_of(choices)}" if choices else ""
+    return f"; choose {_one_of(choices)}" if choices else ""
 
 
 def _one_of(names: Iterable[str]) -> str:
@@ -235,11 +235,11 @@ _CONVERTERS: dict[type, tuple[Callable[[str], object], str]] = {
 def _convert_arguments(
     spec: Spec, cls: type[Device]
 ) -> tuple[dict[str, object], dict[str, object]]:
-    """What is given after the commas, each converted as its annotation says.
+    """Convert the arguments after the commas, each by its annotation.
 
     Returns:
-        The arguments for the constructor; and what any device has (name, mode, ...) but this
-        class's constructor does not take, to be set on the device.
+        The arguments for the constructor; and attributes to set on the device, which any device
+        has (name, mode, ...) but which this class's constructor does not take.
     """
     if not spec.arguments and cls.__init__ is Device.__init__:
         return {}, {}
@@ -274,7 +274,7 @@ def _convert_arguments(
 
 
 def _convert_passed_on(spec: Spec, key: str, text: str, cls: type[Device]) -> object:
-    """What a constructor passes on to that of a base class, as it seems: text if none knows it."""
+    """Convert what a constructor seems to pass on to a base class; text if none knows it."""
     from inspect import signature
 
     for base in cls.__mro__[1:]:
@@ -286,7 +286,7 @@ def _convert_passed_on(spec: Spec, key: str, text: str, cls: type[Device]) -> ob
 
 
 def _keywords(parameters: Mapping[str, "inspect.Parameter"]) -> dict[str, "inspect.Parameter"]:
-    """Those that can be given by name, but for `Device.sysfs`, which no text says."""
+    """Those that can be given by name, except `Device.sysfs`, which cannot be written as text."""
     return {
         name: parameter
         for name, parameter in parameters.items()
@@ -300,11 +300,11 @@ def _convert(spec: Spec, key: str, text: str, annotation: object, cls: type[Devi
     try:
         return converter(text)
     except (ValueError, KeyError):
-        raise SpecError(f"{spec.source}: {key}={text}: {key} is {form}") from None
+        raise SpecError(f"{spec.source}: {key}={text}: {key} must be {form}") from None
 
 
 def _convertible(annotation: object, cls: type[Device]) -> tuple[Callable[[str], object], str]:
-    """How to convert, and the form: for the first type that is known in a union, or else str."""
+    """The converter, and its form in words: of a union, the first known type; else text."""
     from pathlib import Path
 
     known = {**_CONVERTERS, Path: (Path, "a path")}

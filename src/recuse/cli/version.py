@@ -1,12 +1,12 @@
-"""Which recuse this is."""
+"""The version of recuse."""
 
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
 
 def version() -> str:
-    """The version of what is installed; or that nobody knows, where only the files were copied."""
+    """The version that is installed; unknown if the files were only copied."""
     try:
         return installed_version("recuse")
     except PackageNotFoundError:
-        return "of an unknown version (it was copied here, not installed)"
+        return "(unknown version: copied here, not installed)"
