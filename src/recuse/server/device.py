@@ -166,9 +166,10 @@ File._ioctl_table = IoctlTable(File)
 # What a session does with a file: authors have its other names for their own.
 
 
-def attach(file: File, device: "Device") -> None:
-    """Make a file one of the device's, before programs use it."""
-    file.device = device
+def attach(file: File, device: "Device | None" = None) -> None:
+    """Make a file one of the device's, or of a filesystem's, before programs use it."""
+    if device is not None:
+        file.device = device
     # In one step: one file may be returned for two opens at once.
     vars(file).setdefault("_pollers", Pollers())
 

@@ -28,8 +28,10 @@ CLOSE_WAIT_S = 5.0
 _ERRNO_END = 512
 """Errnos are below this: from here on are the kernel's internal numbers (ERESTARTSYS)."""
 
-Answer = Callable[[Any, Any], bytes]
+Answer = Callable[[Any, Any], bytes | Awaitable[bytes]]
 """Makes an answer's payload of what a method returned and of a context that `Runner.run` is given.
+
+Or something to await for it.
 
 Raises Misuse if the author's method returned what it must not.
 """
@@ -46,12 +48,16 @@ class Runner:
         self,
         undelivered: Callable[[PendingReply, bytes], None],
         failed: Callable[[PendingReply], None],
+        *,
+        refuses_enosys: bool = False,
     ) -> None:
         """Make it.
 
         ``undelivered`` is called for successes that the other end does not take, ``failed`` for
-        requests that were answered with an error.
+        requests that were answered with an error. With ``refuses_enosys``, no method may answer
+        ENOSYS, which the kernel half would take for ever; else only those that open may not.
         """
+        self._refuses_enosys = refuses_enosys
         self._undelivered = undelivered
         self._after_failure = failed
         self._running: dict[int, PendingReply] = {}
@@ -88,6 +94,9 @@ class Runner:
                 self._run_later(pending, method, answer, context, returned)
                 return
             payload = answer(returned, context)
+            if not isinstance(payload, bytes):
+                self._run_later(pending, method, _as_it_is, None, payload)
+                return
         except BaseException as error:
             del self._running[pending.unique]
             self._failed(pending, method, error)
@@ -187,7 +196,12 @@ class Runner:
             try:
                 if error is not None and not isinstance(error, MoreMemory):
                     raise error
-                payload = answer(returned, context)
+                made = answer(returned, context)
+                if not isinstance(made, bytes):
+                    self._running[pending.unique] = pending
+                    self._run_later(pending, method, _as_it_is, None, made)
+                    return
+                payload = made
             except BaseException as caught:
                 self._failed(pending, method, caught)
             else:
@@ -241,8 +255,9 @@ class Runner:
         if isinstance(error, OSError) and is_errno(error.errno):
             number = error.errno
             logged = pending.opcode in (FUSE_RELEASE, RECUSE_MUNMAP)
-            if pending.opcode == FUSE_OPEN and number == errno.ENOSYS:
-                # It would mean that this device is never to hear of OPEN again.
+            final = self._refuses_enosys or pending.opcode == FUSE_OPEN
+            if final and number == errno.ENOSYS:
+                # It would mean that nobody is ever to hear of such a request again.
                 complaint = "%s raised ENOSYS: EIO for the program"
                 number = errno.EIO
         elif self._tasks is not None and self._tasks.has_cancelled(pending, error):
@@ -266,6 +281,10 @@ class Runner:
         if isinstance(error, OSError) and not is_errno(error.errno):
             what = f"{what} with errno {error.errno}, which is none"
         log.error("%s raised %s", label(method), what, exc_info=error)
+
+
+def _as_it_is(payload: bytes, _: object) -> bytes:
+    return payload
 
 
 def is_errno(number: object) -> TypeGuard[int]:

@@ -50,8 +50,8 @@ class Failure(Exception):
 class Peer:
     """Sends requests to a session, and keeps the answers."""
 
-    def __init__(self, device: Device) -> None:
-        self.session = Session(device)
+    def __init__(self, session: Any) -> None:
+        self.session = session
         self.uniques = itertools.count(2, 2)
         self.answers: dict[int, list[bytes]] = {}
         self.arrived = threading.Condition()
@@ -287,7 +287,7 @@ def serve() -> Iterator[Serve]:
     def serve(device: type[File] | Device) -> Peer:
         if not isinstance(device, Device):
             device = one_file_device(device)()
-        peer = Peer(device)
+        peer = Peer(Session(device))
         peers.append(peer)
         return peer
 

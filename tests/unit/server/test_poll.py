@@ -159,7 +159,7 @@ def test_one_file_for_several_opens_wakes_all(serve: Serve) -> None:
 
     shared = Shared()
     device = type(serve(File).session.device)()
-    device.open = lambda request: shared  # type: ignore[method-assign]  # of this device only
+    device.open = lambda request: shared  # of this device only
     kernel = Kernel(serve(device))
     for kh in (1, 2):
         kernel.poll(kernel.peer.open(), kh=kh, waiting=True)

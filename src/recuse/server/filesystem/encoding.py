@@ -1,0 +1,174 @@
+"""Answers' bytes of what authors return."""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+from typing import Any
+
+from recuse.server.errors import Misuse, brief
+from recuse.server.filesystem.nodes import Attributes, Node, Statistics
+from recuse.wire.filesystem import (
+    fuse_attr,
+    fuse_kstatfs,
+    fuse_statfs_out,
+    fuse_statx,
+    fuse_statx_out,
+    fuse_sx_time,
+)
+
+ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+"""What files without a poll method are ready for (linux/poll.h, DEFAULT_POLLMASK)."""
+
+_NS = 10**9
+_pack_attr = fuse_attr.CODEC.pack
+_pack_entry = struct.Struct("=QQQQII").pack
+"""fuse_entry_out before its attributes."""
+_pack_attr_head = struct.Struct("=QII").pack
+"""fuse_attr_out before its attributes."""
+_STATX_BASIC_STATS, _STATX_BTIME = 0x7FF, 0x800
+_MOST_VALID_S = 1 << 31
+
+
+def valid(seconds: float) -> tuple[int, int]:
+    """How long something may be believed, as seconds and nanoseconds."""
+    return divmod(int(min(max(seconds, 0.0), _MOST_VALID_S) * _NS), _NS)
+
+
+def attributes(node: Node, number: int, told: Any) -> bytes:
+    """``struct fuse_attr`` of what `Node.attributes` has returned.
+
+    Raises Misuse if it is of the wrong type or out of range.
+    """
+    try:
+        if isinstance(told, Node):
+            size = told.size or 0
+            atime, mtime, ctime = told.atime_ns, told.mtime_ns, told.ctime_ns
+            return _pack_attr(
+                number,
+                size,
+                (size + 511) >> 9,
+                atime // _NS,
+                mtime // _NS,
+                ctime // _NS,
+                atime % _NS,
+                mtime % _NS,
+                ctime % _NS,
+                node.kind | told.mode & 0o7777,
+                told.nlink,
+                told.uid,
+                told.gid,
+                told.rdev,
+                4096,
+                0,
+            )
+        if isinstance(told, os.stat_result):
+            return _pack_attr(
+                number,
+                told.st_size,
+                told.st_blocks,
+                told.st_atime_ns // _NS,
+                told.st_mtime_ns // _NS,
+                told.st_ctime_ns // _NS,
+                told.st_atime_ns % _NS,
+                told.st_mtime_ns % _NS,
+                told.st_ctime_ns % _NS,
+                told.st_mode,
+                told.st_nlink,
+                told.st_uid,
+                told.st_gid,
+                told.st_rdev,
+                told.st_blksize,
+                0,
+            )
+        if isinstance(told, Attributes):
+            blocks = (told.size + 511) >> 9 if told.blocks is None else told.blocks
+            return _pack_attr(
+                number,
+                told.size,
+                blocks,
+                told.atime_ns // _NS,
+                told.mtime_ns // _NS,
+                told.ctime_ns // _NS,
+                told.atime_ns % _NS,
+                told.mtime_ns % _NS,
+                told.ctime_ns % _NS,
+                told.mode,
+                told.nlink,
+                told.uid,
+                told.gid,
+                told.rdev,
+                told.block_size,
+                0,
+            )
+    except struct.error as error:
+        raise Misuse(f"told {brief(told)}, of which a number does not fit: {error}") from None
+    raise Misuse(f"returned {brief(told)}, not a Node, Attributes or os.stat_result")
+
+
+def entry(number: int, entry_valid: tuple[int, int], attr_valid: tuple[int, int]) -> bytes:
+    """``struct fuse_entry_out`` without its attributes; number 0: there is nothing."""
+    return _pack_entry(number, 0, entry_valid[0], attr_valid[0], entry_valid[1], attr_valid[1])
+
+
+def attr_head(attr_valid: tuple[int, int]) -> bytes:
+    """``struct fuse_attr_out`` without its attributes."""
+    return _pack_attr_head(*attr_valid, 0)
+
+
+def statx(attributes: bytes, btime_ns: int | None, attr_valid: tuple[int, int]) -> bytes:
+    """``struct fuse_statx_out`` of ``struct fuse_attr``."""
+    attr = fuse_attr.unpack(attributes)
+    born = fuse_sx_time()
+    mask = _STATX_BASIC_STATS
+    if btime_ns is not None:
+        mask |= _STATX_BTIME
+        born = fuse_sx_time(btime_ns // _NS, btime_ns % _NS)
+    told = fuse_statx(
+        mask=mask,
+        blksize=attr.blksize,
+        nlink=attr.nlink,
+        uid=attr.uid,
+        gid=attr.gid,
+        mode=attr.mode,
+        ino=attr.ino,
+        size=attr.size,
+        blocks=attr.blocks,
+        atime=fuse_sx_time(attr.atime, attr.atimensec),
+        btime=born,
+        ctime=fuse_sx_time(attr.ctime, attr.ctimensec),
+        mtime=fuse_sx_time(attr.mtime, attr.mtimensec),
+        rdev_major=os.major(attr.rdev),
+        rdev_minor=os.minor(attr.rdev),
+    )
+    return fuse_statx_out(attr_valid=attr_valid[0], attr_valid_nsec=attr_valid[1], stat=told).pack()
+
+
+def statistics(returned: Any, _: object = None) -> bytes:
+    """The answer to STATFS for what `Filesystem.statistics` has returned."""
+    if isinstance(returned, os.statvfs_result):
+        told = fuse_kstatfs(
+            blocks=returned.f_blocks,
+            bfree=returned.f_bfree,
+            bavail=returned.f_bavail,
+            files=returned.f_files,
+            ffree=returned.f_ffree,
+            bsize=returned.f_bsize,
+            namelen=returned.f_namemax,
+            frsize=returned.f_frsize,
+        )
+    elif isinstance(returned, Statistics):
+        told = fuse_kstatfs(
+            blocks=returned.blocks,
+            bfree=returned.free,
+            bavail=returned.available,
+            files=returned.files,
+            ffree=returned.free_files,
+            bsize=returned.block_size,
+            namelen=returned.name_max,
+            frsize=returned.block_size,
+        )
+    else:
+        raise Misuse(f"returned {brief(returned)}, not Statistics or os.statvfs_result")
+    return fuse_statfs_out(told).pack()

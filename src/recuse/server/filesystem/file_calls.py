@@ -1,0 +1,187 @@
+"""What few open files have: ioctl, poll, locks, holes, space (fs/fuse/file.c, ioctl.c)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+from recuse.server.device import File, notify_once
+from recuse.server.dispatch import (
+    IOCTL_DATA,
+    pick_ioctl,
+    pick_poll,
+    picker,
+    poll_answer,
+    write_answer,
+)
+from recuse.server.errors import Misuse, brief
+from recuse.server.filesystem import encoding
+from recuse.server.filesystem.names import as_it_is, nothing
+from recuse.server.filesystem.nodes import Lock, OpenFile
+from recuse.server.filesystem.state import HEADER, Operation, State
+from recuse.server.ioctl_retries import IoctlCall
+from recuse.server.pending_reply import PendingReply
+from recuse.wire.errors import WireError
+from recuse.wire.filesystem import (
+    fuse_copy_file_range_in,
+    fuse_fallocate_in,
+    fuse_file_lock,
+    fuse_lk_in,
+    fuse_lk_out,
+    fuse_lseek_in,
+    fuse_lseek_out,
+)
+from recuse.wire.fuse import (
+    FUSE_ACCESS,
+    FUSE_COPY_FILE_RANGE,
+    FUSE_FALLOCATE,
+    FUSE_GETLK,
+    FUSE_IOCTL,
+    FUSE_LK_FLOCK,
+    FUSE_LSEEK,
+    FUSE_POLL,
+    FUSE_POLL_SCHEDULE_NOTIFY,
+    FUSE_SETLK,
+    FUSE_SETLKW,
+    FUSE_STATX,
+    FUSE_SYNCFS,
+)
+
+_pick_fallocate = picker(fuse_fallocate_in, "fh", "offset", "length", "mode").unpack_from
+_pick_lseek = picker(fuse_lseek_in, "fh", "offset", "whence").unpack_from
+_pack_lseek = fuse_lseek_out.CODEC.pack
+
+
+class FileCalls:
+    """These operations, for one session."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._run = state.runner.run
+
+    def operations(self) -> dict[int, Operation]:
+        """By opcode."""
+        return {
+            FUSE_IOCTL: self._ioctl,
+            FUSE_POLL: self._poll,
+            FUSE_GETLK: self._getlk,
+            FUSE_SETLK: self._setlk,
+            FUSE_SETLKW: self._setlk,
+            FUSE_FALLOCATE: self._fallocate,
+            FUSE_LSEEK: self._lseek,
+            FUSE_COPY_FILE_RANGE: self._copy_file_range,
+            FUSE_STATX: self._statx,
+            FUSE_SYNCFS: self._syncfs,
+            FUSE_ACCESS: self._access,
+        }
+
+    def _open_file(self, handle: int, otherwise: int) -> OpenFile:
+        """Return an open file that has what only filesystems have. Raises OSError."""
+        file = self._state.file(handle)
+        if not isinstance(file, OpenFile):
+            raise OSError(otherwise, os.strerror(otherwise))
+        return file
+
+    def _ioctl(self, pending: PendingReply, number: int) -> None:
+        del number
+        message = pending.message
+        _, handle, _, command, argument, in_size, out_size = pick_ioctl(message)
+        data = message[IOCTL_DATA : IOCTL_DATA + in_size]
+        if len(data) != in_size:
+            raise WireError(f"{len(data)} bytes of data, not {in_size}")
+        call = IoctlCall(self._state.file(handle), command, argument, data, out_size, self._state)
+        if call.makes_file:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        call.restrict()
+        self._run(pending, call.begin, call.answer, None)
+
+    def _poll(self, pending: PendingReply, number: int) -> None:
+        del number
+        handle, kh, flags, events = pick_poll(pending.message)
+        file = self._state.file(handle)
+        if type(file).poll is File.poll:
+            # ENOSYS would be for all files, and others may have it.
+            pending.reply(poll_answer(encoding.ALWAYS_READY, None))
+            return
+        if flags & FUSE_POLL_SCHEDULE_NOTIFY:
+            # Before the file is asked: what changes after its answer must be told.
+            notify_once(file, kh, pending.send)
+        self._run(pending, file.poll, poll_answer, None, events)
+
+    def _getlk(self, pending: PendingReply, number: int) -> None:
+        del number
+        request = fuse_lk_in.unpack(pending.message, HEADER)
+        file = self._open_file(request.fh, errno.EINVAL)
+        self._run(pending, file.get_lock, _lock_answer, None, _lock(request), request.owner)
+
+    def _setlk(self, pending: PendingReply, number: int) -> None:
+        del number
+        request = fuse_lk_in.unpack(pending.message, HEADER)
+        file = self._open_file(request.fh, errno.EINVAL)
+        wait = pending.opcode == FUSE_SETLKW
+        self._run(pending, file.set_lock, nothing, None, _lock(request), request.owner, wait)
+
+    def _fallocate(self, pending: PendingReply, number: int) -> None:
+        del number
+        handle, offset, length, mode = _pick_fallocate(pending.message)
+        file = self._open_file(handle, errno.EOPNOTSUPP)
+        self._run(pending, file.allocate, nothing, None, mode, offset, length)
+
+    def _lseek(self, pending: PendingReply, number: int) -> None:
+        handle, offset, whence = _pick_lseek(pending.message)
+        file = self._open_file(handle, errno.EINVAL)
+        if type(file).seek is OpenFile.seek:
+            size = self._state.known.get(number).size or 0
+            self._run(pending, _seek_without_holes, _seek_answer, None, size, offset, whence)
+        else:
+            self._run(pending, file.seek, _seek_answer, None, offset, whence)
+
+    def _copy_file_range(self, pending: PendingReply, number: int) -> None:
+        del number
+        request = fuse_copy_file_range_in.unpack(pending.message, HEADER)
+        file = self._open_file(request.fh_in, errno.EOPNOTSUPP)
+        other = self._open_file(request.fh_out, errno.EOPNOTSUPP)
+        size = min(request.len, 0x7FFFF000)
+        arguments = request.off_in, other, request.off_out, size
+        self._run(pending, file.copy_to, write_answer, size, *arguments)
+
+    def _statx(self, pending: PendingReply, number: int) -> None:
+        node = self._state.known.get(number)
+        self._run(pending, self._state.statx, as_it_is, None, node)
+
+    def _syncfs(self, pending: PendingReply, number: int) -> None:
+        del number
+        self._run(pending, self._state.filesystem.sync, nothing, None)
+
+    def _access(self, pending: PendingReply, number: int) -> None:
+        # Only without default_permissions. ENOSYS: it is always allowed, and not asked again.
+        del number
+        pending.fail(errno.ENOSYS)
+
+
+def _lock(request: fuse_lk_in) -> Lock:
+    asked = request.lk
+    flock = bool(request.lk_flags & FUSE_LK_FLOCK)
+    return Lock(asked.type, asked.start, asked.end, asked.pid, flock)
+
+
+def _lock_answer(returned: Any, _: None) -> bytes:
+    if not isinstance(returned, Lock):
+        raise Misuse(f"returned {brief(returned)}, not a Lock")
+    lock = fuse_file_lock(
+        start=returned.start, end=returned.end, type=returned.type, pid=returned.pid
+    )
+    return fuse_lk_out(lk=lock).pack()
+
+
+def _seek_without_holes(size: int, offset: int, whence: int) -> int:
+    if offset >= size:
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+    return offset if whence == os.SEEK_DATA else size
+
+
+def _seek_answer(returned: Any, _: None) -> bytes:
+    if not isinstance(returned, int) or not 0 <= returned < 1 << 63:
+        raise Misuse(f"returned {brief(returned)}, not an offset")
+    return _pack_lseek(returned)

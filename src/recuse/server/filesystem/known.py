@@ -1,0 +1,73 @@
+"""The nodes that a kernel half knows, by number, and how often it was told of each.
+
+LOOKUP, and whatever else answers with an entry, makes it know a node once more; FORGET takes some
+of that back (fs/fuse/inode.c, fuse_iget, fuse_evict_inode). A node that it does not know any more
+has its number still: the same object is the same file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from recuse.runtime.locks import new_lock
+from recuse.server.filesystem.nodes import Filesystem, Node
+from recuse.wire.fuse import FUSE_ROOT_ID
+
+
+class KnownNodes:
+    """Those of one connection. Thread-safe."""
+
+    def __init__(self, filesystem: Filesystem) -> None:
+        self._filesystem = filesystem
+        self._lock = new_lock("KnownNodes")
+        self._by_number: dict[int, Node] = {}
+        self._lookups: dict[int, int] = {}
+        filesystem.root._number = FUSE_ROOT_ID
+        self._by_number[FUSE_ROOT_ID] = filesystem.root
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def get(self, number: int) -> Node:
+        """Return the node of a number. Raises OSError: ESTALE if the kernel half knows none."""
+        try:
+            return self._by_number[number]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def number(self, node: Node) -> int:
+        """Return a node's number, 1 for the root; it has one from now on."""
+        if not node._number:
+            with self._lock:
+                if not node._number:
+                    filesystem = self._filesystem
+                    filesystem._last_number += 1
+                    node._number = filesystem._last_number
+        return node._number
+
+    def know(self, node: Node) -> int:
+        """Note that the kernel half is told of a node once more; return its number."""
+        number = self.number(node)
+        with self._lock:
+            self._lookups[number] = self._lookups.get(number, 0) + 1
+            self._by_number[number] = node
+        return number
+
+    def forget(self, number: int, count: int) -> Node | None:
+        """Take ``count`` of that back; return the node if it is not known any more."""
+        with self._lock:
+            left = self._lookups.get(number, 0) - count
+            if left > 0:
+                self._lookups[number] = left
+                return None
+            self._lookups.pop(number, None)
+            return self._by_number.pop(number, None) if number != FUSE_ROOT_ID else None
+
+    def forget_all(self) -> list[Node]:
+        """The connection is over: return the nodes that it knew."""
+        with self._lock:
+            left = [node for number, node in self._by_number.items() if number != FUSE_ROOT_ID]
+            self._by_number.clear()
+            self._lookups.clear()
+        return left

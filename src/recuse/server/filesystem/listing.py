@@ -1,0 +1,81 @@
+"""An open directory: what was read of its entries so far, so that offsets stay what they were."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from recuse.server.errors import Misuse, brief
+from recuse.server.filesystem.nodes import Directory, Entry, Node
+
+
+class Item(NamedTuple):
+    """One entry, as it was listed."""
+
+    name: bytes
+    node: Node | None
+    kind: int
+    ino: int
+
+
+class Listing:
+    """One open directory.
+
+    The kernel half asks for entries from an offset on, of as many bytes as it has room for, and
+    may go back (seekdir). What the author's iterator has given is kept until the beginning is read
+    again (rewinddir).
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self.items: list[Item] = []
+        self._iterator: Iterator[Any] | AsyncIterator[Any] | None = None
+
+    def begin(self) -> None:
+        """Read the directory anew. OSError and whatever else `Directory.entries` raises."""
+        entries = self.directory.entries()
+        if isinstance(entries, Mapping):
+            entries = list(entries.items())
+        self.items = []
+        self._iterator = aiter(entries) if isinstance(entries, AsyncIterable) else iter(entries)
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether `advance` has to be awaited: `advance_later` then."""
+        return isinstance(self._iterator, AsyncIterator)
+
+    def advance(self) -> bool:
+        """Take one more entry; False at the end."""
+        if self._iterator is None:
+            return False
+        assert isinstance(self._iterator, Iterator)
+        for entry in self._iterator:
+            self.items.append(_item(entry))
+            return True
+        self._iterator = None
+        return False
+
+    async def advance_later(self) -> bool:
+        """The same for an asynchronous iterator."""
+        if self._iterator is None:
+            return False
+        assert isinstance(self._iterator, AsyncIterator)
+        async for entry in self._iterator:
+            self.items.append(_item(entry))
+            return True
+        self._iterator = None
+        return False
+
+
+def _item(entry: Any) -> Item:
+    if isinstance(entry, Entry):
+        return Item(os.fsencode(entry.name), None, stat.S_IFMT(entry.kind), entry.ino)
+    try:
+        name, node = entry
+    except (TypeError, ValueError):
+        raise Misuse(f"listed {brief(entry)}, not a name and a node, or an Entry") from None
+    if not isinstance(node, Node) or not isinstance(name, str):
+        raise Misuse(f"listed {brief(entry)}, not a name and a node, or an Entry")
+    return Item(os.fsencode(name), node, node.kind, 0)

@@ -1,0 +1,326 @@
+"""Operations on names: lookups, listings, and what makes, moves and removes (fs/fuse/dir.c)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from typing import Any, Final
+
+from recuse.server.dispatch import picker
+from recuse.server.errors import Misuse, brief
+from recuse.server.filesystem import encoding
+from recuse.server.filesystem.listing import Item, Listing
+from recuse.server.filesystem.nodes import Directory, Node, RegularFile
+from recuse.server.filesystem.state import HEADER, Operation, State, made, name_at, of_kind
+from recuse.server.pending_reply import PendingReply
+from recuse.server.request import OpenRequest
+from recuse.wire.filesystem import (
+    fuse_attr,
+    fuse_create_in,
+    fuse_dirent,
+    fuse_entry_out,
+    fuse_link_in,
+    fuse_mkdir_in,
+    fuse_mknod_in,
+    fuse_rename2_in,
+    fuse_rename_in,
+)
+from recuse.wire.fuse import (
+    FUSE_CREATE,
+    FUSE_FSYNC_FDATASYNC,
+    FUSE_FSYNCDIR,
+    FUSE_LINK,
+    FUSE_LOOKUP,
+    FUSE_MKDIR,
+    FUSE_MKNOD,
+    FUSE_OPENDIR,
+    FUSE_READDIR,
+    FUSE_READDIRPLUS,
+    FUSE_RELEASEDIR,
+    FUSE_RENAME,
+    FUSE_RENAME2,
+    FUSE_RMDIR,
+    FUSE_SYMLINK,
+    FUSE_TMPFILE,
+    FUSE_UNLINK,
+    fuse_fsync_in,
+    fuse_open_out,
+    fuse_read_in,
+    fuse_release_in,
+)
+
+_pick_mknod = picker(fuse_mknod_in, "mode", "rdev").unpack_from
+_pick_mkdir = picker(fuse_mkdir_in, "mode").unpack_from
+_pick_rename = picker(fuse_rename_in, "newdir").unpack_from
+_pick_rename2 = picker(fuse_rename2_in, "newdir", "flags").unpack_from
+_pick_link = picker(fuse_link_in, "oldnodeid").unpack_from
+_pick_create = picker(fuse_create_in, "flags", "mode").unpack_from
+_pick_readdir = picker(fuse_read_in, "fh", "offset", "size").unpack_from
+_pick_fsync = picker(fuse_fsync_in, "fsync_flags").unpack_from
+_pick_release = picker(fuse_release_in, "fh").unpack_from
+
+_pack_dirent = fuse_dirent.CODEC.pack
+_NO_ENTRY: Final = bytes(fuse_entry_out.SIZE)
+_NO_ATTRIBUTES: Final = bytes(fuse_attr.SIZE)
+_UNKNOWN_INO: Final = 0xFFFFFFFF
+"""What a listing says of a node that has no number: with 0, programs would skip the name."""
+
+
+class Names:
+    """These operations, for one session."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._run = state.runner.run
+
+    def operations(self) -> dict[int, Operation]:
+        """By opcode."""
+        return {
+            FUSE_LOOKUP: self._lookup,
+            FUSE_CREATE: self._create,
+            FUSE_TMPFILE: self._tmpfile,
+            FUSE_MKDIR: self._mkdir,
+            FUSE_MKNOD: self._mknod,
+            FUSE_SYMLINK: self._symlink,
+            FUSE_LINK: self._link,
+            FUSE_UNLINK: self._unlink,
+            FUSE_RMDIR: self._rmdir,
+            FUSE_RENAME: self._rename,
+            FUSE_RENAME2: self._rename2,
+            FUSE_OPENDIR: self._opendir,
+            FUSE_READDIR: self._readdir,
+            FUSE_READDIRPLUS: self._readdir,
+            FUSE_RELEASEDIR: self._releasedir,
+            FUSE_FSYNCDIR: self._fsyncdir,
+        }
+
+    def _directory(self, number: int) -> Directory:
+        node: Directory = of_kind(self._state.known.get(number), Directory)
+        return node
+
+    def _changing(self, number: int) -> Directory:
+        """The directory, to be changed. OSError: EROFS."""
+        if self._state.filesystem.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self._directory(number)
+
+    def _lookup(self, pending: PendingReply, number: int) -> None:
+        directory = self._directory(number)
+        name, _ = name_at(pending.message, HEADER)
+        self._run(pending, directory.lookup, self._found, None, name)
+
+    def _found(self, node: Any, _: None) -> Any:
+        if node is None:
+            negative = self._state.negative
+            if negative == (0, 0):
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return encoding.entry(0, negative, (0, 0)) + _NO_ATTRIBUTES
+        return self._state.entry(node)
+
+    def _entry(self, node: Any, _: None) -> Any:
+        return self._state.entry(node)
+
+    def _create(self, pending: PendingReply, number: int) -> None:
+        flags, mode = _pick_create(pending.message)
+        name, _ = name_at(pending.message, HEADER + fuse_create_in.SIZE)
+        directory = self._changing(number)
+        context = flags, OpenRequest(pending)
+        self._run(pending, directory.create, self._created, context, name, stat.S_IMODE(mode))
+
+    def _tmpfile(self, pending: PendingReply, number: int) -> None:
+        flags, mode = _pick_create(pending.message)
+        directory = self._changing(number)
+        context = flags, OpenRequest(pending)
+        self._run(pending, directory.tmpfile, self._created, context, stat.S_IMODE(mode))
+
+    def _created(self, returned: Any, context: tuple[int, OpenRequest]) -> Any:
+        flags, request = context
+        node, file = made(returned)
+        if not isinstance(node, RegularFile):
+            raise Misuse(f"returned {brief(node)}, not a RegularFile")
+        if file is None:
+            file = node.open(request)
+            if hasattr(file, "__await__"):
+                return self._opened_later(node, file, flags)
+        return self._state.entry(node, self._state.opened(node, file, flags))
+
+    async def _opened_later(self, node: RegularFile, file: Any, flags: int) -> bytes:
+        payload = self._state.entry(node, self._state.opened(node, await file, flags))
+        return payload if isinstance(payload, bytes) else await payload
+
+    def _mkdir(self, pending: PendingReply, number: int) -> None:
+        (mode,) = _pick_mkdir(pending.message)
+        name, _ = name_at(pending.message, HEADER + fuse_mkdir_in.SIZE)
+        directory = self._changing(number)
+        self._run(pending, directory.mkdir, self._entry, None, name, stat.S_IMODE(mode))
+
+    def _mknod(self, pending: PendingReply, number: int) -> None:
+        mode, rdev = _pick_mknod(pending.message)
+        name, _ = name_at(pending.message, HEADER + fuse_mknod_in.SIZE)
+        directory = self._changing(number)
+        if stat.S_ISREG(mode):
+            self._run(pending, directory.create, self._made_file, None, name, stat.S_IMODE(mode))
+        else:
+            self._run(pending, directory.mknod, self._entry, None, name, mode, rdev)
+
+    def _made_file(self, returned: Any, _: None) -> Any:
+        node, file = made(returned)
+        if file is not None:
+            self._state.runner.quietly_later(file.release)
+        return self._state.entry(node)
+
+    def _symlink(self, pending: PendingReply, number: int) -> None:
+        message = pending.message
+        name, target = name_at(message, HEADER)
+        directory = self._changing(number)
+        leads_to = os.fsdecode(message[target:].partition(b"\0")[0])
+        self._run(pending, directory.symlink, self._entry, None, name, leads_to)
+
+    def _link(self, pending: PendingReply, number: int) -> None:
+        (old,) = _pick_link(pending.message)
+        name, _ = name_at(pending.message, HEADER + fuse_link_in.SIZE)
+        directory = self._changing(number)
+        node = self._state.known.get(old)
+        self._run(pending, directory.link, self._linked, node, name, node)
+
+    def _linked(self, _: Any, node: Node) -> Any:
+        return self._state.entry(node)
+
+    def _unlink(self, pending: PendingReply, number: int) -> None:
+        name, _ = name_at(pending.message, HEADER)
+        self._run(pending, self._changing(number).unlink, nothing, None, name)
+
+    def _rmdir(self, pending: PendingReply, number: int) -> None:
+        name, _ = name_at(pending.message, HEADER)
+        self._run(pending, self._changing(number).rmdir, nothing, None, name)
+
+    def _rename(self, pending: PendingReply, number: int) -> None:
+        (target,) = _pick_rename(pending.message)
+        self._move(pending, number, target, 0, HEADER + fuse_rename_in.SIZE)
+
+    def _rename2(self, pending: PendingReply, number: int) -> None:
+        target, flags = _pick_rename2(pending.message)
+        self._move(pending, number, target, flags, HEADER + fuse_rename2_in.SIZE)
+
+    def _move(
+        self, pending: PendingReply, number: int, target: int, flags: int, start: int
+    ) -> None:
+        name, after = name_at(pending.message, start)
+        new_name, _ = name_at(pending.message, after)
+        directory, other = self._changing(number), self._directory(target)
+        self._run(pending, directory.rename, nothing, None, name, other, new_name, flags)
+
+    def _opendir(self, pending: PendingReply, number: int) -> None:
+        listing = Listing(self._directory(number))
+        handle = self._state.handle()
+        self._state.listings[handle] = listing
+        pending.reply(fuse_open_out(fh=handle).pack())
+
+    def _releasedir(self, pending: PendingReply, number: int) -> None:
+        del number
+        (handle,) = _pick_release(pending.message)
+        self._state.listings.pop(handle, None)
+        pending.reply(b"")
+
+    def _fsyncdir(self, pending: PendingReply, number: int) -> None:
+        (flags,) = _pick_fsync(pending.message)
+        data_only = bool(flags & FUSE_FSYNC_FDATASYNC)
+        self._run(pending, self._directory(number).sync, nothing, None, data_only)
+
+    def _readdir(self, pending: PendingReply, number: int) -> None:
+        handle, offset, size = _pick_readdir(pending.message)
+        listing = self._state.listings.get(handle)
+        if listing is None:
+            pending.fail(errno.EBADF)
+            return
+        plus = pending.opcode == FUSE_READDIRPLUS
+        self._run(pending, self._list, as_it_is, None, listing, number, offset, size, plus)
+
+    def _list(self, listing: Listing, number: int, offset: int, size: int, plus: bool) -> Any:
+        if offset == 0:
+            listing.begin()
+        page = _Page(self._state, number, size, plus)
+        if listing.is_asynchronous:
+            return page.fill_later(listing, offset)
+        return page.fill(listing, offset)
+
+
+class _Page:
+    """What goes into one answer to READDIR or READDIRPLUS (fs/fuse/readdir.c)."""
+
+    def __init__(self, state: State, number: int, room: int, plus: bool) -> None:
+        self._state = state
+        self._number = number
+        self._room = room
+        self._plus = plus
+        self._parts: list[bytes] = []
+
+    def fill(self, listing: Listing, offset: int) -> bytes:
+        """Take entries from ``offset`` on, as many as there is room for."""
+        offset = self._dots(offset)
+        while offset >= 2:
+            while offset - 2 >= len(listing.items):
+                if not listing.advance():
+                    return b"".join(self._parts)
+            if not self._add(listing.items[offset - 2], offset + 1):
+                break
+            offset += 1
+        return b"".join(self._parts)
+
+    async def fill_later(self, listing: Listing, offset: int) -> bytes:
+        """The same for entries that come later."""
+        offset = self._dots(offset)
+        while offset >= 2:
+            while offset - 2 >= len(listing.items):
+                if not await listing.advance_later():
+                    return b"".join(self._parts)
+            if not self._add(listing.items[offset - 2], offset + 1):
+                break
+            offset += 1
+        return b"".join(self._parts)
+
+    def _dots(self, offset: int) -> int:
+        while offset < 2:
+            name = b"." if offset == 0 else b".."
+            if not self._put(name, self._number, stat.S_IFDIR, offset + 1, None):
+                return -1
+            offset += 1
+        return offset
+
+    def _add(self, item: Item, following: int) -> bool:
+        node = item.node
+        ino = item.ino or _UNKNOWN_INO
+        if node is not None:
+            ino = self._state.known.number(node)
+        return self._put(item.name, ino, item.kind, following, node)
+
+    def _put(self, name: bytes, ino: int, kind: int, following: int, node: Node | None) -> bool:
+        length = fuse_dirent.SIZE + len(name) + 7 & ~7
+        if self._plus:
+            length += fuse_entry_out.SIZE
+        if length > self._room:
+            return False
+        entry = b""
+        if self._plus:
+            entry = _NO_ENTRY
+            if node is not None:
+                payload = self._state.entry_now(node)
+                if payload is not None:
+                    entry = payload
+                    (ino,) = struct.unpack_from("=Q", entry, fuse_entry_out.SIZE - fuse_attr.SIZE)
+        part = entry + _pack_dirent(ino, following, len(name), kind >> 12) + name
+        self._parts.append(part.ljust(length, b"\0"))
+        self._room -= length
+        return True
+
+
+def nothing(_: Any, __: Any) -> bytes:
+    """The answer to what succeeds without more."""
+    return b""
+
+
+def as_it_is(payload: Any, _: None) -> Any:
+    """The answer that a method has made itself."""
+    return payload

@@ -1,0 +1,446 @@
+"""What an author subclasses for a filesystem: a tree of nodes, which are objects."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import AsyncIterable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
+
+from recuse.runtime.records import record
+from recuse.server.device import File
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from typing_extensions import Buffer
+
+    from recuse.server.request import OpenRequest
+
+_STARTED_NS: Final = time.time_ns()
+_UID: Final = os.geteuid()
+_GID: Final = os.getegid()
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@record
+class Attributes:
+    """What stat(2) tells of a node, for those that have it ready in one piece."""
+
+    mode: int
+    """Type and permission bits, as ``st_mode``."""
+    size: int = 0
+    """In bytes."""
+    nlink: int = 1
+    uid: int = _UID
+    gid: int = _GID
+    rdev: int = 0
+    """Of a device node: ``os.makedev(major, minor)``."""
+    atime_ns: int = _STARTED_NS
+    mtime_ns: int = _STARTED_NS
+    ctime_ns: int = _STARTED_NS
+    blocks: int | None = None
+    """Of 512 bytes each; None: as many as the size needs."""
+    block_size: int = 4096
+    """Best size of a transfer, as ``st_blksize``."""
+
+
+@record
+class Changes:
+    """What chmod, chown, truncate, utimensat and their like change; None is what stays."""
+
+    mode: int | None = None
+    """The permission bits, 0 to 0o7777."""
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    """In bytes."""
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+    """Only from a kernel that keeps written data for a while (`Filesystem.writeback`)."""
+    file: File | None = None
+    """The open file by which it was asked for (ftruncate, fchmod...), if it was by one."""
+
+
+Attributed: TypeAlias = "Node | Attributes | os.stat_result"
+
+
+class Node:
+    """A file of whatever kind. The same object is the same file, whatever names it has.
+
+    Attributes may be set on the class or on the object; `change` sets them, and `attributes`
+    tells them.
+    """
+
+    kind: ClassVar[int] = 0
+    """The type bits of ``st_mode``."""
+    mode: int = 0o644
+    """Permission bits, 0 to 0o7777."""
+    size: int | None = 0
+    """In bytes; None if it is not known before the end is read: programs get it by reading."""
+    nlink: int = 1
+    uid: int = _UID
+    """By default the user who serves; likewise the group."""
+    gid: int = _GID
+    rdev: int = 0
+    atime_ns: int = _STARTED_NS
+    mtime_ns: int = _STARTED_NS
+    ctime_ns: int = _STARTED_NS
+    btime_ns: int | None = None
+    """When it was made, for statx(2); None if that is not known."""
+    cache_s: float | None = None
+    """How long the kernel may believe what it was told of this node; None: `Filesystem.cache_s`."""
+
+    _number: int = 0
+    """Its number in its filesystem, 0 before it has one."""
+
+    def attributes(self) -> Attributed | Awaitable[Attributed]:
+        """Return what stat(2) tells: this node, by default, whose attributes are read."""
+        return self
+
+    def change(self, changes: Changes) -> Awaitable[None] | None:
+        """Change attributes, as chmod, chown, truncate and utimensat do.
+
+        By default they are set on the object, ``size`` by `RegularFile.truncate`. Whether the
+        program may do that, the kernel has checked (``default_permissions``).
+
+        Raises OSError.
+        """
+        if changes.size is not None:
+            if not isinstance(self, RegularFile):
+                raise _error(errno.EINVAL)
+            self.truncate(changes.size)
+        for name in ("mode", "uid", "gid", "atime_ns", "mtime_ns"):
+            value = getattr(changes, name)
+            if value is not None:
+                setattr(self, name, value)
+        self.ctime_ns = time.time_ns()
+        return None
+
+    def get_xattr(self, name: str) -> Buffer | Awaitable[Buffer]:
+        """Return an extended attribute. Raises OSError: ENODATA if there is none of that name."""
+        raise _error(errno.ENODATA)
+
+    def list_xattr(self) -> Iterable[str] | Awaitable[Iterable[str]]:
+        """Return the names of the extended attributes."""
+        return ()
+
+    def set_xattr(self, name: str, value: bytes, flags: int) -> Awaitable[None] | None:
+        """Set an extended attribute.
+
+        ``flags``: `os.XATTR_CREATE` (EEXIST if it is there), `os.XATTR_REPLACE` (ENODATA if not).
+        """
+        raise _error(errno.EOPNOTSUPP)
+
+    def remove_xattr(self, name: str) -> Awaitable[None] | None:
+        """Remove an extended attribute. Raises OSError: ENODATA if there is none of that name."""
+        raise _error(errno.EOPNOTSUPP)
+
+    def forgotten(self) -> None:
+        """The kernel knows the node no more: no request is about it before it is found again."""
+
+
+class RegularFile(Node):
+    """A regular file. Subclasses define `read` (and `write`, `truncate`), or `open`."""
+
+    kind = stat.S_IFREG
+
+    def __init__(self, content: Buffer | None = None) -> None:
+        """Make one; with ``content`` it is read-only and has that."""
+        if content is not None:
+            self.content = bytes(content)
+            self.size = len(self.content)
+
+    content: bytes = b""
+
+    def open(self, request: OpenRequest) -> File | Awaitable[File]:
+        """Return an open file; by default one that reads and writes by the node's methods.
+
+        Raises OSError to refuse. Whether the program may open it, the kernel has checked.
+        """
+        del request
+        return NodeFile(self)
+
+    def read(self, size: int, offset: int) -> Buffer | Awaitable[Buffer]:
+        """Return at most ``size`` bytes from ``offset`` on; fewer only at the end."""
+        return self.content[offset : offset + size]
+
+    def write(self, data: bytes, offset: int) -> int | Awaitable[int | None] | None:
+        """Take what is written at ``offset``; return how many bytes of it, None for all."""
+        raise _error(errno.EBADF)
+
+    def truncate(self, size: int) -> None:
+        """Make the file that long, with zeros at the end if it was shorter."""
+        raise _error(errno.EPERM)
+
+
+class Lock(NamedTuple):
+    """A lock of fcntl(2) or flock(2)."""
+
+    type: int
+    """`fcntl.F_RDLCK`, `fcntl.F_WRLCK` or `fcntl.F_UNLCK`."""
+    start: int = 0
+    end: int = (1 << 63) - 1
+    """The last byte, included."""
+    pid: int = 0
+    """Of the process that has it."""
+    flock: bool = False
+    """Whether it is flock's, which are not in the way of fcntl's."""
+
+
+class OpenFile(File):
+    """One open of a regular file: what a device's `File` has, and what only filesystems have."""
+
+    direct: bool = False
+    """Whether reads and writes come here as they are made, past the kernel's page cache."""
+
+    keep_cache: bool = False
+    """Whether what the page cache has of earlier opens is still true."""
+
+    def flush(self) -> Awaitable[None] | None:
+        """Be told that a program closes one of the file's descriptors; what is raised, it gets."""
+
+    def sync(self, data_only: bool) -> Awaitable[None] | None:
+        """Have what was written safe when this returns: fsync(2), or fdatasync(2)."""
+
+    def allocate(self, mode: int, offset: int, length: int) -> Awaitable[None] | None:
+        """Do fallocate(2): reserve, zero or punch ``length`` bytes from ``offset`` on."""
+        raise _error(errno.EOPNOTSUPP)
+
+    def seek(self, offset: int, whence: int) -> int | Awaitable[int]:
+        """Find the next data (`os.SEEK_DATA`) or hole (`os.SEEK_HOLE`) from ``offset`` on.
+
+        Raises OSError: ENXIO if ``offset`` is beyond the end. Without this method, all of a file
+        is data.
+        """
+        raise _error(errno.EINVAL)
+
+    def copy_to(
+        self, offset: int, other: OpenFile, other_offset: int, length: int
+    ) -> int | Awaitable[int | None] | None:
+        """Copy bytes to another open file; return how many, None for all (copy_file_range(2)).
+
+        Without this method the kernel reads and writes.
+        """
+        raise _error(errno.EOPNOTSUPP)
+
+    def get_lock(self, lock: Lock, owner: int) -> Lock | Awaitable[Lock]:
+        """Return a lock that is in the way of ``lock``, or one of type F_UNLCK if none is."""
+        raise _error(errno.EINVAL)
+
+    def set_lock(self, lock: Lock, owner: int, wait: bool) -> Awaitable[None] | None:
+        """Lock or unlock for an owner, 64 bits; with ``wait``, when nothing is in the way.
+
+        Raises OSError: EAGAIN if something is, EINTR if it was interrupted. Asked for only if
+        `Filesystem.posix_locks` or `Filesystem.flock_locks`; otherwise the kernel locks by itself.
+        """
+        raise _error(errno.EINVAL)
+
+
+class NodeFile(OpenFile):
+    """An open file that reads and writes by the methods of its node."""
+
+    def __init__(self, node: RegularFile) -> None:
+        self.node = node
+        self.read = node.read  # type: ignore[method-assign]
+        self.write = node.write  # type: ignore[method-assign]
+
+
+class Symlink(Node):
+    """A symbolic link."""
+
+    kind = stat.S_IFLNK
+    mode = 0o777
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.size = len(os.fsencode(target))
+
+    def readlink(self) -> str | Awaitable[str]:
+        """Return what it leads to."""
+        return self.target
+
+
+class Special(Node):
+    """A FIFO, a socket or a device node, which the kernel opens itself."""
+
+    def __init__(self, mode: int, rdev: int = 0) -> None:
+        """Make one of a type and permissions, as mknod(2) does."""
+        self.kind = stat.S_IFMT(mode)  # type: ignore[misc]
+        self.mode = stat.S_IMODE(mode)
+        self.rdev = rdev
+
+
+class Entry(NamedTuple):
+    """A name in a directory whose node is not made yet."""
+
+    name: str
+    kind: int
+    """The type bits of ``st_mode``; 0 if that is not known."""
+    ino: int = 0
+    """As ``st_ino``, if it is known."""
+
+
+Listed: TypeAlias = "tuple[str, Node] | Entry"
+Entries: TypeAlias = "Mapping[str, Node] | Iterable[Listed] | AsyncIterable[Listed]"
+
+
+class Directory(Node):
+    """A directory.
+
+    A read-only one defines `entries`, and `lookup` if finding one name is quicker than going
+    through all. A method that is missing answers EPERM; all that would change something answer
+    EROFS in a filesystem that is `Filesystem.read_only`.
+    """
+
+    kind = stat.S_IFDIR
+    mode = 0o755
+    nlink = 2
+
+    def __init__(self, children: Mapping[str, Node] | None = None) -> None:
+        """Make one; with ``children`` it has these."""
+        self.children: dict[str, Node] = dict(children or {})
+
+    def entries(self) -> Entries:
+        """Return what is in the directory, without "." and "..".
+
+        By name a `Node`; or pairs of these, or an `Entry` where the node is yet to be made, in any
+        order; an iterator, plain or asynchronous, is asked for as many as a program reads.
+        """
+        return self.children
+
+    def lookup(self, name: str) -> Node | Awaitable[Node | None] | None:
+        """Return the node of a name, None if there is none.
+
+        By default it is looked for in `entries`.
+        """
+        entries = self.entries()
+        if isinstance(entries, Mapping):
+            return entries.get(name)
+        if isinstance(entries, AsyncIterable):
+            return _look_for(name, entries)
+        for entry in entries:
+            if not isinstance(entry, Entry) and entry[0] == name:
+                return entry[1]
+        return None
+
+    def create(self, name: str, mode: int) -> Any:
+        """Make a regular file; return its node, or node and open `File`.
+
+        ``mode`` are the permission bits without the program's umask. Raises OSError: EEXIST.
+        """
+        raise _error(errno.EPERM)
+
+    def mkdir(self, name: str, mode: int) -> Any:
+        """Make a directory; return its node."""
+        raise _error(errno.EPERM)
+
+    def symlink(self, name: str, target: str) -> Any:
+        """Make a symbolic link; return its node."""
+        raise _error(errno.EPERM)
+
+    def mknod(self, name: str, mode: int, rdev: int) -> Any:
+        """Make a FIFO, a socket or a device node (see `Special`); return its node."""
+        raise _error(errno.EPERM)
+
+    def link(self, name: str, node: Node) -> Awaitable[None] | None:
+        """Give a node another name."""
+        raise _error(errno.EPERM)
+
+    def unlink(self, name: str) -> Awaitable[None] | None:
+        """Take a name away that is no directory's."""
+        raise _error(errno.EPERM)
+
+    def rmdir(self, name: str) -> Awaitable[None] | None:
+        """Take a directory away. Raises OSError: ENOTEMPTY if something is in it."""
+        raise _error(errno.EPERM)
+
+    def rename(
+        self, name: str, directory: Directory, new_name: str, flags: int
+    ) -> Awaitable[None] | None:
+        """Give what has a name another one, perhaps in another directory.
+
+        What had that name before is gone then: ENOTEMPTY if it is a directory with something in
+        it. ``flags``: `RENAME_NOREPLACE` (EEXIST instead), `RENAME_EXCHANGE` (both stay).
+        """
+        raise _error(errno.EPERM)
+
+    def tmpfile(self, mode: int) -> Any:
+        """Make a regular file without a name (O_TMPFILE); return its node, or node and `File`."""
+        raise _error(errno.EOPNOTSUPP)
+
+    def sync(self, data_only: bool) -> Awaitable[None] | None:
+        """Have all that is in the directory safe when this returns (fsync of a directory)."""
+
+
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+"""linux/fs.h"""
+
+
+async def _look_for(name: str, entries: AsyncIterable[tuple[str, Node] | Entry]) -> Node | None:
+    async for entry in entries:
+        if not isinstance(entry, Entry) and entry[0] == name:
+            return entry[1]
+    return None
+
+
+@record
+class Statistics:
+    """What statfs(2) tells of a filesystem; sizes in blocks of ``block_size`` bytes."""
+
+    blocks: int = 0
+    free: int = 0
+    available: int = 0
+    """Free for everybody, not only for root."""
+    files: int = 0
+    free_files: int = 0
+    block_size: int = 4096
+    name_max: int = 255
+
+
+class Filesystem:
+    """A filesystem: its root, and how it is served."""
+
+    name: str = "recuse"
+    """Its type is ``fuse.NAME``, which mount(8) and df(1) show."""
+    root: Directory
+    cache_s: float = 1.0
+    """How long the kernel may believe what it was told, in seconds, of names and attributes."""
+    negative_cache_s: float = 0.0
+    """How long that there is no such name."""
+    read_only: bool = False
+    writeback: bool = False
+    """Whether the kernel may keep what is written for a while, and write it in larger pieces."""
+    xattrs: bool = False
+    """Whether nodes may have extended attributes. If not, the kernel is told so once and asks no
+    more, which makes listings much quicker."""
+    posix_locks: bool = False
+    """Whether locks of fcntl(2) come to `OpenFile.set_lock`, say to be seen by other machines."""
+    flock_locks: bool = False
+    """The same for flock(2)."""
+    max_read: int = 1 << 20
+    max_write: int = 1 << 20
+    """Most bytes in one request."""
+
+    _last_number: int = 1
+
+    def __init__(self, root: Directory | None = None) -> None:
+        if root is not None:
+            self.root = root
+
+    def statistics(self) -> Any:
+        """Return `Statistics`, or what `os.statvfs` does, for statfs(2)."""
+        return Statistics()
+
+    def sync(self) -> Awaitable[None] | None:
+        """Have all of the filesystem safe when this returns: syncfs(2)."""
+
+    def close(self) -> None:
+        """The filesystem is served no more."""

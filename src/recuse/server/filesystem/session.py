@@ -1,0 +1,258 @@
+"""One connection of a filesystem: requests come in as bytes, answers go out as bytes."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from recuse.runtime.log import Log
+from recuse.server.dispatch import pick_head, pick_interrupt
+from recuse.server.filesystem.contents import Contents
+from recuse.server.filesystem.file_calls import FileCalls
+from recuse.server.filesystem.names import Names
+from recuse.server.filesystem.nodes import Filesystem
+from recuse.server.filesystem.state import HEADER, State
+from recuse.server.pending_reply import PendingReply, Send
+from recuse.server.runner import Runner, Step
+from recuse.wire.errors import WireError
+from recuse.wire.filesystem import (
+    fuse_batch_forget_in,
+    fuse_forget_in,
+    fuse_forget_one,
+    fuse_setxattr_in,
+)
+from recuse.wire.fuse import (
+    FUSE_ABORT_ERROR,
+    FUSE_ASYNC_DIO,
+    FUSE_ASYNC_READ,
+    FUSE_ATOMIC_O_TRUNC,
+    FUSE_AUTO_INVAL_DATA,
+    FUSE_BATCH_FORGET,
+    FUSE_BIG_WRITES,
+    FUSE_CACHE_SYMLINKS,
+    FUSE_CREATE,
+    FUSE_DESTROY,
+    FUSE_DO_READDIRPLUS,
+    FUSE_FLOCK_LOCKS,
+    FUSE_FORGET,
+    FUSE_HAS_EXPIRE_ONLY,
+    FUSE_INIT,
+    FUSE_INIT_EXT,
+    FUSE_INTERRUPT,
+    FUSE_KERNEL_MINOR_VERSION,
+    FUSE_KERNEL_VERSION,
+    FUSE_LINK,
+    FUSE_LOOKUP,
+    FUSE_MAX_PAGES,
+    FUSE_MKDIR,
+    FUSE_MKNOD,
+    FUSE_NOTIFY_REPLY,
+    FUSE_OPEN,
+    FUSE_PARALLEL_DIROPS,
+    FUSE_POSIX_LOCKS,
+    FUSE_READDIRPLUS_AUTO,
+    FUSE_SETXATTR_EXT,
+    FUSE_SYMLINK,
+    FUSE_TMPFILE,
+    FUSE_WRITEBACK_CACHE,
+    fuse_init_in,
+    fuse_init_out,
+    fuse_open_out,
+)
+
+log = Log("recuse.server")
+
+LEAST_MINOR: Final = 31
+"""Linux 5.2."""
+
+_NO_REPLY: Final = frozenset({FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_REPLY})
+_ENTRIES: Final = frozenset({FUSE_LOOKUP, FUSE_MKDIR, FUSE_MKNOD, FUSE_SYMLINK, FUSE_LINK})
+"""Requests whose answer tells the kernel half of a node."""
+_MAKING: Final = frozenset({FUSE_CREATE, FUSE_TMPFILE})
+"""And opens it as well."""
+_HANDLE: Final = struct.Struct("=Q")
+_ENTRY_SIZE: Final = 128
+_PAGE: Final = 4096
+
+_ALWAYS: Final = (
+    FUSE_ASYNC_READ
+    | FUSE_ATOMIC_O_TRUNC
+    | FUSE_BIG_WRITES
+    | FUSE_AUTO_INVAL_DATA
+    | FUSE_DO_READDIRPLUS
+    | FUSE_READDIRPLUS_AUTO
+    | FUSE_ASYNC_DIO
+    | FUSE_PARALLEL_DIROPS
+    | FUSE_ABORT_ERROR
+    | FUSE_MAX_PAGES
+    | FUSE_CACHE_SYMLINKS
+    | FUSE_SETXATTR_EXT
+    | FUSE_INIT_EXT
+    | FUSE_HAS_EXPIRE_ONLY
+)
+"""What is taken if the kernel half offers it."""
+
+_pick_number = struct.Struct("=16xQ").unpack_from
+
+
+class FilesystemSession:
+    """Serves one `Filesystem` to the kernel half at the other end of one channel.
+
+    A channel reads requests, in as many threads as it likes, and gives each to `handle`.
+    """
+
+    def __init__(self, filesystem: Filesystem) -> None:
+        self.filesystem = filesystem
+        self.minor = FUSE_KERNEL_MINOR_VERSION
+        """Minor version of the protocol: the smaller one of both halves'."""
+        self._runner = Runner(self._undelivered, lambda _: None, refuses_enosys=True)
+        self._state = State(filesystem, self._runner)
+        self._closed = False
+        self._serve = {
+            **Names(self._state).operations(),
+            **Contents(self._state).operations(),
+            **FileCalls(self._state).operations(),
+        }
+
+    @property
+    def request_size(self) -> int:
+        """Most bytes in a request: how large a buffer a channel has to read with."""
+        return self.filesystem.max_write + _PAGE
+
+    def handle(self, message: bytes, reply: Send) -> None:
+        """Answer one request through ``reply``, exactly once, if it is one that has an answer.
+
+        As `recuse.server.session.Session.handle`.
+        """
+        try:
+            length, opcode, unique = pick_head(message)
+        except struct.error:
+            length = -1
+        if length != len(message):
+            raise WireError(f"{len(message)} bytes that are no request")
+        serve = self._serve.get(opcode)
+        pending = PendingReply(message, opcode, unique, reply)
+        try:
+            if serve is None:
+                self._other(pending)
+            elif self._closed:
+                pending.fail(errno.ENODEV)
+            else:
+                serve(pending, _pick_number(message)[0])
+        except OSError as error:
+            pending.fail(error.errno or errno.EIO)
+        except (struct.error, WireError, ValueError) as error:
+            if not pending.answered and opcode not in _NO_REPLY:
+                pending.fail(errno.EIO)
+            log.error("request %d, opcode %d, is malformed: %s", unique, opcode, error)
+        except BaseException as error:
+            if not pending.answered and opcode not in _NO_REPLY:
+                lack = isinstance(error, MemoryError)
+                pending.fail(errno.ENOMEM if lack else errno.EIO)
+            log.exception("internal error in request %d, opcode %d", unique, opcode)
+
+    def close(self) -> None:
+        """End the session: the connection is gone, or about to be.
+
+        As `recuse.server.session.Session.close`.
+        """
+        if not self._closed:
+            self._closed = True
+            self._runner.end(self._ending)
+
+    def _ending(self) -> Iterator[Step]:
+        state = self._state
+        for handle in list(state.files):
+            file = state.files.pop(handle, None)
+            if file is not None:
+                awaitable = self._runner.quietly(file.release)
+                if awaitable is not None:
+                    yield file.release, awaitable
+        for node in state.known.forget_all():
+            self._runner.quietly(node.forgotten)
+        self._runner.quietly(self.filesystem.close)
+
+    def _other(self, pending: PendingReply) -> None:
+        """What is about no node, or is not known."""
+        opcode = pending.opcode
+        if opcode == FUSE_INIT:
+            self._init(pending)
+        elif opcode == FUSE_FORGET:
+            request = fuse_forget_in.unpack(pending.message, HEADER)
+            self._state.forget(_pick_number(pending.message)[0], request.nlookup)
+        elif opcode == FUSE_BATCH_FORGET:
+            self._batch_forget(pending.message)
+        elif opcode == FUSE_INTERRUPT:
+            self._interrupt(pending)
+        elif opcode == FUSE_DESTROY:
+            pending.reply(b"")
+        elif opcode not in _NO_REPLY:
+            pending.fail(errno.ENOSYS)
+
+    def _batch_forget(self, message: bytes) -> None:
+        count = fuse_batch_forget_in.unpack(message, HEADER).count
+        start = HEADER + fuse_batch_forget_in.SIZE
+        for index in range(count):
+            one = fuse_forget_one.unpack(message, start + index * fuse_forget_one.SIZE)
+            self._state.forget(one.nodeid, one.nlookup)
+
+    def _interrupt(self, pending: PendingReply) -> None:
+        (unique,) = pick_interrupt(pending.message)
+        if not self._runner.interrupt(unique):
+            # It is on its way here, or answered: then the kernel half forgets this one.
+            pending.fail(errno.EAGAIN)
+
+    def _init(self, pending: PendingReply) -> None:
+        # Kernels before 7.36 send less of it.
+        body = pending.message[HEADER:].ljust(fuse_init_in.SIZE, b"\0")
+        offer = fuse_init_in.unpack(body)
+        if offer.major != FUSE_KERNEL_VERSION or offer.minor < LEAST_MINOR:
+            log.error(
+                "the kernel half speaks %d.%d, this is for 7.%d and later",
+                offer.major,
+                offer.minor,
+                LEAST_MINOR,
+            )
+            pending.fail(errno.EPROTO)
+            return
+        self.minor = min(FUSE_KERNEL_MINOR_VERSION, offer.minor)
+        offered = offer.flags | offer.flags2 << 32
+        filesystem = self.filesystem
+        wanted = _ALWAYS
+        if filesystem.writeback:
+            wanted |= FUSE_WRITEBACK_CACHE
+        if filesystem.posix_locks:
+            wanted |= FUSE_POSIX_LOCKS
+        if filesystem.flock_locks:
+            wanted |= FUSE_FLOCK_LOCKS
+        taken = wanted & offered
+        if taken & FUSE_SETXATTR_EXT:
+            self._state.setxattr_size = fuse_setxattr_in.SIZE
+        most = max(filesystem.max_read, filesystem.max_write)
+        out = fuse_init_out(
+            major=FUSE_KERNEL_VERSION,
+            minor=self.minor,
+            max_readahead=offer.max_readahead,
+            flags=taken & 0xFFFFFFFF,
+            flags2=taken >> 32,
+            max_background=64,
+            congestion_threshold=48,
+            max_write=filesystem.max_write,
+            time_gran=1,
+            max_pages=-(-most // _PAGE),
+        )
+        pending.reply(out.pack())
+
+    def _undelivered(self, pending: PendingReply, payload: bytes) -> None:
+        """Undo what the kernel half did not hear of: it sends no FORGET and no RELEASE."""
+        opcode = pending.opcode
+        if opcode in _ENTRIES or opcode in _MAKING:
+            (number,) = _HANDLE.unpack_from(payload)
+            if number:
+                self._state.forget(number, 1)
+        if opcode in _MAKING:
+            self._state.drop(fuse_open_out.unpack(payload, _ENTRY_SIZE).fh)
+        elif opcode == FUSE_OPEN:
+            self._state.drop(fuse_open_out.unpack(payload).fh)

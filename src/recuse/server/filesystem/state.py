@@ -1,0 +1,192 @@
+"""What the operations of one session share."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from recuse.server.device import File, attach
+from recuse.server.errors import Misuse, brief
+from recuse.server.filesystem import encoding
+from recuse.server.filesystem.known import KnownNodes
+from recuse.server.filesystem.listing import Listing
+from recuse.server.filesystem.nodes import Filesystem, Node, OpenFile
+from recuse.server.pending_reply import PendingReply, discard
+from recuse.server.runner import Runner
+from recuse.wire.errors import WireError
+from recuse.wire.fuse import (
+    FOPEN_DIRECT_IO,
+    FOPEN_KEEP_CACHE,
+    FOPEN_NOFLUSH,
+    FUSE_COMPAT_SETXATTR_IN_SIZE,
+    fuse_in_header,
+    fuse_open_out,
+)
+
+HEADER: Final = fuse_in_header.SIZE
+NAME_MAX: Final = 255
+
+Operation = Callable[[PendingReply, int], None]
+"""Answers a request about the node of a number, or has it answered."""
+
+
+class State:
+    """The nodes and open files of one session, and how it tells of them."""
+
+    def __init__(self, filesystem: Filesystem, runner: Runner) -> None:
+        self.filesystem = filesystem
+        self.runner = runner
+        self.known = KnownNodes(filesystem)
+        self.files: dict[int, File] = {}
+        self.listings: dict[int, Listing] = {}
+        self._handles = itertools.count(1)
+        self.valid = encoding.valid(filesystem.cache_s)
+        self.negative = encoding.valid(filesystem.negative_cache_s)
+        self.setxattr_size = FUSE_COMPAT_SETXATTR_IN_SIZE
+        """How long a request to set an extended attribute is before the name."""
+
+    def valid_of(self, node: Node) -> tuple[int, int]:
+        """How long what is told of a node may be believed."""
+        return self.valid if node.cache_s is None else encoding.valid(node.cache_s)
+
+    def handle(self) -> int:
+        """Return a handle that no open file or directory of this session had."""
+        return next(self._handles)
+
+    def entry(self, node: object, tail: bytes = b"") -> bytes | Awaitable[bytes]:
+        """``struct fuse_entry_out`` of a node, which the kernel half knows once more by that.
+
+        ``tail`` follows it. Raises Misuse if it is no node.
+        """
+        if not isinstance(node, Node):
+            raise Misuse(f"returned {brief(node)}, not a Node")
+        told: Any = node.attributes()
+        if hasattr(told, "__await__"):
+            return self._entry_later(node, told, tail)
+        return self._entry(node, told, tail)
+
+    async def _entry_later(self, node: Node, told: Awaitable[Any], tail: bytes) -> bytes:
+        return self._entry(node, await told, tail)
+
+    def _entry(self, node: Node, told: Any, tail: bytes) -> bytes:
+        valid = self.valid_of(node)
+        # Known last: what fails before would be owed a FORGET that never comes.
+        attributes = encoding.attributes(node, self.known.number(node), told)
+        return encoding.entry(self.known.know(node), valid, valid) + attributes + tail
+
+    def entry_now(self, node: Node) -> bytes | None:
+        """`entry` for a listing; None if the attributes cannot be told at once."""
+        told: Any = node.attributes()
+        if hasattr(told, "__await__"):
+            discard(told)
+            return None
+        return self._entry(node, told, b"")
+
+    def attr(self, node: Node) -> bytes | Awaitable[bytes]:
+        """``struct fuse_attr_out`` of a node."""
+        told: Any = node.attributes()
+        if hasattr(told, "__await__"):
+            return self._attr_later(node, told)
+        return self._attr(node, told)
+
+    async def _attr_later(self, node: Node, told: Awaitable[Any]) -> bytes:
+        return self._attr(node, await told)
+
+    def _attr(self, node: Node, told: Any) -> bytes:
+        head = encoding.attr_head(self.valid_of(node))
+        return head + encoding.attributes(node, self.known.number(node), told)
+
+    def statx(self, node: Node) -> bytes | Awaitable[bytes]:
+        """``struct fuse_statx_out`` of a node."""
+        told: Any = node.attributes()
+        if hasattr(told, "__await__"):
+            return self._statx_later(node, told)
+        return self._statx(node, told)
+
+    async def _statx_later(self, node: Node, told: Awaitable[Any]) -> bytes:
+        return self._statx(node, await told)
+
+    def _statx(self, node: Node, told: Any) -> bytes:
+        attributes = encoding.attributes(node, self.known.number(node), told)
+        return encoding.statx(attributes, node.btime_ns, self.valid_of(node))
+
+    def opened(self, node: Node, file: object, flags: int) -> bytes:
+        """``struct fuse_open_out`` of an open file. Raises Misuse if it is none."""
+        if not isinstance(file, File):
+            raise Misuse(f"returned {brief(file)}, not a File")
+        attach(file)
+        file.flags = flags
+        how = 0
+        of_ours = file if isinstance(file, OpenFile) else None
+        if node.size is None or (of_ours is not None and of_ours.direct):
+            how |= FOPEN_DIRECT_IO
+        elif of_ours is not None and of_ours.keep_cache:
+            how |= FOPEN_KEEP_CACHE
+        if of_ours is None or type(of_ours).flush is OpenFile.flush:
+            how |= FOPEN_NOFLUSH
+        handle = self.handle()
+        self.files[handle] = file
+        return fuse_open_out(fh=handle, open_flags=how).pack()
+
+    def file(self, handle: int) -> File:
+        """Return an open file. Raises OSError: EBADF."""
+        try:
+            return self.files[handle]
+        except KeyError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def adopt(self, file: object) -> tuple[int, int]:
+        """See `recuse.server.ioctl_retries.Files`: a filesystem's ioctls make no files."""
+        raise Misuse(f"returned {brief(file)}, and files that ioctls make are only devices'")
+
+    def drop(self, handle: int) -> None:
+        """See `recuse.server.ioctl_retries.Files`."""
+        file = self.files.pop(handle, None)
+        if file is not None:
+            self.runner.quietly_later(file.release)
+
+    def forget(self, number: int, count: int) -> None:
+        """Take back that the kernel half was told of a node ``count`` times."""
+        node = self.known.forget(number, count)
+        if node is not None:
+            self.runner.quietly(node.forgotten)
+
+
+def name_at(message: bytes, start: int) -> tuple[str, int]:
+    """Return the name that begins there, and where it ends.
+
+    Raises:
+        OSError: ENAMETOOLONG, which the kernel leaves to the server.
+        WireError: it has no end, or it is no name.
+    """
+    end = message.find(0, start)
+    if end < 0:
+        raise WireError("a name without an end")
+    name = message[start:end]
+    if len(name) > NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    if not name or b"/" in name:
+        raise WireError(f"{name!r} is no name")
+    return os.fsdecode(name), end + 1
+
+
+def made(returned: Any) -> tuple[Any, Any]:
+    """Node and open file of what `Directory.create` has returned; None if it opened none."""
+    if isinstance(returned, tuple) and len(returned) == 2:
+        return returned
+    return returned, None
+
+
+def of_kind(node: object, kind: type[Node]) -> Any:
+    """Return a node if it is of a kind that has an operation.
+
+    Raises OSError: EINVAL, or ENOTDIR and the like, as the kernel would not ask.
+    """
+    if not isinstance(node, kind):
+        number = errno.ENOTDIR if kind.kind == stat.S_IFDIR else errno.EINVAL
+        raise OSError(number, os.strerror(number))
+    return node

@@ -1,0 +1,418 @@
+"""Lookups, listings and what changes names, by messages."""
+
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recuse.server.filesystem.nodes import (
+    Attributes,
+    Directory,
+    Entry,
+    Filesystem,
+    Listed,
+    Node,
+    RegularFile,
+    Special,
+    Symlink,
+)
+from recuse.wire.filesystem import (
+    fuse_batch_forget_in,
+    fuse_entry_out,
+    fuse_forget_one,
+    fuse_link_in,
+    fuse_mkdir_in,
+    fuse_mknod_in,
+    fuse_rename2_in,
+    fuse_rename_in,
+)
+from recuse.wire.fuse import (
+    FUSE_BATCH_FORGET,
+    FUSE_LINK,
+    FUSE_LOOKUP,
+    FUSE_MKDIR,
+    FUSE_MKNOD,
+    FUSE_OPENDIR,
+    FUSE_READLINK,
+    FUSE_RENAME,
+    FUSE_RENAME2,
+    FUSE_RMDIR,
+    FUSE_SYMLINK,
+    FUSE_UNLINK,
+    fuse_open_out,
+)
+
+from ..conftest import Told
+from .conftest import FilesystemPeer, ServeFilesystem
+
+
+class Watched(RegularFile):
+    """Says when it is forgotten."""
+
+    gone = 0
+
+    def forgotten(self) -> None:
+        self.gone += 1
+
+
+def tree(**children: Node) -> Filesystem:
+    return Filesystem(Directory(children))
+
+
+def test_a_name_is_found_with_its_attributes(serve_filesystem: ServeFilesystem) -> None:
+    file = RegularFile(b"some text")
+    file.mode, file.uid, file.gid, file.nlink = 0o4640, 12, 34, 3
+    file.atime_ns, file.mtime_ns, file.ctime_ns = 1_500_000_001, 2_000_000_002, 3_999_999_999
+    peer = serve_filesystem(tree(file=file))
+    found = peer.lookup("file")
+    attr = found.attr
+    assert found.nodeid > 1
+    assert attr.ino == found.nodeid
+    assert (attr.mode, attr.size, attr.blocks, attr.nlink) == (0o104640, 9, 1, 3)
+    assert (attr.uid, attr.gid) == (12, 34)
+    assert (attr.atime, attr.atimensec, attr.mtime, attr.mtimensec) == (1, 500_000_001, 2, 2)
+    assert (attr.ctime, attr.ctimensec) == (3, 999_999_999)
+    assert peer.getattr(found.nodeid).attr == attr
+
+
+def test_what_is_not_there_is_enoent_or_remembered(serve_filesystem: ServeFilesystem) -> None:
+    filesystem = tree()
+    assert serve_filesystem(filesystem).refuses(FUSE_LOOKUP, 1, b"", "none") == errno.ENOENT
+    filesystem = tree()
+    filesystem.negative_cache_s = 2.5
+    found = serve_filesystem(filesystem).lookup("none")
+    assert (found.nodeid, found.entry_valid, found.entry_valid_nsec) == (0, 2, 500_000_000)
+
+
+def test_how_long_things_may_be_believed(serve_filesystem: ServeFilesystem) -> None:
+    file, other = RegularFile(b""), RegularFile(b"")
+    other.cache_s = 0
+    filesystem = tree(file=file, other=other)
+    filesystem.cache_s = 1e30
+    peer = serve_filesystem(filesystem)
+    assert peer.lookup("file").attr_valid == peer.lookup("file").entry_valid == 1 << 31
+    assert peer.lookup("other").attr_valid == peer.lookup("other").entry_valid_nsec == 0
+    assert peer.getattr(peer.lookup("other").nodeid).attr_valid == 0
+
+
+def test_a_node_is_forgotten_when_all_lookups_are_taken_back(
+    serve_filesystem: ServeFilesystem,
+) -> None:
+    file = Watched(b"")
+    peer = serve_filesystem(tree(file=file))
+    number = peer.lookup("file").nodeid
+    assert peer.lookup("file").nodeid == number
+    peer.forget(number, 1)
+    assert file.gone == 0
+    peer.forget(number, 1)
+    assert file.gone == 1
+    assert peer.refuses(FUSE_LOOKUP, number, b"", "x") == errno.ESTALE
+    assert peer.lookup("file").nodeid == number  # it is the same file
+
+
+def test_many_are_forgotten_at_once(serve_filesystem: ServeFilesystem) -> None:
+    files = {f"f{index}": Watched(b"") for index in range(50)}
+    peer = serve_filesystem(Filesystem(Directory(files)))
+    numbers = [peer.lookup(name).nodeid for name in files]
+    body = fuse_batch_forget_in(count=50).pack()
+    body += b"".join(fuse_forget_one(nodeid=number, nlookup=1).pack() for number in numbers)
+    peer.send(FUSE_BATCH_FORGET, 0, body)
+    assert all(file.gone == 1 for file in files.values())
+
+
+def test_the_root_stays(serve_filesystem: ServeFilesystem) -> None:
+    peer = serve_filesystem(tree(file=RegularFile(b"")))
+    peer.forget(1, 1)
+    assert peer.lookup("file").nodeid
+
+
+def test_an_answer_that_nobody_takes_counts_not(serve_filesystem: ServeFilesystem) -> None:
+    file = Watched(b"")
+    peer = serve_filesystem(tree(file=file))
+    peer.refuse = OSError(errno.ENOENT, "gone")
+    peer.send(FUSE_LOOKUP, 1, b"", "file")
+    assert file.gone == 1
+    peer.refuse = None
+    number = peer.lookup("file").nodeid
+    peer.forget(number, 1)
+    assert file.gone == 2
+
+
+def test_long_names_are_refused_and_bad_ones_malformed(
+    serve_filesystem: ServeFilesystem, told: Told
+) -> None:
+    peer = serve_filesystem(tree())
+    assert peer.refuses(FUSE_LOOKUP, 1, b"", "x" * 256) == errno.ENAMETOOLONG
+    assert peer.refuses(FUSE_LOOKUP, 1, b"", "x" * 255) == errno.ENOENT
+    for body in (b"name", b"\0", b"a/b\0", b""):
+        assert peer.refuses(FUSE_LOOKUP, 1, body) == errno.EIO
+        assert "malformed" in told.line()
+
+
+def test_names_are_bytes_of_any_kind(serve_filesystem: ServeFilesystem) -> None:
+    name = os.fsdecode(b"\xff\xfe\x80")
+    peer = serve_filesystem(Filesystem(Directory({name: RegularFile(b"")})))
+    assert peer.lookup(name).nodeid
+    assert [one.name for one in peer.list_all()] == [".", "..", name]
+
+
+class Strange(Directory):
+    """Answers what it must not."""
+
+    def lookup(self, name: str) -> Node | None:
+        if name == "text":
+            return "text"  # type: ignore[return-value]
+        if name == "enosys":
+            raise OSError(errno.ENOSYS, "")
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("name", ["text", "enosys", "other"])
+def test_mistakes_of_authors_are_eio(
+    serve_filesystem: ServeFilesystem, told: Told, name: str
+) -> None:
+    peer = serve_filesystem(Filesystem(Strange()))
+    assert peer.refuses(FUSE_LOOKUP, 1, b"", name) == errno.EIO
+    line = told.traceback()[0] if name == "other" else told.line()
+    assert line.startswith("Strange.lookup")
+
+
+class Later(Directory):
+    """Takes its time for everything."""
+
+    async def lookup(self, name: str) -> Node | None:
+        return LaterFile(b"abc") if name == "file" else None
+
+    async def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFDIR | 0o711)
+
+    def entries(self) -> AsyncIterator[Listed]:
+        return self._entries()
+
+    async def _entries(self) -> AsyncIterator[Listed]:
+        for index in range(40):
+            yield f"f{index}", LaterFile(b"x")
+        yield Entry("last", stat.S_IFIFO, 7)
+
+
+class LaterFile(RegularFile):
+    async def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFREG | 0o600, size=3, uid=5)
+
+
+def test_all_may_be_asynchronous(serve_filesystem: ServeFilesystem) -> None:
+    peer = serve_filesystem(Filesystem(Later()))
+    assert peer.getattr(1).attr.mode == stat.S_IFDIR | 0o711
+    found = peer.lookup("file")
+    assert (found.attr.mode, found.attr.size, found.attr.uid) == (stat.S_IFREG | 0o600, 3, 5)
+    assert peer.refuses(FUSE_LOOKUP, 1, b"", "other") == errno.ENOENT
+    for plus in (False, True):
+        names = [one.name for one in peer.list_all(600, plus)]
+        assert names == [".", "..", *(f"f{index}" for index in range(40)), "last"]
+
+
+def test_the_default_lookup_goes_through_entries(serve_filesystem: ServeFilesystem) -> None:
+    class Iterating(Directory):
+        def entries(self) -> Iterator[Listed]:
+            yield Entry("none", stat.S_IFREG)
+            yield "file", RegularFile(b"12")
+
+    class Asynchronous(Later):
+        lookup = Directory.lookup  # type: ignore[assignment]
+
+    peer = serve_filesystem(Filesystem(Iterating()))
+    assert peer.lookup("file").attr.size == 2
+    assert peer.refuses(FUSE_LOOKUP, 1, b"", "none") == errno.ENOENT
+    peer = serve_filesystem(Filesystem(Asynchronous()))
+    assert peer.lookup("f39").attr.size == 3
+    assert peer.refuses(FUSE_LOOKUP, 1, b"", "none") == errno.ENOENT
+
+
+def test_attributes_from_stat(serve_filesystem: ServeFilesystem) -> None:
+    class Real(RegularFile):
+        def attributes(self) -> os.stat_result:
+            return os.stat(__file__)
+
+    here = os.stat(__file__)
+    attr = serve_filesystem(tree(file=Real())).lookup("file").attr
+    assert (attr.mode, attr.size, attr.blocks) == (here.st_mode, here.st_size, here.st_blocks)
+    assert attr.mtime * 10**9 + attr.mtimensec == here.st_mtime_ns
+
+
+def test_attributes_that_do_not_fit_are_eio(serve_filesystem: ServeFilesystem, told: Told) -> None:
+    file = Watched(b"")
+    file.size = -1
+    peer = serve_filesystem(tree(file=file))
+    assert peer.refuses(FUSE_LOOKUP, 1, b"", "file") == errno.EIO
+    assert "does not fit" in told.line()
+    file.size = 1
+    peer.forget(peer.lookup("file").nodeid, 1)
+    assert file.gone == 1  # the one that failed was not counted
+
+
+# Listings
+
+
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=40), unique=True, max_size=30),
+    st.integers(200, 2000),
+    st.booleans(),
+)
+def test_listings_show_each_name_once(names: list[str], size: int, plus: bool) -> None:
+    peer = FilesystemPeer(Filesystem(Directory({name: RegularFile(b"") for name in names})))
+    peer.init_filesystem()
+    listed = peer.list_all(max(size, 400), plus)
+    assert [one.name for one in listed] == [".", "..", *names]
+    assert all(one.ino for one in listed)
+    assert [one.offset for one in listed] == list(range(1, len(listed) + 1))
+    known = [one.entry.nodeid for one in listed[2:] if one.entry is not None]
+    assert len(set(known)) == len(known) == (len(names) if plus else 0)
+    for number in known:
+        peer.forget(number, 1)
+    assert len(peer.session._state.known) == 1
+
+
+def test_offsets_stay_and_the_beginning_reads_anew(serve_filesystem: ServeFilesystem) -> None:
+    directory = Directory({f"f{index}": RegularFile(b"") for index in range(9)})
+    peer = serve_filesystem(Filesystem(directory))
+    fh = fuse_open_out.unpack(peer.ask(FUSE_OPENDIR, 1, bytes(8))).fh
+    first = peer.list_page(fh, 0, 130)
+    del directory.children["f0"]
+    directory.children["new"] = RegularFile(b"")
+    assert peer.list_page(fh, first[2].offset)[0].name == "f1"
+    assert [one.name for one in peer.list_page(fh, 8)] == ["f6", "f7", "f8"]
+    again = [one.name for one in peer.list_page(fh, 0)]
+    assert "new" in again
+    assert "f0" not in again
+
+
+def test_what_does_not_fit_is_not_counted(serve_filesystem: ServeFilesystem) -> None:
+    peer = serve_filesystem(tree(**{f"f{index}": RegularFile(b"") for index in range(9)}))
+    fh = fuse_open_out.unpack(peer.ask(FUSE_OPENDIR, 1, bytes(8))).fh
+    shown = peer.list_page(fh, 0, 160 * 4 + 8, plus=True)
+    assert len(peer.session._state.known) == 1 + len(shown) - 2
+
+
+# Changes
+
+
+class Changing(Directory):
+    """Keeps what is made in it, and notes what is asked of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[object] = []
+
+    def _keep(self, name: str, node: Node) -> Node:
+        self.children[name] = node
+        return node
+
+    def create(self, name: str, mode: int) -> Node:
+        file = RegularFile(b"")
+        file.mode = mode
+        return self._keep(name, file)
+
+    def mkdir(self, name: str, mode: int) -> Node:
+        made = Changing()
+        made.mode = mode
+        return self._keep(name, made)
+
+    def symlink(self, name: str, target: str) -> Node:
+        return self._keep(name, Symlink(target))
+
+    def mknod(self, name: str, mode: int, rdev: int) -> Node:
+        return self._keep(name, Special(mode, rdev))
+
+    def link(self, name: str, node: Node) -> None:
+        self._keep(name, node)
+
+    def unlink(self, name: str) -> None:
+        self.asked.append(("unlink", name))
+
+    def rmdir(self, name: str) -> None:
+        self.asked.append(("rmdir", name))
+
+    def rename(self, name: str, directory: Directory, new_name: str, flags: int) -> None:
+        self.asked.append((name, directory, new_name, flags))
+
+
+def entry(payload: bytes) -> fuse_entry_out:
+    return fuse_entry_out.unpack(payload)
+
+
+def test_what_is_made_is_known(serve_filesystem: ServeFilesystem) -> None:
+    root = Changing()
+    peer = serve_filesystem(Filesystem(root))
+    made = entry(peer.ask(FUSE_MKDIR, 1, fuse_mkdir_in(mode=stat.S_IFDIR | 0o1750), "d"))
+    assert made.attr.mode == stat.S_IFDIR | 0o1750
+    link = entry(peer.ask(FUSE_SYMLINK, 1, b"", b"s\0to/where\0"))
+    assert peer.ask(FUSE_READLINK, link.nodeid) == b"to/where"
+    body = fuse_mknod_in(mode=stat.S_IFCHR | 0o600, rdev=0x105)
+    node = entry(peer.ask(FUSE_MKNOD, 1, body, "n"))
+    assert (node.attr.mode, node.attr.rdev) == (stat.S_IFCHR | 0o600, 0x105)
+    file = entry(peer.ask(FUSE_MKNOD, 1, fuse_mknod_in(mode=stat.S_IFREG | 0o640), "f"))
+    assert file.attr.mode == stat.S_IFREG | 0o640
+    again = entry(peer.ask(FUSE_LINK, 1, fuse_link_in(oldnodeid=file.nodeid), "g"))
+    assert again.nodeid == file.nodeid
+    created = peer.create("c", 0o604)
+    assert created.entry.attr.mode == stat.S_IFREG | 0o604
+    assert peer.read_node(created.entry.nodeid, created.open.fh, 10) == b""
+    assert set(root.children) == set("dsnfgc")
+
+
+def test_what_takes_away_and_moves(serve_filesystem: ServeFilesystem) -> None:
+    root = Changing()
+    peer = serve_filesystem(Filesystem(root))
+    other = entry(peer.ask(FUSE_MKDIR, 1, fuse_mkdir_in(mode=0o755), "d")).nodeid
+    peer.ask(FUSE_UNLINK, 1, b"", "a")
+    peer.ask(FUSE_RMDIR, 1, b"", "b")
+    peer.ask(FUSE_RENAME, 1, fuse_rename_in(newdir=other), b"old\0new\0")
+    peer.ask(FUSE_RENAME2, 1, fuse_rename2_in(newdir=1, flags=2), b"x\0y\0")
+    there = root.children["d"]
+    assert root.asked == [
+        ("unlink", "a"),
+        ("rmdir", "b"),
+        ("old", there, "new", 0),
+        ("x", root, "y", 2),
+    ]
+
+
+CHANGES = [
+    (FUSE_MKDIR, fuse_mkdir_in(), "n"),
+    (FUSE_UNLINK, b"", "n"),
+    (FUSE_RMDIR, b"", "n"),
+    (FUSE_SYMLINK, b"", b"n\0t\0"),
+    (FUSE_MKNOD, fuse_mknod_in(mode=stat.S_IFREG), "n"),
+    (FUSE_MKNOD, fuse_mknod_in(mode=stat.S_IFIFO), "n"),
+    (FUSE_LINK, fuse_link_in(oldnodeid=1), "n"),
+    (FUSE_RENAME, fuse_rename_in(newdir=1), b"n\0t\0"),
+    (FUSE_RENAME2, fuse_rename2_in(newdir=1), b"n\0t\0"),
+]
+
+
+@pytest.mark.parametrize(("opcode", "body", "data"), CHANGES)
+def test_what_is_not_defined_is_eperm(
+    serve_filesystem: ServeFilesystem, opcode: int, body: object, data: object
+) -> None:
+    assert serve_filesystem(tree()).refuses(opcode, 1, body, data) == errno.EPERM
+
+
+@pytest.mark.parametrize(("opcode", "body", "data"), CHANGES)
+def test_nothing_changes_in_a_filesystem_that_is_read_only(
+    serve_filesystem: ServeFilesystem, opcode: int, body: object, data: object
+) -> None:
+    filesystem = Filesystem(Changing())
+    filesystem.read_only = True
+    assert serve_filesystem(filesystem).refuses(opcode, 1, body, data) == errno.EROFS
+
+
+def test_operations_of_directories_on_files_are_enotdir(serve_filesystem: ServeFilesystem) -> None:
+    peer = serve_filesystem(tree(file=RegularFile(b"")))
+    number = peer.lookup("file").nodeid
+    assert peer.refuses(FUSE_LOOKUP, number, b"", "x") == errno.ENOTDIR
+    assert peer.refuses(FUSE_OPENDIR, number, bytes(8)) == errno.ENOTDIR
+    assert peer.refuses(FUSE_READLINK, 1) == errno.EINVAL
