@@ -11,7 +11,6 @@ An inode has one backing file at a time, which all opens have to name, or fail w
 import errno
 import mmap
 import os
-import select
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -59,12 +58,12 @@ from recuse.wire.fuse import (
     fuse_read_in,
     fuse_release_in,
 )
+from recuse.wire.poll import DEFAULT_POLLMASK
 
 log = Log("recuse.channel")
 
 _IN = fuse_in_header.SIZE
 _OUT = fuse_out_header.SIZE
-_ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 _FLAGS = slice(_IN, _IN + 4)  # fuse_open_in begins with them
 _OFFSET = slice(_IN + 8, _IN + 16)  # fuse_read_in and fuse_write_in have it after fh
 
@@ -323,7 +322,7 @@ class MountedDevice:
         if _error(answer) == -errno.ENOSYS:
             # It would be for all devices of the mount.
             unique = fuse_out_header.unpack(answer).unique
-            out = fuse_poll_out(revents=_ALWAYS_READY)
+            out = fuse_poll_out(revents=DEFAULT_POLLMASK)
             answer = fuse_out_header(len=_OUT + out.SIZE, unique=unique).pack() + out.pack()
         self._send(answer)
 

@@ -38,7 +38,7 @@ class Tasks:
     """The tasks of one session, on the shared loop, which it holds until `release`."""
 
     def __init__(self) -> None:
-        self.loop = _acquire()
+        self.loop = shared.acquire()
         self._tasks: dict[asyncio.Task[Any], PendingReply | None] = {}
         self._ending = False
 
@@ -133,7 +133,7 @@ class Tasks:
 
     def release(self) -> None:
         """Give the loop up."""
-        _release()
+        shared.release()
 
 
 async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
@@ -147,30 +147,64 @@ async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None
         return None, error
 
 
-_lock = new_lock("server.loop")
-_running: tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event] | None = None
-_users = 0
-_told_of_lack = False
+class SharedLoop:
+    """The loop, while sessions have it."""
+
+    def __init__(self) -> None:
+        self._lock = new_lock("server.loop")
+        self._running: tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event] | None
+        self._running = None
+        self._users = 0
+        self._told_of_lack = False
+
+    @property
+    def running(self) -> bool:
+        """Whether there is one."""
+        return self._running is not None
+
+    def acquire(self) -> asyncio.AbstractEventLoop:
+        """Start the loop if it does not run.
+
+        Raises OSError: EAGAIN if there can be no thread for it, and what making its descriptors
+        says.
+        """
+        with self._lock:
+            if self._running is None:
+                try:
+                    self._running = _start()
+                except OSError as error:
+                    if not self._told_of_lack:
+                        self._told_of_lack = True
+                        log.error("async handlers cannot run: %s", error.strerror)
+                    raise
+                self._told_of_lack = False
+            self._users += 1
+            return self._running[1]
+
+    def release(self) -> None:
+        """Give the loop up; who is the last stops it."""
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self.stop()
+
+    def stop(self) -> None:
+        """Stop the loop, whoever uses it still."""
+        with self._lock:
+            if self._running is None:
+                return
+            thread, loop, stop = self._running
+            self._running = None
+        loop.call_soon_threadsafe(stop.set)
+        if thread is not threading.current_thread():
+            thread.join(STOP_WAIT_S)
+            if thread.is_alive():
+                log.error("the event loop has not ended after %s s: a handler goes on", STOP_WAIT_S)
 
 
-def _acquire() -> asyncio.AbstractEventLoop:
-    """Start the loop if it does not run.
-
-    Raises OSError: EAGAIN if there can be no thread for it, and what making its descriptors says.
-    """
-    global _running, _users, _told_of_lack
-    with _lock:
-        if _running is None:
-            try:
-                _running = _start()
-            except OSError as error:
-                if not _told_of_lack:
-                    _told_of_lack = True
-                    log.error("async handlers cannot run: %s", error.strerror)
-                raise
-            _told_of_lack = False
-        _users += 1
-        return _running[1]
+shared = SharedLoop()
+atexit.register(shared.stop)
 
 
 def _start() -> tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event]:
@@ -186,15 +220,6 @@ def _start() -> tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event
         raise OSError(number, error.strerror) from error
     except MemoryError as error:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
-
-
-def _release() -> None:
-    global _users
-    with _lock:
-        _users -= 1
-        last = _users == 0
-    if last:
-        _stop()
 
 
 def _check_room() -> None:
@@ -243,19 +268,3 @@ def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         loop.default_exception_handler(context)
     except BaseException as error:
         report(error)
-
-
-@atexit.register
-def _stop() -> None:
-    """Stop the loop, whoever uses it still."""
-    global _running
-    with _lock:
-        if _running is None:
-            return
-        thread, loop, stop = _running
-        _running = None
-    loop.call_soon_threadsafe(stop.set)
-    if thread is not threading.current_thread():
-        thread.join(STOP_WAIT_S)
-        if thread.is_alive():
-            log.error("the event loop has not ended after %s s: a handler goes on", STOP_WAIT_S)

@@ -3,7 +3,6 @@
 import errno
 import itertools
 import os
-import select
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -82,14 +81,12 @@ from recuse.wire.fuse import (
     fuse_ioctl_out,
     fuse_open_out,
 )
+from recuse.wire.poll import DEFAULT_POLLMASK
 
 log = Log("recuse.server")
 
 LEAST_MINOR = 11
 """The first minor version with CUSE."""
-
-_ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
-"""What files without a poll method are ready for (linux/poll.h, DEFAULT_POLLMASK)."""
 
 _O_NONBLOCK = os.O_NONBLOCK
 _HEADER_SIZE = fuse_in_header.SIZE
@@ -345,7 +342,7 @@ class Session:
             return
         if self._has_kinds_of_files and type(file).poll is File.poll:
             # ENOSYS would be for all files of the device, and others may be of a kind with poll.
-            pending.reply(poll_answer(_ALWAYS_READY, None))
+            pending.reply(poll_answer(DEFAULT_POLLMASK, None))
             return
         if flags & FUSE_POLL_SCHEDULE_NOTIFY:
             # Before the file is asked: what changes after its answer must be told.

@@ -165,7 +165,7 @@ def channel(table: DeviceTable) -> Iterator[Connect]:
     yield make
     for channel in channels:
         channel.close()
-    assert loop._running is None
+    assert not loop.shared.running
 
 
 def test_the_device_is_there_as_described(table: DeviceTable, channel: Connect) -> None:

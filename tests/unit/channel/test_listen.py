@@ -87,7 +87,7 @@ def server(device: Pipe, path: str) -> Iterator[DeviceServer]:
     yield server
     server.close()
     assert not os.path.exists(path)
-    assert loop._running is None
+    assert not loop.shared.running
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from recuse.kernel.char.files import OpenFile, open_file
-from recuse.kernel.char.poll import DEFAULT_POLLMASK
 from recuse.wire.fuse import (
     FUSE_NOTIFY_POLL,
     FUSE_OPEN,
@@ -26,6 +25,7 @@ from recuse.wire.fuse import (
     fuse_poll_in,
     fuse_poll_out,
 )
+from recuse.wire.poll import DEFAULT_POLLMASK
 
 from .support import Answer, Message, Opened, Server, caller, device, error_of, finish, start
 

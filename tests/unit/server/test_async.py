@@ -155,7 +155,7 @@ def test_all_sessions_share_one_loop_that_ends_with_the_last() -> None:
         def open(self, request: OpenRequest) -> File:
             return ProbeFile()
 
-    assert loop._running is None
+    assert not loop.shared.running
     arrived = threading.Semaphore(0)
     sessions = [Session(Probe()) for _ in range(3)]
     for session in sessions:
@@ -169,7 +169,7 @@ def test_all_sessions_share_one_loop_that_ends_with_the_last() -> None:
         session.close()
     assert used.is_closed()
     assert not thread.is_alive()
-    assert loop._running is None
+    assert not loop.shared.running
 
 
 def packed(opcode: int, body: Structure, unique: int = 2) -> bytes:
@@ -418,8 +418,8 @@ def test_close_does_not_wait_for_ever(
 
     peer, fh, file = sleeping(serve, Stubborn)
     unique = file.begin(peer, fh)
-    assert loop._running is not None
-    thread, used, _ = loop._running
+    assert loop.shared._running is not None
+    thread, used, _ = loop.shared._running
     peer.session.close()
     closing, stopping = told.lines()
     assert closing == "Tasks.end has not ended after 0.01 s"
@@ -463,7 +463,7 @@ def test_a_coroutine_that_comes_after_the_end_does_not_begin(serve: Serve) -> No
     go_on.set()
     thread.join()
     assert outcome(peer, 500) == errno.ECONNABORTED
-    assert loop._running is None
+    assert not loop.shared.running
 
 
 def test_after_the_loop_has_stopped(serve: Serve, told: Told) -> None:
@@ -479,7 +479,7 @@ def test_after_the_loop_has_stopped(serve: Serve, told: Told) -> None:
     peer = serve(ProbeFile)
     fh = peer.open()
     assert peer.read(fh) == b""
-    loop._stop()
+    loop.shared.stop()
     assert peer.fails(FUSE_READ, fuse_read_in(fh=fh, size=1)) == errno.ECONNABORTED
     peer.session.close()
     line, error = told.traceback()

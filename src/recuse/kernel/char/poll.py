@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.connection.request import Request
 from recuse.runtime.log import Log
-from recuse.wire.fuse import FUSE_POLL, FUSE_POLL_SCHEDULE_NOTIFY, fuse_poll_in, fuse_poll_out
+from recuse.wire.fuse import (
+    FUSE_POLL,
+    FUSE_POLL_SCHEDULE_NOTIFY,
+    fuse_poll_in,
+    fuse_poll_out,
+)
+from recuse.wire.poll import DEFAULT_POLLMASK
 
 if TYPE_CHECKING:
     from recuse.kernel.caller import Caller
@@ -20,9 +26,6 @@ if TYPE_CHECKING:
 log = Log("recuse.kernel")
 
 POLLERR: Final = 0x8
-
-DEFAULT_POLLMASK: Final = 0x145
-"""POLLIN, POLLOUT, POLLRDNORM and POLLWRNORM: what a device without poll is always."""
 
 POLL_KNOWN: Final = 0x27FF
 """The events that there are: POLLIN to POLLMSG, and POLLRDHUP (linux/poll.h, demangle_poll)."""

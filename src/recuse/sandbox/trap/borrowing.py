@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
 from recuse.sandbox.tasks.fetch import can_fetch, fetch_descriptor
 from recuse.sandbox.tasks.memory import write_memory
@@ -27,7 +28,6 @@ from recuse.sandbox.trap.inject import GoneError, Injection
 if TYPE_CHECKING:
     from recuse.sandbox.trap.call import TrappedCall
 
-_PAGE: Final = 4096
 _VECTOR_AT, _DATA_AT, _CONTROL_AT = 64, 96, 128
 _PROT_READ_WRITE: Final = 3
 _MAP_PRIVATE_ANONYMOUS: Final = 0x22
@@ -190,7 +190,7 @@ class Borrowing:
                     raise
                 raise os_error(errno.ENOMEM) from None  # which poll and its kin may fail with
             self._page = thread.call(
-                "mmap", 0, _PAGE, _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS, 0, 0
+                "mmap", 0, PAGE_SIZE, _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS, 0, 0
             )
 
     @property
@@ -234,5 +234,5 @@ class Borrowing:
                 if self._there >= 0:
                     thread.take_back(self._there)
                 if self._page >= 0:
-                    thread.call("munmap", self._page, _PAGE)
+                    thread.call("munmap", self._page, PAGE_SIZE)
         self._stack.close()
