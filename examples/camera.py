@@ -1,7 +1,7 @@
-"""A camera, /dev/video9, for every program that knows Video4Linux.
+"""A camera, /dev/video9, for every program that uses Video4Linux.
 
-It shows a moving test picture in which each frame carries its number.  Try it, with Debian's
-packages v4l-utils and ffmpeg::
+It shows a moving test picture; each frame contains its number.  Try it, with Debian's packages
+v4l-utils and ffmpeg::
 
     $ recuse run -d examples/camera.py -- bash
     $ v4l2-ctl -d /dev/video9 --set-ctrl brightness=160 --get-ctrl brightness,test_pattern
@@ -9,12 +9,12 @@ packages v4l-utils and ffmpeg::
     test_pattern: 0 (Colour bars)
     $ ffmpeg -v error -f v4l2 -i /dev/video9 -frames:v 1 -update 1 frame.png
 
-It needs the packages linuxpy, numpy and simplejpeg.  Its frames may be your own::
+It needs the packages linuxpy, numpy and simplejpeg.  You can supply your own frames::
 
     Camera(draw=lambda number, width, height: numpy.zeros((height, width, 3), "uint8"))
 
-All that could wait or change something is ``async def``, and so runs in one thread: there are no
-locks.  Only the pictures are painted in other ones.
+Everything that could wait or change something is ``async def``, and so runs in one thread: there
+are no locks.  Only the pictures are painted in other threads.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ FORMATS = {
     raw.PixelFormat.MJPEG: ("Motion-JPEG", raw.ImageFormatFlag.COMPRESSED, raw.Colorspace.JPEG),
 }
 SLOWER = (1, 2, 3, 6)
-"""What a program may divide the frame rate by."""
+"""The divisors of the frame rate that a program can choose."""
 CAPABILITIES = (
     raw.Capability.VIDEO_CAPTURE
     | raw.Capability.READWRITE
@@ -51,7 +51,7 @@ VERSION = 6 << 16 | 1 << 8
 
 
 def make_controls(*, with_patterns: bool) -> Iterable[Control]:
-    """Return what can be set."""
+    """Return the controls that programs can set."""
     ids = raw.ControlID
     yield heading(ids.USER_CLASS, "User Controls")
     yield Control(ids.BRIGHTNESS, "Brightness", 255, 128)
@@ -81,20 +81,20 @@ class Camera(Device):
         draw: Draw | None = None,
         streaming: bool = True,
     ) -> None:
-        """Make /dev/videoNUMBER with ``fps`` frames a second, or what is left if they are late.
+        """Create /dev/videoNUMBER with ``fps`` frames a second, or fewer if they are late.
 
-        ``width`` and ``height`` are what it begins with.  ``draw`` makes pictures of your own: it
-        is given a frame's number, width and height, and returns an array (height, width, 3) of
-        bytes, red, green and blue.  Without ``streaming`` it says that it has no buffers to be
-        mapped: programs read(2) frames, as Linux's own CUSE allows no more.
+        ``width`` and ``height`` are the initial size.  ``draw`` makes your own pictures: it gets a
+        frame's number, width and height, and returns an array (height, width, 3) of bytes: red,
+        green and blue.  Without ``streaming`` the camera says that it has no buffers to map:
+        programs read(2) frames, which is all that Linux's own CUSE allows.
 
-        Raises ValueError if there is less than one frame a second, TypeError if ``draw`` is no
-        function, as on a command line.
+        Raises ValueError for less than one frame a second, TypeError if ``draw`` is not a function,
+        as on a command line.
         """
         if fps < 1:
             raise ValueError(f"{fps} frames a second")
         if draw is not None and not callable(draw):
-            raise TypeError("draw is a Python function")
+            raise TypeError("draw must be a Python function")
         super().__init__(name=f"video{number}", major=VIDEO_MAJOR, minor=number)
         self.card = f"recuse camera {number}"
         self.sysfs = {"name": f"{self.card}\n", "index": "0\n", "dev_debug": "0\n"}
@@ -109,7 +109,7 @@ class Camera(Device):
         self.queue = Queue(self.fill, lambda: float(self.interval))
         self._painter = Painter(draw)
         self._failed = ""
-        """What has gone wrong with the last frame."""
+        """The error of the last frame, if it failed."""
 
     async def open(self, request: OpenRequest) -> "CameraFile":
         file = self.file(self)
@@ -117,13 +117,13 @@ class Camera(Device):
         return file
 
     async def fill(self, memory: memoryview, number: int) -> int:
-        """Put a frame into memory, and return how many bytes it has, 0 if it came to nothing."""
+        """Put a frame into memory; return its number of bytes, 0 if it failed."""
         try:
             size = await asyncio.to_thread(self._paint, memory, number, self._look())
         except Exception as error:
-            # Programs get a frame that is marked as bad, rather than none for ever.
+            # Programs get a frame that is marked as bad, instead of waiting for ever.
             if repr(error) != self._failed:
-                log.exception("no frame %d, nor others until this is mended", number)
+                log.exception("no frame %d, nor others until this is fixed", number)
             self._failed = repr(error)
             return 0
         self._failed = ""
@@ -161,7 +161,7 @@ class Camera(Device):
 
 
 def pix_format(pixelformat: int, width: int, height: int) -> raw.v4l2_pix_format:
-    """Return the format of ours that comes nearest."""
+    """Return our nearest format."""
     if pixelformat not in FORMATS:
         pixelformat = raw.PixelFormat.YUYV
     width, height = min(SIZES, key=lambda size: abs(size[0] - width) + abs(size[1] - height))
@@ -301,7 +301,7 @@ class ReadOnlyFile(CameraFile):
     capabilities = CAPABILITIES & ~raw.Capability.STREAMING
 
     async def none(self, _: object) -> None:
-        """Answer as if there was no such command."""
+        """Answer as if the command did not exist."""
         raise OSError(errno.ENOTTY, "no streaming")
 
     reqbufs = create_bufs = querybuf = qbuf = dqbuf = streamon = streamoff = none  # type: ignore[assignment]

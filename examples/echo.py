@@ -14,7 +14,7 @@ from recuse import Device, File, OpenRequest
 
 
 class Echo(Device):
-    """The device.  What is not read yet belongs to it, not to one of its open files."""
+    """The device.  Bytes that nobody has read yet belong to it, not to one of its open files."""
 
     name = "echo"
 
@@ -37,7 +37,7 @@ class EchoFile(File):
             self.device.pending += data
 
     def read(self, size: int, offset: int) -> bytes:
-        """Return the oldest bytes.  None are the end of the file: `cat` prints and ends."""
+        """Return the oldest bytes.  No bytes mean the end of the file: `cat` stops."""
         with self.device.lock:
             oldest = bytes(self.device.pending[:size])
             del self.device.pending[:size]

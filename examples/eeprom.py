@@ -17,12 +17,12 @@ Try it::
     $ i2ctransfer -y 9 w1@0x50 0 r6
     0x68 0x65 0x6c 0x6c 0x6f 0xff
 
-On bus 1, in a frost::
+On bus 1, at a temperature below zero::
 
     $ recuse run -d examples/eeprom.py,number=1,celsius=-3.5 -- i2cget -y 1 0x48 0 w
     0x80fc
 
-For chips of your own, copy this file and leave i2cbus.py beside it.
+To write your own chips, copy this file, and keep i2cbus.py beside it.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ class Eeprom(Chip):
             self.pointer = page * self.PAGE + (column + 1) % self.PAGE
 
     def read(self) -> Iterator[int]:
-        """Go on from the pointer, beyond pages, and over from the last byte to the first."""
+        """Continue from the pointer, across pages, and from the last byte to the first."""
         while True:
             byte = self.cells[self.pointer]
             self.pointer = (self.pointer + 1) % len(self.cells)
@@ -72,7 +72,7 @@ class Thermometer(Chip):
         }
 
     def write(self, data: bytes) -> None:
-        """Choose a register; store what follows in it, but nothing in the temperature."""
+        """Choose a register and store what follows in it; the temperature cannot be written."""
         if not data:
             return
         self.pointer = data[0] % 4
@@ -92,7 +92,7 @@ def half_degrees(celsius: float) -> bytes:
 
 
 class Board(Bus):
-    """The bus with its chips: what `-d examples/eeprom.py` finds here."""
+    """The bus with its chips: `-d examples/eeprom.py` finds this class."""
 
     def __init__(self, *, number: int = 9, celsius: float = 21.5) -> None:
         self.eeprom = Eeprom()

@@ -1,15 +1,15 @@
 """Memory that a device and programs share: one area for each user.
 
-Once a millisecond the device sets a byte of each area that is 0, one after the other, to 1. What a
-program sets back to 0, as `fmmap_client.py` does, is found and set again. Reading the device shows
-a picture of all areas: each column is a part, of ones, of zeros or of both (?), and ^ is where the
-device is. In one terminal::
+Once a millisecond, the device sets the next byte of each area that is 0 to 1. If a program sets it
+back to 0, as `fmmap_client.py` does, the device sets it again. Reading the device shows a picture
+of all areas. Each column is a part with ones, zeros or both (?), and ^ is where the device is. In
+one terminal::
 
     recuse run -d examples/fmmap.py -- sh -c '
         python3 examples/fmmap_client.py /dev/fmmap 0 4 3000
         cat /dev/fmmap'
 
-The example of the same name that came with the proposal of direct mmap for FUSE (2009) does that.
+The proposal of direct mmap for FUSE (2009) came with an example of the same name that does this.
 """
 
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ DELAY_S = 0.001
 
 
 class UserArea:
-    """What one user's programs map."""
+    """The memory that one user's programs map."""
 
     def __init__(self, size: int) -> None:
         self.area = Area(size, dont_copy=True)
         self.cursor = 0
 
     def set_one(self) -> None:
-        """Set the first zero from the cursor on."""
+        """Set the first zero at or after the cursor."""
         memory = bytes(self.area.buffer)
         found = memory.find(0, self.cursor)
         if found < 0:
@@ -40,7 +40,7 @@ class UserArea:
             self.cursor = (found + 1) % len(memory)
 
     def picture(self, columns: int) -> Iterator[str]:
-        """Yield a character for each of so many parts."""
+        """Yield a character for each of ``columns`` parts."""
         memory = bytes(self.area.buffer)
         step = max(len(memory) // columns, 1)
         for column in range(columns):
@@ -56,7 +56,7 @@ class UserArea:
 
 
 class Fmmap(recuse.Device):
-    """The device: areas by user id, and the thread that sets bytes."""
+    """The device: areas by user ID, and the thread that sets bytes."""
 
     name = "fmmap"
     map_length = 16 * 4096
@@ -73,7 +73,7 @@ class Fmmap(recuse.Device):
         return FmmapFile(request.uid)
 
     def work(self) -> None:
-        """Set a byte of each area, now and then."""
+        """Set a byte of each area, again and again."""
         while not self.closed.wait(DELAY_S):
             with self.lock:
                 for user in self.users.values():
@@ -85,7 +85,7 @@ class Fmmap(recuse.Device):
 
 
 class FmmapFile(recuse.File):
-    """An open file of it: a user's."""
+    """An open file of one user."""
 
     device: Fmmap
 
@@ -94,7 +94,7 @@ class FmmapFile(recuse.File):
         self.shown = False
 
     def mmap(self, request: MmapRequest) -> Area:
-        """Share the user's area; the first mapping makes it."""
+        """Share the user's area; the first mapping creates it."""
         device = self.device
         with device.lock:
             if self.uid not in device.users:
@@ -102,13 +102,13 @@ class FmmapFile(recuse.File):
             return device.users[self.uid].area
 
     def mapped(self, mapping: Mapping) -> None:
-        """Have the area reach to the mapping's end."""
+        """Extend the area to the mapping's end."""
         with self.device.lock:
             if mapping.offset + mapping.length > mapping.area.size:
                 mapping.area.resize(mapping.offset + mapping.length)
 
     def read(self, size: int, offset: int) -> bytes:
-        """Return the picture: all of it at once, and then the end of the file."""
+        """Return the whole picture at once, and then the end of the file."""
         if self.shown:
             self.shown = False
             return b""

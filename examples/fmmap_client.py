@@ -1,12 +1,12 @@
-"""A program for examples/fmmap.py: looks at a mapping byte by byte, and clears what is set.
+"""A program for examples/fmmap.py: reads a mapping byte by byte, and clears the bytes that are set.
 
     fmmap_client.py FILE OFFSET SIZE [STEPS]
 
-Maps SIZE pages of FILE from page OFFSET on, and goes through them, a byte in a millisecond, STEPS
-times or for ever. It shows what it finds: a column is a part, of ones, of zeros or of both (?); in
-the part in which it is, ^ stands for a zero and # for a one, which it clears.
+It maps SIZE pages of FILE, starting at page OFFSET, and reads one byte each millisecond, STEPS
+times or for ever. It shows what it finds: each column is a part with ones, zeros or both (?). In
+the current part, ^ stands for a zero and # for a one, which it clears.
 
-It knows nothing of recuse.
+It knows nothing about recuse.
 """
 
 import mmap
@@ -19,7 +19,7 @@ DELAY_S = 0.001
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the text at the top says."""
+    """Run the program; return its exit status."""
     if len(arguments) not in (3, 4):
         print("usage: fmmap_client.py FILE OFFSET SIZE [STEPS]", file=sys.stderr)
         return 2

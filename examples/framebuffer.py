@@ -1,4 +1,4 @@
-"""A framebuffer, /dev/fb9: a screen as memory, to be mapped, or read and written.
+"""A framebuffer, /dev/fb9: a screen as memory, which programs map, or read and write.
 
 Try it::
 
@@ -10,11 +10,11 @@ Try it::
     P6 640 480 255
 
 ``png`` names a file that gets the picture when a program that could draw has closed the device.
-This file is a program, too, that shows at any time what is drawn, on any framebuffer:
+This file is also a program that takes a picture of any framebuffer at any time:
 ``python examples/framebuffer.py /dev/fb9 >screen.png``.
 
-What ioctls answer is as in drivers/video/fbdev/core/fbmem.c, Linux 6.1, with a driver that has one
-size and one kind of pixels.
+ioctls answer as in drivers/video/fbdev/core/fbmem.c, Linux 6.1, with a driver that has one size and
+one kind of pixels.
 """
 
 import errno
@@ -47,13 +47,13 @@ FB_BLANK_POWERDOWN = 4
 
 
 class Bitfield(Structure):
-    """struct fb_bitfield: where a colour is in a pixel's number."""
+    """struct fb_bitfield: where a colour is in a pixel."""
 
     _fields_ = [("offset", c_uint32), ("length", c_uint32), ("msb_right", c_uint32)]
 
 
 class Variable(Structure):
-    """struct fb_var_screeninfo: what could be changed."""
+    """struct fb_var_screeninfo: what can change."""
 
     _fields_ = [
         *((name, c_uint32) for name in ("xres", "yres", "xres_virtual", "yres_virtual")),
@@ -67,7 +67,7 @@ class Variable(Structure):
     ]
 
     def pixels(self) -> tuple[int | tuple[int, int], ...]:
-        """Say what pixels are like: their bits, shades of grey or not, the place of each colour."""
+        """Return the kind of pixels: their bits, whether they are grey, where each colour is."""
         colours = (self.red, self.green, self.blue, self.transp)
         return self.bits_per_pixel, self.grayscale, *((c.offset, c.length) for c in colours)
 
@@ -98,14 +98,14 @@ COLOURS = {
     32: {"red": (16, 8), "green": (8, 8), "blue": (0, 8), "transp": (24, 8)},
     16: {"red": (11, 5), "green": (5, 6), "blue": (0, 5)},
 }
-"""For each number of bits, where in a pixel the colours are: the first bit, and how many."""
+"""By bits per pixel, where the colours are: the first bit, and the number of bits."""
 
 
 # ---- the device
 
 
 class Framebuffer(Device):
-    """The device: memory, and which part of it is on the screen."""
+    """The device: memory, and the part of it that is on the screen."""
 
     subsystem = "class/graphics"
 
@@ -119,13 +119,13 @@ class Framebuffer(Device):
         pages: int = 1,
         png: Path | None = None,
     ) -> None:
-        """Make /dev/fbNUMBER, with pixels of 32 bits (BGRA in memory) or 16 (RGB565).
+        """Create /dev/fbNUMBER, with pixels of 32 bits (BGRA in memory) or 16 (RGB565).
 
-        ``pages`` screens are in the memory, one below the other; FBIOPAN_DISPLAY chooses what is
+        The memory has ``pages`` screens, one below the other; FBIOPAN_DISPLAY chooses which part is
         shown.
         """
         if depth not in COLOURS:
-            raise ValueError(f"depth={depth}: it is 32 or 16")
+            raise ValueError(f"depth={depth}: must be 32 or 16")
         if min(width, height) < 8 or pages < 1:
             raise ValueError(f"{pages} pages of {width} x {height}: 1 of 8 x 8 is the smallest")
         if png is not None and not png.parent.is_dir():
@@ -134,7 +134,7 @@ class Framebuffer(Device):
         self.png = png
         self.saving = Lock()
         self.variable = Variable(width, height, width, height * pages, bits_per_pixel=depth)
-        self.variable.width = self.variable.height = 0xFFFFFFFF  # of no size in millimetres
+        self.variable.width = self.variable.height = 0xFFFFFFFF  # unknown size in millimetres
         for name, place in COLOURS[depth].items():
             setattr(self.variable, name, Bitfield(*place))
         self.fixed = Fixed(b"recuse", visual=FB_VISUAL_TRUECOLOR, ypanstep=pages > 1)
@@ -159,9 +159,9 @@ class Framebuffer(Device):
         return FramebufferFile()
 
     def check(self, wanted: Variable) -> Variable:
-        """Return what it would be if a program set it so.
+        """Return the result if a program set ``wanted``.
 
-        As with the framebuffers of Linux's DRM drivers, sizes and pixels are as they are, timings
+        As with the framebuffers of Linux's DRM drivers, sizes and pixels cannot change, and timings
         do not matter.  Raises EINVAL.
         """
         can = self.variable
@@ -169,7 +169,7 @@ class Framebuffer(Device):
         fits = wanted.xres_virtual <= can.xres_virtual and wanted.yres_virtual <= can.yres_virtual
         if size != (can.xres, can.yres) or not fits:
             raise OSError(errno.EINVAL, "another size")
-        # Old programs say how many bits a pixel has, and nothing of colours.
+        # Old programs give the bits per pixel, and nothing about colours.
         colours = wanted.pixels()[1:]
         if wanted.bits_per_pixel != can.bits_per_pixel or (
             colours != can.pixels()[1:] and colours != Variable().pixels()[1:]
@@ -180,7 +180,7 @@ class Framebuffer(Device):
         return shown
 
     def panned(self, wanted: Variable) -> Variable:
-        """Return what it is like with another part of the memory on the screen; raise EINVAL."""
+        """Return the result with another part of the memory on the screen; raise EINVAL."""
         shown = Variable.from_buffer_copy(self.variable)
         if wanted.xoffset or wanted.yoffset > shown.yres_virtual - shown.yres:
             raise OSError(errno.EINVAL, "not in memory")
@@ -194,7 +194,7 @@ class Framebuffer(Device):
         return picture(self.variable, self.fixed.line_length, self.area.buffer)
 
     def save(self) -> None:
-        """Write the picture to the file that the user named; who looks at it finds a whole one."""
+        """Write the picture to the user's file; readers always find a complete one."""
         if self.png is None:
             return
         with self.saving:
@@ -251,7 +251,7 @@ class FramebufferFile(File):
 
     @ioctl(FBIOGET_FSCREENINFO)
     def get_fixed(self, address: int, memory: Memory) -> None:
-        """How large the structure is depends on the program."""
+        """The size of the structure depends on the program."""
         fixed: Structure = self.device.fixed
         if current_request().compat:
             fixed = Fixed32(*(getattr(fixed, name) for name, *_ in Fixed32._fields_))
@@ -260,7 +260,7 @@ class FramebufferFile(File):
     @ioctl(FBIOGETCMAP)
     @ioctl(FBIOPUTCMAP)
     def colour_map(self) -> None:
-        raise OSError(errno.EINVAL, "pixels have their colours themselves")
+        raise OSError(errno.EINVAL, "no colour map: pixels contain their colours")
 
     @ioctl(FBIOBLANK)
     def set_blank(self, level: int) -> None:

@@ -52,16 +52,16 @@ _DETAILS = (
     Flag.BIAS_DISABLED,
 )
 REQUEST_BITS = (Flag.INPUT, Flag.OUTPUT, *_DETAILS)
-"""What bits 0, 1, 2... of GPIOHANDLE_REQUEST_* mean."""
+"""The meanings of bits 0, 1, 2... of GPIOHANDLE_REQUEST_*."""
 INFO_BITS = (Flag.USED, Flag.OUTPUT, *_DETAILS)
-"""What those of GPIOLINE_FLAG_* mean."""
+"""The meanings of the bits of GPIOLINE_FLAG_*."""
 EVENT_BITS = (Flag.EDGE_RISING, Flag.EDGE_FALLING)
-"""What those of GPIOEVENT_REQUEST_* mean."""
+"""The meanings of the bits of GPIOEVENT_REQUEST_*."""
 
 REQUESTED, RELEASED, RECONFIGURED = 1, 2, 3
-"""What has happened to a line (GPIO_V2_LINE_CHANGED_*)."""
+"""What happened to a line (GPIO_V2_LINE_CHANGED_*)."""
 RISING, FALLING = 1, 2
-"""What an event is (GPIO_V2_LINE_EVENT_*, GPIOEVENT_EVENT_*)."""
+"""The kind of an event (GPIO_V2_LINE_EVENT_*, GPIOEVENT_EVENT_*)."""
 ATTR_FLAGS, ATTR_OUTPUT_VALUES, ATTR_DEBOUNCE = 1, 2, 3
 ATTRS_MAX = 10
 

@@ -1,6 +1,6 @@
-"""A GPIO chip with eight lines, of which each pair is wired together: 0 and 1, 2 and 3...
+"""A GPIO chip with eight lines.  Each pair is wired together: 0 and 1, 2 and 3...
 
-What one of a pair is set to, the other one sees.  Try it::
+Each line sees what the other line of its pair is set to.  Try it::
 
     $ recuse run -d examples/gpiochip.py -- bash
     $ gpiodetect
@@ -11,11 +11,11 @@ What one of a pair is set to, the other one sees.  Try it::
     $ gpiofind B1
     gpiochip9 3
 
-Both versions of the interface are there.  What is refused, and with which error, is as in
-drivers/gpio/gpiolib-cdev.c, Linux 6.1; but nothing bounces here, so debouncing is only remembered.
+It has both versions of the interface.  Errors are those of drivers/gpio/gpiolib-cdev.c, Linux 6.1.
+Nothing bounces here, so debouncing settings are only remembered.
 
-All that could wait or change something is ``async def``, and so runs in one thread: there are no
-locks.
+Everything that could wait or change something is ``async def``, and so runs in one thread: there
+are no locks.
 """
 
 import asyncio
@@ -35,16 +35,16 @@ from recuse import Device, File, Memory, OpenRequest, ioctl
 
 
 class Line:
-    """One line: how it is set up, and who has it."""
+    """One line: its settings, and the file that has requested it."""
 
     def __init__(self, offset: int, name: str) -> None:
         self.offset = offset
         self.name = name.encode()
         self.flags = Flag.INPUT
         self.output = 0
-        """The level to which it is driven, if it is an output."""
+        """The level that it is set to, if it is an output."""
         self.level = 0
-        """The level that it has."""
+        """The level that its wire has."""
         self.debounce_us = 0
         self.consumer = b""
         self.user: LinesFile | None = None
@@ -55,11 +55,11 @@ class Line:
         return self.level ^ bool(self.flags & Flag.ACTIVE_LOW)
 
     def set(self, value: int) -> None:
-        """Choose what it is driven to."""
+        """Set the output."""
         self.output = bool(value) ^ bool(self.flags & Flag.ACTIVE_LOW)
 
     def driven(self) -> int | None:
-        """The level that it drives its wire to, None if it does not."""
+        """The level to which it drives its wire, None if it does not drive it."""
         let_go = Flag.OPEN_DRAIN if self.output else Flag.OPEN_SOURCE
         return self.output if self.flags & Flag.OUTPUT and not self.flags & let_go else None
 
@@ -70,7 +70,7 @@ class GpioChip(Device):
     subsystem = "bus/gpio"
 
     def __init__(self, number: int = 9, label: str = "recuse") -> None:
-        """Make /dev/gpiochipNUMBER."""
+        """Create /dev/gpiochipNUMBER."""
         super().__init__(name=f"gpiochip{number}")
         self.label = label
         self.lines = [Line(offset, "ABCD"[offset // 2] + "01"[offset % 2]) for offset in range(8)]
@@ -85,7 +85,7 @@ class GpioChip(Device):
         return self.lines[offset]
 
     def request(self, offsets: Iterable[int]) -> list[Line]:
-        """Return lines that nobody has."""
+        """Return lines that nobody has requested; raise EBUSY for others."""
         lines: list[Line] = []
         for offset in offsets:
             line = self.line(offset)
@@ -97,12 +97,12 @@ class GpioChip(Device):
         return lines
 
     def settle(self) -> None:
-        """Find out which levels the lines have now, and tell of edges."""
+        """Compute the levels of the lines, and report edges."""
         now_ns, today_ns = time.monotonic_ns(), time.time_ns()
         for pair in zip(self.lines[::2], self.lines[1::2], strict=True):
             driven = [level for line in pair if (level := line.driven()) is not None]
             pulled = any(line.flags & Flag.PULL_UP for line in pair)
-            level = min(driven, default=int(pulled))  # where two outputs fight, low wins
+            level = min(driven, default=int(pulled))  # if two outputs fight, low wins
             for line in pair:
                 if line.level != level:
                     line.level = level
@@ -112,13 +112,13 @@ class GpioChip(Device):
                         line.user.edge(line, gpio.RISING if line.value else gpio.FALLING, at_ns)
 
     def changed(self, line: Line, what: int) -> None:
-        """Tell who watches the line what happened to it."""
+        """Report what happened to the line to those who watch it."""
         for file in self.opened:
             file.changed(line, what)
 
 
 class Events(File):
-    """A file from which events are read."""
+    """A file from which programs read events."""
 
     def __init__(self, record: type[ctypes.Structure], most: int) -> None:
         self.record = record
@@ -126,7 +126,7 @@ class Events(File):
         self.arrived = asyncio.Event()
 
     def put(self, event: ctypes.Structure) -> None:
-        """Keep an event for the reader; the oldest is lost if there are too many."""
+        """Keep an event for the reader; if there are too many, the oldest is lost."""
         self.events.append(event)
         self.arrived.set()
         self.wake_pollers()
@@ -150,7 +150,7 @@ class Events(File):
 
 
 class ChipFile(Events):
-    """An open of the chip; what is read from it is what happened to the lines that it watches."""
+    """An open of the chip.  Programs read from it what happened to the lines that they watch."""
 
     device: GpioChip
 
@@ -167,7 +167,7 @@ class ChipFile(Events):
         info.name, info.label = self.device.name.encode(), self.device.label.encode()
         info.lines = len(self.device.lines)
 
-    # What lines are like
+    # Information about lines
 
     @ioctl(gpio.V2_GET_LINEINFO, gpio.LineInfo)
     async def get_info(self, info: gpio.LineInfo) -> gpio.LineInfo:
@@ -218,7 +218,7 @@ class ChipFile(Events):
             info = line_info(line) if self.version == 2 else old_line_info(line)
             self.put(self.record(info, time.monotonic_ns(), what))
 
-    # Getting lines
+    # Requesting lines
 
     @ioctl(gpio.V2_GET_LINE, gpio.LineRequest, descriptor="fd")
     async def get_lines(self, request: gpio.LineRequest) -> "LinesFile":
@@ -250,7 +250,7 @@ class ChipFile(Events):
 
 
 class Setup:
-    """How a line is to be set up."""
+    """The settings of a line."""
 
     def __init__(self, flags: Flag, value: int = 0, debounce_us: int = 0) -> None:
         self.flags = flags
@@ -259,12 +259,12 @@ class Setup:
 
 
 def configuration(config: gpio.LineConfig, count: int) -> list[Setup]:
-    """Return what a configuration says of each of ``count`` lines."""
+    """Return the settings of each of ``count`` lines in a configuration."""
     if config.num_attrs > gpio.ATTRS_MAX or any(config.padding):
         raise invalid("too many attributes, or padding")
     found = []
     for index in range(count):
-        # Of several for one line, the first counts.
+        # If there are several for one line, the first counts.
         said: Mapping[int, gpio.Attribute] = {
             item.attr.id: item.attr
             for item in reversed(config.attrs[: config.num_attrs])
@@ -284,7 +284,7 @@ def configuration(config: gpio.LineConfig, count: int) -> list[Setup]:
 
 
 class LinesFile(Events):
-    """Lines that a program has requested; they are its own until the file is closed."""
+    """Lines that a program has requested; it has them until the file is closed."""
 
     device: GpioChip
     flags = os.O_RDONLY | os.O_CLOEXEC
@@ -297,7 +297,7 @@ class LinesFile(Events):
         self.lines = lines
 
     def take(self, consumer: bytes, setup: Sequence[Setup]) -> "LinesFile":
-        """Have the lines, and set them up."""
+        """Take the lines, and apply their settings."""
         for line in self.lines:
             line.user = self
             line.consumer = consumer[: gpio.NAME_SIZE - 1] or b"?"
@@ -306,14 +306,14 @@ class LinesFile(Events):
 
     def set_up(self, setup: Mapping[Line, Setup], what: int) -> None:
         for line, wanted in setup.items():
-            # Without a direction the line keeps the one that it has.
+            # Without a direction, the line keeps its own.
             as_it_is = Flag(0) if wanted.flags & gpio.DIRECTION else line.flags & gpio.DIRECTION
             line.flags = wanted.flags & ~gpio.EDGES | as_it_is
             line.debounce_us = wanted.debounce_us
             if wanted.flags & Flag.OUTPUT:
                 line.set(wanted.value)
         self.chip.settle()
-        # What setting up does to the levels is no event.
+        # Changes of levels by the settings are not events.
         for line, wanted in setup.items():
             line.flags |= wanted.flags & gpio.EDGES
             self.chip.changed(line, what)
@@ -326,13 +326,13 @@ class LinesFile(Events):
         self.chip.settle()
 
     def edge(self, line: Line, what: int, at_ns: int) -> None:
-        """Tell the program of an edge."""
+        """Report an edge to the program."""
         if len(self.events) < (self.events.maxlen or 0):
             self.put(gpio.OldLineEvent(at_ns, what))
 
     async def release(self) -> None:
         for line in self.lines:
-            # An output goes on driving its wire, but one that lets go of it is none any more.
+            # An output goes on driving its wire.  One that does not drive it becomes an input.
             line.flags = Flag.INPUT if line.driven() is None else Flag.OUTPUT
             line.debounce_us = 0
             line.consumer, line.user = b"", None
@@ -392,7 +392,7 @@ class RequestFile(LinesFile):
         self.put(gpio.LineEvent(at_ns, what, line.offset, total, self.counts[line]))
 
     def chosen(self, mask: int) -> dict[int, Line]:
-        """Return the lines that a mask has bits for, by their place in the request."""
+        """Return the lines whose bits are set in a mask, by their position in the request."""
         chosen = {index: line for index, line in enumerate(self.lines) if mask >> index & 1}
         if not chosen:
             raise invalid("no lines")
@@ -410,7 +410,7 @@ class RequestFile(LinesFile):
     @ioctl(gpio.V2_LINE_SET_CONFIG, gpio.LineConfig)
     async def set_config(self, config: gpio.LineConfig) -> None:
         setup = zip(self.lines, configuration(config, len(self.lines)), strict=True)
-        # Lines without a direction are left as they are.
+        # Lines without a direction stay unchanged.
         chosen = {line: wanted for line, wanted in setup if wanted.flags & gpio.DIRECTION}
         self.set_up(chosen, gpio.RECONFIGURED)
 
@@ -419,7 +419,7 @@ def line_info(line: Line) -> gpio.LineInfo:
     info = gpio.LineInfo(line.name, line.consumer, line.offset)
     info.flags = line.flags | (Flag.USED if line.user is not None else 0)
     if isinstance(line.user, EventFile):
-        info.flags &= ~gpio.EDGES  # version 1 does not tell version 2
+        info.flags &= ~gpio.EDGES  # version 1 does not report them to version 2
     if line.debounce_us:
         info.num_attrs = 1
         info.attrs[0].id = gpio.ATTR_DEBOUNCE

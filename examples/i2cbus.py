@@ -1,8 +1,8 @@
 """An I2C bus, /dev/i2c-N, for chips written in Python: see eeprom.py for two.
 
-A program sees what Linux's i2c-dev shows it of an adapter that does plain I2C messages and, made of
-those, all of SMBus but for PEC and host notification.  Structures, numbers and errors are those of
-<linux/i2c.h>, <linux/i2c-dev.h> and drivers/i2c/{i2c-dev,i2c-core-smbus}.c, Linux 6.1.
+A program sees an adapter as Linux's i2c-dev shows it.  The adapter sends plain I2C messages, and
+builds all of SMBus from them, except PEC and host notification.  Structures, numbers and errors are
+those of <linux/i2c.h>, <linux/i2c-dev.h> and drivers/i2c/{i2c-dev,i2c-core-smbus}.c, Linux 6.1.
 """
 
 import errno
@@ -39,47 +39,47 @@ MESSAGE_MAX = 8192
 """Most bytes of one message; i2c-dev has it as a plain number."""
 
 UNDRIVEN = 0xFF
-"""What a master reads when nobody pulls the data line down."""
+"""The byte that a master reads if nobody pulls the data line down."""
 
 
 class Chip:
     """A chip on the bus.  Subclass it, and override what the chip can do.
 
     The bus calls these methods one at a time, so they need no locks.  They may raise OSError, with
-    EREMOTEIO if the chip does not acknowledge what it is sent.
+    EREMOTEIO if the chip does not acknowledge a message.
     """
 
     def write(self, data: bytes) -> None:
-        """Take one message, all bytes behind the address; none if it only asks who is there."""
+        """Receive one message: the bytes after the address.  A probe of the address has none."""
 
     def read(self) -> Iterable[int]:
-        """Return the bytes of one message, as many as the chip might send.
+        """Return the bytes of one message, as many as the chip can send.
 
-        The master takes what it wants of them, and 0xff when there are no more.  A generator sees
-        how many those are: it goes on to the next ``yield`` only if that byte is wanted.
+        The master reads as many as it wants, and then 0xff.  A generator notices how many: it gets
+        to the next ``yield`` only if the master wants that byte.
         """
         return ()
 
 
 class Bus(Device):
-    """The device: an adapter and the chips that are wired to it."""
+    """The device: an adapter with the chips on its bus."""
 
     def __init__(self, number: int, chips: Mapping[int, Chip]) -> None:
-        """Make /dev/i2c-NUMBER; ``chips`` are by their addresses, 0x08 to 0x77."""
+        """Create /dev/i2c-NUMBER; ``chips`` maps addresses, 0x08 to 0x77, to chips."""
         super().__init__(
             name=f"i2c-{number}",
-            # Where i2cdetect -l looks for busses and their names.
+            # i2cdetect -l looks there for buses and their names.
             subsystem="class/i2c-dev",
             sysfs={"name": "recuse I2C bus\n"},
         )
         self.chips = dict(chips)
-        # From the first message of a transfer to its last, the bus is one program's.
+        # One program has the bus from the first message of a transfer to the last.
         self.lock = Lock()
 
     def open(self, request: OpenRequest) -> File:
         return BusFile()
 
-    # For holders of the lock:
+    # Call these with the lock held:
 
     def write(self, address: int, data: bytes) -> None:
         """Send one message to a chip."""
@@ -94,7 +94,7 @@ class Bus(Device):
         line = self._clock(address)
         count = next(line)
         if not 0 < count <= I2C_SMBUS_BLOCK_MAX:
-            raise OSError(errno.EPROTO, "the chip tells a count that SMBus does not have")
+            raise OSError(errno.EPROTO, "the chip sent a count that SMBus does not allow")
         return bytes([count, *islice(line, count + extra)])
 
     def _clock(self, address: int) -> Iterator[int]:
@@ -122,7 +122,7 @@ class Smbus(IntEnum):
 
 
 BLOCK_SIZE = 1 + I2C_SMBUS_BLOCK_MAX + 1
-"""A count, what it counts, and room that PEC once used."""
+"""A count, the bytes that it counts, and room that PEC once used."""
 
 DATA_SIZES: dict[int, int] = {
     Smbus.QUICK: 0,
@@ -135,10 +135,10 @@ DATA_SIZES: dict[int, int] = {
     Smbus.BLOCK_PROC_CALL: BLOCK_SIZE,
     Smbus.I2C_BLOCK_DATA: BLOCK_SIZE,
 }
-"""Bytes that are used of union i2c_smbus_data."""
+"""The number of bytes used of union i2c_smbus_data."""
 
 READ_BEFORE = (Smbus.PROC_CALL, Smbus.BLOCK_PROC_CALL, Smbus.I2C_BLOCK_DATA)
-"""Kinds that need the program's data also when they read: to send it first, or for the count."""
+"""Kinds that need the program's data even to read: to send it first, or for the count."""
 
 
 class SmbusTransfer(Structure):
@@ -167,8 +167,8 @@ class Message(Structure):
 def has_room(message: Message, buffer: bytes) -> bool:
     """Return whether an I2C_M_RECV_LEN message can take the longest block.
 
-    Its buffer's first byte says how many bytes come besides those that the chip counts; the count
-    itself is one of them.
+    Its buffer's first byte says how many bytes arrive in addition to those that the chip counts.
+    The count itself is one of them.
     """
     reads = bool(message.flags & I2C_M_RD)
     return reads and bool(buffer) and 0 < buffer[0] <= len(buffer) - I2C_SMBUS_BLOCK_MAX
@@ -206,7 +206,7 @@ class BusFile(File):
     @ioctl(I2C_SLAVE)
     @ioctl(I2C_SLAVE_FORCE)
     def choose(self, address: int) -> None:
-        # Without force, Linux answers EBUSY for a chip with a driver.  Here is none.
+        # Without force, Linux answers EBUSY for a chip with a driver.  Here no chip has one.
         if address > (0x3FF if self.ten_bit else 0x7F):
             raise OSError(errno.EINVAL, "no such address")
         self.slave = address
@@ -219,7 +219,7 @@ class BusFile(File):
     @ioctl(I2C_RETRIES)
     @ioctl(I2C_TIMEOUT)
     def set_option(self, value: int) -> None:
-        """Accept it, as Linux does for an adapter that does without."""
+        """Accept it, as Linux does for an adapter that ignores it."""
 
     @ioctl(I2C_RDWR, Transfer, direction="w")
     def transfer(self, transfer: Transfer, memory: Memory) -> int:
@@ -253,7 +253,7 @@ class BusFile(File):
         kind, reading = transfer.size, transfer.read_write == I2C_SMBUS_READ
         if kind not in DATA_SIZES or transfer.read_write > I2C_SMBUS_READ:
             raise OSError(errno.EINVAL, "not a kind of SMBus transfer")
-        # To send one byte, that of the command is enough.
+        # To send one byte, the command's is enough.
         size = 0 if kind == Smbus.BYTE and not reading else DATA_SIZES[kind]
         if size and not transfer.data:
             raise OSError(errno.EINVAL, "no data")
@@ -272,7 +272,7 @@ class BusFile(File):
             memory.write(transfer.data, answer)
 
     def _smbus(self, kind: int, reading: bool, command: bytes, data: bytes) -> bytes:
-        """Send and receive; return what is to be stored in the program's union."""
+        """Send and receive; return the bytes to store in the program's union."""
         bus, address = self.device, self.address
         match kind:
             case Smbus.QUICK if reading:

@@ -1,4 +1,4 @@
-"""A keyboard, /dev/input/event9, and /dev/typist: what is written there, is typed on it.
+"""A keyboard, /dev/input/event9, and /dev/typist, which types what is written to it.
 
 Try it::
 
@@ -15,8 +15,8 @@ Try it::
     1 42 0
     0 0 0
 
-That is: shift and A are pressed, then released.  `evtest /dev/input/event9` shows keys as they
-come, with their names.
+That is: shift and A are pressed, then released.  `evtest /dev/input/event9` shows keys as they are
+pressed, with their names.
 
 Numbers, structures and errors are those of <linux/input.h> and drivers/input/evdev.c, Linux 6.1.
 """
@@ -39,7 +39,7 @@ SYN_REPORT, SYN_DROPPED = 0, 3
 LED_NUML, LED_CAPSL, LED_SCROLLL = 0, 1, 2
 KEY_LEFTSHIFT = 42
 
-# The largest code of each type: how many bits a program may ask for.
+# The largest code of each type: it limits how many bits a program can ask for.
 LAST = {EV_SYN: 0x1F, EV_KEY: 0x2FF, EV_REL: 0x0F, EV_ABS: 0x3F, EV_MSC: 0x07, EV_SW: 0x10}
 LAST |= {EV_LED: 0x0F, EV_SND: 0x07, EV_FF: 0x7F}
 LAST_PROPERTY = 0x1F
@@ -73,7 +73,7 @@ class Id(Structure):
 
 
 def get(number: int) -> int:
-    """Return a command that fills in as many bytes as the program likes."""
+    """Return a command that fills in as many bytes as the program asks for."""
     return IOR("E", number, 0)
 
 
@@ -83,7 +83,7 @@ def bits(numbers: Iterable[int], last: int) -> bytes:
 
 
 class Keyboard(Device):
-    """What all programs see: the keys that are down, the lights that are on."""
+    """The device: the keys that are down, and the lights that are on."""
 
     name = "input/event9"
 
@@ -104,7 +104,7 @@ class Keyboard(Device):
         return file
 
     def type(self, text: str) -> None:
-        """Press and release keys.  From any thread.
+        """Press and release keys.  Call it from any thread.
 
         Raises ValueError for a character that the keyboard does not have.
         """
@@ -126,7 +126,7 @@ class Keyboard(Device):
                 self.happen(EV_KEY, key, int(down))
 
     def happen(self, kind: int, code: int, value: int) -> None:
-        """Have programs read of an event, with the lock held; or the one that has grabbed us."""
+        """Send an event to all programs, or to the one that has grabbed us.  Needs the lock."""
         for file in self.files if self.grabbed_by is None else [self.grabbed_by]:
             file.put(kind, code, value)
 
@@ -136,7 +136,7 @@ class KeyboardFile(File):
 
     device: Keyboard
     most = 1024
-    """Events that wait for the program; if it is too slow, it misses some and is told so."""
+    """The most events that wait for the program.  If it is too slow, SYN_DROPPED tells it."""
 
     def __init__(self) -> None:
         self.queue: deque[bytes] = deque()
@@ -150,7 +150,7 @@ class KeyboardFile(File):
         return EVENT.pack(seconds, nanoseconds // 1000, kind, code, value)
 
     def put(self, kind: int, code: int, value: int) -> None:
-        """Note an event, and tell the program."""
+        """Queue an event, and wake the program."""
         if len(self.queue) > self.most - 2:
             self.queue.clear()
             self.queue.append(self.event(EV_SYN, SYN_DROPPED, 0))
@@ -175,7 +175,7 @@ class KeyboardFile(File):
             await self.arrived.wait()
 
     def write(self, data: bytes, offset: int) -> int:
-        """Switch lights: programs write events, too."""
+        """Switch lights: programs write events for that."""
         if len(data) < EVENT.size:
             raise OSError(errno.EINVAL, "not an event")
         keyboard = self.device
@@ -198,7 +198,7 @@ class KeyboardFile(File):
             if self.device.grabbed_by is self:
                 self.device.grabbed_by = None
 
-    # What it is
+    # Identity
 
     @ioctl(IOR("E", 0x01, c_int), c_int)
     def get_version(self) -> int:
@@ -224,7 +224,7 @@ class KeyboardFile(File):
     def get_properties(self) -> bytes:
         return bits((), LAST_PROPERTY)
 
-    # What it has: EVIOCGBIT of a type, that is, one command for each
+    # Abilities: EVIOCGBIT of a type, one command for each type
 
     @ioctl(get(0x20 + EV_SYN), bytes)
     def get_types(self) -> bytes:
@@ -242,7 +242,7 @@ class KeyboardFile(File):
     def get_count_of_force_effects(self) -> int:
         return 0
 
-    # How it is now
+    # Current state
 
     @ioctl(get(0x18), bytes)
     def get_keys_down(self) -> bytes:
@@ -260,15 +260,15 @@ class KeyboardFile(File):
     def get_switches_on(self) -> bytes:
         return bits((), LAST[EV_SW])
 
-    # What the program wants of it
+    # Settings
 
     @ioctl(IOW("E", 0x90, c_int))
     def grab(self, wanted: int) -> None:
-        """Not a pointer, though the number says so."""
+        """The argument is not a pointer, although the number says so."""
         keyboard = self.device
         with keyboard.lock:
             if wanted and keyboard.grabbed_by is not None:
-                raise OSError(errno.EBUSY, "another one has grabbed it")
+                raise OSError(errno.EBUSY, "grabbed by another program")
             if not wanted and keyboard.grabbed_by is not self:
                 raise OSError(errno.EINVAL, "not grabbed")
             keyboard.grabbed_by = self if wanted else None
@@ -282,17 +282,17 @@ class KeyboardFile(File):
             self.queue.clear()
 
     def unknown_ioctl(self, command: int, argument: int, memory: Memory) -> int:
-        """Types that a keyboard has nothing of, and what evdev does not know."""
+        """Answer for types that a keyboard does not have, and refuse what evdev does not know."""
         number, size = command & 0xFF, command >> 16 & 0x3FFF
         if command & ~(0x3FFF << 16) == get(number) and number - 0x20 in LAST:
             nothing = bits((), LAST[number - 0x20])[:size]
             memory.write(argument, nothing)
             return len(nothing)
-        raise OSError(errno.EINVAL, "not of a keyboard")
+        raise OSError(errno.EINVAL, "not a command for a keyboard")
 
 
 class Typist(Device):
-    """Types what is written to it, on the keyboard that this process made last."""
+    """Types what is written to it, on the keyboard that this process created last."""
 
     name = "typist"
 

@@ -1,4 +1,4 @@
-"""A memory that grows as it is written to, and that tells and takes its size by ioctl.
+"""A memory that grows as it is written to, with ioctls to get and set its size.
 
 Try it::
 
@@ -21,7 +21,7 @@ from recuse import IO, IOR, IOW, OpenRequest, ioctl
 
 
 class Transfer(Structure):
-    """What FIOC_READ and FIOC_WRITE point to: the program's buffer is elsewhere in its memory."""
+    """The argument of FIOC_READ and FIOC_WRITE; it points to the program's buffer."""
 
     _fields_ = [
         ("offset", c_int64),
@@ -39,7 +39,7 @@ FIOC_WRITE = IO("E", 3)
 
 
 class Memory(recuse.Device):
-    """The device: its bytes, and how much it may grow."""
+    """The device: its bytes, and the limit of its size."""
 
     name = "memory"
     limit = 16 << 20
@@ -60,13 +60,13 @@ class Memory(recuse.Device):
         self.content.extend(bytes(size - len(self.content)))
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return what there is of an area, nothing behind the end."""
+        """Return the bytes of an area, up to the end."""
         if offset < 0:
             raise OSError(errno.EINVAL, "before the beginning")
         return bytes(self.content[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
-        """Put data in, and grow if need be."""
+        """Store data, and grow if necessary."""
         if offset < 0:
             raise OSError(errno.EINVAL, "before the beginning")
         end = offset + len(data)
@@ -97,7 +97,7 @@ class MemoryFile(recuse.File):
         with self.device.lock:
             self.device.resize(size)
 
-    # The numbers of these two do not tell that a structure is behind the argument, nor that it is
+    # The numbers of these two do not say that the argument points to a structure, nor that it is
     # read and filled in.  The result is the number of bytes, as with read(2) and write(2).
 
     @ioctl(FIOC_READ, Transfer, direction="rw")
@@ -110,7 +110,7 @@ class MemoryFile(recuse.File):
 
     @ioctl(FIOC_WRITE, Transfer, direction="rw")
     def transfer_in(self, transfer: Transfer, memory: recuse.Memory) -> int:
-        # Reading the program's memory comes first: it may run this method again from its start.
+        # Read the program's memory first: that may run this method again from its start.
         data = memory.read(transfer.buffer, transfer.size)
         with self.device.lock:
             transfer.size_before = len(self.device.content)

@@ -1,8 +1,8 @@
 """Moving test pictures for a camera, in YUYV and JPEG.
 
-A frame is an array of bytes, of ``height`` rows with 2 * ``width`` bytes: Y U Y V for each two
-pixels.  In its upper left corner it carries its own number, for programs (`read_number`) and for
-people; that is drawn over the picture, whatever the camera's controls do to it.
+A frame is an array of bytes: ``height`` rows of 2 * ``width`` bytes, Y U Y V for each two pixels.
+Its upper left corner shows its own number, for programs (`read_number`) and for people.  The number
+is drawn over the picture, so the camera's controls do not change it.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ _FONT = {
 
 @dataclass(frozen=True)
 class Look:
-    """What a picture is to look like; the numbers are those of the camera's controls."""
+    """How a picture looks: the values of the camera's controls."""
 
     width: int
     height: int
@@ -80,7 +80,7 @@ PATTERNS: dict[str, Callable[[int, int], Bytes]] = {
 
 
 def to_yuyv(rgb: Bytes, look: Look) -> Bytes:
-    """Convert a picture, with the changes that a look makes to it."""
+    """Convert a picture, and apply a look to it."""
     weights = _JPEG if look.jpeg else _VIDEO
     rgb = rgb[:: -1 if look.vflip else 1, :: -1 if look.hflip else 1]
     red, green, blue = (rgb[:, :, index].astype(np.int32) for index in range(3))
@@ -100,12 +100,12 @@ def to_yuyv(rgb: Bytes, look: Look) -> Bytes:
 
 
 def write_number(frame: Bytes, number: int, *, jpeg: bool = False) -> None:
-    """Draw a frame's number: its lowest 32 bits in black and white, and below that in digits."""
+    """Draw a frame's number: its lowest 32 bits in black and white, and digits below."""
     black, white = (0, 255) if jpeg else (16, 235)
     bits = [number >> bit & 1 for bit in reversed(range(CELLS))]
     _draw_cells(frame, 0, np.array([bits], np.uint8), black, white)
     digits = [_FONT[digit] for digit in str(number % 10**7)]
-    # Black all around.
+    # With a black border.
     dots = ["0" * (4 * len(digits) + 1)] * 7
     for row in range(5):
         dots[row + 1] = "0" + "".join(f"{int(digit[row]):03b}0" for digit in digits)
@@ -114,7 +114,7 @@ def write_number(frame: Bytes, number: int, *, jpeg: bool = False) -> None:
 
 
 def _draw_cells(frame: Bytes, top: int, cells: Bytes, black: int, white: int) -> None:
-    """Draw squares at the left, from a row on."""
+    """Draw squares at the left, below row ``top``."""
     dots = np.kron(cells, np.ones((CELL, CELL), np.uint8))
     part = frame[top : top + dots.shape[0], : 2 * dots.shape[1]]
     part[:, 0::2] = dots * np.uint8(white - black) + np.uint8(black)
@@ -122,39 +122,39 @@ def _draw_cells(frame: Bytes, top: int, cells: Bytes, black: int, white: int) ->
 
 
 def read_number(luma: Bytes) -> int:
-    """Return the number that a frame carries, from its brightness: an array of rows of pixels."""
+    """Return the number that a frame shows.  ``luma`` is its brightness, rows of pixels."""
     middle = luma[CELL // 2, CELL // 2 : CELLS * CELL : CELL]
     return int("".join("1" if value > 127 else "0" for value in middle), 2)
 
 
 def to_jpeg(frame: Bytes, quality: int) -> bytes:
-    """Return a YUYV frame, made for that, as a JPEG picture of 1 to 100 in quality."""
+    """Return a YUYV frame that was painted for JPEG as JPEG; the quality is 1 to 100."""
     planes = (frame[:, 0::2], frame[:, 1::4], frame[:, 3::4])
     data = simplejpeg.encode_jpeg_yuv_planes(*map(np.ascontiguousarray, planes), quality)
     return bytes(data)
 
 
 def _check(drawn: object, shape: tuple[int, ...]) -> None:
-    """Raise TypeError unless it is a picture; whoever draws may get it wrong."""
+    """Raise TypeError unless it is a picture: authors of `draw` make mistakes."""
     if not isinstance(drawn, np.ndarray):
         found = type(drawn).__name__
     elif drawn.shape != shape or drawn.dtype != np.uint8:
         found = f"{drawn.dtype} of {drawn.shape}"
     else:
         return
-    raise TypeError(f"a picture is uint8 of {shape} (height, width, colours), not {found}")
+    raise TypeError(f"a picture must be uint8 of {shape} (height, width, colours), not {found}")
 
 
 class Painter:
     """Paints one frame after the other."""
 
     def __init__(self, draw: Draw | None = None) -> None:
-        """Make one for pictures that ``draw`` returns, or for test pictures."""
+        """Paint the pictures that ``draw`` returns; without it, test pictures."""
         self._draw = draw
         self._background: tuple[Look, Bytes] | None = None
 
     def paint(self, frame: Bytes, number: int, look: Look) -> None:
-        """Fill a frame; raises what `draw` raises, and TypeError if it has drawn no picture."""
+        """Fill a frame; raises what `draw` raises, and TypeError if that is not a picture."""
         if self._draw is not None:
             drawn = self._draw(number, look.width, look.height)
             _check(drawn, (look.height, look.width, 3))

@@ -14,15 +14,15 @@ Try it::
     $ head -n 1 /dev/ttyR0
     hello
 
-Ports with the same `cable` are connected, the first two of them::
+The first two ports with the same `cable` are connected::
 
     $ recuse run -d examples/serial.py,cable=a -d examples/serial.py,cable=a,name=ttyR1 -- bash
     $ echo hello >/dev/ttyR0
     $ head -n 1 /dev/ttyR1
     hello
 
-What programs set is kept and told, and there are the modem lines, breaks, VMIN and VTIME.  Bytes
-pass as they are and at once: no echo, no lines to edit, and nothing is lost, as if flow control
+Programs can set and read back all settings.  Modem lines, breaks, VMIN and VTIME work.  Bytes pass
+unchanged and at once: there is no echo and no line editing.  Nothing is lost, as if flow control
 were always on.  Numbers and structures are those of <asm-generic/ioctls.h> and <asm/termbits.h>.
 """
 
@@ -37,7 +37,7 @@ from recuse import IOR, IOW, Device, File, OpenRequest, ioctl
 
 
 class Termios(Structure):
-    """struct termios, of the kernel: without speeds."""
+    """struct termios of the kernel, which has no speeds."""
 
     _fields_ = [
         ("c_iflag", c_uint32),
@@ -50,13 +50,13 @@ class Termios(Structure):
 
 
 class Termios2(Structure):
-    """struct termios2: with them, in bits per second."""
+    """struct termios2, with speeds in bits per second."""
 
     _fields_ = [*Termios._fields_, ("c_ispeed", c_uint32), ("c_ospeed", c_uint32)]
 
 
 class Winsize(Structure):
-    """struct winsize: of a terminal, should there be one at the other end."""
+    """struct winsize: the size of a terminal, if there is one at the other end."""
 
     _fields_ = [(name, c_uint16) for name in ("rows", "columns", "width", "height")]
 
@@ -79,7 +79,7 @@ SLOW = (0, 50, 75, 110, 134, 150, 200, 300, 600, 1200, 1800, 2400, 4800, 9600, 1
 FAST = (57600, 115200, 230400, 460800, 500000, 576000, 921600)
 FASTEST = (1000000, 1152000, 1500000, 2000000, 2500000, 3000000, 3500000, 4000000)
 SPEEDS = dict(enumerate(SLOW)) | dict(enumerate(FAST + FASTEST, 0o10001))
-"""By the code for each in c_cflag."""
+"""Speeds by their codes in c_cflag."""
 
 CONTROL_CHARACTERS = bytes([3, 28, 127, 21, 4, 0, 1, 0, 17, 19, 26, 0, 18, 15, 23, 22, 0, 0, 0])
 
@@ -88,14 +88,14 @@ WRITABLE = select.POLLOUT | select.POLLWRNORM
 
 
 class Port(Device):
-    """What programs share of one port.  All of it is used by the event loop's thread alone."""
+    """The state of a port that all programs share.  Only the event loop's thread uses it."""
 
     name = "ttyR0"
     limit = 65536
-    """So many bytes may wait to be read: a program that writes more waits."""
+    """The most bytes that wait to be read; a program that writes more waits."""
 
     unconnected: ClassVar[dict[str, "Port"]] = {}
-    """By the cable in it."""
+    """Ports without another end, by their cable."""
 
     def __init__(self, *, name: str = "ttyR0", cable: str = "") -> None:
         super().__init__(name=name)
@@ -123,25 +123,25 @@ class Port(Device):
 
     @property
     def room(self) -> int:
-        """How many bytes may be sent to it now."""
+        """The number of bytes that can be sent to it now."""
         return self.limit - len(self.received)
 
     @property
     def enough(self) -> int:
-        """How many bytes have to be there for a read that waits, 0 for one that does not."""
+        """The number of bytes that a read waits for, 0 if it does not wait."""
         cc = self.settings.c_cc
         return 1 if self.settings.c_lflag & ICANON else cc[VMIN]
 
     @property
     def lines(self) -> int:
-        """The modem lines: ours go to the other end's inputs, as in a null modem."""
+        """The modem lines.  Each end's outputs are the other end's inputs, as in a null modem."""
         theirs = self.other.outputs
         inputs = TIOCM_CTS if theirs & TIOCM_RTS else 0
         inputs |= TIOCM_DSR | TIOCM_CAR if theirs & TIOCM_DTR else 0
         return self.outputs | inputs
 
     async def receive(self, data: bytes) -> None:
-        """Take what the other end sends, or throw it away if nobody wants it."""
+        """Receive what the other end sends; drop it if the receiver is off."""
         if self.settings.c_cflag & CREAD:
             self.received += data
             await self.tell()
@@ -153,14 +153,14 @@ class Port(Device):
         return data
 
     async def tell(self) -> None:
-        """Wake who waits for bytes here, or for room."""
+        """Wake programs that wait for bytes here, or for room."""
         async with self.changed:
             self.changed.notify_all()
         for file in self.files | self.other.files:
             file.wake_pollers()
 
     async def wait(self, until: Callable[[], bool], tenths: int = 0) -> None:
-        """Wait for something that `tell` tells of; for so many tenths of a second, 0 for good."""
+        """Wait for a change that `tell` reports, at most ``tenths`` of a second, 0 for no limit."""
         async with self.changed:
             try:
                 async with asyncio.timeout(tenths / 10 if tenths else None):
@@ -183,11 +183,12 @@ class PortFile(File):
             raise BlockingIOError(errno.EAGAIN, "nothing received")
         if not self.nonblocking:
             if not (enough and tenths):
-                # For so many bytes, or for the first one for a time, or not at all.
+                # VMIN alone waits for so many bytes, VTIME alone for one; without both, do not
+                # wait.
                 if enough or tenths:
                     await port.wait(lambda: len(port.received) >= (enough or 1), tenths)
             else:
-                # The time is that between bytes, so it begins with the first.
+                # The time is that between bytes, so it starts with the first.
                 there = 0
                 await port.wait(lambda: bool(port.received))
                 while there < len(port.received) < enough:
@@ -203,7 +204,7 @@ class PortFile(File):
             if self.nonblocking:
                 raise BlockingIOError(errno.EAGAIN, "no room")
             await other.wait(lambda: other.room > 0)
-        # A program that gets less than it wanted to write goes on with the rest.
+        # A program that wrote only a part continues with the rest.
         data = data[: other.room]
         await other.receive(data)
         return len(data)
@@ -291,7 +292,7 @@ class PortFile(File):
 
     @ioctl(TCSBRK)
     async def send_break(self, no_break: int) -> None:
-        # tcdrain(3) asks for none: all is sent already.
+        # tcdrain(3) asks for no break: everything has been sent already.
         if not no_break:
             await self.begin_break()
 

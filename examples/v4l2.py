@@ -1,4 +1,4 @@
-"""Declaring the handlers of a Video4Linux device; numbers and structures are linuxpy's."""
+"""Declares the handlers of a Video4Linux device; numbers and structures are linuxpy's."""
 
 import errno
 import functools
@@ -17,11 +17,11 @@ VIDEO_MAJOR = 81
 
 
 def handles(command: raw.IOC, type_: Any) -> Callable[[Handler], Handler]:
-    """Decorate the handler of one of the commands; ``type_`` is what its argument points to.
+    """Decorate the handler of a command; ``type_`` is the type that its argument points to.
 
-    The same command of a 32-bit program is the handler's too, if its structure is another one.
+    If the structure of 32-bit programs has another layout, the handler gets their command too.
     """
-    # linuxpy's numbers are those of a C int, so some are negative.
+    # linuxpy's numbers are C ints, so some are negative.
     number = int(command.value) & 0xFFFFFFFF
     narrow = list(layouts(type_)) if issubclass(type_, Structure) else []
 
@@ -36,7 +36,7 @@ def handles(command: raw.IOC, type_: Any) -> Callable[[Handler], Handler]:
 
 
 def _converting(handler: Any, type_: Any) -> Any:
-    """Return a handler that also takes, and returns, other layouts of a structure."""
+    """Return a handler that also accepts and returns other layouts of a structure."""
 
     @functools.wraps(handler)
     async def answer(self: Any, asked: Any, **memory: Any) -> Any:
@@ -63,13 +63,13 @@ def busy(message: str) -> OSError:
 
 
 def is_capture(type_: int) -> None:
-    """Raise EINVAL for another kind of stream than a camera's."""
+    """Raise EINVAL if it is not a camera's kind of stream."""
     if type_ != raw.BufType.VIDEO_CAPTURE:
         raise invalid("no such stream")
 
 
 class Prioritised(File):
-    """A file that may be kept from changing things by one of a higher priority.
+    """A file that cannot change things while another file has a higher priority.
 
     As in drivers/media/v4l2-core/v4l2-dev.c (v4l2_prio_check), Linux 6.1.
     """
@@ -79,9 +79,9 @@ class Prioritised(File):
     priority = raw.Priority.INTERACTIVE
 
     def may_change(self) -> None:
-        """Raise EBUSY if there is a file of a higher priority."""
+        """Raise EBUSY if another file has a higher priority."""
         if any(file.priority > self.priority for file in self.opened):
-            raise busy("another one has priority")
+            raise busy("another program has priority")
 
     @handles(raw.IOC.G_PRIORITY, raw.u32)
     async def g_priority(self) -> int:

@@ -1,8 +1,8 @@
-"""Video4Linux's structures as programs of 32 bits have them (i386).
+"""Video4Linux's structures in 32-bit programs (i386).
 
-There, pointers and longs have 4 bytes, and nothing is aligned at more than 4.  Times have seconds
-of 4 bytes or, in newer programs (_TIME_BITS=64), of 8.  A structure of another size makes another
-number of its command, so the number tells which layout a program has.
+There, pointers and longs have 4 bytes, and nothing is aligned to more than 4.  Times have seconds
+of 4 bytes or, in newer programs (_TIME_BITS=64), of 8.  If a structure has another size, its
+command has another number.  So the number says which layout a program has.
 """
 
 import ctypes
@@ -11,12 +11,12 @@ from typing import Any
 
 _LONGS = {"secs", "usecs", "nsecs"}
 _ADDRESSES = {"userptr"}
-"""Fields that C has as long, which ctypes cannot tell from numbers of 64 bits."""
+"""Fields that are long in C; ctypes cannot tell these from 64-bit numbers."""
 _ALIGNMENT = 4
 
 
 def layouts(type_: Any) -> Iterator[Any]:
-    """Yield what a structure is in 32-bit programs, where that is not of the same size."""
+    """Yield a structure's layouts in 32-bit programs, if they have another size."""
     sizes = {ctypes.sizeof(type_)}
     for long in (ctypes.c_int32, ctypes.c_int64):
         narrow = _narrow(type_, long)
@@ -46,8 +46,8 @@ def _narrow(type_: Any, time: Any) -> Any:
 def copy(source: Any, target: Any) -> None:
     """Copy a structure into one of another layout.
 
-    Numbers are cut off or filled up with zeros (x86 has their lowest bytes first), and so are
-    unions: those of V4L2 that have pointers have nothing but zeros behind them.
+    Numbers are cut off or padded with zeros (x86 stores their lowest bytes first).  So are unions:
+    those of V4L2 with pointers have only zeros after them.
     """
     for name, *_ in source._fields_:
         place, other = getattr(type(source), name), getattr(type(target), name)

@@ -1,7 +1,6 @@
-"""Controls of a Video4Linux device, and the events that tell of their changes.
+"""Controls of a Video4Linux device, and the events that report their changes.
 
-What is refused, and with which error, is as in drivers/media/v4l2-core/v4l2-ctrls-api.c and
-v4l2-event.c, Linux 6.1.
+Errors are those of drivers/media/v4l2-core/v4l2-ctrls-api.c and v4l2-event.c, Linux 6.1.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ _CLASS_MASK = 0x0FFF0000
 
 @dataclass
 class Control:
-    """A number that programs may change."""
+    """A number that programs can change."""
 
     id: int
     name: str
@@ -38,7 +37,7 @@ class Control:
 
     @property
     def is_class(self) -> bool:
-        """Whether it is the heading of those that follow."""
+        """Whether it is the heading of the controls after it."""
         return bool(self.type == raw.CtrlType.CTRL_CLASS)
 
     @property
@@ -53,12 +52,12 @@ class Control:
 
     @property
     def described(self) -> tuple[int, int, bytes, int, int, int, int, int]:
-        """What the structures of both queries begin with."""
+        """The first fields of the structures of both queries."""
         limits = self.minimum, self.maximum, self.step, self.default
         return self.id, self.type, self.name.encode(), *limits, self.flags
 
     def fitting(self, value: int) -> int:
-        """Return the nearest value that it can have; raises ERANGE if there is none."""
+        """Return the nearest possible value; raises ERANGE if there is none."""
         if self.type == raw.CtrlType.BOOLEAN:
             return int(value != 0)
         if self.type == raw.CtrlType.MENU and not self.minimum <= value <= self.maximum:
@@ -72,17 +71,17 @@ def heading(id_: int, name: str) -> Control:
 
 
 def switch(id_: int, name: str) -> Control:
-    """Return a control that is on or off, and is off at first."""
+    """Return a control that is on or off, initially off."""
     return Control(id_, name, 1, type=raw.CtrlType.BOOLEAN)
 
 
 def menu(id_: int, name: str, items: Sequence[str]) -> Control:
-    """Return a choice, of which the first is the default."""
+    """Return a choice; the first item is the default."""
     return Control(id_, name, len(items) - 1, type=raw.CtrlType.MENU, menu=items)
 
 
 class Controls:
-    """Those of one device, and who wants to hear of them."""
+    """The controls of one device, and the files that want their events."""
 
     def __init__(self, controls: Sequence[Control]) -> None:
         self.all = {control.id: control for control in sorted(controls, key=lambda one: one.id)}
@@ -95,19 +94,19 @@ class Controls:
         return self.all[id_]
 
     def query(self, id_: int) -> Control:
-        """Return a control, or the next one if the flag for that is in the number."""
+        """Return a control, or the next one if the number has the flag for that."""
         if id_ & _NEXT_ANY:
             after = (one for one in self.all.values() if id_ & _NEXT and one.id > id_ & ~_NEXT_ANY)
             id_ = next((one.id for one in after), 0)
         return self.find(id_)
 
     def check_class(self, which: int) -> None:
-        """Raise EINVAL if there are none of a class; 0 is any."""
+        """Raise EINVAL if a class has no controls; 0 is any class."""
         if which and which | 1 not in self.all:
             raise invalid("no such class")
 
     def set(self, control: Control, value: int, by: "ControlledFile") -> None:
-        """Change a control, and tell of it."""
+        """Change a control, and report that."""
         if control.value != value:
             control.value = value
             for file in self.files:
@@ -133,13 +132,13 @@ class ControlledFile(Prioritised):
 
     def __init__(self) -> None:
         self.subscribed: dict[int, int] = {}
-        """For controls' numbers: the flags with which their events are wanted."""
+        """By a control's number: the flags of the subscription to its events."""
         self.events: dict[int, raw.v4l2_event] = {}
-        """What has happened to which control, oldest first; one event for each is kept."""
+        """The last event of each control, oldest first."""
         self.happened = asyncio.Event()
         self.count = 0
 
-    # What there is
+    # Descriptions
 
     @handles(raw.IOC.QUERYCTRL, raw.v4l2_queryctrl)
     async def queryctrl(self, asked: raw.v4l2_queryctrl) -> raw.v4l2_queryctrl:
@@ -173,7 +172,7 @@ class ControlledFile(Prioritised):
         asked.value = control.fitting(asked.value)
         self.controls.set(control, asked.value, self)
 
-    # Several: the structure tells which one is wrong, so it goes to the program with the error.
+    # Several: the structure says which one is wrong, so the program gets it along with the error.
 
     @handles(raw.IOC.G_EXT_CTRLS, raw.v4l2_ext_controls)
     async def g_ext_ctrls(self, asked: raw.v4l2_ext_controls, memory: Memory) -> int:
@@ -198,7 +197,7 @@ class ControlledFile(Prioritised):
         try:
             controls = self._fit(asked, items)
         except OSError as error:
-            # It is not told which, as none was changed.
+            # It does not say which, since none was changed.
             asked.error_idx = asked.count
             return -(error.errno or errno.EIO)
         for item, control in zip(items, controls, strict=True):
@@ -219,7 +218,7 @@ class ControlledFile(Prioritised):
     def _fit(
         self, asked: raw.v4l2_ext_controls, items: list[raw.v4l2_ext_control]
     ) -> list[Control]:
-        """Make the values fit; raises with ``error_idx`` at the one that cannot."""
+        """Make the values fit; if one cannot, raise with ``error_idx`` at it."""
         asked.error_idx = asked.count
         controls = self._find(asked, items, asked.which)
         for index, (item, control) in enumerate(zip(items, controls, strict=True)):
@@ -273,7 +272,7 @@ class ControlledFile(Prioritised):
             self.events.pop(wanted.id, None)
 
     def changed(self, control: Control, changes: int, by: "ControlledFile | None") -> None:
-        """Keep an event for the program, if it wants such."""
+        """Keep an event for the program, if it has subscribed."""
         flags = self.subscribed.get(control.id)
         feedback = raw.EventSubscriptionFlag.ALLOW_FEEDBACK
         if flags is None or (by is self and not flags & feedback):
@@ -304,7 +303,7 @@ class ControlledFile(Prioritised):
 
 
 def _items(asked: raw.v4l2_ext_controls, memory: Memory) -> list[raw.v4l2_ext_control]:
-    """Return the controls that a program asks for: what a pointer points to."""
+    """Return the controls that a program asks for, by following a pointer."""
     if asked.count > _MAX_CONTROLS:
         raise invalid("too many controls")
     asked.reserved[0] = 0

@@ -1,6 +1,6 @@
-"""The buffers that a camera fills, one after the other, and programs map into their memory.
+"""The buffers that a camera fills one by one, and that programs map into their memory.
 
-What is refused, and with which error, is as in drivers/media/common/videobuf2, Linux 6.1.
+Errors are those of drivers/media/common/videobuf2, Linux 6.1.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ _CAPABILITIES = 1 << 0 | 1 << 4
 _READABLE = select.POLLIN | select.POLLRDNORM
 
 READ_BUFFERS = 2
-"""How many there are for programs that read."""
+"""The number of buffers for programs that read."""
 
 
 def whole_pages(size: int) -> int:
-    """Return the size of the pages that so many bytes need."""
+    """Return the size of the whole pages that ``size`` bytes need."""
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
@@ -53,18 +53,18 @@ class Buffer:
     def __init__(self, index: int, offset: int, memory: memoryview) -> None:
         self.index = index
         self.offset = offset
-        """Where it begins for mmap(2)."""
+        """Its offset for mmap(2)."""
         self.memory = memory
         self.state = State.PROGRAM
         self.mapped = 0
         self.used = 0
-        """How many bytes a frame has there."""
+        """The number of bytes of the frame in it."""
         self.failed = False
         self.sequence = 0
         self.at_ns = 0
 
     def describe(self) -> raw.v4l2_buffer:
-        """Return what programs are told of it."""
+        """Return its description for programs."""
         told = raw.v4l2_buffer(index=self.index, type=raw.BufType.VIDEO_CAPTURE)
         told.memory, told.m.offset, told.length = raw.Memory.MMAP, self.offset, len(self.memory)
         told.flags = int(raw.BufferFlag.TIMESTAMP_MONOTONIC) | int(self.state.value)
@@ -76,7 +76,7 @@ class Buffer:
 
 
 Fill = Callable[[memoryview, int], Awaitable[int]]
-"""Puts the frame of a number into memory, and returns how many bytes it has, 0 if it failed."""
+"""Puts the frame with a number into memory; returns its size in bytes, 0 if it failed."""
 
 
 class Queue:
@@ -87,16 +87,16 @@ class Queue:
         self._interval_s = interval_s
         self.owner: QueueFile | None = None
         self.reading = False
-        """The owner reads frames by read(2), and knows nothing of buffers."""
+        """The owner reads frames by read(2), and does not see buffers."""
         self.area: Area | None = None
         self.buffers: list[Buffer] = []
         self.common: Area | None = None
-        """What open files have for ever, on a FUSE mount, whatever is asked for later."""
+        """On a FUSE mount: the area that open files keep, whatever is asked for later."""
         self.files_with_common = 0
         self._queued: deque[Buffer] = deque()
         self.done: deque[Buffer] = deque()
         self.used = False
-        """A buffer was queued since the stream was switched on or off."""
+        """Whether a buffer was queued since the stream was switched on or off."""
         self._task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
@@ -106,9 +106,9 @@ class Queue:
         return self._task is not None and not self._stop.is_set()
 
     def add(self, owner: "QueueFile", count: int, size: int, *, reading: bool = False) -> None:
-        """Make buffers, 1 or more, for a file that has the others already, if there are any."""
+        """Add buffers, 1 or more, for a file that owns all other buffers."""
         room = whole_pages(size)
-        # One area has them all, and each begins at a page.
+        # One area has all buffers, and each starts at a page.
         begin = sum(whole_pages(len(buffer.memory)) for buffer in self.buffers)
         end = begin + room * count
         if self.area is None:
@@ -121,17 +121,17 @@ class Queue:
             self.buffers.append(Buffer(len(self.buffers), offset, memory))
 
     def free(self) -> None:
-        """Have no buffers.  Programs that have mapped them keep the memory."""
+        """Remove all buffers.  Programs that have mapped them keep the memory."""
         self.owner, self.reading = None, False
         self.area, self.buffers = None, []
 
     def check_unused(self) -> None:
-        """Raise EBUSY if there are buffers, whose size then cannot change."""
+        """Raise EBUSY if there are buffers: their size cannot change."""
         if self.buffers:
             raise busy("there are buffers")
 
     def queue(self, buffer: Buffer) -> None:
-        """Take a buffer to be filled."""
+        """Queue a buffer to be filled."""
         if buffer.state is not State.PROGRAM:
             raise invalid("queued already")
         buffer.state = State.QUEUED
@@ -154,17 +154,17 @@ class Queue:
         return buffer
 
     def start(self) -> None:
-        """Let frames come."""
-        # New ones, as the loop is another one when the device is served again.
+        """Start the frames."""
+        # New ones: if the device is served again, the loop is another one.
         self._stop, self._changed = asyncio.Event(), asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Let no more frames come, and give all buffers back."""
+        """Stop the frames, and give all buffers back."""
         self._stop.set()
         self._wake()
         if self._task is not None:
-            # Until the frame that is being painted is there.
+            # Wait until the frame that is being painted is complete.
             await asyncio.wait([self._task])
         self._task = None
         self._queued.clear()
@@ -174,7 +174,7 @@ class Queue:
             buffer.state, buffer.used = State.PROGRAM, 0
 
     async def _run(self) -> None:
-        """Be the clock.  A frame for which there is no buffer is lost, as with a real camera."""
+        """The clock.  A frame without a free buffer is lost, as with a real camera."""
         loop = asyncio.get_running_loop()
         due, number = loop.time(), 0
         while True:
@@ -186,7 +186,7 @@ class Queue:
                 return
             if late := int((loop.time() - due) / self._interval_s()):
                 due += late * self._interval_s()
-                # The first one is number 0, however late it is.
+                # The first frame is number 0, however late it is.
                 number += late if number else 0
             if self._queued:
                 buffer = self._queued.popleft()
@@ -211,17 +211,17 @@ class QueueFile(ControlledFile):
     def __init__(self) -> None:
         super().__init__()
         self._rest = memoryview(b"")
-        """What is left of the frame that a program reads."""
+        """The rest of the frame that a program reads."""
 
     def frame_size(self) -> int:
-        """Return how many bytes a frame may have."""
+        """Return the most bytes that a frame can have."""
         raise NotImplementedError
 
     def _mine(self) -> Queue:
-        """Return the queue; raises EBUSY if it is another file's, or used by read(2)."""
+        """Return the queue; raises EBUSY if it belongs to another file, or to read(2)."""
         queue = self.queue
         if queue.owner not in (None, self) or queue.reading:
-            raise busy("another one has the buffers")
+            raise busy("another program has the buffers")
         return queue
 
     def _buffer(self, asked: raw.v4l2_buffer) -> Buffer:
@@ -236,7 +236,7 @@ class QueueFile(ControlledFile):
         self.may_change()
         is_capture(asked.type)
         if asked.memory != raw.Memory.MMAP:
-            raise invalid("buffers are mapped")
+            raise invalid("buffers must be mapped")
         queue = self._mine()
         if queue.streaming:
             raise busy("streaming")
@@ -274,7 +274,7 @@ class QueueFile(ControlledFile):
         queue = self._mine()
         buffer = self._buffer(asked)
         if asked.memory != raw.Memory.MMAP:
-            raise invalid("buffers are mapped")
+            raise invalid("buffers must be mapped")
         queue.queue(buffer)
         return buffer.describe()
 
@@ -283,7 +283,7 @@ class QueueFile(ControlledFile):
         is_capture(asked.type)
         queue = self._mine()
         if asked.memory != raw.Memory.MMAP:
-            raise invalid("buffers are mapped")
+            raise invalid("buffers must be mapped")
         return (await queue.dequeue(nonblocking=self.nonblocking)).describe()
 
     @handles(raw.IOC.STREAMON, raw.cint)
@@ -312,7 +312,7 @@ class QueueFile(ControlledFile):
             queue.files_with_common += 1
             return queue.common
         for buffer in queue.buffers:
-            # The length is one of whole pages, as the next offset is.
+            # The length has whole pages, as the next offset has.
             room = whole_pages(len(buffer.memory))
             if buffer.offset == request.offset and request.length <= room:
                 break
@@ -321,7 +321,7 @@ class QueueFile(ControlledFile):
         if queue.reading or queue.area is None:
             raise busy("used by read")
         if request.private or not request.protection & mmap.PROT_READ:
-            raise invalid("buffers are shared, and read")
+            raise invalid("buffers must be shared and readable")
         buffer.mapped += 1
         return queue.area
 
@@ -345,11 +345,11 @@ class QueueFile(ControlledFile):
                 queue.queue(buffer)
             queue.start()
         elif queue.owner is not self or not queue.reading:
-            raise busy("another one has the buffers")
+            raise busy("another program has the buffers")
 
     async def read(self, size: int, offset: int) -> memoryview:
         self._begin_to_read()
-        # One read gets a part of one frame, though a long one comes in several requests.
+        # One read gets a part of one frame, although a long one arrives in several requests.
         if not self._rest and not offset:
             buffer = await self.queue.dequeue(nonblocking=self.nonblocking)
             self._rest = memoryview(bytes(buffer.memory[: buffer.used]))
