@@ -8,18 +8,19 @@
     mapping  what programs map: Mapping, MmapRequest
     session  Session: takes requests as bytes, calls methods, gives answers as bytes
 
-What Session is made of:
+Parts of Session:
 
-    pending_reply  a request, and the single use of the way back
-    dispatch       from a request's bytes to a method's arguments, from its result to an answer's
+    pending_reply  a request, and its reply, which can be sent once
+    dispatch       turns a request's bytes into a method's arguments, and its result into bytes
     runner         calls methods, and turns whatever they do into an answer
     loop           the event loop of ``async def`` methods
-    attributes     what a device's attributes may be; sysfs has what it declares for /sys
+    attributes     checks a device's attributes; sysfs has what it declares for /sys
     ioctl_table    the handlers of a class; decorators has their types for type checkers
     arguments      the kinds of ioctl arguments
     ioctl_retries  one ioctl, in as many rounds as it takes
     mappings       what programs have mapped
     pollers        who waits for a file to become ready
 
-Nothing here knows what is at the other end of the channel.  Only `recuse.wire` is imported.
+Nothing here knows what is at the other end of the channel.  It imports only `recuse.wire` and
+`recuse.runtime`.
 """

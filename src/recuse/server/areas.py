@@ -19,18 +19,18 @@ _numbers = itertools.count(1)
 
 
 class Area:
-    """Some memory, zeros at first, that programs see when they map a file of the device.
+    """Memory that programs see when they map a file of the device.  It is initially zero.
 
-    `File.mmap` returns one: a new one, or one that exists, which is then shared.  Whose it is,
-    the device's, a file's or a mapping's, depends on where you keep it.  It works like a
-    memoryview of bytes, and `buffer` is one, for numpy and struct::
+    `File.mmap` returns one: a new one, or an existing one, which is then shared.  Where you keep it
+    decides whether it belongs to the device, a file or a mapping.  It works like a memoryview of
+    bytes, and `buffer` is one, for numpy and struct::
 
         area = Area(640 * 480)
         area[0:4] = b"abcd"
         picture = numpy.frombuffer(area.buffer, dtype=numpy.uint8).reshape(480, 640)
 
-    The memory lasts until nobody has it: a program that has mapped it keeps it, even if the Area is
-    closed, or forgotten.
+    The memory lasts as long as anybody uses it: a program that has mapped it keeps it, even if the
+    Area is closed or deleted.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Area:
         dont_copy: bool = False,
         dont_expand: bool = False,
     ) -> None:
-        """Make an area of ``size`` bytes, 1 or more; it is of zeros, and takes room as it is used.
+        """Create an area of ``size`` zero bytes, 1 or more; they take up memory as they are used.
 
-        ``name`` is what /proc/PID/maps shows.  With ``dont_copy`` the children of a program do not
-        inherit its mappings of the area, with ``dont_expand`` mremap(2) cannot make them longer.
+        /proc/PID/maps shows ``name``.  With ``dont_copy``, the children of a program do not inherit
+        its mappings of the area.  With ``dont_expand``, mremap(2) cannot make them longer.
 
         Raises ValueError for a size below 1, OSError if there is no memory or no descriptor left.
         """
@@ -53,7 +53,7 @@ class Area:
         self.dont_copy = dont_copy
         self.dont_expand = dont_expand
         self.number = next(_numbers)
-        """What traces call it: no other area of this process has the same."""
+        """Its name in traces, unique among the areas of this process."""
         self._descriptor = OwnedDescriptor(os.memfd_create(name))
         os.ftruncate(self._descriptor.fileno(), size)
         self._resizing = new_lock("Area.resizing")
@@ -61,7 +61,7 @@ class Area:
 
     @property
     def size(self) -> int:
-        """Its size in bytes."""
+        """The size in bytes."""
         return self._buffer.nbytes
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class Area:
     def buffer(self) -> memoryview:
         """The memory, as writable bytes.
 
-        After `resize` it is another one, and views that were made of the old one keep its length.
+        After `resize` this is a new memoryview.  Views of the old one keep their length.
         """
         return self._buffer
 
@@ -92,12 +92,11 @@ class Area:
         self._buffer[key] = value  # type: ignore[index, assignment]
 
     def resize(self, size: int) -> None:
-        """Change the size; what is added is zeros.
+        """Change the size; added bytes are zero.
 
-        A program that has mapped more than the area has gets SIGBUS where it goes beyond the last
-        page, as with any file that was truncated.  The same would happen to this process through
-        an old view: BufferError if there are views (of `buffer`, or arrays on it) and the area is
-        to shrink.  Views are no hindrance to growth.
+        A program that has mapped more than the area gets SIGBUS beyond its last page, as with any
+        truncated file.  This process would get it through an old view.  So an area cannot shrink
+        while there are views (of `buffer`, or arrays on it): BufferError.  It can always grow.
 
         Raises ValueError for a size below 1 and for a closed area, BufferError, and OSError if
         there is no memory.
@@ -113,7 +112,7 @@ class Area:
                     self._map, self._buffer = self._mapped()
             elif size > self.size:
                 os.ftruncate(self.fileno(), size)
-                # The old map, if anybody has a view of it, goes with the last one.
+                # The old map, if anybody has a view of it, ends with the last view.
                 self._map, self._buffer = self._mapped()
 
     def _mapped(self) -> tuple[mmap.mmap, memoryview]:
@@ -141,9 +140,10 @@ class Area:
         return number
 
     def close(self) -> None:
-        """Give back what this process holds of it, as far as nobody has a view; again, do nothing.
+        """Free what this process holds of it, except memory with views; twice does nothing.
 
-        Programs that have mapped it keep it.  The same happens when nothing refers to the area.
+        Programs that have mapped it keep it.  Deleting the last reference to the area does the
+        same.
         """
         self._descriptor.close()
         with contextlib.suppress(BufferError):

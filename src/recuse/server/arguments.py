@@ -1,6 +1,6 @@
-"""What becomes of the third argument of ioctl(2): one class for each kind of handler.
+"""The third argument of ioctl(2): one class for each kind of handler.
 
-Each decodes what the handler is given, and turns what it returns into the result of ioctl(2) and
+Each class decodes what the handler gets, and turns what it returns into the result of ioctl(2) and
 the bytes that the argument points to afterwards.
 """
 
@@ -11,7 +11,7 @@ from recuse.server.errors import Misuse, brief
 from recuse.wire.ioctl import size as command_size
 
 RESULT_MAX = (1 << 31) - 1
-"""A bigger result of ioctl(2) would be negative for the program."""
+"""A larger result of ioctl(2) would be negative for the program."""
 
 
 ERRNO_MAX = 511
@@ -19,7 +19,7 @@ ERRNO_MAX = 511
 
 
 class Argument:
-    """A plain number, which is no business of the protocol's."""
+    """A plain number, which means nothing to the protocol."""
 
     __slots__ = ("descriptor", "fetches", "is_given", "stores")
 
@@ -27,26 +27,26 @@ class Argument:
 
     def __init__(self, *, fetches: bool = False, stores: bool = False) -> None:
         self.fetches = fetches
-        """What it points to is copied in: the handler is given the program's content."""
+        """What it points to is copied in: the handler gets the program's content."""
         self.stores = stores
-        """What it points to is copied out: the program is given the handler's."""
+        """What it points to is copied out: the program gets the handler's content."""
         self.is_given = True
-        """Whether there is something to give to the handler."""
+        """Whether the handler gets something."""
         self.descriptor: int | None = None
-        """Where in what it points to a new descriptor's number goes; None if there is none."""
+        """Where a new descriptor's number is stored in what it points to; None if there is none."""
 
     def size(self, command: int) -> int:
         """Return how many bytes it points to."""
         return 0
 
     def decode(self, data: bytes) -> Any:
-        """Return what the handler is given; ``data`` is empty if nothing is fetched."""
+        """Return what the handler gets; ``data`` is empty if nothing is fetched."""
         raise NotImplementedError
 
     def outcome(self, returned: Any, given: Any, size: int) -> tuple[int, bytes]:
         """Return the result, and what to copy out: ``size`` bytes, fewer, or none.
 
-        Raises Misuse if the handler returned what it must not.
+        Raises Misuse if the handler returned something wrong.
         """
         return checked_result(returned), b""
 
@@ -86,7 +86,7 @@ class SimplePointer(Pointer):
             value = self.type(returned)
         except TypeError:
             value = None
-        # ctypes cuts what does not fit; an author wants to know.
+        # ctypes truncates what does not fit; an author wants to know.
         if value is None or (isinstance(returned, int) and value.value != returned):
             raise Misuse(f"returned {brief(returned)}, not a value of {self.type.__name__}")
         return 0, bytes(value)
@@ -111,23 +111,23 @@ class CompoundPointer(Pointer):
 
 
 class FilePointer(CompoundPointer):
-    """Points to a structure with a field for the descriptor of a file that the handler makes."""
+    """Points to a structure with a field for the descriptor of a file that the handler creates."""
 
     __slots__ = ()
 
     def __init__(self, type_: Any, field: str, *, fetches: bool, stores: bool) -> None:
-        """Make it; raises ValueError if the structure has no such field, of a C int's size."""
+        """Raises ValueError if the structure has no such field of a C int's size."""
         super().__init__(type_, fetches=fetches, stores=stores)
         place: Any = getattr(type_, field, None)
         if not stores or getattr(place, "size", 0) != ctypes.sizeof(ctypes.c_int):
             raise ValueError(
-                f"{type_.__name__} has no {ctypes.sizeof(ctypes.c_int)} bytes {field!r} "
+                f"{type_.__name__} has no field {field!r} of {ctypes.sizeof(ctypes.c_int)} bytes "
                 "that the program reads"
             )
         self.descriptor = place.offset
 
     def outcome(self, returned: Any, given: Any, size: int) -> tuple[int, bytes]:
-        # What was returned is the file, which is not for here.
+        # The handler returned the file, which is handled elsewhere.
         return 0, bytes(given)
 
 
@@ -161,16 +161,16 @@ class BytesPointer(Argument):
 def pointer(
     type_: Any, *, fetches: bool, stores: bool, descriptor: str | None = None
 ) -> Pointer | BytesPointer:
-    """Return what an argument is that points to ``type_``.
+    """Return the kind of argument that points to ``type_``.
 
     ``descriptor`` is the name of the field for a new descriptor's number.
 
-    Raises TypeError if that is no simple ctypes type, structure, union or array, nor bytes, or
-    has no fields; ValueError if the field is missing or no C int.
+    Raises TypeError if ``type_`` is not a simple ctypes type, structure, union, array or bytes, or
+    has no fields; ValueError if the field is missing or not a C int.
     """
     if descriptor is not None:
         if not (isinstance(type_, type) and issubclass(type_, ctypes.Structure | ctypes.Union)):
-            raise TypeError(f"{type_!r} is no structure or union with a field {descriptor!r}")
+            raise TypeError(f"{type_!r} is not a structure or union with a field {descriptor!r}")
         return FilePointer(type_, descriptor, fetches=fetches, stores=stores)
     if type_ is bytes:
         return BytesPointer(fetches=fetches, stores=stores)
@@ -179,11 +179,11 @@ def pointer(
             return SimplePointer(type_, fetches=fetches, stores=stores)
         if issubclass(type_, ctypes.Structure | ctypes.Union | ctypes.Array):
             return CompoundPointer(type_, fetches=fetches, stores=stores)
-    raise TypeError(f"{type_!r} is no simple ctypes type, structure, union or array, nor bytes")
+    raise TypeError(f"{type_!r} is not a simple ctypes type, structure, union, array or bytes")
 
 
 def checked_result(returned: Any) -> int:
-    """Return a handler's result, for what it returned.  Raises Misuse."""
+    """Return a handler's result, given what it returned.  Raises Misuse."""
     if returned is None:
         return 0
     if not isinstance(returned, int):

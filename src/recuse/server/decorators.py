@@ -1,4 +1,4 @@
-"""Types of what `recuse.ioctl` returns, so that type checkers see a handler's mistakes.
+"""Types of what `recuse.ioctl` returns, for type checkers to find mistakes in handlers.
 
 A handler may be plain or ``async def``, and may take `Memory`; each combination is an overload.
 """
@@ -18,14 +18,14 @@ V = TypeVar("V", bound=int | float | bytes | str | None)
 C = TypeVar("C")
 """A ctypes structure, union or array."""
 N = TypeVar("N", bound="File")
-"""The File class of the files that it makes."""
+"""The File class of the files that it creates."""
 
 Result = int | None
 LaterResult = Coroutine[Any, Any, Result]
 
 
 class ValueDecorator(Protocol):
-    """Of handlers whose argument is a plain number, which they may leave out."""
+    """For handlers whose argument is a plain number; they may omit it."""
 
     @overload
     def __call__(self, handler: Callable[[F], Result]) -> Callable[[F], Result]: ...
@@ -54,7 +54,7 @@ class ValueDecorator(Protocol):
 
 
 class SimpleDecorator(Protocol[V]):
-    """Of handlers of a simple ctypes type: without argument for "r", with one for "w" and "rw"."""
+    """For handlers of a simple ctypes type: no argument for "r", one for "w" and "rw"."""
 
     @overload
     def __call__(self, handler: Callable[[F], V]) -> Callable[[F], V]: ...
@@ -85,7 +85,7 @@ class SimpleDecorator(Protocol[V]):
 
 
 class CompoundDecorator(Protocol[C]):
-    """Of handlers of a structure, union or array."""
+    """For handlers of a structure, union or array."""
 
     @overload
     def __call__(self, handler: Callable[[F, C], C | Result]) -> Callable[[F, C], C | Result]: ...
@@ -104,7 +104,7 @@ class CompoundDecorator(Protocol[C]):
 
 
 class FileDecorator(Protocol[C]):
-    """Of handlers of a structure that make a new open file."""
+    """For handlers of a structure that create a new open file."""
 
     @overload
     def __call__(self, handler: Callable[[F, C], N]) -> Callable[[F, C], N]: ...
@@ -121,7 +121,7 @@ class FileDecorator(Protocol[C]):
 
 
 class BytesDecorator(Protocol):
-    """Of handlers of bytes: without argument for "r", with one for "w" and "rw"."""
+    """For handlers of bytes: no argument for "r", one for "w" and "rw"."""
 
     @overload
     def __call__(self, handler: Callable[[F], bytes]) -> Callable[[F], bytes]: ...

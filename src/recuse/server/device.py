@@ -25,31 +25,31 @@ if TYPE_CHECKING:
 class File:
     """One open of a device, from open(2) to the last close(2) of all its copies.
 
-    `Device.open` returns one; an ioctl handler may return another one (see `recuse.ioctl`).
-    Override the operations that the device has.  Each may be a plain
-    method, called in a thread of the channel, or an ``async def`` one, run on the event loop that
-    all devices share.  **Two threads may run methods of one File at once** (a program may read in
-    one thread and write in another): a File that minds takes a lock of its own.
+    `Device.open` returns one, and so can an ioctl handler (see `recuse.ioctl`).  Override the
+    operations that the device has.  Each can be a plain method, which is called in a thread of the
+    channel, or an ``async def`` one, which runs on the event loop that all devices share.  **Two
+    threads may run methods of one File at once** (a program may read in one thread and write in
+    another).  Use a lock if that matters.
 
-    An operation fails by raising OSError with an errno from 1 to 511, which is what the program
-    gets.  Whatever else escapes becomes EIO for the program, with a traceback in the log
-    ``recuse.server``; so do results of the wrong type or out of range, with one line.
+    To fail, an operation raises OSError with an errno from 1 to 511: the program gets that errno.
+    Any other exception is EIO for the program, with a traceback in the log ``recuse.server``.  A
+    result of the wrong type or out of range is EIO as well, with one line in the log.
     """
 
     device: "Device"
-    """The device that it is an open file of, set when `Device.open` or a handler has returned it.
+    """The device of this file.  It is set after `Device.open` or a handler has returned the file.
 
-    Subclasses may declare it as their own device's class.
+    A subclass may declare it with the class of its own device.
     """
 
     flags: int = 0
-    """The file's flags as open(2) and fcntl(2) F_SETFL made them, as far as known.
+    """The file's flags as open(2) and fcntl(2) F_SETFL set them, as far as known.
 
-    CUSE tells them with OPEN, READ and WRITE: after F_SETFL they are new from the next of these.
-    recuse's own kernel half tells of O_NONBLOCK with IOCTL, too.
+    CUSE sends them with OPEN, READ and WRITE: after F_SETFL, the next of these has the new ones.
+    recuse's own kernel half also sends O_NONBLOCK with IOCTL.
 
-    A File that an ioctl handler returns says itself what they are: the access mode (os.O_RDONLY,
-    which this 0 is, os.O_RDWR...), and os.O_CLOEXEC for a descriptor that is closed by execve(2).
+    A File that an ioctl handler returns sets its own: the access mode (os.O_RDONLY, which is 0,
+    os.O_RDWR...), and os.O_CLOEXEC for a descriptor that is closed by execve(2).
     """
 
     _pollers: Pollers | None = None
@@ -67,12 +67,12 @@ class File:
         return bool(self.flags & os.O_NONBLOCK)
 
     def read(self, size: int, offset: int) -> "Buffer | Awaitable[Buffer]":
-        """Return what the program reads: at most ``size`` bytes, fewer or none if that is all.
+        """Return what the program reads: at most ``size`` bytes, fewer or none if there is no more.
 
-        ``size`` is 1 to the device's `max_read`; a longer read(2) comes in pieces, of which the
-        first short one is the last.  ``offset`` is the file's position if the device is
-        `seekable`.  If not, it counts from the beginning of each call: 0, and more only for the
-        further pieces of a long one.
+        ``size`` is 1 to the device's `max_read`.  A longer read(2) arrives in pieces; the first
+        short answer is the last.  ``offset`` is the file's position if the device is `seekable`.
+        If not, it counts from the beginning of each call: it is 0, except for the further pieces
+        of a long one.
 
         Raises OSError; a File without this method answers EINVAL.
         """
@@ -81,8 +81,8 @@ class File:
     def write(self, data: bytes, offset: int) -> "int | Awaitable[int | None] | None":
         """Take what the program writes; return how many bytes of it, None for all.
 
-        ``data`` is 1 to `max_write` bytes; a longer write(2) comes in pieces.  ``offset`` as for
-        `read`.
+        ``data`` is 1 to `max_write` bytes; a longer write(2) arrives in pieces.  ``offset`` is as
+        for `read`.
 
         Raises OSError; a File without this method answers EINVAL.
         """
@@ -91,10 +91,10 @@ class File:
     def unknown_ioctl(
         self, command: int, argument: int, memory: Memory
     ) -> "int | Awaitable[int | None] | None":
-        """Answer an ioctl whose command no handler is declared for (see `recuse.ioctl`).
+        """Answer an ioctl whose command has no handler (see `recuse.ioctl`).
 
-        ``command`` is 32 bits, ``argument`` the raw third argument of ioctl(2), ``memory`` the
-        program's.  Return the result of ioctl(2), 0 to 2**31 - 1, None for 0.
+        ``command`` has 32 bits.  ``argument`` is the raw third argument of ioctl(2), and ``memory``
+        the program's memory.  Return the result of ioctl(2), 0 to 2**31 - 1, or None for 0.
 
         Raises OSError; a File without this method answers ENOTTY, as Linux does.
         """
@@ -103,67 +103,67 @@ class File:
     def poll(self, events: int) -> "int | Awaitable[int]":
         """Return what the file is ready for now: `select.POLLIN`, `select.POLLOUT` and so on.
 
-        ``events`` are those that the program looks for, POLLERR and POLLHUP always among them; more
-        may be returned.  Never waits: a program that waits for events does so in the kernel half,
-        which asks again after `wake_pollers`.
+        ``events`` are those that the program waits for, always with POLLERR and POLLHUP; more may
+        be returned.  It must not wait: programs wait in the kernel half, which asks again after
+        `wake_pollers`.
 
-        Raises OSError, which programs see as POLLERR; a File without this method answers ENOSYS,
-        and from then on all files of the device are ready for reading and writing, always, as far
-        as the kernel half is concerned.
+        Raises OSError, which programs see as POLLERR.  A File without this method answers ENOSYS:
+        from then on the kernel half takes all files of the device as always ready for reading and
+        writing.
         """
         raise OSError(errno.ENOSYS, "no poll")
 
     def wake_pollers(self) -> None:
-        """Have programs that wait for events of this file ask `poll` again: something has changed.
+        """Have `poll` called again for programs that wait for events of this file.
 
-        To be called whenever `poll` would return events that it did not return before, after that
-        has become true.  From any thread, from methods and coroutines, also with a lock held that
-        `poll` takes; costs next to nothing if nobody waits, and nothing happens after `release`.
+        Call it whenever `poll` would return events that it did not return before, after that has
+        become true.  It can be called from any thread, method or coroutine, even with a lock held
+        that `poll` takes.  It costs next to nothing if nobody waits, and does nothing after
+        `release`.
         """
         if self._pollers is not None:
             self._pollers.wake()
 
     def mmap(self, request: "MmapRequest") -> "Area | Awaitable[Area]":
-        """Return the memory that a program is to map: a new area, or one that it shares.
+        """Return the memory for a program to map: a new area, or an existing one, which it shares.
 
-        A new one has ``request.size`` bytes, as a rule: ``Area(request.size)``.  What the program
-        sees of it begins at ``request.offset``.  The kernel half has checked the arguments and the
-        file's access mode.
+        A new one usually has ``request.size`` bytes: ``Area(request.size)``.  The program's view of
+        it begins at ``request.offset``.  The kernel half has checked the arguments and the file's
+        access mode.
 
-        For each area that this returns `unmapped` is called once, whatever becomes of the mapping.
+        `unmapped` is called once for each area that this returns, whatever happens to the mapping.
 
-        Raises OSError; a File without this method answers ENOSYS.  That is ENODEV for the program,
-        as in Linux, but for a private mapping of a `seekable` device: that is made of what `read`
+        Raises OSError; a File without this method answers ENOSYS.  The program gets ENODEV then, as
+        in Linux, except for a private mapping of a `seekable` device: that has what `read`
         returns.
         """
         raise OSError(errno.ENOSYS, "no mmap")
 
     def mapped(self, mapping: "Mapping") -> "Awaitable[None] | None":
-        """Be told that a mapping is made, before the program knows of it.
+        """Called when a mapping has been made, before the program knows of it.
 
-        The area may be filled here, and resized.  Raises OSError to make mmap(2) fail after all.
+        The area can be filled and resized here.  Raise OSError to make mmap(2) fail after all.
         """
 
     def unmapped(self, mapping: "Mapping") -> "Awaitable[None] | None":
-        """Be told that nothing is left of a mapping; or that it came to nothing.
+        """Called when nothing is left of a mapping, or when it has failed.
 
-        The last part of it was unmapped, in the program and in all children that inherited it, or
-        these have ended.  What is raised here is logged and changes nothing.
+        The program and all children that inherited the mapping have unmapped its last part, or have
+        ended.  What this raises is logged and changes nothing.
         """
 
     def release(self) -> "Awaitable[None] | None":
-        """Be told that the last copy of the file is closed, or that the device goes away.
+        """Called when the last copy of the file is closed and unmapped, or the device goes away.
 
-        And that nothing of it is mapped any more.  Called exactly once for each open that
-        succeeded.  close(2) has succeeded already: what is raised here is logged and changes
-        nothing.
+        It is called exactly once for each open that succeeded.  close(2) has already succeeded:
+        what this raises is logged and changes nothing.
         """
 
 
 File._ioctl_table = IoctlTable(File)
 
 
-# What a session does with a file: authors have its other names for their own.
+# What a session does with a file.  These are not methods, so authors can use any names.
 
 
 def attach(file: File, device: "Device | None" = None) -> None:
@@ -191,9 +191,9 @@ def makes_files(file: File) -> bool:
 
 
 class Device:
-    """A character device, which exists while a session serves it.
+    """A character device.  It exists while a session serves it.
 
-    Describe it with class attributes, or with keyword arguments for one instance of it::
+    Describe it with class attributes, or with keyword arguments for one instance::
 
         class Echo(Device):
             name = "echo"
@@ -203,13 +203,15 @@ class Device:
 
         Echo(name="echo1", mode=0o600)
 
-    A subclass with an ``__init__`` of its own needs not call this one.
+    A subclass with its own ``__init__`` does not have to call this one.
     """
 
     name: str = ""
-    """Path below /dev, "echo" or "snd/echo": 1 to 64 bytes of UTF-8, relative, without empty
-    components, "." and "..", without control characters, and without white space at the ends (the
-    kernel strips it)."""
+    """Path below /dev, such as "echo" or "snd/echo".
+
+    It has 1 to 64 bytes of UTF-8 and is relative.  It has no empty components, no "." or "..", no
+    control characters, and no white space at its ends (the kernel strips that).
+    """
 
     mode: int = 0o666
     """Permission bits of the node, 0 to 0o777.  Linux's CUSE leaves them to udev."""
@@ -221,7 +223,7 @@ class Device:
     """Group of the node, None for the default.  Linux's CUSE leaves it to udev."""
 
     major: int = 0
-    """Major number, 0 to 511; 0 takes a free one."""
+    """Major number, 0 to 511; 0 picks a free one."""
 
     minor: int = 0
     """Minor number, 0 to 2**20 - 1."""
@@ -233,42 +235,42 @@ class Device:
     """
 
     max_write: int = 131072
-    """Most bytes that `File.write` is given at once, 4096 to 2**20; the same holds."""
+    """Most bytes that `File.write` is given at once, 4096 to 2**20; see `max_read`."""
 
     seekable: bool = False
     """Whether reads and writes have positions, as on a disk.
 
-    recuse's own kernel half honours it.  Linux's CUSE cannot: offsets are 0 and lseek(2) succeeds
-    without effect.
+    recuse's own kernel half honours it.  Linux's CUSE does not: offsets are 0, and lseek(2)
+    succeeds without effect.
     """
 
     unrestricted: bool = True
     """Whether ioctl handlers may use the program's memory at any address.
 
-    Without, an ioctl moves what its command's number says (_IOR, _IOW, _IOWR) and nothing else.
+    If False, an ioctl moves what its command's number says (_IOR, _IOW, _IOWR) and nothing else.
     """
 
     subsystem: str = "class/cuse"
-    """The class or bus below /sys that programs look for it in: "class/i2c-dev", "bus/gpio".
+    """The class or bus below /sys where programs find the device: "class/i2c-dev", "bus/gpio".
 
-    ``/sys/dev/char/MAJOR:MINOR`` leads to its directory there; the one in CUSE's class is there as
-    well.  Linux's CUSE has that one only.
+    ``/sys/dev/char/MAJOR:MINOR`` leads to its directory there.  The directory in CUSE's class
+    exists as well; Linux's CUSE has only that one.
     """
 
     sysfs: abc.Mapping[str, Value] = {}
-    """Files in the device's directory below /sys: by name or path in it, what is to be read there.
+    """Files in the device's directory below /sys: their content, by name or path.
 
-    The content is str or bytes of 4096 bytes at the most, exactly as it is to be read (with the
-    newline at its end), or a function that is called with the device when a program reads the
-    file, and returns that; it may be ``async def``.  A `Link` is a symbolic link.  A path that
-    begins with /sys/ or /proc/ is another file's.  What is there for every device (dev, uevent and
-    so on) may be replaced.  Linux's CUSE has none of it.
+    The content is str or bytes, at most 4096 bytes, exactly as programs read it (with a newline at
+    its end).  Or it is a function that returns that: it is called with the device when a program
+    reads the file, and may be ``async def``.  A `Link` is a symbolic link.  A path that begins with
+    /sys/ or /proc/ is a file elsewhere.  The files that every device has (dev, uevent and so on)
+    can be replaced.  Linux's CUSE has none of it.
     """
 
     map_length: int = 4096
-    """What `File.mmap` is asked for on a FUSE mount, in bytes: a positive number, at most 2**40.
+    """The length that `File.mmap` is asked for on a FUSE mount, in bytes, 1 to 2**40.
 
-    Linux does not tell what programs map there (`recuse serve --mount`).  It is rounded to pages.
+    Linux does not say what programs map there (`recuse serve --mount`).  It is rounded to pages.
     """
 
     def __init__(
@@ -288,7 +290,7 @@ class Device:
         sysfs: abc.Mapping[str, Value] | None = None,
         map_length: int | None = None,
     ) -> None:
-        """Make a device; each argument overrides the class attribute of its name.
+        """Create a device; each argument overrides the class attribute of its name.
 
         Raises ValueError if an attribute is out of its range.
         """
@@ -314,32 +316,32 @@ class Device:
     def open(self, request: OpenRequest) -> File | Awaitable[File]:
         """Return a new File for a program that opens the device.
 
-        Permission bits have been checked already, by the kernel half.  May be ``async def``.
-        Raises OSError to refuse: EBUSY if there may be one user at a time, EACCES for a
-        direction that the device has not.
+        The kernel half has already checked the permission bits.  This may be ``async def``.
+        Raise OSError to refuse: EBUSY for a second user at a time, EACCES for a direction that the
+        device does not have.
         """
         raise OSError(errno.ENODEV, "no open method")
 
     def close(self) -> None:
-        """Be told that the device is gone; its files have been released before.
+        """Called when the device goes away, after its files have been released.
 
-        Called once, when the session ends.  What is raised here is logged.
+        It is called once, when the session ends.  What it raises is logged.
         """
 
 
 def device_makes_files(device: Device) -> bool:
-    """Whether ioctls of the device seem to make files, which not all kernel halves take.
+    """Whether ioctls of the device seem to create files, which not all kernel halves accept.
 
-    What a device opens is known only when it is opened: this goes by the File classes in the
-    modules of its class and of those that it is derived from, and is good for a warning only.
+    What a device opens is known only when it is opened.  So this looks at the File classes in the
+    modules of its class and its base classes, and is good enough only for a warning.
     """
     return any(table.makes_files for table in _tables_near(device))
 
 
 def device_uses_memory(device: Device) -> bool:
-    """Whether ioctls of the device seem to use memory of which their numbers do not tell.
+    """Whether ioctls of the device seem to use memory that their numbers do not describe.
 
-    This goes by the same as `device_makes_files`.
+    This looks at the same classes as `device_makes_files`.
     """
     return any(table.uses_memory for table in _tables_near(device))
 
@@ -354,9 +356,9 @@ def _tables_near(device: Device) -> Iterator[IoctlTable]:
 
 
 def check_device(device: Device) -> None:
-    """Check what an author may have got wrong, before a session depends on it.
+    """Check what an author may have got wrong, before a session relies on it.
 
-    Raises ValueError that says which attribute is out of range, TypeError for a missing `open`.
+    Raises ValueError naming the attribute that is out of range, TypeError for a missing `open`.
     """
     if type(device).open is Device.open:
         raise TypeError(f"{type(device).__name__} has no open method")
@@ -365,8 +367,8 @@ def check_device(device: Device) -> None:
     info = device_info(device, 0xFFFFFFFF)
     if len(info) > CUSE_INIT_INFO_MAX:
         raise ValueError(
-            f"{type(device).__name__}.sysfs has too many paths: they are {len(info)} bytes, "
-            f"with {CUSE_INIT_INFO_MAX} at most"
+            f"{type(device).__name__}.sysfs has too many paths: they take {len(info)} bytes, "
+            f"and at most {CUSE_INIT_INFO_MAX} are possible"
         )
 
 

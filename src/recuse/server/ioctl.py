@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     C = TypeVar("C", bound=Structure | Union | Array[Any])
 
 Direction = Literal["r", "w", "rw"]
-"""As the program sees it: "r", it reads what the device fills in; "w", it writes to the device."""
+"""As the program sees it: "r" reads what the device fills in, "w" writes to the device."""
 
 
 @overload
@@ -56,40 +56,39 @@ def ioctl(
 ) -> Any:
     """Declare the decorated method of a `File` as the handler of an ioctl.
 
-    ``command`` is the number that programs pass to ioctl(2), 32 bits; several uses of the
-    decorator on one method make it answer several commands.
+    ``command`` is the number that programs pass to ioctl(2), 32 bits.  Use the decorator several
+    times on one method to answer several commands.
 
-    Without ``type`` the handler is given the third argument of ioctl(2) as the plain number that
-    it is, if it takes one.  With a ctypes ``type`` that argument is a pointer to such a thing:
+    Without ``type``, the third argument of ioctl(2) is a plain number.  The handler gets it if it
+    takes an argument.  With a ctypes ``type``, that argument is a pointer:
 
-    * a simple type (c_int, c_uint64...): for "w" the handler is given the value, for "r" it is
-      given nothing and returns the value, for "rw" it is given one and returns one;
-    * a structure, union or array: the handler is given an instance, which has the program's
-      content for "w" and "rw" and is zero for "r".  For "r" and "rw" the program gets what the
-      handler has made of it, or another instance if it returns one;
-    * ``bytes``, for commands whose number has a size that the program chooses, like EVIOCGNAME:
-      the handler answers the command with any size.  For "w" and "rw" it is given that many
-      bytes.  For "r" and "rw" it returns bytes: the program gets those for which it has room, and
-      their number as the result.
+    * to a simple type (c_int, c_uint64...): for "w" the handler gets the value, for "r" it gets
+      nothing and returns the value, for "rw" it gets one and returns one;
+    * to a structure, union or array: the handler gets an instance, which has the program's content
+      for "w" and "rw" and is zero for "r".  For "r" and "rw" the program gets the instance as the
+      handler leaves it, or another instance if the handler returns one;
+    * to ``bytes``, for commands whose number has a size that the program chooses, like EVIOCGNAME:
+      the handler answers the command with any size.  For "w" and "rw" it gets that many bytes.  For
+      "r" and "rw" it returns bytes: the program gets as many as it has room for, and their number
+      as the result.
 
-    ``direction`` is the program's: it reads ("r"), writes ("w") or both.  Without, the command's
-    number says it.  Say it for commands whose number does not (old ones like I2C_RDWR, 0x707), or
-    not truly; then the number's size is not compared with the type's either.
+    ``direction`` is the program's: it reads ("r"), writes ("w") or both.  By default the command's
+    number decides.  Give it for commands whose number does not have it (old ones like I2C_RDWR,
+    0x707) or has a wrong one.  Then the number's size is not compared with the type's either.
 
-    ``descriptor`` is for commands that make a new file, as GPIO's do: the name of a structure's
-    field.  The handler returns a new `File`, and the program finds there the number of a descriptor
-    of it; the result is 0.  Linux's CUSE has no such thing: there the command fails with
+    ``descriptor`` is for commands that create a file, as GPIO's do: the name of a structure's
+    field.  The handler returns a new `File`, and the program finds the number of its descriptor in
+    that field; the result is 0.  Linux's CUSE cannot do this: there the command fails with
     EOPNOTSUPP, and the handler is not called.
 
-    A handler returns the result of ioctl(2), 0 to 2**31 - 1, or None for 0.  It raises OSError to
-    fail; then the program's memory stays as it was.  One of a structure that the program reads may
-    return a negative errno, -1 to -511, to fail and have the structure written.
+    A handler returns the result of ioctl(2), 0 to 2**31 - 1, or None for 0.  To fail it raises
+    OSError; then the program's memory stays unchanged.  A handler of a structure that the program
+    reads may return a negative errno, -1 to -511, to fail and still have the structure written.
 
-    A handler that names a parameter ``memory`` is given the program's memory (`Memory`), through
-    which it follows pointers.
+    A handler with a parameter ``memory`` gets the program's memory (`Memory`), to follow pointers.
 
-    Raises ValueError if the command is not 32 bits, its number contradicts type or direction, or
-    the structure has no such field of 32 bits; TypeError if the type is none of the above.
+    Raises ValueError if the command has more than 32 bits, its number contradicts the type or the
+    direction, or the structure has no such field of 32 bits; TypeError for any other type.
     """
     declaration = _declare(command, type, direction, descriptor)
 
@@ -104,17 +103,17 @@ def _declare(
     command: int, type_: Any, direction: Direction | None, descriptor: str | None
 ) -> Declaration:
     if not 0 <= command < 1 << 32:
-        raise ValueError(f"an ioctl command has 32 bits, {command:#x} has more")
+        raise ValueError(f"an ioctl command has 32 bits, but {command:#x} does not fit")
     if type_ is None:
         if direction is not None:
-            raise ValueError("a direction is for an argument with a type")
+            raise ValueError("direction= needs an argument with a type")
         if descriptor is not None:
-            raise ValueError("a descriptor is for an argument with a type")
+            raise ValueError("descriptor= needs an argument with a type")
         return Declaration(command, False, Argument())
     if direction is None:
         bits = command_direction(command)
         if not bits:
-            raise ValueError(f"the number of ioctl {command:#x} tells no direction: say direction=")
+            raise ValueError(f"the number of ioctl {command:#x} has no direction: give direction=")
         fetches, stores = bool(bits & IOC_WRITE), bool(bits & IOC_READ)
     elif direction in ("r", "w", "rw"):
         fetches, stores = "w" in direction, "r" in direction
@@ -124,7 +123,7 @@ def _declare(
     size = argument.size(command)
     if direction is None and command_size(command) != size:
         raise ValueError(
-            f"the number of ioctl {command:#x} tells of {command_size(command)} bytes, "
+            f"the number of ioctl {command:#x} says {command_size(command)} bytes, "
             f"but {type_.__name__} has {size}"
         )
     if isinstance(argument, BytesPointer):

@@ -1,4 +1,4 @@
-"""What an author is told of the memory that programs map."""
+"""What an author learns of the memory that programs map."""
 
 from typing import NamedTuple
 
@@ -21,29 +21,30 @@ class MmapRequest(Request):
     def __init__(self, pending: PendingReply, at_open: bool) -> None:
         super().__init__(pending)
         self.at_open = at_open
-        """Whether it is asked when the file is opened, for all that programs will map of it.
+        """Whether the file is just being opened, and the area is for all that programs will map.
 
-        So it is on a FUSE mount (`recuse serve --mount`), where Linux does not tell what that is.
+        This happens on a FUSE mount (`recuse serve --mount`), where Linux does not say what
+        programs map.
         """
 
     @property
     def address(self) -> int:
-        """Where the program would like to have it, 0 if it does not care."""
+        """The address that the program would like, 0 for any."""
         return self._call().addr
 
     @property
     def length(self) -> int:
-        """How many bytes it maps: whole pages."""
+        """The length in bytes: whole pages."""
         return self._call().len
 
     @property
     def offset(self) -> int:
-        """Where in the area it begins, in bytes: at a page."""
+        """Where in the area the mapping begins, in bytes: a multiple of the page size."""
         return self._call().offset
 
     @property
     def size(self) -> int:
-        """How large an area has to be for that: offset + length."""
+        """The size that an area needs for that: offset + length."""
         call = self._call()
         return call.offset + call.len
 
@@ -51,7 +52,7 @@ class MmapRequest(Request):
     def protection(self) -> int:
         """PROT_READ and PROT_WRITE, as `mmap.PROT_READ` and `mmap.PROT_WRITE`.
 
-        It is no limit: mprotect(2) adds what the file's access mode allows.
+        This is not a limit: mprotect(2) can add what the file's access mode allows.
         """
         return self._call().prot
 
@@ -62,7 +63,7 @@ class MmapRequest(Request):
 
     @property
     def private(self) -> bool:
-        """Whether the device never sees what the program writes (MAP_PRIVATE)."""
+        """Whether it is MAP_PRIVATE: the device never sees what the program writes."""
         return self.flags & _MAP_TYPE == _MAP_PRIVATE
 
     def _call(self) -> recuse_mmap_in:
@@ -72,19 +73,19 @@ class MmapRequest(Request):
 class Mapping(NamedTuple):
     """A mapping of an area in a program, from `File.mapped` to `File.unmapped`.
 
-    Copies that children inherit, and parts that are left, belong to the same one.
+    Copies that children inherit, and parts that remain, belong to the same mapping.
     """
 
     area: Area
     address: int
-    """Where in the program's memory it was made."""
+    """Where it is in the program's memory."""
     length: int
     """In bytes: whole pages."""
     offset: int
     """Where in the area it begins."""
     protection: int
-    """PROT_READ and PROT_WRITE, as mmap(2) was given."""
+    """PROT_READ and PROT_WRITE, as given to mmap(2)."""
     flags: int
     """MAP_SHARED or MAP_PRIVATE, and other flags of mmap(2)."""
     unique: int
-    """Different for each mapping that the device has at one time, over one connection."""
+    """A number that is unique among the mappings of the device over one connection."""

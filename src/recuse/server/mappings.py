@@ -28,15 +28,15 @@ _HEADER_SIZE = fuse_in_header.SIZE
 
 
 class Mappings:
-    """Those of one session, by the number of the MMAP that each was made for."""
+    """The mappings of one session, by the number of the RECUSE_MMAP for each."""
 
     def __init__(self, runner: Runner, at_open: bool) -> None:
-        """Make it empty; ``at_open`` is what each `MmapRequest` is to tell."""
+        """Create it empty; each `MmapRequest` gets ``at_open``."""
         self._runner = runner
         self._at_open = at_open
         self._mappings: dict[int, tuple[File, Mapping]] = {}
 
-    # Each of these answers the request, or has it answered.
+    # Each of these answers the request, or lets the runner answer it.
 
     def mmap(self, pending: PendingReply, file: File) -> None:
         """Serve RECUSE_MMAP."""
@@ -94,10 +94,10 @@ class Mappings:
         file, mapping = known
         self._runner.run(pending, file.unmapped, _nothing, None, mapping)
 
-    # What comes to nothing.
+    # Failures.
 
     def undelivered(self, pending: PendingReply) -> None:
-        """Undo a success that the kernel half did not take: it will say nothing of it again."""
+        """Undo a success that the kernel half did not accept: it will not mention it again."""
         if pending.opcode == RECUSE_MMAP:
             self._drop(pending.unique)
 
@@ -113,7 +113,7 @@ class Mappings:
             self._runner.quietly_later(file.unmapped, mapping)
 
     def end(self) -> Iterator[tuple[File, Mapping]]:
-        """Give up those that are left, one after the other: their files' `unmapped` is due."""
+        """Give up the remaining ones, one by one: the caller must call their files' `unmapped`."""
         for unique in list(self._mappings):
             known = self._mappings.pop(unique, None)
             if known is not None:

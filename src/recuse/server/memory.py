@@ -1,9 +1,9 @@
 """The calling program's memory during one ioctl.
 
-A server cannot look into the program's memory.  It has the bytes that the kernel half sent, and
-may ask for more with FUSE_IOCTL_RETRY; then the request comes again, with those bytes.  So a read
-of what is not there ends the handler with `MoreMemory`, and the session runs it again from its
-start when the bytes have come.  Writes are collected and leave with the answer.
+A server cannot access the program's memory.  It has the bytes that the kernel half sent, and can
+ask for more with FUSE_IOCTL_RETRY: the request then arrives again, with those bytes.  So a read of
+bytes that are missing ends the handler with `MoreMemory`, and the session runs it again from its
+start when they have arrived.  Writes are collected and sent with the answer.
 """
 
 import ctypes
@@ -26,14 +26,14 @@ Span = tuple[int, int]
 
 _ADDRESS_END = 1 << 64
 _RESTRICTED = (
-    ", of which the command's number does not tell, and the device is restricted or on a FUSE mount"
+    ", outside what the command's number says, and the device is restricted or on a FUSE mount"
 )
 
 
 class MoreMemory(BaseException):
-    """Unwinds a handler that reads what is not there yet; `Memory` knows what it was.
+    """Unwinds a handler that reads bytes which have not arrived; `Memory` knows which.
 
-    No Exception, so that handlers which catch Exception let it pass.
+    It is not an Exception, so handlers that catch Exception let it pass.
     """
 
 
@@ -92,16 +92,16 @@ class Spans:
 class Memory:
     """The calling program's memory, by address, during one ioctl.
 
-    **A read may run the handler again from its start**: what is not known yet is fetched from the
-    program first, once for each read that finds something new.  So read before you act: what a
+    **A read may run the handler again from its start**: bytes that are not known yet are fetched
+    from the program first, once for each read that needs new ones.  So read before you act: what a
     handler does after its last read happens once, what it does before may happen several times.
-    Writes reach the program when the handler has succeeded, none of them if it fails.
+    Writes reach the program after the handler has succeeded.  If it fails, none do.
 
-    A program that passes a bad address gets EFAULT, and the handler does not hear of it.  The
-    kernel half takes at most 256 separate areas, and 128 KiB in each direction.
+    A program that passes a bad address gets EFAULT, and the handler does not notice.  The kernel
+    half accepts at most 256 separate areas, and 128 KiB in each direction.
 
-    On a device with ``unrestricted = False`` only the argument that the command's number tells of
-    is there; anything else is EIO for the program, and a line in the log.
+    A device with ``unrestricted = False`` has only the argument that the command's number
+    describes.  Anything else is EIO for the program, and a line in the log.
     """
 
     __slots__ = (
@@ -183,7 +183,7 @@ class Memory:
             self._written.append((address, content))
 
     def read_struct(self, address: int, type: "type[C]") -> "C":  # noqa: A002
-        """Return what is at ``address`` as an instance of a ctypes type, a copy."""
+        """Return a copy of what is at ``address``, as an instance of a ctypes type."""
         return _copy(type, self.read(address, ctypes.sizeof(type)), 0)
 
     def write_struct(self, address: int, value: "_CData") -> None:
@@ -191,7 +191,7 @@ class Memory:
         self.write(address, memoryview(value))
 
     def read_array(self, address: int, type: "type[C]", count: int) -> "list[C]":  # noqa: A002
-        """Return the ``count`` instances of a ctypes type that lie at ``address`` in a row."""
+        """Return ``count`` instances of a ctypes type, which lie in a row at ``address``."""
         size = ctypes.sizeof(type)
         data = self.read(address, size * count)
         return [_copy(type, data, size * index) for index in range(count)]
@@ -200,7 +200,7 @@ class Memory:
 
     @property
     def wanted(self) -> list[Span]:
-        """All areas that the handler read, if some of that was missing; else empty."""
+        """All areas that the handler read, if some of them were missing; else empty."""
         return list(Spans(self._read)) if self._missing else []
 
     @property
@@ -209,7 +209,7 @@ class Memory:
         return list(Spans([(address, len(data)) for address, data in self._written]))
 
     def content(self, areas: Sequence[Span]) -> bytes | None:
-        """Return the bytes of ``areas``, one after the other; None if some are not known."""
+        """Return the bytes of ``areas``, joined; None if some are not known."""
         known = Spans([*self._areas(), *self.written])
         if any(known.gaps(*area) for area in areas):
             return None
@@ -220,7 +220,7 @@ class Memory:
             yield start, end - start
 
     def _assemble(self, address: int, size: int) -> bytes:
-        """Put together an area that is known; what was written covers what came."""
+        """Put together an area that is known; written bytes replace those that were fetched."""
         end = address + size
         result = bytearray(size)
         index = max(bisect_right(self._starts, address) - 1, 0)

@@ -1,4 +1,4 @@
-"""What a handler may know of the request that it answers."""
+"""What a handler can find out about the request that it answers."""
 
 import os
 from contextvars import ContextVar
@@ -22,7 +22,7 @@ from recuse.wire.fuse import (
 CURRENT: ContextVar[PendingReply] = ContextVar("recuse.request")
 """The request whose handler runs; set by the session."""
 
-# Not of wire's table of all operations: a program's start would wait for its making.
+# Not from wire's table of all operations: building that would delay each start of a program.
 _OPERATIONS = {
     FUSE_OPEN: "open",
     FUSE_READ: "read",
@@ -40,7 +40,7 @@ _OPERATIONS = {
 class Request:
     """Who asks, and for what.
 
-    Numbers are read from the request's bytes when they are asked for: most handlers never do.
+    Numbers are read from the request's bytes only on demand: most handlers never need them.
     """
 
     __slots__ = ("_pending",)
@@ -50,7 +50,7 @@ class Request:
 
     @property
     def operation(self) -> str:
-        """What is asked for: "open", "read", "write", "ioctl", "poll" or "release".
+        """The operation: "open", "read", "write", "ioctl", "poll" or "release".
 
         Or "mmap", "mmap_commit" (in `File.mapped`), "munmap" or "show" (a file in sysfs).
         """
@@ -58,38 +58,38 @@ class Request:
 
     @property
     def unique(self) -> int:
-        """The request's number: no other request that is being answered has the same."""
+        """The request's number, unique among the requests that are being answered."""
         return self._pending.unique
 
     @property
     def uid(self) -> int | None:
-        """The program's user id (fsuid), None if it has none in the server's user namespace."""
+        """The program's user ID (fsuid), None if it has none in the server's user namespace."""
         return _identity(self._header().uid)
 
     @property
     def gid(self) -> int | None:
-        """The program's group id (fsgid), None if it has none in the server's user namespace."""
+        """The program's group ID (fsgid), None if it has none in the server's user namespace."""
         return _identity(self._header().gid)
 
     @property
     def pid(self) -> int:
-        """The calling *thread's* id, 0 if it has none in the server's pid namespace."""
+        """The calling *thread's* ID, 0 if it has none in the server's pid namespace."""
         return self._header().pid
 
     @property
     def interrupted(self) -> bool:
-        """Whether the program was interrupted (by a signal) and wants to be done with this call.
+        """Whether a signal has interrupted the program, so that the call should end soon.
 
-        A plain method that takes its time looks here now and then and raises
-        ``InterruptedError(errno.EINTR, ...)``.  An ``async def`` method needs not: it is cancelled.
+        A plain method that takes long should check this from time to time, and raise
+        ``InterruptedError(errno.EINTR, ...)``.  An ``async def`` method is cancelled instead.
         """
         return self._pending.interrupted
 
     @property
     def compat(self) -> bool:
-        """Whether an ioctl is a 32-bit program's, whose pointers and longs have 4 bytes.
+        """Whether an ioctl comes from a 32-bit program, whose pointers and longs have 4 bytes.
 
-        False for other operations, which do not tell.
+        False for other operations, whose requests do not say.
         """
         if self._pending.opcode != FUSE_IOCTL:
             return False
@@ -110,25 +110,25 @@ class OpenRequest(Request):
 
     @property
     def flags(self) -> int:
-        """The flags of open(2), without those that have done their work (O_CREAT, O_NOCTTY...)."""
+        """The flags of open(2), without those used up by the open itself (O_CREAT, O_NOCTTY...)."""
         return fuse_open_in.unpack(self._pending.message, fuse_in_header.SIZE).flags
 
     @property
     def nonblocking(self) -> bool:
-        """Whether O_NONBLOCK is among the flags."""
+        """Whether O_NONBLOCK is set."""
         return bool(self.flags & os.O_NONBLOCK)
 
 
 def current_request() -> Request:
     """Return the request that the running handler answers.
 
-    Works in handlers, in what they call, and in asyncio tasks that they start.
-    Raises LookupError elsewhere.
+    It works in handlers, in what they call, and in asyncio tasks that they start.
+    Elsewhere it raises LookupError.
     """
     try:
         return Request(CURRENT.get())
     except LookupError:
-        raise LookupError("current_request() is for code that a handler runs") from None
+        raise LookupError("current_request() works only in code that a handler runs") from None
 
 
 def _identity(number: int) -> int | None:

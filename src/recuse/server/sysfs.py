@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from recuse.server.errors import Misuse, brief
 
 CONTENT_MAX_BYTES = 4096
-"""Most that an attribute may have in it: a page."""
+"""Most bytes that an attribute can have: a page."""
 
 
 class Link(str):
@@ -18,7 +18,7 @@ class Link(str):
 
 Content: TypeAlias = str | bytes
 Value: TypeAlias = Content | Callable[[Any], Content | Awaitable[Content]]
-"""An attribute's content, or what is called with the device and returns it."""
+"""An attribute's content, or a function that is called with the device and returns it."""
 
 
 def wrong_subsystem(subsystem: object) -> str | None:
@@ -40,7 +40,7 @@ def wrong_sysfs(sysfs: object) -> str | None:
             return f"{path!r} is not a string"
         reason = _wrong_path(path)
         if reason is None and isinstance(value, Link):
-            reason = None if _is_text(value) else "links to nothing that can be"
+            reason = None if _is_text(value) else "is a link to an impossible path"
         elif reason is None and isinstance(value, str | bytes):
             long = len(encoded(value)) > CONTENT_MAX_BYTES
             reason = f"has more than {CONTENT_MAX_BYTES} bytes" if long else None
@@ -58,7 +58,7 @@ def _wrong_path(path: str) -> str | None:
     if any(name in ("", ".", "..") or " " in name for name in below.split("/")) or (
         not _is_text(path)
     ):
-        return "is no path in the device's directory, and none below /sys or /proc"
+        return "is not a path in the device's directory, nor below /sys or /proc"
     return None
 
 
@@ -68,7 +68,7 @@ def _is_text(text: str) -> bool:
 
 
 def info_strings(subsystem: str, sysfs: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
-    """The keys and values by which CUSE_INIT's answer tells the kernel half of it."""
+    """The keys and values that describe it to the kernel half, in the answer to CUSE_INIT."""
     if subsystem != "class/cuse":
         yield "SUBSYSTEM", subsystem
     for path, value in sysfs.items():
@@ -89,5 +89,5 @@ def show_answer(returned: Any, _: None) -> bytes:
         raise Misuse(f"returned {brief(returned)}, not str or bytes")
     content = encoded(returned)
     if len(content) > CONTENT_MAX_BYTES:
-        raise Misuse(f"returned {len(content)} bytes, but an attribute has {CONTENT_MAX_BYTES}")
+        raise Misuse(f"returned {len(content)} bytes, but at most {CONTENT_MAX_BYTES} are possible")
     return content

@@ -18,12 +18,12 @@ class Pair(ctypes.Structure):
     [
         ((-1,), {}, "32 bits"),
         ((1 << 32,), {}, "32 bits"),
-        ((IO("E", 1), c_int), {}, "tells no direction: say direction="),
-        ((IO("E", 1), bytes), {}, "tells no direction"),
-        ((IOR("E", 1, 8), c_int), {}, "tells of 8 bytes, but c_int has 4"),
+        ((IO("E", 1), c_int), {}, "has no direction: give direction="),
+        ((IO("E", 1), bytes), {}, "has no direction"),
+        ((IOR("E", 1, 8), c_int), {}, "says 8 bytes, but c_int has 4"),
         ((IOR("E", 1, c_int), c_int), {"direction": "x"}, "direction is 'x'"),
         ((IOR("E", 1, c_int), c_int), {"direction": ""}, "direction is ''"),
-        ((IO("E", 1),), {"direction": "r"}, "for an argument with a type"),
+        ((IO("E", 1),), {"direction": "r"}, "needs an argument with a type"),
     ],
 )
 def test_declarations_that_contradict_themselves(
@@ -37,7 +37,7 @@ def test_declarations_that_contradict_themselves(
     "type_", [int, str, 4, ctypes.POINTER(c_int), ctypes.py_object, c_int(4), list[int]]
 )
 def test_types_that_cannot_be(type_: Any) -> None:
-    with pytest.raises(TypeError, match="no simple ctypes type"):
+    with pytest.raises(TypeError, match="not a simple ctypes type"):
         ioctl(IOR("E", 1, 8), type_, direction="r")
 
 

@@ -82,7 +82,7 @@ def test_restricted_devices_have_no_other_memory(
     assert peer.fails(FUSE_IOCTL, body, bytes(in_size)) == errno.EIO
     name = ["", "one", "two", "three", "four", "five", "six"][command & 0xF]
     assert told.line() == (
-        f"Probe.{name} {line}, of which the command's number does not tell, "
+        f"Probe.{name} {line}, outside what the command's number says, "
         "and the device is restricted or on a FUSE mount: EIO for the program"
     )
 
