@@ -18,19 +18,19 @@ END: Final = "<!-- end -->\n"
 
 SOMETIMES: Final = {
     "commands": "for F_GETFL and F_SETFL",
-    "files": "for files, but not for what the C library's loader maps",
+    "files": "for files, except those that the C library's loader maps",
     "namespaces": "for new namespaces of mounts and users",
-    "unless-lent": "but with flags by which recuse has a thread lend it a descriptor",
-    "unless-ours": "but with a fourth argument, as only recuse has a thread make it",
+    "unless-lent": "except with the flags by which recuse makes a thread lend it a descriptor",
+    "unless-ours": "except with a fourth argument, by which recuse makes a thread call it",
 }
 
 
 def render() -> str:
-    """What the page has between its two marks."""
+    """The generated part of the page, between its two marks."""
     every = rows.read()
-    lines = ["## What is trapped", ""]
+    lines = ["## Trapped calls", ""]
     lines += _table(("calls", "module of `sandbox/syscalls`"), _trapped(every))
-    lines += ["", "Trapped in some cases only:", ""]
+    lines += ["", "Some are trapped only in some cases:", ""]
     lines += _table(
         ("call", "when"),
         [
@@ -38,7 +38,7 @@ def render() -> str:
             for decision, when in SOMETIMES.items()
         ],
     )
-    lines += ["", "And some are not trapped on every machine:", ""]
+    lines += ["", "Some are not trapped on every machine:", ""]
     lines += _table(
         ("call", "on", "why"),
         [
@@ -47,12 +47,12 @@ def render() -> str:
         ],
     )
     for title, decision in (
-        ("What is refused, with ENOSYS", "refused"),
-        ("What passes, and differs", "differs"),
+        ("Calls refused with ENOSYS", "refused"),
+        ("Calls that pass and differ", "differs"),
     ):
         chosen = [row for row in every if row.decision == decision]
         lines += ["", f"## {title}", "", *_table(("call", "why"), _reasons(chosen))]
-    lines += ["", "## What passes", ""]
+    lines += ["", "## Calls that pass", ""]
     lines += _table(("calls", "why"), _reasons(row for row in every if row.decision == "passes"))
     return "\n".join(lines) + "\n"
 
@@ -84,6 +84,6 @@ def _table(head: tuple[str, ...], body: Iterable[tuple[str, ...]]) -> list[str]:
 
 
 def write() -> None:
-    """Make the page's part anew."""
+    """Replace the generated part of the page."""
     head, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(head + BEGIN + render() + END + rest.partition(END)[2])

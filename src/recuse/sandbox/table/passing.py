@@ -1,4 +1,4 @@
-"""The other system calls of Linux up to 6.18: why it is right that the kernel runs them.
+"""The other system calls of Linux up to 6.18, and why the kernel can run them.
 
 Nothing here is loaded when a program starts; see `recuse.sandbox.table`.
 """
@@ -9,8 +9,8 @@ from typing import Final
 
 ROWS: Final = """
 = Memory
-    It is about memory. What a program has mapped of a device is a memfd's, and the kernel
-    does with it what it does with any.
+    It is about memory. What a program has mapped of a device is a memfd's memory, and the
+    kernel treats it like any other.
 brk                            12  214   45   45
 mprotect                       10  226  125  125
 msync                          26  227  144  144
@@ -46,12 +46,12 @@ modify_ldt                    154    .  123    .
 set_thread_area               205    .  243    .
 get_thread_area               211    .  244    .
 userfaultfd                   323  282  374  388
-    A buffer in memory whose pages another program provides is read and written through
+    If another program provides the pages of a buffer, recuse reads and writes it through
     /proc, which waits for them as the kernel would.
 
 = Processes and threads
-    It is about processes. The kernel copies, keeps and closes their descriptors, and a
-    device's is told by what it is, whoever has it.
+    It is about processes. The kernel copies, keeps and closes their descriptors, and recuse
+    recognises a device's, whoever has it.
 fork                           57    .    2    2
 vfork                          58    .  190  190
 exit                           60   93    1    1
@@ -90,10 +90,10 @@ olduname                        .    .  109    .
 oldolduname                     .    .   59    .
 pidfd_open                    434  434  434  434
 clone3                        435  435  435  435 differs
-    Its flags are in memory, where no filter sees them. A new mount namespace is noticed at
-    the next execve in it; until then, its paths are taken for those of the old one.
+    Its flags are in memory, where no filter sees them. recuse notices a new mount namespace
+    at the next execve in it, and until then takes its paths for those of the old one.
 prctl                         157  167  172  172 differs
-    A process that lets nobody look into it (PR_SET_DUMPABLE) sees no devices, where recuse
+    A process that lets nobody look into it (PR_SET_DUMPABLE) sees no devices, if recuse
     lacks CAP_SYS_PTRACE.
 ARM_breakpoint                  .    .    . 983041
 ARM_cacheflush                  .    .    . 983042
@@ -106,7 +106,7 @@ ptrace                        101  117   26   26 differs
     device.
 
 = Ids
-    It only tells ids. The calls that change them are trapped.
+    It only reports IDs. The calls that change them are trapped.
 getuid                        102  174   24   24
 getuid32                        .    .  199  199
 getgid                        104  176   47   47
@@ -140,7 +140,7 @@ sched_getattr                 315  275  352  381
 getcpu                        309  168  318  345
 
 = Signals
-    The kernel delivers signals. What they do to a trapped call is seen to elsewhere: see
+    The kernel delivers signals. For what they do to a trapped call, see
     [signals](signals.md).
 rt_sigaction                   13  134  174  174
 sigaction                       .    .   67   67
@@ -195,7 +195,7 @@ timer_delete                  226  111  263  261
 
 = Futexes and System V's and POSIX's objects
     These have names and numbers of their own, and are never devices. A futex in memory that
-    a device shares is one for all that map it.
+    a device shares works for all that map it.
 futex                         202   98  240  240
 futex_time64                    .    .  422  422
 futex_waitv                   449  449  449  449
@@ -222,7 +222,7 @@ mq_notify                     244  184  281  278
 mq_getsetattr                 245  185  282  279
 
 = The machine and its kernel
-    It is about the whole machine, or takes descriptors of its own kinds only: a socket is
+    It is about the whole machine, or accepts only descriptors of its own kinds: a socket is
     refused as a device is.
 reboot                        169  142   88   88
 sethostname                   170  161   74   74
@@ -253,21 +253,20 @@ lsm_list_modules              461  461  461  461
 ustat                         136    .   62   62
 sysfs                         139    .  135  135
 finit_module                  313  273  350  379
-    What is not a regular file is not a module: a socket is refused with EINVAL, as a device
-    is.
+    A module must be a regular file: a socket is refused with EINVAL, as a device is.
 bpf                           321  280  357  386 differs
     With CAP_BPF, a device's descriptor can be put into a map of sockets.
 
 = Descriptors
-    The copy is the same open file to the kernel, and so to recuse, which asks at each call
-    what file a number means.
+    The copy is the same open file to the kernel. So it is to recuse, which asks at each call
+    which file a number means.
 dup                            32   23   41   41
 dup2                           33    .   63   63
 dup3                          292   24  330  358
 
 = New descriptors
-    It makes what is not a device, or takes descriptors of its own kind only: a socket is
-    refused as a device is.
+    It creates something that is not a device, or accepts only descriptors of its own kind: a
+    socket is refused as a device is.
 pipe                           22    .   42   42
 pipe2                         293   59  331  359
 socket                         41  198  359  281
@@ -292,8 +291,7 @@ fsconfig                      431  431  431  431
 fsmount                       432  432  432  432
 
 = Asynchronous I/O
-    Contexts and completions are the kernel's, those of devices too. What submits to them is
-    trapped.
+    Contexts and completions are the kernel's, for devices too. Submitting to them is trapped.
 io_setup                      206    0  245  243
 io_destroy                    207    1  246  244
 io_cancel                     210    3  249  247
@@ -302,8 +300,7 @@ io_pgetevents                 333  292  385  399
 io_pgetevents_time64            .    .  416  416
 
 = Files by descriptor
-    A socket has nothing to write out, to read ahead or to cut off, and says so as a device
-    does.
+    A socket has nothing to write out, read ahead or cut off, and says so as a device does.
 fsync                          74   82  118  118
 fdatasync                      75   83  148  148
 syncfs                        306  267  344  373
@@ -315,34 +312,34 @@ fadvise64                     221  223  250    .
 fadvise64_64                    .    .  272    .
 arm_fadvise64_64                .    .    .  270
 readahead                     187  213  225  225 differs
-    On a device that is open for writing only, Linux says EBADF; here it is EINVAL.
+    On a device that is open only for writing, Linux says EBADF; here it is EINVAL.
 fallocate                     285   47  324  352 differs
-    Without write access, Linux says EBADF; here it is ENODEV, which devices get otherwise.
+    Without write access, Linux says EBADF; here it is ENODEV, as with write access.
 cachestat                     451  451  451  451 differs
-    Linux tells only those who may write (EPERM); here everybody is told that no pages are
+    Linux answers only programs that may write (EPERM); here it says to all that no pages are
     cached.
 vmsplice                      278   75  316  343 differs
-    A device is not a pipe (EBADF), and nor is a socket. But where ptrace is refused, a device's
-    descriptor is a pipe's: see [containers](containers.md).
+    A device is not a pipe (EBADF), and neither is a socket. But where ptrace is refused, a
+    device's descriptor is a pipe's: see [containers](containers.md).
 fsetxattr                     190    7  228  228 differs
-    Attributes of users are refused with EPERM, as on Linux; all others are not supported,
-    though Linux's /dev keeps some.
+    Attributes of users are refused with EPERM, as on Linux. No others are supported, although
+    Linux's /dev keeps some.
 fremovexattr                  199   16  237  237 differs
-    Attributes of users are refused with EPERM, as on Linux; all others are not supported,
-    though Linux's /dev keeps some.
+    Attributes of users are refused with EPERM, as on Linux. No others are supported, although
+    Linux's /dev keeps some.
 quotactl_fd                   443  443  443  443
     There are no quotas where devices are, and none where sockets are.
 
 = Paths of devices
     It takes a path.
 open_by_handle_at             304  265  342  371
-    No handle leads to a device, since none is given for one.
+    No handle leads to a device, since programs cannot get one for it.
 inotify_add_watch             254   27  292  317 differs
-    There is nothing to watch at a device's path (ENOENT), and who watches /dev is not told
-    of devices that come and go.
+    There is nothing to watch at a device's path (ENOENT), and a watch of /dev does not report
+    devices that appear or disappear.
 fanotify_mark                 301  263  339  368 differs
-    There is nothing to watch at a device's path (ENOENT), and who watches /dev is not told
-    of devices that come and go.
+    There is nothing to watch at a device's path (ENOENT), and a watch of /dev does not report
+    devices that appear or disappear.
 mount                         165   40   21   21 differs
     Nothing of recuse's can be mounted elsewhere, and nothing can be mounted on it (ENOENT).
 umount                          .    .   22    .
@@ -358,24 +355,19 @@ open_tree_attr                467  467  467  467 differs
 fspick                        433  433  433  433
     Nothing is mounted at a device's path. The error is ENOENT, and not EINVAL.
 statmount                     457  457  457  457
-    They tell of mounts, which are all the kernel's.
+    It reports mounts, which are all the kernel's.
 listmount                     458  458  458  458
-    They tell of mounts, which are all the kernel's.
+    It reports mounts, which are all the kernel's.
 acct                          163   89   51   51 differs
-    A device's path is refused with ENOENT, and not with the error that says that it is the
-    wrong kind of file.
+    A device's path is refused with ENOENT, and not with the error for the wrong kind of file.
 swapon                        167  224   87   87 differs
-    A device's path is refused with ENOENT, and not with the error that says that it is the
-    wrong kind of file.
+    A device's path is refused with ENOENT, and not with the error for the wrong kind of file.
 swapoff                       168  225  115  115 differs
-    A device's path is refused with ENOENT, and not with the error that says that it is the
-    wrong kind of file.
+    A device's path is refused with ENOENT, and not with the error for the wrong kind of file.
 quotactl                      179   60  131  131 differs
-    A device's path is refused with ENOENT, and not with the error that says that it is the
-    wrong kind of file.
+    A device's path is refused with ENOENT, and not with the error for the wrong kind of file.
 uselib                        134    .   86   86 differs
-    A device's path is refused with ENOENT, and not with the error that says that it is the
-    wrong kind of file.
+    A device's path is refused with ENOENT, and not with the error for the wrong kind of file.
 readdir                         .    .   89    . differs
     It lists no devices. Only libc5 made this call.
 oldstat                         .    .   18    . differs
@@ -389,10 +381,10 @@ oldfstat                        .    .   28    . differs
     Its rules are for files of the kernel's.
 landlock_create_ruleset       444  444  444  444
 landlock_add_rule             445  445  445  445 differs
-    A device's descriptor is not one of a path (EBADFD).
+    A device's descriptor does not stand for a path (EBADFD).
 
 = What no kernel does any more
-    The kernel says ENOSYS: some were never there, the last of the others went in Linux 6.8.
+    The kernel says ENOSYS. Some never existed; Linux 6.8 removed the last of the others.
 afs_syscall                   183    .  137    .
 bdflush                         .    .  134  134
 break                           .    .   17    .
@@ -425,7 +417,7 @@ _sysctl                       156    .  149  149
 ELSEWHERE: Final = {
     ("rt_sigreturn", "arm64"): (
         "passes",
-        "A call that a signal has ended cannot be made once more: its first argument is gone.",
+        "A call that a signal has ended cannot be made again: its first argument is gone.",
     ),
     ("getdents", "i386"): (
         "differs",
@@ -435,7 +427,7 @@ ELSEWHERE: Final = {
 """Why a call passes on a machine (a ``-`` behind its number) that is trapped on others."""
 
 ON_ARM: Final = (
-    "32-bit programs see no devices on arm64. What is trapped is what could reach one whose "
-    "descriptor they inherit, and what changes what recuse remembers of a process."
+    "32-bit programs see no devices on arm64. Trapped are only calls that could reach one whose "
+    "descriptor they inherit, and calls that change what recuse remembers of a process."
 )
 """Why a call passes there that is trapped on others."""

@@ -155,7 +155,7 @@ mmap                  9   222     .     .  mmap         files
 mmap2                 .     .   192   192  mmap         files        mmap
 clone                56   220   120   120  processes    namespaces
 io_uring_setup      425   425   425   425  -            refused
-    A ring would do I/O that no filter sees. Programs fall back to calls that one does see.
+    A ring would do I/O that no filter sees. Programs fall back to calls that the filter sees.
 fcntl                72    25    55    55  control      commands
 fcntl64               .     .   221   221  control      commands     fcntl
 
@@ -172,38 +172,38 @@ file_setattr        469   469   469  469-  xattrs       always
 name_to_handle_at   303   264   341  370-  xattrs       always
 remap_file_pages    216   234   257  253-  mmap         always
 io_uring_enter      426   426   426   426  -            refused
-    There are no rings. One that was made outside the sandbox is of no use in it.
+    There are no rings. One that was created outside the sandbox is of no use in it.
 io_uring_register   427   427   427   427  -            refused
-    There are no rings. One that was made outside the sandbox is of no use in it.
+    There are no rings. One that was created outside the sandbox is of no use in it.
 
 close                 3    57     6     6  -            passes
-    When the last descriptor of a file is closed, its end hangs up, which recuse notices.
-    recuse also has threads close what they were given.
+    When the last descriptor of a file is closed, recuse sees its end hang up. recuse also
+    makes threads close descriptors that it gave them.
 close_range         436   436   436   436  -            passes
-    As with close, an end that hangs up is noticed. recuse also has threads close what they
-    were given.
+    As with close, recuse sees an end hang up. recuse also makes threads close descriptors
+    that it gave them.
 munmap               11   215    91    91  -            passes
     The last part of a mapping ends its file description, which recuse notices. recuse also
-    has threads undo what they have mapped.
+    makes threads undo mappings.
 madvise              28   233   219   220  -            passes
-    It is about memory. recuse also has threads fill a mapping, or keep it from children.
+    It is about memory. recuse also makes threads fill a mapping, or keep it from children.
 mlock               149   228   150   150  -            passes
-    It is about memory. recuse also has threads fill a mapping.
+    It is about memory. recuse also makes threads fill a mapping.
 fchdir               81    50   133   133  -            passes
-    A directory that recuse adds is natively a real, empty one. recuse also has threads
+    A directory that recuse adds is natively a real, empty one. recuse also makes threads
     change into it.
 open_tree           428   428   428   428  -            differs
-    Nothing of recuse's can be mounted elsewhere (ENOENT). recuse also has threads open
+    Nothing of recuse's can be mounted elsewhere (ENOENT). recuse also makes threads open
     directories by it.
 kcmp                312   272   349   378  -            passes
-    It compares open files, of which a device's is one. recuse also asks it what a
-    descriptor is.
+    It compares open files, and a device's is one. recuse also uses it to recognise
+    descriptors.
 pidfd_getfd         438   438   438   438  -            passes
-    The copy is the same open file. recuse also fetches the ends of threads that sleep.
+    The copy is the same open file. recuse also uses it to fetch the ends of sleeping threads.
 seccomp             317   277   354   383  -            differs
     A program's own filters work, but it cannot have a listener (EBUSY), since recuse has
     one.
 getpgid             121   155   132   132  -            passes
-    It is about processes. `recuse doctor` traps it, to see whether that can be done.
+    It is about processes. `recuse doctor` traps it, to see whether trapping works.
 """
 """In the order in which the filter compares: the hot ones first."""
