@@ -1,7 +1,7 @@
 """Character devices and filesystems in userspace, including the kernel's part.
 
-For authors of devices: subclass `Device` and `File`, declare ioctl handlers with `ioctl`.
-For tests and tools: run programs in a `Sandbox` with such devices.
+To write a device, subclass `Device` and `File`, and declare ioctl handlers with `ioctl`.
+To run programs with devices, in tests and tools, use a `Sandbox`.
 """
 
 from importlib import import_module
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from recuse.server.sysfs import Link
     from recuse.wire.ioctl import IO, IOR, IOW, IOWR
 
-# What is imported when it is asked for: the command does without most of it, and a device's module
-# without the sandbox.
+# These are imported on first use: the command does not need most of them, and a device's module
+# does not need the sandbox.
 _HOMES = {
     "IO": "wire.ioctl",
     "IOR": "wire.ioctl",

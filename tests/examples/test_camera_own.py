@@ -42,7 +42,10 @@ def test_pictures_of_ones_own() -> None:
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("draw=x", "TypeError: draw must be a Python function"), ("fps=0", "ValueError: 0 frames a sec")],
+    [
+        ("draw=x", "TypeError: draw must be a Python function"),
+        ("fps=0", "ValueError: 0 frames a sec"),
+    ],
 )
 def test_what_a_camera_is_not_made_of(argument: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
@@ -103,7 +106,9 @@ def test_what_is_no_picture(caplog: pytest.LogCaptureFixture, drawn: Any, what: 
     with Sandbox(device) as sandbox:
         program = ["dd", "if=/dev/video9", "of=/dev/null", "conv=noerror", "count=4"]
         sandbox.run(program, capture_output=True, check=False, timeout=60)
-    line = f"TypeError: a picture must be uint8 of (240, 320, 3) (height, width, colours), not {what}"
+    line = (
+        f"TypeError: a picture must be uint8 of (240, 320, 3) (height, width, colours), not {what}"
+    )
     assert caplog.text.count(line) == 1
     caplog.clear()
 

@@ -297,7 +297,7 @@ def test_another_namespaces_proc(argv: list[str], needs: Needs) -> None:
         [*unshare, *argv, "true"], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 125
-    assert done.stderr.startswith("recuse: /proc is not that of this pid namespace")
+    assert done.stderr.startswith("recuse: /proc belongs to another pid namespace")
 
 
 def test_recuse_in_recuse(recuse: Recuse, argv: list[str]) -> None:

@@ -19,31 +19,31 @@ from recuse.sandbox.supervisor import Supervisor
 from recuse.server.device import Device
 
 _SETTLE_S = 1.0
-"""How long the end of a run waits for the devices to hear that their files were closed."""
+"""How long the end of a run waits until the devices know that their files were closed."""
 
 
 _DESCRIPTORS = 4
-"""How many must be left for the calls of a program that is started."""
+"""How many descriptors must be free for the calls of a program that is started."""
 
 
 class Sandbox:
-    """A small machine of its own, in which programs find devices under ``/dev``.
+    """Runs programs that find the given devices under ``/dev``.
 
     ::
 
         with Sandbox(Echo()) as sandbox:
             sandbox.run(["sh", "-c", "echo hello > /dev/echo"], check=True)
 
-    Everything else is as outside: the same files, network, user and terminal. The devices live
-    from the ``with`` statement's beginning to its end; whatever program still runs then is killed.
+    Everything else is the same as outside: files, network, user and terminal. The devices exist
+    inside the ``with`` statement. Programs that still run at its end are killed.
     """
 
     def __init__(self, *devices: Device | Joinable, tap: Callable[[], Tap] | None = None) -> None:
-        """Prepare.
+        """Prepare; nothing is started yet.
 
         Args:
-            devices: the devices that the programs find; programs may bring more, by ``/dev/cuse``.
-            tap: makes what sees the messages of one device's connection.
+            devices: the devices that programs find. Programs can add more through ``/dev/cuse``.
+            tap: called for each device's connection; returns a Tap that sees its messages.
         """
         self._devices = devices
         self._tap = tap
@@ -51,13 +51,13 @@ class Sandbox:
         self._lock = new_lock("Sandbox")
         self._running: list[tuple[Launch, Supervisor]] = []
         self.broken = False
-        """Whether programs had to be killed since their calls could not be received."""
+        """Whether programs had to be killed because their calls could not be received."""
 
     def __enter__(self) -> Sandbox:
-        """Bring the devices up.
+        """Add the devices.
 
         Raises:
-            OSError: EEXIST for two devices of one name, EBUSY for two of one number.
+            OSError: EEXIST if two devices have the same name, EBUSY if the same number.
         """
         machine = Machine(self._tap)
         try:
@@ -75,7 +75,7 @@ class Sandbox:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Kill what still runs, release all files, end the devices."""
+        """Kill programs that still run, release all files, close the devices."""
         self.kill()
         with self._lock:
             running = list(self._running)
@@ -88,7 +88,7 @@ class Sandbox:
             machine.close()
 
     def kill(self) -> None:
-        """Kill all programs, and all that they started."""
+        """Kill all programs, and everything that they started."""
         for launch, _ in list(self._running):
             launch.kill()
 
@@ -97,20 +97,20 @@ class Sandbox:
 
         Args:
             argv: the program, looked up along PATH, and its arguments.
-            options: as for :class:`subprocess.Popen`, but for ``shell``, ``executable`` and
+            options: as for :class:`subprocess.Popen`, except ``shell``, ``executable`` and
                 ``preexec_fn``.
 
         Returns:
             A Popen whose ``wait`` returns when the program *and everything that it started* have
-            ended; the return code is the program's.
+            ended. The return code is the program's.
 
         Raises:
-            OSError: FileNotFoundError and so on, as Popen does.
-            TypeError, ValueError: for other arguments than these.
-            SandboxError: if sandboxes cannot work on this machine.
+            OSError: as Popen does: FileNotFoundError, PermissionError, ...
+            TypeError, ValueError: the options are not allowed, or there is no program.
+            SandboxError: sandboxes cannot work on this machine.
         """
         if self._machine is None:
-            raise RuntimeError("a Sandbox runs programs only inside its with statement")
+            raise RuntimeError("start programs inside the Sandbox's with statement")
         self._forget_ended()
         launch = Launch(argv, **options)
 
@@ -159,8 +159,8 @@ class Sandbox:
         """Run a program to its end, like :func:`subprocess.run`, with the same arguments.
 
         Raises:
-            subprocess.CalledProcessError: with ``check``, for a status other than 0.
-            subprocess.TimeoutExpired: after ``timeout`` seconds; all of it has been killed then.
+            subprocess.CalledProcessError: with ``check``, if the status is not 0.
+            subprocess.TimeoutExpired: after ``timeout`` seconds, with everything killed.
             OSError, SandboxError: as :meth:`popen`.
         """
         if input is not None:
@@ -193,8 +193,8 @@ class Sandbox:
 
 def _finish(launch: Launch, supervisor: Supervisor) -> None:
     """Close what belongs to a program that has ended."""
-    # If the sandbox's first process was killed itself, other programs may go on. Nobody ends them,
-    # so they are not waited for: their calls fail from now on.
+    # If the sandbox's first process was itself killed, other programs may go on. Nobody ends them,
+    # so we do not wait for them: their calls fail from now on.
     killed = launch.program.returncode == -signal.SIGKILL
     supervisor.join(_SETTLE_S if killed else None)
     supervisor.close()

@@ -1,4 +1,4 @@
-"""Running one program in a sandbox as the foreground command of a terminal."""
+"""Run one program in a sandbox as the foreground command of a terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _M_MMAP_THRESHOLD = -3
 _PR_SET_CHILD_SUBREAPER = 36
 
 _ORPHANS_S = 5.0
-"""For how long orphans are killed."""
+"""How long orphans are looked for and killed."""
 
 _KEYS = (signal.SIGINT, signal.SIGQUIT)
 _PASSED_ON = (*_KEYS, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -36,11 +36,11 @@ _PASSED_ON = (*_KEYS, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGU
 _FEW_FILES = 64
 
 _BROKEN = 125
-"""The exit status if it is recuse that has failed, as env(1) and timeout(1) have it."""
+"""The exit status if recuse itself failed, as with env(1) and timeout(1)."""
 
 
 class _SignalError(BaseException):
-    """A signal came before the program was there to get it."""
+    """A signal arrived before the program existed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -55,24 +55,24 @@ def supervise(
 ) -> int:
     """Run a program and wait until it and everything it started have ended.
 
-    Descriptors, terminal, working directory and environment are the caller's own. What the
-    terminal's keys send reaches the program by itself, since it is in the same process group;
-    other signals are passed on. When the program has ended, and only what it left in the
-    background goes on, any of them ends that too. Before it is executed, they end the start.
+    Descriptors, terminal, working directory and environment are the caller's own. The program gets
+    the signals of the terminal's keys directly, since it is in the same process group. Other
+    signals are passed on to it. After the program has ended, any signal also ends what it left in
+    the background. A signal before the program is executed ends the start.
 
     Returns:
-        The exit status, or 128 + n if signal n ended the program, or came before there was one;
-        125 if the program had to be killed since its calls could not be served.
+        The exit status, or 128 + n if signal n ended the program or arrived before it existed;
+        125 if the program had to be killed because its calls could not be served.
 
     Raises:
-        OSError: as :meth:`recuse.Sandbox.popen` and for devices that clash.
-        SandboxError: if sandboxes cannot work on this machine.
+        OSError: as :meth:`recuse.Sandbox.popen`, and if devices clash.
+        SandboxError: sandboxes cannot work on this machine.
     """
     require_proc()
     inherited = _inherited_descriptors()
     _keep_freed_memory()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Each file that any program has open costs the supervisor a descriptor.
+    # Each file of ours that a program has open costs the supervisor a descriptor.
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard < _FEW_FILES:
         with contextlib.suppress(OSError):
@@ -91,8 +91,8 @@ def supervise(
         if number in _KEYS and _in_foreground():
             return  # the terminal sends it to the whole group
         if number == signal.SIGHUP and os.getsid(0) == os.getpid():
-            # The terminal is gone. It tells its session's leader, which we are; the kernel would
-            # tell the others when that ended.
+            # The terminal is gone. Only its session's leader gets this signal: us. The kernel would
+            # signal the others when the leader ended.
             signal.signal(number, signal.SIG_IGN)
             os.killpg(0, number)
         program.send_signal(number)
@@ -103,7 +103,7 @@ def supervise(
         wait = _Wait()
         try:
             for number in _PASSED_ON:
-                # What is ignored (nohup) stays so, for the program too.
+                # An ignored signal (nohup) stays ignored, for the program too.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     previous[number] = signal.signal(number, forward)
             program = sandbox.popen(argv, open_files=soft, env=_environment(), pass_fds=inherited)
@@ -125,7 +125,7 @@ class _Wait:
     """Waits for the end and for signals, whichever thread the kernel gives them to.
 
     Python runs their handlers in this thread, which would not wake up from waitpid(2) for them.
-    Made before the program is started, as it may be that later nothing can be made.
+    Create it before the program is started: later there may be no descriptors left.
     """
 
     def __init__(self) -> None:
@@ -133,13 +133,13 @@ class _Wait:
         self._previous = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
 
     def until_end(self, program: Program) -> int:
-        """Return the first process's status when all has ended."""
+        """Return the first process's status when everything has ended."""
         poll = select.poll()
         poll.register(self._ready, select.POLLIN)
         ending = -1 if program.control is None else program.control.fileno()
         poll.register(ending, select.POLLIN)
         while (status := program.poll()) is None:
-            # When the first process ends, its end of the control socket closes, or it has told.
+            # When the first process ends, it sends a packet, or its end of the socket closes.
             if any(number == ending for number, _ in poll.poll()):
                 return program.wait()
             with contextlib.suppress(BlockingIOError):
@@ -147,16 +147,16 @@ class _Wait:
         return int(status)
 
     def close(self) -> None:
-        """Give back what it has."""
+        """Close its descriptors."""
         signal.set_wakeup_fd(self._previous)
         os.close(self._ready)
         os.close(self._told)
 
 
 def _end_orphans() -> None:
-    """Kill what the sandbox's first process has left, if it was killed itself: it is ours now.
+    """Kill what the sandbox's first process left behind when it was killed: we have adopted it.
 
-    A device's own children are not under the filter, and are let alone.
+    A device's own children are not under the filter, and are left alone.
     """
     from recuse.sandbox.launch.init import descendants  # noqa: PLC0415 - rarely needed
 
@@ -174,14 +174,14 @@ def _end_orphans() -> None:
 
 
 def _filters(pid: str) -> int:
-    """How many seccomp filters a process has; 0 if it has ended."""
+    """The number of seccomp filters that a process has; 0 if it has ended."""
     with contextlib.suppress(OSError, KeyError):
         return ThreadStatus(pid).number(b"Seccomp_filters")
     return 0
 
 
 def _in_foreground() -> bool:
-    """Whether this command's process group is the one that its terminal's keys send signals to."""
+    """Whether the terminal's keys send signals to this command's process group."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -195,11 +195,14 @@ def _in_foreground() -> bool:
 
 
 def _inherited_descriptors() -> list[int]:
-    """What this command was given besides the standard streams: bash's <(...), make's jobs, ..."""
+    """The descriptors that this command inherited besides the standard streams.
+
+    For example those of bash's <(...) or make's job server.
+    """
     numbers = [int(name) for name in os.listdir("/proc/self/fd")]
     inherited = []
     for number in numbers:
-        with contextlib.suppress(OSError):  # the one that listed them is closed already
+        with contextlib.suppress(OSError):  # the one that listed them is already closed
             if number > 2 and os.get_inheritable(number):
                 inherited.append(number)
     return inherited
@@ -208,8 +211,8 @@ def _inherited_descriptors() -> list[int]:
 def _keep_freed_memory() -> None:
     """Have the C library keep up to 64 MiB of freed memory instead of returning it to the kernel.
 
-    Each large transfer makes and drops buffers of its size, and getting a megabyte from the kernel
-    anew, page by page, takes ten times as long as filling it.
+    Each large transfer allocates and frees buffers of its size. Getting a megabyte from the kernel
+    again, page by page, takes ten times as long as filling it.
     """
     with contextlib.suppress(AttributeError):  # another C library than glibc
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,21 +1,27 @@
 """The first process of a sandbox: starts the program, adopts its orphans, waits for them all.
 
 :mod:`recuse.sandbox.launch.parent` starts an interpreter in isolated mode and sends it this
-module's code, which need not be a file of its own. It stays outside the filter. Its exit status is
-the program's own: it ends by the same signal if the program did.
+module's code, which may not be a file of its own. This process stays outside the filter. Its exit
+status is the program's: it ends by the same signal if the program did.
 
-Each program in a sandbox waits for this one to start. So it imports extension modules only, such as
-posix and _socket: what the standard library has around them takes twice as long to import as
-the interpreter takes to start.
+Each program in a sandbox waits for this process to start. So it imports only extension modules,
+such as posix and _socket. The standard library's modules around them would take twice as long to
+import as the interpreter takes to start.
 
-Arguments: the control socket's descriptor number; the rest is the program and its arguments.
+Arguments: the control socket's descriptor number, then the program and its arguments.
 
-On the control socket it is told the number of the seccomp system call, the program's soft limit of
-open files, the flags with which the filter lets sendmsg pass, and the filter. It sends, each as one
-packet: ``L PID`` with the listener's descriptor; when told ``go``, ``X`` when the program has been
-executed or ``E ERRNO`` when that failed; in the end ``W STATUS``, the program's wait status, which
-a supervisor that ignores SIGCHLD gets in no other way. When the supervisor goes away, what is left
-of the programs is killed after a grace period: they cannot open a file any more.
+It receives on the control socket: the number of the seccomp system call, the program's soft limit
+of open files, the flags with which the filter lets sendmsg pass, and the filter. It sends, each as
+one packet:
+
+- ``L PID`` with the listener's descriptor;
+- after it has received ``go``: ``X`` when the program has been executed, ``E ERRNO`` if that
+  failed;
+- at the end ``W STATUS``, the program's wait status. A supervisor that ignores SIGCHLD gets it in
+  no other way.
+
+If the supervisor goes away, the remaining programs are killed after a grace period: they cannot
+open a file any more.
 """
 
 import _ctypes
@@ -44,7 +50,7 @@ SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
 GRACE_S = 2.0
-"""How long programs may go on when the supervisor has gone away."""
+"""How long programs may go on after the supervisor has gone away."""
 KILL_AGAIN_S = 0.05
 EIO = 5
 ENOMEM = 12
@@ -72,7 +78,7 @@ _syscall = _Function(_ctypes.dlsym(_libc, "syscall"))
 
 
 class Dispositions:
-    """What the program inherits of signals."""
+    """The signal handlers and the mask that the program inherits."""
 
     def __init__(self, handlers: "dict[int, Handler]", mask: "set[int]") -> None:
         self.handlers = handlers
@@ -80,7 +86,7 @@ class Dispositions:
 
 
 def check(result: int, what: str) -> int:
-    """Raise OSError for a C call's -1."""
+    """Raise OSError if a C call returned -1."""
     if result < 0:
         code = _ctypes.get_errno()
         raise OSError(code, f"{what}: {posix.strerror(code)}")
@@ -88,11 +94,12 @@ def check(result: int, what: str) -> int:
 
 
 class Filter:
-    """The filter, and what belongs to it."""
+    """The filter, with the system call that installs it."""
 
     def __init__(self, seccomp: int, lending: int, program: bytes) -> None:
-        """Seccomp is the number of the system call that installs the filter, lending the flags
-        with which the filter lets sendmsg pass.
+        """``seccomp`` is the number of the system call that installs the filter.
+
+        ``lending`` are the flags with which the filter lets sendmsg pass.
         """
         self._seccomp = seccomp
         self.lending = lending
@@ -109,9 +116,9 @@ class Filter:
 
 
 def original_environment() -> dict[bytes, bytes]:
-    """The environment as it was before the interpreter's locale coercion added to it.
+    """The environment before the interpreter's locale coercion added to it.
 
-    Without entries that have no name, which cannot be passed on.
+    Entries without a name are left out: they cannot be passed on.
     """
     with open("/proc/self/environ", "rb") as environ:
         entries = environ.read().split(b"\0")
@@ -124,8 +131,8 @@ def become_program(
 ) -> None:
     """In the child: install the filter, wait for the supervisor, execute. Does not return.
 
-    The listener is sent through ``control``. Until the signal GO says that trapped calls are
-    served, none may be made: one would wait for ever.
+    It sends the listener through ``control``. Until the signal GO says that trapped calls are
+    served, it must make none: one would wait for ever.
     """
     try:
         environment = original_environment()
@@ -154,9 +161,9 @@ def become_program(
 
 
 def execute(argv: list[bytes], environment: dict[bytes, bytes]) -> int:
-    """Execute a program, found along PATH like execvp does; returns an errno if it cannot.
+    """Execute a program, found along PATH as by execvp; returns an errno if that fails.
 
-    As os.execvpe, which imports more: from here, that would be by calls that are trapped.
+    os.execvpe would import more modules, by calls that are already trapped here.
     """
     name = argv[0]
     path = environment.get(b"PATH", b"/bin:/usr/bin")
@@ -176,7 +183,7 @@ def execute(argv: list[bytes], environment: dict[bytes, bytes]) -> int:
 def start(control: _socket.socket, the_filter: Filter, argv: list[bytes]) -> int | None:
     """Start the program and hand its listener over; returns its pid, None if that failed."""
     handlers = {int(number): _signal.getsignal(number) for number in _KEPT_FROM_INIT}
-    # Or nobody learns how the program ends.
+    # Otherwise nobody learns how the program ends.
     handlers[int(_signal.SIGCHLD)] = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     handlers[int(_signal.SIGINT)] = (
         _signal.SIG_IGN if handlers[int(_signal.SIGINT)] == _signal.SIG_IGN else _signal.SIG_DFL
@@ -211,7 +218,7 @@ def start(control: _socket.socket, the_filter: Filter, argv: list[bytes]) -> int
 
 
 def let_go_of_files(kept: set[int]) -> None:
-    """Close what belongs to the program, or who waits for it to close that would wait for us."""
+    """Close the program's files: whoever waits for it to close one must not wait for us."""
     null = open_nothing()
     for number in (0, 1, 2):
         posix.dup2(null, number)
@@ -219,11 +226,11 @@ def let_go_of_files(kept: set[int]) -> None:
         try:
             posix.close(number)
         except OSError:
-            pass  # it listed them, and is closed already
+            pass  # the one that listed them is already closed
 
 
 def open_nothing() -> int:
-    """A descriptor of what has nothing to be read: /dev/null, if there is one."""
+    """A descriptor of something with nothing to read: /dev/null, if it exists."""
     try:
         return posix.open("/dev/null", posix.O_RDWR)
     except OSError:
@@ -240,7 +247,7 @@ def descendants(pid: int) -> list[int]:
                     line = stat.read()
             except OSError:
                 continue  # it has ended
-            # PID (NAME, which may hold anything) STATE PPID ...
+            # PID (NAME, which may contain anything) STATE PPID ...
             parent = int(line.rpartition(b")")[2].split()[1])
             children.setdefault(parent, []).append(int(name))
     found: list[int] = []
@@ -252,7 +259,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill_all() -> None:
-    """Kill every process of the sandbox; called until there is none left."""
+    """Kill every process of the sandbox; called again until none is left."""
     for pid in descendants(posix.getpid()):
         try:
             posix.kill(pid, _signal.SIGKILL)
@@ -263,8 +270,8 @@ def kill_all() -> None:
 def wait_for_all(pid: int, control: _socket.socket) -> int:
     """Wait until no process is left; returns the wait status of ``pid``.
 
-    All are killed when the supervisor says so, or some time after it has gone away. All by one
-    thread: it may be that no other can be had.
+    It kills all of them when the supervisor says so, or some time after it has gone away. It uses
+    one thread: there may be no other.
     """
     ready, told = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
     _signal.set_wakeup_fd(told, warn_on_full_buffer=False)
@@ -304,7 +311,7 @@ def wait_for_all(pid: int, control: _socket.socket) -> int:
             try:
                 kill_all()
             except (OSError, MemoryError):
-                pass  # and again soon
+                pass  # it tries again soon
             kill_at = time.monotonic() + KILL_AGAIN_S
 
 
@@ -325,8 +332,8 @@ def end_like(status: int) -> None:
 
 def prepare_and_start(control: _socket.socket, arguments: list[str]) -> int | None:
     """Prepare this process and start the program; returns its pid, None if that failed."""
-    # Where the program is to start with a standard stream closed, nothing of ours may take its
-    # place: these are closed when the program is executed.
+    # If the program is to start with a standard stream closed, nothing of ours may take its place.
+    # These placeholders are closed when the program is executed.
     while (placeholder := open_nothing()) <= 2:
         pass
     posix.close(placeholder)
@@ -353,5 +360,5 @@ def main(control: _socket.socket, arguments: list[str]) -> None:
     try:
         control.send(b"W %d" % status)
     except OSError:
-        pass  # nobody is there to be told
+        pass  # the supervisor is gone
     end_like(status)

@@ -25,7 +25,7 @@ from recuse.sandbox.trap.listener import Listener
 
 Argument = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Command = Argument | Sequence[Argument]
-"""A program and its arguments; or one that has none, as subprocess has it."""
+"""A program and its arguments, or just a program, as in subprocess."""
 
 _INIT: Final = """\
 import sys, _socket, marshal
@@ -35,35 +35,35 @@ main(control, sys.argv[2:])"""
 
 
 _END_S: Final = 5.0
-"""How long a process may take to end that has closed its sockets."""
+"""How long a process may take to end after it has closed its sockets."""
 
 _YAMA: Final = "/proc/sys/kernel/yama/ptrace_scope"
 
 _UNREADABLE: Final = (
-    "programs cannot be looked into here, as kernel.yama.ptrace_scope is {}: set it to 0 or 1 "
-    "(sysctl), or have CAP_SYS_PTRACE"
+    "kernel.yama.ptrace_scope is {}, so recuse cannot look into programs here: set it to 0 or 1 "
+    "(sysctl), or run recuse with CAP_SYS_PTRACE"
 )
 
 
 class SandboxError(Exception):
-    """The sandbox cannot work here; the text says why in one line."""
+    """The sandbox cannot work here; the message says why in one line."""
 
 
 class Program(subprocess.Popen[Any]):
-    """A program in a sandbox: a :class:`subprocess.Popen` whose end is the end of *everything* that
-    the program started.
+    """A program in a sandbox.
 
-    ``pid`` is the sandbox's first process, which waits for the program and its orphans and ends as
-    the program did; ``program_pid`` is the program itself, to which signals go.
+    It is a :class:`subprocess.Popen` that ends when *everything* that the program started has
+    ended. ``pid`` is the sandbox's first process. That waits for the program and its orphans, and
+    ends as the program did. ``program_pid`` is the program itself, which gets the signals.
     """
 
     program_pid: int = -1
     _process: ProcessHandle | None = None
     control: socket.socket | None = None
-    """Joins us to the first process: tells by its end that this has ended, and how before."""
+    """The socket to the first process: it says how the program ended, then closes."""
 
     def adopt(self, program_pid: int, control: socket.socket) -> None:
-        """Remember the program's own process, and what joins us to the first."""
+        """Remember the program's own process, and the socket to the first one."""
         self.program_pid = program_pid
         self._process = ProcessHandle(program_pid)
         self.control = control
@@ -79,7 +79,7 @@ class Program(subprocess.Popen[Any]):
         return self._told() or 0
 
     def _told(self) -> int | None:
-        """The return code. Where SIGCHLD is ignored, the kernel has forgotten it: 0."""
+        """The return code. Where SIGCHLD is ignored, the kernel forgets it and says 0."""
         control, code = self.control, self.returncode
         if code is not None and control is not None:
             self.control = None
@@ -90,7 +90,7 @@ class Program(subprocess.Popen[Any]):
         return self.returncode
 
     def send_signal(self, sig: int) -> None:
-        """Send a signal to the program; nothing if it has ended."""
+        """Send a signal to the program; do nothing if it has ended."""
         if self._process is not None:
             self._process.send_signal(sig)
 
@@ -99,13 +99,13 @@ class Program(subprocess.Popen[Any]):
         return self._process is not None and self._process.ended()
 
     def disown(self) -> None:
-        """Let go of the program: no signal can be sent any more."""
+        """Let go of the program: it gets no more signals from here."""
         if self._process is not None:
             self._process.close()
 
 
 class Launch:
-    """A program that is about to be executed: its listener is there, and must be served now."""
+    """A program that is about to be executed: its listener exists, and must be served now."""
 
     def __init__(self, argv: Command, *, open_files: int | None = None, **options: Any) -> None:
         """Start the sandbox's first process and, stopped before its exec, the program's.
@@ -113,17 +113,17 @@ class Launch:
         Args:
             argv: the program, looked up along PATH, and its arguments.
             open_files: the program's soft RLIMIT_NOFILE; None for that of this process.
-            options: those of :class:`subprocess.Popen`, but for ``shell``, ``preexec_fn`` and
+            options: those of :class:`subprocess.Popen`, except ``shell``, ``preexec_fn`` and
                 ``executable``.
 
         Raises:
-            SandboxError: if the kernel has no user notification, or does not allow it; if /proc is
-                not that of this process's pid namespace.
-            TypeError, ValueError: for options that make no sense here, or no program.
+            SandboxError: the kernel has no user notification, or does not allow it; or /proc is not
+                that of this process's pid namespace.
+            TypeError, ValueError: the options make no sense here, or there is no program.
         """
         if not SUPPORTED:
             raise SandboxError(
-                f"recuse runs programs on x86-64 and arm64 only, and this is {DESCRIPTION}"
+                f"recuse runs programs on x86-64 and arm64 only, but this is {DESCRIPTION}"
             )
         require_proc()
         for option in ("shell", "executable", "preexec_fn", "args"):
@@ -132,7 +132,7 @@ class Launch:
         arguments = [argv] if isinstance(argv, str | bytes | os.PathLike) else argv
         self._argv = [os.fsencode(argument) for argument in arguments]
         if not self._argv or not self._argv[0]:
-            raise ValueError("there is no program to run: argv is empty")
+            raise ValueError("no program to run: argv is empty")
         if open_files is None:
             open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._control, theirs = (
@@ -151,7 +151,7 @@ class Launch:
         try:
             self.program.args = argv
             seccomp = arch.SYSCALLS["seccomp"]
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is told below
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # reported below
                 self._control.send(b"%d %d %d %b" % (seccomp, open_files, LENDING, build_filter()))
             self.listener = self._receive_listener()
         except BaseException:
@@ -191,10 +191,10 @@ class Launch:
             code = int(packet.split()[1])
             raise OSError(code, os.strerror(code), os.fsdecode(self._argv[0]))
         if packet != b"X":
-            raise SandboxError("the sandbox's first process died; try again")
+            raise SandboxError("the sandbox's first process died: try again")
 
     def kill(self) -> None:
-        """Kill all that is left of the program and what it started."""
+        """Kill whatever is left of the program and what it started."""
         try:
             self._control.send(b"kill")
         except OSError as error:
@@ -202,8 +202,8 @@ class Launch:
                 raise
 
     def abandon(self) -> None:
-        """Kill it, wait for its end and close what belongs to it."""
-        # Itself too: until it is executed, the first process waits for that.
+        """Kill the program, wait for its end and close what belongs to it."""
+        # The program itself too: until it is executed, the first process waits for it.
         self.program.send_signal(signal.SIGKILL)
         self.kill()
         self._control.close()
@@ -222,35 +222,35 @@ class Launch:
 
 @functools.cache
 def _interpreter() -> str:
-    """The program that runs Python code: where Python is embedded, ``sys.executable`` is none.
+    """The program that runs Python code: if Python is embedded, not ``sys.executable``.
 
     Raises:
-        SandboxError: there is none.
+        SandboxError: none was found.
     """
     if "python" in os.path.basename(sys.executable or ""):
         return sys.executable
-    # Not the program that has it in it, which would start once more, and again from there.
+    # Not the program that embeds Python: it would start itself again and again.
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     prefixes = (os.path.join(prefix, "bin") for prefix in (sys.exec_prefix, sys.base_exec_prefix))
     for directory in (*prefixes, *os.get_exec_path()):
         if os.access(path := os.path.join(directory, name), os.X_OK):
             return path
     raise SandboxError(
-        f"the sandbox's first process is run by {name}, and there is none where sys.executable "
-        "says, nor on the PATH"
+        f"the sandbox's first process needs {name}, which is neither in sys.exec_prefix nor on the "
+        "PATH: install it there"
     )
 
 
 @functools.cache
 def _code_of_init() -> bytes:
-    """The first process's code, compiled, wherever this package is: it may be in an archive."""
+    """The first process's code, compiled. This package may be in an archive."""
     spec = importlib.util.find_spec("recuse.sandbox.launch.init")
     assert spec is not None
     return marshal.dumps(spec.loader.get_code(spec.name))  # type: ignore[union-attr]
 
 
 def _above_standard(end: socket.socket) -> socket.socket:
-    """The socket at a number above 2, where it stands for no standard stream that is closed."""
+    """Move the socket to a number above 2, so it is not taken for a closed standard stream."""
     if end.fileno() > 2:
         return end
     with end:
@@ -258,22 +258,22 @@ def _above_standard(end: socket.socket) -> socket.socket:
 
 
 def require_proc() -> None:
-    """Raise SandboxError if there is no /proc, or not that of this process's pid namespace."""
+    """Raise SandboxError if /proc is missing, or not that of this process's pid namespace."""
     try:
         name = os.readlink("/proc/self")
     except OSError:
         raise SandboxError(
-            "there is no /proc, by which recuse sees what programs do: mount it "
+            "there is no /proc, which recuse needs to see what programs do: mount it "
             "(mount -t proc proc /proc)"
         ) from None
     if name != str(os.getpid()):
         raise SandboxError(
-            "/proc is not that of this pid namespace: mount one (with unshare: --mount-proc)"
+            "/proc belongs to another pid namespace: mount a new one (with unshare: --mount-proc)"
         )
 
 
 def lacks(number: int | None) -> str | None:
-    """What an errno says is used up, and what to do; None for another errno."""
+    """What an errno says has run out, and what to do; None for any other errno."""
     if number == errno.EAGAIN:
         return (
             "no more processes or threads can be started: raise the limit (ulimit -u; in a "
@@ -283,14 +283,14 @@ def lacks(number: int | None) -> str | None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return f"no more files can be opened: raise the limit (ulimit -n; it is {soft} of {hard})"
     if number == errno.ENOMEM:
-        return "there is no more memory (ulimit -v, or the container's limit)"
+        return "no more memory: raise the limit (ulimit -v, or the container's)"
     return None
 
 
 def _look_into(pid: int) -> None:
-    """See that a program, which just waits, can be looked into. SandboxError if none can.
+    """Check that we can look into a program, which just waits. SandboxError if we never can.
 
-    If it is only this one, that may change with what it executes.
+    If it is only this program, that may change when it executes another one.
     """
     try:
         read_memory(pid, 1, 1)
@@ -305,7 +305,7 @@ def _look_into(pid: int) -> None:
 
 
 def _explain_end(program: Program) -> str:
-    """Say how the first process has ended without a word."""
+    """Explain how the first process ended without sending anything."""
     try:
         code = program.wait(_END_S)
     except subprocess.TimeoutExpired:
@@ -315,7 +315,7 @@ def _explain_end(program: Program) -> str:
         return f"the sandbox's first process was killed by signal {-code}{reason}"
     return (
         f"the sandbox's first process, {_interpreter()}, ended with status {code} before the "
-        "program could start: see what it says by itself (with -c pass)"
+        "program could start: run it yourself, with -c pass, to see why"
     )
 
 
@@ -326,13 +326,13 @@ def _explain(packet: bytes) -> str:
         return lack
     if code in (errno.EINVAL, errno.ENOSYS):
         return (
-            "this kernel's seccomp has no user notification as recuse needs it (Linux 5.19 or "
-            "later): see `recuse doctor`"
+            "this kernel lacks the seccomp user notification that recuse needs (Linux 5.19 or "
+            "newer): see `recuse doctor`"
         )
     if code == errno.EBUSY:
         return (
             "another seccomp supervisor has this process already (recuse inside recuse?): "
-            "run it outside"
+            "run recuse outside it"
         )
     if what and not what.startswith(b"seccomp"):
         return f"{what.decode(errors='replace')}: recuse cannot start here; see `recuse doctor`"

@@ -1,4 +1,4 @@
-"""A process by a handle: not mistaken for another one that gets its id later."""
+"""A handle of a process: it never means another process that gets the same ID later."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _DEAD = (b"Z", b"X", b"x")
 
 
 class ProcessHandle:
-    """A pidfd; or, where these are refused, an open ``/proc/PID``, which tells almost the same."""
+    """A pidfd; or, where pidfds are refused, an open ``/proc/PID``, which is almost as good."""
 
     def __init__(self, pid: int) -> None:
-        """Take hold of it. OSError: ESRCH, ENOENT."""
+        """Take hold of the process. OSError: ESRCH or ENOENT if there is none."""
         self._pid = pid
         self._by_pidfd = may_hold()
         flags = os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
         self._descriptor = os.pidfd_open(pid) if self._by_pidfd else os.open(f"/proc/{pid}", flags)
 
     def ended(self) -> bool:
-        """Whether it has ended, if nobody has waited for it as well."""
+        """Whether it has ended, even if nobody has waited for it yet."""
         if self._descriptor < 0:
             return True
         if self._by_pidfd:
@@ -40,11 +40,11 @@ class ProcessHandle:
                 line = file.read()
             except ProcessLookupError:
                 return True
-        # PID (NAME, which may hold anything) STATE ...
+        # PID (NAME, which may contain anything) STATE ...
         return line.rpartition(b")")[2].split()[0] in _DEAD
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal; nothing if it has ended."""
+        """Send it a signal; do nothing if it has ended."""
         if self._descriptor < 0:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -54,7 +54,7 @@ class ProcessHandle:
                 os.kill(self._pid, number)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Let go of the process."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
