@@ -15,7 +15,7 @@ from recuse.kernel.char.devices import DYNAMIC_MAJORS
 from recuse.runtime.room import no_room
 from recuse.sandbox.arch import arch
 from recuse.sandbox.files import table
-from recuse.sandbox.vfs.nodes import majors_in_use
+from recuse.sandbox.vfs.device_files import majors_in_use
 from tests.conftest import Needs
 
 from ..patience import PATIENCE_S

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recuse.sandbox import Sandbox
-from recuse.sandbox.vfs.nodes import majors_in_use
+from recuse.sandbox.vfs.device_files import majors_in_use
 from tests.conftest import Needs
 
 from .conftest import Clients, Fifo, Shell, Shells

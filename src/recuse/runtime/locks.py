@@ -46,9 +46,9 @@ comes in any thread, in the middle of anything.
     DeviceTable: the devices, by name and number
     FileLocks: who has locked a device with flock, and who waits for that
     StringReader: the descriptors of the programs' memories
-    Nodes: the devices' nodes, and their directories
     KnownNodes: which nodes of a filesystem the kernel half knows, and how often
-    PlaceholderDirs: the directories that stand for those of /sys
+    DeviceFiles: the devices' nodes, and their directories
+        PlaceholderDirs: the directories that stand for those that exist only in a sandbox
     AttributeFile: the position in an open file of /sys, and what has been read
     rights.becoming: how many threads act as somebody whom nobody may trace
 

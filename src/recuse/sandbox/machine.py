@@ -16,7 +16,7 @@ from recuse.sandbox.mapping.memory_maps import MemoryMaps
 from recuse.sandbox.tasks.memory import StringReader
 from recuse.sandbox.tasks.tasks import Tasks
 from recuse.sandbox.trap.signals import SignalWatch
-from recuse.sandbox.vfs.nodes import majors_in_use
+from recuse.sandbox.vfs.device_files import majors_in_use
 from recuse.sandbox.vfs.resolve import Tree
 from recuse.server.device import Device
 
@@ -65,8 +65,8 @@ class Machine:
             made.callback(self.tasks.close)
             self.memory_maps = MemoryMaps(self.files)
             self.tree = Tree(self.tasks, self.files)
-            self.table = DeviceTable(self._added, self.tree.nodes.remove, majors_in_use())
-            self.tree.nodes.add_machine(self.table)
+            self.table = DeviceTable(self._added, self.tree.devices.remove, majors_in_use())
+            self.tree.devices.add_machine(self.table)
             self.table.tap = tap
             made.pop_all()
         self.strings = StringReader()
@@ -77,7 +77,7 @@ class Machine:
         self._channels: list[Channel] = []
 
     def _added(self, device: CharDevice) -> None:
-        self.tree.nodes.add(device)
+        self.tree.devices.add(device)
         device.connection.at_end(partial(self._ended, device.connection))
 
     def _ended(self, connection: Connection) -> None:

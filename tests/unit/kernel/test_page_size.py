@@ -16,7 +16,7 @@ from recuse.channel.devcuse import MOST_DATA
 from recuse.kernel.char import ioctl
 from recuse.kernel.char import mmap as mapping
 from recuse.kernel import iovec as segments
-from recuse.sandbox.vfs.nodes import Node
+from recuse.sandbox.vfs.nodes import Identity, Node
 
 def refused(offset):
     call = mapping.MmapCall(0, 1, 1, mapping.MAP_SHARED, offset)
@@ -30,7 +30,7 @@ print(json.dumps({{
     "most of an ioctl": [ioctl.MAX_BYTES, MOST_DATA],
     "rounded": rounded,
     "offsets": [refused({size}), refused({size} // 2)],
-    "st_blksize": Node(b"/dev/x", 1, 0, 0, 0, 0).block_size,
+    "st_blksize": Node(Identity(1, 0, 0, 0), 0).block_size,
 }}))
 """
 

@@ -11,14 +11,15 @@ import pytest
 
 from recuse.sandbox.errands import Errands
 from recuse.sandbox.files.table import Descriptor, FileTable
-from recuse.sandbox.vfs.nodes import Node
+from recuse.sandbox.vfs.dentry import lone
+from recuse.sandbox.vfs.nodes import Identity, Node
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_number_is_the_file_that_it_is_now(seed: int) -> None:
     # This process is the program too. Ends are compared by numbers that are used again.
     chance = random.Random(seed)
-    node = Node(b"/dev/x", 1, 0o20600, 0, 0, 0)
+    location = lone(Node(Identity(1, 0, 0, 0), 0o20600), b"/dev/x")
     held: dict[int, Descriptor] = {}
     with closing(Errands()) as errands, closing(FileTable(errands)) as files:
         for _ in range(300):
@@ -27,7 +28,7 @@ def test_a_number_is_the_file_that_it_is_now(seed: int) -> None:
                 os.close(number)
                 files.drop(held.pop(number))
             else:
-                descriptor = Descriptor(node, 0)
+                descriptor = Descriptor(location, 0)
                 files.add(descriptor)
                 # Out of the way: a program's numbers are not the supervisor's.
                 held[fcntl.fcntl(descriptor.theirs, fcntl.F_DUPFD_CLOEXEC, 500)] = descriptor

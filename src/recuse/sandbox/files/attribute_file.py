@@ -14,8 +14,7 @@ from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
 
 if TYPE_CHECKING:
-    from recuse.sandbox.files.table import Descriptor
-    from recuse.sandbox.vfs.nodes import Node
+    from recuse.sandbox.vfs.nodes import AttributeNode
 
 IoVecs = list[tuple[int, int]]
 
@@ -30,9 +29,9 @@ class AttributeFile:
     end; what follows is read from the same content.
     """
 
-    def __init__(self, descriptor: Descriptor) -> None:
-        self.flags = descriptor.flags
-        self._node: Node = descriptor.node
+    def __init__(self, node: AttributeNode, flags: int) -> None:
+        self.flags = flags
+        self._node = node
         self._lock = new_lock("AttributeFile")
         self._position = 0
         self._content = b""

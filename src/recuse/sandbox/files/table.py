@@ -44,6 +44,7 @@ from recuse.sandbox.files.readiness import Readiness
 from recuse.sandbox.files.refresher import ReadinessRefresher, watched_by
 from recuse.sandbox.files.socket_end import READY, NativeEnd
 from recuse.sandbox.tasks.unseen import Unseen
+from recuse.sandbox.vfs.dentry import Location
 from recuse.sandbox.vfs.nodes import Node
 
 if TYPE_CHECKING:
@@ -82,17 +83,18 @@ class Descriptor:
         "flags",
         "held",
         "link",
+        "location",
         "node",
         "pipe",
         "readiness",
         "slot",
     )
 
-    def __init__(self, node: Node, flags: int, *, pipe: bool = False) -> None:
+    def __init__(self, location: Location, flags: int, *, pipe: bool = False) -> None:
         """Make the pair.
 
         Args:
-            node: what is opened; ``file`` is still to be set, but for O_PATH, which opens
+            location: where it was found; ``file`` is still to be set, but for O_PATH, which opens
                 nothing.
             flags: the open flags, as F_GETFL shows them.
             pipe: whether it is one of a pipe's ends, and not a socket's.
@@ -100,7 +102,8 @@ class Descriptor:
         Raises:
             OSError: ENFILE if the supervisor has no descriptors left.
         """
-        self.node = node
+        self.location = location
+        self.node: Node = location.node
         self.file: OpenFile | CuseFile | AttributeFile | None = None
         self.flags = flags
         self.held = -1

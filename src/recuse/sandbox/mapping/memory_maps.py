@@ -330,7 +330,7 @@ class MemoryMaps:
 
         def done(_: object, error: OSError | None) -> None:
             if error is not None:
-                _log.debug("munmap of %s: %s", mapped.node.name, error)
+                _log.debug("munmap of %s: %s", mapped.file.device.name, error)
             self._files.released(mapped.node)
 
         run(mapped.file.device.connection, mapped.file.munmap(mapped.mapping), done)

@@ -42,32 +42,30 @@ _Times = tuple[int | None, int | None]
 """Access and modification time in nanoseconds since the epoch; None leaves one as it is."""
 
 
-def _change_mode(call: TrappedCall, machine: Machine, found: Found | None, mode: int) -> int:
+def _change_mode(call: TrappedCall, found: Found | None, mode: int) -> int:
     if found is None or found.link:
         return PROCEED
     node = found.node
     check_owner(node, call.task.credentials)
     node.mode = stat.S_IFMT(node.mode) | mode & 0o7777
-    if node.is_directory and mode & 0o111 != 0o111:
-        machine.tree.private_directories = True
     node.changed_ns = time.time_ns()
     return 0
 
 
 def chmod(call: TrappedCall, machine: Machine) -> int:
     """``chmod(path, mode)``."""
-    return _change_mode(call, machine, named(call, machine, AT_FDCWD, call.a0, 0), call.a1)
+    return _change_mode(call, named(call, machine, AT_FDCWD, call.a0, 0), call.a1)
 
 
 def fchmod(call: TrappedCall, machine: Machine) -> int:
     """``fchmod(fd, mode)``."""
-    return _change_mode(call, machine, opened(call, machine), call.a1)
+    return _change_mode(call, opened(call, machine), call.a1)
 
 
 def fchmodat(call: TrappedCall, machine: Machine) -> int:
     """``fchmodat(dirfd, path, mode)``: this call has no flags."""
     found = named(call, machine, signed32(call.a0), call.a1, 0)
-    return _change_mode(call, machine, found, call.a2)
+    return _change_mode(call, found, call.a2)
 
 
 def fchmodat2(call: TrappedCall, machine: Machine) -> int:
@@ -75,7 +73,7 @@ def fchmodat2(call: TrappedCall, machine: Machine) -> int:
     if call.a3 & ~_CHANGE_FLAGS:
         return PROCEED
     found = named(call, machine, signed32(call.a0), call.a1, call.a3)
-    return _change_mode(call, machine, found, call.a2)
+    return _change_mode(call, found, call.a2)
 
 
 def change_owner(call: TrappedCall, found: Found | None, uid: int, gid: int) -> int:

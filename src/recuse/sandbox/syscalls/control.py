@@ -67,10 +67,10 @@ def ioctl(call: TrappedCall, machine: Machine) -> Outcome:
     install = partial(install_file, call, machine) if file.device.new_files else None
     of_32_bit = call.arch == compat.AUDIT_ARCH
     operation = file.ioctl(call.caller(), command, call.a2, of_32_bit, install)
-    if install is not None and (made := machine.tree.nodes.anonymous_or_none(file.device)):
+    if install is not None and (made := machine.tree.devices.anonymous_or_none(file.device)):
         # What an earlier one has made and the program has closed is released first: it may be in
         # the way of this one.
-        return _after(machine.files.releases(made), OnDevice(file.device, operation))
+        return _after(machine.files.releases(made.node), OnDevice(file.device, operation))
     return call.run(file.device, operation)
 
 

@@ -1,17 +1,15 @@
 """statfs: which filesystem a file is on (fs/statfs.c; Linux 6.1).
 
-Nodes seem to be on the filesystems on which they seem to be: that of /dev, /sys or /proc.
+Of a file of ours its tree says it: those of devices are on the filesystem of their directory.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import struct
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.arch import arch
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.lookup import held, inspected
 from recuse.sandbox.tasks.memory import write_memory
@@ -32,8 +30,6 @@ _ALL: Final = (1 << 64) - 1
 """A number of files that is not known; in 32 bits :data:`_LOW`."""
 _LOW: Final = 0xFFFFFFFF
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def _fill(
     call: TrappedCall,
@@ -44,7 +40,7 @@ def _fill(
     if found is None or found.link:
         return PROCEED
     if found.native is None:
-        data = _statfs(b"/" + found.node.path.split(b"/", 2)[1])
+        data = found.location.mount.tree.statfs(call)
     else:
         data = native_files.statfs(found.native.descriptor)
     alive = call.alive()
@@ -63,13 +59,6 @@ def _packed(layout: struct.Struct, numbers: tuple[int, ...]) -> bytes:
         return layout.pack(*numbers)
     except struct.error:
         raise os_error(errno.EOVERFLOW) from None
-
-
-def _statfs(top: bytes) -> bytes:
-    buffer = ctypes.create_string_buffer(_STATFS.size)
-    if _libc.syscall(arch.SYSCALLS["statfs"], top, buffer) < 0:
-        raise os_error(ctypes.get_errno())
-    return buffer.raw
 
 
 def statfs(call: TrappedCall, machine: Machine) -> int:

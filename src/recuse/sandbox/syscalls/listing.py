@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
@@ -20,8 +21,10 @@ from recuse.sandbox.abilities import may_borrow
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.tasks.memory import write_memory
 from recuse.sandbox.trap.borrowing import Borrowing
+from recuse.sandbox.vfs import native_files
+from recuse.sandbox.vfs.dentry import Addition, Dentry, Location
 from recuse.sandbox.vfs.native_files import list_next
-from recuse.sandbox.vfs.nodes import Nodes
+from recuse.sandbox.vfs.resolve import Listed, Tree
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -40,16 +43,16 @@ _Entry = tuple[bytes, int, int]
 
 def _list(call: TrappedCall, machine: Machine, *, typed: bool) -> int:
     tree = machine.tree
-    path, only_here = tree.place(call.tid, signed32(call.a0))
-    if path is None:
+    listed = tree.listed(call.tid, signed32(call.a0))
+    if not listed:
         return PROCEED
-    if not tree.nodes.extends(path):
-        if only_here:
-            raise os_error(errno.ENOENT)  # it has been removed while it was open
-        return PROCEED
+    only_here = isinstance(listed, Location)
+    if isinstance(listed, Location) and listed.node.removed:
+        raise os_error(errno.ENOENT)  # it has been removed while it was open
+    shown = _entries(call, tree, listed)
     room = min(call.a2 & 0xFFFFFFFF, _LARGEST)
     if not may_borrow():
-        return _list_apart(call, machine, path, room, only_here=only_here, typed=typed)
+        return _list_apart(call, machine, listed, shown, room, only_here=only_here, typed=typed)
     with Borrowing(call) as borrowing:
         directory = borrowing.copy(signed32(call.a0))
         try:
@@ -61,7 +64,7 @@ def _list(call: TrappedCall, machine: Machine, *, typed: bool) -> int:
                 data = list_next(call.task.acting, directory, room, typed=typed)
             if not data:
                 index = index if ours else 0
-                entries = _entries(tree.nodes, path)[index:]
+                entries = shown[index:]
                 data, count = _encode(entries, _FIRST_POSITION + index, room, typed=typed)
                 if entries and not count:
                     raise os_error(errno.EINVAL)
@@ -77,7 +80,8 @@ def _list(call: TrappedCall, machine: Machine, *, typed: bool) -> int:
 def _list_apart(
     call: TrappedCall,
     machine: Machine,
-    path: bytes,
+    listed: Listed,
+    shown: list[_Entry],
     room: int,
     *,
     only_here: bool,
@@ -102,16 +106,16 @@ def _list_apart(
     index = 0
     if 0 <= position - _FIRST_POSITION < _POSITIONS:
         index = position - _FIRST_POSITION
-    if key in listings and listings[key][:2] == (path, position):
+    if key in listings and listings[key][:2] == (listed, position):
         index = listings[key][2]
-    entries = _entries(machine.tree.nodes, path)[index:]
+    entries = shown[index:]
     data, count = _encode(entries, _FIRST_POSITION + index, room, typed=typed)
     if entries and not count:
         raise os_error(errno.EINVAL)
     if data and not _store(call, data):
         raise os_error(errno.EFAULT)
     if count or not only_here:
-        listings[key] = (path, position, index + count)
+        listings[key] = (listed, position, index + count)
     else:
         # Its position is always the same: it is taken to be closed now, or to begin anew.
         listings.pop(key, None)
@@ -128,17 +132,29 @@ def _has_native(call: TrappedCall, number: int, position: int, room: int, *, typ
         os.close(directory)
 
 
-def _entries(nodes: Nodes, path: bytes) -> list[_Entry]:
+def _entries(call: TrappedCall, tree: Tree, listed: Listed) -> list[_Entry]:
     """What is listed after what is there natively."""
-    entries = [(node.name, node.inode, node.mode) for node in nodes.children(path)]
-    directory = nodes.by_path.get(path)
-    if directory is None:
-        return entries
-    above = path.rpartition(b"/")[0] or b"/"
-    parent = nodes.by_path.get(above)
-    inode = os.stat(above).st_ino if parent is None else parent.inode
-    mode = directory.mode
-    return [(b".", directory.inode, mode), (b"..", inode, mode), *entries]
+    if not isinstance(listed, Location):
+        return list(_added(call, listed))
+    node = listed.node
+    entries = [(b".", node.inode, node.mode), (b"..", tree.inode_above(listed), node.mode)]
+    entries += map(_entry, listed.mount.tree.list(call, listed.dentry))
+    return entries
+
+
+def _added(call: TrappedCall, additions: tuple[Addition, ...]) -> Iterator[_Entry]:
+    """What is added to a native directory, and not there natively."""
+    seen = set()
+    for addition in additions:
+        for dentry in addition.tree.list(call, addition.tree.root):
+            name = dentry.name
+            if name not in seen and not native_files.is_there(os.path.join(addition.path, name)):
+                seen.add(name)
+                yield _entry(dentry)
+
+
+def _entry(dentry: Dentry) -> _Entry:
+    return dentry.name, dentry.node.inode, dentry.node.mode
 
 
 def _store(call: TrappedCall, data: bytes) -> bool:

@@ -16,6 +16,7 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.locks import FileLocks
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler
 from recuse.sandbox.trap.call import Outcome, Pause, Steps, TrappedCall
+from recuse.sandbox.vfs.nodes import DeviceNode
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -29,12 +30,12 @@ def flock(call: TrappedCall, machine: Machine) -> Outcome:
     wanted = call.a1 & ~fcntl.LOCK_NB & 0xFFFFFFFF
     if descriptor is None or (wanted not in _EXCLUSIVE and wanted != fcntl.LOCK_UN):
         return PROCEED
-    file, device = descriptor.file, descriptor.node.device
+    file, node = descriptor.file, descriptor.node
     if file is None:
         raise os_error(errno.EBADF)
-    if device is None or descriptor.node.anonymous or not isinstance(file, OpenFile):
+    if not isinstance(node, DeviceNode) or not isinstance(file, OpenFile):
         return PROCEED
-    locks = device.locks
+    locks = node.device.locks
     if wanted == fcntl.LOCK_UN:
         locks.unlock(file)
     elif not locks.lock(file, exclusive=_EXCLUSIVE[wanted]):

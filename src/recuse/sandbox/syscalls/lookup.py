@@ -38,7 +38,7 @@ def named(  # noqa: PLR0917 - as the calls' arguments come
         raise
     if path:
         follow = not flags & AT_SYMLINK_NOFOLLOW
-        return machine.tree.find(call.tid, base, path, follow=follow, real=real)
+        return machine.tree.find(call, base, path, follow=follow, real=real)
     if not flags & AT_EMPTY_PATH:
         return None
     if base == AT_FDCWD:
@@ -47,8 +47,8 @@ def named(  # noqa: PLR0917 - as the calls' arguments come
 
 
 def _directory(call: TrappedCall, machine: Machine, number: int) -> Found | None:
-    node = machine.tree.directory(call.tid, number)
-    return Found(node) if node is not None else None
+    location = machine.tree.directory(call.tid, number)
+    return Found(location) if location is not None else None
 
 
 def inspected(  # noqa: PLR0917 - as the calls' arguments come
@@ -63,14 +63,14 @@ def inspected(  # noqa: PLR0917 - as the calls' arguments come
     try:
         return named(call, machine, base, address, flags, real)
     except OutsideError as outside:
-        return Found(outside.file.node(), native=outside.file)
+        return Found(outside.file.location(), native=outside.file)
 
 
 def held(call: TrappedCall, machine: Machine, number: int) -> Found | None:
     """What a descriptor refers to; None if nothing of ours."""
     descriptor = machine.files.find(call.tid, number)
     if descriptor is not None:
-        return Found(descriptor.node)
+        return Found(descriptor.location)
     return _directory(call, machine, number) if number >= 0 else None
 
 

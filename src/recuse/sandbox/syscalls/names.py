@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
-from recuse.sandbox.vfs.nodes import Node
+from recuse.sandbox.vfs.dentry import Location
 from recuse.sandbox.vfs.resolve import AT_FDCWD, AbsentError
 
 if TYPE_CHECKING:
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 _AT_REMOVEDIR: Final = 0x200
 
 
-def _node(call: TrappedCall, machine: Machine, base: int, address: int) -> Node | None:
-    """The node of that very name, links not followed."""
+def _at(call: TrappedCall, machine: Machine, base: int, address: int) -> Location | None:
+    """What of ours has that very name, links not followed."""
     path = machine.strings.read(call.tid, address)
-    found = machine.tree.find(call.tid, base, path, follow=False) if path else None
-    return found.node if found is not None and not found.link else None
+    found = machine.tree.find(call, base, path, follow=False) if path else None
+    return found.location if found is not None and not found.link else None
 
 
 def _make(call: TrappedCall, machine: Machine, base: int, address: int) -> int:
     try:
-        if _node(call, machine, base, address) is not None:
+        if _at(call, machine, base, address) is not None:
             raise os_error(errno.EEXIST)
     except AbsentError:
         raise os_error(errno.EPERM) from None  # no directory of /sys lets one do that
@@ -47,9 +47,10 @@ def _remove(
     *,
     directory: bool = False,
 ) -> int:
-    node = _node(call, machine, base, address)
-    if node is not None:
-        raise os_error(errno.ENOTDIR if directory and not node.is_directory else errno.EPERM)
+    there = _at(call, machine, base, address)
+    if there is not None:
+        not_one = directory and not there.node.is_directory
+        raise os_error(errno.ENOTDIR if not_one else errno.EPERM)
     return PROCEED
 
 
@@ -82,9 +83,9 @@ def mknodat(call: TrappedCall, machine: Machine) -> int:
 
 def _see_number(machine: Machine, mode: int, number: int) -> None:
     """From now on, opening a node with one of our numbers leads to the device."""
-    nodes = machine.tree.nodes
-    if stat.S_ISCHR(mode & 0xFFFF) and number & 0xFFFFFFFF in nodes.by_number:
-        nodes.numbers_elsewhere = True
+    devices = machine.tree.devices
+    if stat.S_ISCHR(mode & 0xFFFF) and number & 0xFFFFFFFF in devices.by_number:
+        devices.numbers_elsewhere = True
 
 
 def symlinkat(call: TrappedCall, machine: Machine) -> int:

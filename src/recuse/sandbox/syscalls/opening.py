@@ -22,6 +22,7 @@ from recuse.sandbox.tasks.tasks import umask_of
 from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
 from recuse.sandbox.trap.inject import GoneError, Injection
 from recuse.sandbox.vfs.by_thread import look_by_thread
+from recuse.sandbox.vfs.dentry import Location
 from recuse.sandbox.vfs.native_files import (
     O_PATH,
     O_TMPFILE,
@@ -30,7 +31,7 @@ from recuse.sandbox.vfs.native_files import (
     check_create,
     open_again,
 )
-from recuse.sandbox.vfs.nodes import Node
+from recuse.sandbox.vfs.nodes import AttributeNode, CuseNode, DeviceNode
 from recuse.sandbox.vfs.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.vfs.resolve import (
     AT_FDCWD,
@@ -84,7 +85,7 @@ def _open(
     try:
         scope = resolve & _SCOPES
         opening = not flags & O_PATH
-        found = machine.tree.find(call.tid, base, path, follow=follow, scope=scope, opening=opening)
+        found = machine.tree.find(call, base, path, follow=follow, scope=scope, opening=opening)
     except AbsentError:
         if flags & os.O_CREAT:
             raise os_error(errno.EACCES) from None
@@ -103,14 +104,14 @@ def _open(
     if found.link:
         # O_NOFOLLOW on a link: O_PATH would give the link itself, which the kernel has.
         return PROCEED
-    node = found.node
+    location, node = found.location, found.node
     if node.is_directory:
-        return _open_directory(call, machine, node, flags)
+        return _open_directory(call, machine, location, flags)
     if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
         raise os_error(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
     if flags & O_PATH:
-        return _install(call, machine, Descriptor(node, flags & _STATUS_FLAGS), flags)
-    if node.target:
+        return _install(call, machine, Descriptor(location, flags & _STATUS_FLAGS), flags)
+    if node.is_link:
         raise os_error(errno.ELOOP)
     if call.arch == arch.AUDIT_ARCH:
         # Where a position has 64 bits there are no other files (force_o_largefile).
@@ -123,9 +124,13 @@ def _open(
         check(node, task.credentials, wanted)
     else:
         check_access(task.acting, found.native.descriptor, wanted)
-    if node.is_attribute:
-        return _open_attribute(call, machine, node, flags)
-    return _open_device(call, machine, node, flags)
+    if isinstance(node, AttributeNode):
+        return _open_attribute(call, machine, location, node, flags)
+    if isinstance(node, DeviceNode):
+        return _open_device(call, machine, location, node, flags)
+    if isinstance(node, CuseNode):
+        return _open_cuse(call, machine, location, flags)
+    raise os_error(errno.ENXIO)  # fs/inode.c, no_open
 
 
 def _open_outside(  # noqa: PLR0917 - as the calls' arguments come
@@ -182,12 +187,11 @@ def _look_outside(call: TrappedCall, machine: Machine, file: NativeFile, flags: 
     cannot be made to, a descriptor of ours stands for what is no directory, and a directory is
     opened for reading, if the program may read it.
     """
-    node = file.node()
     if may_trace() and may_open_tree():
         try:
             with Injection(call) as thread:
                 try:
-                    thread.result = look_by_thread(thread, call.tid, node, flags & os.O_CLOEXEC)
+                    thread.result = look_by_thread(thread, call.tid, file, flags & os.O_CLOEXEC)
                 except OSError as error:
                     thread.result = -(error.errno or errno.EIO)
             return ANSWERED
@@ -195,8 +199,9 @@ def _look_outside(call: TrappedCall, machine: Machine, file: NativeFile, flags: 
             return ANSWERED
         except PermissionError:
             pass  # it has a debugger
-    if not node.is_directory:
-        return _install(call, machine, Descriptor(node, flags & _STATUS_FLAGS), flags)
+    location = file.location()
+    if not location.node.is_directory:
+        return _install(call, machine, Descriptor(location, flags & _STATUS_FLAGS), flags)
     acting = call.task.acting
     opened = open_again(acting, file.descriptor, arch.O_DIRECTORY, 0, 0)
     return _give_native(call, opened, flags)
@@ -212,15 +217,17 @@ def _give_native(call: TrappedCall, file: int, flags: int) -> int:
     return ANSWERED if number is None else number
 
 
-def _open_directory(call: TrappedCall, machine: Machine, node: Node, flags: int) -> int:
+def _open_directory(call: TrappedCall, machine: Machine, location: Location, flags: int) -> int:
     if flags & os.O_CREAT or flags & os.O_ACCMODE != os.O_RDONLY:
         raise os_error(errno.EISDIR)
     # With O_PATH, too: it is one that can be read, as the kernel lets nobody give away another.
-    check(node, call.task.credentials, MAY_READ)
-    return _give_native(call, machine.tree.placeholders.open(node), flags)
+    check(location.node, call.task.credentials, MAY_READ)
+    return _give_native(call, machine.tree.placeholders.open(location), flags)
 
 
-def _open_attribute(call: TrappedCall, machine: Machine, node: Node, flags: int) -> int:
+def _open_attribute(
+    call: TrappedCall, machine: Machine, location: Location, node: AttributeNode, flags: int
+) -> int:
     # fs/kernfs/file.c, kernfs_fop_open: the mode counts for root, too.
     access = _ACCESS[flags & os.O_ACCMODE]
     if (access & MAY_READ and not (node.mode & 0o444 and node.show)) or (
@@ -229,26 +236,27 @@ def _open_attribute(call: TrappedCall, machine: Machine, node: Node, flags: int)
         raise os_error(errno.EACCES)
     if flags & arch.O_DIRECT:
         raise os_error(errno.EINVAL)
-    descriptor = Descriptor(node, flags & _STATUS_FLAGS)
-    descriptor.file = AttributeFile(descriptor)
+    descriptor = Descriptor(location, flags & _STATUS_FLAGS)
+    descriptor.file = AttributeFile(node, descriptor.flags)
     return _install(call, machine, descriptor, flags)
 
 
-def _open_device(call: TrappedCall, machine: Machine, node: Node, flags: int) -> Steps[int]:
-    status = flags & _STATUS_FLAGS
-    if node.anonymous:
-        raise os_error(errno.ENXIO)
-    device = node.device
+def _open_cuse(call: TrappedCall, machine: Machine, location: Location, flags: int) -> Steps[int]:
     caller = call.caller()
-    if device is None:
-        # A server that follows one that has ended finds the device's name free.
-        yield machine.files.releases(node)
-        descriptor = Descriptor(node, status, pipe=True)
-        descriptor.file = CuseFile(machine.table, descriptor, caller)
-        return _install(call, machine, descriptor, flags)
+    # A server that follows one that has ended finds the device's name free.
+    yield machine.files.releases(location.node)
+    descriptor = Descriptor(location, flags & _STATUS_FLAGS, pipe=True)
+    descriptor.file = CuseFile(machine.table, descriptor, caller)
+    return _install(call, machine, descriptor, flags)
+
+
+def _open_device(
+    call: TrappedCall, machine: Machine, location: Location, node: DeviceNode, flags: int
+) -> Steps[int]:
+    caller, device = call.caller(), node.device
     machine.memory_maps.settle()
     yield machine.files.releases(node)
-    descriptor = Descriptor(node, status, pipe=not may_borrow())
+    descriptor = Descriptor(location, flags & _STATUS_FLAGS, pipe=not may_borrow())
     try:
         file: OpenFile = yield OnDevice(device, open_file(device, flags & ~os.O_CLOEXEC, caller))
     except BaseException:
@@ -304,7 +312,7 @@ def install_file(call: TrappedCall, machine: Machine, file: OpenFile, cloexec: b
         OSError: as :data:`recuse.kernel.char.ioctl.Install` says.
     """
     descriptor = Descriptor(
-        machine.tree.nodes.anonymous(file.device), file.flags, pipe=not may_borrow()
+        machine.tree.devices.anonymous(file.device), file.flags, pipe=not may_borrow()
     )
     descriptor.file = file
     number = _give(call, machine, descriptor, cloexec=cloexec)
@@ -368,10 +376,10 @@ def openat2(call: TrappedCall, machine: Machine) -> Outcome:
 def truncate(call: TrappedCall, machine: Machine) -> int:
     """``truncate(path, length)``: a device has no length."""
     path = machine.strings.read(call.tid, call.a0)
-    found = machine.tree.find(call.tid, AT_FDCWD, path) if path else None
+    found = machine.tree.find(call, AT_FDCWD, path) if path else None
     if found is None:
         return PROCEED
-    if found.node.is_attribute:
+    if isinstance(found.node, AttributeNode):
         check(found.node, call.task.credentials, MAY_WRITE)
         return 0  # as open with O_TRUNC, it has no effect
     raise os_error(errno.EISDIR if found.node.is_directory else errno.EINVAL)

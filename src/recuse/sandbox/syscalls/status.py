@@ -53,20 +53,7 @@ def fill_stat(
     """Fill in a ``struct stat``, as ``pack`` encodes it (see `arch.pack_stat`)."""
     if found is None or found.link:
         return PROCEED
-    node = found.node
-    status = Status(
-        node.filesystem,
-        node.inode,
-        node.mode,
-        node.links,
-        node.uid,
-        node.gid,
-        node.rdev,
-        node.size,
-        node.block_size,
-        (node.accessed_ns, node.modified_ns, node.changed_ns),
-    )
-    _write(call, address, pack(status))
+    _write(call, address, pack(found.node.status()))
     return 0
 
 
@@ -107,26 +94,26 @@ def statx(call: TrappedCall, machine: Machine) -> int:
     found = inspected(call, machine, signed32(call.a0), call.a1, call.a2)
     if found is None or found.link:
         return PROCEED
-    node = found.node
-    times = (node.accessed_ns, 0, node.changed_ns, node.modified_ns)
-    filesystem, rdev = node.filesystem, node.rdev
+    it = found.node.status()
+    accessed, modified, changed = it.times_ns
+    times = (accessed, 0, changed, modified)
     data = _STATX.pack(
         _STATX_BASIC,
-        node.block_size,
+        it.block_size,
         0,
-        node.links,
-        node.uid,
-        node.gid,
-        node.mode,
-        node.inode,
-        node.size,
+        it.links,
+        it.uid,
+        it.gid,
+        it.mode,
+        it.inode,
+        it.size,
         0,
         0,
         *(part for ns in times for part in divmod(ns, _SECOND)),
-        os.major(rdev),
-        os.minor(rdev),
-        os.major(filesystem),
-        os.minor(filesystem),
+        os.major(it.rdev),
+        os.minor(it.rdev),
+        os.major(it.device),
+        os.minor(it.device),
         0,
     )
     _write(call, call.a4, data)
@@ -172,10 +159,9 @@ def faccessat2(call: TrappedCall, machine: Machine) -> int:
 def _readlink(call: TrappedCall, found: Found | None, buffer: int, size: int) -> int:
     if found is None:
         return PROCEED
-    target = found.node.path if found.link else found.node.target
-    if size <= 0 or not target:
+    if size <= 0:
         raise os_error(errno.EINVAL)
-    target = target[:size]
+    target = (found.location.path if found.link else found.node.read_link())[:size]
     _write(call, buffer, target)
     return len(target)
 

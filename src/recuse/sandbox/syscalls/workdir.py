@@ -26,14 +26,13 @@ from recuse.sandbox.vfs.resolve import AT_FDCWD, NativeFile, OutsideError
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
     from recuse.sandbox.trap.call import TrappedCall
-    from recuse.sandbox.vfs.nodes import Node
 
 
 def chdir(call: TrappedCall, machine: Machine) -> int:
     """``chdir(path)``; EACCES for a thread that has a debugger, and so can make no calls for us."""
     path = machine.strings.read(call.tid, call.a0)
     try:
-        found = machine.tree.find(call.tid, AT_FDCWD, path) if path else None
+        found = machine.tree.find(call, AT_FDCWD, path) if path else None
     except OutsideError as outside:
         return _go_outside(call, machine, outside.file)
     if found is None:
@@ -41,7 +40,7 @@ def chdir(call: TrappedCall, machine: Machine) -> int:
     if not found.node.is_directory:
         raise os_error(errno.ENOTDIR)
     check(found.node, call.task.credentials, MAY_EXECUTE)
-    return _go(call, machine.tree.placeholders.open(found.node))
+    return _go(call, machine.tree.placeholders.open(found.location))
 
 
 def _go_outside(call: TrappedCall, machine: Machine, file: NativeFile) -> int:
@@ -54,11 +53,11 @@ def _go_outside(call: TrappedCall, machine: Machine, file: NativeFile) -> int:
         # As all of a process's threads can read what one of them is given.
         directory = open_again(acting, file.descriptor, arch.O_DIRECTORY, 0, 0)
     except PermissionError:  # it may be searched, and perhaps not read
-        return _go(call, file.node())
+        return _go(call, file)
     return _go(call, directory)
 
 
-def _go(call: TrappedCall, directory: int | Node) -> int:
+def _go(call: TrappedCall, directory: int | NativeFile) -> int:
     """Have the thread go to a directory: by a descriptor of ours, which is closed, or by path."""
     try:
         with Injection(call) as thread:
@@ -85,10 +84,10 @@ def _go(call: TrappedCall, directory: int | Node) -> int:
 
 def getcwd(call: TrappedCall, machine: Machine) -> int:
     """``getcwd(buf, size)``, which the C library's function of that name calls."""
-    node = machine.tree.directory(call.tid, AT_FDCWD)
-    if node is None:
+    location = machine.tree.directory(call.tid, AT_FDCWD)
+    if location is None:
         return PROCEED
-    data = node.path + b"\0"
+    data = location.path + b"\0"
     if call.a1 < len(data):
         raise os_error(errno.ERANGE)
     if call.alive() and write_memory(call.tid, call.a0, data) < len(data):

@@ -16,7 +16,7 @@ from recuse.sandbox.vfs.native_files import AT_FDCWD
 
 if TYPE_CHECKING:
     from recuse.sandbox.trap.inject import Injection
-    from recuse.sandbox.vfs.nodes import Node
+    from recuse.sandbox.vfs.found import NativeFile
 
 _READ_WRITE: Final = 3
 _PRIVATE: Final = 2
@@ -24,13 +24,13 @@ _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_NO_AUTOMOUNT: Final = 0x800
 
 
-def look_by_thread(thread: Injection, tid: int, file: Node, flags: int) -> int:
+def look_by_thread(thread: Injection, tid: int, file: NativeFile, flags: int) -> int:
     """Have a thread open a file as O_PATH does, by a call that is not trapped.
 
     Args:
         thread: makes the call.
         tid: its number.
-        file: what is to be opened, and by which path.
+        file: what is to be opened.
         flags: O_CLOEXEC or 0.
 
     Returns:
@@ -49,7 +49,7 @@ def look_by_thread(thread: Injection, tid: int, file: Node, flags: int) -> int:
     finally:
         thread.call("munmap", page, PAGE)
     found = os.stat(f"/proc/{tid}/fd/{number}")
-    if (found.st_dev, found.st_ino) != (file.filesystem, file.inode):
+    if not os.path.samestat(found, file.status):
         thread.take_back(number)
         raise os_error(errno.ENOENT)
     return number

@@ -7,6 +7,7 @@ import os
 from typing import NamedTuple
 
 from recuse.sandbox.vfs import native_files
+from recuse.sandbox.vfs.dentry import Location, lone
 from recuse.sandbox.vfs.nodes import Node, native_node
 
 
@@ -16,8 +17,9 @@ class AbsentError(FileNotFoundError):
     Calls that would make it fail otherwise: nobody can make one there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Location) -> None:
         super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
+        self.directory = directory
 
 
 class NativeFile:
@@ -41,9 +43,14 @@ class NativeFile:
         """Whether its content may depend on who opens it, as that of ``/proc`` does."""
         return native_files.depends_on_opener(self.descriptor)
 
-    def node(self) -> Node:
-        """The file as if it were a node; for looking only."""
-        return native_node(self.descriptor)
+    @property
+    def path(self) -> bytes:
+        """From the supervisor's root."""
+        return native_files.path_of(self.descriptor)
+
+    def location(self) -> Location:
+        """The file as if it were one of ours; for looking only."""
+        return lone(native_node(self.descriptor), self.path)
 
     def __del__(self) -> None:
         file, self.descriptor = self.descriptor, -1
@@ -69,12 +76,17 @@ class OutsideError(FileNotFoundError):
 class Found(NamedTuple):
     """What a path leads to."""
 
-    node: Node
+    location: Location
     link: bool = False
-    """The path names not the node but a ``/proc/PID/fd`` link to it, and was not to be followed."""
+    """The path names not that but a ``/proc/PID/fd`` link to it, and was not to be followed."""
     links: int = 0
     """How many symbolic links were followed."""
     magic: bool = False
     """One of them was a ``/proc/PID/fd`` link."""
     native: NativeFile | None = None
     """The file itself, if the node only looks like it."""
+
+    @property
+    def node(self) -> Node:
+        """What is there."""
+        return self.location.dentry.node

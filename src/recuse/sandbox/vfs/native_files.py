@@ -17,6 +17,7 @@ import stat
 import struct
 from typing import Final
 
+from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.tasks.rights import Acting, in_own_thread
@@ -41,8 +42,9 @@ PROC_ROOT_INODE: Final = 1
 _DEEPEST_IN_PROC: Final = 5
 """More than directories of a process are below its own: ``/proc/PID/task/TID/fd``."""
 
-_PROC_MAGIC: Final = 0x9FA0
-_OF_THE_OPENER: Final = frozenset((_PROC_MAGIC, 0x27E0EB, 0x63677270, 0x6E736673))
+PROC_MAGIC: Final = 0x9FA0
+SYSFS_MAGIC: Final = 0x62656572
+_OF_THE_OPENER: Final = frozenset((PROC_MAGIC, 0x27E0EB, 0x63677270, 0x6E736673))
 """linux/magic.h: proc; cgroup, cgroup2 and namespaces."""
 
 _ST_NODEV: Final = 4
@@ -52,7 +54,10 @@ _ST_NOSYMFOLLOW: Final = 0x2000
 _FOR_ALL: Final = stat.S_ISVTX | stat.S_IWOTH
 """Of a directory in which everybody may make files, and remove only his own."""
 
-_STATFS_SIZE: Final = 120
+_STATFS: Final = struct.Struct("=qqQQQQQiiqqq32x")
+"""asm-generic/statfs.h"""
+_ANONYMOUS_MAGIC: Final = 0x09041934
+_NAME_MAX: Final = 255
 
 _NOBODY_ELSE: Final = contextlib.nullcontext()
 
@@ -64,6 +69,7 @@ access = os.access
 status = os.stat
 link_status = os.lstat
 is_link = os.path.islink
+is_there = os.path.lexists
 
 
 def status_from(acting: Acting | None, start: bytes, path: bytes) -> os.stat_result:
@@ -183,9 +189,15 @@ def filesystem_type(file: int) -> int:
     return 0 if _libc.fstatfs(file, buffer) else buffer[0] & 0xFFFFFFFF
 
 
+def filesystem_type_at(path: bytes) -> int:
+    """The same of what is at a path of the supervisor's."""
+    buffer = (ctypes.c_long * 32)()
+    return 0 if _libc.statfs(path, buffer) else buffer[0] & 0xFFFFFFFF
+
+
 def is_proc(file: int) -> bool:
     """Whether a descriptor's file is on a filesystem of type proc."""
-    return filesystem_type(file) == _PROC_MAGIC
+    return filesystem_type(file) == PROC_MAGIC
 
 
 def depends_on_opener(file: int) -> bool:
@@ -195,10 +207,24 @@ def depends_on_opener(file: int) -> bool:
 
 def statfs(file: int) -> bytes:
     """``struct statfs`` of a descriptor's file. OSError as fstatfs."""
-    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    buffer = ctypes.create_string_buffer(_STATFS.size)
     if _libc.fstatfs(file, buffer) < 0:
         raise os_error(ctypes.get_errno())
     return buffer.raw
+
+
+def statfs_at(path: bytes) -> bytes:
+    """``struct statfs`` of a directory of the supervisor's. OSError as statfs."""
+    directory = look(path)
+    try:
+        return statfs(directory)
+    finally:
+        os.close(directory)
+
+
+def statfs_of_anonymous() -> bytes:
+    """``struct statfs`` of a file that the kernel has for no name (fs/libfs.c, simple_statfs)."""
+    return _STATFS.pack(_ANONYMOUS_MAGIC, PAGE_SIZE, 0, 0, 0, 0, 0, 0, 0, _NAME_MAX, PAGE_SIZE, 0)
 
 
 def _level(name: str) -> int:

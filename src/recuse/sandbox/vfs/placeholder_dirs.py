@@ -16,11 +16,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections import deque
+from typing import Final
 
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
 from recuse.sandbox.arch import arch
-from recuse.sandbox.vfs.nodes import Node
+from recuse.sandbox.vfs.dentry import Dentry, Location
+
+_MOST_GONE: Final = 64
 
 _OPEN = os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
 
@@ -31,27 +35,46 @@ class PlaceholderDirs:
     def __init__(self) -> None:
         self._lock = new_lock("PlaceholderDirs")
         self._root = b""
-        self._held: dict[bytes, int] = {}
-        """By the paths of nodes: descriptors of their placeholders."""
-        self._paths: dict[tuple[int, int], bytes] = {}
-        """By a shadow's device and inode number: the paths of nodes."""
+        self._held: dict[Location, int] = {}
+        """Descriptors of their placeholders."""
+        self._standing: dict[tuple[int, int], Location] = {}
+        """By a shadow's device and inode number, what it stands for."""
+        self._gone: deque[Location] = deque()
+        """Those that are held though they were removed."""
         self.used = False
         """Whether there are any."""
 
-    def open(self, node: Node) -> int:
+    def open(self, location: Location) -> int:
         """Return a new descriptor of a directory's shadow.
 
         Raises:
-            OSError: EACCES if there is no place for it; as mkdir and open.
+            OSError: EACCES if there is no place for it; as mkdir and open; ENOENT if the directory
+                has been removed.
         """
         with self._lock:
-            held = self._held.get(node.path)
+            if location.node.removed:
+                raise os_error(errno.ENOENT)
+            held = self._held.get(location)
             if held is None:
-                held = self._held[node.path] = self._make(node.path)
+                held = self._held[location] = self._make(location.path)
                 status = os.fstat(held)
-                self._paths[status.st_dev, status.st_ino] = node.path
+                self._standing[status.st_dev, status.st_ino] = location
                 self.used = True
             return os.open(b"/proc/self/fd/%d" % held, _OPEN)
+
+    def removed(self, directory: Dentry) -> None:
+        """A directory was removed: who has it open finds nothing there any more.
+
+        That is told as long as its shadow is held: of a few. From the others, the kernel finds
+        nothing either.
+        """
+        with self._lock:
+            self._gone += [location for location in self._held if location.dentry is directory]
+            while len(self._gone) > _MOST_GONE:
+                held = self._held.pop(self._gone.popleft())
+                status = os.fstat(held)
+                del self._standing[status.st_dev, status.st_ino]
+                os.close(held)
 
     def _make(self, path: bytes) -> int:
         if not self._root:
@@ -70,9 +93,9 @@ class PlaceholderDirs:
                 with contextlib.suppress(OSError):
                     os.rmdir(place)
 
-    def standing_for(self, status: os.stat_result) -> bytes | None:
-        """The path that a directory stands for; None if it is no shadow."""
-        return self._paths.get((status.st_dev, status.st_ino)) if self.used else None
+    def standing_for(self, status: os.stat_result) -> Location | None:
+        """What a directory stands for; None if it is no shadow."""
+        return self._standing.get((status.st_dev, status.st_ino)) if self.used else None
 
     def close(self) -> None:
         """Close them."""

@@ -17,14 +17,17 @@ import contextlib
 import errno
 import os
 import stat
+from typing import TYPE_CHECKING
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
-from recuse.sandbox.files.table import FileTable
 from recuse.sandbox.tasks.rights import Acting
 from recuse.sandbox.tasks.tasks import Tasks
 from recuse.sandbox.vfs import native_files
+from recuse.sandbox.vfs.dentry import Addition, Location
+from recuse.sandbox.vfs.device_files import DeviceFiles
 from recuse.sandbox.vfs.found import AbsentError, Found, NativeFile, OutsideError
+from recuse.sandbox.vfs.mounts import Mounts
 from recuse.sandbox.vfs.native_files import (
     AT_FDCWD,
     RESOLVE_BENEATH,
@@ -34,9 +37,11 @@ from recuse.sandbox.vfs.native_files import (
     open_path,
     start_of,
 )
-from recuse.sandbox.vfs.nodes import Node, Nodes
 from recuse.sandbox.vfs.placeholder_dirs import PlaceholderDirs
-from recuse.sandbox.vfs.walk import Walk
+from recuse.sandbox.vfs.walk import OpenFiles, Walk
+
+if TYPE_CHECKING:
+    from recuse.sandbox.trap.call import TrappedCall
 
 __all__ = [
     "AT_FDCWD",
@@ -57,25 +62,31 @@ _OF_THE_READER = (b"/proc/self", b"/proc/thread-self", b"/dev/fd", b"/dev/std")
 """How paths begin that lead to whoever looks."""
 
 
-class Tree:
-    """Finds the nodes of a sandbox by the paths that programs use."""
+Listed = Location | tuple[Addition, ...]
+"""A directory of ours, or what is added to one that is native."""
 
-    def __init__(self, tasks: Tasks, descriptors: FileTable) -> None:
+
+class Tree:
+    """Finds what there is in a sandbox's trees by the paths that programs use."""
+
+    def __init__(self, tasks: Tasks, files: OpenFiles) -> None:
         self._tasks = tasks
-        self._descriptors = descriptors
-        self.nodes = Nodes()
-        self._by_path = self.nodes.by_path
+        self._files = files
+        self.mounts = Mounts()
         self.placeholders = PlaceholderDirs()
-        self.listings: dict[tuple[int, int], tuple[bytes, int, int]] = {}
+        self.devices = DeviceFiles(self.mounts, self.placeholders.removed)
+        self.listings: dict[tuple[int, int], tuple[Listed, int, int]] = {}
         """By process and descriptor: how far a listing has come (`syscalls.listing`)."""
         self.many_roots = False
-        """Whether some process may have a root or mounts of its own. Makes each lookup slower."""
-        self.private_directories = False
-        """Whether a directory of ours was made one that not everybody may search. So does this."""
+        """Whether some process may have a root or mounts of its own. Makes each lookup slower.
+
+        For all of them and for good: a process has these from its parent, and recuse is not told
+        of each that is made. To ask the kernel at each lookup what the thread has, as /proc tells
+        it, takes longer than what is saved."""
 
     def find(
         self,
-        tid: int,
+        call: TrappedCall,
         base: int,
         path: bytes,
         *,
@@ -87,7 +98,7 @@ class Tree:
         """Find what a path leads to.
 
         Args:
-            tid: the thread that looks.
+            call: the call that looks.
             base: the directory's descriptor for a relative path, or :data:`AT_FDCWD`.
             path: not empty.
             follow: whether a symbolic link in the last place is followed.
@@ -107,11 +118,12 @@ class Tree:
                 what is missing in a directory of ours, EACCES if that may not be searched, ELOOP,
                 EXDEV if it leaves its scope; ENFILE if the supervisor has no descriptors left.
         """
+        tid = call.tid
         if not scope and not self.many_roots:
-            node = None if self.private_directories else self._by_path.get(path)
-            if node is not None and not (follow and node.target):
-                return Found(node)
-        if not scope and not self.nodes.hides_links:
+            location = self.mounts.at(path, all_may_search=True)
+            if location is not None and not (follow and location.node.is_link):
+                return Found(location)
+        if not scope and not self.devices.hides_links:
             acting = None if self._tasks.alike else self._tasks.get(tid).acting
             if self.many_roots or acting is not None:
                 if self._elsewhere_there(tid, base, path, follow, opening, acting):
@@ -119,11 +131,12 @@ class Tree:
             elif self._elsewhere(tid, base, path, follow, opening):
                 return None
         with Walk(
-            self.nodes,
-            self._tasks,
-            self._descriptors,
-            self.placeholders,
-            tid,
+            call,
+            mounts=self.mounts,
+            devices=self.devices,
+            tasks=self._tasks,
+            files=self._files,
+            placeholders=self.placeholders,
             own_root=self.many_roots,
             scope=scope,
             real=real,
@@ -143,9 +156,7 @@ class Tree:
             return False
         native = path if path.startswith(b"/") else start_of(tid, base) + b"/" + path
         opened = (
-            len(self._descriptors)
-            or of_self
-            or (self.placeholders.used and path.startswith(b"/proc/"))
+            len(self._files) or of_self or (self.placeholders.used and path.startswith(b"/proc/"))
         )
         start = len(native) - len(path)
         if opened and self._goes_through_magic(native, start):
@@ -158,9 +169,11 @@ class Tree:
             return False  # a shadow's own "." and ".." are there natively
         # Of /proc/devices, which is hidden in every sandbox, the name is taken for a sign: a
         # symbolic link of another name leads to the native one.
-        nodes = self.nodes
+        devices = self.devices
         looks = (
-            nodes.hides_files or (opening and nodes.numbers_elsewhere) or path.endswith(b"devices")
+            devices.hides_files
+            or (opening and devices.numbers_elsewhere)
+            or path.endswith(b"devices")
         )
         try:
             if follow and not looks:
@@ -180,9 +193,9 @@ class Tree:
             parent = native_files.status(above)
         except OSError:
             return False  # may lie in a directory of ours
-        if (parent.st_dev, parent.st_ino) in self.nodes.places:
+        if self.mounts.has_additions(parent):
             return False
-        if parent.st_dev == self.nodes.proc_device:
+        if parent.st_dev == self.devices.proc_device:
             return False  # /proc/self there is not the program's
         if self.placeholders.used and not path.startswith(b"/"):
             return False  # the working directory may be a shadow
@@ -203,7 +216,7 @@ class Tree:
 
         Only what is there, or missing in a directory without any of ours, is told apart quickly.
         """
-        if path.startswith(_OF_THE_READER) or self.nodes.hides_files or path.endswith(b"devices"):
+        if path.startswith(_OF_THE_READER) or self.devices.hides_files or path.endswith(b"devices"):
             return False
         if self.placeholders.used and path.startswith(b"."):
             return False
@@ -241,16 +254,16 @@ class Tree:
             return False
         try:
             found = os.fstat(parent)
-            if found.st_dev == self.nodes.proc_device or native_files.is_link_in(name, parent):
+            if found.st_dev == self.devices.proc_device or native_files.is_link_in(name, parent):
                 return False
-            return self.nodes.place(b"/proc/self/fd/%d" % parent, found) is None
+            return not self.mounts.additions(b"/proc/self/fd/%d" % parent, found)
         finally:
             os.close(parent)
 
     def _may_be_ours(self, found: os.stat_result, opening: bool) -> bool:
         """Whether what is there natively is hidden by a node, or has a device's number."""
-        return (found.st_dev, found.st_ino) in self.nodes.hidden or (
-            opening and stat.S_ISCHR(found.st_mode) and found.st_rdev in self.nodes.by_number
+        return (found.st_dev, found.st_ino) in self.devices.hidden or (
+            opening and stat.S_ISCHR(found.st_mode) and found.st_rdev in self.devices.by_number
         )
 
     def _in_shadow(self, start: bytes) -> bool:
@@ -273,25 +286,20 @@ class Tree:
             if directory >= 0:
                 os.close(directory)
 
-    def place(self, tid: int, number: int) -> tuple[bytes | None, bool]:
-        """Under which path the nodes in an open directory are known, None if it has none.
-
-        :data:`AT_FDCWD` stands for the working directory.
+    def listed(self, tid: int, number: int) -> Listed:
+        """What of ours a listing of an open directory shows.
 
         Returns:
-            The path, and whether the directory exists only here: it may be gone then.
+            The directory's place, if it is ours; else what is added to it, which may be nothing.
         """
         start = start_of(tid, number)
         try:
             status = native_files.status(start)
         except OSError:
-            return None, False
-        path = self.placeholders.standing_for(status)
-        if path is not None:
-            return path, True
-        return self.nodes.place(start, status), False
+            return ()
+        return self.placeholders.standing_for(status) or self.mounts.additions(start, status)
 
-    def directory(self, tid: int, number: int) -> Node | None:
+    def directory(self, tid: int, number: int) -> Location | None:
         """The directory of ours that a descriptor refers to, None if it refers to something else.
 
         :data:`AT_FDCWD` stands for the working directory.
@@ -301,13 +309,25 @@ class Tree:
         """
         if not self.placeholders.used:
             return None
-        path, only_here = self.place(tid, number)
-        if path is None or not only_here:
+        try:
+            status = native_files.status(start_of(tid, number))
+        except OSError:
             return None
-        node = self._by_path.get(path)
-        if node is None:
+        location = self.placeholders.standing_for(status)
+        if location is not None and location.node.removed:
             raise os_error(errno.ENOENT)
-        return node
+        return location
+
+    @staticmethod
+    def inode_above(location: Location) -> int:
+        """The inode number of the directory that one of ours is in."""
+        while location.is_root and location.mount.point is not None:
+            location = location.mount.point
+        parent = location.dentry.parent
+        if parent is None:  # mounted on a native directory
+            return native_files.status(os.path.dirname(location.mount.path)).st_ino
+        # What is added to a native directory has its inode number.
+        return parent.node.inode
 
     def close(self) -> None:
         """Let go of what stands for open directories."""

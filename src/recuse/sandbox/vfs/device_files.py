@@ -1,0 +1,265 @@
+"""The files of devices: in /dev, and what belongs to them in /sys and /proc.
+
+In each native directory that has some there is an addition of its own; directories that do not
+exist natively are in the one of the directory above.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import stat
+from collections.abc import Callable
+from typing import Final
+
+from recuse.kernel.caller import Caller
+from recuse.kernel.char import sysfs
+from recuse.kernel.char.devices import CharDevice, DeviceTable
+from recuse.kernel.connection.operation import Operation
+from recuse.kernel.connection.request import PAGE_SIZE
+from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
+from recuse.sandbox.trap.call import OnDevice
+from recuse.sandbox.vfs.dentry import Addition, Dentry, Location, MemoryTree, lone
+from recuse.sandbox.vfs.mounts import Mounts
+from recuse.sandbox.vfs.nodes import (
+    AnonymousNode,
+    AttributeNode,
+    CuseNode,
+    DeviceNode,
+    DirectoryNode,
+    Identity,
+    LinkNode,
+    Node,
+)
+
+CUSE_NUMBER = (10, 203)
+"""Major and minor number of /dev/cuse (linux/miscdevice.h)."""
+
+PROC_DEVICES: Final = b"/proc/devices"
+
+_FIRST_INODE = 0x7EC00000
+_PROC_BLOCK_SIZE: Final = 1024
+
+
+def majors_in_use() -> set[int]:
+    """The major numbers of this machine's own devices and drivers: theirs would be hidden.
+
+    A driver may have registered one for devices that are not there yet.
+    """
+    majors: set[int] = set()
+    with contextlib.suppress(OSError):
+        majors |= {_leading_number(name, ":") for name in os.listdir("/sys/dev/char")}
+    with contextlib.suppress(OSError), open(PROC_DEVICES, encoding="utf-8", errors="replace") as f:
+        lines = f.read().partition("Block devices:")[0].splitlines()
+        majors |= {_leading_number(line.strip(), " ") for line in lines}
+    return majors - {0}
+
+
+def _leading_number(text: str, end: str) -> int:
+    number = text.partition(end)[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def _filesystem(path: bytes) -> int:
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return 0
+
+
+class DeviceFiles:
+    """All files of a sandbox's devices. Thread-safe.
+
+    These may be read without ado:
+
+    by_number
+        The nodes of devices, by st_rdev.
+    hidden
+        What they hide natively: they have the same path.
+    numbers_elsewhere
+        Whether other nodes may have these numbers: a driver of the machine has one of the majors,
+        or a program has made one.
+    hides_links, hides_files
+        Whether symbolic links, or anything but /proc/devices, are among what is hidden.
+    """
+
+    def __init__(self, mounts: Mounts, removed: Callable[[Dentry], None]) -> None:
+        """Make the table; ``removed`` is told of each directory that goes."""
+        self.by_number: dict[int, CuseNode | DeviceNode] = {}
+        self.numbers_elsewhere = False
+        self.hidden: dict[tuple[int, int], Node] = {}
+        self.hides_links = False
+        self.hides_files = False
+        self._mounts = mounts
+        self._removed = removed
+        self._of_device: dict[CharDevice, list[Dentry]] = {}
+        self._anonymous: dict[int, Location] = {}
+        self._kept: set[Dentry] = set()
+        self._next_inode = _FIRST_INODE
+        self._owner = os.geteuid(), os.getegid()
+        self.proc_device = _filesystem(b"/proc")
+        """The number of the filesystem that the supervisor has on /proc."""
+        self._majors_in_use = majors_in_use()
+        self._lock = new_lock("DeviceFiles")
+
+    def add(self, device: CharDevice) -> None:
+        """Make the node ``/dev/NAME``, the device's files in ``/sys``, and their directories.
+
+        Raises:
+            OSError: EEXIST if its node is there already, or one of its directories is something
+                else.
+        """
+        with self._lock:
+            made = self._of_device[device] = []
+            path = b"/dev/" + os.fsencode(device.name)
+            directory = self._new_directory_of(path)
+            node = DeviceNode(self._identity(directory), device.mode & 0o7777, device)
+            if device.major in self._majors_in_use:
+                self.numbers_elsewhere = True
+            node.uid = node.uid if device.uid is None else device.uid
+            node.gid = node.gid if device.gid is None else device.gid
+            self.by_number[node.rdev] = node
+            made.append(self._put(directory, path, node))
+            entries = {entry.path: entry for entry in sysfs.entries(device)}
+            for name, entry in entries.items():
+                path = os.fsencode(name)
+                if self._mounts.at(path) is None:
+                    directory = self._directory_of(path)
+                    made.append(self._put(directory, path, self._make(directory, device, entry)))
+
+    def add_machine(self, table: DeviceTable) -> None:
+        """Make what is there without any device: ``/dev/cuse``, CUSE's class, ``/proc/devices``."""
+        with self._lock:
+            path = b"/dev/cuse"
+            directory = self._new_directory_of(path)
+            node = CuseNode(self._identity(directory), 0o600, os.makedev(*CUSE_NUMBER))
+            self.by_number[node.rdev] = node
+            self._put(directory, path, node)
+            self._kept.add(self._directory(os.fsencode(sysfs.CLASS)))
+            directory = self._directory_of(PROC_DEVICES)
+            show = functools.partial(_show_devices, table)
+            devices = AttributeNode(self._identity(directory), 0o444, show)
+            devices.block_size = _PROC_BLOCK_SIZE
+            with contextlib.suppress(OSError):
+                devices.inode = os.stat(PROC_DEVICES).st_ino
+            self._put(directory, PROC_DEVICES, devices)
+
+    def remove(self, device: CharDevice) -> None:
+        """Take the device's nodes away, and the directories that only they needed."""
+        with self._lock:
+            self._anonymous.pop(device.serial, None)
+            for dentry in reversed(self._of_device.pop(device, [])):
+                node = dentry.node
+                for identity in [key for key, hidden in self.hidden.items() if hidden is node]:
+                    del self.hidden[identity]
+                if self.by_number.get(node.rdev) is node:
+                    del self.by_number[node.rdev]
+                self._unlink(dentry)
+
+    def anonymous(self, device: CharDevice) -> Location:
+        """Where the files are that the device's ioctls make, which have one node in common."""
+        with self._lock:
+            found = self._anonymous.get(device.serial)
+            if found is None:
+                identity = Identity(self._new_inode(), *self._owner, _filesystem(b"/dev"))
+                node = AnonymousNode(identity, device)
+                found = lone(node, b"anon_inode:" + os.fsencode(device.name))
+                self._anonymous[device.serial] = found
+        return found
+
+    def anonymous_or_none(self, device: CharDevice) -> Location | None:
+        """The same, None if the device's ioctls have not made any files yet."""
+        return self._anonymous.get(device.serial)
+
+    def _new_inode(self) -> int:
+        inode = self._next_inode
+        self._next_inode += 1
+        return inode
+
+    def _identity(self, directory: Dentry) -> Identity:
+        return Identity(self._new_inode(), *self._owner, directory.node.filesystem)
+
+    def _make(
+        self, directory: Dentry, device: CharDevice, entry: sysfs.Attribute | sysfs.Link
+    ) -> Node:
+        identity = self._identity(directory)
+        if isinstance(entry, sysfs.Link):
+            link = LinkNode(identity, os.fsencode(entry.target))
+            if entry.path.startswith("/sys/"):
+                link.size = 0
+            return link
+        show = entry.show
+        content = None if show is None else functools.partial(_show, device, show)
+        node = AttributeNode(identity, entry.mode, content, entry.store)
+        if entry.path.startswith("/proc/"):
+            node.block_size = _PROC_BLOCK_SIZE
+        else:
+            node.size = PAGE_SIZE
+        return node
+
+    def _put(self, directory: Dentry, path: bytes, node: Node) -> Dentry:
+        dentry = directory.add(path.rpartition(b"/")[2], node)
+        with contextlib.suppress(OSError):
+            native = os.lstat(path)
+            self.hidden[native.st_dev, native.st_ino] = node
+            self.hides_links = self.hides_links or stat.S_ISLNK(native.st_mode)
+            self.hides_files = self.hides_files or path != PROC_DEVICES
+        return dentry
+
+    def _new_directory_of(self, path: bytes) -> Dentry:
+        if self._mounts.at(path) is not None:
+            raise os_error(errno.EEXIST)
+        return self._directory_of(path)
+
+    def _directory_of(self, path: bytes) -> Dentry:
+        return self._directory(path.rpartition(b"/")[0] or b"/")
+
+    def _directory(self, path: bytes) -> Dentry:
+        """The directory of that path, or what stands for it if it is there natively."""
+        found = self._mounts.at(path)
+        if found is not None:
+            if not found.node.is_directory:
+                raise os_error(errno.EEXIST)
+            return found.dentry
+        addition = self._mounts.hiding_at(path)
+        if addition is not None:
+            return addition.tree.root
+        try:
+            native = os.stat(path)
+        except OSError:
+            above = self._directory_of(path)
+            return self._put(above, path, DirectoryNode(self._identity(above)))
+        if not stat.S_ISDIR(native.st_mode):
+            raise os_error(errno.EEXIST)
+        identity = Identity(native.st_ino, native.st_uid, native.st_gid, native.st_dev)
+        tree = MemoryTree(DirectoryNode(identity), path)
+        self._mounts.add(Addition(tree, path, hides=True))
+        return tree.root
+
+    def _unlink(self, dentry: Dentry) -> None:
+        dentry.remove()
+        if dentry.node.is_directory:
+            self._removed(dentry)
+        above = dentry.parent
+        if above is not None and above.parent and not above.children and above not in self._kept:
+            self._unlink(above)
+
+
+def _show(
+    device: CharDevice, show: Callable[[Caller], Operation[bytes]], caller: Caller
+) -> OnDevice[bytes]:
+    return OnDevice(device, show(caller))
+
+
+def _show_devices(table: DeviceTable, _: Caller) -> bytes:
+    """What is to be read from ``/proc/devices``."""
+    try:
+        with open(PROC_DEVICES, encoding="utf-8", errors="surrogateescape") as file:
+            native = file.read()
+    except OSError:
+        native = ""
+    devices = [(device.name, device.major) for device in table]
+    return sysfs.character_devices(native, devices).encode("utf-8", "surrogateescape")
