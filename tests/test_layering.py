@@ -178,10 +178,9 @@ def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
 
 
 CIRCLES_UNDONE = {
-    frozenset({"recuse.kernel.char.devices", "recuse.kernel.char.sysfs"}),
     frozenset({"recuse.kernel.char.files", "recuse.kernel.char.ioctl"}),
     frozenset({"recuse.sandbox.files.readiness", "recuse.sandbox.files.refresher"}),
-    frozenset(f"recuse.sandbox.files.{name}" for name in ("attribute_file", "cuse_file", "table")),
+    frozenset({"recuse.sandbox.files.cuse_file", "recuse.sandbox.files.table"}),
 }
 
 

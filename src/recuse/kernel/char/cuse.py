@@ -4,8 +4,14 @@ import errno
 import os
 import re
 
-from recuse.kernel.char.devices import TRANSFER_MIN, CharDevice, DeviceTable, check_name
-from recuse.kernel.char.sysfs import Declaration, is_path, is_subsystem
+from recuse.kernel.char.devices import (
+    TRANSFER_MIN,
+    CharDevice,
+    Declaration,
+    DeviceTable,
+    check_name,
+)
+from recuse.kernel.char.sysfs import is_path, is_subsystem
 from recuse.kernel.connection.connection import Connection
 from recuse.kernel.connection.request import Reply, Request
 from recuse.kernel.errors import os_error

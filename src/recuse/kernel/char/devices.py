@@ -2,9 +2,10 @@
 
 import errno
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
-from recuse.kernel.char.sysfs import Declaration
 from recuse.kernel.connection.connection import Connection, Tap
 from recuse.kernel.errors import os_error
 from recuse.kernel.locks import FileLocks
@@ -23,6 +24,18 @@ TRANSFER_MIN = 4096
 """max_read and max_write are at least this many bytes, whatever a server says."""
 
 _serials = itertools.count(1)
+
+
+class Declaration(NamedTuple):
+    """What a device's server wants in /sys besides CUSE's own.
+
+    subsystem is "class/NAME" or "bus/NAME"; the paths of attributes and links are absolute, or
+    relative to the device's directory.
+    """
+
+    subsystem: str = "class/cuse"
+    attributes: tuple[str, ...] = ()
+    links: Mapping[str, str] = MappingProxyType({})
 
 
 @record

@@ -9,18 +9,15 @@ class or bus has a second directory there, which looks as that class's driver wo
 import errno
 import functools
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from recuse.kernel.caller import Caller
+from recuse.kernel.char.devices import CharDevice
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import PAGE_SIZE, Request
 from recuse.kernel.errors import os_error
 from recuse.wire.cuse import RECUSE_SHOW
-
-if TYPE_CHECKING:
-    from recuse.kernel.char.devices import CharDevice
 
 CLASS = "/sys/class/cuse"
 """CUSE's class, which is there as long as /dev/cuse is."""
@@ -28,18 +25,6 @@ CLASS = "/sys/class/cuse"
 _ACTIONS = frozenset(
     {"add", "bind", "change", "move", "offline", "online", "remove", "unbind"}
 )  # lib/kobject_uevent.c, kobject_actions
-
-
-class Declaration(NamedTuple):
-    """What a device's server wants in /sys besides CUSE's own.
-
-    subsystem is "class/NAME" or "bus/NAME"; the paths of attributes and links are absolute, or
-    relative to the device's directory.
-    """
-
-    subsystem: str = "class/cuse"
-    attributes: tuple[str, ...] = ()
-    links: Mapping[str, str] = MappingProxyType({})
 
 
 class Attribute(NamedTuple):
@@ -62,7 +47,7 @@ class Link(NamedTuple):
     target: str
 
 
-def entries(device: "CharDevice") -> Iterator[Attribute | Link]:
+def entries(device: CharDevice) -> Iterator[Attribute | Link]:
     """Everything that the device has outside of /dev/NAME; of two of one path the later holds.
 
     Directories are those that are needed for them.
@@ -107,7 +92,7 @@ def _directory(subsystem: str, name: str) -> str:
     return f"/sys/devices/{name}" if kind == "bus" else f"/sys/devices/virtual/{title}/{name}"
 
 
-def _standard(device: "CharDevice", own: str, subsystem: str) -> Iterator[Attribute | Link]:
+def _standard(device: CharDevice, own: str, subsystem: str) -> Iterator[Attribute | Link]:
     """What every character device has."""
     name = own.rpartition("/")[2]
     number = f"{device.major}:{device.minor}\n"
@@ -178,7 +163,7 @@ def _uevent(data: bytes) -> None:
         raise os_error(errno.EINVAL)
 
 
-def _show(device: "CharDevice", path: str, caller: Caller) -> Operation[bytes]:
+def _show(device: CharDevice, path: str, caller: Caller) -> Operation[bytes]:
     """Ask the server for what a declared attribute has in it."""
     name = path.encode("utf-8", "surrogateescape") + b"\0"
     reply = yield Request(RECUSE_SHOW, name, 0, PAGE_SIZE, caller.pid, caller.uid, caller.gid)
