@@ -48,6 +48,7 @@ comes in any thread, in the middle of anything.
     StringReader: the descriptors of the programs' memories
     KnownNodes: which nodes of a filesystem the kernel half knows, and how often
     DeviceFiles: the devices' nodes, and their directories
+        Mounts: where trees of files are seen
         PlaceholderDirs: the directories that stand for those that exist only in a sandbox
     AttributeFile: the position in an open file of /sys, and what has been read
     rights.becoming: how many threads act as somebody whom nobody may trace

@@ -13,7 +13,7 @@ from recuse.sandbox.arch import arch
 from recuse.sandbox.machine import Machine
 from recuse.sandbox.syscalls import compat_handlers, handlers
 from recuse.sandbox.trap.answers import ANSWERED, PROCEED
-from recuse.sandbox.trap.call import TrappedCall, receive
+from recuse.sandbox.trap.call import Outcome, TrappedCall, UnansweredError, receive
 from recuse.sandbox.trap.listener import Listener
 from recuse.sandbox.trap.trap import Trap
 
@@ -80,16 +80,35 @@ class Supervisor:
         try:
             if self._owed:
                 self._signals.received(call)
-            known = self._handlers if call.arch == _NATIVE else self._compat_handlers
-            result = known[call.number](call, self._machine)
+            if call.arch == _NATIVE:
+                result = self._handlers[call.number](call, self._machine)
+            else:
+                result = self._handle_compat(call)
             if result == PROCEED:
                 call.proceed()
             elif not isinstance(result, int):
                 call.take(result)
             elif result != ANSWERED:
                 call.answer(result)
+        except UnansweredError as asked:
+            handle = partial(self._handlers[call.number], call, self._machine)
+            call.take(call.answered(asked, handle, self._machine.errands))
         except BaseException as error:
             call.raised(error)
+
+    def _handle_compat(self, call: TrappedCall) -> Outcome:
+        """Handle one of a 32-bit program's calls, whose arguments its handler may replace."""
+        arguments = call.arguments
+        handler = self._compat_handlers[call.number]
+
+        def handle() -> Outcome:
+            call.arguments = arguments
+            return handler(call, self._machine)
+
+        try:
+            return handler(call, self._machine)
+        except UnansweredError as asked:
+            return call.answered(asked, handle, self._machine.errands)
 
     def let_go(self, connection: Connection) -> None:
         """Answer the calls whose device is gone, but whose method has not returned."""

@@ -11,9 +11,6 @@ from recuse.sandbox.trap.call import Outcome, TrappedCall
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["ANSWERED", "PROCEED", "Handler", "signed32", "signed64"]
 
 Handler = Callable[[TrappedCall, "Machine"], Outcome]
@@ -21,6 +18,9 @@ Handler = Callable[[TrappedCall, "Machine"], Outcome]
 
 What it needs of the call is in the call: who makes it, its arguments, whether it still waits, and
 how to answer it. All else is the machine's.
+
+It finds first what the call is about, and does nothing before: what it has to ask a server for on
+the way makes it begin anew (`TrappedCall.ask`).
 
 Returns the call's result (not negative), or PROCEED or ANSWERED; or it is a generator that returns
 them, which waits for what it yields. An OSError is the call's error. Anything else that escapes is

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
@@ -22,7 +22,7 @@ from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.tasks.memory import write_memory
 from recuse.sandbox.trap.borrowing import Borrowing
 from recuse.sandbox.vfs import native_files
-from recuse.sandbox.vfs.dentry import Addition, Dentry, Location
+from recuse.sandbox.vfs.dentry import Dentry, Location, Mount
 from recuse.sandbox.vfs.native_files import list_next
 from recuse.sandbox.vfs.resolve import Listed, Tree
 
@@ -39,6 +39,8 @@ take for the end. The window is small since sysfs uses hashes below that (fs/ker
 
 _Entry = tuple[bytes, int, int]
 """Name, inode number and mode."""
+_Shown = list[tuple[Mount, Sequence[Dentry]]]
+"""What trees list."""
 
 
 def _list(call: TrappedCall, machine: Machine, *, typed: bool) -> int:
@@ -49,7 +51,7 @@ def _list(call: TrappedCall, machine: Machine, *, typed: bool) -> int:
     only_here = isinstance(listed, Location)
     if isinstance(listed, Location) and listed.node.removed:
         raise os_error(errno.ENOENT)  # it has been removed while it was open
-    shown = _entries(call, tree, listed)
+    shown = _shown(call, listed)
     room = min(call.a2 & 0xFFFFFFFF, _LARGEST)
     if not may_borrow():
         return _list_apart(call, machine, listed, shown, room, only_here=only_here, typed=typed)
@@ -64,7 +66,7 @@ def _list(call: TrappedCall, machine: Machine, *, typed: bool) -> int:
                 data = list_next(call.task.acting, directory, room, typed=typed)
             if not data:
                 index = index if ours else 0
-                entries = shown[index:]
+                entries = _entries(tree, listed, shown)[index:]
                 data, count = _encode(entries, _FIRST_POSITION + index, room, typed=typed)
                 if entries and not count:
                     raise os_error(errno.EINVAL)
@@ -81,7 +83,7 @@ def _list_apart(
     call: TrappedCall,
     machine: Machine,
     listed: Listed,
-    shown: list[_Entry],
+    shown: _Shown,
     room: int,
     *,
     only_here: bool,
@@ -108,7 +110,7 @@ def _list_apart(
         index = position - _FIRST_POSITION
     if key in listings and listings[key][:2] == (listed, position):
         index = listings[key][2]
-    entries = shown[index:]
+    entries = _entries(machine.tree, listed, shown)[index:]
     data, count = _encode(entries, _FIRST_POSITION + index, room, typed=typed)
     if entries and not count:
         raise os_error(errno.EINVAL)
@@ -132,25 +134,27 @@ def _has_native(call: TrappedCall, number: int, position: int, room: int, *, typ
         os.close(directory)
 
 
-def _entries(call: TrappedCall, tree: Tree, listed: Listed) -> list[_Entry]:
+def _shown(call: TrappedCall, listed: Listed) -> _Shown:
+    """What is in a directory of ours, or is added to a native one."""
+    if isinstance(listed, Location):
+        return [(listed.mount, listed.mount.tree.list(call, listed.dentry))]
+    return [(one, one.tree.list(call, one.tree.root)) for one in listed]
+
+
+def _entries(tree: Tree, listed: Listed, shown: _Shown) -> list[_Entry]:
     """What is listed after what is there natively."""
-    if not isinstance(listed, Location):
-        return list(_added(call, listed))
-    node = listed.node
-    entries = [(b".", node.inode, node.mode), (b"..", tree.inode_above(listed), node.mode)]
-    entries += map(_entry, listed.mount.tree.list(call, listed.dentry))
-    return entries
-
-
-def _added(call: TrappedCall, additions: tuple[Addition, ...]) -> Iterator[_Entry]:
-    """What is added to a native directory, and not there natively."""
-    seen = set()
-    for addition in additions:
-        for dentry in addition.tree.list(call, addition.tree.root):
+    if isinstance(listed, Location):
+        node = listed.node
+        entries = [(b".", node.inode, node.mode), (b"..", tree.inode_above(listed), node.mode)]
+        entries += [_entry(dentry) for _, dentries in shown for dentry in dentries]
+        return entries
+    added: dict[bytes, _Entry] = {}
+    for mount, dentries in shown:
+        for dentry in dentries:
             name = dentry.name
-            if name not in seen and not native_files.is_there(os.path.join(addition.path, name)):
-                seen.add(name)
-                yield _entry(dentry)
+            if name not in added and not native_files.is_there(os.path.join(mount.path, name)):
+                added[name] = _entry(dentry)
+    return list(added.values())
 
 
 def _entry(dentry: Dentry) -> _Entry:

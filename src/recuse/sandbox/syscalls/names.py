@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import stat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
-from recuse.sandbox.vfs.dentry import Location
+from recuse.sandbox.vfs.dentry import Addition, Location, Mount
 from recuse.sandbox.vfs.resolve import AT_FDCWD, AbsentError
 
 if TYPE_CHECKING:
@@ -105,27 +105,59 @@ def linkat(call: TrappedCall, machine: Machine) -> int:
 
 
 def _link(call: TrappedCall, machine: Machine, old: tuple[int, int], new: tuple[int, int]) -> int:
-    _make(call, machine, *new)
-    return _remove(call, machine, *old)
+    # fs/namei.c, do_linkat: a new name that is there already comes first.
+    source, target = _end(call, machine, *old), _end(call, machine, *new)
+    if target.there is not None:
+        raise os_error(errno.EEXIST)
+    return _move(source, target)
 
 
 def rename(call: TrappedCall, machine: Machine) -> int:
     """``rename(old, new)``."""
-    _remove(call, machine, AT_FDCWD, call.a0)
-    return _replace(call, machine, AT_FDCWD, call.a1)
+    old = _end(call, machine, AT_FDCWD, call.a0)
+    return _move(old, _end(call, machine, AT_FDCWD, call.a1))
 
 
 def renameat(call: TrappedCall, machine: Machine) -> int:
     """``renameat(olddirfd, old, newdirfd, new)`` and ``renameat2``."""
-    _remove(call, machine, signed32(call.a0), call.a1)
-    return _replace(call, machine, signed32(call.a2), call.a3)
+    old = _end(call, machine, signed32(call.a0), call.a1)
+    return _move(old, _end(call, machine, signed32(call.a2), call.a3))
 
 
-def _replace(call: TrappedCall, machine: Machine, base: int, address: int) -> int:
+class _End(NamedTuple):
+    """Where a name is to be taken from or made."""
+
+    there: Location | None
+    """What has it, if that is ours."""
+    missing: AbsentError | None
+    """If nothing has it, and its directory is ours."""
+
+    @property
+    def mount(self) -> Mount | None:
+        """On which mount it is; None if that is a native one."""
+        place = self.missing.directory if self.missing is not None else self.there
+        if place is None or isinstance(place.mount, Addition):
+            return None
+        return place.mount
+
+
+def _end(call: TrappedCall, machine: Machine, base: int, address: int) -> _End:
     try:
-        return _remove(call, machine, base, address)
-    except AbsentError:
-        raise os_error(errno.EPERM) from None
+        return _End(_at(call, machine, base, address), None)
+    except AbsentError as missing:
+        return _End(None, missing.with_traceback(None))
+
+
+def _move(old: _End, new: _End) -> int:
+    """What giving a file another name comes to."""
+    if old.mount is not new.mount:
+        raise os_error(errno.EXDEV)
+    if old.missing is not None:
+        raise old.missing
+    ours = old.there is not None or new != (None, None)
+    if ours:
+        raise os_error(errno.EPERM)
+    return PROCEED
 
 
 def unlink(call: TrappedCall, machine: Machine) -> int:

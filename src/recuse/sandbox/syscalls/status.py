@@ -156,12 +156,17 @@ def faccessat2(call: TrappedCall, machine: Machine) -> int:
     return _access(call, machine, found, signed32(call.a2), call.a3)
 
 
-def _readlink(call: TrappedCall, found: Found | None, buffer: int, size: int) -> int:
+def _readlink(
+    call: TrappedCall, machine: Machine, found: Found | None, buffer: int, size: int
+) -> int:
     if found is None:
         return PROCEED
     if size <= 0:
         raise os_error(errno.EINVAL)
-    target = (found.location.path if found.link else found.node.read_link())[:size]
+    if found.link:
+        target = machine.tree.shown_path(call.tid, found.location)[:size]
+    else:
+        target = found.node.read_link()[:size]
     _write(call, buffer, target)
     return len(target)
 
@@ -169,14 +174,14 @@ def _readlink(call: TrappedCall, found: Found | None, buffer: int, size: int) ->
 def readlink(call: TrappedCall, machine: Machine) -> int:
     """``readlink(path, buf, size)``: a device is no link, ``/proc/self/fd/N`` is one to it."""
     found = inspected(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return _readlink(call, found, call.a1, signed32(call.a2))
+    return _readlink(call, machine, found, call.a1, signed32(call.a2))
 
 
 def readlinkat(call: TrappedCall, machine: Machine) -> int:
     """``readlinkat(dirfd, path, buf, size)``."""
     flags = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
     found = inspected(call, machine, signed32(call.a0), call.a1, flags)
-    return _readlink(call, found, call.a2, signed32(call.a3))
+    return _readlink(call, machine, found, call.a2, signed32(call.a3))
 
 
 HANDLERS: Final[dict[str, Handler]] = {

@@ -87,7 +87,7 @@ def getcwd(call: TrappedCall, machine: Machine) -> int:
     location = machine.tree.directory(call.tid, AT_FDCWD)
     if location is None:
         return PROCEED
-    data = location.path + b"\0"
+    data = machine.tree.shown_path(call.tid, location) + b"\0"
     if call.a1 < len(data):
         raise os_error(errno.ERANGE)
     if call.alive() and write_memory(call.tid, call.a0, data) < len(data):

@@ -25,7 +25,7 @@ from recuse.sandbox.vfs.resolve import AT_FDCWD, Found
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
-    from recuse.sandbox.trap.call import TrappedCall
+    from recuse.sandbox.trap.call import Outcome, TrappedCall
 
 _AT_FLAGS: Final = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
 _AT_SYMLINK_FOLLOW: Final = 0x400
@@ -91,21 +91,31 @@ def _arguments(call: TrappedCall) -> tuple[int, int] | None:
     return size, flags
 
 
-def getxattr(call: TrappedCall, machine: Machine) -> int:
-    """``getxattr(path, name, ...)``."""
-    found = inspected(call, machine, AT_FDCWD, call.a0, 0)
-    return _get_attribute(call, machine, found, call.a1)
+def _list_attributes(call: TrappedCall, machine: Machine, found: Found | None, address: int) -> int:
+    """None."""
+    return PROCEED if found is None or found.link else 0
 
 
-def lgetxattr(call: TrappedCall, machine: Machine) -> int:
-    """``lgetxattr(path, name, ...)``."""
-    found = inspected(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return _get_attribute(call, machine, found, call.a1)
+_Act = Callable[["TrappedCall", "Machine", Found | None, int], int]
+"""Does something to what was found; the address is that of the attribute's name, if it has one."""
 
 
-def fgetxattr(call: TrappedCall, machine: Machine) -> int:
-    """``fgetxattr(fd, name, ...)``."""
-    return _get_attribute(call, machine, opened(call, machine), call.a1)
+def _by_path(act: _Act, find: Callable[..., Found | None], flags: int = 0) -> Handler:
+    """``act(path, name, ...)``, and with AT_SYMLINK_NOFOLLOW its namesake for links."""
+
+    def handle(call: TrappedCall, machine: Machine) -> int:
+        return act(call, machine, find(call, machine, AT_FDCWD, call.a0, flags), call.a1)
+
+    return handle
+
+
+def _by_descriptor(act: _Act) -> Handler:
+    """``act(fd, name, ...)``."""
+
+    def handle(call: TrappedCall, machine: Machine) -> int:
+        return act(call, machine, opened(call, machine), call.a1)
+
+    return handle
 
 
 def getxattrat(call: TrappedCall, machine: Machine) -> int:
@@ -116,28 +126,9 @@ def getxattrat(call: TrappedCall, machine: Machine) -> int:
     return _get_attribute(call, machine, _at(call, machine, inspected), call.a3)
 
 
-def _list_attributes(found: Found | None) -> int:
-    return PROCEED if found is None or found.link else 0
-
-
-def listxattr(call: TrappedCall, machine: Machine) -> int:
-    """``listxattr(path, ...)``."""
-    return _list_attributes(inspected(call, machine, AT_FDCWD, call.a0, 0))
-
-
-def llistxattr(call: TrappedCall, machine: Machine) -> int:
-    """``llistxattr(path, ...)``."""
-    return _list_attributes(inspected(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW))
-
-
-def flistxattr(call: TrappedCall, machine: Machine) -> int:
-    """``flistxattr(fd, ...)``."""
-    return _list_attributes(opened(call, machine))
-
-
 def listxattrat(call: TrappedCall, machine: Machine) -> int:
     """``listxattrat(dirfd, path, at_flags, ...)``."""
-    return _list_attributes(_at(call, machine, inspected))
+    return _list_attributes(call, machine, _at(call, machine, inspected), 0)
 
 
 def _bad_value(size: int, flags: int) -> bool:
@@ -145,20 +136,13 @@ def _bad_value(size: int, flags: int) -> bool:
     return size > _SIZE_MAX or bool(flags & 0xFFFFFFFF & ~_FLAGS)
 
 
-def setxattr(call: TrappedCall, machine: Machine) -> int:
-    """``setxattr(path, name, value, size, flags)``."""
-    if _bad_value(call.a3, call.a4):
-        return PROCEED
-    found = named(call, machine, AT_FDCWD, call.a0, 0)
-    return _set_attribute(call, machine, found, call.a1)
+def _setting(handle: Handler) -> Handler:
+    """``act(path, name, value, size, flags)``."""
 
+    def checked(call: TrappedCall, machine: Machine) -> Outcome:
+        return PROCEED if _bad_value(call.a3, call.a4) else handle(call, machine)
 
-def lsetxattr(call: TrappedCall, machine: Machine) -> int:
-    """``lsetxattr(path, name, value, size, flags)``."""
-    if _bad_value(call.a3, call.a4):
-        return PROCEED
-    found = named(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return _set_attribute(call, machine, found, call.a1)
+    return checked
 
 
 def setxattrat(call: TrappedCall, machine: Machine) -> int:
@@ -167,18 +151,6 @@ def setxattrat(call: TrappedCall, machine: Machine) -> int:
     if arguments is None or _bad_value(*arguments):
         return PROCEED
     return _set_attribute(call, machine, _at(call, machine, named), call.a3)
-
-
-def removexattr(call: TrappedCall, machine: Machine) -> int:
-    """``removexattr(path, name)``."""
-    found = named(call, machine, AT_FDCWD, call.a0, 0)
-    return _set_attribute(call, machine, found, call.a1)
-
-
-def lremovexattr(call: TrappedCall, machine: Machine) -> int:
-    """``lremovexattr(path, name)``."""
-    found = named(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
-    return _set_attribute(call, machine, found, call.a1)
 
 
 def removexattrat(call: TrappedCall, machine: Machine) -> int:
@@ -206,19 +178,19 @@ def name_to_handle_at(call: TrappedCall, machine: Machine) -> int:
 
 
 HANDLERS: Final[dict[str, Handler]] = {
-    "getxattr": getxattr,
-    "lgetxattr": lgetxattr,
-    "fgetxattr": fgetxattr,
+    "getxattr": _by_path(_get_attribute, inspected),
+    "lgetxattr": _by_path(_get_attribute, inspected, AT_SYMLINK_NOFOLLOW),
+    "fgetxattr": _by_descriptor(_get_attribute),
     "getxattrat": getxattrat,
-    "listxattr": listxattr,
-    "llistxattr": llistxattr,
-    "flistxattr": flistxattr,
+    "listxattr": _by_path(_list_attributes, inspected),
+    "llistxattr": _by_path(_list_attributes, inspected, AT_SYMLINK_NOFOLLOW),
+    "flistxattr": _by_descriptor(_list_attributes),
     "listxattrat": listxattrat,
-    "setxattr": setxattr,
-    "lsetxattr": lsetxattr,
+    "setxattr": _setting(_by_path(_set_attribute, named)),
+    "lsetxattr": _setting(_by_path(_set_attribute, named, AT_SYMLINK_NOFOLLOW)),
     "setxattrat": setxattrat,
-    "removexattr": removexattr,
-    "lremovexattr": lremovexattr,
+    "removexattr": _by_path(_set_attribute, named),
+    "lremovexattr": _by_path(_set_attribute, named, AT_SYMLINK_NOFOLLOW),
     "removexattrat": removexattrat,
     "file_getattr": file_attributes,
     "file_setattr": file_attributes,

@@ -187,6 +187,15 @@ class OwedCall:
         """See `Listener.add_descriptor`."""
         return self.trap.listener.add_descriptor(self.id, descriptor, cloexec=cloexec)
 
+    @property
+    def arguments(self) -> tuple[int, ...]:
+        """All six."""
+        return self.a0, self.a1, self.a2, self.a3, self.a4, self.a5
+
+    @arguments.setter
+    def arguments(self, values: tuple[int, ...]) -> None:
+        self.a0, self.a1, self.a2, self.a3, self.a4, self.a5 = values
+
     # The answers. Each tells whether the program was still there to get it. What all three have in
     # common stands in each: one of them is on the way of every call.
 

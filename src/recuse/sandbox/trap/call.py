@@ -14,23 +14,36 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from recuse.channel.workers import pass_lead
 from recuse.kernel.connection.operation import Operation, failure
+from recuse.kernel.errors import os_error
 from recuse.runtime.threads import must_not_block, no_more
 from recuse.sandbox.trap.answers import ANSWERED, RUNNING, WAITING, OwedCall
 from recuse.sandbox.trap.trap import QUICK_CALLS, Trap
 
 if TYPE_CHECKING:
-    from recuse.kernel.char.devices import CharDevice
     from recuse.kernel.connection.connection import Connection
     from recuse.kernel.connection.request import Reply, Request
+    from recuse.sandbox.errands import Errands
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+
+class Served(Protocol):
+    """What a server has: a device, or a tree of files."""
+
+    @property
+    def connection(self) -> Connection:
+        """To the server."""
+
+    @property
+    def serial(self) -> int:
+        """Different for each that there ever was."""
 
 
 class OnDevice(Generic[T_co]):
@@ -38,7 +51,7 @@ class OnDevice(Generic[T_co]):
 
     __slots__ = ("device", "operation")
 
-    def __init__(self, device: CharDevice, operation: Operation[T_co]) -> None:
+    def __init__(self, device: Served, operation: Operation[T_co]) -> None:
         self.device = device
         self.operation = operation
 
@@ -62,10 +75,36 @@ Outcome: TypeAlias = int | Steps[int]
 """What a handler returns: a result, or what it takes to come to one."""
 
 
+class _Errand:
+    """A pause: what follows is done in a thread that it may block.
+
+    Not in the one that has brought an answer, which may have others to bring.
+    """
+
+    __slots__ = ("_errands",)
+
+    def __init__(self, errands: Errands) -> None:
+        self._errands = errands
+
+    def begin(self, go_on: Callable[[], None]) -> bool:
+        """See :class:`Pause`."""
+        self._errands.put(go_on)
+        return True
+
+
+class UnansweredError(BaseException):
+    """A handler has asked (:meth:`TrappedCall.ask`) for what is not known yet."""
+
+    def __init__(self, question: Hashable, step: OnDevice[Any]) -> None:
+        super().__init__(question)
+        self.question = question
+        self.step = step
+
+
 class TrappedCall(OwedCall):
     """A call with what it waits for."""
 
-    __slots__ = ("_device", "_interrupted", "_operation", "_request", "_runs")
+    __slots__ = ("_answers", "_device", "_interrupted", "_operation", "_request", "_runs")
 
     def __init__(self, trap: Trap, fields: tuple[int, ...]) -> None:
         """Make it of the members of ``struct seccomp_notif`` and ``struct seccomp_data``."""
@@ -86,11 +125,13 @@ class TrappedCall(OwedCall):
             self.a5,
         ) = fields
         self._task = None
-        self._device: CharDevice | None = None
+        self._device: Served | None = None
         self._operation: Operation[Any] | None = None
         self._request: Request | None = None
         self._runs = False
         """Whether its operation is one that :meth:`run` was given."""
+        self._answers: dict[Hashable, tuple[Any, int]] | None = None
+        """What was asked for, with its errno or 0."""
         self._interrupted = 0
         """1 if a signal has come while the operation runs, 2 if it has killed the caller."""
 
@@ -163,7 +204,7 @@ class TrappedCall(OwedCall):
     # Operations of the kernel half. While its thread of ours serves the call, nobody looks for
     # signals: who sees that the thread blocks sees to that (`blocks`).
 
-    def run(self, device: CharDevice, operation: Operation[int]) -> int:
+    def run(self, device: Served, operation: Operation[int]) -> int:
         """Run an operation; its result answers the call, now or later. Returns ANSWERED."""
         self._device = device
         self._operation = operation
@@ -180,7 +221,7 @@ class TrappedCall(OwedCall):
             self.finish(*outcome)
         return ANSWERED
 
-    def complete(self, device: CharDevice, operation: Operation[T]) -> T:
+    def complete(self, device: Served, operation: Operation[T]) -> T:
         """Run an operation in this thread from beginning to end; return what it returns."""
         if must_not_block():
             raise no_more()
@@ -202,6 +243,56 @@ class TrappedCall(OwedCall):
     def take(self, steps: Steps[int]) -> None:
         """Take the steps of a handler that may wait; what it returns or raises answers."""
         self._step(steps, None, None)
+
+    # Questions
+
+    def ask(self, question: Hashable, step: Callable[[], OnDevice[T]]) -> T:
+        """What the step comes to, of a handler that has not changed anything yet.
+
+        The first time this leaves the handler by an exception, and so whatever it has taken on or
+        opened. When the answer is there the handler begins anew, asks again, and has it. So a path
+        may lead through any number of directories whose servers are to be asked, and nothing is
+        held while one of them takes its time.
+
+        Args:
+            question: what is asked; the same once more has the same answer.
+            step: makes the step, which is taken once.
+
+        Raises:
+            OSError: as the step.
+        """
+        answers = self._answers
+        if answers is None or question not in answers:
+            raise UnansweredError(question, step())
+        answer, code = answers[question]
+        if code:
+            raise os_error(code)
+        found: T = answer
+        return found
+
+    def answered(
+        self, asked: UnansweredError, handle: Callable[[], Outcome], errands: Errands
+    ) -> Steps[int]:
+        """The steps of a handler that has asked, which ``handle`` begins anew each time."""
+        question, step = asked.question, asked.step
+        del asked  # which has the frames of who asked
+        answers = self._answers = {}
+        while True:
+            thread = threading.get_ident()
+            try:
+                answers[question] = (yield step), 0
+            except OSError as error:
+                answers[question] = None, error.errno or errno.EIO
+            if threading.get_ident() != thread:
+                yield _Errand(errands)
+            if not self.alive():
+                raise os_error(errno.ESRCH)  # its tid may be another thread's by now
+            try:
+                outcome = handle()
+            except UnansweredError as unanswered:
+                question, step = unanswered.question, unanswered.step
+            else:
+                return outcome if isinstance(outcome, int) else (yield from outcome)
 
     # The call does not refer to the steps of its handler, which refer to it: what they wait for
     # does, and is all that keeps the two.

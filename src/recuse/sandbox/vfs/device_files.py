@@ -174,6 +174,18 @@ class DeviceFiles:
         """The same, None if the device's ioctls have not made any files yet."""
         return self._anonymous.get(device.serial)
 
+    def directory(self, path: bytes) -> Location:
+        """A directory at a path where nothing is natively, made if it is not there; it stays.
+
+        Raises:
+            OSError: EEXIST if something else is there.
+        """
+        with self._lock:
+            self._kept.add(self._directory(path))
+            found = self._mounts.at(path)
+            assert found is not None
+            return found
+
     def _new_inode(self) -> int:
         inode = self._next_inode
         self._next_inode += 1

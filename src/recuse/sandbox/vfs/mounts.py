@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Collection
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.locks import new_lock
 from recuse.sandbox.vfs import native_files
-from recuse.sandbox.vfs.dentry import Addition, Location, Mount
+from recuse.sandbox.vfs.dentry import Addition, FileTree, Location, Mount
 
 _KERNEL_FILESYSTEMS = (native_files.PROC_MAGIC, native_files.SYSFS_MAGIC)
 
@@ -20,11 +22,11 @@ _KERNEL_FILESYSTEMS = (native_files.PROC_MAGIC, native_files.SYSFS_MAGIC)
 class Mounts:
     """All mounts and additions of a sandbox.
 
-    They come before what is found there, and stay; who changes the table sees to it that only one
-    does at a time. Reading needs no lock.
+    They come before what is found there, and stay. Thread-safe; reading needs no lock.
     """
 
     def __init__(self) -> None:
+        self._lock = new_lock("Mounts")
         self._additions: dict[tuple[int, int], tuple[Addition, ...]] = {}
         self._kernel_additions: dict[tuple[int, int], tuple[Addition, ...]] = {}
         """Those in /proc and /sys, by f_type and inode number."""
@@ -33,6 +35,16 @@ class Mounts:
         """By path those that hide what is there natively."""
         self._beginnings: tuple[bytes, ...] = ()
         """How paths begin that may lead there."""
+        self._covers: dict[tuple[int, int], Mount] = {}
+        """What is mounted on native directories."""
+        self._on_ours: dict[Location, Mount] = {}
+        """What is mounted on directories of ours."""
+        self._mounted: tuple[bytes, ...] = ()
+        """The paths of all mounts."""
+        self.covered: Collection[tuple[int, int]] = self._covers.keys()
+        """Native directories on which something is mounted."""
+        self.covers_files = False
+        """Whether there was something in one of them."""
 
     def add(self, addition: Addition) -> None:
         """Add a tree to a native directory.
@@ -44,17 +56,44 @@ class Mounts:
         native = native_files.status(path)
         if not stat.S_ISDIR(native.st_mode):
             raise os_error(errno.ENOTDIR)
-        _append(self._additions, (native.st_dev, native.st_ino), addition)
         kind = native_files.filesystem_type_at(path)
-        if kind in _KERNEL_FILESYSTEMS:
-            _append(self._kernel_additions, (kind, native.st_ino), addition)
-            self._kernel_inodes.add(native.st_ino)
-        if addition.hides:
-            self._quick[path] = addition
-            beginning = path if path == b"/" else path + b"/"
-            if not beginning.startswith(self._beginnings):
-                others = (one for one in self._beginnings if not one.startswith(beginning))
-                self._beginnings = (*others, beginning)
+        with self._lock:
+            _append(self._additions, (native.st_dev, native.st_ino), addition)
+            if kind in _KERNEL_FILESYSTEMS:
+                _append(self._kernel_additions, (kind, native.st_ino), addition)
+                self._kernel_inodes.add(native.st_ino)
+            if addition.hides:
+                self._quick[path] = addition
+                beginning = path if path == b"/" else path + b"/"
+                if not beginning.startswith(self._beginnings):
+                    others = (one for one in self._beginnings if not one.startswith(beginning))
+                    self._beginnings = (*others, beginning)
+
+    def mount(self, tree: FileTree, path: bytes, point: Location | None) -> None:
+        """Have a tree cover a directory.
+
+        Args:
+            tree: what is seen there from now on.
+            path: the directory's, without links.
+            point: the directory, if it is ours.
+
+        Raises:
+            OSError: ENOTDIR if it is none; as stat.
+        """
+        mount = Mount(tree, path, point)
+        if point is not None:
+            with self._lock:
+                self._on_ours[point] = mount
+                self._mounted = (*self._mounted, path)
+            return
+        native = native_files.status(path)
+        if not stat.S_ISDIR(native.st_mode):
+            raise os_error(errno.ENOTDIR)
+        empty = native_files.is_empty(path)
+        with self._lock:
+            self.covers_files = self.covers_files or not empty
+            self._covers[native.st_dev, native.st_ino] = mount
+            self._mounted = (*self._mounted, path)
 
     def hiding_at(self, path: bytes) -> Addition | None:
         """What hides native files in the directory of that path."""
@@ -78,23 +117,40 @@ class Mounts:
         return found
 
     def cover(self, file: int, status: os.stat_result, *, own_root: bool) -> Mount | None:
-        """What is mounted on a native directory; arguments as the walk has them."""
-        return None
+        """What is mounted on a native directory.
+
+        Where it is by another path it is another mount (bind) of the same directory, on which
+        nothing is mounted; but in other roots and mount namespaces paths say nothing.
+
+        Args:
+            file: a descriptor of it.
+            status: what it is.
+            own_root: whether it is seen from a root or mounts that may not be the supervisor's.
+        """
+        mount = self._covers.get((status.st_dev, status.st_ino))
+        if mount is not None and not own_root and native_files.path_of(file) != mount.path:
+            return None
+        return mount
 
     def top(self, location: Location) -> Location:
         """What is seen at a place of ours: that, or the root of what is mounted on it."""
+        while self._on_ours and (mount := self._on_ours.get(location)) is not None:
+            location = Location(mount, mount.tree.root)
         return location
 
-    def has_additions(self, status: os.stat_result) -> bool:
-        """Whether something is added to a directory as the supervisor sees it."""
-        return (status.st_dev, status.st_ino) in self._additions
+    def changes(self, status: os.stat_result) -> bool:
+        """Whether names in a native directory may lead to something of ours."""
+        return (key := (status.st_dev, status.st_ino)) in self._additions or key in self._covers
 
     def at(self, path: bytes, *, all_may_search: bool = False) -> Location | None:
         """What hides native files at that very path, with no link on the way.
 
-        With ``all_may_search``, and only directories that everybody may search.
+        With ``all_may_search``, and with nothing on it that a thread or a mount may be in the way
+        of: only directories that everybody may search, and no mounts.
         """
         if not path.startswith(self._beginnings):
+            return None
+        if all_may_search and path.startswith(self._mounted):
             return None
         names = []
         head = path

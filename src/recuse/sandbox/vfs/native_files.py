@@ -70,6 +70,7 @@ status = os.stat
 link_status = os.lstat
 is_link = os.path.islink
 is_there = os.path.lexists
+real_path = os.path.realpath
 
 
 def status_from(acting: Acting | None, start: bytes, path: bytes) -> os.stat_result:
@@ -84,6 +85,11 @@ def status_from(acting: Acting | None, start: bytes, path: bytes) -> os.stat_res
             return os.stat(path, dir_fd=directory)
     finally:
         os.close(directory)
+
+
+def is_empty(path: bytes) -> bool:
+    """Whether there is nothing in a directory of the supervisor's. OSError as opendir."""
+    return not os.listdir(path)
 
 
 def is_link_in(name: bytes, directory: int) -> bool:
@@ -142,6 +148,16 @@ def target_of(link: int) -> bytes:
 def path_of(file: int) -> bytes:
     """The path of a descriptor's file, from the supervisor's root."""
     return os.readlink(b"/proc/self/fd/%d" % file)
+
+
+def root_path(tid: int) -> bytes:
+    """The path of a thread's root, from the supervisor's. OSError if it is gone."""
+    return os.readlink(b"/proc/%d/root" % tid)
+
+
+def below(root: bytes, path: bytes) -> bytes:
+    """A path as it is from a root; the same if it is not below that."""
+    return path.removeprefix(root) or b"/" if path.startswith(root + b"/") or path == root else path
 
 
 def mount_of(file: int) -> bytes:

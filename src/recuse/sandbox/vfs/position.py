@@ -148,7 +148,11 @@ class Position:
         """The thread's root, or where the path's scope begins."""
         if self._root is None:
             root = b"/proc/%d/root" % self.tid if self.own_root else b"/"
-            self._root = self._spot(native_files.look(root))
+            spot = self._spot(native_files.look(root))
+            self._root = spot
+            if spot.cover is not None:
+                os.close(spot.file)
+                self._root = self.mounts.top(Location(spot.cover, spot.cover.tree.root))
         return self._root
 
     def _at_root(self) -> bool:
@@ -162,7 +166,7 @@ class Position:
         if isinstance(root, Location):
             return root == self.at
         here = self.here
-        if here is None or (self.at is not None and not self._at_top_of(here)):
+        if here is None or self.at is not None:
             return False
         if not os.path.samestat(root.status, here.status):
             return False
@@ -206,11 +210,14 @@ class Position:
             root = self.root()
             if isinstance(root, Spot):
                 flags = native_files.RESOLVE_IN_ROOT | native_files.RESOLVE_NO_MAGICLINKS
-                file = native_files.open_path(root.file, mount.path, flags)
-                if file >= 0:
-                    self.go(file)
-                    if self.here is not None and self.here.shows(mount):
-                        return
+                # As in a bind mount or a copy of /dev, or else by the supervisor's path.
+                below = native_files.below(native_files.path_of(root.file), mount.path)
+                for path in dict.fromkeys((mount.path, below)):
+                    file = native_files.open_path(root.file, path, flags)
+                    if file >= 0:
+                        self.go(file)
+                        if self.here is not None and self.here.shows(mount):
+                            return
         # From the thread's root it may be out of reach, but for what is ours in it.
         self.go(native_files.look(mount.path))
         self._out_of_reach = self.own_root or bool(self.scope)

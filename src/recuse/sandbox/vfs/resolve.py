@@ -1,14 +1,13 @@
-"""The devices' places in the tree of files, and the way from a path to them.
+"""The way from a path to what there is in the sandbox's trees of files.
 
-A device's node, and a directory above it that does not exist natively (``/dev/input`` where there
-is none), exist only here. A path is resolved as the calling thread sees it: its root, mounts and
-working directory, its descriptors, symbolic links, ``..`` and ``/proc/self``.
+A path is resolved as the calling thread sees it: its root, mounts and working directory, its
+descriptors, symbolic links, ``..`` and ``/proc/self``.
 
 Most paths that programs use lead somewhere else, and must be told apart quickly. What exists
-natively is not ours, unless a device hides it; what does not exist can be ours only if its parent
-directory is one that we add to, does not exist either, or the name is a dangling link. Both are
-decided by inode numbers with one or two stat calls. Only the rest is walked name by name
-(:mod:`recuse.sandbox.vfs.walk`).
+natively is not ours, unless a device hides it or a tree is mounted on it; what does not exist can
+be ours only if its parent directory is one that is added to or covered, does not exist either, or
+the name is a dangling link. Both are decided by inode numbers with one or two stat calls. Only the
+rest is walked name by name (:mod:`recuse.sandbox.vfs.walk`).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from recuse.sandbox.arch import arch
 from recuse.sandbox.tasks.rights import Acting
 from recuse.sandbox.tasks.tasks import Tasks
 from recuse.sandbox.vfs import native_files
-from recuse.sandbox.vfs.dentry import Addition, Location
+from recuse.sandbox.vfs.dentry import Addition, FileTree, Location
 from recuse.sandbox.vfs.device_files import DeviceFiles
 from recuse.sandbox.vfs.found import AbsentError, Found, NativeFile, OutsideError
 from recuse.sandbox.vfs.mounts import Mounts
@@ -61,6 +60,8 @@ _ITSELF = contextlib.nullcontext()
 _OF_THE_READER = (b"/proc/self", b"/proc/thread-self", b"/dev/fd", b"/dev/std")
 """How paths begin that lead to whoever looks."""
 
+
+Path = str | bytes | os.PathLike[str]
 
 Listed = Location | tuple[Addition, ...]
 """A directory of ours, or what is added to one that is native."""
@@ -123,7 +124,7 @@ class Tree:
             location = self.mounts.at(path, all_may_search=True)
             if location is not None and not (follow and location.node.is_link):
                 return Found(location)
-        if not scope and not self.devices.hides_links:
+        if not scope and not (self.devices.hides_links or self.mounts.covers_files):
             acting = None if self._tasks.alike else self._tasks.get(tid).acting
             if self.many_roots or acting is not None:
                 if self._elsewhere_there(tid, base, path, follow, opening, acting):
@@ -172,6 +173,7 @@ class Tree:
         devices = self.devices
         looks = (
             devices.hides_files
+            or bool(self.mounts.covered)
             or (opening and devices.numbers_elsewhere)
             or path.endswith(b"devices")
         )
@@ -193,7 +195,7 @@ class Tree:
             parent = native_files.status(above)
         except OSError:
             return False  # may lie in a directory of ours
-        if self.mounts.has_additions(parent):
+        if self.mounts.changes(parent):
             return False
         if parent.st_dev == self.devices.proc_device:
             return False  # /proc/self there is not the program's
@@ -256,13 +258,15 @@ class Tree:
             found = os.fstat(parent)
             if found.st_dev == self.devices.proc_device or native_files.is_link_in(name, parent):
                 return False
-            return not self.mounts.additions(b"/proc/self/fd/%d" % parent, found)
+            ours = self.mounts.changes(found)
+            return not ours and not self.mounts.additions(b"/proc/self/fd/%d" % parent, found)
         finally:
             os.close(parent)
 
     def _may_be_ours(self, found: os.stat_result, opening: bool) -> bool:
         """Whether what is there natively is hidden by a node, or has a device's number."""
-        return (found.st_dev, found.st_ino) in self.devices.hidden or (
+        key = found.st_dev, found.st_ino
+        return (key in self.devices.hidden or key in self.mounts.covered) or (
             opening and stat.S_ISCHR(found.st_mode) and found.st_rdev in self.devices.by_number
         )
 
@@ -285,6 +289,24 @@ class Tree:
         finally:
             if directory >= 0:
                 os.close(directory)
+
+    def merge(self, tree: FileTree, path: Path) -> None:
+        """Add what is in a tree's root to a native directory: what has no name there natively.
+
+        Raises:
+            OSError: ENOTDIR if it is none; as stat.
+        """
+        self.mounts.add(Addition(tree, native_files.real_path(os.fsencode(path))))
+
+    def mount(self, tree: FileTree, path: Path) -> None:
+        """Have a tree cover a directory, which is made (in the sandbox only) if there is none.
+
+        Raises:
+            OSError: ENOTDIR if something else is there, natively; EEXIST if it is ours.
+        """
+        real = native_files.real_path(os.fsencode(path))
+        point = None if native_files.is_there(real) else self.devices.directory(real)
+        self.mounts.mount(tree, real, None if point is None else self.mounts.top(point))
 
     def listed(self, tid: int, number: int) -> Listed:
         """What of ours a listing of an open directory shows.
@@ -317,6 +339,15 @@ class Tree:
         if location is not None and location.node.removed:
             raise os_error(errno.ENOENT)
         return location
+
+    def shown_path(self, tid: int, location: Location) -> bytes:
+        """The path of a place of ours as a thread is told it: from its root.
+
+        Raises:
+            OSError: ENOENT if the thread is gone.
+        """
+        path = location.path
+        return native_files.below(native_files.root_path(tid), path) if self.many_roots else path
 
     @staticmethod
     def inode_above(location: Location) -> int:

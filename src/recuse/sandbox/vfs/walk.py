@@ -1,11 +1,4 @@
-"""The way of one path, name by name, as one thread sees it (fs/namei.c; Linux 6.1).
-
-What is there natively is held by descriptors that open nothing (O_PATH), so the kernel itself says
-what a name is in a directory, which mounts are on it and what is above it, in whatever mount
-namespace and below whatever root the thread is. A directory has nodes of ours in it if it *is* one
-of those that we add to, whatever path led there: a bind mount of /dev is /dev, and so is the /dev
-of a chroot on which it is mounted; a filesystem of its own that is mounted on /dev is not.
-"""
+"""The way of one path, name by name, as one thread sees it (fs/namei.c; Linux 6.1)."""
 
 from __future__ import annotations
 
