@@ -54,7 +54,9 @@ class Mount:
         self._channel: Channel | None = None
         self._mounted = False
         self._size = max(self._session.request_size, 8192)
-        self._workers: Workers[bytes] = Workers(self._receive, self._handle, name="recuse-mount")
+        self._workers: Workers[bytes] = Workers(
+            self._receive, self._handle, name="recuse-filesystem"
+        )
 
     def start(self) -> None:
         """Mount it and serve it.

@@ -24,6 +24,7 @@ class KnownNodes:
         self._by_number: dict[int, Node] = {}
         self._lookups: dict[int, int] = {}
         filesystem.root._number = FUSE_ROOT_ID
+        filesystem.root._filesystem = filesystem
         self._by_number[FUSE_ROOT_ID] = filesystem.root
 
     def __len__(self) -> int:
@@ -43,6 +44,7 @@ class KnownNodes:
                 if not node._number:
                     filesystem = self._filesystem
                     filesystem._last_number += 1
+                    node._filesystem = filesystem
                     node._number = filesystem._last_number
         return node._number
 

@@ -5,19 +5,39 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import time
 from collections.abc import AsyncIterable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias
 
 from recuse.runtime.records import record
 from recuse.server.device import File
+from recuse.wire.fuse import (
+    FUSE_EXPIRE_ONLY,
+    FUSE_NOTIFY_DELETE,
+    FUSE_NOTIFY_INC_EPOCH,
+    FUSE_NOTIFY_INVAL_ENTRY,
+    FUSE_NOTIFY_INVAL_INODE,
+    FUSE_NOTIFY_PRUNE,
+    FUSE_NOTIFY_RESEND,
+    FUSE_NOTIFY_STORE,
+)
+from recuse.wire.notify import (
+    fuse_notify_delete_out,
+    fuse_notify_inval_entry_out,
+    fuse_notify_inval_inode_out,
+    fuse_notify_prune_out,
+    fuse_notify_store_out,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+    from concurrent.futures import Future
 
     from typing_extensions import Buffer
 
     from recuse.server.request import OpenRequest
+    from recuse.wire.declare import Structure
 
 _STARTED_NS: Final = time.time_ns()
 _UID: Final = os.geteuid()
@@ -99,6 +119,8 @@ class Node:
 
     _number: int = 0
     """Its number in its filesystem, 0 before it has one."""
+    _filesystem: Filesystem | None = None
+    """Set with the number."""
 
     def attributes(self) -> Attributed | Awaitable[Attributed]:
         """Return what stat(2) tells: this node, by default, whose attributes are read."""
@@ -142,6 +164,24 @@ class Node:
         """Remove an extended attribute. Raises OSError: ENODATA if there is none of that name."""
         raise _error(errno.EOPNOTSUPP)
 
+    def changed(self, offset: int = 0, length: int = 0) -> None:
+        """Say that something else has changed the node: what the kernel has of it is not true.
+
+        That is its attributes, and of its content ``length`` bytes from ``offset`` on; 0: all to
+        the end. Callable from any thread and method; it returns before the kernel knows.
+        """
+        body = fuse_notify_inval_inode_out(ino=self._number, off=offset, len=length)
+        self._notify(FUSE_NOTIFY_INVAL_INODE, body)
+
+    def attributes_changed(self) -> None:
+        """The same for the attributes alone."""
+        body = fuse_notify_inval_inode_out(ino=self._number, off=-1)
+        self._notify(FUSE_NOTIFY_INVAL_INODE, body)
+
+    def _notify(self, code: int, body: Structure, data: bytes = b"") -> None:
+        if self._filesystem is not None:
+            self._filesystem._notify(code, body, data)
+
     def forgotten(self) -> None:
         """The kernel knows the node no more: no request is about it before it is found again."""
 
@@ -174,6 +214,26 @@ class RegularFile(Node):
     def write(self, data: bytes, offset: int) -> int | Awaitable[int | None] | None:
         """Take what is written at ``offset``; return how many bytes of it, None for all."""
         raise _error(errno.EBADF)
+
+    def store(self, offset: int, data: bytes) -> None:
+        """Give the kernel some of the file's content before a program reads it.
+
+        The file is longer by that, if it was shorter. Callable from any thread and method; it
+        returns before the kernel has it.
+        """
+        body = fuse_notify_store_out(nodeid=self._number, offset=offset, size=len(data))
+        self._notify(FUSE_NOTIFY_STORE, body, data)
+
+    def retrieve(self, offset: int, size: int) -> Future[bytes]:
+        """Ask for what the kernel has of the file's content: ``size`` bytes at most.
+
+        Not to be waited for in a method, whose program may hold up the answer. The result may be
+        shorter. Raises OSError: ENODEV if the filesystem is not served, or the kernel does not
+        know the file.
+        """
+        if self._filesystem is None:
+            raise _error(errno.ENODEV)
+        return self._filesystem._retrieve(self._number, offset, size)
 
     def truncate(self, size: int) -> None:
         """Make the file that long, with zeros at the end if it was shorter."""
@@ -371,6 +431,29 @@ class Directory(Node):
         """
         raise _error(errno.EPERM)
 
+    def entry_changed(self, name: str) -> None:
+        """Say that something else has changed what a name stands for, or made or removed it.
+
+        Programs that use the old node go on with it. Callable from any thread and method; it
+        returns before the kernel knows.
+        """
+        self._forget_name(name, 0)
+
+    def entry_expired(self, name: str) -> None:
+        """Have the kernel look a name up again when it is used next, and keep it until then."""
+        self._forget_name(name, FUSE_EXPIRE_ONLY)
+
+    def _forget_name(self, name: str, flags: int) -> None:
+        encoded = os.fsencode(name)
+        body = fuse_notify_inval_entry_out(parent=self._number, namelen=len(encoded), flags=flags)
+        self._notify(FUSE_NOTIFY_INVAL_ENTRY, body, encoded + b"\0")
+
+    def entry_removed(self, name: str, node: Node) -> None:
+        """Say that something else has removed a name: who watches the directory is told."""
+        encoded = os.fsencode(name)
+        body = fuse_notify_delete_out(parent=self._number, child=node._number, namelen=len(encoded))
+        self._notify(FUSE_NOTIFY_DELETE, body, encoded + b"\0")
+
     def tmpfile(self, mode: int) -> Any:
         """Make a regular file without a name (O_TMPFILE); return its node, or node and `File`."""
         raise _error(errno.EOPNOTSUPP)
@@ -405,6 +488,16 @@ class Statistics:
     name_max: int = 255
 
 
+class Session(Protocol):
+    """What serves a filesystem, as far as the filesystem needs it."""
+
+    def notify(self, code: int, body: Structure | None, data: bytes) -> None:
+        """Tell the kernel half something soon."""
+
+    def retrieve(self, number: int, offset: int, size: int) -> Future[bytes]:
+        """Ask the kernel half for some of a node's content."""
+
+
 class Filesystem:
     """A filesystem: its root, and how it is served."""
 
@@ -430,6 +523,8 @@ class Filesystem:
     """Most bytes in one request."""
 
     _last_number: int = 1
+    _sessions: tuple[Session, ...] = ()
+    """Those that serve it now."""
 
     def __init__(self, root: Directory | None = None) -> None:
         if root is not None:
@@ -438,6 +533,34 @@ class Filesystem:
     def statistics(self) -> Any:
         """Return `Statistics`, or what `os.statvfs` does, for statfs(2)."""
         return Statistics()
+
+    def names_changed(self) -> None:
+        """Have the kernel look up all names again (Linux 6.17; elsewhere nothing happens)."""
+        self._notify(FUSE_NOTIFY_INC_EPOCH, None)
+
+    def prune(self, nodes: Iterable[Node]) -> None:
+        """Have the kernel forget nodes that no program uses, so that memory gets free (6.19)."""
+        numbers = [node._number for node in nodes if node._number]
+        if numbers:
+            data = struct.pack(f"={len(numbers)}Q", *numbers)
+            self._notify(FUSE_NOTIFY_PRUNE, fuse_notify_prune_out(count=len(numbers)), data)
+
+    def resend(self) -> None:
+        """Have the kernel send all requests again that it waits for (6.9).
+
+        For a server that takes over the connection of one that has ended. Requests that are being
+        answered here come a second time.
+        """
+        self._notify(FUSE_NOTIFY_RESEND, None)
+
+    def _notify(self, code: int, body: Structure | None, data: bytes = b"") -> None:
+        for session in self._sessions:
+            session.notify(code, body, data)
+
+    def _retrieve(self, number: int, offset: int, size: int) -> Future[bytes]:
+        for session in self._sessions:
+            return session.retrieve(number, offset, size)
+        raise _error(errno.ENODEV)
 
     def sync(self) -> Awaitable[None] | None:
         """Have all of the filesystem safe when this returns: syncfs(2)."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Final
 
 from recuse.runtime.log import Log
@@ -13,9 +15,11 @@ from recuse.server.filesystem.contents import Contents
 from recuse.server.filesystem.file_calls import FileCalls
 from recuse.server.filesystem.names import Names
 from recuse.server.filesystem.nodes import Filesystem
+from recuse.server.filesystem.notify import Notifications
 from recuse.server.filesystem.state import HEADER, State
 from recuse.server.pending_reply import PendingReply, Send
 from recuse.server.runner import Runner, Step
+from recuse.wire.declare import Structure
 from recuse.wire.errors import WireError
 from recuse.wire.filesystem import (
     fuse_batch_forget_in,
@@ -110,6 +114,7 @@ class FilesystemSession:
         self._runner = Runner(self._undelivered, lambda _: None, refuses_enosys=True)
         self._state = State(filesystem, self._runner)
         self._closed = False
+        self._notifications: Notifications | None = None
         self._serve = {
             **Names(self._state).operations(),
             **Contents(self._state).operations(),
@@ -153,6 +158,17 @@ class FilesystemSession:
                 pending.fail(errno.ENOMEM if lack else errno.EIO)
             log.exception("internal error in request %d, opcode %d", unique, opcode)
 
+    def notify(self, code: int, body: Structure | None, data: bytes) -> None:
+        """See `recuse.server.filesystem.nodes.Session`; nothing happens before INIT."""
+        if self._notifications is not None:
+            self._notifications.put(code, body, data)
+
+    def retrieve(self, number: int, offset: int, size: int) -> Future[bytes]:
+        """See `recuse.server.filesystem.nodes.Session`."""
+        if self._notifications is None or self._closed:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return self._notifications.retrieve(number, offset, size)
+
     def close(self) -> None:
         """End the session: the connection is gone, or about to be.
 
@@ -160,6 +176,10 @@ class FilesystemSession:
         """
         if not self._closed:
             self._closed = True
+            others = (one for one in self.filesystem._sessions if one is not self)
+            self.filesystem._sessions = tuple(others)
+            if self._notifications is not None:
+                self._notifications.close()
             self._runner.end(self._ending)
 
     def _ending(self) -> Iterator[Step]:
@@ -186,6 +206,9 @@ class FilesystemSession:
             self._batch_forget(pending.message)
         elif opcode == FUSE_INTERRUPT:
             self._interrupt(pending)
+        elif opcode == FUSE_NOTIFY_REPLY:
+            if self._notifications is not None:
+                self._notifications.retrieved(pending.unique, pending.message)
         elif opcode == FUSE_DESTROY:
             pending.reply(b"")
         elif opcode not in _NO_REPLY:
@@ -243,6 +266,8 @@ class FilesystemSession:
             time_gran=1,
             max_pages=-(-most // _PAGE),
         )
+        self._notifications = Notifications(pending.send)
+        self.filesystem._sessions += (self,)
         pending.reply(out.pack())
 
     def _undelivered(self, pending: PendingReply, payload: bytes) -> None:
