@@ -46,6 +46,7 @@ comes in any thread, in the middle of anything.
     DeviceTable: the devices, by name and number
     FileLocks: who has locked a device with flock, and who waits for that
     StringReader: the descriptors of the programs' memories
+    Modes: which files of a filesystem are open by the page cache, and which by a backing file
     Notifications: the thread that sends a filesystem's notifications
     KnownNodes: which nodes of a filesystem the kernel half knows, and how often
     DeviceFiles: the devices' nodes, and their directories

@@ -221,7 +221,7 @@ class Contents:
     def _release(self, pending: PendingReply, number: int) -> None:
         del number
         (handle,) = pick_release(pending.message)
-        file = self._state.files.pop(handle, None)
+        file = self._state.closed(handle)
         if file is None:
             pending.fail(errno.EBADF)
             return

@@ -263,6 +263,31 @@ class OpenFile(File):
     keep_cache: bool = False
     """Whether what the page cache has of earlier opens is still true."""
 
+    backing: int | None = None
+    """A descriptor that the kernel is to read, write and map instead of asking (passthrough).
+
+    It has to stay open until `release`. Where the kernel cannot (before Linux 6.9, or if who
+    serves has no CAP_SYS_ADMIN), `read` and `write` are asked for; by default they use it.
+    """
+
+    def read(self, size: int, offset: int) -> Buffer | Awaitable[Buffer]:
+        """Return what the program reads: at most ``size`` bytes, fewer only at the end.
+
+        Without this method, what is in `backing`; EINVAL if there is none.
+        """
+        if self.backing is None:
+            return super().read(size, offset)
+        return os.pread(self.backing, size, offset)
+
+    def write(self, data: bytes, offset: int) -> int | Awaitable[int | None] | None:
+        """Take what the program writes; return how many bytes of it, None for all.
+
+        Without this method it goes to `backing`; EINVAL if there is none.
+        """
+        if self.backing is None:
+            return super().write(data, offset)
+        return os.pwrite(self.backing, data, offset)
+
     def flush(self) -> Awaitable[None] | None:
         """Be told that a program closes one of the file's descriptors; what is raised, it gets."""
 
@@ -509,6 +534,8 @@ class Filesystem:
     negative_cache_s: float = 0.0
     """How long that there is no such name."""
     read_only: bool = False
+    passthrough: bool = False
+    """Whether files may have `OpenFile.backing`; not together with ``writeback``."""
     writeback: bool = False
     """Whether the kernel may keep what is written for a while, and write it in larger pieces."""
     xattrs: bool = False

@@ -16,6 +16,7 @@ from recuse.server.filesystem.file_calls import FileCalls
 from recuse.server.filesystem.names import Names
 from recuse.server.filesystem.nodes import Filesystem
 from recuse.server.filesystem.notify import Notifications
+from recuse.server.filesystem.passthrough import BackingFiles
 from recuse.server.filesystem.state import HEADER, State
 from recuse.server.pending_reply import PendingReply, Send
 from recuse.server.runner import Runner, Step
@@ -55,6 +56,7 @@ from recuse.wire.fuse import (
     FUSE_NOTIFY_REPLY,
     FUSE_OPEN,
     FUSE_PARALLEL_DIROPS,
+    FUSE_PASSTHROUGH,
     FUSE_POSIX_LOCKS,
     FUSE_READDIRPLUS_AUTO,
     FUSE_SETXATTR_EXT,
@@ -79,6 +81,8 @@ _MAKING: Final = frozenset({FUSE_CREATE, FUSE_TMPFILE})
 _HANDLE: Final = struct.Struct("=Q")
 _ENTRY_SIZE: Final = 128
 _PAGE: Final = 4096
+_STACK_DEPTH: Final = 2
+"""FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h."""
 
 _ALWAYS: Final = (
     FUSE_ASYNC_READ
@@ -107,7 +111,14 @@ class FilesystemSession:
     A channel reads requests, in as many threads as it likes, and gives each to `handle`.
     """
 
-    def __init__(self, filesystem: Filesystem) -> None:
+    def __init__(self, filesystem: Filesystem, backing: BackingFiles | None = None) -> None:
+        """Make a session; it starts with the kernel half's first request.
+
+        Args:
+            filesystem: what it serves.
+            backing: makes backing files known to the kernel half, if it has any.
+        """
+        self._backing = backing
         self.filesystem = filesystem
         self.minor = FUSE_KERNEL_MINOR_VERSION
         """Minor version of the protocol: the smaller one of both halves'."""
@@ -185,7 +196,7 @@ class FilesystemSession:
     def _ending(self) -> Iterator[Step]:
         state = self._state
         for handle in list(state.files):
-            file = state.files.pop(handle, None)
+            file = state.closed(handle)
             if file is not None:
                 awaitable = self._runner.quietly(file.release)
                 if awaitable is not None:
@@ -246,6 +257,8 @@ class FilesystemSession:
         wanted = _ALWAYS
         if filesystem.writeback:
             wanted |= FUSE_WRITEBACK_CACHE
+        elif filesystem.passthrough and self._backing is not None:
+            wanted |= FUSE_PASSTHROUGH
         if filesystem.posix_locks:
             wanted |= FUSE_POSIX_LOCKS
         if filesystem.flock_locks:
@@ -253,6 +266,8 @@ class FilesystemSession:
         taken = wanted & offered
         if taken & FUSE_SETXATTR_EXT:
             self._state.setxattr_size = fuse_setxattr_in.SIZE
+        if taken & FUSE_PASSTHROUGH:
+            self._state.modes.channel = self._backing
         most = max(filesystem.max_read, filesystem.max_write)
         out = fuse_init_out(
             major=FUSE_KERNEL_VERSION,
@@ -265,6 +280,8 @@ class FilesystemSession:
             max_write=filesystem.max_write,
             time_gran=1,
             max_pages=-(-most // _PAGE),
+            # A backing file may be on a filesystem that is on another one, such as overlayfs.
+            max_stack_depth=_STACK_DEPTH if taken & FUSE_PASSTHROUGH else 0,
         )
         self._notifications = Notifications(pending.send)
         self.filesystem._sessions += (self,)

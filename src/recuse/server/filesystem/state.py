@@ -15,12 +15,11 @@ from recuse.server.filesystem import encoding
 from recuse.server.filesystem.known import KnownNodes
 from recuse.server.filesystem.listing import Listing
 from recuse.server.filesystem.nodes import Filesystem, Node, OpenFile
+from recuse.server.filesystem.passthrough import Modes
 from recuse.server.pending_reply import PendingReply, discard
 from recuse.server.runner import Runner
 from recuse.wire.errors import WireError
 from recuse.wire.fuse import (
-    FOPEN_DIRECT_IO,
-    FOPEN_KEEP_CACHE,
     FOPEN_NOFLUSH,
     FUSE_COMPAT_SETXATTR_IN_SIZE,
     fuse_in_header,
@@ -43,6 +42,7 @@ class State:
         self.known = KnownNodes(filesystem)
         self.files: dict[int, File] = {}
         self.listings: dict[int, Listing] = {}
+        self.modes = Modes()
         self._handles = itertools.count(1)
         self.valid = encoding.valid(filesystem.cache_s)
         self.negative = encoding.valid(filesystem.negative_cache_s)
@@ -120,17 +120,14 @@ class State:
             raise Misuse(f"returned {brief(file)}, not a File")
         attach(file)
         file.flags = flags
-        how = 0
         of_ours = file if isinstance(file, OpenFile) else None
-        if node.size is None or (of_ours is not None and of_ours.direct):
-            how |= FOPEN_DIRECT_IO
-        elif of_ours is not None and of_ours.keep_cache:
-            how |= FOPEN_KEEP_CACHE
+        direct = node.size is None or (of_ours is not None and of_ours.direct)
+        handle = self.handle()
+        how, backing = self.modes.open(handle, self.known.number(node), of_ours, direct)
         if of_ours is None or type(of_ours).flush is OpenFile.flush:
             how |= FOPEN_NOFLUSH
-        handle = self.handle()
         self.files[handle] = file
-        return fuse_open_out(fh=handle, open_flags=how).pack()
+        return fuse_open_out(fh=handle, open_flags=how, backing_id=backing).pack()
 
     def file(self, handle: int) -> File:
         """Return an open file. Raises OSError: EBADF."""
@@ -139,13 +136,18 @@ class State:
         except KeyError:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
+    def closed(self, handle: int) -> File | None:
+        """Take a file away that no program has open any more; None if there is none."""
+        self.modes.close(handle)
+        return self.files.pop(handle, None)
+
     def adopt(self, file: object) -> tuple[int, int]:
         """See `recuse.server.ioctl_retries.Files`: a filesystem's ioctls make no files."""
         raise Misuse(f"returned {brief(file)}, and files that ioctls make are only devices'")
 
     def drop(self, handle: int) -> None:
         """See `recuse.server.ioctl_retries.Files`."""
-        file = self.files.pop(handle, None)
+        file = self.closed(handle)
         if file is not None:
             self.runner.quietly_later(file.release)
 

@@ -1,0 +1,123 @@
+"""How open files are read and written: by the page cache, past it, or by a backing file.
+
+Opens of one inode have to agree (fs/fuse/iomode.c, passthrough.c, Linux 6.9): while one has a
+backing file, no other may use the page cache, and all backing files are the same. The kernel says
+EIO to an open that does not keep this, so it is kept here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import Protocol
+
+from recuse.runtime.locks import new_lock
+from recuse.runtime.log import Log
+from recuse.server.filesystem.nodes import OpenFile
+from recuse.wire.fuse import FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH
+
+log = Log("recuse.server")
+
+
+class BackingFiles(Protocol):
+    """The channel to a kernel that reads and writes backing files itself."""
+
+    def open_backing(self, descriptor: int) -> int:
+        """Make an open file known to the kernel; return its number, 1 or more.
+
+        Raises OSError: EPERM without CAP_SYS_ADMIN, ELOOP for a file that is backed itself.
+        """
+
+    def close_backing(self, number: int) -> None:
+        """Make it unknown again; files that are open with it stay so."""
+
+
+class _Inode:
+    """What a node is open as."""
+
+    __slots__ = ("backed", "backing", "cached")
+
+    def __init__(self) -> None:
+        self.cached = 0
+        """How many opens use the page cache."""
+        self.backed = 0
+        """How many have the backing file."""
+        self.backing = 0
+
+
+class Modes:
+    """The modes of a session's open files. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.channel: BackingFiles | None = None
+        """Set if the kernel half has backing files."""
+        self._lock = new_lock("Modes")
+        self._told = False
+        self._inodes: dict[int, _Inode] = {}
+        self._opens: dict[int, tuple[int, bool]] = {}
+        """By handle: the node's number, and whether it has a backing file. Direct ones have no
+        part in this."""
+
+    def open(
+        self, handle: int, number: int, file: OpenFile | None, direct: bool
+    ) -> tuple[int, int]:
+        """Decide how an open file of a node is read and written.
+
+        Returns:
+            FOPEN_ flags, and the backing file's number.
+        """
+        descriptor = None if file is None else file.backing
+        with self._lock:
+            inode = self._inodes.get(number)
+            if descriptor is not None and (inode is None or not inode.cached):
+                inode = self._inodes.setdefault(number, _Inode())
+                if self._back(inode, descriptor):
+                    inode.backed += 1
+                    self._opens[handle] = number, True
+                    return FOPEN_PASSTHROUGH, inode.backing
+            if direct or (inode is not None and inode.backed):
+                return FOPEN_DIRECT_IO, 0
+            inode = self._inodes.setdefault(number, _Inode())
+            inode.cached += 1
+            self._opens[handle] = number, False
+        return FOPEN_KEEP_CACHE if file is not None and file.keep_cache else 0, 0
+
+    def _back(self, inode: _Inode, descriptor: int) -> bool:
+        """Make a descriptor the inode's backing file, if it has none; called with the lock held."""
+        if inode.backed:
+            return True
+        if self.channel is None:
+            return False
+        try:
+            inode.backing = self.channel.open_backing(descriptor)
+        except OSError as error:
+            if error.errno == errno.EPERM:
+                self.channel = None  # nor any other
+            if not self._told:
+                self._told = True
+                log.warning(
+                    "the kernel does not take a backing file (%s): this process reads and writes "
+                    "it instead; passthrough is for root, and for files that are on no other file",
+                    os.strerror(error.errno or 0),
+                )
+            return False
+        return True
+
+    def close(self, handle: int) -> None:
+        """An open file is released."""
+        with self._lock:
+            number, backed = self._opens.pop(handle, (0, False))
+            inode = self._inodes.get(number)
+            if inode is None:
+                return
+            if backed:
+                inode.backed -= 1
+            else:
+                inode.cached -= 1
+            if inode.backed or inode.cached:
+                return
+            del self._inodes[number]
+            if inode.backing and self.channel is not None:
+                with contextlib.suppress(OSError):  # the connection may have ended
+                    self.channel.close_backing(inode.backing)
