@@ -17,6 +17,7 @@ from recuse.sandbox.launch.parent import Command, Launch, Program
 from recuse.sandbox.machine import Joinable, Machine
 from recuse.sandbox.supervisor import Supervisor
 from recuse.server.device import Device
+from recuse.wire.ids import Tgid, Tid
 
 _SETTLE_S = 1.0
 """How long the end of a run waits until the devices know that their files were closed."""
@@ -121,7 +122,7 @@ class Sandbox:
         supervisor = Supervisor(self._machine, launch.listener, broken)
         supervisor.first_process = launch.program.pid
         try:
-            self._machine.tasks.begins(launch.program.program_pid)
+            self._machine.tasks.begins(Tgid(Tid(launch.program.program_pid)))
             supervisor.start()
             if not has_room(_DESCRIPTORS):
                 raise os_error(errno.ENFILE)

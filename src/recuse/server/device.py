@@ -14,6 +14,7 @@ from recuse.server.pollers import Pollers
 from recuse.server.request import OpenRequest
 from recuse.server.sysfs import Value, info_strings
 from recuse.wire.cuse import CUSE_INIT_INFO_MAX, RECUSE_NODE_INFO, RECUSE_SYSFS
+from recuse.wire.ids import Kh
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -174,7 +175,7 @@ def attach(file: File, device: "Device | None" = None) -> None:
     vars(file).setdefault("_pollers", Pollers())
 
 
-def notify_once(file: File, kh: int, send: Send) -> None:
+def notify_once(file: File, kh: Kh, send: Send) -> None:
     """Have the next `File.wake_pollers` notify the poller ``kh`` through ``send``."""
     if file._pollers is not None:
         file._pollers.add(kh, send)

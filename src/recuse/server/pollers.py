@@ -4,6 +4,7 @@ from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.server.pending_reply import Send
 from recuse.wire.fuse import FUSE_NOTIFY_POLL, fuse_notify_poll_wakeup_out, fuse_out_header
+from recuse.wire.ids import Kh
 
 log = Log("recuse.server")
 
@@ -18,9 +19,9 @@ class Pollers:
 
     def __init__(self) -> None:
         self._lock = new_lock("Pollers")
-        self._scheduled: set[tuple[int, Send]] = set()
+        self._scheduled: set[tuple[Kh, Send]] = set()
 
-    def add(self, kh: int, send: Send) -> None:
+    def add(self, kh: Kh, send: Send) -> None:
         """Take note that ``kh`` is to be notified, through ``send``."""
         with self._lock:
             self._scheduled.add((kh, send))

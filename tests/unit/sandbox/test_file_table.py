@@ -13,6 +13,7 @@ from recuse.sandbox.errands import Errands
 from recuse.sandbox.files.table import Descriptor, FileTable
 from recuse.sandbox.vfs.dentry import lone
 from recuse.sandbox.vfs.nodes import Identity, Node
+from recuse.wire.ids import Tid
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -36,6 +37,6 @@ def test_a_number_is_the_file_that_it_is_now(seed: int) -> None:
             slots = [one.slot.raw for one in held.values() if one.slot is not None]
             assert len(set(slots)) in (0, len(held))  # none where kcmp is forbidden
             for number, descriptor in held.items():
-                assert files.find(os.getpid(), number) is descriptor
+                assert files.find(Tid(os.getpid()), number) is descriptor
         for number in held:
             os.close(number)

@@ -21,12 +21,13 @@ from recuse.sandbox.tasks.memory import (
     read_memory,
     write_memory,
 )
+from recuse.wire.ids import Tid
 
 PAGE = mmap.PAGESIZE
 PROT_NONE, PROT_READ = 0, 1
 
 libc = ctypes.CDLL(None, use_errno=True)
-PID = os.getpid()
+PID = Tid(os.getpid())
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ def test_a_reader_keeps_few_descriptors_and_closes_them() -> None:
     reader = StringReader()
     children = []
     for _ in range(StringReader._MOST + 5):
-        pid = os.fork()
+        pid = Tid(os.fork())
         if pid == 0:
             signal.pause()
         children.append(pid)

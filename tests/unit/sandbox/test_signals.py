@@ -15,6 +15,7 @@ from recuse.sandbox.errands import Errands
 from recuse.sandbox.trap.call import TrappedCall
 from recuse.sandbox.trap.pending import pending_signals
 from recuse.sandbox.trap.signals import SignalWatch
+from recuse.wire.ids import Tid
 
 from .support import made_call
 
@@ -213,7 +214,7 @@ def test_what_is_pending(
     with stopped(prepare) as process:
         for number in numbers:
             process.send_signal(signal.Signals[number])
-        found = pending_signals(process.pid)
+        found = pending_signals(Tid(process.pid))
         if expected is None:
             assert found is None
         else:
@@ -224,4 +225,4 @@ def test_what_is_pending(
 
 
 def test_a_thread_that_is_gone_has_no_signals() -> None:
-    assert pending_signals(2**22 + 1) is None
+    assert pending_signals(Tid(2**22 + 1)) is None

@@ -42,6 +42,7 @@ from recuse.wire.fuse import (
     fuse_write_in,
     fuse_write_out,
 )
+from recuse.wire.ids import Kh
 
 _MAX_POSITION = (1 << 63) - 1
 
@@ -121,7 +122,7 @@ class OpenFile:
         "wake_pollers",
     )
 
-    def __init__(self, device: CharDevice, fh: int | None, flags: int, kh: int) -> None:
+    def __init__(self, device: CharDevice, fh: int | None, flags: int, kh: Kh) -> None:
         self.device = device
         self.flags = flags
         self.position = 0

@@ -16,6 +16,7 @@ from recuse.wire.fuse import (
     fuse_poll_in,
     fuse_poll_out,
 )
+from recuse.wire.ids import Kh
 from recuse.wire.poll import DEFAULT_POLLMASK
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ POLL_KNOWN: Final = 0x27FF
 
 
 def do_poll(  # noqa: PLR0917  # by position, as `OpenFile` calls it
-    device: "CharDevice", fh: int, kh: int, caller: "Caller", events: int, waiting: bool
+    device: "CharDevice", fh: int, kh: Kh, caller: "Caller", events: int, waiting: bool
 ) -> "Operation[int]":
     """Ask what a file is ready for, out of ``events``; see `OpenFile.poll`."""
     if device.no_poll:

@@ -17,6 +17,7 @@ from recuse.wire.fuse import (
     FUSE_NOTIFY_STORE,
     fuse_notify_poll_wakeup_out,
 )
+from recuse.wire.ids import Kh
 from recuse.wire.notify import (
     fuse_notify_delete_out,
     fuse_notify_inval_entry_out,
@@ -31,7 +32,7 @@ NAME_MAX: Final = 1024
 _Check: TypeAlias = Callable[[bytes, int], None]
 
 
-def notified_poller(code: int, body: bytes, size: int) -> int:
+def notified_poller(code: int, body: bytes, size: int) -> Kh:
     """Check a notification, and return the kh whose poller a POLL is for.
 
     ``body`` is what follows the header, or the beginning of it, if not all of its ``size`` bytes
@@ -42,7 +43,7 @@ def notified_poller(code: int, body: bytes, size: int) -> int:
     """
     if code == FUSE_NOTIFY_POLL:
         _exactly(fuse_notify_poll_wakeup_out.SIZE, body, size)
-        return fuse_notify_poll_wakeup_out.unpack(body).kh
+        return Kh(fuse_notify_poll_wakeup_out.unpack(body).kh)
     check = _CHECKS.get(code)
     if check is None:
         raise os_error(errno.EINVAL)

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 
 from recuse.runtime.log import Log
+from recuse.wire.ids import Kh
 
 log = Log("recuse.kernel")
 
@@ -16,14 +17,14 @@ class PolledFiles:
 
     def __init__(self) -> None:
         self._khs = itertools.count(1)
-        self._wake: dict[int, Callable[[], None]] = {}
+        self._wake: dict[Kh, Callable[[], None]] = {}
 
-    def next_kh(self) -> int:
+    def next_kh(self) -> Kh:
         """Return the number of a new file: opens are counted, also those that fail."""
         # fs/fuse/file.c, fuse_file_alloc.
-        return next(self._khs)
+        return Kh(next(self._khs))
 
-    def add(self, kh: int, wake: Callable[[], None]) -> None:
+    def add(self, kh: Kh, wake: Callable[[], None]) -> None:
         """Have ``wake`` called for each notification, and at the connection's end, until `remove`.
 
         It is called in the server's threads, in the middle of whatever they do: it must neither
@@ -31,11 +32,11 @@ class PolledFiles:
         """
         self._wake[kh] = wake
 
-    def remove(self, kh: int) -> None:
+    def remove(self, kh: Kh) -> None:
         """Forget a file; again, do nothing."""
         self._wake.pop(kh, None)
 
-    def notify(self, kh: int) -> None:
+    def notify(self, kh: Kh) -> None:
         """Wake the pollers of a file, if there are any."""
         wake = self._wake.get(kh)
         if wake is not None:

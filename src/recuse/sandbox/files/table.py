@@ -46,6 +46,7 @@ from recuse.sandbox.files.socket_end import READY, NativeEnd
 from recuse.sandbox.tasks.unseen import Unseen
 from recuse.sandbox.vfs.dentry import Location
 from recuse.sandbox.vfs.nodes import Node
+from recuse.wire.ids import Tid
 
 if TYPE_CHECKING:
     from recuse.sandbox.files.attribute_file import AttributeFile
@@ -226,7 +227,7 @@ class FileTable:
         self._lock = new_lock("FileTable")
         self._by_link: dict[str, Descriptor] = {}
         self._by_end: dict[int, Descriptor] = {}
-        self._seen: dict[tuple[int, int], Descriptor] = {}
+        self._seen: dict[tuple[Tid, int], Descriptor] = {}
         """By thread and number, what was found there last."""
         self.unseen = Unseen(self._seen, self._by_link)
         self._slots: dict[int, Descriptor] = {}
@@ -257,7 +258,7 @@ class FileTable:
     def __len__(self) -> int:
         return len(self._by_link)
 
-    def find(self, tid: int, number: int) -> Descriptor | None:
+    def find(self, tid: Tid, number: int) -> Descriptor | None:
         """The device behind descriptor ``number`` of thread ``tid``, or None if it is none.
 
         Raises:
@@ -287,7 +288,7 @@ class FileTable:
             self.note(tid, number, found)
         return found
 
-    def note(self, tid: int, number: int, descriptor: Descriptor) -> None:
+    def note(self, tid: Tid, number: int, descriptor: Descriptor) -> None:
         """Remember what a thread has under a number."""
         if len(self._seen) >= _MOST_SEEN:
             self._seen.clear()

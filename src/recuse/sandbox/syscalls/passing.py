@@ -23,6 +23,7 @@ from recuse.sandbox.syscalls.processes import socket_call
 from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.tasks.tasks import parent_of
 from recuse.sandbox.trap.borrowing import Borrowing
+from recuse.wire.ids import NO_PROCESS, Tgid
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -134,23 +135,23 @@ def _let_inside_only(call: TrappedCall, machine: Machine) -> int:
         return result
 
 
-def _other_end(copy: int) -> tuple[int, int]:
+def _other_end(copy: int) -> tuple[Tgid, int]:
     """Process and user at the other end of a socket, whose descriptor is closed."""
     try:
         there = socket.socket(fileno=copy)
     except OSError:  # it is none, and sendmsg says so
         os.close(copy)
-        return 0, _NOBODY
+        return NO_PROCESS, _NOBODY
     with there:
         try:
             data = there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             process, user, _ = _CREDENTIALS.unpack(data)
         except (OSError, struct.error):
-            return 0, _NOBODY  # not of the kind that passes descriptors
+            return NO_PROCESS, _NOBODY  # not of the kind that passes descriptors
     return process, user
 
 
-def _is_inside(machine: Machine, process: int) -> bool:
+def _is_inside(machine: Machine, process: Tgid) -> bool:
     """Whether a process is one of the sandbox's, or not there any more."""
     first = machine.first_processes()
     with contextlib.suppress(ProcessLookupError):

@@ -10,6 +10,7 @@ from typing import Final
 from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import PIDFD_THREAD, may_fetch, may_hold_threads
 from recuse.sandbox.arch import arch
+from recuse.wire.ids import Tgid, Tid
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -17,7 +18,7 @@ _KCMP: Final = arch.SYSCALLS["kcmp"]
 _KCMP_FILES: Final = 2
 
 
-def can_fetch(tid: int, tgid: int) -> bool:
+def can_fetch(tid: Tid, tgid: Tgid) -> bool:
     """Whether a thread's descriptors can be fetched.
 
     They are the thread's: those of its process's first thread may be others, after
@@ -30,7 +31,7 @@ def _share_files(tid: int, other: int) -> bool:
     return not _libc.syscall(_KCMP, tid, other, _KCMP_FILES, 0, 0)
 
 
-def fetch_descriptor(tid: int, tgid: int, number: int) -> int:
+def fetch_descriptor(tid: Tid, tgid: Tgid, number: int) -> int:
     """Copy a descriptor of a thread's into this process.
 
     Raises:

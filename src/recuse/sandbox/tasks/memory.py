@@ -21,6 +21,7 @@ from recuse.sandbox.abilities import may_copy_memory
 from recuse.sandbox.arch import arch
 from recuse.sandbox.tasks.thread_ends import ThreadEnds
 from recuse.wire.declare import Buffer
+from recuse.wire.ids import Tid
 
 PAGE: Final = 4096
 """In bytes: a page, or where these are larger a part of one."""
@@ -294,11 +295,11 @@ class StringReader:
 
     def __init__(self) -> None:
         self._lock = new_lock("StringReader")
-        self._descriptors: dict[int, int] = {}
+        self._descriptors: dict[Tid, int] = {}
         self._ends = ThreadEnds()
         self._poll = self._ends.poll
 
-    def read(self, tid: int, address: int) -> bytes:
+    def read(self, tid: Tid, address: int) -> bytes:
         """Read a path: a NUL-terminated string, returned without the NUL.
 
         Raises:
@@ -332,7 +333,7 @@ class StringReader:
                 raise
         raise UnreadableError
 
-    def _open(self, tid: int) -> int | None:
+    def _open(self, tid: Tid) -> int | None:
         """A new descriptor of the thread's memory; None if it is not to be kept."""
         if len(self._descriptors) >= self._MOST:
             self._close(next(iter(self._descriptors)))
@@ -346,18 +347,18 @@ class StringReader:
         self._descriptors[tid] = descriptor
         return descriptor
 
-    def _close(self, tid: int) -> None:
+    def _close(self, tid: Tid) -> None:
         self._ends.forget(tid)
         descriptor = self._descriptors.pop(tid, None)
         if descriptor is not None:
             os.close(descriptor)
 
-    def forget(self, tid: int) -> None:
+    def forget(self, tid: Tid) -> None:
         """The thread is about to get a new memory image."""
         with self._lock:
             self._close(tid)
 
-    def forget_others(self, tid: int) -> None:
+    def forget_others(self, tid: Tid) -> None:
         """Its process is about to get one."""
         with self._lock:
             for other in [other for other in self._descriptors if other != tid]:

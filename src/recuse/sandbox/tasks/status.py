@@ -6,6 +6,7 @@ import errno
 from typing import Final
 
 from recuse.kernel.errors import os_error
+from recuse.wire.ids import Tgid, Tid
 
 _USUAL: Final = 8192
 """Bytes that are enough, but for a thread that is in many groups."""
@@ -43,6 +44,16 @@ class ThreadStatus:
         if not start and not text.startswith(name + b":"):
             raise KeyError(name)
         return text[start + len(name) + 1 : text.find(b"\n", start)].strip()
+
+    @property
+    def tgid(self) -> Tgid:
+        """Its process."""
+        return Tgid(Tid(self.number(b"Tgid")))
+
+    @property
+    def parent(self) -> Tgid:
+        """Its process's parent; 0 if that is outside of the pid namespace."""
+        return Tgid(Tid(self.number(b"PPid")))
 
     def number(self, name: bytes, base: int = 10) -> int:
         """A field that is a number. KeyError as above."""

@@ -22,6 +22,7 @@ from recuse.sandbox.tasks.memory import WritableMap
 from recuse.sandbox.tasks.rights import Acting, Rights, labels_of, own_rights
 from recuse.sandbox.tasks.status import ThreadStatus
 from recuse.sandbox.tasks.thread_ends import ThreadEnds
+from recuse.wire.ids import Tgid, Tid
 
 
 @record
@@ -47,8 +48,8 @@ class Credentials:
 class Task:
     """One thread, by its id in the supervisor's pid namespace."""
 
-    tid: int
-    tgid: int
+    tid: Tid
+    tgid: Tgid
     owner: int
     """64 bits that its process has in common and no other has; see :func:`lock_owner`."""
     credentials: Credentials
@@ -74,7 +75,7 @@ _CAP_FSETID = 4
 _MOST_RIGHTS: Final = 256
 
 
-def lock_owner(tgid: int) -> int:
+def lock_owner(tgid: Tgid) -> int:
     """The lock owner that a process's requests have.
 
     Linux's is its descriptor table's address, encrypted (fs/fuse/file.c, fuse_lock_owner_id; 6.1).
@@ -87,13 +88,13 @@ def lock_owner(tgid: int) -> int:
     return mixed ^ (mixed >> 31)
 
 
-def parent_of(process: int) -> int:
+def parent_of(process: Tgid) -> Tgid:
     """The number of a process's parent, 0 if that is outside of this pid namespace.
 
     Raises:
         OSError: ESRCH if there is no such process.
     """
-    return ThreadStatus(process).number(b"PPid")
+    return ThreadStatus(process).parent
 
 
 def numbers_in(proc: int, tid: int) -> tuple[int, int]:
@@ -154,7 +155,7 @@ class Tasks:
 
     def __init__(self) -> None:
         self._lock = new_lock("Tasks")
-        self._tasks: dict[int, Task] = {}
+        self._tasks: dict[Tid, Task] = {}
         self._ends = ThreadEnds()
         self._poll = self._ends.poll
         self._own = own_rights()
@@ -165,12 +166,12 @@ class Tasks:
         Not seen is who has made a user namespace by clone3(2) and executed nothing since. So this
         is enough to leave a path to the kernel, and not to open a file."""
 
-        self._begun: set[int] = set()
+        self._begun: set[Tgid] = set()
         """The sandbox's programs from which all others descend."""
-        self._restricted: set[int] = set()
+        self._restricted: set[Tgid] = set()
         """Processes that have restricted themselves by landlock_restrict_self(2)."""
 
-    def get(self, tid: int) -> Task:
+    def get(self, tid: Tid) -> Task:
         """The thread's record, made now if there is none.
 
         Raises:
@@ -187,7 +188,7 @@ class Tasks:
                     self._tasks[tid] = task
         return task
 
-    def _read(self, tid: int) -> Task:
+    def _read(self, tid: Tid) -> Task:
         """Read a thread's identity from ``/proc/TID/status``.
 
         Raises:
@@ -201,7 +202,7 @@ class Tasks:
         if effective | permitted and not in_our_namespace(tid, "user"):
             # Root of a user namespace of its own has no power over the files of this one.
             effective = permitted = 0
-        tgid = status.number(b"Tgid")
+        tgid = status.tgid
         at_access = 0 if uids[0] else permitted
         in_order = tuple(sorted(groups))
         return Task(
@@ -226,17 +227,17 @@ class Tasks:
             acting = self._acting[rights] = Acting(self._own, rights)
         return acting
 
-    def begins(self, tid: int) -> None:
-        """The sandbox's programs descend from this thread, which is about to execute the first.
+    def begins(self, process: Tgid) -> None:
+        """The sandbox's programs descend from this process, which is about to execute the first.
 
         Raises:
             OSError: ESRCH if it is gone.
         """
-        self._begun.add(tid)
-        if self._read(tid).acting is not None:
+        self._begun.add(process)
+        if self._read(process).acting is not None:
             self.alike = False
 
-    def check_confinement(self, tid: int) -> None:
+    def check_confinement(self, tid: Tid) -> None:
         """Raise EACCES if a security module may give a thread less than it gives the supervisor.
 
         What Landlock leaves to a program cannot be asked.
@@ -246,11 +247,11 @@ class Tasks:
         if labels_of(str(tid)) != labels_of("thread-self"):
             raise os_error(errno.EACCES)
 
-    def restrict(self, tid: int) -> None:
+    def restrict(self, tid: Tid) -> None:
         """The thread is about to restrict itself, and what descends from it, by Landlock."""
         self._restricted.add(self.get(tid).tgid)
 
-    def _may_be_restricted(self, tid: int) -> bool:
+    def _may_be_restricted(self, tid: Tid) -> bool:
         process = self.get(tid).tgid
         while process > 1:
             if process in self._restricted:
@@ -260,27 +261,27 @@ class Tasks:
             process = parent_of(process)
         return True  # its parents have ended, and may have been so
 
-    def change(self, tid: int) -> None:
+    def change(self, tid: Tid) -> None:
         """The thread's credentials are about to change."""
         self.alike = False
         self.forget(tid)
 
-    def forget(self, tid: int) -> None:
+    def forget(self, tid: Tid) -> None:
         """What is known of the thread may not be so any more."""
         if tid in self._tasks:
             with self._lock:
                 self._tasks.pop(tid, None)
 
-    def forget_process(self, tid: int) -> None:
+    def forget_process(self, tid: Tid) -> None:
         """The thread's process is about to get a new memory image."""
         if not self._tasks:
             return
         with self._lock:
             task = self._tasks.get(tid)
-            tgid = task.tgid if task else tid
+            tgid = task.tgid if task else Tgid(tid)
             if task is None:  # it may be a thread that was never seen, of a process that was
                 with contextlib.suppress(OSError):
-                    tgid = ThreadStatus(tid).number(b"Tgid")
+                    tgid = ThreadStatus(tid).tgid
             for other in [task.tid for task in self._tasks.values() if task.tgid == tgid]:
                 self._drop(other)
 
@@ -290,7 +291,7 @@ class Tasks:
             for tid in self._ends.take():
                 self._drop(tid)
 
-    def _drop(self, tid: int) -> None:
+    def _drop(self, tid: Tid) -> None:
         self._ends.forget(tid)
         self._tasks.pop(tid, None)
 

@@ -11,6 +11,7 @@ import select
 from typing import Final
 
 from recuse.runtime.room import is_plenty
+from recuse.wire.ids import Tid
 
 _PIDFD_THREAD: Final = os.O_EXCL
 
@@ -23,10 +24,10 @@ class ThreadEnds:
         self.poll = self._epoll.poll
         """``poll(0, 1)`` is not empty if some have ended. It takes 0.25 us, and is to be
         asked each time."""
-        self._pidfds: dict[int, int] = {}
-        self._tids: dict[int, int] = {}
+        self._pidfds: dict[Tid, int] = {}
+        self._tids: dict[int, Tid] = {}
 
-    def watch(self, tid: int) -> bool:
+    def watch(self, tid: Tid) -> bool:
         """Watch a thread that is there; False if that cannot be done.
 
         What is found out of a thread is to be kept only if it is watched, and was before.
@@ -50,14 +51,14 @@ class ThreadEnds:
         self._tids[pidfd] = tid
         return True
 
-    def take(self) -> list[int]:
+    def take(self) -> list[Tid]:
         """Those that have ended; they are not watched any more."""
         ended = [self._tids[pidfd] for pidfd, _ in self.poll(0)]
         for tid in ended:
             self.forget(tid)
         return ended
 
-    def forget(self, tid: int) -> None:
+    def forget(self, tid: Tid) -> None:
         """Watch a thread no more."""
         pidfd = self._pidfds.pop(tid, None)
         if pidfd is not None:
@@ -73,7 +74,7 @@ class ThreadEnds:
         self._epoll.close()
 
 
-def _open(tid: int) -> int:
+def _open(tid: Tid) -> int:
     try:
         return os.pidfd_open(tid, _PIDFD_THREAD)
     except OSError:

@@ -22,6 +22,7 @@ from typing import Final, Protocol
 
 from recuse.runtime.log import Log
 from recuse.sandbox.tasks.status import ThreadStatus
+from recuse.wire.ids import NO_PROCESS, Tgid, Tid
 
 _log = Log("recuse.sandbox")
 
@@ -40,16 +41,16 @@ class Held(Protocol):
 class Unseen:
     """What processes are known to hold that cannot be looked into."""
 
-    def __init__(self, seen: Mapping[tuple[int, int], Held], by_link: Mapping[str, Held]) -> None:
+    def __init__(self, seen: Mapping[tuple[Tid, int], Held], by_link: Mapping[str, Held]) -> None:
         """Use what was found, by thread and number, and what there is."""
         self._seen = seen
         self._by_link = by_link
-        self._executed: dict[int, dict[int, Held]] = {}
+        self._executed: dict[Tgid, dict[int, Held]] = {}
         """By process: what it had when it executed its program."""
         self._sees_all = bool(int(_field("self", b"CapEff") or b"0", 16) >> _CAP_SYS_PTRACE & 1)
         self._told = False
 
-    def executes(self, tid: int) -> None:
+    def executes(self, tid: Tid) -> None:
         """Remember what a thread has that is about to execute a program."""
         if self._sees_all or not self._by_link:
             return
@@ -65,11 +66,11 @@ class Unseen:
                     held[int(name)] = descriptor
         if len(self._executed) >= _MOST:
             self._executed.clear()
-        self._executed[_number(tid, b"Tgid")] = held
+        self._executed[_process_of(tid)] = held
 
-    def may_hold(self, tid: int, number: int) -> bool:
+    def may_hold(self, tid: Tid, number: int) -> bool:
         """Whether a thread's descriptor may be a device, of what is known."""
-        process = _number(tid, b"Tgid")
+        process = _process_of(tid)
         for _ in range(_GENERATIONS):
             if process <= 1:
                 break
@@ -78,7 +79,7 @@ class Unseen:
             held = self._executed.get(process)
             if held is not None:
                 return self._is_open(held.get(number))
-            process = _number(process, b"PPid")
+            process = _parent_of(process)
             with contextlib.suppress(PermissionError):
                 try:
                     return os.readlink(f"/proc/{process}/fd/{number}") in self._by_link
@@ -86,7 +87,7 @@ class Unseen:
                     break
         return False
 
-    def _was_seen(self, process: int, number: int) -> bool:
+    def _was_seen(self, process: Tgid, number: int) -> bool:
         return any(
             of_thread == number
             and self._is_open(descriptor)
@@ -97,7 +98,7 @@ class Unseen:
     def _is_open(self, descriptor: Held | None) -> bool:
         return descriptor is not None and self._by_link.get(descriptor.link) is descriptor
 
-    def tell(self, tid: int) -> None:
+    def tell(self, tid: Tid) -> None:
         """Say once that there is such a process."""
         if not self._told:
             self._told = True
@@ -107,18 +108,28 @@ class Unseen:
                 "file may be executed and not read: it finds no devices, and cannot use those that "
                 "it has. With CAP_SYS_PTRACE, as root has it, recuse could serve it",
                 name,
-                _number(tid, b"Tgid"),
+                _process_of(tid),
             )
 
 
-def _field(tid: int | str, name: bytes) -> bytes | None:
+def _field(thread: int | str, name: bytes) -> bytes | None:
     with contextlib.suppress(OSError, KeyError):
-        return ThreadStatus(tid)[name]
+        return ThreadStatus(thread)[name]
     return None
 
 
-def _number(tid: int, name: bytes) -> int:
-    return int(_field(tid, name) or b"0")
+def _process_of(thread: Tid) -> Tgid:
+    try:
+        return ThreadStatus(thread).tgid
+    except OSError:
+        return NO_PROCESS
+
+
+def _parent_of(process: Tgid) -> Tgid:
+    try:
+        return ThreadStatus(process).parent
+    except OSError:
+        return NO_PROCESS
 
 
 def _closes_on_exec(tid: int, name: str) -> bool:

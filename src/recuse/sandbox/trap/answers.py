@@ -36,6 +36,7 @@ from recuse.sandbox.tasks.memory import CallerMemory, HiddenError, UnreadableErr
 from recuse.sandbox.tasks.rights import LostRightsError
 from recuse.sandbox.trap.listener import TableFullError
 from recuse.sandbox.trap.signals import ERESTARTSYS
+from recuse.wire.ids import Tid
 
 if TYPE_CHECKING:
     from recuse.sandbox.tasks.tasks import Task
@@ -130,7 +131,7 @@ class OwedCall:
     )
 
     id: int
-    tid: int
+    tid: Tid
     number: int
     arch: int
     instruction: int

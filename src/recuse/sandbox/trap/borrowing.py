@@ -79,7 +79,6 @@ class Borrowing:
         "_ours",
         "_page",
         "_stack",
-        "_tgid",
         "_there",
         "_thread",
         "tid",
@@ -93,7 +92,6 @@ class Borrowing:
         self._thread: Injection | None = None
         self._ours: socket.socket | None = None
         self._there = self._page = -1
-        self._tgid = -1
         self._fetches: bool | None = None
 
     def __enter__(self) -> Borrowing:
@@ -107,8 +105,7 @@ class Borrowing:
             OSError: ESRCH if it is gone.
         """
         if self._fetches is None:
-            self._tgid = self._call.task.tgid
-            self._fetches = can_fetch(self.tid, self._tgid)
+            self._fetches = can_fetch(self.tid, self._call.task.tgid)
         return self._fetches
 
     def copy(self, number: int) -> int:
@@ -119,7 +116,7 @@ class Borrowing:
                 can neither be fetched nor be lent, by a thread that has a debugger; ENFILE.
         """
         if self.fetches:
-            return fetch_descriptor(self.tid, self._tgid, number)
+            return fetch_descriptor(self.tid, self._call.task.tgid, number)
         return self._lend([number])[0]
 
     def copies(self, numbers: Sequence[int]) -> list[int | None]:

@@ -106,7 +106,7 @@ class TrappedCall(OwedCall):
 
     __slots__ = ("_answers", "_device", "_interrupted", "_operation", "_request", "_runs")
 
-    def __init__(self, trap: Trap, fields: tuple[int, ...]) -> None:
+    def __init__(self, trap: Trap, fields: tuple[Any, ...]) -> None:
         """Make it of the members of ``struct seccomp_notif`` and ``struct seccomp_data``."""
         self._state = RUNNING
         self.trap = trap

@@ -15,6 +15,7 @@ import signal
 from typing import Final, NamedTuple
 
 from recuse.sandbox.tasks.status import ThreadStatus
+from recuse.wire.ids import Tgid, Tid
 
 
 class Signals(NamedTuple):
@@ -50,7 +51,7 @@ def _status(tid: int) -> ThreadStatus | None:
         return None
 
 
-def pending_signals(tid: int, stopping: dict[int, bool] | None = None) -> Signals | None:
+def pending_signals(tid: Tid, stopping: dict[Tgid, bool] | None = None) -> Signals | None:
     """The signals that the kernel would interrupt a thread's wait for; None if there are none.
 
     A signal that the program ignores is never pending, but for a program that is traced, and then
@@ -70,7 +71,7 @@ def pending_signals(tid: int, stopping: dict[int, bool] | None = None) -> Signal
     several = status[b"Threads"] != b"1"
     sure = True
     if several:
-        process = status.number(b"Tgid")
+        process = status.tgid
         if shared and process != tid:
             leader = _status(process)
             if leader is not None and leader[b"State"][:1] not in b"ZX":
@@ -96,7 +97,7 @@ def pending_signals(tid: int, stopping: dict[int, bool] | None = None) -> Signal
     )
 
 
-def _is_stopping(tgid: int) -> bool:
+def _is_stopping(tgid: Tgid) -> bool:
     """Whether a thread of the process is stopped, so that the others are to stop."""
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{tgid}/task"):

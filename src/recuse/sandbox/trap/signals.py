@@ -20,6 +20,7 @@ from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log, report
 from recuse.sandbox.errands import Errands
 from recuse.sandbox.trap.pending import Signals, pending_signals
+from recuse.wire.ids import Tgid, Tid
 
 _log = Log("recuse.sandbox")
 
@@ -51,7 +52,7 @@ class Interruptible(Protocol):
         """The kernel's name for it."""
 
     @property
-    def tid(self) -> int:
+    def tid(self) -> Tid:
         """The calling thread."""
 
     @property
@@ -123,17 +124,17 @@ class _Once:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._numbers: dict[int, int] = {}
+        self._numbers: dict[Tid, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._numbers)
 
-    def put(self, tid: int, number: int) -> None:
+    def put(self, tid: Tid, number: int) -> None:
         if len(self._numbers) >= self._most:
             self._numbers.clear()
         self._numbers[tid] = number
 
-    def take(self, tid: int, number: int) -> bool:
+    def take(self, tid: Tid, number: int) -> bool:
         """Whether this is the thread's number, which it is not any more."""
         if self._numbers.get(tid) != number:
             return False
@@ -159,7 +160,7 @@ class SignalWatch:
         self.waiting: dict[int, Waiting[Any]] = {}
         """By the call's id. Look here whether there is anything to forget before you do."""
         self._errands = errands
-        self.owed: dict[int, int] = {}
+        self.owed: dict[Tid, int] = {}
         """Threads whose calls a signal has ended before they were received, and who make them once
         more: from the address, after its ``syscall`` instruction, that is here. If the call waits
         then, it is interrupted as by that signal."""
@@ -222,15 +223,15 @@ class SignalWatch:
         """A call is about to end with EINTR, or ERESTARTSYS: that is its result."""
         self._ended.put(call.tid, call.instruction)
 
-    def has_ended(self, tid: int, after: int) -> bool:
+    def has_ended(self, tid: Tid, after: int) -> bool:
         """Whether the call of a thread that left off at ``after`` was one of these; once."""
         return self._ended.take(tid, after)
 
-    def will_come_again(self, tid: int, stack: int) -> None:
+    def will_come_again(self, tid: Tid, stack: int) -> None:
         """A thread's call at the end of a handler is dealt with, but it makes it once more."""
         self._again.put(tid, stack)
 
-    def comes_again(self, tid: int, stack: int) -> bool:
+    def comes_again(self, tid: Tid, stack: int) -> bool:
         """Whether the end of a handler is one of these; once."""
         return self._again.take(tid, stack)
 
@@ -269,14 +270,14 @@ class SignalWatch:
                 idle = 0
 
     def _look(self, waiting: list[Waiting[Any]]) -> None:
-        stopping: dict[int, bool] = {}
+        stopping: dict[Tgid, bool] = {}
         for one in waiting:
             try:
                 self._look_at(one, stopping)
             except Exception:
                 _log.exception("internal error while looking for signals")
 
-    def _look_at(self, one: Waiting[C], stopping: dict[int, bool]) -> None:
+    def _look_at(self, one: Waiting[C], stopping: dict[Tgid, bool]) -> None:
         if not one.looks:
             one.looks = 1  # most calls are answered soon
             return

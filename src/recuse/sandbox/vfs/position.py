@@ -18,6 +18,7 @@ from recuse.runtime.records import record
 from recuse.sandbox.vfs import native_files
 from recuse.sandbox.vfs.dentry import Addition, Location, Mount
 from recuse.sandbox.vfs.native_files import RESOLVE_BENEATH
+from recuse.wire.ids import Tid
 
 if TYPE_CHECKING:
     from typing import Self
@@ -50,7 +51,7 @@ class Position:
         self,
         mounts: Mounts,
         placeholders: PlaceholderDirs,
-        tid: int,
+        tid: Tid,
         *,
         own_root: bool,
         scope: int,

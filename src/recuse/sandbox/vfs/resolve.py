@@ -38,6 +38,7 @@ from recuse.sandbox.vfs.native_files import (
 )
 from recuse.sandbox.vfs.placeholder_dirs import PlaceholderDirs
 from recuse.sandbox.vfs.walk import OpenFiles, Walk
+from recuse.wire.ids import Tid
 
 if TYPE_CHECKING:
     from recuse.sandbox.trap.call import TrappedCall
@@ -144,7 +145,7 @@ class Tree:
         ) as walk:
             return walk.find(base, path, follow=follow, opening=opening)
 
-    def _elsewhere(self, tid: int, base: int, path: bytes, follow: bool, opening: bool) -> bool:
+    def _elsewhere(self, tid: Tid, base: int, path: bytes, follow: bool, opening: bool) -> bool:
         """Whether the path, seen natively, cannot lead to one of our nodes.
 
         Seen by the supervisor, that is: what goes through ``/proc/self`` or through links like
