@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import queue
+import select
 import signal
 import stat
 import threading
@@ -320,6 +321,26 @@ def test_the_descriptor_once_closed(fake: FakeOs) -> None:
     channel.close()
 
 
+def test_a_wait_is_for_requests_and_for_the_end(
+    fake: FakeOs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And for nothing that is always there, which would keep a CPU busy."""
+    registered = []
+
+    class Poll:
+        def register(self, number: int, events: int) -> None:
+            registered.append((number, events))
+
+        def poll(self) -> list[tuple[int, int]]:
+            return [(channel.number, select.POLLIN)]
+
+    monkeypatch.setattr(devcuse, "select", SimpleNamespace(poll=Poll, POLLIN=select.POLLIN))
+    channel = Channel()
+    channel.wait()
+    assert registered == [(number, select.POLLIN) for number in (channel.number, channel._wake)]
+    channel.close()
+
+
 def test_close_ends_a_wait(fake: FakeOs) -> None:
     channel = Channel()
     while channel.read(1 << 20) is not None:
@@ -419,6 +440,8 @@ def node(mode: int = 0o600, uid: int = 0, gid: int = 0) -> SimpleNamespace:
         ({"mode": 0o600, "uid": 5}, node(), ["uid is 0, not 5"]),
         ({"mode": 0o600, "gid": 5}, node(), ["gid is 0, not 5"]),
         ({"mode": 0o600, "seekable": True}, node(), ["positions are ignored"]),
+        ({"mode": 0o600, "subsystem": "bus/x"}, node(), ["what it declares for /sys"]),
+        ({"mode": 0o600, "sysfs": {"x": "1"}}, node(), ["what it declares for /sys"]),
         ({}, None, ["as root: mknod /dev/probe c MAJOR MINOR"]),
     ],
 )

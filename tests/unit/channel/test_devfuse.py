@@ -16,7 +16,7 @@ import pytest
 
 from recuse import IO, IOR, Device, File, OpenRequest, ioctl
 from recuse.channel import devfuse
-from recuse.channel.devcuse import Channel
+from recuse.channel.devcuse import Channel, KernelError
 from recuse.channel.devfuse import DevFuse
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
@@ -241,6 +241,28 @@ def test_ioctls_that_use_other_memory_are_among_the_limits(
     assert not any(
         "(EIO)" in x for x in DevFuse([Asked(unrestricted=False)], str(directory)).limits()
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EPERM, "only root may mount; `recuse run` needs no rights"),
+        (errno.ENODEV, "cannot be mounted: No such device"),
+    ],
+)
+def test_a_mount_that_is_refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(devfuse, "DEV_FUSE", "/dev/null")
+    monkeypatch.setattr(devfuse, "_mount", refuse)
+    served = DevFuse([Plain()], str(directory))
+    with pytest.raises(KernelError) as caught:
+        served.start()
+    served.close()
+    assert str(caught.value) == f"{directory}: {said}"
 
 
 def test_poll(mount: Mount, directory: Path) -> None:

@@ -300,6 +300,32 @@ def test_a_living_server_is_left_alone(join: Join, server: DeviceServer) -> None
     Program(join().device).open()
 
 
+def test_a_living_server_that_is_overrun_is_left_alone(device: Pipe, path: str) -> None:
+    with open_socket() as busy, contextlib.ExitStack() as waiting:
+        busy.bind(path)
+        busy.listen(0)
+        refused = 0
+        while not refused:  # until the one place is taken
+            sock = waiting.enter_context(open_socket())
+            sock.setblocking(False)
+            refused = sock.connect_ex(path)
+        assert refused == errno.EAGAIN
+        with pytest.raises(OSError, match="in use") as caught:
+            DeviceServer(device, path)
+        assert caught.value.errno == errno.EADDRINUSE
+        assert os.path.exists(path)
+
+
+def test_a_path_without_a_directory(
+    device: Pipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = DeviceServer(device, "socket")
+    assert stat.S_ISSOCK((tmp_path / "socket").stat().st_mode)
+    server.close()
+    assert not (tmp_path / "socket").exists()
+
+
 def test_servers_that_start_at_once(path: str) -> None:
     """One of them wins, the others are told so; nobody listens where nobody can connect."""
     with open_socket() as sock:
