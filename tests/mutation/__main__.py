@@ -39,13 +39,14 @@ ALSO = {
     "borrowing": ["test_blocking.py", "test_processes.py", "test_end.py"],
     "call": ["test_interruption.py"],
     "cuse_file": ["test_cuse_servers.py"],
-    "descriptors": ["test_release.py", "test_processes.py"],
     "native_files": ["test_paths.py", "test_rights.py", "test_places.py"],
     "readiness": ["polling"],
+    "refresher": ["polling"],
+    "resolve": ["test_paths.py", "test_listing.py"],
     "rights": ["test_rights.py", "test_credentials.py"],
     "signals": ["test_interruption.py"],
-    "resolve": ["test_paths.py", "test_listing.py"],
-    "refresher": ["polling"],
+    "table": ["test_release.py", "test_processes.py"],
+    "unseen": ["test_unprivileged.py"],
     "walk": ["test_paths.py", "test_places.py", "test_workdir.py"],
 }
 """Tests in tests/sandbox by the name of the module that they are about, if theirs is another."""
@@ -59,8 +60,8 @@ MOST_MEMORY = 8 << 30
 def selected(module: Path, root: Path) -> list[str]:
     """The tests that a module's mutations are tried with, as paths below the root.
 
-    Those are the ones that have its name, those that import it, and those in `ALSO`. Of a module
-    of the sandbox that has none, the ordinary calls on files.
+    Those are the ones whose names begin with its name or its package's, those that import it, and
+    those in `ALSO`. Of a module of the sandbox that has none, the ordinary calls on files.
     """
     parts = module.relative_to(root / "src").with_suffix("").parts
     if parts[-1] == "__init__":
@@ -70,7 +71,8 @@ def selected(module: Path, root: Path) -> list[str]:
     for path in sorted(tests.rglob("test_*.py"), key=lambda path: ("unit" not in path.parts, path)):
         if "vm" in path.parts:
             continue
-        same = path.stem == f"test_{name}" and (parts[1] in path.parts or "unit" in path.parts)
+        named = f"{path.stem}_".startswith((f"test_{name}_", f"test_{parts[-2]}_"))
+        same = named and (parts[1] in path.parts or "unit" in path.parts)
         if same or imports(path.read_text(encoding="utf-8"), ".".join(parts)):
             found.append(path)
     if parts[1] == "sandbox":

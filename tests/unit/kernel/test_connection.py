@@ -21,6 +21,7 @@ from recuse.wire.fuse import (
     fuse_notify_poll_wakeup_out,
     fuse_out_header,
 )
+from recuse.wire.ids import Kh
 
 from .support import BIG, Done, connection, drain, error_of, reply_bytes, submit
 
@@ -255,6 +256,39 @@ def test_notifications() -> None:
     assert written(made, reply_bytes(0, bytes(24), FUSE_NOTIFY_INVAL_INODE)) == errno.ENOENT
     assert written(made, reply_bytes(0)) == errno.EINVAL
     assert written(made, reply_bytes(0, error=-5)) == errno.EINVAL
+
+
+def test_a_notification_wakes_the_pollers_of_its_file_and_the_end_those_of_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = connection()
+    woken: list[Kh] = []
+    first, second, third = (made.polled.next_kh() for _ in range(3))
+    assert [first, second, third] == [1, 2, 3]  # as Linux counts
+
+    def fail() -> None:
+        raise KeyError(third)
+
+    def notify(kh: int) -> None:
+        body = fuse_notify_poll_wakeup_out(kh=kh).pack()
+        made.write(reply_bytes(0, body, FUSE_NOTIFY_POLL))
+
+    made.polled.add(first, lambda: woken.append(first))
+    made.polled.add(second, lambda: woken.append(second))
+    notify(second)
+    notify(second)
+    assert woken == [second, second]
+    made.polled.remove(second)
+    made.polled.remove(second)
+    notify(second)
+    notify(third)
+    assert woken == [second, second]
+    made.polled.add(second, fail)
+    made.polled.add(third, lambda: woken.append(third))
+    assert caplog.text == ""
+    made.abort()
+    assert woken == [second, second, first, third]
+    assert "pollers were not woken" in caplog.text
 
 
 # The programs' side
