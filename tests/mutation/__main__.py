@@ -40,6 +40,7 @@ ALSO = {
     "call": ["test_interruption.py"],
     "cuse_file": ["test_cuse_servers.py"],
     "native_files": ["test_paths.py", "test_rights.py", "test_places.py"],
+    "pending": ["test_interruption.py", "test_ordinary_signals.py"],
     "readiness": ["polling"],
     "refresher": ["polling"],
     "resolve": ["test_paths.py", "test_listing.py"],

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from recuse.sandbox.tasks.memory import HiddenError, UnreadableError
 from recuse.sandbox.trap import answers
-from recuse.sandbox.trap.answers import TRANSITIONS, CallError, State
+from recuse.sandbox.trap.answers import ANSWERED, PROCEED, TRANSITIONS, CallError, State
 from recuse.sandbox.trap.call import TrappedCall
 from recuse.sandbox.trap.listener import TableFullError
 
@@ -162,6 +162,18 @@ def test_what_cannot_be_sent_is_still_owed() -> None:
         assert call.state is State.RUNNING
     programs._tell = tell  # type: ignore[method-assign]
     assert call.answer(5)
+
+
+@pytest.mark.parametrize(
+    ("result", "told"), [(0, [0]), (1, [1]), (PROCEED, ["proceed"]), (ANSWERED, [])]
+)
+def test_a_handlers_result(result: int, told: list[int | str]) -> None:
+    call, programs = in_state(State.RUNNING)
+    call.conclude(result)
+    assert programs.answers == told
+    if not told:
+        assert call.state is State.RUNNING
+        call.answer(0)  # as who has it does
 
 
 @pytest.mark.parametrize("sure", [False, True])

@@ -1,5 +1,6 @@
 """Looking for signals that are pending for a thread that waits."""
 
+import ctypes
 import errno
 import os
 import signal
@@ -13,9 +14,9 @@ import pytest
 
 from recuse.sandbox.errands import Errands
 from recuse.sandbox.trap.call import TrappedCall
-from recuse.sandbox.trap.pending import pending_signals
-from recuse.sandbox.trap.signals import SignalWatch
-from recuse.wire.ids import Tid
+from recuse.sandbox.trap.pending import Signals, pending_signals
+from recuse.sandbox.trap.signals import _MOST_ENDED, SignalWatch
+from recuse.wire.ids import Tgid, Tid
 
 from .support import made_call
 
@@ -173,6 +174,22 @@ def test_a_late_watch_does_not_replace_one(watch: SignalWatch) -> None:
     assert told.wait(WAIT_S)
 
 
+def test_what_is_to_come_is_known_once_and_of_so_many_threads(watch: SignalWatch) -> None:
+    for tid in (1, 2):
+        watch.will_come_again(Tid(tid), 50 + tid)
+    assert not watch.comes_again(Tid(1), 52)
+    assert not watch.comes_again(Tid(3), 51)
+    assert watch.comes_again(Tid(1), 51)
+    assert not watch.comes_again(Tid(1), 51)
+    for tid in range(3, _MOST_ENDED + 2):
+        watch.will_come_again(Tid(tid), 50)
+    assert watch.comes_again(Tid(2), 52)  # there is room for it, now
+    for tid in (2, 3):
+        watch.will_come_again(Tid(tid), 50)
+    assert not watch.comes_again(Tid(4), 50)  # of those that were too many
+    assert watch.comes_again(Tid(3), 50)
+
+
 SCRIPT = """
 import os, signal, sys
 {prepare}
@@ -222,6 +239,102 @@ def test_what_is_pending(
             assert (found.caught, found.deadly) == expected
             assert found.for_thread
             assert found.sure
+
+
+THREADED = """
+import threading
+signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.signal(signal.SIGCHLD, lambda *_: None)
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, [{blocked}])
+"""
+
+_EXIT = {"x86_64": 60, "aarch64": 93}
+
+NOT_STOPPING = False
+"""Of the process: so that what is said is about the signals."""
+
+Found = tuple[bool, bool] | None
+"""``for_thread`` and ``sure``."""
+
+
+@pytest.mark.parametrize(
+    ("blocked", "number", "of_first", "of_second"),
+    [
+        ("", "SIGUSR1", (False, True), None),
+        ("", "SIGCHLD", (False, False), None),
+        ("signal.SIGUSR1", "SIGUSR1", None, (False, False)),
+        ("signal.SIGUSR2", "SIGUSR1", (False, True), None),
+    ],
+)
+def test_a_signal_for_a_process_of_several_threads_is_for_the_first_if_it_can_be(
+    blocked: str, number: str, of_first: Found, of_second: Found
+) -> None:
+    with stopped(THREADED.format(blocked=blocked)) as process:
+        process.send_signal(signal.Signals[number])
+        assert pending_of_both(process.pid) == [of_first, of_second]
+
+
+def test_a_signal_for_one_thread_is_for_no_other() -> None:
+    libc = ctypes.CDLL(None)
+    with stopped(THREADED.format(blocked="")) as process:
+        _, second = threads_of(process.pid)
+        assert libc.tgkill(process.pid, second, signal.SIGUSR1) == 0
+        assert pending_of_both(process.pid) == [None, (True, True)]
+
+
+def test_a_thread_of_a_process_that_is_being_stopped_is_to_stop() -> None:
+    """Whatever is pending: the kernel wakes it for that."""
+    with stopped(THREADED.format(blocked="")) as process:
+        known: dict[Tgid, bool] = {}
+        for tid in threads_of(process.pid):
+            found = pending_signals(tid, known)
+            assert found == Signals(for_thread=True, sure=True, caught=False, deadly=False)
+        assert known == {process.pid: True}
+
+
+def test_a_thread_of_several_for_which_nothing_is_pending() -> None:
+    end = threading.Event()
+    other = threading.Thread(target=end.wait)
+    other.start()
+    try:
+        assert pending_signals(Tid(threading.get_native_id())) is None
+    finally:
+        end.set()
+        other.join()
+
+
+LEADERLESS = """
+import ctypes, threading
+signal.signal(signal.SIGUSR1, lambda *_: None)
+def live():
+    while b") Z" not in open("/proc/%d/stat" % os.getpid(), "rb").read():
+        pass
+    print("ready", flush=True)
+    sys.stdin.read()
+threading.Thread(target=live).start()
+ctypes.CDLL(None).syscall({exit}, 0)  # of this thread only
+"""
+
+
+def test_a_signal_for_a_process_whose_first_thread_has_ended_is_for_another() -> None:
+    with stopped(LEADERLESS.format(exit=_EXIT[os.uname().machine])) as process:
+        process.send_signal(signal.SIGUSR1)
+        assert pending_of_both(process.pid)[1] == (False, False)
+
+
+def threads_of(process: int) -> list[Tid]:
+    """The first, and the other one."""
+    first, other = sorted(map(int, os.listdir(f"/proc/{process}/task")), key=process.__ne__)
+    return [Tid(first), Tid(other)]
+
+
+def pending_of_both(process: int) -> list[Found]:
+    found = []
+    for tid in threads_of(process):
+        signals = pending_signals(tid, {Tgid(Tid(process)): NOT_STOPPING})
+        found.append(None if signals is None else (signals.for_thread, signals.sure))
+    return found
 
 
 def test_a_thread_that_is_gone_has_no_signals() -> None:
