@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -172,6 +173,20 @@ def test_a_late_watch_does_not_replace_one(watch: SignalWatch) -> None:
     watch.watch(watched, lambda call, fatal: told.set())
     watch.watch(watched, lambda call, fatal: pytest.fail("told"), late=True)
     assert told.wait(WAIT_S)
+
+
+@pytest.mark.parametrize(("further", "first"), [(0, False), (2, True)])
+def test_a_call_that_is_made_once_more_is_interrupted_as_it_was_before(
+    watch: SignalWatch, further: int, first: bool
+) -> None:
+    """Not another one of the thread's, of which only the end is told."""
+    told: queue.SimpleQueue[tuple[TrappedCall, bool]] = queue.SimpleQueue()
+    again = call(1, watch)
+    watch.owed[again.tid] = again.instruction + further
+    watch.received(again)
+    assert watch.owed == {}
+    watch.watch(again, lambda *what: told.put(what))
+    assert told.get(timeout=WAIT_S) == (again, first)
 
 
 def test_what_is_to_come_is_known_once_and_of_so_many_threads(watch: SignalWatch) -> None:
