@@ -13,7 +13,7 @@ from recuse.kernel.connection.connection import Connection, Tap
 from recuse.sandbox.errands import Errands
 from recuse.sandbox.files.table import FileTable
 from recuse.sandbox.mapping.memory_maps import MemoryMaps
-from recuse.sandbox.tasks.memory import StringReader
+from recuse.sandbox.tasks.strings import StringReader
 from recuse.sandbox.tasks.tasks import Tasks
 from recuse.sandbox.trap.signals import SignalWatch
 from recuse.sandbox.vfs.device_files import majors_in_use

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from recuse.sandbox.arch import arch
 from recuse.sandbox.tasks.memory import (
-    StringReader,
     UnreadableError,
     WritableMap,
     read_memory,
     write_memory,
 )
+from recuse.sandbox.tasks.strings import StringReader
 from recuse.wire.ids import Tid
 
 PAGE = mmap.PAGESIZE

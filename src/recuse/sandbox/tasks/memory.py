@@ -2,7 +2,8 @@
 
 Data are copied by ``process_vm_readv`` and ``process_vm_writev``, not through ``/proc/PID/mem``:
 they respect the protection of pages as the program's own system call would, and are quicker for
-large blocks. Only paths are read by the second way, which is quicker for small ones.
+large blocks. Only paths are read by the second way, which is quicker for small ones
+(:mod:`recuse.sandbox.tasks.strings`).
 """
 
 from __future__ import annotations
@@ -11,21 +12,16 @@ import bisect
 import ctypes
 import errno
 import os
-from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
 
 from recuse.kernel.errors import os_error
-from recuse.runtime.locks import new_lock
 from recuse.sandbox.abilities import may_copy_memory
 from recuse.sandbox.arch import arch
-from recuse.sandbox.tasks.thread_ends import ThreadEnds
 from recuse.wire.declare import Buffer
-from recuse.wire.ids import Tid
 
 PAGE: Final = 4096
 """In bytes: a page, or where these are larger a part of one."""
-PATH_MAX: Final = 4096
 _ADDRESS_LIMIT: Final = arch.ADDRESS_LIMIT
 
 
@@ -55,13 +51,13 @@ _writev = _libc.process_vm_writev
 _readv.restype = _writev.restype = ctypes.c_ssize_t
 
 
-class _Source(ctypes.Structure):
+class _BytesIovec(ctypes.Structure):
     """``struct iovec`` of bytes to take data from."""
 
     _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
 
 
-class _Area(ctypes.Structure):
+class _AddressIovec(ctypes.Structure):
     """``struct iovec`` of an address."""
 
     _fields_ = (("base", ctypes.c_size_t), ("length", ctypes.c_size_t))
@@ -73,9 +69,9 @@ class _Transfer:
     __slots__ = ("buffer", "remote", "remote_ref", "source", "source_ref", "target", "target_ref")
 
     def __init__(self) -> None:
-        self.source, self.remote = _Source(), _Area()
+        self.source, self.remote = _BytesIovec(), _AddressIovec()
         self.buffer = ctypes.create_string_buffer(PAGE)
-        self.target = _Area(ctypes.addressof(self.buffer), PAGE)
+        self.target = _AddressIovec(ctypes.addressof(self.buffer), PAGE)
         self.source_ref = ctypes.byref(self.source)
         self.remote_ref = ctypes.byref(self.remote)
         self.target_ref = ctypes.byref(self.target)
@@ -84,7 +80,7 @@ class _Transfer:
 _transfers: list[_Transfer] = []  # those that no thread is using
 
 
-def _clip(address: int, size: int) -> int:
+def clip(address: int, size: int) -> int:
     """How much of an area lies in user space; EFAULT if nothing does."""
     if address >= _ADDRESS_LIMIT:
         raise os_error(errno.EFAULT)
@@ -104,7 +100,7 @@ def read_memory(tid: int, address: int, size: int) -> bytes:
     if size == 0:
         return b""
     if address + size > _ADDRESS_LIMIT:
-        size = _clip(address, size)
+        size = clip(address, size)
     if size > PAGE:
         return _read_large(tid, address, size)
     try:
@@ -124,7 +120,7 @@ def read_memory(tid: int, address: int, size: int) -> bytes:
 
 def _read_large(tid: int, address: int, size: int) -> bytes:
     buffer = ctypes.create_string_buffer(size)
-    target, remote = _Area(ctypes.addressof(buffer), size), _Area(address, size)
+    target, remote = _AddressIovec(ctypes.addressof(buffer), size), _AddressIovec(address, size)
     count = _readv(tid, ctypes.byref(target), 1, ctypes.byref(remote), 1, 0)
     if count <= 0:
         return _read_file(tid, address, size)
@@ -148,7 +144,7 @@ def write_memory(tid: int, address: int, data: Buffer) -> int:
             return _write_in_place(tid, address, data)
         data = bytes(data)
     if address + size > _ADDRESS_LIMIT:
-        size = _clip(address, size)
+        size = clip(address, size)
     try:
         transfer = _transfers.pop()
     except IndexError:
@@ -191,11 +187,11 @@ _release_buffer.restype = None
 
 def _write_in_place(tid: int, address: int, data: Buffer) -> int:
     """Write a large part of something larger, such as a reply's payload, without a copy of it."""
-    size = _clip(address, len(data))
+    size = clip(address, len(data))
     buffer = _PyBuffer()
     _get_buffer(data, ctypes.byref(buffer), 0)
     try:
-        source, remote = _Area(buffer.buf, size), _Area(address, size)
+        source, remote = _AddressIovec(buffer.buf, size), _AddressIovec(address, size)
         count: int = _writev(tid, ctypes.byref(source), 1, ctypes.byref(remote), 1, 0)
         code = ctypes.get_errno()
     finally:
@@ -276,128 +272,6 @@ def _error() -> Exception:
     if code == errno.EPERM:
         return HiddenError()
     return os_error(code)
-
-
-class StringReader:
-    """Reads the strings that calls are given, paths above all, as quickly as can be.
-
-    Almost every trapped call of an ordinary program is an open or stat, and reading its path by
-    ``/proc/PID/mem`` takes half the time of ``process_vm_readv``. The descriptors for that are kept
-    by thread id for the threads seen lately. One is right as long as the thread lives and has the
-    memory image that it had: its end is noticed (:mod:`recuse.sandbox.tasks.thread_ends`), and an
-    exec must be told to :meth:`forget` beforehand.
-
-    What cannot be read that way is read the other one: for threads whose end would not be noticed,
-    and memory that another thread of the program is to fill yet (userfaultfd(2)).
-    """
-
-    _MOST = 64
-
-    def __init__(self) -> None:
-        self._lock = new_lock("StringReader")
-        self._descriptors: dict[Tid, int] = {}
-        self._ends = ThreadEnds()
-        self._poll = self._ends.poll
-
-    def read(self, tid: Tid, address: int) -> bytes:
-        """Read a path: a NUL-terminated string, returned without the NUL.
-
-        Raises:
-            OSError: ENAMETOOLONG if it has more than 4095 bytes; ESRCH if the thread is gone.
-            UnreadableError: if the process may not be looked into, or if there is no such memory so
-                far as can be seen: the kernel may see more.
-        """
-        try:
-            with self._lock:  # or the descriptor could be closed, and its number used, meanwhile
-                if self._poll(0, 1):
-                    for ended in self._ends.take():
-                        self._close(ended)
-                descriptor = self._descriptors.get(tid)
-                if descriptor is None:
-                    descriptor = self._open(tid)
-                if descriptor is not None and address < _ADDRESS_LIMIT:
-                    part = os.pread(descriptor, min(256, PAGE - address % PAGE), address)
-                    end = part.find(0)
-                    if end >= 0:
-                        return part[:end]
-                    return _read_string(os.pread, descriptor, address)
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                raise
-            self.forget(tid)  # the memory image may be gone
-        try:
-            # Not under the lock: it waits as long as the memory is not there.
-            return _read_string(lambda tid, size, at: read_memory(tid, at, size), tid, address)
-        except OSError as error:
-            if error.errno != errno.EFAULT:
-                raise
-        raise UnreadableError
-
-    def _open(self, tid: Tid) -> int | None:
-        """A new descriptor of the thread's memory; None if it is not to be kept."""
-        if len(self._descriptors) >= self._MOST:
-            self._close(next(iter(self._descriptors)))
-        if not self._ends.watch(tid):
-            return None
-        try:
-            descriptor = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._ends.forget(tid)
-            return None
-        self._descriptors[tid] = descriptor
-        return descriptor
-
-    def _close(self, tid: Tid) -> None:
-        self._ends.forget(tid)
-        descriptor = self._descriptors.pop(tid, None)
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def forget(self, tid: Tid) -> None:
-        """The thread is about to get a new memory image."""
-        with self._lock:
-            self._close(tid)
-
-    def forget_others(self, tid: Tid) -> None:
-        """Its process is about to get one."""
-        with self._lock:
-            for other in [other for other in self._descriptors if other != tid]:
-                self._close(other)
-
-    def forget_all(self) -> None:
-        """A sandbox's programs have ended: close all descriptors."""
-        with self._lock:
-            for tid in list(self._descriptors):
-                self._close(tid)
-
-    def close(self) -> None:
-        """Close all, for good."""
-        self.forget_all()
-        self._ends.close()
-
-
-def _read_string(read: Callable[[int, int, int], bytes], source: int, address: int) -> bytes:
-    """Read a string page by page with ``read(source, size, address)``; see `StringReader.read`.
-
-    Raises:
-        OSError: EFAULT if it runs into what has no bytes; ENAMETOOLONG; as ``read`` does.
-    """
-    size = min(256, PAGE - address % PAGE)
-    whole = b""
-    while len(whole) < PATH_MAX:
-        part = read(source, _clip(address, size), address)
-        if not part:
-            raise os_error(errno.EFAULT)
-        end = part.find(0)
-        if end >= 0:
-            whole += part[:end]
-            if len(whole) < PATH_MAX:
-                return whole
-            break
-        whole += part
-        address += len(part)
-        size = min(PAGE // 4, PAGE - address % PAGE)
-    raise os_error(errno.ENAMETOOLONG)
 
 
 class WritableMap:
