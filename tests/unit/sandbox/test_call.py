@@ -6,6 +6,7 @@ import errno
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from recuse.channel.workers import Workers
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import Reply, Request
 from recuse.sandbox.errands import Errands
+from recuse.sandbox.supervisor import Supervisor
 from recuse.sandbox.trap.answers import PROCEED, State
-from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
+from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall, UnansweredError
 from recuse.sandbox.trap.signals import SignalWatch
 from recuse.wire.fuse import FUSE_INTERRUPT, FUSE_READ
 
@@ -466,3 +468,128 @@ def test_signals_are_not_asked_about_by_quick_handlers() -> None:
     signals.watch = lambda *_, **__: watched.append(1)  # type: ignore[method-assign]
     waits.take().run(waits.device, ask())
     assert watched == []
+
+
+class Later:
+    """Errands that are done when the test says so."""
+
+    def __init__(self) -> None:
+        self.left: list[Callable[[], None]] = []
+
+    def put(self, errand: Callable[[], None]) -> None:
+        self.left.append(errand)
+
+
+class Asking:
+    """A handler that asks two questions, one of them twice, and counts how often it begins."""
+
+    def __init__(self, waits: Waits, end: Callable[[int], Outcome] = lambda total: total) -> None:
+        self.device = waits.device
+        self.call = waits.take()
+        self.errands: Any = Later()
+        self.begun = 0
+        self._end = end
+
+    def handle(self) -> Outcome:
+        self.begun += 1
+        first: int = self.call.ask("first", lambda: OnDevice(self.device, ask()))
+        second: int = self.call.ask("second", lambda: OnDevice(self.device, ask()))
+        again: int = self.call.ask("first", lambda: OnDevice(self.device, ask()))
+        return self._end(first + second + again)
+
+    def start(self) -> None:
+        with pytest.raises(UnansweredError) as asked:
+            self.handle()
+        steps = self.call.answered(asked.value, self.handle, self.errands)
+        asked.value.__traceback__ = None
+        self.call.take(steps)
+
+
+def test_a_handler_that_asks_begins_anew_with_the_answer() -> None:
+    waits = Waits()
+    waits.server.handler = lambda message: b"123"
+    asking = Asking(waits)
+    asking.start()
+    assert waits.answers == [9]
+    assert (asking.begun, len(waits.server.messages)) == (3, 2)
+    assert not asking.errands.left
+
+
+def test_not_in_the_thread_that_brings_the_answer() -> None:
+    waits = Waits()
+    asking = Asking(waits)
+    asking.start()
+    for begun in 1, 2:
+        thread = threading.Thread(target=waits.reply)
+        thread.start()
+        thread.join(WAIT_S)
+        assert asking.begun == begun
+        assert waits.answers == []
+        asking.errands.left.pop()()
+    assert waits.answers == [6]
+
+
+def test_what_it_comes_to_may_take_steps() -> None:
+    waits = Waits()
+
+    def end(total: int) -> Steps[int]:
+        more: int = yield OnDevice(waits.device, ask())
+        return total + more
+
+    waits.server.handler = lambda message: b"1"
+    Asking(waits, end).start()
+    assert waits.answers == [4]
+
+
+@pytest.mark.parametrize("end", [PROCEED, OSError(errno.EPERM, "")])
+def test_it_may_end_in_any_way(end: int | OSError) -> None:
+    waits = Waits()
+    waits.server.handler = lambda message: b"1"
+
+    def ending(_: int) -> Outcome:
+        if isinstance(end, OSError):
+            raise end
+        return end
+
+    Asking(waits, ending).start()
+    assert waits.answers == ["EPERM" if isinstance(end, OSError) else "proceed"]
+
+
+def test_an_error_is_an_answer() -> None:
+    waits = Waits()
+    asking = Asking(waits)
+    asking.start()
+    waits.reply(-errno.EACCES)
+    assert waits.answers == ["EACCES"]
+    assert asking.begun == 2
+
+
+def test_it_does_not_begin_for_a_caller_that_is_gone() -> None:
+    waits = Waits()
+    asking = Asking(waits)
+    asking.start()
+    waits.programs.gone = True
+    waits.reply()
+    assert asking.begun == 1
+    assert asking.call.over
+
+
+def test_a_32_bit_handler_gets_its_arguments_as_they_were() -> None:
+    waits = Waits()
+    waits.server.handler = lambda message: b"1"
+    call = waits.take()
+    call.a1, call.a2 = 5, 1
+    seen = []
+
+    def handler(call: TrappedCall, _: object) -> int:
+        seen.append((call.a1, call.a2))
+        call.a1 |= call.a2 << 32
+        return call.ask("it", lambda: OnDevice(waits.device, ask()))
+
+    machine = SimpleNamespace(errands=Later())
+    supervisor: Any = SimpleNamespace(_compat_handlers={call.number: handler}, _machine=machine)
+    outcome = Supervisor._handle_compat(supervisor, call)
+    assert not isinstance(outcome, int)
+    call.take(outcome)
+    assert waits.answers == [1]
+    assert seen == [(5, 1)] * 2

@@ -126,8 +126,7 @@ class DeviceTable:
         number is taken or no major is free.
         """
         check_name(name)
-        if not (0 <= major <= MAJOR_MAX and 0 <= minor <= MINOR_MAX):
-            raise os_error(errno.EINVAL)
+        _check_number(major, minor)
         with self._lock:
             if not major:
                 major = self._free_major()
@@ -200,6 +199,11 @@ class DeviceTable:
     def __len__(self) -> int:
         """Return the number of devices."""
         return len(self._by_name)
+
+
+def _check_number(major: int, minor: int) -> None:
+    if not (0 <= major <= MAJOR_MAX and 0 <= minor <= MINOR_MAX):
+        raise os_error(errno.EINVAL)
 
 
 def check_name(name: str) -> None:

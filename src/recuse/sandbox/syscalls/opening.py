@@ -104,6 +104,11 @@ def _open(
     if found.link:
         # O_NOFOLLOW on a link: O_PATH would give the link itself, which the kernel has.
         return PROCEED
+    return _open_found(call, machine, found, flags)
+
+
+def _open_found(call: TrappedCall, machine: Machine, found: Found, flags: int) -> Outcome:
+    """Open what is ours, or has a device's number."""
     location, node = found.location, found.node
     if node.is_directory:
         return _open_directory(call, machine, location, flags)

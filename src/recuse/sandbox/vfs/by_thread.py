@@ -13,6 +13,7 @@ from recuse.kernel.errors import os_error
 from recuse.sandbox.tasks.memory import PAGE, write_memory
 from recuse.sandbox.trap.filter import MAP_ANONYMOUS
 from recuse.sandbox.vfs.native_files import AT_FDCWD
+from recuse.wire.ids import Tid
 
 if TYPE_CHECKING:
     from recuse.sandbox.trap.inject import Injection
@@ -24,7 +25,7 @@ _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_NO_AUTOMOUNT: Final = 0x800
 
 
-def look_by_thread(thread: Injection, tid: int, file: NativeFile, flags: int) -> int:
+def look_by_thread(thread: Injection, tid: Tid, file: NativeFile, flags: int) -> int:
     """Have a thread open a file as O_PATH does, by a call that is not trapped.
 
     Args:

@@ -21,6 +21,7 @@ from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.tasks.rights import Acting, in_own_thread
+from recuse.wire.ids import Tid
 
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
@@ -56,6 +57,11 @@ _FOR_ALL: Final = stat.S_ISVTX | stat.S_IWOTH
 
 _STATFS: Final = struct.Struct("=qqQQQQQiiqqq32x")
 """asm-generic/statfs.h"""
+_STATX_PLACE: Final = struct.Struct("=I28xQ104xQ")
+"""Of ``struct statx``: the mask, the inode number, the number of the mount."""
+_STATX_SIZE: Final = 256
+_STATX_INO: Final = 0x100
+_STATX_MNT_ID: Final = 0x1000
 _ANONYMOUS_MAGIC: Final = 0x09041934
 _NAME_MAX: Final = 255
 
@@ -101,7 +107,7 @@ def is_link_in(name: bytes, directory: int) -> bool:
     return stat.S_ISLNK(found.st_mode)
 
 
-def start_of(tid: int, base: int) -> bytes:
+def start_of(tid: Tid, base: int) -> bytes:
     """The link to a thread's directory: the working one, or that of a descriptor."""
     return b"/proc/%d/cwd" % tid if base == AT_FDCWD else b"/proc/%d/fd/%d" % (tid, base)
 
@@ -150,7 +156,20 @@ def path_of(file: int) -> bytes:
     return os.readlink(b"/proc/self/fd/%d" % file)
 
 
-def root_path(tid: int) -> bytes:
+def place_of(path: bytes) -> tuple[int, int] | None:
+    """The numbers of a directory's mount, which no other has in any namespace, and of its inode.
+
+    None if it cannot be found, or the kernel does not tell (since Linux 5.8 it does).
+    """
+    wanted = _STATX_INO | _STATX_MNT_ID
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    if _libc.syscall(arch.SYSCALLS["statx"], AT_FDCWD, path, 0, wanted, buffer) < 0:
+        return None
+    told, inode, mount = _STATX_PLACE.unpack_from(buffer)
+    return (mount, inode) if told & wanted == wanted else None
+
+
+def root_path(tid: Tid) -> bytes:
     """The path of a thread's root, from the supervisor's. OSError if it is gone."""
     return os.readlink(b"/proc/%d/root" % tid)
 

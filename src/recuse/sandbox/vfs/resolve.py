@@ -80,11 +80,11 @@ class Tree:
         self.listings: dict[tuple[int, int], tuple[Listed, int, int]] = {}
         """By process and descriptor: how far a listing has come (`syscalls.listing`)."""
         self.many_roots = False
-        """Whether some process may have a root or mounts of its own. Makes each lookup slower.
+        """Whether some process may have a root or mounts of its own.
 
-        For all of them and for good: a process has these from its parent, and recuse is not told
-        of each that is made. To ask the kernel at each lookup what the thread has, as /proc tells
-        it, takes longer than what is saved."""
+        For good: processes have these from their parents, and recuse does not hear of each. From
+        then on the kernel is asked at each lookup what the thread has, which takes 6 us."""
+        self._own_root = native_files.place_of(b"/")
 
     def find(
         self,
@@ -121,14 +121,18 @@ class Tree:
                 EXDEV if it leaves its scope; ENFILE if the supervisor has no descriptors left.
         """
         tid = call.tid
-        if not scope and not self.many_roots:
+        own_root = self.many_roots and self._has_own_root(tid)
+        if not scope and not own_root:
             location = self.mounts.at(path, all_may_search=True)
             if location is not None and not (follow and location.node.is_link):
                 return Found(location)
         if not scope and not (self.devices.hides_links or self.mounts.covers_files):
             acting = None if self._tasks.alike else self._tasks.get(tid).acting
-            if self.many_roots or acting is not None:
-                if self._elsewhere_there(tid, base, path, follow, opening, acting):
+            if own_root or acting is not None:
+                start = start_of(tid, base)
+                if path.startswith(b"/"):
+                    start = b"/proc/%d/root" % tid if own_root else b"/"
+                if self._elsewhere_there(start, path, follow, opening, acting):
                     return None
             elif self._elsewhere(tid, base, path, follow, opening):
                 return None
@@ -139,11 +143,16 @@ class Tree:
             tasks=self._tasks,
             files=self._files,
             placeholders=self.placeholders,
-            own_root=self.many_roots,
+            own_root=own_root,
             scope=scope,
             real=real,
         ) as walk:
             return walk.find(base, path, follow=follow, opening=opening)
+
+    def _has_own_root(self, tid: Tid) -> bool:
+        """Whether a thread's root, and so its mounts, may be other ones than the supervisor's."""
+        root = native_files.place_of(b"/proc/%d/root" % tid)
+        return root is None or root != self._own_root
 
     def _elsewhere(self, tid: Tid, base: int, path: bytes, follow: bool, opening: bool) -> bool:
         """Whether the path, seen natively, cannot lead to one of our nodes.
@@ -206,14 +215,8 @@ class Tree:
             return False
         return not (follow and looks and native_files.is_link(native))
 
-    def _elsewhere_there(  # noqa: PLR0917 - on the way of every path
-        self,
-        tid: int,
-        base: int,
-        path: bytes,
-        follow: bool,
-        opening: bool,
-        acting: Acting | None,
+    def _elsewhere_there(
+        self, start: bytes, path: bytes, follow: bool, opening: bool, acting: Acting | None
     ) -> bool:
         """The same for a thread that may have a root or mounts of its own, or fewer rights.
 
@@ -224,9 +227,6 @@ class Tree:
         if self.placeholders.used and path.startswith(b"."):
             return False
         is_absolute = path.startswith(b"/")
-        start = start_of(tid, base)
-        if is_absolute:
-            start = b"/proc/%d/root" % tid if self.many_roots else b"/"
         try:
             directory = native_files.look(start)
         except OSError:
@@ -309,7 +309,7 @@ class Tree:
         point = None if native_files.is_there(real) else self.devices.directory(real)
         self.mounts.mount(tree, real, None if point is None else self.mounts.top(point))
 
-    def listed(self, tid: int, number: int) -> Listed:
+    def listed(self, tid: Tid, number: int) -> Listed:
         """What of ours a listing of an open directory shows.
 
         Returns:
@@ -322,7 +322,7 @@ class Tree:
             return ()
         return self.placeholders.standing_for(status) or self.mounts.additions(start, status)
 
-    def directory(self, tid: int, number: int) -> Location | None:
+    def directory(self, tid: Tid, number: int) -> Location | None:
         """The directory of ours that a descriptor refers to, None if it refers to something else.
 
         :data:`AT_FDCWD` stands for the working directory.
@@ -341,14 +341,16 @@ class Tree:
             raise os_error(errno.ENOENT)
         return location
 
-    def shown_path(self, tid: int, location: Location) -> bytes:
+    def shown_path(self, tid: Tid, location: Location) -> bytes:
         """The path of a place of ours as a thread is told it: from its root.
 
         Raises:
             OSError: ENOENT if the thread is gone.
         """
         path = location.path
-        return native_files.below(native_files.root_path(tid), path) if self.many_roots else path
+        if self.many_roots and self._has_own_root(tid):
+            return native_files.below(native_files.root_path(tid), path)
+        return path
 
     @staticmethod
     def inode_above(location: Location) -> int:
