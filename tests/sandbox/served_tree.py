@@ -19,6 +19,7 @@ from recuse.wire.fuse import (
     FUSE_INTERRUPT,
     FUSE_LOOKUP,
     FUSE_READDIR,
+    FUSE_READLINK,
     fuse_in_header,
     fuse_interrupt_in,
     fuse_out_header,
@@ -95,6 +96,11 @@ class ServedTree:
     def list(self, call: TrappedCall, directory: Dentry) -> Sequence[Dentry]:
         return call.ask(directory, lambda: OnDevice(self, self._list(call.caller(), directory)))
 
+    def read_link(self, call: TrappedCall, link: Dentry) -> bytes:
+        return call.ask(
+            ("link", link), lambda: OnDevice(self, self._read_link(call.caller(), link))
+        )
+
     def statfs(self, call: TrappedCall) -> bytes:
         return self.memory.statfs(call)
 
@@ -105,6 +111,10 @@ class ServedTree:
     def _list(self, caller: Caller, directory: Dentry) -> Operation[Sequence[Dentry]]:
         yield from _request(FUSE_READDIR, directory.name, caller)
         return list(directory.children.values())
+
+    def _read_link(self, caller: Caller, link: Dentry) -> Operation[bytes]:
+        yield from _request(FUSE_READLINK, link.name, caller)
+        return link.node.read_link()
 
     # The server
 

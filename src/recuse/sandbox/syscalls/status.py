@@ -166,7 +166,7 @@ def _readlink(
     if found.link:
         target = machine.tree.shown_path(call.tid, found.location)[:size]
     else:
-        target = found.node.read_link()[:size]
+        target = found.location.read_link(call)[:size]
     _write(call, buffer, target)
     return len(target)
 

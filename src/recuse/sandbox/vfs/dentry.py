@@ -79,6 +79,9 @@ class FileTree(Protocol):
     def list(self, call: TrappedCall, directory: Dentry) -> Sequence[Dentry]:
         """All that there is in a directory. Raises OSError for the call."""
 
+    def read_link(self, call: TrappedCall, link: Dentry) -> bytes:
+        """Where a symbolic link leads. Raises OSError for the call: EINVAL if it is none."""
+
     def statfs(self, call: TrappedCall) -> bytes:
         """``struct statfs`` of all files in it. Raises OSError for the call."""
 
@@ -133,6 +136,10 @@ class Location(NamedTuple):
         """Its path, from the supervisor's root."""
         return self.dentry.path(self.mount.path)
 
+    def read_link(self, call: TrappedCall) -> bytes:
+        """Where it leads, if it is a symbolic link. Raises OSError for the call."""
+        return self.mount.tree.read_link(call, self.dentry)
+
     @property
     def is_root(self) -> bool:
         """Whether it is the root of its tree."""
@@ -154,6 +161,10 @@ class MemoryTree:
     def list(self, call: TrappedCall, directory: Dentry) -> Sequence[Dentry]:
         """All that there is in a directory."""
         return list(directory.children.values())
+
+    def read_link(self, call: TrappedCall, link: Dentry) -> bytes:
+        """Where a symbolic link leads. OSError: EINVAL if it is none."""
+        return link.node.read_link()
 
     def statfs(self, call: TrappedCall) -> bytes:
         """That of the native filesystem. OSError as statfs."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Collection
 
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
 from recuse.sandbox.vfs import native_files
-from recuse.sandbox.vfs.dentry import Addition, FileTree, Location, Mount
+from recuse.sandbox.vfs.dentry import Addition, Dentry, FileTree, Location, Mount
 
 _KERNEL_FILESYSTEMS = (native_files.PROC_MAGIC, native_files.SYSFS_MAGIC)
 
@@ -33,18 +32,20 @@ class Mounts:
         self._kernel_inodes: set[int] = set()
         self._quick: dict[bytes, Addition] = {}
         """By path those that hide what is there natively."""
-        self._beginnings: tuple[bytes, ...] = ()
-        """How paths begin that may lead there."""
+        self.beginnings: tuple[bytes, ...] = ()
+        """How paths begin that may lead to what hides native files."""
         self._covers: dict[tuple[int, int], Mount] = {}
         """What is mounted on native directories."""
         self._on_ours: dict[Location, Mount] = {}
         """What is mounted on directories of ours."""
         self._mounted: tuple[bytes, ...] = ()
         """The paths of all mounts."""
-        self.covered: Collection[tuple[int, int]] = self._covers.keys()
-        """Native directories on which something is mounted."""
+        self.covers = False
+        """Whether something is mounted on a native directory."""
         self.covers_files = False
-        """Whether there was something in one of them."""
+        """Whether there was something in one of these."""
+        self.changed: set[tuple[int, int]] = set()
+        """Native directories that are added to or covered, as the supervisor sees them."""
 
     def add(self, addition: Addition) -> None:
         """Add a tree to a native directory.
@@ -58,6 +59,7 @@ class Mounts:
             raise os_error(errno.ENOTDIR)
         kind = native_files.filesystem_type_at(path)
         with self._lock:
+            self.changed.add((native.st_dev, native.st_ino))
             _append(self._additions, (native.st_dev, native.st_ino), addition)
             if kind in _KERNEL_FILESYSTEMS:
                 _append(self._kernel_additions, (kind, native.st_ino), addition)
@@ -65,9 +67,9 @@ class Mounts:
             if addition.hides:
                 self._quick[path] = addition
                 beginning = path if path == b"/" else path + b"/"
-                if not beginning.startswith(self._beginnings):
-                    others = (one for one in self._beginnings if not one.startswith(beginning))
-                    self._beginnings = (*others, beginning)
+                if not beginning.startswith(self.beginnings):
+                    others = (one for one in self.beginnings if not one.startswith(beginning))
+                    self.beginnings = (*others, beginning)
 
     def mount(self, tree: FileTree, path: bytes, point: Location | None) -> None:
         """Have a tree cover a directory.
@@ -91,7 +93,9 @@ class Mounts:
             raise os_error(errno.ENOTDIR)
         empty = native_files.is_empty(path)
         with self._lock:
+            self.covers = True
             self.covers_files = self.covers_files or not empty
+            self.changed.add((native.st_dev, native.st_ino))
             self._covers[native.st_dev, native.st_ino] = mount
             self._mounted = (*self._mounted, path)
 
@@ -138,19 +142,13 @@ class Mounts:
             location = Location(mount, mount.tree.root)
         return location
 
-    def changes(self, status: os.stat_result) -> bool:
-        """Whether names in a native directory may lead to something of ours."""
-        return (key := (status.st_dev, status.st_ino)) in self._additions or key in self._covers
+    def is_covered(self, status: os.stat_result) -> bool:
+        """Whether something is mounted on a native directory."""
+        return self.covers and (status.st_dev, status.st_ino) in self._covers
 
-    def at(self, path: bytes, *, all_may_search: bool = False) -> Location | None:
-        """What hides native files at that very path, with no link on the way.
-
-        With ``all_may_search``, and with nothing on it that a thread or a mount may be in the way
-        of: only directories that everybody may search, and no mounts.
-        """
-        if not path.startswith(self._beginnings):
-            return None
-        if all_may_search and path.startswith(self._mounted):
+    def at(self, path: bytes) -> Location | None:
+        """What hides native files at that very path, with no link on the way."""
+        if not path.startswith(self.beginnings):
             return None
         names = []
         head = path
@@ -159,8 +157,28 @@ class Mounts:
             names.append(name)
             addition = self._quick.get(head or b"/")
             if addition is not None:
-                return _below(addition, names, all_may_search)
+                return _below(addition, names)
         return None
+
+    def quickly(self, path: bytes) -> Location | None:
+        """The same of a path with one of the `beginnings`, but that nothing may be in its way.
+
+        No mount, and no directory of ours that not everybody may search.
+        """
+        if path.startswith(self._mounted):
+            return None
+        head, _, name = path.rpartition(b"/")
+        addition = self._quick.get(head)
+        if addition is not None:
+            dentry = addition.tree.root.children.get(name)
+            return None if dentry is None else Location(addition, dentry)
+        location = self.at(path)
+        above = None if location is None else location.dentry.parent
+        while above is not None and above.parent is not None:
+            if above.node.mode & 0o111 != 0o111:
+                return None
+            above = above.parent
+        return location
 
 
 def _append(
@@ -171,14 +189,9 @@ def _append(
     table[key] = tuple(sorted(there, key=lambda one: not one.hides))
 
 
-def _below(addition: Addition, names: list[bytes], all_may_search: bool) -> Location | None:
+def _below(addition: Addition, names: list[bytes]) -> Location | None:
     """What the names lead to, the first of which is the last."""
-    dentry = addition.tree.root
-    while names:
-        child = dentry.children.get(names.pop())
-        if child is None:
-            return None
-        dentry = child
-        if all_may_search and names and dentry.node.mode & 0o111 != 0o111:
-            return None
-    return Location(addition, dentry)
+    dentry: Dentry | None = addition.tree.root
+    while names and dentry is not None:
+        dentry = dentry.children.get(names.pop())
+    return None if dentry is None else Location(addition, dentry)

@@ -104,7 +104,9 @@ class Position:
             if not stat.S_ISDIR(status.st_mode):
                 return Spot(file, status, (), None)
             additions = self.mounts.additions(b"/proc/self/fd/%d" % file, status)
-            cover = self.mounts.cover(file, status, own_root=self.own_root)
+            cover = None
+            if self.mounts.covers:
+                cover = self.mounts.cover(file, status, own_root=self.own_root)
             return Spot(file, status, additions, cover)
         except BaseException:
             os.close(file)

@@ -122,11 +122,12 @@ class Tree:
         """
         tid = call.tid
         own_root = self.many_roots and self._has_own_root(tid)
-        if not scope and not own_root:
-            location = self.mounts.at(path, all_may_search=True)
-            if location is not None and not (follow and location.node.is_link):
+        mounts = self.mounts
+        if not scope and not own_root and path.startswith(mounts.beginnings):
+            location = mounts.quickly(path)
+            if location is not None and not (follow and location.dentry.node.is_link):
                 return Found(location)
-        if not scope and not (self.devices.hides_links or self.mounts.covers_files):
+        if not scope and not (self.devices.hides_links or mounts.covers_files):
             acting = None if self._tasks.alike else self._tasks.get(tid).acting
             if own_root or acting is not None:
                 start = start_of(tid, base)
@@ -138,7 +139,7 @@ class Tree:
                 return None
         with Walk(
             call,
-            mounts=self.mounts,
+            mounts=mounts,
             devices=self.devices,
             tasks=self._tasks,
             files=self._files,
@@ -183,7 +184,7 @@ class Tree:
         devices = self.devices
         looks = (
             devices.hides_files
-            or bool(self.mounts.covered)
+            or self.mounts.covers
             or (opening and devices.numbers_elsewhere)
             or path.endswith(b"devices")
         )
@@ -205,7 +206,7 @@ class Tree:
             parent = native_files.status(above)
         except OSError:
             return False  # may lie in a directory of ours
-        if self.mounts.changes(parent):
+        if (parent.st_dev, parent.st_ino) in self.mounts.changed:
             return False
         if parent.st_dev == self.devices.proc_device:
             return False  # /proc/self there is not the program's
@@ -259,17 +260,18 @@ class Tree:
             found = os.fstat(parent)
             if found.st_dev == self.devices.proc_device or native_files.is_link_in(name, parent):
                 return False
-            ours = self.mounts.changes(found)
-            return not ours and not self.mounts.additions(b"/proc/self/fd/%d" % parent, found)
+            if (found.st_dev, found.st_ino) in self.mounts.changed:
+                return False
+            return not self.mounts.additions(b"/proc/self/fd/%d" % parent, found)
         finally:
             os.close(parent)
 
     def _may_be_ours(self, found: os.stat_result, opening: bool) -> bool:
         """Whether what is there natively is hidden by a node, or has a device's number."""
-        key = found.st_dev, found.st_ino
-        return (key in self.devices.hidden or key in self.mounts.covered) or (
-            opening and stat.S_ISCHR(found.st_mode) and found.st_rdev in self.devices.by_number
-        )
+        if opening and stat.S_ISCHR(found.st_mode) and found.st_rdev in self.devices.by_number:
+            return True
+        hidden = (found.st_dev, found.st_ino) in self.devices.hidden
+        return hidden or self.mounts.is_covered(found)
 
     def _in_shadow(self, start: bytes) -> bool:
         try:

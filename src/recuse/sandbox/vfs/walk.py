@@ -145,35 +145,39 @@ class Walk(Position):
             if name == b"..":
                 self.up()
                 continue
-            location = self._child(name, hiding=True)
-            if location is None and self.at is not None:
-                # There is nothing in it but ours.
-                missing = any(n != b"." for n in names)
-                raise os_error(errno.ENOENT) if missing else AbsentError(self.at)
-            if location is None:
-                try:
-                    found = self._step(name, names, follow)
-                except FileNotFoundError:
-                    location = self._child(name, hiding=False)
-                    if location is None:
-                        raise
-                else:
-                    if found is not None:
-                        return found
-                    continue
-            if location.node.is_link and (names or follow):
+            if self.at is not None:
+                location = self._inside(self.at, name, names)
+            else:
+                added = self._added(name, hiding=True)
+                if added is None:
+                    try:
+                        found = self._step(name, names, follow)
+                    except FileNotFoundError:
+                        added = self._added(name, hiding=False)
+                        if added is None:
+                            raise
+                    else:
+                        if found is not None:
+                            return found
+                        continue
+                location = added
+            if location.dentry.node.is_link and (names or follow):
                 self.through_ours = True
-                self._follow(location.node.read_link(), names)
+                self._follow(location.read_link(self._call), names)
             else:
                 self.enter(location)
         return self._result(opening)
 
-    def _child(self, name: bytes, *, hiding: bool) -> Location | None:
-        """What there is of ours by a name; natively, of what hides native files or of what not."""
-        at = self.at
-        if at is not None:
-            dentry = at.mount.tree.lookup(self._call, at.dentry, name)
-            return None if dentry is None else Location(at.mount, dentry)
+    def _inside(self, at: Location, name: bytes, names: list[bytes]) -> Location:
+        """What there is by a name in a directory of ours; ``names`` follow it."""
+        dentry = at.mount.tree.lookup(self._call, at.dentry, name)
+        if dentry is None:
+            missing = any(n != b"." for n in names)
+            raise os_error(errno.ENOENT) if missing else AbsentError(at)
+        return Location(at.mount, dentry)
+
+    def _added(self, name: bytes, *, hiding: bool) -> Location | None:
+        """What is added by that name to the native directory; what hides native files, or not."""
         assert self.here is not None
         for addition in self.here.additions:
             if addition.hides is hiding:
