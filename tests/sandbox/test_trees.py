@@ -92,6 +92,26 @@ class TestAMount:
         assert shell(f"cd {mount} && cat hidden; cat < {here}/dangling").count("No such") == 2
         assert shell(f"ls {here}; stat -c %i {mount} {mount}/.").endswith("mnt\n2\n2\n")
 
+    def test_what_is_covered_is_not_executed(
+        self, sandbox: Sandbox, files: ServedTree, here: Path, client: Shell
+    ) -> None:
+        (here / "mnt/program").write_text("#!/bin/sh\necho ran\n", encoding="utf-8")
+        (here / "mnt/program").chmod(0o755)
+        tree_of(sandbox).mount(files, here / "mnt")
+        script = """
+os.chdir(args[0])
+for name in "mnt/program", args[0] + "/mnt/program", "mnt/file", "mnt/dir", "mnt/up":
+    pid = os.fork()
+    if pid == 0:
+        print(attempt(os.execv, name, [name]), flush=True)
+        os._exit(0)
+    wait(pid)
+os.execve(os.open("/bin/echo", os.O_RDONLY), ["echo", "done"], {})
+"""
+        assert client(script, here).split() == [
+            "ENOENT", "ENOENT", "EACCES", "EACCES", "ENOENT", "done",
+        ]  # fmt: skip
+
     def test_over_an_empty_one(
         self, sandbox: Sandbox, files: ServedTree, here: Path, shell: Shell
     ) -> None:
@@ -184,6 +204,30 @@ echo made >new && cat new && mv new newer && rm newer; mkdir new && rmdir new; r
             assert shell(script) == f"{listed}content\nmore\n"
         finally:
             second.close()
+
+    def test_whose_server_ends(
+        self, sandbox: Sandbox, files: ServedTree, here: Path, shell: Shell
+    ) -> None:
+        tree_of(sandbox).merge(files, here)
+        script = f"cd {here}; ls | wc -l; cat file; echo new >new; cat new beside; rm new"
+        assert shell(script) == "8\ncontent\nnew\nnative\n"
+        files.connection.abort()
+        assert shell(script) == "4\ncat: file: No such file or directory\nnew\nnative\n"
+
+
+@pytest.mark.parametrize("name", ["mnt/dir", "mnt/new", "mnt/dir/deep"])
+def test_what_a_mount_hides_is_no_place_for_another(
+    sandbox: Sandbox, files: ServedTree, here: Path, name: str
+) -> None:
+    tree = tree_of(sandbox)
+    tree.mount(files, here / "mnt")
+    for path in here / name, here / "mnt":
+        with pytest.raises(OSError, match="Invalid argument"):
+            tree.merge(files, path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        tree.mount(files, here / name)
+    with pytest.raises(NotADirectoryError):
+        tree.mount(files, here / "beside")
 
 
 ALL_CALLS = """

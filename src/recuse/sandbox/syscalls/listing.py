@@ -22,7 +22,7 @@ from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.tasks.memory import write_memory
 from recuse.sandbox.trap.borrowing import Borrowing
 from recuse.sandbox.vfs import native_files
-from recuse.sandbox.vfs.dentry import Dentry, Location, Mount
+from recuse.sandbox.vfs.dentry import SERVER_GONE, Dentry, Location, Mount
 from recuse.sandbox.vfs.native_files import list_next
 from recuse.sandbox.vfs.resolve import Listed, Tree
 
@@ -138,7 +138,14 @@ def _shown(call: TrappedCall, listed: Listed) -> _Shown:
     """What is in a directory of ours, or is added to a native one."""
     if isinstance(listed, Location):
         return [(listed.mount, listed.mount.tree.list(call, listed.dentry))]
-    return [(one, one.tree.list(call, one.tree.root)) for one in listed]
+    shown: _Shown = []
+    for addition in listed:
+        try:
+            shown.append((addition, addition.tree.list(call, addition.tree.root)))
+        except OSError as error:
+            if error.errno not in SERVER_GONE:
+                raise
+    return shown
 
 
 def _entries(tree: Tree, listed: Listed, shown: _Shown) -> list[_Entry]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.syscalls.handler import PROCEED, Handler
-from recuse.sandbox.syscalls.lookup import inspected
+from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.lookup import inspected, named
 from recuse.sandbox.tasks.tasks import in_our_namespace
-from recuse.sandbox.vfs.resolve import AT_FDCWD
+from recuse.sandbox.vfs.resolve import AT_FDCWD, OutsideError
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -31,7 +32,22 @@ def socket_call(call: TrappedCall, machine: Machine) -> int:
 
 
 def execute(call: TrappedCall, machine: Machine) -> int:
-    """``execve`` and ``execveat``: a new memory image, and perhaps a new thread id."""
+    """``execve(path, ...)``."""
+    return _execute(call, machine, AT_FDCWD, call.a0)
+
+
+def execute_at(call: TrappedCall, machine: Machine) -> int:
+    """``execveat(dirfd, path, ...)``."""
+    return _execute(call, machine, signed32(call.a0), call.a1)
+
+
+def _execute(call: TrappedCall, machine: Machine, base: int, address: int) -> int:
+    """A new memory image, and perhaps a new thread id."""
+    if machine.tree.mounts.covers_files:
+        # What is covered the kernel would find.
+        with contextlib.suppress(OutsideError):
+            if named(call, machine, base, address, 0) is not None:
+                raise os_error(errno.EACCES)
     if not machine.tree.many_roots and not in_our_namespace(call.tid, "mnt"):
         machine.tree.many_roots = True  # clone3 made it, whose flags no filter sees
     if machine.tasks.alike and not in_our_namespace(call.tid, "user"):
@@ -73,7 +89,7 @@ def change_root(call: TrappedCall, machine: Machine) -> int:
 HANDLERS: Final[dict[str, Handler]] = {
     "clone": clone,
     "execve": execute,
-    "execveat": execute,
+    "execveat": execute_at,
     **dict.fromkeys(
         (
             "setuid",

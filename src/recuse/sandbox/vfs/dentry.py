@@ -6,6 +6,7 @@ As in Linux, a place in the tree of files is a pair: which mount, and which name
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -14,6 +15,10 @@ from recuse.sandbox.vfs.nodes import Node
 
 if TYPE_CHECKING:
     from recuse.sandbox.trap.call import TrappedCall
+
+
+SERVER_GONE: Final = (errno.ENOTCONN, errno.ECONNABORTED)
+"""What a tree says whose server has ended. If it is an addition, nothing is added any more."""
 
 
 class Dentry:

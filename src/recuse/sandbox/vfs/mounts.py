@@ -99,6 +99,14 @@ class Mounts:
             self._covers[native.st_dev, native.st_ino] = mount
             self._mounted = (*self._mounted, path)
 
+    def is_mounted(self, path: bytes) -> bool:
+        """Whether a tree is mounted on a directory of that path."""
+        return path in self._mounted
+
+    def hides(self, path: bytes) -> bool:
+        """Whether a tree is mounted on a directory above."""
+        return path.startswith(tuple(one.rstrip(b"/") + b"/" for one in self._mounted))
+
     def hiding_at(self, path: bytes) -> Addition | None:
         """What hides native files in the directory of that path."""
         return self._quick.get(path)

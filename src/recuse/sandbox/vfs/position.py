@@ -175,11 +175,6 @@ class Position:
             return False
         return native_files.mount_of(root.file) == native_files.mount_of(here.file)
 
-    def _at_top_of(self, here: Spot) -> bool:
-        """Whether it is at the root of what is mounted on a native directory."""
-        at = self.at
-        return at is not None and at.is_root and at.mount is here.cover
-
     def up(self) -> None:
         """Go to what is above."""
         if self._at_root():
@@ -189,7 +184,7 @@ class Position:
         at = self.at
         while at is not None and at.is_root:
             if at.mount.point is None:
-                if self.here is None or not self._at_top_of(self.here):
+                if self.here is None or self.here.cover is not at.mount:
                     self._go_by_path(at.mount)  # it was not reached through that directory
                 break
             at = at.mount.point

@@ -119,6 +119,7 @@ class Tree:
             OSError: ENOTDIR if the path goes on after a file of ours, ENOENT if it goes on after
                 what is missing in a directory of ours, EACCES if that may not be searched, ELOOP,
                 EXDEV if it leaves its scope; ENFILE if the supervisor has no descriptors left.
+            UnansweredError: if a tree has to ask its server (`TrappedCall.ask`).
         """
         tid = call.tid
         own_root = self.many_roots and self._has_own_root(tid)
@@ -297,17 +298,23 @@ class Tree:
         """Add what is in a tree's root to a native directory: what has no name there natively.
 
         Raises:
-            OSError: ENOTDIR if it is none; as stat.
+            OSError: ENOTDIR if it is none; EINVAL if something is mounted there or above; as stat.
         """
-        self.mounts.add(Addition(tree, native_files.real_path(os.fsencode(path))))
+        real = native_files.real_path(os.fsencode(path))
+        if self.mounts.is_mounted(real) or self.mounts.hides(real):
+            raise os_error(errno.EINVAL)
+        self.mounts.add(Addition(tree, real))
 
     def mount(self, tree: FileTree, path: Path) -> None:
         """Have a tree cover a directory, which is made (in the sandbox only) if there is none.
 
         Raises:
-            OSError: ENOTDIR if something else is there, natively; EEXIST if it is ours.
+            OSError: ENOTDIR if something else is there, natively; EEXIST if it is ours; EINVAL in
+                a tree that is mounted.
         """
         real = native_files.real_path(os.fsencode(path))
+        if self.mounts.hides(real):
+            raise os_error(errno.EINVAL)
         point = None if native_files.is_there(real) else self.devices.directory(real)
         self.mounts.mount(tree, real, None if point is None else self.mounts.top(point))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from recuse.kernel.errors import os_error
 from recuse.sandbox.tasks.tasks import Credentials, in_our_namespace, numbers_in
 from recuse.sandbox.vfs import native_files
-from recuse.sandbox.vfs.dentry import Location, lone
+from recuse.sandbox.vfs.dentry import SERVER_GONE, Location, lone
 from recuse.sandbox.vfs.found import AbsentError, Found, NativeFile, OutsideError
 from recuse.sandbox.vfs.native_files import PROC_ROOT_INODE, start_of
 from recuse.sandbox.vfs.permissions import MAY_EXECUTE, check
@@ -184,7 +184,9 @@ class Walk(Position):
                 tree = addition.tree
                 try:
                     dentry = tree.lookup(self._call, tree.root, name)
-                except OSError:
+                except OSError as error:
+                    if error.errno in SERVER_GONE:
+                        continue  # the directory is there without it
                     self.through_ours = True  # it is the call's error
                     raise
                 if dentry is not None:
