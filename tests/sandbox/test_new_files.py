@@ -230,6 +230,8 @@ fd, readable = make(1), make(2, MAKE_READABLE)
 found = os.fstat(fd)
 print(oct(found.st_mode), found.st_rdev, found.st_size, found.st_nlink, found.st_uid == os.getuid())
 print(os.path.samestat(found, os.fstat(readable)))
+where = os.fstatvfs(fd)
+print(where.f_namemax, where.f_bsize == os.sysconf("SC_PAGE_SIZE"), where.f_blocks, where.f_files)
 print(os.readlink(f"/proc/self/fd/{fd}"))
 print(attempt(os.open, f"/proc/self/fd/{fd}", os.O_RDONLY))
 print(attempt(os.open, f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY))
@@ -244,6 +246,7 @@ print(attempt(mmap.mmap, fd, 4096), attempt(os.isatty, fd), attempt(os.lseek, fd
     assert output.splitlines() == [
         "0o600 0 0 1 True",
         "True",
+        "255 True 0 0",
         "anon_inode:maker",
         "ENXIO",
         "ENOTDIR",
