@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "recuse"
 # What each room may import besides itself and the standard library. The root package is the
 # public face of the server half.
 MAY_IMPORT = {
-    "": {"server", "sandbox", "wire"},
+    "": {"channel", "server", "sandbox", "wire"},
     "runtime": set(),
     "wire": set(),
     "kernel": {"runtime", "wire"},

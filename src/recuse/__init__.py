@@ -1,6 +1,7 @@
 """Character devices and filesystems in userspace, including the kernel's part.
 
 To write a device, subclass `Device` and `File`, and declare ioctl handlers with `ioctl`.
+To write a filesystem, subclass `Filesystem`, `Directory` and `RegularFile`, and `Mount` it.
 To run programs with devices, in tests and tools, use a `Sandbox`.
 """
 
@@ -8,9 +9,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recuse.channel.mount import Mount
+    from recuse.channel.mounting import MountError
     from recuse.sandbox import Sandbox, SandboxError
     from recuse.server.areas import Area
     from recuse.server.device import Device, File
+    from recuse.server.filesystem.nodes import (
+        RENAME_EXCHANGE,
+        RENAME_NOREPLACE,
+        Attributes,
+        Changes,
+        Directory,
+        Entry,
+        Filesystem,
+        Lock,
+        Node,
+        NodeFile,
+        OpenFile,
+        RegularFile,
+        Special,
+        Statistics,
+        Symlink,
+    )
     from recuse.server.ioctl import ioctl
     from recuse.server.mapping import Mapping, MmapRequest
     from recuse.server.memory import Memory
@@ -26,18 +46,35 @@ _HOMES = {
     "IOR": "wire.ioctl",
     "IOW": "wire.ioctl",
     "IOWR": "wire.ioctl",
+    "RENAME_EXCHANGE": "server.filesystem.nodes",
+    "RENAME_NOREPLACE": "server.filesystem.nodes",
     "Area": "server.areas",
+    "Attributes": "server.filesystem.nodes",
+    "Changes": "server.filesystem.nodes",
     "Device": "server.device",
+    "Directory": "server.filesystem.nodes",
+    "Entry": "server.filesystem.nodes",
     "File": "server.device",
+    "Filesystem": "server.filesystem.nodes",
     "Link": "server.sysfs",
+    "Lock": "server.filesystem.nodes",
     "Mapping": "server.mapping",
     "Memory": "server.memory",
     "MmapRequest": "server.mapping",
+    "Mount": "channel.mount",
+    "MountError": "channel.mounting",
+    "Node": "server.filesystem.nodes",
+    "NodeFile": "server.filesystem.nodes",
+    "OpenFile": "server.filesystem.nodes",
     "OpenRequest": "server.request",
+    "RegularFile": "server.filesystem.nodes",
     "Request": "server.request",
     "Sandbox": "sandbox",
     "SandboxError": "sandbox",
     "Session": "server.session",
+    "Special": "server.filesystem.nodes",
+    "Statistics": "server.filesystem.nodes",
+    "Symlink": "server.filesystem.nodes",
     "current_request": "server.request",
     "ioctl": "server.ioctl",
 }
@@ -47,18 +84,35 @@ __all__ = [
     "IOR",
     "IOW",
     "IOWR",
+    "RENAME_EXCHANGE",
+    "RENAME_NOREPLACE",
     "Area",
+    "Attributes",
+    "Changes",
     "Device",
+    "Directory",
+    "Entry",
     "File",
+    "Filesystem",
     "Link",
+    "Lock",
     "Mapping",
     "Memory",
     "MmapRequest",
+    "Mount",
+    "MountError",
+    "Node",
+    "NodeFile",
+    "OpenFile",
     "OpenRequest",
+    "RegularFile",
     "Request",
     "Sandbox",
     "SandboxError",
     "Session",
+    "Special",
+    "Statistics",
+    "Symlink",
     "current_request",
     "ioctl",
 ]

@@ -145,8 +145,8 @@ def test_where_there_is_no_interpreter(directory: Path) -> None:
     assert done.returncode == 125
     name = f"python3.{sys.version_info.minor}"
     assert done.stderr == (
-        f"recuse: the sandbox's first process is run by {name}, and there is none where "
-        "sys.executable says, nor on the PATH\n"
+        f"recuse: the sandbox's first process needs {name}, which is neither in sys.exec_prefix "
+        "nor on the PATH: install it there\n"
     )
 
 

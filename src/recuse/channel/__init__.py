@@ -8,4 +8,7 @@ devcuse     the kernel half is Linux: CUSE
 devfuse     the kernel half is Linux: a FUSE mount, with files that can be mapped
 directory   the names there
 backing     a device there, and the memory behind its file
+mount       the same, for a filesystem
+mounting    how a mount of FUSE comes to be, by its options (mount_options); unmounting its end
+guard       unmounts if the server is killed
 """

@@ -56,14 +56,20 @@ class KernelError(Exception):
 class Channel:
     """An open /dev/cuse or /dev/fuse, for several threads: it is not closed while one uses it."""
 
-    def __init__(self, path: str = DEV_CUSE) -> None:
+    def __init__(self, path: str | int = DEV_CUSE) -> None:
         """Open it, which makes the kernel send CUSE_INIT on /dev/cuse.
 
-        Raises OSError.
+        Or take over a descriptor that is open already, and does not block. Raises OSError.
         """
-        self.number = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        if isinstance(path, str):
+            path = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.number = path
         """The descriptor, -1 once closed."""
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError:
+            os.close(path)
+            raise
         self._lock = new_lock("Channel")
         self._unused = threading.Condition(self._lock)
         self._users = 0

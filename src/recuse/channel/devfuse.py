@@ -6,14 +6,15 @@ Linux's CUSE has no mmap; a regular file on a FUSE mount does (see `recuse.chann
 import ctypes
 import errno
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 
 from recuse.channel.backing import MountedDevice
 from recuse.channel.devcuse import HEADROOM, MOST_DATA, Channel, KernelError
 from recuse.channel.directory import DIRECTORY_MODE, Directory
+from recuse.channel.mounting import DEV_FUSE, check_directory
 from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
+from recuse.channel.unmounting import Identity, call, identity, unmount
 from recuse.channel.workers import Workers
 from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.runtime.log import Log
@@ -48,15 +49,12 @@ from recuse.wire.fuse import (
 
 log = Log("recuse.channel")
 
-DEV_FUSE = "/dev/fuse"
-
 LEAST_MINOR = 31
 """FOPEN_STREAM; Linux 5.2."""
 
 _IN = fuse_in_header.SIZE
 _OUT = fuse_out_header.SIZE
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
-_MNT_DETACH = 2
 _SILENT = frozenset({FUSE_FORGET, FUSE_BATCH_FORGET})
 _CHANGES = frozenset(
     {
@@ -102,7 +100,7 @@ class DevFuse:
         self._size = HEADROOM + max(self._max_write, MOST_DATA)
         self._ended = ended
         self._channel: Channel | None = None
-        self._mount: tuple[bytes, ...] = ()
+        self._mount: Identity | None = None
         self._tap = tap
         self._tapped: Tapped | None = None
         self._send: Callable[[bytes], object] = lambda _: None
@@ -115,7 +113,7 @@ class DevFuse:
 
         Raises KernelError if that cannot be; it is to be closed then, too.
         """
-        _check_directory(self.path)
+        check_directory(self.path)
         try:
             channel = self._channel = Channel(DEV_FUSE)
         except OSError as error:
@@ -126,7 +124,7 @@ class DevFuse:
             self._send = self._tapped.send
         try:
             _mount(self.path, channel.number, self._max_read)
-            self._mount = _mount_of(self.path)
+            self._mount = identity(self.path)
             self._shake_hands(channel)
         except OSError as error:
             raise KernelError(_why_not_mounted(self.path, error)) from error
@@ -181,12 +179,12 @@ class DevFuse:
     def _unmount(self) -> None:
         """Unmount it, unless somebody else has."""
         try:
-            if _mount_of(self.path) == self._mount:
+            if identity(self.path) == self._mount:
                 # Lazily: programs may have files open, or be in the directory.
-                _call(_libc.umount2(os.fsencode(self.path), _MNT_DETACH))
+                unmount(self.path, lazy=True)
         except OSError as error:
             log.error("%s: %s; to unmount it: umount %s", self.path, error.strerror, self.path)
-        self._mount = ()
+        self._mount = None
 
     def _shake_hands(self, channel: Channel) -> None:
         """Answer INIT. Raises OSError."""
@@ -331,47 +329,7 @@ def _mount(path: str, channel: int, max_read: int) -> None:
         f"max_read={max_read},allow_other,default_permissions"
     )
     flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-    _call(_libc.mount(b"recuse", os.fsencode(path), b"fuse.recuse", flags, options.encode()))
-
-
-def _call(result: int) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-def _mount_of(path: str) -> tuple[bytes, ...]:
-    """Return what tells the mount that a path is on from others, without asking its server.
-
-    Its number, which may become another's, its device's, which also may, and its type.
-    """
-    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        with open(f"/proc/self/fdinfo/{descriptor}", "rb") as info:
-            number = dict(line.split(b":", 1) for line in info)[b"mnt_id"].strip()
-    finally:
-        os.close(descriptor)
-    with open("/proc/self/mountinfo", "rb") as mounts:
-        for line in mounts:
-            fields = line.split()
-            if fields[0] == number:
-                return number, fields[2], fields[fields.index(b"-") + 1]
-    return ()
-
-
-def _check_directory(path: str) -> None:
-    """Raise KernelError unless it is a directory, and empty."""
-    try:
-        if not stat.S_ISDIR(os.stat(path).st_mode):
-            raise KernelError(f"{path}: not a directory")
-        if os.listdir(path):
-            raise KernelError(f"{path}: not empty; a mount would hide what is there")
-    except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            raise KernelError(
-                f"{path}: the mount of a server that was killed is left there: umount {path}"
-            ) from error
-        raise KernelError(f"{path}: {error.strerror}") from error
+    call(_libc.mount(b"recuse", os.fsencode(path), b"fuse.recuse", flags, options.encode()))
 
 
 def _why_not_opened(error: OSError) -> str:

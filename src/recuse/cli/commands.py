@@ -157,6 +157,74 @@ def serve(
     return serve_devices(specs, listen, kernel, trace, trace_format, mount=mount)
 
 
+@cli.command(cls=_TracingCommand, short_help="Mount a filesystem.")
+@click.option(
+    "-o",
+    "--options",
+    "options",
+    metavar="OPTION[,OPTION]...",
+    multiple=True,
+    help="Mount options: ro, allow_other, uid=N and others, as mount has them.",
+)
+@click.option("--background", is_flag=True, help="Return when it is mounted, and go on serving.")
+@click.option(
+    "--private", is_flag=True, help="Mount it for PROGRAM alone, run that, and end with it."
+)
+@_trace_option
+@_trace_format_option
+@click.argument("spec")
+@click.argument("directory", metavar="DIR")
+@click.argument("argv", metavar="[-- PROGRAM [ARG]...]", nargs=-1, type=click.UNPROCESSED)
+def mount(
+    spec: str,
+    directory: str,
+    argv: tuple[str, ...],
+    *,
+    options: tuple[str, ...],
+    background: bool,
+    private: bool,
+    trace: str | None,
+    trace_format: str,
+) -> int:
+    """Mount a filesystem written in Python on DIR, until Ctrl-C, SIGTERM or `recuse umount DIR`.
+
+    SPEC is a file with a Filesystem class (hellofs.py), a class or an object in a file
+    (hellofs.py:Hello) or in a module. Arguments follow after commas, as for `recuse run`.
+
+    The directory is printed when the filesystem answers. Root and ordinary users may mount; they
+    need fusermount3.
+    """
+    if background and private:
+        raise click.UsageError("--background cannot be combined with --private")
+    if private != bool(argv):
+        lack = "a program: add -- PROGRAM" if private else "no program without --private"
+        raise click.UsageError(f"mount takes {lack}")
+    if private:
+        from recuse.cli.private import run_private
+
+        return run_private(spec, directory, options, argv, trace=trace, layout=trace_format)
+    if background:
+        from recuse.cli.background import start_in_background
+
+        return start_in_background(spec, directory, options, trace, trace_format)
+    from recuse.cli.mount import serve_mount
+
+    return serve_mount(spec, directory, options, trace, trace_format)
+
+
+@cli.command(short_help="Unmount a filesystem.")
+@click.option("-l", "--lazy", is_flag=True, help="Also if programs use it: their calls fail then.")
+@click.argument("directory", metavar="DIR")
+def umount(directory: str, *, lazy: bool) -> int:
+    """Unmount the FUSE filesystem on DIR, which ends its server.
+
+    This also takes away what a server that was killed has left.
+    """
+    from recuse.cli.mount import unmount_directory
+
+    return unmount_directory(directory, lazy)
+
+
 @cli.command(short_help="Check this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def doctor(as_json: bool) -> int:

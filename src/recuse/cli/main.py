@@ -9,7 +9,7 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from recuse.cli.failure import INTERRUPTED, Failure
+from recuse.cli.failure import reporting
 
 
 def plain_run(args: Sequence[str]) -> tuple[list[str], list[str]] | None:
@@ -49,7 +49,8 @@ def main(args: Sequence[str] | None = None) -> int:
     own_process = args is None
     if args is None:
         args = sys.argv[1:]
-    try:
+
+    def command() -> int:
         if (plain := plain_run(args)) is not None:
             if own_process:
                 _import_all()
@@ -59,13 +60,8 @@ def main(args: Sequence[str] | None = None) -> int:
         from recuse.cli.commands import invoke
 
         return invoke(args)
-    except Failure as failure:
-        message = " ".join(line.strip() for line in str(failure).splitlines())
-        print(f"recuse: {message}", file=sys.stderr)
-        return failure.status
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return INTERRUPTED
+
+    return reporting(command)
 
 
 if __name__ == "__main__":

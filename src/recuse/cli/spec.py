@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recuse.server.device import Device, check_device
 
@@ -90,14 +90,14 @@ def load(spec: Spec) -> Device:
     Raises:
         SpecError: with a message for the user.
     """
-    module = _load_file(spec.source) if spec.is_file else _load_module(spec.source)
-    cls = _choose_class(spec, module)
-    arguments, attributes = _convert_arguments(spec, cls)
+    module = load_module(spec)
+    cls = choose_class(spec, module, DEVICE)
+    arguments, attributes = convert_arguments(spec, cls, DEVICE)
     make: Callable[..., Device] = cls
     try:
         device = make(**arguments)
     except Exception as error:
-        raise SpecError(_locate(error, module.__file__, spec.source)) from error
+        raise SpecError(locate(error, module.__file__, spec.source)) from error
     for name, value in attributes.items():
         setattr(device, name, value)
     try:
@@ -108,7 +108,34 @@ def load(spec: Spec) -> Device:
     return device
 
 
+class Kind(NamedTuple):
+    """What a spec may name."""
+
+    base: type
+    word: str
+    """For one of them."""
+
+    @property
+    def common(self) -> "dict[str, inspect.Parameter]":
+        """The attributes that each has, and that a spec may set."""
+        import inspect
+
+        return _keywords(inspect.signature(self.base).parameters)
+
+
+DEVICE = Kind(Device, "device")
+
+
 # ---- modules
+
+
+def load_module(spec: Spec) -> ModuleType:
+    """Import the module that `spec` names.
+
+    Raises:
+        SpecError: with a message for the user.
+    """
+    return _load_file(spec.source) if spec.is_file else _load_module(spec.source)
 
 
 def _load_file(path: str) -> ModuleType:
@@ -131,7 +158,7 @@ def _load_file(path: str) -> ModuleType:
         module_spec.loader.exec_module(module)  # type: ignore[union-attr]
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise SpecError(_locate(error, full_path, path)) from error
+        raise SpecError(locate(error, full_path, path)) from error
     return module
 
 
@@ -148,9 +175,9 @@ def _load_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         # A module that the named one imports, rather than itself or its package.
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise SpecError(_locate(error, origin, origin or name)) from error
+            raise SpecError(locate(error, origin, origin or name)) from error
     except (Exception, SystemExit) as error:
-        raise SpecError(_locate(error, origin, origin or name)) from error
+        raise SpecError(locate(error, origin, origin or name)) from error
     raise SpecError(f"{name}: no such module (to name a file, write FILE.py)")
 
 
@@ -159,7 +186,7 @@ def _search(directory: str) -> None:
         sys.path.insert(0, directory)
 
 
-def _locate(error: BaseException, path: str | None, shown: str) -> str:
+def locate(error: BaseException, path: str | None, shown: str) -> str:
     """An exception in one line, with the last line of the file at `path` that led to it."""
     line = 0
     traceback = error.__traceback__
@@ -180,29 +207,40 @@ def _locate(error: BaseException, path: str | None, shown: str) -> str:
 # ---- classes
 
 
-def _choose_class(spec: Spec, module: ModuleType) -> type[Device]:
+def choose_class(spec: Spec, module: ModuleType, kind: Kind) -> type[Any]:
+    """Return the class that `spec` names, or the only one of its kind.
+
+    Raises:
+        SpecError: with a message for the user.
+    """
     # Those that are defined here, not imported; in the file's order, an alias only once.
     choices = dict.fromkeys(
         value.__name__
         for value in vars(module).values()
         if isinstance(value, type)
-        and issubclass(value, Device)
+        and issubclass(value, kind.base)
         and value.__module__ == module.__name__
     )
     name = spec.class_name
     if name is None:
         if not choices:
-            raise SpecError(f"{spec.source}: has no device class (a subclass of recuse.Device)")
+            raise SpecError(
+                f"{spec.source}: has no {kind.word} class (a subclass of {_named(kind)})"
+            )
         if len(choices) > 1:
             options = _one_of(f"{spec.source}:{choice}" for choice in choices)
-            raise SpecError(f"{spec.source}: has several device classes: choose {options}")
+            raise SpecError(f"{spec.source}: has several {kind.word} classes: choose {options}")
         (name,) = choices
     value = getattr(module, name, None)
     if value is None:
         raise SpecError(f"{spec.source}: has no class {name}{_but(choices)}")
-    if not (isinstance(value, type) and issubclass(value, Device)):
-        raise SpecError(f"{spec.source}: {name} is not a subclass of recuse.Device{_but(choices)}")
+    if not (isinstance(value, type) and issubclass(value, kind.base)):
+        raise SpecError(f"{spec.source}: {name} is not a subclass of {_named(kind)}{_but(choices)}")
     return value
+
+
+def _named(kind: Kind) -> str:
+    return f"recuse.{kind.base.__name__}"
 
 
 def _but(choices: Iterable[str]) -> str:
@@ -232,32 +270,32 @@ _CONVERTERS: dict[type, tuple[Callable[[str], object], str]] = {
 }
 
 
-def _convert_arguments(
-    spec: Spec, cls: type[Device]
+def convert_arguments(
+    spec: Spec, cls: type[Any], kind: Kind
 ) -> tuple[dict[str, object], dict[str, object]]:
     """Convert the arguments after the commas, each by its annotation.
 
     Returns:
-        The arguments for the constructor; and attributes to set on the device, which any device
-        has (name, mode, ...) but which this class's constructor does not take.
+        The arguments for the constructor; and attributes to set on the object, which any of its
+        kind has (name, mode, ...) but which this class's constructor does not take.
     """
-    if not spec.arguments and cls.__init__ is Device.__init__:
+    if not spec.arguments and cls.__init__ is kind.base.__init__:  # type: ignore[misc]
         return {}, {}
     import inspect
 
     parameters = inspect.signature(cls).parameters
     named = _keywords(parameters)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    common = _keywords(inspect.signature(Device).parameters)
+    common = kind.common
     arguments: dict[str, object] = {}
     attributes: dict[str, object] = {}
     for key, text in spec.arguments.items():
         if key in named:
             arguments[key] = _convert(spec, key, text, named[key].annotation, cls)
         elif takes_any:
-            arguments[key] = _convert_passed_on(spec, key, text, cls)
+            arguments[key] = _convert_passed_on(spec, key, text, cls, kind)
         elif key in common:
-            attributes[key] = _convert(spec, key, text, common[key].annotation, Device)
+            attributes[key] = _convert(spec, key, text, common[key].annotation, kind.base)
         else:
             takes = ", ".join([*named, *(name for name in common if name not in named)])
             raise SpecError(
@@ -273,12 +311,12 @@ def _convert_arguments(
     return arguments, attributes
 
 
-def _convert_passed_on(spec: Spec, key: str, text: str, cls: type[Device]) -> object:
+def _convert_passed_on(spec: Spec, key: str, text: str, cls: type[Any], kind: Kind) -> object:
     """Convert what a constructor seems to pass on to a base class; text if none knows it."""
     from inspect import signature
 
     for base in cls.__mro__[1:]:
-        if issubclass(base, Device) and "__init__" in vars(base):
+        if issubclass(base, kind.base) and "__init__" in vars(base):
             named = _keywords(signature(base).parameters)
             if key in named:
                 return _convert(spec, key, text, named[key].annotation, base)
@@ -295,7 +333,7 @@ def _keywords(parameters: Mapping[str, "inspect.Parameter"]) -> dict[str, "inspe
     }
 
 
-def _convert(spec: Spec, key: str, text: str, annotation: object, cls: type[Device]) -> object:
+def _convert(spec: Spec, key: str, text: str, annotation: object, cls: type[Any]) -> object:
     converter, form = _convertible(annotation, cls)
     try:
         return converter(text)
@@ -303,7 +341,7 @@ def _convert(spec: Spec, key: str, text: str, annotation: object, cls: type[Devi
         raise SpecError(f"{spec.source}: {key}={text}: {key} must be {form}") from None
 
 
-def _convertible(annotation: object, cls: type[Device]) -> tuple[Callable[[str], object], str]:
+def _convertible(annotation: object, cls: type[Any]) -> tuple[Callable[[str], object], str]:
     """The converter, and its form in words: of a union, the first known type; else text."""
     from pathlib import Path
 

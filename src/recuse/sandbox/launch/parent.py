@@ -13,10 +13,10 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
+from recuse.runtime.interpreter import NAME, interpreter
 from recuse.sandbox.arch import DESCRIPTION, SUPPORTED, arch
 from recuse.sandbox.launch.process_handle import ProcessHandle
 from recuse.sandbox.tasks.memory import UnreadableError, read_memory
@@ -220,25 +220,19 @@ class Launch:
         self.program.disown()
 
 
-@functools.cache
 def _interpreter() -> str:
     """The program that runs Python code: if Python is embedded, not ``sys.executable``.
 
     Raises:
         SandboxError: none was found.
     """
-    if "python" in os.path.basename(sys.executable or ""):
-        return sys.executable
-    # Not the program that embeds Python: it would start itself again and again.
-    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    prefixes = (os.path.join(prefix, "bin") for prefix in (sys.exec_prefix, sys.base_exec_prefix))
-    for directory in (*prefixes, *os.get_exec_path()):
-        if os.access(path := os.path.join(directory, name), os.X_OK):
-            return path
-    raise SandboxError(
-        f"the sandbox's first process needs {name}, which is neither in sys.exec_prefix nor on the "
-        "PATH: install it there"
-    )
+    found = interpreter()
+    if found is None:
+        raise SandboxError(
+            f"the sandbox's first process needs {NAME}, which is neither in sys.exec_prefix nor on "
+            "the PATH: install it there"
+        )
+    return found
 
 
 @functools.cache

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem.nodes import Attributes, Node, Statistics
@@ -29,6 +30,30 @@ _pack_attr_head = struct.Struct("=QII").pack
 """fuse_attr_out before its attributes."""
 _STATX_BASIC_STATS, _STATX_BTIME = 0x7FF, 0x800
 _MOST_VALID_S = 1 << 31
+_U32 = struct.Struct("=I")
+_MODE, _NODE_UID, _NODE_GID = 60, 68, 72
+"""In fuse_attr."""
+
+
+class Owner(NamedTuple):
+    """Whose all nodes are said to be, whatever they tell; None is as they tell."""
+
+    uid: int | None = None
+    gid: int | None = None
+    umask: int | None = None
+    """Permission bits that nobody has; all others everybody has."""
+
+    def of(self, node: Node, number: int, told: Any) -> bytes:
+        """See `attributes`."""
+        packed = bytearray(attributes(node, number, told))
+        if self.umask is not None:
+            (mode,) = _U32.unpack_from(packed, _MODE)
+            _U32.pack_into(packed, _MODE, stat.S_IFMT(mode) | 0o777 & ~self.umask)
+        if self.uid is not None:
+            _U32.pack_into(packed, _NODE_UID, self.uid)
+        if self.gid is not None:
+            _U32.pack_into(packed, _NODE_GID, self.gid)
+        return bytes(packed)
 
 
 def valid(seconds: float) -> tuple[int, int]:
@@ -117,9 +142,9 @@ def attr_head(attr_valid: tuple[int, int]) -> bytes:
     return _pack_attr_head(*attr_valid, 0)
 
 
-def statx(attributes: bytes, btime_ns: int | None, attr_valid: tuple[int, int]) -> bytes:
+def statx(packed: bytes, btime_ns: int | None, attr_valid: tuple[int, int]) -> bytes:
     """``struct fuse_statx_out`` of ``struct fuse_attr``."""
-    attr = fuse_attr.unpack(attributes)
+    attr = fuse_attr.unpack(packed)
     born = fuse_sx_time()
     mask = _STATX_BASIC_STATS
     if btime_ns is not None:

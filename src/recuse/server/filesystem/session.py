@@ -12,6 +12,7 @@ from typing import Final
 from recuse.runtime.log import Log
 from recuse.server.dispatch import pick_head, pick_interrupt
 from recuse.server.filesystem.contents import Contents
+from recuse.server.filesystem.encoding import Owner
 from recuse.server.filesystem.file_calls import FileCalls
 from recuse.server.filesystem.names import Names
 from recuse.server.filesystem.nodes import Filesystem
@@ -102,6 +103,8 @@ _ALWAYS: Final = (
 )
 """What is taken if the kernel half offers it."""
 
+_NO_OTHER_OWNER: Final = Owner()
+
 _pick_number = struct.Struct("=16xQ").unpack_from
 
 
@@ -111,19 +114,25 @@ class FilesystemSession:
     A channel reads requests, in as many threads as it likes, and gives each to `handle`.
     """
 
-    def __init__(self, filesystem: Filesystem, backing: BackingFiles | None = None) -> None:
+    def __init__(
+        self,
+        filesystem: Filesystem,
+        backing: BackingFiles | None = None,
+        owner: Owner = _NO_OTHER_OWNER,
+    ) -> None:
         """Make a session; it starts with the kernel half's first request.
 
         Args:
             filesystem: what it serves.
             backing: makes backing files known to the kernel half, if it has any.
+            owner: whose all files are said to be.
         """
         self._backing = backing
         self.filesystem = filesystem
         self.minor = FUSE_KERNEL_MINOR_VERSION
         """Minor version of the protocol: the smaller one of both halves'."""
         self._runner = Runner(self._undelivered, lambda _: None, refuses_enosys=True)
-        self._state = State(filesystem, self._runner)
+        self._state = State(filesystem, self._runner, owner)
         self._closed = False
         self._notifications: Notifications | None = None
         self._serve = {

@@ -36,7 +36,7 @@ Operation = Callable[[PendingReply, int], None]
 class State:
     """The nodes and open files of one session, and how it tells of them."""
 
-    def __init__(self, filesystem: Filesystem, runner: Runner) -> None:
+    def __init__(self, filesystem: Filesystem, runner: Runner, owner: encoding.Owner) -> None:
         self.filesystem = filesystem
         self.runner = runner
         self.known = KnownNodes(filesystem)
@@ -46,6 +46,8 @@ class State:
         self._handles = itertools.count(1)
         self.valid = encoding.valid(filesystem.cache_s)
         self.negative = encoding.valid(filesystem.negative_cache_s)
+        # With another owner they take longer.
+        self._attributes = encoding.attributes if owner == encoding.Owner() else owner.of
         self.setxattr_size = FUSE_COMPAT_SETXATTR_IN_SIZE
         """How long a request to set an extended attribute is before the name."""
 
@@ -75,7 +77,7 @@ class State:
     def _entry(self, node: Node, told: Any, tail: bytes) -> bytes:
         valid = self.valid_of(node)
         # Known last: what fails before would be owed a FORGET that never comes.
-        attributes = encoding.attributes(node, self.known.number(node), told)
+        attributes = self._attributes(node, self.known.number(node), told)
         return encoding.entry(self.known.know(node), valid, valid) + attributes + tail
 
     def entry_now(self, node: Node) -> bytes | None:
@@ -98,7 +100,7 @@ class State:
 
     def _attr(self, node: Node, told: Any) -> bytes:
         head = encoding.attr_head(self.valid_of(node))
-        return head + encoding.attributes(node, self.known.number(node), told)
+        return head + self._attributes(node, self.known.number(node), told)
 
     def statx(self, node: Node) -> bytes | Awaitable[bytes]:
         """``struct fuse_statx_out`` of a node."""
@@ -111,7 +113,7 @@ class State:
         return self._statx(node, await told)
 
     def _statx(self, node: Node, told: Any) -> bytes:
-        attributes = encoding.attributes(node, self.known.number(node), told)
+        attributes = self._attributes(node, self.known.number(node), told)
         return encoding.statx(attributes, node.btime_ns, self.valid_of(node))
 
     def opened(self, node: Node, file: object, flags: int) -> bytes:

@@ -1,0 +1,234 @@
+"""A filesystem in memory, with what Linux's tmpfs has: links, holes, extended attributes.
+
+Try it on an empty directory, here `files`::
+
+    $ recuse mount --private examples/memoryfs.py files -- bash
+    $ echo hello >files/file
+    $ ln files/file files/other
+    $ stat -c '%h links, %s bytes' files/other
+    2 links, 6 bytes
+
+There are no locks here.  The kernel lets one program at a time change a directory or a file.
+"""
+
+import errno
+import os
+import stat
+import time
+
+import recuse
+from recuse import RENAME_EXCHANGE, RENAME_NOREPLACE, Attributes, Node, NodeFile, OpenRequest
+
+PAGE = 4096
+ZEROS = bytes(PAGE)
+
+
+def error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+class MemoryNode(Node):
+    """What all nodes have: an owner, times, extended attributes."""
+
+    def __init__(self, mode: int, directory: "MemoryDirectory | None" = None) -> None:
+        self.mode = mode
+        self.xattrs: dict[str, bytes] = {}
+        if directory is not None:
+            request = recuse.current_request()
+            self.uid, self.gid = request.uid or 0, request.gid or 0
+            if directory.mode & stat.S_ISGID:
+                self.gid = directory.gid
+                self.mode |= stat.S_ISGID if isinstance(self, MemoryDirectory) else 0
+        self.touch()
+        self.atime_ns = self.btime_ns = self.mtime_ns
+
+    def touch(self) -> None:
+        """Note that the content changes now."""
+        self.mtime_ns = self.ctime_ns = time.time_ns()
+
+    def get_xattr(self, name: str) -> bytes:
+        if name not in self.xattrs:
+            raise error(errno.ENODATA)
+        return self.xattrs[name]
+
+    def list_xattr(self) -> list[str]:
+        return list(self.xattrs)
+
+    def set_xattr(self, name: str, value: bytes, flags: int) -> None:
+        if name.startswith("system."):  # lists of who may do what, which nobody here looks at
+            raise error(errno.EOPNOTSUPP)
+        if flags == os.XATTR_CREATE and name in self.xattrs:
+            raise error(errno.EEXIST)
+        if flags == os.XATTR_REPLACE and name not in self.xattrs:
+            raise error(errno.ENODATA)
+        self.xattrs[name] = value
+        self.ctime_ns = time.time_ns()
+
+    def remove_xattr(self, name: str) -> None:
+        self.get_xattr(name)
+        del self.xattrs[name]
+        self.ctime_ns = time.time_ns()
+
+
+class MemoryFile(MemoryNode, recuse.RegularFile):
+    """A file: the pages that something was written to.  The others are holes."""
+
+    size: int = 0
+
+    def __init__(self, mode: int, directory: "MemoryDirectory") -> None:
+        super().__init__(mode, directory)
+        self.pages: dict[int, bytearray] = {}
+
+    def attributes(self) -> Attributes:
+        return Attributes(
+            self.kind | self.mode,
+            self.size,
+            self.nlink,
+            self.uid,
+            self.gid,
+            atime_ns=self.atime_ns,
+            mtime_ns=self.mtime_ns,
+            ctime_ns=self.ctime_ns,
+            blocks=len(self.pages) * PAGE // 512,
+        )
+
+    def open(self, request: OpenRequest) -> "MemoryOpenFile":
+        return MemoryOpenFile(self)
+
+    def read(self, size: int, offset: int) -> bytes:
+        end = min(offset + size, self.size)
+        numbers = range(offset // PAGE, -(-end // PAGE))
+        content = b"".join(self.pages.get(number, ZEROS) for number in numbers)
+        return content[offset % PAGE :][: max(end - offset, 0)]
+
+    def write(self, data: bytes, offset: int) -> None:
+        end = offset + len(data)
+        for number in range(offset // PAGE, -(-end // PAGE)):
+            start = number * PAGE
+            page = self.pages.setdefault(number, bytearray(PAGE))
+            low, high = max(offset, start), min(end, start + PAGE)
+            page[low - start : high - start] = data[low - offset : high - offset]
+        self.size = max(self.size, end)
+        self.touch()
+
+    def truncate(self, size: int) -> None:
+        for number in [number for number in self.pages if number * PAGE >= size]:
+            del self.pages[number]
+        if (page := self.pages.get(size // PAGE)) is not None:
+            page[size % PAGE :] = bytes(PAGE - size % PAGE)
+        if size != self.size:
+            self.size = size
+            self.touch()
+
+
+class MemoryOpenFile(NodeFile):
+    """One open of a file: it knows where the holes are."""
+
+    node: MemoryFile
+
+    def seek(self, offset: int, whence: int) -> int:
+        pages, size = self.node.pages, self.node.size
+        if offset >= size:
+            raise error(errno.ENXIO)
+        number = offset // PAGE
+        if whence == os.SEEK_DATA:
+            number = min((page for page in pages if page >= number), default=-1)
+            if number < 0:
+                raise error(errno.ENXIO)
+        else:
+            while number in pages:
+                number += 1
+        return min(max(offset, number * PAGE), size)
+
+
+class MemorySymlink(MemoryNode, recuse.Symlink):
+    """A symbolic link."""
+
+    def __init__(self, target: str, directory: "MemoryDirectory") -> None:
+        super().__init__(0o777, directory)
+        recuse.Symlink.__init__(self, target)
+
+
+class MemorySpecial(MemoryNode, recuse.Special):
+    """A FIFO, a socket or a device node."""
+
+    def __init__(self, mode: int, rdev: int, directory: "MemoryDirectory") -> None:
+        super().__init__(stat.S_IMODE(mode), directory)
+        recuse.Special.__init__(self, mode, rdev)
+
+
+class MemoryDirectory(MemoryNode, recuse.Directory):
+    """A directory: each one in it counts as a link to it."""
+
+    def __init__(self, mode: int, directory: "MemoryDirectory | None" = None) -> None:
+        super().__init__(mode, directory)
+        self.children: dict[str, Node] = {}
+
+    def put(self, name: str, node: Node) -> Node:
+        self.children[name] = node
+        self.nlink += isinstance(node, MemoryDirectory)
+        self.touch()
+        node.ctime_ns = self.ctime_ns
+        return node
+
+    def take(self, name: str) -> Node:
+        node = self.children.pop(name)
+        self.nlink -= isinstance(node, MemoryDirectory)
+        self.touch()
+        node.ctime_ns = self.ctime_ns
+        return node
+
+    def create(self, name: str, mode: int) -> Node:
+        return self.put(name, MemoryFile(mode, self))
+
+    def tmpfile(self, mode: int) -> Node:
+        node = MemoryFile(mode, self)
+        node.nlink = 0
+        return node
+
+    def mkdir(self, name: str, mode: int) -> Node:
+        return self.put(name, MemoryDirectory(mode, self))
+
+    def symlink(self, name: str, target: str) -> Node:
+        return self.put(name, MemorySymlink(target, self))
+
+    def mknod(self, name: str, mode: int, rdev: int) -> Node:
+        return self.put(name, MemorySpecial(mode, rdev, self))
+
+    def link(self, name: str, node: Node) -> None:
+        node.nlink += 1
+        self.put(name, node)
+
+    def unlink(self, name: str) -> None:
+        self.take(name).nlink -= 1
+
+    def rmdir(self, name: str) -> None:
+        directory = self.children[name]
+        if isinstance(directory, MemoryDirectory) and directory.children:
+            raise error(errno.ENOTEMPTY)
+        self.take(name).nlink = 0
+
+    def rename(self, name: str, directory: recuse.Directory, new_name: str, flags: int) -> None:
+        assert isinstance(directory, MemoryDirectory)
+        other = directory.children.get(new_name)
+        if other is not None and flags & RENAME_NOREPLACE:
+            raise error(errno.EEXIST)
+        if other is not None and not flags:
+            if isinstance(other, MemoryDirectory):
+                directory.rmdir(new_name)
+            else:
+                directory.unlink(new_name)
+        node = self.take(name)
+        if flags & RENAME_EXCHANGE:
+            self.put(name, directory.take(new_name))
+        directory.put(new_name, node)
+
+
+class MemoryFilesystem(recuse.Filesystem):
+    """The filesystem."""
+
+    name = "memory"
+    xattrs = True
+
+    def __init__(self) -> None:
+        super().__init__(MemoryDirectory(0o755))

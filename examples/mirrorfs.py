@@ -1,0 +1,204 @@
+"""A filesystem that shows a directory once more, as it is at that moment.
+
+Try it on an empty directory, here `files`::
+
+    $ recuse mount --private examples/mirrorfs.py,source=/usr files -- bash
+    $ test -d files/share && echo it is there
+    it is there
+
+A node is an open descriptor (O_PATH), not a path: whoever renames a directory meanwhile, here or
+there, changes no file's meaning.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from weakref import WeakValueDictionary
+
+import recuse
+from recuse import Changes, Entry, Node, OpenFile, OpenRequest
+
+
+class MirrorNode(Node):
+    """A file of the directory that is shown.  Two names of a file are one node."""
+
+    known: "WeakValueDictionary[tuple[int, int], MirrorNode]"
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+    @property
+    def place(self) -> str:
+        """A path for calls that take no descriptor."""
+        return f"/proc/self/fd/{self.descriptor}"
+
+    def attributes(self) -> os.stat_result:
+        return os.fstat(self.descriptor)
+
+    def change(self, changes: Changes) -> None:
+        if changes.size is not None:
+            os.truncate(self.place, changes.size)
+        if changes.uid is not None or changes.gid is not None:
+            uid = -1 if changes.uid is None else changes.uid
+            os.chown(self.place, uid, -1 if changes.gid is None else changes.gid)
+        if changes.mode is not None:
+            os.chmod(self.place, changes.mode)
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            now = os.fstat(self.descriptor)
+            atime = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
+            mtime = now.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+            os.utime(self.place, ns=(atime, mtime))
+
+    def get_xattr(self, name: str) -> bytes:
+        return os.getxattr(self.place, name)
+
+    def list_xattr(self) -> list[str]:
+        return os.listxattr(self.place)
+
+    def set_xattr(self, name: str, value: bytes, flags: int) -> None:
+        os.setxattr(self.place, name, value, flags)
+
+    def remove_xattr(self, name: str) -> None:
+        os.removexattr(self.place, name)
+
+
+class MirrorFile(MirrorNode, recuse.RegularFile):
+    """A regular file."""
+
+    def open(self, request: OpenRequest) -> "MirrorOpenFile":
+        # The kernel has truncated it, and gives the offset for what is appended.
+        flags = request.flags & (os.O_ACCMODE | os.O_SYNC | os.O_DSYNC)
+        return MirrorOpenFile(os.open(self.place, flags))
+
+
+class MirrorOpenFile(OpenFile):
+    """One open of it."""
+
+    def __init__(self, descriptor: int) -> None:
+        # Where the kernel can, it reads and writes by itself; elsewhere this class's base does.
+        self.backing: int = descriptor
+
+    def sync(self, data_only: bool) -> None:
+        (os.fdatasync if data_only else os.fsync)(self.backing)
+
+    def seek(self, offset: int, whence: int) -> int:
+        return os.lseek(self.backing, offset, whence)
+
+    def release(self) -> None:
+        os.close(self.backing)
+
+
+class MirrorSymlink(MirrorNode, recuse.Symlink):
+    """A symbolic link."""
+
+    def readlink(self) -> str:
+        return os.readlink("", dir_fd=self.descriptor)
+
+
+class MirrorSpecial(MirrorNode, recuse.Special):
+    """A FIFO, a socket or a device node."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor)
+        self.kind = stat.S_IFMT(os.fstat(descriptor).st_mode)  # type: ignore[misc]
+
+
+class MirrorDirectory(MirrorNode, recuse.Directory):
+    """A directory."""
+
+    def entries(self) -> Iterator[Entry]:
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.descriptor)
+        try:
+            with os.scandir(descriptor) as entries:
+                for entry in entries:
+                    directory = entry.is_dir(follow_symlinks=False)
+                    yield Entry(entry.name, stat.S_IFDIR if directory else 0)
+        finally:
+            os.close(descriptor)
+
+    def lookup(self, name: str) -> MirrorNode:
+        descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.descriptor)
+        found = os.fstat(descriptor)
+        node = self.known.get((found.st_dev, found.st_ino))
+        if node is None:
+            kind = KINDS.get(stat.S_IFMT(found.st_mode), MirrorSpecial)
+            node = self.known[found.st_dev, found.st_ino] = kind(descriptor)
+            node.known = self.known
+        else:
+            os.close(descriptor)
+        return node
+
+    def _made(self, name: str, mode: int) -> MirrorNode:
+        """Give what was made to the program's user, with exactly these permissions."""
+        node, request = self.lookup(name), recuse.current_request()
+        inherited = os.fstat(self.descriptor).st_mode & stat.S_ISGID
+        if os.geteuid() == 0:
+            os.chown(node.place, request.uid or 0, -1 if inherited else request.gid or 0)
+        if not isinstance(node, MirrorSymlink):
+            directory = isinstance(node, MirrorDirectory)
+            os.chmod(node.place, mode | (inherited if directory else 0))
+        return node
+
+    def create(self, name: str, mode: int) -> MirrorNode:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+        os.close(os.open(name, flags, 0o600, dir_fd=self.descriptor))
+        return self._made(name, mode)
+
+    def mkdir(self, name: str, mode: int) -> MirrorNode:
+        os.mkdir(name, 0o700, dir_fd=self.descriptor)
+        return self._made(name, mode)
+
+    def symlink(self, name: str, target: str) -> MirrorNode:
+        os.symlink(target, name, dir_fd=self.descriptor)
+        return self._made(name, 0)
+
+    def mknod(self, name: str, mode: int, rdev: int) -> MirrorNode:
+        os.mknod(name, stat.S_IFMT(mode) | 0o600, rdev, dir_fd=self.descriptor)
+        return self._made(name, stat.S_IMODE(mode))
+
+    def link(self, name: str, node: Node) -> None:
+        assert isinstance(node, MirrorNode)
+        os.link(node.place, name, dst_dir_fd=self.descriptor)
+
+    def unlink(self, name: str) -> None:
+        os.unlink(name, dir_fd=self.descriptor)
+
+    def rmdir(self, name: str) -> None:
+        os.rmdir(name, dir_fd=self.descriptor)
+
+    def rename(self, name: str, directory: recuse.Directory, new_name: str, flags: int) -> None:
+        assert isinstance(directory, MirrorDirectory)
+        if flags:  # Python has no renameat2(2)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        ends = {"src_dir_fd": self.descriptor, "dst_dir_fd": directory.descriptor}
+        os.rename(name, new_name, **ends)
+
+
+KINDS: dict[int, type[MirrorNode]] = {
+    stat.S_IFDIR: MirrorDirectory,
+    stat.S_IFREG: MirrorFile,
+    stat.S_IFLNK: MirrorSymlink,
+}
+
+
+class Mirror(recuse.Filesystem):
+    """The filesystem."""
+
+    name = "mirror"
+    xattrs = True
+    passthrough = True
+    cache_s = 0.0
+    """Whatever happens there is seen here at once."""
+
+    def __init__(self, source: str) -> None:
+        root = MirrorDirectory(os.open(source, os.O_PATH | os.O_DIRECTORY))
+        root.known = WeakValueDictionary()
+        super().__init__(root)
+
+    def statistics(self) -> os.statvfs_result:
+        assert isinstance(self.root, MirrorDirectory)
+        return os.fstatvfs(self.root.descriptor)

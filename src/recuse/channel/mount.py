@@ -1,0 +1,326 @@
+"""A filesystem on a mount of the real kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import struct
+import sys
+from collections.abc import Callable
+
+from recuse.channel.devcuse import Channel
+from recuse.channel.guard import Guard
+from recuse.channel.mount_options import parse_options
+from recuse.channel.mounting import MountError, Source, check_directory, mount_at, mount_detached
+from recuse.channel.taps import ServerTap, Tapped
+from recuse.channel.unmounting import Identity, identity, unmount
+from recuse.channel.workers import Workers
+from recuse.runtime import threads
+from recuse.runtime.log import Log
+from recuse.server.filesystem.encoding import Owner
+from recuse.server.filesystem.nodes import Filesystem
+from recuse.server.filesystem.session import FilesystemSession
+from recuse.wire.errors import WireError
+from recuse.wire.filesystem import (
+    FUSE_DEV_IOC_BACKING_CLOSE,
+    FUSE_DEV_IOC_BACKING_OPEN,
+    fuse_backing_map,
+)
+from recuse.wire.fuse import (
+    FUSE_BATCH_FORGET,
+    FUSE_DESTROY,
+    FUSE_FLUSH,
+    FUSE_FORGET,
+    FUSE_FSYNC,
+    FUSE_INIT,
+    FUSE_INTERRUPT,
+    FUSE_READ,
+    FUSE_RELEASE,
+    FUSE_RELEASEDIR,
+    FUSE_WRITE,
+    fuse_in_header,
+    fuse_out_header,
+)
+
+log = Log("recuse.channel")
+
+UNMOUNT_S = 10.0
+"""How long unmounting may take, in which the kernel has changes written, before it is forced."""
+
+_LEAST_READ = 8192
+_UID = slice(24, 28)
+"""Of fuse_in_header: who asks."""
+_OPCODE = slice(4, 8)
+_FOR_ALL = frozenset(
+    {
+        *(FUSE_INIT, FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_DESTROY),
+        *(FUSE_READ, FUSE_WRITE, FUSE_FLUSH, FUSE_FSYNC, FUSE_RELEASE, FUSE_RELEASEDIR),
+    }
+)
+"""What a program may ask for that has got a file from another: not who it is, but what it has."""
+_pack_u32 = struct.Struct("=I").pack
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Mount:
+    """A filesystem on a directory, served by threads of this process.
+
+    To be used in a ``with`` statement, which mounts and unmounts::
+
+        with recuse.Mount(filesystem, "/mnt"):
+            subprocess.run(["ls", "-l", "/mnt"])
+
+    Without a directory it is mounted nowhere, which leaves nothing behind, whatever happens:
+    `fileno` is its root directory, for ``dir_fd``, and `path` a path to that. That needs root, or
+    a user namespace.
+
+    The filesystem's methods run in other threads. A thread of the same process may use the mount,
+    as long as it gives up the interpreter's lock, as all functions of `os` do; memory that it maps
+    there (`mmap`) it must not touch, for it would wait with the lock.
+    """
+
+    def __init__(
+        self,
+        filesystem: Filesystem,
+        directory: str | os.PathLike[str] | None = None,
+        options: str = "",
+        *,
+        ended: Callable[[], object] = lambda: None,
+        tap: ServerTap | None = None,
+    ) -> None:
+        r"""Prepare; nothing is opened before :meth:`start`.
+
+        Args:
+            filesystem: what is mounted.
+            directory: where: an empty one. None: nowhere.
+            options: as after mount(8)'s ``-o``: ``"ro,allow_other"`` (docs/mounting.md).
+            ended: called, in any thread and perhaps more than once, when the connection has ended:
+                after :meth:`close`, or since somebody has unmounted it.
+            tap: traces the connection.
+
+        Raises:
+            ValueError: an option is not known, or has no such value.
+        """
+        self._options = parse_options(options)
+        self._directory = None if directory is None else os.path.realpath(directory)
+        self._filesystem = filesystem
+        owner = Owner(self._options.uid, self._options.gid, self._options.umask)
+        self._session = FilesystemSession(filesystem, self, owner)
+        self._refuses = self._options.allow_root and not self._options.allow_other
+        self._ended = ended
+        self._channel: Channel | None = None
+        self._root = -1
+        self._identity: Identity | None = None
+        self._guard: Guard | None = None
+        self._tap = tap
+        self._tapped: Tapped | None = None
+        self._send: Callable[[bytes], object] = lambda _: None
+        self._size = max(self._session.request_size, _LEAST_READ)
+        self._workers: Workers[bytes] = Workers(
+            self._receive, self._handle, name="recuse-filesystem"
+        )
+
+    @property
+    def path(self) -> str:
+        """Where it is: the directory; or, without one, a path that all programs of the user have.
+
+        Raises ValueError without a directory while it is not mounted.
+        """
+        if self._directory is not None:
+            return self._directory
+        return f"/proc/{os.getpid()}/fd/{self.fileno()}"
+
+    def fileno(self) -> int:
+        """Return the descriptor of a mount without a directory. Raises ValueError otherwise."""
+        if self._root < 0:
+            raise ValueError("there is no descriptor: it is on a directory, or not mounted")
+        return self._root
+
+    @property
+    def is_mounted(self) -> bool:
+        """Whether it is there still; somebody else may unmount it."""
+        if self._directory is None:
+            return self._root >= 0
+        try:
+            return self._identity is not None and identity(self._directory) == self._identity
+        except OSError:
+            return False
+
+    def start(self) -> None:
+        """Mount it and serve it; on return it answers.
+
+        Raises:
+            MountError: it cannot be mounted; :meth:`close` all the same.
+        """
+        filesystem, options = self._filesystem, self._options
+        source = Source(filesystem.name, filesystem.max_read, filesystem.read_only)
+        if self._directory is None:
+            number, self._root = mount_detached(source, options)
+        else:
+            check_directory(self._directory, options.nonempty)
+            number = mount_at(self._directory, source, options)
+        try:
+            self._channel = Channel(number)
+            if self._directory is not None:
+                self._watch_over(self._directory)
+            self._serve(self._channel)
+        except OSError as error:
+            raise MountError(f"{self.path}: cannot be served: {error.strerror}") from error
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until it is unmounted; False if it still is after that time."""
+        return self._workers.join(timeout_s)
+
+    def close(self) -> None:
+        """Unmount it, release the files that programs have open, and end the session.
+
+        Programs that have files open, or are in it, find that their calls fail (ENOTCONN).
+        """
+        self._unmount()
+        if self._channel is not None:
+            self._channel.close()
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
+        self._session.close()
+        tap = self._tapped.take_off() if self._tapped is not None else None
+        if tap is not None:
+            tap.removed()
+
+    def open_backing(self, descriptor: int) -> int:
+        """See `recuse.server.filesystem.passthrough.BackingFiles`."""
+        assert self._channel is not None
+        argument = fuse_backing_map(fd=descriptor).pack()
+        return self._channel.ioctl(FUSE_DEV_IOC_BACKING_OPEN, bytearray(argument))
+
+    def close_backing(self, number: int) -> None:
+        """See `recuse.server.filesystem.passthrough.BackingFiles`."""
+        assert self._channel is not None
+        with contextlib.suppress(OSError):  # the connection has ended, and all of them with it
+            self._channel.ioctl(FUSE_DEV_IOC_BACKING_CLOSE, bytearray(_pack_u32(number)))
+
+    def __enter__(self) -> Mount:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _watch_over(self, directory: str) -> None:
+        """Have it unmounted if this process is killed. Raises OSError."""
+        self._identity = identity(directory)
+        if self._identity is not None:
+            self._guard = Guard(directory, self._identity)
+
+    def _serve(self, channel: Channel) -> None:
+        """Answer the first request, and have threads answer the others. Raises OSError."""
+        self._send = channel.write
+        if self._tap is not None:
+            self._tapped = Tapped(self._tap, self._send)
+            self._send = self._tapped.send
+        errors: list[int] = []
+
+        def send(answer: bytes) -> None:
+            if not errors:
+                errors.append(fuse_out_header.unpack(answer).error)
+            self._send(answer)
+
+        while (message := channel.read(self._size)) is None:
+            channel.wait()
+        if self._tapped is not None:
+            self._tapped.request(message)
+        self._session.handle(message, send)
+        if errors != [0]:
+            number = -errors[0] if errors else errno.EPROTO
+            raise OSError(number, os.strerror(number))
+        if self._tap is not None:
+            self._tap.added(self.path, 0, 0)
+        self._workers.start()
+
+    def _unmount(self) -> None:
+        """Have it written what was changed, and unmounted; the threads still serve meanwhile."""
+        if self._root < 0 and not self.is_mounted:
+            return
+        try:
+            # The filesystem may not answer: then the connection's end ends this.
+            thread = threads.start(self._unmount_now, name="recuse-unmount")
+        except OSError:
+            self._unmount_now()
+        else:
+            thread.join(UNMOUNT_S)
+            if thread.is_alive():
+                log.error(
+                    "%s: does not answer, and is unmounted all the same", self._filesystem.name
+                )
+        self._identity = None
+
+    def _unmount_now(self) -> None:
+        if self._root >= 0:
+            root, self._root = self._root, -1
+            os.close(root)
+            return
+        directory = self._directory
+        assert directory is not None
+        try:
+            try:
+                unmount(directory, lazy=False)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                _write_changes(directory)
+                unmount(directory, lazy=True)
+        except OSError as error:
+            if self.is_mounted:
+                log.error("%s: %s; to unmount it: umount %s", directory, error.strerror, directory)
+
+    def _receive(self) -> bytes | None:
+        assert self._channel is not None
+        try:
+            while (message := self._channel.read(self._size)) is None:
+                self._channel.wait()
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.ECONNABORTED):
+                log.exception("%s: /dev/fuse cannot be read", self._filesystem.name)
+            self._ended()
+            return None
+        return message
+
+    def _handle(self, message: bytes) -> None:
+        if self._tapped is not None:
+            self._tapped.request(message)
+        try:
+            if self._refuses and _is_others(message):
+                self._refuse(message)
+            else:
+                self._session.handle(message, self._send)
+        except WireError as error:
+            log.error("%s: %s", self._filesystem.name, error)
+
+    def _refuse(self, message: bytes) -> None:
+        unique = fuse_in_header.unpack(message).unique
+        answer = fuse_out_header(len=fuse_out_header.SIZE, error=-errno.EACCES, unique=unique)
+        with contextlib.suppress(OSError):  # nobody waits for it any more
+            self._send(answer.pack())
+
+
+def _is_others(message: bytes) -> bool:
+    """Whether neither root nor who serves asks for something that not everybody may have."""
+    uid = int.from_bytes(message[_UID], sys.byteorder)
+    opcode = int.from_bytes(message[_OPCODE], sys.byteorder)
+    return uid not in (0, os.geteuid()) and opcode not in _FOR_ALL
+
+
+def _write_changes(directory: str) -> None:
+    """Have the kernel write what programs have changed in files that stay open."""
+    with contextlib.suppress(OSError):
+        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _libc.syncfs(root)
+        finally:
+            os.close(root)

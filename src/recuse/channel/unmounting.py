@@ -1,0 +1,114 @@
+"""Which mount a path is on, and how it comes to an end.
+
+A small process does this too (`recuse.channel.guard`): the standard library is all that is needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import subprocess
+from typing import Final, NamedTuple
+
+HELPER: Final = "fusermount3"
+"""The program, installed set-user-ID root, by which ordinary users mount and unmount."""
+
+HELPER_S: Final = 30.0
+"""How long it may take."""
+
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+_ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
+"""White space and backslashes in /proc/self/mountinfo."""
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Identity(NamedTuple):
+    """What tells one mount from others."""
+
+    number: str
+    """Of the mount, in /proc/self/mountinfo; it may become another one's later."""
+    device: str
+    """Major and minor number; these may, too."""
+    kind: str
+    """The type, such as fuse.hello."""
+    point: str
+    """Where it is mounted."""
+
+
+def identity(path: str) -> Identity | None:
+    """Return which mount a path is on, without asking who serves it; None if that is not known.
+
+    Raises OSError.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}", "rb") as info:
+            number = dict(line.split(b":", 1) for line in info)[b"mnt_id"].strip()
+    finally:
+        os.close(descriptor)
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        for line in mounts:
+            fields = line.split()
+            if fields[0] == number:
+                kind = os.fsdecode(fields[fields.index(b"-") + 1])
+                point = os.fsdecode(_ESCAPED.sub(_unescape, fields[4]))
+                return Identity(number.decode(), fields[2].decode(), kind, point)
+    return None
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    return bytes([int(match[1], 8)])
+
+
+def is_fuse(kind: str) -> bool:
+    """Whether a mount's type is one of FUSE."""
+    return kind in ("fuse", "fuseblk") or kind.startswith(("fuse.", "fuseblk."))
+
+
+def unmount(path: str, lazy: bool) -> None:
+    """Unmount what a path is on; ``lazy``: at once, though programs use it.
+
+    Root does it by umount2(2), an ordinary user by fusermount3.
+
+    Raises OSError: EBUSY if programs use it; EPERM if it is not the user's.
+    """
+    flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)
+    try:
+        call(_libc.umount2(os.fsencode(path), flags))
+    except PermissionError:
+        _helper_unmounts(path, lazy)
+
+
+def _helper_unmounts(path: str, lazy: bool) -> None:
+    program = shutil.which(HELPER)
+    if program is None:
+        raise OSError(errno.EPERM, f"only root may unmount where there is no {HELPER}")
+    options = ["-u", "-z"] if lazy else ["-u"]
+    try:
+        done = subprocess.run(
+            [HELPER, *options, "--", path],
+            executable=program,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=HELPER_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, f"{HELPER} does not end") from None
+    if done.returncode:
+        text = os.fsdecode(done.stderr).strip().removeprefix(f"{HELPER}: ")
+        busy = os.strerror(errno.EBUSY) in text
+        raise OSError(errno.EBUSY if busy else errno.EPERM, text or f"{HELPER} failed")
+
+
+def call(result: int) -> int:
+    """Return what a function of C has returned. Raises OSError if that is -1."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result

@@ -1,0 +1,91 @@
+"""What the SPEC of `recuse mount` means: a class of filesystems, or a filesystem of a module's.
+
+It is written as a device's (`recuse.cli.spec`).
+"""
+
+import typing
+from inspect import Parameter
+from types import ModuleType
+
+from recuse.cli.spec import (
+    Kind,
+    Spec,
+    SpecError,
+    choose_class,
+    convert_arguments,
+    load_module,
+    locate,
+    parse,
+)
+from recuse.server.filesystem.nodes import Filesystem
+
+_PLAIN = (str, int, float, bool)
+
+
+class _FilesystemKind(Kind):
+    @property
+    def common(self) -> dict[str, Parameter]:
+        """What `Filesystem` declares, as far as it can be written as text."""
+        hints = typing.get_type_hints(Filesystem, localns={"Directory": object})
+        return {
+            name: Parameter(name, Parameter.KEYWORD_ONLY, annotation=hint)
+            for name, hint in hints.items()
+            if hint in _PLAIN and not name.startswith("_")
+        }
+
+
+_FILESYSTEM = _FilesystemKind(Filesystem, "filesystem")
+
+
+def load_filesystem(text: str) -> Filesystem:
+    """Import what a SPEC names, and make the filesystem, unless the module has.
+
+    Raises:
+        SpecError: with a message for the user.
+    """
+    spec = parse(text)
+    module = load_module(spec)
+    filesystem = _instance(spec, module)
+    if filesystem is None:
+        cls = choose_class(spec, module, _FILESYSTEM)
+        arguments, attributes = convert_arguments(spec, cls, _FILESYSTEM)
+        try:
+            made = cls(**arguments)
+        except Exception as error:
+            raise SpecError(locate(error, module.__file__, spec.source)) from error
+        filesystem = typing.cast(Filesystem, made)
+    else:
+        attributes = _attributes(spec, filesystem)
+    for name, value in attributes.items():
+        setattr(filesystem, name, value)
+    if not hasattr(filesystem, "root"):
+        raise SpecError(f"{spec.source}: {type(filesystem).__name__} has no root: a Directory")
+    return filesystem
+
+
+def _instance(spec: Spec, module: ModuleType) -> Filesystem | None:
+    """The filesystem that is named, or the only one that the module has made."""
+    if spec.class_name is not None:
+        named = getattr(module, spec.class_name, None)
+        return named if isinstance(named, Filesystem) else None
+    made = {
+        id(value): (name, value)
+        for name, value in vars(module).items()
+        if isinstance(value, Filesystem)
+    }
+    if len(made) > 1:
+        options = " or ".join(f"{spec.source}:{name}" for name, _ in made.values())
+        raise SpecError(f"{spec.source}: has several filesystems: choose {options}")
+    return next((value for _, value in made.values()), None)
+
+
+def _attributes(spec: Spec, filesystem: Filesystem) -> dict[str, object]:
+    """What to set on a filesystem that is made already."""
+    known = _FILESYSTEM.common
+    for key in spec.arguments:
+        if key not in known:
+            raise SpecError(
+                f"{spec.source}: {type(filesystem).__name__} is made already; what can be set is "
+                + ", ".join(known)
+            )
+    return convert_arguments(spec, Filesystem, _FILESYSTEM)[1]

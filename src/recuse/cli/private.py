@@ -1,0 +1,115 @@
+"""`recuse mount --private`: a mount that only one program, and what it starts, can see."""
+
+import ctypes
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from recuse.channel.mounting import MountError
+from recuse.channel.unmounting import call
+from recuse.cli.failure import NOT_EXECUTABLE, NOT_FOUND, Failure
+from recuse.cli.mount import make_mount
+from recuse.cli.run import configure_logging, recording
+
+# linux/sched.h, linux/mount.h
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
+_MS_REC, _MS_SLAVE = 0x4000, 1 << 19
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+
+
+def run_private(
+    spec: str,
+    directory: str,
+    options: Sequence[str],
+    argv: Sequence[str],
+    *,
+    trace: str | None = None,
+    layout: str = "text",
+) -> int:
+    """Mount the filesystem of `spec` for `argv` alone, run that, and return its exit status.
+
+    Raises:
+        Failure: with a message for the user.
+    """
+    configure_logging()
+    # Before there are threads: with some, a process cannot have a new user namespace.
+    try:
+        _leave()
+    except OSError as error:
+        raise Failure(f"--private: {_explain(error)}") from error
+    with recording(trace, layout) as recorder:
+        tap = None if recorder is None else recorder.connection()
+        mount = make_mount(spec, directory, options, tap=tap)
+        try:
+            with mount:
+                return _run(argv)
+        except MountError as error:
+            raise Failure(str(error)) from error
+
+
+def _leave() -> None:
+    """Have mounts of our own, and be allowed to make some. Raises OSError."""
+    uid, gid = os.geteuid(), os.getegid()
+    if uid != 0 or _libc.unshare(_CLONE_NEWNS):
+        call(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWUSER))
+        _write("setgroups", "deny")
+        _write("uid_map", f"{uid} {uid} 1")
+        _write("gid_map", f"{gid} {gid} 1")
+    # What others mount is seen here still, and not the other way round.
+    call(_libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None))
+
+
+def _write(name: str, text: str) -> None:
+    with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def _run(argv: Sequence[str]) -> int:
+    with _signals() as passed_on:
+        try:
+            program = subprocess.Popen(argv)
+        except OSError as error:
+            missing = error.errno == errno.ENOENT
+            reason = "not found" if missing else f"cannot be executed: {error.strerror}"
+            status = NOT_FOUND if missing else NOT_EXECUTABLE
+            raise Failure(f"{argv[0]}: {reason}", status) from error
+        passed_on.append(program)
+        code = program.wait()
+    return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def _signals() -> "Iterator[list[subprocess.Popen[bytes]]]":
+    """Pass signals on to the program in the list; a terminal's reach it by themselves."""
+    programs: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: object) -> None:
+        for program in programs:
+            program.send_signal(number)
+
+    # Not ignored: the program would ignore them, too.
+    handlers = {
+        **dict.fromkeys(_PASSED_ON, pass_on),
+        **{number: lambda _, __: None for number in _FROM_THE_TERMINAL},
+    }
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield programs
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _explain(error: OSError) -> str:
+    if error.errno in (errno.EPERM, errno.ENOSPC, errno.EACCES):
+        return (
+            f"no user namespaces here ({error.strerror}); see "
+            "/proc/sys/user/max_user_namespaces, or kernel.apparmor_restrict_unprivileged_userns"
+        )
+    return error.strerror or str(error)

@@ -1,0 +1,26 @@
+"""Which program runs Python code, for what needs a process of its own."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+
+NAME = f"python{sys.version_info.major}.{sys.version_info.minor}"
+"""What is looked for where `sys.executable` is no Python."""
+
+
+@functools.cache
+def interpreter() -> str | None:
+    """Return its path, None if there is none.
+
+    Where Python is embedded, ``sys.executable`` is the program that has it in it, which would start
+    once more, and again from there.
+    """
+    if "python" in os.path.basename(sys.executable or ""):
+        return sys.executable
+    prefixes = (os.path.join(prefix, "bin") for prefix in (sys.exec_prefix, sys.base_exec_prefix))
+    for directory in (*prefixes, *os.get_exec_path()):
+        if os.access(path := os.path.join(directory, NAME), os.X_OK):
+            return path
+    return None

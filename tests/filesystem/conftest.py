@@ -1,0 +1,175 @@
+"""What the tests of mounts share: servers, which are processes of their own, and who may mount."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+RECUSE = [sys.executable, "-m", "recuse.cli.main"]
+PATIENCE_S = 60
+
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
+_COMMAND = "import sys; from recuse.cli.main import main; sys.exit(main())"
+
+
+@functools.cache
+def why_not_mounted() -> str:
+    """Why no filesystem can be mounted here; "" if one can."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse is missing, or may not be opened"
+    if os.geteuid():
+        return "" if shutil.which("fusermount3") else "fusermount3 is missing"
+    done = subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True)
+    return "this root may not mount" if done.returncode else ""
+
+
+@pytest.fixture
+def mounts() -> None:
+    """Skip the test where no filesystem can be mounted."""
+    if reason := why_not_mounted():
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def root(mounts: None) -> None:
+    """Skip the test for others than root."""
+    if os.geteuid():
+        pytest.skip("only root may")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """An empty directory, on which nothing is left."""
+    made = tmp_path / "mount"
+    made.mkdir()
+    yield made
+    if is_mounted(made):
+        subprocess.run(["umount", "-l", made], check=False, timeout=PATIENCE_S)
+        pytest.fail("it is still mounted")
+
+
+def is_mounted(path: Path) -> bool:
+    """Whether something is, without asking who serves it."""
+    return f" {path} " in Path("/proc/self/mounts").read_text(encoding="utf-8")
+
+
+class Server:
+    """A process that mounts, and what it prints."""
+
+    def __init__(self, *args: str, command: tuple[str, ...] = (), **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [*command, *RECUSE, "mount", *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        self._alarm = threading.Timer(PATIENCE_S, self.process.kill)
+        self._alarm.start()
+
+    def line(self) -> str:
+        """Return the next line of its output, "" at its end."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().removesuffix("\n")
+
+    def end(self, number: int | None = None) -> tuple[int, str]:
+        """Send a signal, if one is given; return the exit status and what it complained about."""
+        if number is not None:
+            self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=PATIENCE_S)
+        self._alarm.cancel()
+        return self.process.returncode, errors
+
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
+def serve(mounts: None, directory: Path) -> Iterator[Serve]:
+    """Starts servers; all have to end before the test does."""
+    servers: list[Server] = []
+
+    def start(*args: str, **options: object) -> Server:
+        servers.append(Server(*args, **options))  # type: ignore[arg-type]
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.terminate()
+        if server.process.stdout is not None and not server.process.stdout.closed:
+            server.end()
+
+
+@pytest.fixture
+def command(mounts: None, directory: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command of recuse to its end."""
+
+    def run(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
+        given: dict[str, object] = {"timeout": PATIENCE_S, "cwd": "/", **options}
+        return subprocess.run(  # type: ignore[call-overload, no-any-return]
+            [*RECUSE, *args], check=False, capture_output=True, text=True, **given
+        )
+
+    return run
+
+
+class Somebody:
+    """An ordinary user, who is not this one if this is root."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.directory = home / "mount"
+        self._drop = NOBODY if os.geteuid() == 0 else []
+        self._python = "/usr/bin/python3" if os.geteuid() == 0 else sys.executable
+
+    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end."""
+        return subprocess.run(
+            [*self._drop, *argv],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            cwd="/",
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(self.home), "LC_ALL": "C"},
+        )
+
+    def recuse(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of recuse."""
+        return self.run(self._python, "-B", "-c", _COMMAND, *args)
+
+
+@pytest.fixture
+def somebody() -> Iterator[Somebody]:
+    """The package and its examples, where anybody can read them, and a directory of that user's."""
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("there is no Python that nobody can run")
+    packages = [ROOT / "src/recuse", EXAMPLES, Path(__import__("click").__file__ or "").parent]
+    with tempfile.TemporaryDirectory(prefix="somebody-") as name:
+        home = Path(name)
+        for package in packages:
+            shutil.copytree(
+                package, home / package.name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        for path in (home, *home.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        made = Somebody(home)
+        made.directory.mkdir()
+        if os.geteuid() == 0:
+            os.chown(made.directory, 65534, 65534)
+        yield made
+        if is_mounted(made.directory):
+            subprocess.run(["umount", "-l", made.directory], check=False, timeout=PATIENCE_S)
+            pytest.fail("it is still mounted")

@@ -1,0 +1,346 @@
+"""`recuse mount` and `recuse umount`: real processes and the real kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import EXAMPLES, PATIENCE_S, Serve, Somebody, is_mounted
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+HELLO = str(EXAMPLES / "hellofs.py")
+MEMORY = str(EXAMPLES / "memoryfs.py")
+
+
+def servers_of(directory: Path) -> list[int]:
+    """Processes that name a directory: servers in the background, and guards."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if os.fsencode(directory) in arguments:
+            found.append(int(entry.name))
+    return found
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for another process."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        os.sched_yield()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_served_until_a_signal(serve: Serve, directory: Path, number: int) -> None:
+    server = serve(HELLO, str(directory))
+    assert server.line() == str(directory)
+    with open(directory / "clock", "rb", buffering=0) as file:
+        assert file.read(100).endswith(b"\n")
+        # Open at the end: that is no hindrance.
+        assert server.end(number) == (0, "")
+        with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+            file.read(1)
+    assert not is_mounted(directory)
+    until(lambda: servers_of(directory) == [])
+
+
+def test_unmounting_ends_the_server(serve: Serve, command: Command, directory: Path) -> None:
+    server = serve(HELLO, str(directory), "-o", "ro", "-o", "fsname=x")
+    assert server.line() == str(directory)
+    done = command("umount", str(directory))
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+    assert server.end() == (0, "")
+
+
+def test_a_busy_mount_is_unmounted_if_that_is_said(
+    serve: Serve, command: Command, directory: Path
+) -> None:
+    server = serve(HELLO, str(directory))
+    assert server.line()
+    with open(directory / "hello", "rb"):
+        done = command("umount", str(directory))
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"recuse: {directory}: a program uses it: end that, or unmount it all the same "
+            "with --lazy\n",
+        )
+        assert command("umount", "--lazy", str(directory)).returncode == 0
+        assert not is_mounted(directory)
+    assert server.end() == (0, "")
+
+
+def test_what_is_not_unmounted(command: Command, directory: Path) -> None:
+    for path, reason in (
+        (str(directory), "no FUSE filesystem is mounted there"),
+        ("/proc", "no FUSE filesystem is mounted there"),
+        (f"{directory}/none", "No such file or directory"),
+    ):
+        done = command("umount", path)
+        assert (done.returncode, done.stderr) == (1, f"recuse: {path}: {reason}\n")
+
+
+def test_in_the_background(command: Command, directory: Path) -> None:
+    done = command("mount", "--background", f"{MEMORY},name=mine", str(directory))
+    assert (done.stdout, done.stderr, done.returncode) == (f"{directory}\n", "", 0)
+    (directory / "file").write_text("hello")
+    assert os.listdir(directory) == ["file"]
+    assert len(servers_of(directory)) == 2
+    assert command("umount", str(directory)).returncode == 0
+    until(lambda: servers_of(directory) == [])
+
+
+@pytest.mark.parametrize("background", [[], ["--background"]])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("none.py", "recuse: none.py: no such file\n"),
+        (f"{HELLO}:Other", f"recuse: {HELLO}: has no class Other; choose Clock or Hello\n"),
+        (f"{HELLO},nothing=1", f"recuse: {HELLO}: Hello has no argument nothing; it takes "),
+        (
+            f"{EXAMPLES}/echo.py",
+            f"recuse: {EXAMPLES}/echo.py: has no filesystem class (a subclass of "
+            "recuse.Filesystem)\n",
+        ),
+        (f"{EXAMPLES}/mirrorfs.py", "Mirror needs source=... after a comma\n"),
+        (f"{EXAMPLES}/mirrorfs.py,source=/none", "No such file or directory"),
+    ],
+)
+def test_what_cannot_be_mounted(
+    command: Command, directory: Path, background: list[str], spec: str, message: str
+) -> None:
+    done = command("mount", *background, spec, str(directory))
+    assert done.returncode == 1
+    assert message.replace("Clock or Hello", "Hello") in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not is_mounted(directory)
+
+
+def test_what_a_server_in_the_background_says_at_its_start(
+    command: Command, directory: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "fs.py"
+    path.write_text("import sys\nsys.stderr.write('x' * 200_000 + '\\n')\nraise OSError(5, 'no')\n")
+    done = command("mount", "--background", str(path), str(directory))
+    assert done.returncode == 1
+    assert done.stderr == "x" * 200_000 + f"\nrecuse: {path}:3: OSError: [Errno 5] no\n"
+
+
+def test_what_a_server_in_the_background_says_later(
+    command: Command, directory: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "fs.py"
+    path.write_text(
+        "from recuse import *\n"
+        "class Bad(RegularFile):\n    size = None\n    def read(self, size, offset): return 1/0\n"
+        "fs = Filesystem(Directory({'bad': Bad()}))\n"
+    )
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        done = subprocess.run(
+            [*command("--version").args[:-1], "mount", "--background", path, directory],
+            stdout=subprocess.PIPE,
+            stderr=file,
+            check=False,
+            timeout=PATIENCE_S,
+        )
+    assert done.stdout == os.fsencode(f"{directory}\n")
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        (directory / "bad").read_bytes()
+    assert command("umount", str(directory)).returncode == 0
+    until(lambda: servers_of(directory) == [])
+    assert "recuse: ZeroDivisionError: division by zero\n" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "ro,nonsense"], "-o nonsense: is no option; there are allow_other, "),
+        (["--private"], "mount takes a program: add -- PROGRAM (see recuse mount --help)"),
+        (["--", "true"], "mount takes no program without --private"),
+        (["--private", "--background", "--", "true"], "cannot be combined"),
+    ],
+)
+def test_arguments_that_are_wrong(
+    command: Command, directory: Path, arguments: list[str], message: str
+) -> None:
+    done = command("mount", HELLO, str(directory), *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_object_of_a_module(
+    serve: Serve, command: Command, directory: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "fs.py"
+    text = (
+        "from recuse import Directory, Filesystem, RegularFile\n"
+        "class Special(Filesystem):\n    name = 'special'\n"
+        "one = Special(Directory({'one': RegularFile(b'')}))\n"
+    )
+    path.write_text(text)
+    server = serve(f"{path},cache_s=0.5,read_only=yes", str(directory))
+    assert server.line()
+    assert os.listdir(directory) == ["one"]
+    assert re.search(rf" {directory} fuse.special ro,", Path("/proc/self/mounts").read_text())
+    assert server.end(signal.SIGTERM) == (0, "")
+    path.write_text(text + "two = Special(Directory())\n")
+    done = command("mount", str(path), str(directory))
+    assert done.stderr == (
+        f"recuse: {path}: has several filesystems: choose {path}:one or {path}:two\n"
+    )
+    done = command("mount", f"{path}:one,colour=1", str(directory))
+    assert "Special is made already; what can be set is name, cache_s" in done.stderr
+
+
+def test_after_a_kill_nothing_is_left(serve: Serve, directory: Path) -> None:
+    server = serve(HELLO, str(directory))
+    assert server.line()
+    with open(directory / "hello", "rb"):
+        assert server.end(signal.SIGKILL)[0] == -signal.SIGKILL
+        until(lambda: not is_mounted(directory))
+    until(lambda: servers_of(directory) == [])
+    assert serve(HELLO, str(directory)).line() == str(directory)
+
+
+def test_what_was_mounted_since_is_left_alone(serve: Serve, directory: Path) -> None:
+    server = serve(HELLO, str(directory))
+    assert server.line()
+    other = serve(HELLO, str(directory), "-o", "nonempty,fsname=other")
+    assert other.line()
+    server.end(signal.SIGKILL)
+    until(lambda: len(servers_of(directory)) == 2)
+    assert os.listdir(directory) == ["hello", "clock"]
+    assert other.end(signal.SIGTERM) == (0, "")
+    subprocess.run(["umount", directory], check=True, timeout=PATIENCE_S)
+
+
+def test_a_mount_that_is_dead(serve: Serve, command: Command, directory: Path) -> None:
+    server = serve(HELLO, str(directory))
+    assert server.line()
+    for process in servers_of(directory):
+        if process != server.process.pid:
+            os.kill(process, signal.SIGKILL)
+    server.end(signal.SIGKILL)
+    done = command("mount", HELLO, str(directory))
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"recuse: {directory}: the mount of a server that was killed is left there: "
+        f"umount {directory}\n",
+    )
+    assert command("umount", str(directory)).returncode == 0
+
+
+def test_a_service_manager_is_told(serve: Serve, directory: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE_S)
+        server = serve(HELLO, str(directory), NOTIFY_SOCKET=str(tmp_path / "notify"))
+        assert manager.recv(100) == b"READY=1"
+        assert is_mounted(directory)
+        assert server.end(signal.SIGTERM) == (0, "")
+
+
+def test_with_a_trace(serve: Serve, directory: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    server = serve(f"--trace={trace}", HELLO, str(directory))
+    assert server.line()
+    assert (directory / "hello").read_bytes() == b"Hello, world!\n"
+    assert server.end(signal.SIGTERM) == (0, "")
+    text = trace.read_text(encoding="utf-8")
+    for part in ("INIT(", 'LOOKUP("hello', "OPEN(", "READ("):
+        assert part in text
+
+
+def test_for_one_program(command: Command, directory: Path) -> None:
+    script = f"cd {directory}; echo text >file; cat file; test -e /proc/self; exit 5"
+    done = command("mount", "--private", MEMORY, str(directory), "--", "sh", "-c", script)
+    assert (done.stdout, done.stderr, done.returncode) == ("text\n", "", 5)
+    assert not is_mounted(directory)
+    done = command("mount", "--private", MEMORY, str(directory), "--", "sh", "-c", "kill -9 $$")
+    assert done.returncode == 128 + 9
+    done = command("mount", "--private", MEMORY, str(directory), "--", "/there/is/no/such")
+    assert (done.returncode, done.stderr) == (127, "recuse: /there/is/no/such: not found\n")
+    done = command("mount", "--private", MEMORY, f"{directory}/none", "--", "true")
+    assert done.returncode == 125
+
+
+def test_a_signal_reaches_the_one_program(serve: Serve, directory: Path) -> None:
+    script = "trap 'echo caught; exit 7' TERM; echo ready; while :; do read line; done"
+    server = serve("--private", MEMORY, str(directory), "--", "bash", "-c", script)
+    assert server.line() == "ready"
+    assert server.end(signal.SIGTERM)[0] == 7
+
+
+@pytest.mark.usefixtures("mounts")
+def test_an_ordinary_user(somebody: Somebody, needs: Callable[..., Path]) -> None:
+    needs("fusermount3")
+    directory = somebody.directory
+    spec = f"{somebody.home}/examples/memoryfs.py"
+    done = somebody.recuse("mount", "--background", spec, str(directory))
+    assert (done.stdout, done.stderr, done.returncode) == (f"{directory}\n", "", 0)
+    script = f"echo text >{directory}/file; cat {directory}/file"
+    assert somebody.run("sh", "-c", script).stdout == "text\n"
+    done = somebody.recuse("umount", str(directory))
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+    until(lambda: servers_of(directory) == [])
+
+
+@pytest.mark.usefixtures("mounts")
+def test_after_a_kill_nothing_of_an_ordinary_users_is_left(
+    somebody: Somebody, needs: Callable[..., Path]
+) -> None:
+    needs("fusermount3")
+    directory = somebody.directory
+    spec = f"{somebody.home}/examples/memoryfs.py"
+    assert somebody.recuse("mount", "--background", spec, str(directory)).returncode == 0
+    (server,) = (
+        process
+        for process in servers_of(directory)
+        if b"mount" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    )
+    os.kill(server, signal.SIGKILL)
+    until(lambda: not is_mounted(directory))
+    until(lambda: servers_of(directory) == [])
+
+
+@pytest.mark.usefixtures("root")
+def test_what_an_ordinary_user_may_not(somebody: Somebody, needs: Callable[..., Path]) -> None:
+    needs("fusermount3")
+    spec = f"{somebody.home}/examples/hellofs.py"
+    done = somebody.recuse("mount", spec, str(somebody.home / "examples"))
+    assert "not empty" in done.stderr
+    (somebody.home / "other").mkdir()
+    done = somebody.recuse("mount", spec, str(somebody.home / "other"))
+    assert done.returncode == 1
+    assert "cannot be mounted: fusermount3: user has no write access to mountpoint" in done.stderr
+    if "\nuser_allow_other" not in Path("/etc/fuse.conf").read_text(encoding="utf-8"):
+        done = somebody.recuse("mount", spec, str(somebody.directory), "-o", "allow_other")
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"recuse: {somebody.directory}: root has to allow allow_other: "
+            "a line user_allow_other in /etc/fuse.conf\n",
+        )
+
+
+@pytest.mark.right("user namespaces")
+@pytest.mark.usefixtures("mounts")
+def test_for_one_program_of_an_ordinary_user(somebody: Somebody) -> None:
+    spec = f"{somebody.home}/examples/memoryfs.py"
+    script = f"cd {somebody.directory}; echo text >file; stat -c '%U %s' file; exit 5"
+    arguments = ("--private", spec, str(somebody.directory), "--", "sh", "-c", script)
+    done = somebody.recuse("mount", *arguments)
+    assert (done.stdout, done.stderr, done.returncode) == ("nobody 5\n", "", 5)
