@@ -13,13 +13,14 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeVar
 
 from recuse.kernel.caller import Caller, Memory
 from recuse.kernel.char.devices import CharDevice
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import MAX_PAGES, PAGE_SIZE, Request
 from recuse.kernel.errors import os_error
+from recuse.kernel.iovec import IoVec
 from recuse.wire import ioctl
 from recuse.wire.cuse import RECUSE_IOCTL_FILE, RECUSE_IOCTL_NONBLOCK, recuse_ioctl_file
 from recuse.wire.fuse import (
@@ -34,15 +35,27 @@ from recuse.wire.fuse import (
     fuse_ioctl_out,
 )
 
-if TYPE_CHECKING:
-    from recuse.kernel.char.files import OpenFile
+NewFile = TypeVar("NewFile", bound="Released")
+NewFile_co = TypeVar("NewFile_co", bound="Released", covariant=True)
 
-Install: TypeAlias = Callable[["OpenFile", bool], int]
-"""Gives the caller a descriptor of a new file, maybe close-on-exec, and returns its number.
 
-Raises OSError: EMFILE if the caller's table is full, ENFILE, ESRCH if the caller is gone.  The file
-is released if it raises, or will be: who installs it may have released it already.
-"""
+class Released(Protocol):
+    """A file that an ioctl has made."""
+
+    def release(self) -> Operation[None]:
+        """Let it go, if nobody gets it."""
+
+
+class IoctlFile(Protocol[NewFile_co]):
+    """What there has to be of a file."""
+
+    device: CharDevice
+    fh: int | None
+    flags: int
+
+    def sibling(self, fh: int, flags: int) -> NewFile_co:
+        """Another file of the device."""
+
 
 MAX_BYTES = MAX_PAGES * PAGE_SIZE
 """Most bytes of all input areas, and of all output areas."""
@@ -57,48 +70,47 @@ and one rounds; twice that lets it also ask for longer ones.
 _NUMBER = struct.Struct("=i")
 """A descriptor's, in the output."""
 
+_O_NONBLOCK = os.O_NONBLOCK
+
 _ERRNO_MAX = 4095
 
 _NOT_KNOWN = frozenset({errno.ENOSYS, 515})
 """ENOSYS (fuse_do_ioctl) and ENOIOCTLCMD (vfs_ioctl), which are ENOTTY for programs."""
-
-Area = tuple[int, int]
 
 _pack_ioctl_in = fuse_ioctl_in.CODEC.pack
 _unpack_ioctl_out = fuse_ioctl_out.CODEC.unpack_from
 _OUT_SIZE = fuse_ioctl_out.SIZE
 
 
-def do_ioctl(
-    device: CharDevice,
-    fh: int,
+def do_ioctl(  # noqa: PLR0917 - by position, as `OpenFile` calls it
+    file: IoctlFile[NewFile],
     caller: Caller,
     command: int,
     argument: int,
-    *,
     compat: bool,
-    nonblocking: bool = False,
-    install: Install | None = None,
+    install: Callable[[NewFile, bool], int] | None = None,
 ) -> Operation[int]:
     """Do one ioctl and return its result.
 
-    ``command`` is 32 bits, ``argument`` 64.  ``compat``: the caller is a 32-bit program.
-    ``nonblocking``: the file has O_NONBLOCK, which the server hears if it wants to.
+    ``command`` is 32 bits, ``argument`` 64.  ``compat``: the caller is a 32-bit program.  That the
+    file has O_NONBLOCK the server hears if it wants to.
 
     Raises OSError: a negative result of the server's; ENOTTY instead of ENOSYS; EFAULT for areas
     that cannot be read or written; ENOMEM for more than FUSE_IOCTL_MAX_IOV areas or MAX_BYTES in
     either direction; EIO for an answer that breaks the rules, and after MAX_ROUNDS requests; what
     ``install`` raises, EOPNOTSUPP without it.
     """
+    device = file.device
+    fh = file.fh or 0
     unrestricted = device.unrestricted
     flags = FUSE_IOCTL_UNRESTRICTED if unrestricted else 0
     if compat:
         flags |= FUSE_IOCTL_COMPAT | FUSE_IOCTL_32BIT
-    if nonblocking and device.file_flags:
+    if file.flags & _O_NONBLOCK and device.file_flags:
         flags |= RECUSE_IOCTL_NONBLOCK
     spare = recuse_ioctl_file.SIZE if device.new_files else 0
-    sources: Sequence[Area] = ()
-    targets: Sequence[Area] = ()
+    sources: Sequence[IoVec] = ()
+    targets: Sequence[IoVec] = ()
     if not unrestricted:
         area = (argument, ioctl.size(command))
         direction = ioctl.direction(command)
@@ -129,11 +141,7 @@ def do_ioctl(
             sources, targets = _areas(in_areas, out_areas, payload, compat)
             continue
         if said & RECUSE_IOCTL_FILE and device.new_files:
-            return (
-                yield from _answer_with_file(
-                    device, caller, targets, result, payload, install=install
-                )
-            )
+            return (yield from _answer_with_file(file, caller, targets, result, payload, install))
         if len(payload) > out_size:
             raise os_error(errno.EIO)
         if payload:
@@ -142,26 +150,23 @@ def do_ioctl(
     raise os_error(errno.EIO)
 
 
-def _answer_with_file(
-    device: CharDevice,
+def _answer_with_file(  # noqa: PLR0917 - all that there is
+    file: IoctlFile[NewFile],
     caller: Caller,
-    targets: Sequence[Area],
+    targets: Sequence[IoVec],
     result: int,
     payload: bytes | memoryview,
-    *,
-    install: Install | None,
+    install: Callable[[NewFile, bool], int] | None,
 ) -> Operation[int]:
     """Do what is left of an ioctl that is answered with a file; return its result.
 
     Once it is known which file that is, it is the caller's or is released.
     """
-    from recuse.kernel.char.files import OpenFile  # noqa: PLC0415  # files have ioctls
-
     if len(payload) < recuse_ioctl_file.SIZE:
         raise os_error(errno.EIO)
     made = recuse_ioctl_file.unpack(payload)
     output = bytearray(payload[recuse_ioctl_file.SIZE :])
-    file = OpenFile(device, made.fh, made.flags & ~os.O_CLOEXEC, device.connection.polled.next_kh())
+    new = file.sibling(made.fh, made.flags & ~os.O_CLOEXEC)
     try:
         if len(output) > _total(targets) or made.offset + _NUMBER.size > len(output):
             raise os_error(errno.EIO)
@@ -172,18 +177,18 @@ def _answer_with_file(
             raise os_error(errno.EFAULT)
         if install is None:
             raise os_error(errno.EOPNOTSUPP)
-        number = install(file, bool(made.flags & os.O_CLOEXEC))
+        number = install(new, bool(made.flags & os.O_CLOEXEC))
     except OSError as reason:
         error = reason.with_traceback(None)
     else:
         _NUMBER.pack_into(output, made.offset, number)
         _store(caller.memory, targets, bytes(output))
         return result
-    yield from file.release()
+    yield from new.release()
     raise error
 
 
-def _fits(memory: Memory, areas: Sequence[Area], size: int) -> bool:
+def _fits(memory: Memory, areas: Sequence[IoVec], size: int) -> bool:
     """Whether so many bytes of output can be written."""
     for address, length in areas:
         part = min(length, size)
@@ -193,7 +198,7 @@ def _fits(memory: Memory, areas: Sequence[Area], size: int) -> bool:
     return True
 
 
-def _total(areas: Sequence[Area]) -> int:
+def _total(areas: Sequence[IoVec]) -> int:
     """Return the number of bytes in areas."""
     # Mostly it is one area, for which this is three times as quick as the sum.
     return areas[0][1] if len(areas) == 1 else sum(length for _, length in areas)
@@ -201,14 +206,14 @@ def _total(areas: Sequence[Area]) -> int:
 
 def _areas(
     in_areas: int, out_areas: int, payload: bytes | memoryview, compat: bool
-) -> tuple[list[Area], list[Area]]:
+) -> tuple[list[IoVec], list[IoVec]]:
     """Return the input and the output areas that a RETRY asks for, of which there are so many."""
     count = in_areas + out_areas
     if count > FUSE_IOCTL_MAX_IOV:
         raise os_error(errno.ENOMEM)
     if len(payload) != count * fuse_ioctl_iovec.SIZE:
         raise os_error(errno.EIO)
-    areas: list[Area] = list(fuse_ioctl_iovec.CODEC.iter_unpack(payload))
+    areas: list[IoVec] = list(fuse_ioctl_iovec.CODEC.iter_unpack(payload))
     if compat and any(base >> 32 or length >> 32 for base, length in areas):
         raise os_error(errno.EIO)
     sources, targets = areas[:in_areas], areas[in_areas:]
@@ -229,7 +234,7 @@ def _result(result: int) -> int:
     return result
 
 
-def _load(memory: Memory, areas: Sequence[Area]) -> bytes:
+def _load(memory: Memory, areas: Sequence[IoVec]) -> bytes:
     """Return what is in all the areas, or raise EFAULT if a byte cannot be read."""
     parts: list[bytes] = []
     for address, length in areas:
@@ -242,7 +247,7 @@ def _load(memory: Memory, areas: Sequence[Area]) -> bytes:
     return b"".join(parts)
 
 
-def _store(memory: Memory, areas: Sequence[Area], data: bytes | memoryview) -> None:
+def _store(memory: Memory, areas: Sequence[IoVec], data: bytes | memoryview) -> None:
     """Put data into the areas, maybe not filling them, or raise EFAULT where they end."""
     stored = 0
     for address, length in areas:

@@ -6,7 +6,7 @@ so at any moment, also between a request for it and the answer to that.
 """
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from recuse.kernel.connection.request import Request
 from recuse.runtime.log import Log
@@ -20,6 +20,8 @@ from recuse.wire.ids import Kh
 from recuse.wire.poll import DEFAULT_POLLMASK
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from recuse.kernel.caller import Caller
     from recuse.kernel.char.devices import CharDevice
     from recuse.kernel.connection.operation import Operation
@@ -32,16 +34,27 @@ POLL_KNOWN: Final = 0x27FF
 """The events that there are: POLLIN to POLLMSG, and POLLRDHUP (linux/poll.h, demangle_poll)."""
 
 
-def do_poll(  # noqa: PLR0917  # by position, as `OpenFile` calls it
-    device: "CharDevice", fh: int, kh: Kh, caller: "Caller", events: int, waiting: bool
-) -> "Operation[int]":
+class PolledFile(Protocol):
+    """What there has to be of a file."""
+
+    device: "CharDevice"
+    fh: int | None
+    kh: Kh
+    wake_pollers: "Callable[[], None]"
+
+
+def do_poll(file: PolledFile, caller: "Caller", events: int, waiting: bool) -> "Operation[int]":
     """Ask what a file is ready for, out of ``events``; see `OpenFile.poll`."""
+    device = file.device
     if device.no_poll:
         return DEFAULT_POLLMASK
+    if waiting:
+        # First, or what changes from now on could be missed.
+        device.connection.polled.add(file.kh, file.wake_pollers)
     flags = FUSE_POLL_SCHEDULE_NOTIFY if waiting else 0
     reply = yield Request(
         FUSE_POLL,
-        fuse_poll_in(fh=fh, kh=kh, flags=flags, events=events & POLL_KNOWN).pack(),
+        fuse_poll_in(fh=file.fh or 0, kh=file.kh, flags=flags, events=events & POLL_KNOWN).pack(),
         fuse_poll_out.SIZE,
         fuse_poll_out.SIZE,
         caller.pid,
