@@ -14,7 +14,7 @@ from recuse import Sandbox
 from recuse.kernel.char.devices import DYNAMIC_MAJORS
 from recuse.runtime.room import no_room
 from recuse.sandbox.arch import arch
-from recuse.sandbox.files import table
+from recuse.sandbox.files import pipe_end
 from recuse.sandbox.vfs.device_files import majors_in_use
 from tests.conftest import Needs
 
@@ -241,7 +241,7 @@ def test_no_room_for_one_in_the_supervisor_is_said_too(
         raise no_room()
 
     with monkeypatch.context() as patch:
-        patch.setattr(table, "check_room", none_left)
+        patch.setattr(pipe_end, "check_room", none_left)
         output = server("print(attempt(os.open, '/dev/cuse', os.O_RDWR))\n")
     assert output == "ENFILE\n"
     assert server("begin(b'served'); print(os.path.exists('/dev/served'))\n") == "True\n"

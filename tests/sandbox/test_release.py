@@ -244,7 +244,7 @@ def test_an_open_after_an_async_release_may_block(clients: Clients) -> None:
             # Until the next open waits for this.
             deadline = time.monotonic() + PATIENCE_S
             assert sandbox._machine is not None
-            while self.device.opened == 1 and not sandbox._machine.files._after_releases:
+            while self.device.opened == 1 and not sandbox._machine.files.pending.waiting:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0)
 

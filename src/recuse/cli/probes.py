@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from recuse.sandbox.arch import arch
-from recuse.sandbox.files.table import EPOLL_SLOT, KCMP_EPOLL_TFD
+from recuse.sandbox.files.identity import EPOLL_SLOT, KCMP_EPOLL_TFD
 from recuse.sandbox.tasks.memory import UnreadableError, read_memory
 from recuse.sandbox.trap.listener import Listener
 

@@ -63,7 +63,7 @@ class Machine:
             made.callback(self.files.close)
             self.tasks = Tasks()
             made.callback(self.tasks.close)
-            self.memory_maps = MemoryMaps(self.files)
+            self.memory_maps = MemoryMaps(self.files.pending)
             self.tree = Tree(self.tasks, self.files)
             self.table = DeviceTable(self._added, self.tree.devices.remove, majors_in_use())
             self.tree.devices.add_machine(self.table)

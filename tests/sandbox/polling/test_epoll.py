@@ -6,7 +6,7 @@ import pytest
 
 from recuse.sandbox import Sandbox
 from recuse.sandbox.arch import MACHINE
-from recuse.sandbox.files.readiness import _LOST
+from recuse.sandbox.files.readiness import _LOST, Readiness
 from recuse.sandbox.files.refresher import Sleeper
 from tests.conftest import Needs
 
@@ -390,7 +390,9 @@ sys.stdin.close()
         def __setitem__(self, tid: int, who: Sleeper) -> None:
             nonlocal most
             super().__setitem__(tid, who)
-            polling = [len(one._sleepers) for one in refresher.watched]
+            polling = [
+                len(one._sleepers) for one in refresher.watched if isinstance(one, Readiness)
+            ]
             most = max(most, len(self), *polling)
 
     refresher.sleepers = Sleepers()
@@ -423,6 +425,7 @@ wait()
     with start(sandbox, PRELUDE + script) as program:
         box.wait_asked(1001)
         (readiness,) = refresher.watched
+        assert isinstance(readiness, Readiness)
         assert len(readiness._watches) <= 64
         for key in set(readiness._watches) - {_LOST}:
             readiness.unwatch(key)

@@ -251,6 +251,7 @@ says(epoll.poll(20))
         assert looked.wait(PATIENCE_S)
         assert sandbox._machine is not None
         readiness = next(iter(sandbox._machine.files.refresher.watched))
+        assert isinstance(readiness, Readiness)
         readiness._moves += 1  # as if another thread had asked meanwhile
         turns[1].set()
         turns[0].set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,8 @@ from recuse.kernel.char.devices import DeviceTable
 from recuse.kernel.char.files import open_file
 from recuse.kernel.connection.operation import run
 from recuse.sandbox.files.cuse_file import CuseFile
+from recuse.sandbox.vfs.dentry import lone
+from recuse.sandbox.vfs.nodes import Identity, Node
 from recuse.wire import ioctl
 from recuse.wire.cuse import CUSE_INIT, cuse_init_out
 from recuse.wire.fuse import (
@@ -33,9 +36,9 @@ class Server:
 
     def __init__(self) -> None:
         self.table = DeviceTable()
-        end = SimpleNamespace(lower=lambda **_: None, make_readable=lambda: None)
-        descriptor: Any = SimpleNamespace(flags=os.O_RDWR | os.O_NONBLOCK, pipe=end)
-        self.file = CuseFile(self.table, descriptor, Caller(1, 0, 0, FakeMemory()))
+        location = lone(Node(Identity(1, 0, 0, 0), 0o20600), b"/dev/cuse")
+        flags = os.O_RDWR | os.O_NONBLOCK
+        self.file = CuseFile(location, flags, self.table, Caller(1, 0, 0, FakeMemory()))
         self._room = ctypes.create_string_buffer(1 << 17)
         self._call: Any = SimpleNamespace(tid=os.getpid())
 
@@ -44,7 +47,7 @@ class Server:
 
     def read(self, size: int = 1 << 17) -> fuse_in_header:
         """Read a request, and return its header."""
-        length = self.file.read(self._call, self._segments(size))
+        length = self.file.read(self._call, self._segments(size), None)
         return fuse_in_header.unpack(self._room.raw[:length])
 
     def answer(self, request: fuse_in_header, payload: bytes = b"") -> None:
@@ -55,14 +58,15 @@ class Server:
 
 
 @pytest.fixture
-def server() -> Server:
+def server() -> Iterator[Server]:
     """One whose device is there, and takes writes of a page."""
     made = Server()
     init = made.read()
     assert init.opcode == CUSE_INIT
     out = cuse_init_out(major=7, minor=31, max_read=PAGE, max_write=PAGE)
     made.answer(init, out.pack() + b"DEVNAME=small\0")
-    return made
+    yield made
+    made.file.end.close()
 
 
 def begin(server: Server, operation: Any) -> list[Any]:

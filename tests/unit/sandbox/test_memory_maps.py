@@ -29,13 +29,18 @@ NODE = SimpleNamespace(name="device")
 class File:
     """Takes note of what is unmapped."""
 
-    device = SimpleNamespace(connection=None)
+    node = NODE
+    location = SimpleNamespace(path=b"device")
 
     def __init__(self) -> None:
         self.unmapped: list[int] = []
         self.changed = threading.Condition()
 
-    def munmap(self, mapping: Mapping) -> Iterator[None]:
+    def munmap(self, mapping: Mapping) -> SimpleNamespace:
+        operation = self._munmap(mapping)
+        return SimpleNamespace(device=SimpleNamespace(connection=None), operation=operation)
+
+    def _munmap(self, mapping: Mapping) -> Iterator[None]:
         with self.changed:
             self.unmapped.append(mapping.unique)
             self.changed.notify_all()
@@ -93,7 +98,7 @@ def keep(maps: MemoryMaps, held: Hold, file: File, unique: int) -> int:
     """Keep it; return the descriptor whose closing is the mapping's end."""
     theirs = os.dup(held.descriptor.fileno())
     mapping = Mapping(unique, 0x1000, 4096, 1)
-    maps.keep(held, file, NODE, mapping, dont_expand=False)  # type: ignore[arg-type]
+    maps.keep(held, file, mapping, dont_expand=False)  # type: ignore[arg-type]
     return theirs
 
 

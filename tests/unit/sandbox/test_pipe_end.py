@@ -22,7 +22,6 @@ def end() -> Iterator[PipeEnd]:
     end = PipeEnd()
     yield end
     end.close()
-    os.close(end.theirs)
 
 
 def shown(end: PipeEnd) -> int:
@@ -93,7 +92,7 @@ def test_it_shows_nothing_else_meanwhile(end: PipeEnd, state: int) -> None:
 
 def test_a_severed_one_wakes_everybody_for_good(end: PipeEnd) -> None:
     end.lower(None, drain=True, fill=False, spare=False)
-    end.sever()
+    end.sever(end.close)
     end.lower(None, drain=True, fill=False, spare=False)
     assert shown(end) == IN | OUT
 
@@ -101,7 +100,7 @@ def test_a_severed_one_wakes_everybody_for_good(end: PipeEnd) -> None:
 def test_it_hangs_up_with_the_last_copy() -> None:
     end = PipeEnd()
     copy = os.dup(end.theirs)
-    os.close(end.theirs)
+    end.hand_over()
     assert not end.hung_up()
     end.make_readable()
     os.close(copy)

@@ -2,12 +2,11 @@
 
 import os
 import select
-import socket
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from recuse.sandbox.files.socket_end import READY, NativeEnd
+from recuse.sandbox.files.socket_end import SocketEnd
 
 IN, PRI, OUT, ERR, HUP = 1, 2, 4, 8, 16
 
@@ -17,17 +16,16 @@ class Ends(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ours, self.theirs = socket.socketpair()
-        self.ours.send(READY)
-        self.theirs.send(READY)
-        self.end = NativeEnd(self.ours, self.ours.close)
+        self.end = SocketEnd()
+        self.theirs = os.dup(self.end.theirs)
+        self.end.hand_over()
         self.epoll = select.epoll()
         self.epoll.register(self.theirs, IN | OUT | select.EPOLLET)
         self.shown = IN | OUT
         self.news: bool | None = True
 
     def fetch(self) -> int:
-        return os.dup(self.theirs.fileno())
+        return os.dup(self.theirs)
 
     @rule()
     def readable(self) -> None:
@@ -74,7 +72,7 @@ class Ends(RuleBasedStateMachine):
 
     @rule()
     def sever(self) -> None:
-        self.end.sever()
+        self.end.sever(self.end.close)
         self.shown = IN | OUT | ERR | HUP
         self.news = None
 
@@ -82,7 +80,7 @@ class Ends(RuleBasedStateMachine):
     def it_shows_what_it_should(self) -> None:
         poll = select.poll()
         poll.register(self.theirs, IN | PRI | OUT)
-        found = dict(poll.poll(0)).get(self.theirs.fileno(), 0)
+        found = dict(poll.poll(0)).get(self.theirs, 0)
         if self.end.severed:
             found &= ~PRI
         assert found == self.shown
@@ -97,25 +95,23 @@ class Ends(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.epoll.close()
-        self.theirs.close()
-        self.ours.close()
+        self.end.close()
+        os.close(self.theirs)
 
 
 TestEnds = Ends.TestCase
 
 
 def test_an_end_that_the_caller_has_no_more() -> None:
-    ours, theirs = socket.socketpair()
-
     def fetch() -> int:
         raise OSError(9, "closed meanwhile")
 
-    end = NativeEnd(ours, ours.close)
+    end = SocketEnd()
     end.lower(fetch, drain=True, fill=True, spare=True)
     assert end.readable
     assert end.writable
-    theirs.close()
+    end.hand_over()
     end.make_readable()
     end.make_urgent()
     end.touch_writable()
-    ours.close()
+    end.close()

@@ -1,1 +1,1 @@
-"""What programs have open: one class for each kind of file, and the descriptors that they hold."""
+"""What programs have open: one class for each kind of file, the table of them, and their ends."""

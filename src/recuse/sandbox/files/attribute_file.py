@@ -4,42 +4,42 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
+from recuse.sandbox.files.description import FileDescription, IoVecs
+from recuse.sandbox.files.socket_end import SocketEnd
 from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
-
-if TYPE_CHECKING:
-    from recuse.sandbox.vfs.nodes import AttributeNode
-
-IoVecs = list[tuple[int, int]]
+from recuse.sandbox.vfs.dentry import Location
+from recuse.sandbox.vfs.nodes import AttributeNode
 
 _MAX_POSITION: Final = 0x7FFFFFFF
 """The largest one in sysfs (s_maxbytes)."""
 
 
-class AttributeFile:
+class AttributeFile(FileDescription):
     """One open attribute.
 
     Its content is made when it is read from the beginning, or from where the last read did not
     end; what follows is read from the same content.
     """
 
-    def __init__(self, node: AttributeNode, flags: int) -> None:
-        self.flags = flags
-        self._node = node
+    __slots__ = ("_content", "_lock", "_next", "_position")
+
+    node: AttributeNode
+
+    def __init__(self, location: Location, flags: int) -> None:
+        """Make it of an :class:`AttributeNode`. OSError: ENFILE."""
+        super().__init__(location, flags, SocketEnd())
         self._lock = new_lock("AttributeFile")
         self._position = 0
         self._content = b""
         self._next = -1
         """The position at which the content can be read on."""
-
-    def close(self) -> None:
-        """The last descriptor is gone."""
 
     def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> Outcome:
         """Read from ``position``, or from the file's own, which moves then.
@@ -48,14 +48,14 @@ class AttributeFile:
             OSError: ENODEV if the device is gone; EFAULT; what the device's server says.
         """
         caller = call.caller()
-        if self._node.removed or self._node.show is None:
+        if self.node.removed or self.node.show is None:
             raise os_error(errno.ENODEV)
         with self._lock:
             at = self._position if position is None else position
             if at and at == self._next:
                 return self._take(caller, segments, at, move=position is None)
 
-        content = self._node.show(caller)
+        content = self.node.show(caller)
         if isinstance(content, OnDevice):
             return self._ask(content, caller, segments, at, move=position is None)
         return self._begin(content, caller, segments, at, move=position is None)
@@ -90,10 +90,7 @@ class AttributeFile:
         return at - start
 
     def write(
-        self,
-        call: TrappedCall,
-        segments: IoVecs,
-        position: int | None,
+        self, call: TrappedCall, segments: IoVecs, position: int | None, flags: int = 0
     ) -> int:
         """Write up to a page, at once; whatever the position is, it is the whole value.
 
@@ -110,10 +107,10 @@ class AttributeFile:
                 if room:
                     raise os_error(errno.EFAULT)
                 break
-        if self._node.removed or self._node.store is None:
+        if self.node.removed or self.node.store is None:
             raise os_error(errno.ENODEV)
         if data:
-            self._node.store(data)
+            self.node.store(data)
         if position is None:
             with self._lock:
                 self._position += len(data)
@@ -125,7 +122,7 @@ class AttributeFile:
         Raises:
             OSError: EINVAL; ENXIO for SEEK_DATA and SEEK_HOLE beyond the end.
         """
-        size = self._node.size
+        size = self.node.size
         with self._lock:
             if whence == os.SEEK_CUR:
                 offset += self._position

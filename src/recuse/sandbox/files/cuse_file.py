@@ -11,6 +11,7 @@ import errno
 import os
 import struct
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from recuse.kernel.caller import Caller
@@ -19,12 +20,12 @@ from recuse.kernel.char.devices import DeviceTable
 from recuse.kernel.connection.request import Request
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
-from recuse.sandbox.files.table import Descriptor
+from recuse.sandbox.files.description import FileDescription, IoVecs
+from recuse.sandbox.files.pipe_end import PipeEnd
 from recuse.sandbox.tasks.memory import UnreadableError, read_memory, write_memory
 from recuse.sandbox.trap.answers import ANSWERED
 from recuse.sandbox.trap.call import TrappedCall
-
-IoVecs = list[tuple[int, int]]
+from recuse.sandbox.vfs.dentry import Location
 
 _LARGEST_REPLY: Final = 1 << 25
 _PAGE: Final = 4096
@@ -32,14 +33,22 @@ _UNIQUE = struct.Struct("=8xQ")
 _REPLY = struct.Struct("=IiQ")
 
 
-class CuseFile:
+class CuseFile(FileDescription):
     """One open ``/dev/cuse``, and the threads that wait in it for a request."""
 
-    def __init__(self, table: DeviceTable, descriptor: Descriptor, caller: Caller) -> None:
-        """Make the connection; CUSE_INIT can be read at once."""
-        self.flags = descriptor.flags
-        assert descriptor.pipe is not None
-        self._end = descriptor.pipe
+    __slots__ = (
+        "_connection",
+        "_cuse",
+        "_finished",
+        "_lock",
+        "_lost",
+        "_readers",
+        "_signalled",
+    )
+
+    def __init__(self, location: Location, flags: int, table: DeviceTable, caller: Caller) -> None:
+        """Make the connection; CUSE_INIT can be read at once. OSError: ENFILE."""
+        super().__init__(location, flags, PipeEnd())
         self._cuse = CuseChannel(table, caller.pid, caller.uid, caller.gid)
         self._connection = self._cuse.connection
         self._lock = new_lock("CuseFile")
@@ -53,14 +62,10 @@ class CuseFile:
         self._connection.on_pending = self._serve_readers
         self._connection.at_end(self._serve_readers)
 
-    def close(self) -> None:
-        """The last descriptor is gone: the device goes, with all that waits for it."""
+    def release(self, released: Callable[[], None]) -> None:
+        """The device goes, with all that waits for it."""
         self._cuse.close()
-
-    def seek(self, offset: int, whence: int) -> int:
-        """Nowhere."""
-        del offset, whence
-        raise os_error(errno.ESPIPE)
+        released()
 
     def read(
         self,
@@ -127,7 +132,7 @@ class CuseFile:
         connection = self._connection
         if self._signalled and not connection.readable and not connection.ended:
             self._signalled = False
-            self._end.lower(drain=True)
+            self.end.lower(_no_copy, drain=True, fill=False, spare=False)
 
     def _serve_readers(self) -> None:
         """There is a request to be read, or there will be none any more."""
@@ -155,13 +160,14 @@ class CuseFile:
                     call.answer(size)
             if not self._signalled and (self._connection.readable or self._connection.ended):
                 self._signalled = True
-                self._end.make_readable()
+                self.end.make_readable()
 
     def write(
         self,
         call: TrappedCall,
         segments: IoVecs,
         position: int | None = None,
+        flags: int = 0,
     ) -> int:
         """Take a reply from the caller.
 
@@ -184,6 +190,11 @@ class CuseFile:
             # A reply to an INTERRUPT, which may ask for it once more.
             self._serve_readers()
         return size
+
+
+def _no_copy() -> int:
+    """A pipe shows everything without a copy of the programs' end."""
+    raise os_error(errno.EBADF)
 
 
 def _gather(tid: int, segments: IoVecs, limit: int) -> bytes:

@@ -29,7 +29,8 @@ from typing import Final
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
-from recuse.sandbox.files.socket_end import READABLE, WRITABLE
+from recuse.runtime.room import check_room, keeping
+from recuse.sandbox.files.native_end import READABLE, READING, WRITABLE, WRITING, shown
 
 _log = Log("recuse.sandbox")
 
@@ -39,12 +40,11 @@ _F_SETPIPE_SZ: Final = 1031
 
 
 class PipeEnd:
-    """The programs' end of a pipe, as it is made to look from ours: see `native.NativeEnd`.
-
-    At first it is readable and writable.
+    """The programs' end of a pipe, as it is made to look from ours: see
+    `recuse.sandbox.files.native_end.NativeEnd`.
     """
 
-    __slots__ = ("_count", "_lock", "ours", "severed", "theirs")
+    __slots__ = ("_count", "_lock", "link", "ours", "severed", "theirs")
 
     full = False
     urgent = False
@@ -52,24 +52,28 @@ class PipeEnd:
     """There is nothing that is used up."""
 
     def __init__(self) -> None:
-        """Make the pipe; ``theirs`` is the caller's to close.
+        """Make the pipe.
 
         Raises:
-            OSError: EMFILE, ENFILE.
+            OSError: ENFILE if the supervisor has no descriptors left.
         """
         self._lock = new_lock("PipeEnd")
         self.severed = False
         self._count = 1
-        self.ours, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            fcntl.fcntl(writer, _F_SETPIPE_SZ, 2 * _PAGE)
-            self.theirs = self._open(os.O_RDWR)
-            os.write(writer, _CONTENT)
-        except BaseException:
-            os.close(self.ours)
-            raise
-        finally:
-            os.close(writer)
+        self.theirs = -1
+        with keeping():
+            self.ours, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                fcntl.fcntl(writer, _F_SETPIPE_SZ, 2 * _PAGE)
+                self.theirs = self._open(os.O_RDWR)
+                os.write(writer, _CONTENT)
+                check_room(self.ours)
+                self.link = f"pipe:[{os.fstat(self.theirs).st_ino}]"
+            except BaseException:
+                self.close()
+                raise
+            finally:
+                os.close(writer)
 
     def _open(self, mode: int) -> int:
         return os.open(f"/proc/self/fd/{self.ours}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -88,6 +92,10 @@ class PipeEnd:
         """Raise OSError, EOPNOTSUPP, for a wait that nothing here could end."""
         if not events & (READABLE | WRITABLE):
             raise os_error(errno.EOPNOTSUPP)
+
+    def can_show(self, bits: int, events: int) -> bool:
+        """Whether it can show just those of ``events`` that are in ``bits``: never neither."""
+        return bool(bits & (READING | WRITING)) and not (shown(bits) ^ bits) & events
 
     def make_readable(self) -> None:
         """Show POLLIN; again, to be noticed once more."""
@@ -131,14 +139,21 @@ class PipeEnd:
             elif fill:
                 self._fill()
 
-    def sever(self) -> None:
+    def sever(self, close: Callable[[], None]) -> None:
         """Show POLLIN and POLLOUT for good."""
+        del close
         with self._lock:
             self.severed = True
             if self._count == 2:
                 self._take()
             elif not self._count:
                 self._put()
+
+    def hand_over(self) -> None:
+        """The programs' end is theirs now, or never will be: close our copy."""
+        theirs, self.theirs = self.theirs, -1
+        if theirs >= 0:
+            os.close(theirs)
 
     def hung_up(self) -> bool:
         """Whether no program holds it any more, or it was closed."""
@@ -150,7 +165,8 @@ class PipeEnd:
             return bool(poll.poll(0))
 
     def close(self) -> None:
-        """Close our end."""
+        """Close our end, and our copy of theirs if it is still there."""
+        self.hand_over()
         with self._lock:
             ours, self.ours = self.ours, -1
             if ours >= 0:

@@ -1,7 +1,7 @@
 """Who sleeps in poll, select or epoll until a device is ready, and how they are woken.
 
 A program's call is trapped and the device asked. If it is not ready, its descriptor is made to look
-so (:mod:`recuse.sandbox.files.socket_end`), and then the kernel runs the call: it sleeps and wakes,
+so (:mod:`recuse.sandbox.files.native_end`), and then the kernel runs the call: it sleeps and wakes,
 with signals and timeouts, as it always does. When the device says that something has changed, it is
 asked again, on behalf of those that sleep, and its descriptor made to look as it says.
 """
@@ -12,22 +12,12 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from recuse.kernel.caller import Caller
-from recuse.kernel.char.files import OpenFile
 from recuse.kernel.connection.operation import run
 from recuse.runtime.locks import new_lock
-from recuse.sandbox.files.pipe_end import PipeEnd
-from recuse.sandbox.files.refresher import (
-    MANY,
-    ReadinessRefresher,
-    Sleeper,
-    Sleeps,
-    forget_gone,
-    watched_by,
-)
-from recuse.sandbox.files.socket_end import (
+from recuse.sandbox.files.native_end import (
     EPOLLET,
     POLLERR,
     POLLPRI,
@@ -37,6 +27,14 @@ from recuse.sandbox.files.socket_end import (
     WRITING,
     NativeEnd,
 )
+from recuse.sandbox.files.refresher import (
+    MANY,
+    ReadinessRefresher,
+    Sleeper,
+    forget_gone,
+    watched_by,
+)
+from recuse.sandbox.trap.call import OnDevice
 
 Key: TypeAlias = tuple[int, int, int]
 """One of an epoll's entries: the process and the number by which it was given the file, and the
@@ -60,6 +58,10 @@ class Watch:
         """Whether the device has said that something changed, and the epoll knows nothing of it."""
 
 
+Sleeps: TypeAlias = "tuple[tuple[Readiness, Sleeper], ...]"
+"""One thread, and all that its call waits for."""
+
+
 class Moment(NamedTuple):
     """The moment before a device is asked."""
 
@@ -69,21 +71,42 @@ class Moment(NamedTuple):
     """How often the device had said by then that something changed."""
 
 
+class Polled(Protocol):
+    """An open file whose readiness has to be asked for."""
+
+    end: NativeEnd
+
+    def poll(self, caller: Caller, events: int, waiting: bool) -> int | OnDevice[int]:
+        """What it is ready for; see `FileDescription.poll`."""
+
+    def wake_by(self, changed: Callable[[], None]) -> None:
+        """Have ``changed`` called when that changes; see `FileDescription.wake_by`."""
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it still has to be asked."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody answers any more: it is ready for good, with an error."""
+
+
 class Readiness:
     """The readiness of one open file's descriptor, once programs have asked for it."""
 
     def __init__(
-        self, file: OpenFile, link: str, end: NativeEnd | PipeEnd, refresher: ReadinessRefresher
+        self, file: Polled, refresher: ReadinessRefresher, close_end: Callable[[], None]
     ) -> None:
-        """Take care of the end, whose inode is that of ``link``; it is readable and writable."""
-        self.file = file
+        """Take care of the file's end; ``close_end`` closes ours."""
+        self._file = file
+        self._close_end = close_end
         self._changes = 0
         """How often the device has said that something changed."""
         self._asks = itertools.count(1)
         self._shown = 0
         """Whose answer was made visible: that of the latest asking of all whose answers were."""
-        self._inode = link.partition("[")[2][:-1]
-        self._end = end
+        self._inode = file.end.link.partition("[")[2][:-1]
+        self._end = file.end
         self._refresher = refresher
         self._lock = new_lock("Readiness")
         self._sleepers: dict[int, Sleeper] = {}
@@ -101,7 +124,7 @@ class Readiness:
         self._moves = 0
         """How often an answer was made visible, or somebody was found that may sleep."""
         self._queued = False
-        file.wake_pollers = self._changed
+        file.wake_by(self._changed)
 
     @property
     def polled(self) -> bool:
@@ -336,7 +359,7 @@ class Readiness:
             self._ask(sleepers, watchers, woken)
             return
         self._tell_nobody(wakes, moves)
-        if self.file.device.connection.ended:
+        if self._file.ended:
             with self._lock:
                 self._told(POLLERR, [])
 
@@ -405,13 +428,16 @@ class Readiness:
                 waiting = [who for who in watchers if self._refresher.waits(who, woken)]
                 self._told(POLLERR if bits is None or error is not None else bits, waiting)
 
-        operation = self.file.poll(sleepers[-1].caller, events, True)
-        run(self.file.device.connection, operation, done)
+        answer = self._file.poll(sleepers[-1].caller, events, True)
+        if isinstance(answer, int):
+            done(answer, None)
+        else:
+            run(answer.device.connection, answer.operation, done)
 
     def _told(self, bits: int, watchers: list[Sleeper]) -> None:
         """Wake those that wait for what the device has answered; with the lock held."""
-        if self.file.device.connection.ended and not self.file.device.no_poll:
-            self._end.sever()
+        if self._file.ended and self._file.is_asked:
+            self._end.sever(self._close_end)
             return
         shown = (READING if self._end.readable else 0) | (WRITING if self._end.writable else 0)
         events = functools.reduce(

@@ -6,14 +6,13 @@ import contextlib
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from recuse.runtime.locks import new_lock
 
 if TYPE_CHECKING:
     from recuse.kernel.caller import Caller
     from recuse.sandbox.errands import Errands
-    from recuse.sandbox.files.readiness import Readiness
 
 # fs/eventpoll.c, ep_show_fdinfo.
 _TARGET = re.compile(rb"^tfd: +(\d+) events: +([0-9a-f]+) .* ino:([0-9a-f]+) ", re.MULTILINE)
@@ -71,10 +70,6 @@ def forget_gone(sleepers: dict[int, Any], limit: int) -> int:
     return max(MANY, 2 * len(sleepers))
 
 
-Sleeps: TypeAlias = "tuple[tuple[Readiness, Sleeper], ...]"
-"""One thread, and all that its call waits for."""
-
-
 class Entry(NamedTuple):
     """A file that an epoll watches."""
 
@@ -102,6 +97,20 @@ def watched_by(tid: int, epoll: int) -> list[Entry]:
         ]
 
 
+class Refreshed(Protocol):
+    """What is refreshed: the readiness of a file."""
+
+    def listed(self) -> bool:
+        """Whether a wait for an epoll that watches the file asks the device first."""
+
+    @property
+    def hungry(self) -> bool:
+        """Whether the means are used up to make an epoll notice something."""
+
+    def refresh(self) -> None:
+        """Ask the device again for those that sleep."""
+
+
 class ReadinessRefresher:
     """Has devices asked again which have said that something changed.
 
@@ -110,7 +119,7 @@ class ReadinessRefresher:
     """
 
     def __init__(self, errands: Errands) -> None:
-        self.watched: set[Readiness] = set()
+        self.watched: set[Refreshed] = set()
         """What epolls watch."""
         self.sleepers: dict[int, Sleeper] = {}
         """The threads that may sleep in a wait for an epoll.
@@ -141,7 +150,7 @@ class ReadinessRefresher:
         tid = watcher.caller.pid
         return self.sleepers.get(tid) is sleepers.get(tid)
 
-    def put(self, readiness: Readiness) -> None:
+    def put(self, readiness: Refreshed) -> None:
         """Have it refreshed."""
         self._errands.put(readiness.refresh)
 

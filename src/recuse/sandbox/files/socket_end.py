@@ -1,6 +1,6 @@
-"""A device's descriptor as the kernel sees it: one end of a socket pair, with its own readiness.
+"""A descriptor as the kernel sees it: one end of a socket pair, with its own readiness.
 
-That is made to be the device's, so that programs can sleep in poll, select and epoll natively:
+That is made to be the file's, so that programs can sleep in poll, select and epoll natively:
 
     POLLIN     something lies in its receive queue. Our end sends; only their end can take it out
     POLLPRI    out-of-band data are among it
@@ -15,26 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
+import os
 import socket
 from collections.abc import Callable
 from typing import Final
 
-POLLIN: Final = select.POLLIN
-POLLPRI: Final = select.POLLPRI
-POLLOUT: Final = select.POLLOUT
-POLLERR: Final = select.POLLERR
-POLLHUP: Final = select.POLLHUP
-POLLNVAL: Final = select.POLLNVAL
-EPOLLET: Final = select.EPOLLET
-
-READABLE: Final = POLLIN | select.POLLRDNORM
-WRITABLE: Final = POLLOUT | select.POLLWRNORM | select.POLLWRBAND
-"""What a socket shows with something to read, and with room to write (net/unix, unix_poll)."""
-
-# A device may show more than that; whoever sleeps is woken as well as can be.
-READING: Final = READABLE | select.POLLRDBAND | select.POLLRDHUP | POLLERR | POLLHUP | POLLNVAL
-WRITING: Final = WRITABLE | POLLERR | POLLHUP | POLLNVAL
+from recuse.runtime.room import check_room, keeping
+from recuse.sandbox.files.native_end import shown
 
 READY: Final = b"\0"
 """What lies in the programs' end while it is readable; no program sees it."""
@@ -48,28 +35,40 @@ _MOST: Final = 1 << 16
 _SENT: Final = 64
 
 
-class NativeEnd:
-    """The programs' end of a socket pair, as it is made to look from ours.  Not thread-safe."""
+class SocketEnd:
+    """One end of a socket pair: see `recuse.sandbox.files.native_end.NativeEnd`.
+
+    Not thread-safe, but for :meth:`hung_up` and what closes it.
+    """
 
     __slots__ = (
         "_buffered",
         "_sent",
-        "_sever",
         "_socket",
+        "link",
+        "ours",
         "readable",
         "severed",
         "spares",
+        "theirs",
         "urgent",
         "writable",
     )
 
-    def __init__(self, ours: socket.socket, sever: Callable[[], None]) -> None:
-        """Use a pair that is readable and writable, with one byte on its way to us.
+    def __init__(self) -> None:
+        """Make the pair.
 
-        ``sever`` closes our end.
+        Raises:
+            OSError: ENFILE if the supervisor has no descriptors left.
         """
+        with keeping():
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        # A byte to read and room to write: a device without a poll method is always ready.
+        ours.send(READY)
+        theirs.send(READY)  # for `sever`
         self._socket = ours
-        self._sever = sever
+        self.ours = ours.fileno()
+        self.theirs = theirs.detach()
         self.severed = False
         self.readable = True
         self._sent = 1
@@ -78,6 +77,12 @@ class NativeEnd:
         self.spares = 1
         """Small messages on their way to us: each taken is news to who waits to write."""
         self._buffered = False
+        try:
+            check_room(self.ours)
+            self.link = f"socket:[{os.fstat(self.theirs).st_ino}]"
+        except OSError:
+            self.close()
+            raise
 
     @property
     def full(self) -> bool:
@@ -86,6 +91,10 @@ class NativeEnd:
 
     def check(self, events: int) -> None:
         """All events can wake somebody."""
+
+    def can_show(self, bits: int, events: int) -> bool:
+        """Whether it can show just those of ``events`` that are in ``bits``."""
+        return not (shown(bits) ^ bits) & events
 
     def make_readable(self) -> None:
         """Show POLLIN; again, to be noticed once more."""
@@ -152,9 +161,30 @@ class NativeEnd:
                 theirs.send(bytes(_FILL), socket.MSG_DONTWAIT)
                 theirs.send(READY, socket.MSG_DONTWAIT)
 
-    def sever(self) -> None:
+    def sever(self, close: Callable[[], None]) -> None:
         """Show POLLERR, and with it POLLHUP and POLLIN, for good: close our end."""
         if not self.severed:
             self.severed = True
             self.readable = self.writable = True
-            self._sever()
+            close()
+
+    def hand_over(self) -> None:
+        """The programs' end is theirs now, or never will be: close our copy."""
+        theirs, self.theirs = self.theirs, -1
+        if theirs >= 0:
+            os.close(theirs)
+
+    def hung_up(self) -> bool:
+        """Whether no program holds it any more, or it was closed."""
+        try:
+            self._socket.send(b"", socket.MSG_NOSIGNAL)  # quicker than asking poll
+        except OSError:
+            return True
+        # The order matters: a closed end's number may be another descriptor's by now.
+        return self.ours < 0
+
+    def close(self) -> None:
+        """Close our end, and our copy of theirs if it is still there."""
+        self.hand_over()
+        self.ours = -1
+        self._socket.close()

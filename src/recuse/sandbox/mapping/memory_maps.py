@@ -23,22 +23,19 @@ import select
 import struct
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from recuse.channel.workers import Workers
-from recuse.kernel.char.files import OpenFile
 from recuse.kernel.char.mmap import Mapping
 from recuse.kernel.connection.operation import run
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.runtime.room import check_room, keeping
+from recuse.sandbox.files.description import FileDescription
+from recuse.sandbox.files.releases import PendingReleases
 from recuse.sandbox.mapping.snapshots import PrivateSnapshots
-from recuse.sandbox.vfs.nodes import Node
 from recuse.wire.descriptor import OwnedDescriptor
-
-if TYPE_CHECKING:
-    from recuse.sandbox.files.table import FileTable
 
 _log = Log("recuse.sandbox")
 
@@ -87,25 +84,25 @@ class _Memfd:
 class Hold:
     """A description of some memory that a mapping is to be made from."""
 
-    __slots__ = ("byte", "descriptor", "memfd")
+    __slots__ = ("byte", "descriptor", "kept", "memfd")
 
     def __init__(self, memfd: _Memfd, byte: int, descriptor: OwnedDescriptor) -> None:
         self.memfd = memfd
         self.byte = byte
         self.descriptor = descriptor
+        self.kept = False
 
 
 class Mapped:
     """A mapping that is there."""
 
-    __slots__ = ("byte", "dont_expand", "file", "mapping", "node")
+    __slots__ = ("byte", "dont_expand", "file", "mapping")
 
     def __init__(
-        self, byte: int, file: OpenFile, node: Node, mapping: Mapping, dont_expand: bool
+        self, byte: int, file: FileDescription, mapping: Mapping, dont_expand: bool
     ) -> None:
         self.byte = byte
         self.file = file
-        self.node = node
         self.mapping = mapping
         self.dont_expand = dont_expand
 
@@ -113,13 +110,13 @@ class Mapped:
 class MemoryMaps:
     """All mappings of a sandbox's devices, and the threads that notice their end."""
 
-    def __init__(self, files: FileTable) -> None:
+    def __init__(self, releases: PendingReleases) -> None:
         """Prepare; what is needed is made with the first mapping.
 
         Args:
-            files: is told which nodes' files are being released.
+            releases: is told which nodes' files are being released.
         """
-        self._files = files
+        self._releases = releases
         self.snapshots = PrivateSnapshots(self._reclaim)
         self._lock = new_lock("MemoryMaps")
         self._by_inode: dict[tuple[int, int], _Memfd] = {}
@@ -213,17 +210,20 @@ class MemoryMaps:
             made.pop_all()
 
     def abandon(self, hold: Hold) -> None:
-        """Nothing was mapped after all."""
+        """Nothing was mapped after all, unless it was kept."""
+        if hold.kept:
+            return
         hold.descriptor.close()
         with self._lock:
             hold.memfd.holds -= 1
             self._drop_unused(hold.memfd)
 
     def keep(
-        self, hold: Hold, file: OpenFile, node: Node, mapping: Mapping, *, dont_expand: bool
+        self, hold: Hold, file: FileDescription, mapping: Mapping, *, dont_expand: bool
     ) -> None:
         """The mapping is made: from now on, wait for its end."""
-        mapped = Mapped(hold.byte, file, node, mapping, dont_expand)
+        hold.kept = True
+        mapped = Mapped(hold.byte, file, mapping, dont_expand)
         with self._lock:
             hold.memfd.holds -= 1
             hold.memfd.mappings.append(mapped)
@@ -289,7 +289,7 @@ class MemoryMaps:
             for mapped in ended:
                 memfd.mappings.remove(mapped)
                 self._dont_expand -= mapped.dont_expand
-                self._files.releasing(mapped.node)
+                self._releases.releasing(mapped.file.node)
                 self._gone.append(mapped)
             self._rechecks = 0
             self._doubtful.add(memfd)
@@ -330,10 +330,11 @@ class MemoryMaps:
 
         def done(_: object, error: OSError | None) -> None:
             if error is not None:
-                _log.debug("munmap of %s: %s", mapped.file.device.name, error)
-            self._files.released(mapped.node)
+                _log.debug("munmap of %s: %s", mapped.file.location.path, error)
+            self._releases.released(mapped.file.node)
 
-        run(mapped.file.device.connection, mapped.file.munmap(mapped.mapping), done)
+        step = mapped.file.munmap(mapped.mapping)
+        run(step.device.connection, step.operation, done)
 
     def maps(self, tid: int, address: int) -> bool:
         """Whether what a thread has at an address is of a device."""
@@ -373,7 +374,7 @@ class MemoryMaps:
             memfds = list(self._by_inode.values())
             for memfd in memfds:
                 for mapped in memfd.mappings:
-                    self._files.releasing(mapped.node)
+                    self._releases.releasing(mapped.file.node)
                     self._gone.append(mapped)
                 memfd.mappings.clear()
                 self._drop_unused(memfd)

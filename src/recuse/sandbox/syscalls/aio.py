@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import select
 import socket
 import struct
@@ -23,16 +22,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from recuse.kernel.char.files import OpenFile
 from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_trace
-from recuse.sandbox.files.socket_end import POLLERR, POLLHUP
+from recuse.sandbox.files.native_end import POLLERR, POLLHUP
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed64
 from recuse.sandbox.syscalls.poll_query import PolledFile
 from recuse.sandbox.syscalls.rw import (
     IOVEC,
     RWF_KNOWN,
-    allowing,
     plain_segments,
     sync_flags,
     vector_segments,
@@ -44,8 +41,7 @@ from recuse.sandbox.trap.filter import SUBMITTING
 from recuse.sandbox.trap.inject import GoneError, Injection
 
 if TYPE_CHECKING:
-    from recuse.kernel.connection.operation import Operation
-    from recuse.sandbox.files.table import Descriptor
+    from recuse.sandbox.files.description import FileDescription
     from recuse.sandbox.machine import Machine
     from recuse.sandbox.trap.call import TrappedCall
 
@@ -86,7 +82,7 @@ class _Block(NamedTuple):
 
     address: int
     content: bytes
-    descriptor: Descriptor | None
+    file: FileDescription | None
     rw_flags: int
     opcode: int
     buffer: int
@@ -96,16 +92,13 @@ class _Block(NamedTuple):
     @property
     def transfers(self) -> bool:
         """Whether it is not for the kernel: what is open is no socket for it."""
-        descriptor = self.descriptor
-        if descriptor is None:
-            return False
-        return self.opcode in _TRANSFERS or descriptor.file is None
+        file = self.file
+        return file is not None and (self.opcode in _TRANSFERS or not file.opened)
 
     @property
     def is_polled(self) -> bool:
         """Whether the kernel is to poll a device that has to be asked."""
-        descriptor = self.descriptor
-        return self.opcode == _POLL and descriptor is not None and descriptor.is_asked
+        return self.opcode == _POLL and self.file is not None and self.file.is_asked
 
 
 def io_submit(call: TrappedCall, machine: Machine, pointer: struct.Struct = _POINTER) -> int:
@@ -114,7 +107,7 @@ def io_submit(call: TrappedCall, machine: Machine, pointer: struct.Struct = _POI
     if not len(machine.files) or count <= 0:
         return PROCEED
     blocks = _blocks(call, machine, count, pointer)
-    if all(block.descriptor is None for block in blocks):
+    if all(block.file is None for block in blocks):
         return PROCEED
     ours = [index for index, block in enumerate(blocks) if block.transfers]
     if not ours:
@@ -157,7 +150,7 @@ def _blocks(
 ) -> list[_Block]:
     """The control blocks of a call, up to one that cannot be read."""
     blocks: list[_Block] = []
-    found: dict[int, Descriptor | None] = {}
+    found: dict[int, FileDescription | None] = {}
     for address, content in read_blocks(call, count, pointer):
         _, _, rw_flags, opcode, _, number, buffer, size, offset, reserved, _, _ = _IOCB.unpack(
             content
@@ -165,8 +158,8 @@ def _blocks(
         if number not in found:
             found[number] = machine.files.find(call.tid, number)
         # The kernel refuses these before it looks at what is open.
-        descriptor = None if reserved or size >> 63 else found[number]
-        blocks.append(_Block(address, content, descriptor, rw_flags, opcode, buffer, size, offset))
+        file = None if reserved or size >> 63 else found[number]
+        blocks.append(_Block(address, content, file, rw_flags, opcode, buffer, size, offset))
     return blocks
 
 
@@ -221,11 +214,12 @@ def _transfer(call: TrappedCall, block: _Block, pointer: struct.Struct) -> int:
     Raises:
         OSError: what io_submit fails with for it, or what its operation ends with.
     """
-    descriptor = block.descriptor
-    assert descriptor is not None
+    file = block.file
+    assert file is not None
     reads = block.opcode in (_PREAD, _PREADV)
-    file = allowing(descriptor, os.O_RDONLY if reads else os.O_WRONLY)
-    if block.opcode not in _TRANSFERS or not isinstance(file, OpenFile):
+    if not (file.readable if reads else file.writable):
+        raise os_error(errno.EBADF)
+    if block.opcode not in _TRANSFERS:
         raise os_error(errno.EINVAL)
     if block.rw_flags & ~RWF_KNOWN:
         raise os_error(errno.EOPNOTSUPP)
@@ -235,31 +229,30 @@ def _transfer(call: TrappedCall, block: _Block, pointer: struct.Struct) -> int:
         iovec = IOVEC[pointer.size]
         segments = vector_segments(call.tid, block.buffer, block.size, iovec)
     caller = call.caller()
-    operation: Operation[int]
     if reads:
-        operation = file.read(caller, segments, block.offset)
+        step = file.read_at(caller, segments, block.offset)
     else:
-        operation = file.write(caller, segments, block.offset, sync_flags(block.rw_flags))
-    return call.complete(file.device, operation)
+        step = file.write_at(caller, segments, block.offset, sync_flags(block.rw_flags))
+    return call.complete(step.device, step.operation)
 
 
 def _watch(call: TrappedCall, machine: Machine, blocks: list[_Block], borrowing: Borrowing) -> None:
     """Have the devices asked that the kernel is about to poll, and their descriptors show that."""
     for index, block in enumerate(blocks):
-        descriptor = block.descriptor
-        if descriptor is None or not block.is_polled:
-            continue
-        file = descriptor.file
-        if not isinstance(file, OpenFile) or block.buffer >> 16:
-            continue  # which the kernel refuses
+        file = block.file
+        if file is None or not block.is_polled or not file.opened or block.buffer >> 16:
+            continue  # which the kernel refuses, if it is polled
         events = block.buffer | POLLERR | POLLHUP
-        one = PolledFile(index, descriptor_of(block.content), events, descriptor)
-        readiness = one.readiness = machine.files.readiness(descriptor, file)
+        one = PolledFile(index, descriptor_of(block.content), events, file)
+        readiness = one.readiness = machine.files.readiness(file)
         one.moment = readiness.asking()
         caller = call.caller()
         try:
-            operation = file.poll(caller, events, True)
-            one.bits = call.complete(file.device, operation)
+            answer = file.poll(caller, events, True)
+            if isinstance(answer, int):
+                one.bits = answer
+            else:
+                one.bits = call.complete(answer.device, answer.operation)
         except OSError:
             one.bits = POLLERR
         fetch = one.fetcher(borrowing)

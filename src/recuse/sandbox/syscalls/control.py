@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.char.files import OpenFile
 from recuse.kernel.errors import os_error
-from recuse.sandbox.arch import arch, compat
+from recuse.sandbox.arch import arch
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
-from recuse.sandbox.syscalls.opening import install_file
 from recuse.sandbox.tasks.memory import read_memory
-from recuse.sandbox.trap.call import OnDevice, Outcome, Pause, Steps, TrappedCall
+from recuse.sandbox.trap.call import Outcome, TrappedCall
 from recuse.sandbox.trap.filter import F_GETFL, F_SETFL
 
 if TYPE_CHECKING:
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
 # Commands that the kernel answers for every file before it asks the driver (linux/fs.h).
 _FIONBIO: Final = 0x5421
 _FIOASYNC: Final = 0x5452
-_NOT_FOR_DEVICES: Final = frozenset(
+_FOR_ALL_FILES: Final = frozenset(
     {
         0x5451,  # FIOCLEX
         0x5450,  # FIONCLEX
@@ -43,41 +40,22 @@ _SETFL_MASK: Final = os.O_APPEND | os.O_NONBLOCK | arch.O_DIRECT | os.O_NOATIME
 
 def ioctl(call: TrappedCall, machine: Machine) -> Outcome:
     """``ioctl(fd, command, argument)``."""
-    descriptor = machine.files.find(call.tid, call.a0)
-    if descriptor is None:
-        return PROCEED
-    file = descriptor.file
+    file = machine.files.find_opened(call.tid, call.a0)
     if file is None:
-        raise os_error(errno.EBADF)
+        return PROCEED
     command = call.a1 & 0xFFFFFFFF
-    if command in _NOT_FOR_DEVICES:
+    if command in _FOR_ALL_FILES:
         return PROCEED
     if command == _FIONBIO:
         on = any(_read_int(call))
-        file.flags = file.flags | os.O_NONBLOCK if on else file.flags & ~os.O_NONBLOCK
+        file.set_flags(file.flags | os.O_NONBLOCK if on else file.flags & ~os.O_NONBLOCK)
         return 0
-    if not isinstance(file, OpenFile):
-        # Not even FUSE_DEV_IOC_CLONE (fs/fuse/cuse.c, cuse_init, since Linux 5.16).
-        raise os_error(errno.ENOTTY)
     if command == _FIOASYNC:
         # There is no SIGIO, so that it cannot be on (fs/ioctl.c, ioctl_fioasync).
         if any(_read_int(call)):
             raise os_error(errno.ENOTTY)
         return 0
-    install = partial(install_file, call, machine) if file.device.new_files else None
-    of_32_bit = call.arch == compat.AUDIT_ARCH
-    operation = file.ioctl(call.caller(), command, call.a2, of_32_bit, install)
-    if install is not None and (made := machine.tree.devices.anonymous_or_none(file.device)):
-        # What an earlier one has made and the program has closed is released first: it may be in
-        # the way of this one.
-        return _after(machine.files.releases(made.node), OnDevice(file.device, operation))
-    return call.run(file.device, operation)
-
-
-def _after(pause: Pause, step: OnDevice[int]) -> Steps[int]:
-    yield pause
-    result: int = yield step
-    return result
+    return file.ioctl(call, command, call.a2)
 
 
 def _read_int(call: TrappedCall) -> bytes:
@@ -90,18 +68,17 @@ def _read_int(call: TrappedCall) -> bytes:
 def fcntl(call: TrappedCall, machine: Machine) -> int:
     """``fcntl(fd, command, argument)``, for the commands that the filter traps."""
     command = signed32(call.a1)
-    descriptor = machine.files.find(call.tid, call.a0)
-    if descriptor is None:
+    file = machine.files.find(call.tid, call.a0)
+    if file is None:
         return PROCEED
-    file = descriptor.file
     if command == F_GETFL:
-        return descriptor.flags if file is None else file.flags
+        return file.flags
     if command == F_SETFL:
-        if file is None:
+        if not file.opened:
             raise os_error(errno.EBADF)
         if call.a2 & arch.O_DIRECT:
             raise os_error(errno.EINVAL)
-        file.flags = file.flags & ~_SETFL_MASK | call.a2 & _SETFL_MASK
+        file.set_flags(file.flags & ~_SETFL_MASK | call.a2 & _SETFL_MASK)
         return 0
     return PROCEED
 

@@ -11,10 +11,9 @@ import errno
 import struct
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.char.files import OpenFile
 from recuse.kernel.errors import os_error
+from recuse.sandbox.files.native_end import EPOLLET, POLLERR, POLLHUP
 from recuse.sandbox.files.refresher import Sleeper, watched_by
-from recuse.sandbox.files.socket_end import EPOLLET, POLLERR, POLLHUP
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.poll_query import PolledFile, ask
 from recuse.sandbox.tasks.memory import read_memory
@@ -37,14 +36,13 @@ def epoll_ctl(call: TrappedCall, machine: Machine) -> Outcome:
     if not machine.files.polled or not _EPOLL_CTL_ADD <= operation <= _EPOLL_CTL_MOD:
         return PROCEED
     number = call.a2 & 0xFFFFFFFF
-    descriptor = machine.files.find(call.tid, number)
-    if descriptor is None or not descriptor.is_asked:
+    file = machine.files.find(call.tid, number)
+    if file is None or not file.is_asked:
         return PROCEED
-    file = descriptor.file
-    if not isinstance(file, OpenFile):  # O_PATH
+    if not file.opened:
         raise os_error(errno.EBADF)
     key = (call.task.tgid, call.a0 & 0xFFFFFFFF, number)
-    readiness = machine.files.readiness(descriptor, file)
+    readiness = machine.files.readiness(file)
     if operation == _EPOLL_CTL_DEL:
         readiness.unwatch(key)
         return PROCEED
@@ -53,7 +51,7 @@ def epoll_ctl(call: TrappedCall, machine: Machine) -> Outcome:
         return PROCEED
     events = _EVENT.unpack(event)[0] | POLLERR | POLLHUP
     readiness.watch(key, events)
-    return _add(call, machine, PolledFile(0, number, events, descriptor), key)
+    return _add(call, machine, PolledFile(0, number, events, file), key)
 
 
 def _add(
@@ -107,8 +105,8 @@ def _wait(
         refresher.asleep(sleeper)
     with Borrowing(call) as borrowing:
         for one in hungry:
-            if one.descriptor.readiness is not None:
-                one.descriptor.readiness.feed(one.fetcher(borrowing))
+            if one.file.readiness is not None:
+                one.file.readiness.feed(one.fetcher(borrowing))
         for one in asked:
             if one.readiness is not None:
                 once = one.events & (EPOLLET | _EPOLLONESHOT)
@@ -129,15 +127,13 @@ def _listed(
     except OSError:
         return found, hungry
     for index, entry in enumerate(entries):
-        descriptor = machine.files.by_inode(entry.inode)
-        if descriptor is None or descriptor.readiness is None or not entry.enabled:
+        file = machine.files.by_inode(entry.inode)
+        if file is None or file.readiness is None or not entry.enabled:
             continue
-        one = PolledFile(index, entry.number, entry.events, descriptor)
-        if descriptor.is_asked and descriptor.readiness.listed(
-            (*epoll, entry.number), entry.events
-        ):
+        one = PolledFile(index, entry.number, entry.events, file)
+        if file.is_asked and file.readiness.listed((*epoll, entry.number), entry.events):
             found.append(one)
-        elif descriptor.readiness.hungry:
+        elif file.readiness.hungry:
             hungry.append(one)
     return found, hungry
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+from collections.abc import Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.char.files import OpenFile
 from recuse.kernel.errors import os_error
 from recuse.kernel.locks import FileLocks
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler
 from recuse.sandbox.trap.call import Outcome, Pause, Steps, TrappedCall
-from recuse.sandbox.vfs.nodes import DeviceNode
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -26,36 +25,33 @@ _EXCLUSIVE: Final = {fcntl.LOCK_SH: False, fcntl.LOCK_EX: True}
 
 def flock(call: TrappedCall, machine: Machine) -> Outcome:
     """``flock(fd, operation)``."""
-    descriptor = machine.files.find(call.tid, call.a0)
     wanted = call.a1 & ~fcntl.LOCK_NB & 0xFFFFFFFF
-    if descriptor is None or (wanted not in _EXCLUSIVE and wanted != fcntl.LOCK_UN):
+    if wanted not in _EXCLUSIVE and wanted != fcntl.LOCK_UN:
         return PROCEED
-    file, node = descriptor.file, descriptor.node
-    if file is None:
-        raise os_error(errno.EBADF)
-    if not isinstance(node, DeviceNode) or not isinstance(file, OpenFile):
+    file = machine.files.find_opened(call.tid, call.a0)
+    if file is None or (place := file.locks()) is None:
         return PROCEED
-    locks = node.device.locks
+    locks, owner = place
     if wanted == fcntl.LOCK_UN:
-        locks.unlock(file)
-    elif not locks.lock(file, exclusive=_EXCLUSIVE[wanted]):
+        locks.unlock(owner)
+    elif not locks.lock(owner, exclusive=_EXCLUSIVE[wanted]):
         # A file that was closed, or whose process has ended, is in nobody's way.
-        released = machine.files.releases(descriptor.node)
-        return _again(call, released, locks, file)
+        released = machine.files.releases(file.node)
+        return _again(call, released, locks, owner)
     return 0
 
 
-def _again(call: TrappedCall, released: Pause, locks: FileLocks, file: OpenFile) -> Steps[int]:
+def _again(call: TrappedCall, released: Pause, locks: FileLocks, owner: Hashable) -> Steps[int]:
     """Lock after a pause, and if that cannot be done, fail or wait."""
     yield released
     exclusive = _EXCLUSIVE[call.a1 & ~fcntl.LOCK_NB & 0xFFFFFFFF]
     if call.a1 & fcntl.LOCK_NB:
-        if locks.lock(file, exclusive=exclusive):
+        if locks.lock(owner, exclusive=exclusive):
             return 0
         raise os_error(errno.EWOULDBLOCK)
     call.wait(partial(_interrupt, locks))
-    if locks.lock(file, exclusive=exclusive, granted=call.grant) and not call.grant():
-        locks.unlock(file)
+    if locks.lock(owner, exclusive=exclusive, granted=call.grant) and not call.grant():
+        locks.unlock(owner)
     return ANSWERED
 
 

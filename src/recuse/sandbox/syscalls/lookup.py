@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.errors import os_error
 from recuse.sandbox.syscalls.handler import signed32
 from recuse.sandbox.tasks.memory import UnreadableError
 from recuse.sandbox.vfs.resolve import AT_FDCWD, Found, OutsideError
@@ -77,9 +75,7 @@ def held(call: TrappedCall, machine: Machine, number: int) -> Found | None:
 def opened(call: TrappedCall, machine: Machine) -> Found | None:
     """What descriptor argument 0 refers to, for calls that O_PATH does not do for (EBADF)."""
     number = signed32(call.a0)
-    descriptor = machine.files.find(call.tid, number)
-    if descriptor is not None and descriptor.file is None:
-        raise os_error(errno.EBADF)
+    machine.files.find_opened(call.tid, number)
     return held(call, machine, number)
 
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.char.files import OpenFile
 from recuse.kernel.char.mmap import (
     MAP_ANONYMOUS,
     MAP_LOCKED,
     MAP_POPULATE,
     PROT_WRITE,
-    Mapping,
     MmapCall,
 )
 from recuse.kernel.connection.request import PAGE_SIZE
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
     from recuse.sandbox.mapping.memory_maps import Hold, MemoryMaps
     from recuse.sandbox.trap.call import TrappedCall
-    from recuse.sandbox.vfs.nodes import Node
 
 _LOW: Final = 0xFFFFFFFF
 _MADV_DONTFORK: Final = 10
@@ -39,107 +35,95 @@ _MADV_POPULATE_READ: Final = 22
 _MADV_POPULATE_WRITE: Final = 23
 
 
-class _ThreadMapper:
-    """Has a thread that waits in mmap map memory of a device.
+class _Mapping:
+    """What a thread maps, which is ours meanwhile."""
 
-    Its call is answered at the end of the block: with the mapping, or with the OSError that ends
-    it. From the moment in which mapping begins, the thread is ours until then.
-    """
+    __slots__ = ("address", "flags", "hold", "thread", "wanted")
 
-    def __init__(self, call: TrappedCall, maps: MemoryMaps, access: int) -> None:
-        self._call = call
-        self._maps = maps
-        self._access = access
-        self._stack = contextlib.ExitStack()
-        self._hold: Hold | None = None
-        self._thread: Injection | None = None
-        self._wanted = MmapCall(0, 0, 0, 0, 0)
-        self._flags = 0
-        self._address = 0
+    def __init__(self, thread: Injection, hold: Hold, wanted: MmapCall, flags: int) -> None:
+        self.thread = thread
+        self.hold = hold
+        self.wanted = wanted
+        self.flags = flags
+        self.address = 0
 
-    def __enter__(self) -> _ThreadMapper:
-        return self
-
-    def map(self, memory: OwnedDescriptor, call: MmapCall, flags: int) -> int:
-        """See `recuse.kernel.char.mmap.Mapper`."""
-        self._wanted, self._flags = call, flags
-        self._hold = self._maps.hold(memory, self._access)
-        try:
-            return self._map(call, flags, self._hold.descriptor.fileno())
-        except GoneError:
-            raise os_error(errno.EINTR) from None
-
-    def _map(self, wanted: MmapCall, flags: int, descriptor: int) -> int:
-        thread = self._stack.enter_context(Injection(self._call))
-        self._thread = thread
-        number = thread.give(descriptor)
+    def make(self, unit: int) -> int:
+        """Have the thread map it; return the address. ``unit`` is that of mmap's offset."""
+        thread, wanted = self.thread, self.wanted
+        number = thread.give(self.hold.descriptor.fileno())
         given = wanted.flags | MAP_DENYWRITE
         if wanted.private:
             # What is copied before the server has filled the memory would stay as it is.
             given &= ~(MAP_POPULATE | MAP_LOCKED)
-        unit = compat.MMAP_UNIT if self._call.arch == compat.AUDIT_ARCH else arch.MMAP_UNIT
+        protection = wanted.protection & _LOW
         offset = wanted.offset // unit
         try:
-            self._address = thread.call(
-                "mmap",
-                wanted.address,
-                wanted.length,
-                wanted.protection & _LOW,
-                given & _LOW,
-                number,
-                offset,
+            self.address = thread.call(
+                "mmap", wanted.address, wanted.length, protection, given & _LOW, number, offset
             )
         finally:
             thread.take_back(number)
-        if flags & RECUSE_MMAP_DONT_COPY:
-            thread.call("madvise", self._address, wanted.pages, _MADV_DONTFORK)
-        return self._address
+        if self.flags & RECUSE_MMAP_DONT_COPY:
+            thread.call("madvise", self.address, wanted.pages, _MADV_DONTFORK)
+        return self.address
+
+    def populate(self) -> None:
+        """Do what mmap's flags ask for besides, now that the memory is filled."""
+        wanted = self.wanted
+        if not wanted.private:
+            return
+        writes = wanted.protection & PROT_WRITE
+        how = _MADV_POPULATE_WRITE if writes else _MADV_POPULATE_READ
+        with contextlib.suppress(GoneError, OSError):
+            if wanted.flags & MAP_LOCKED:
+                self.thread.call("mlock", self.address, wanted.pages)
+            elif wanted.flags & MAP_POPULATE:
+                self.thread.call("madvise", self.address, wanted.pages, how)
+
+
+class _Mapper:
+    """Maps for a thread that waits in mmap, between two of its server's answers.
+
+    See `recuse.kernel.char.mmap.Mapper`.
+    """
+
+    __slots__ = ("_access", "_call", "_maps", "_stack", "mapping")
+
+    def __init__(
+        self, call: TrappedCall, maps: MemoryMaps, access: int, stack: contextlib.ExitStack
+    ) -> None:
+        self._call = call
+        self._maps = maps
+        self._access = access
+        self._stack = stack
+        """Lets the thread go in the end, with the result of its call."""
+        self.mapping: _Mapping | None = None
+        """From when on the thread is ours."""
+
+    def map(self, memory: OwnedDescriptor, wanted: MmapCall, flags: int) -> int:
+        """Map the memory and return the address."""
+        call = self._call
+        hold = self._maps.hold(memory, self._access)
+        self._stack.callback(self._maps.abandon, hold)
+        try:
+            thread = self._stack.enter_context(Injection(call))
+            self.mapping = _Mapping(thread, hold, wanted, flags)
+            return self.mapping.make(
+                compat.MMAP_UNIT if call.arch == compat.AUDIT_ARCH else arch.MMAP_UNIT
+            )
+        except GoneError:
+            raise os_error(errno.EINTR) from None
 
     def unmap(self) -> None:
-        """See `recuse.kernel.char.mmap.Mapper`."""
-        if self._thread is not None:
+        """Undo that, as far as there is a caller left."""
+        mapping = self.mapping
+        if mapping is not None:
             with contextlib.suppress(GoneError, OSError):
-                self._thread.call("munmap", self._address, self._wanted.pages)
+                mapping.thread.call("munmap", mapping.address, mapping.wanted.pages)
 
     def copy(self, offset: int) -> Copy:
-        """See `recuse.kernel.char.mmap.Mapper`."""
+        """Make memory for the bytes of a file from ``offset`` on."""
         return self._maps.snapshots.begin(offset, self._call.alive)
-
-    def keep(self, file: OpenFile, node: Node, mapping: Mapping) -> None:
-        """The server knows of the mapping: it is the program's."""
-        thread, hold = self._thread, self._hold
-        assert thread is not None
-        assert hold is not None
-        self._hold = None
-        dont_expand = bool(self._flags & RECUSE_MMAP_DONT_EXPAND)
-        self._maps.keep(hold, file, node, mapping, dont_expand=dont_expand)
-        wanted = self._wanted
-        if wanted.private:
-            writes = wanted.protection & PROT_WRITE
-            how = _MADV_POPULATE_WRITE if writes else _MADV_POPULATE_READ
-            with contextlib.suppress(GoneError, OSError):
-                if wanted.flags & MAP_LOCKED:
-                    thread.call("mlock", self._address, wanted.pages)
-                elif wanted.flags & MAP_POPULATE:
-                    thread.call("madvise", self._address, wanted.pages, how)
-        thread.result = self._address
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        failed = isinstance(value, OSError)
-        if isinstance(value, OSError):
-            if self._thread is None:
-                self._call.finish(None, value)
-            else:
-                self._thread.result = -(value.errno or errno.EIO)
-        self._stack.close()
-        if self._hold is not None:
-            self._maps.abandon(self._hold)
-        return failed
 
 
 def mmap(call: TrappedCall, machine: Machine) -> int:
@@ -147,19 +131,29 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
     flags = call.a3 & 0xFFFFFFFF
     if flags & MAP_ANONYMOUS:
         return PROCEED
-    descriptor = machine.files.find(call.tid, call.a4)
-    if descriptor is None:
-        return PROCEED
-    file = descriptor.file
+    file = machine.files.find_opened(call.tid, call.a4)
     if file is None:
-        raise os_error(errno.EBADF)
-    if not isinstance(file, OpenFile):
-        raise os_error(errno.ENODEV)
+        return PROCEED
     wanted = MmapCall(call.a0, call.a1, signed32(call.a2), signed32(flags), call.a5)
-    caller = call.caller()
-    with _ThreadMapper(call, machine.memory_maps, file.flags & os.O_ACCMODE) as mapper:
-        mapping = call.complete(file.device, file.mmap(caller, mapper, wanted))
-        mapper.keep(file, descriptor.node, mapping)
+    maps = machine.memory_maps
+    with contextlib.ExitStack() as stack:
+        mapper = _Mapper(call, maps, file.flags & os.O_ACCMODE, stack)
+        step = file.mmap(call.caller(), mapper, wanted)
+        try:
+            mapped = call.complete(step.device, step.operation)
+        except OSError as error:
+            if mapper.mapping is None:
+                call.finish(None, error)
+            else:
+                mapper.mapping.thread.result = -(error.errno or errno.EIO)
+            return ANSWERED
+        # The server knows of it: it is the program's.
+        mapping = mapper.mapping
+        assert mapping is not None
+        dont_expand = bool(mapping.flags & RECUSE_MMAP_DONT_EXPAND)
+        maps.keep(mapping.hold, file, mapped, dont_expand=dont_expand)
+        mapping.populate()
+        mapping.thread.result = mapping.address
     return ANSWERED
 
 

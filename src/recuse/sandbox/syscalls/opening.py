@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.char.files import OpenFile, open_file
 from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
-from recuse.sandbox.abilities import may_borrow, may_open_tree, may_trace
+from recuse.sandbox.abilities import may_open_tree, may_trace
 from recuse.sandbox.arch import arch
 from recuse.sandbox.files.attribute_file import AttributeFile
 from recuse.sandbox.files.cuse_file import CuseFile
-from recuse.sandbox.files.table import Descriptor
+from recuse.sandbox.files.description import FileDescription
+from recuse.sandbox.files.device_file import DeviceFile, device_end
+from recuse.sandbox.files.path_file import PathFile
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.tasks.tasks import umask_of
@@ -115,7 +117,7 @@ def _open_found(call: TrappedCall, machine: Machine, found: Found, flags: int) -
     if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
         raise os_error(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
     if flags & O_PATH:
-        return _install(call, machine, Descriptor(location, flags & _STATUS_FLAGS), flags)
+        return _install(call, machine, PathFile(location, flags & _STATUS_FLAGS), flags)
     if node.is_link:
         raise os_error(errno.ELOOP)
     if call.arch == arch.AUDIT_ARCH:
@@ -206,7 +208,7 @@ def _look_outside(call: TrappedCall, machine: Machine, file: NativeFile, flags: 
             pass  # it has a debugger
     location = file.location()
     if not location.node.is_directory:
-        return _install(call, machine, Descriptor(location, flags & _STATUS_FLAGS), flags)
+        return _install(call, machine, PathFile(location, flags & _STATUS_FLAGS), flags)
     acting = call.task.acting
     opened = open_again(acting, file.descriptor, arch.O_DIRECTORY, 0, 0)
     return _give_native(call, opened, flags)
@@ -241,18 +243,15 @@ def _open_attribute(
         raise os_error(errno.EACCES)
     if flags & arch.O_DIRECT:
         raise os_error(errno.EINVAL)
-    descriptor = Descriptor(location, flags & _STATUS_FLAGS)
-    descriptor.file = AttributeFile(node, descriptor.flags)
-    return _install(call, machine, descriptor, flags)
+    return _install(call, machine, AttributeFile(location, flags & _STATUS_FLAGS), flags)
 
 
 def _open_cuse(call: TrappedCall, machine: Machine, location: Location, flags: int) -> Steps[int]:
     caller = call.caller()
     # A server that follows one that has ended finds the device's name free.
     yield machine.files.releases(location.node)
-    descriptor = Descriptor(location, flags & _STATUS_FLAGS, pipe=True)
-    descriptor.file = CuseFile(machine.table, descriptor, caller)
-    return _install(call, machine, descriptor, flags)
+    file = CuseFile(location, flags & _STATUS_FLAGS, machine.table, caller)
+    return _install(call, machine, file, flags)
 
 
 def _open_device(
@@ -261,69 +260,29 @@ def _open_device(
     caller, device = call.caller(), node.device
     machine.memory_maps.settle()
     yield machine.files.releases(node)
-    descriptor = Descriptor(location, flags & _STATUS_FLAGS, pipe=not may_borrow())
+    end = device_end()
     try:
-        file: OpenFile = yield OnDevice(device, open_file(device, flags & ~os.O_CLOEXEC, caller))
+        opened: OpenFile = yield OnDevice(device, open_file(device, flags & ~os.O_CLOEXEC, caller))
     except BaseException:
-        descriptor.close()
+        end.close()
         raise
-    file.flags = descriptor.flags
-    descriptor.file = file
+    file = DeviceFile(location, opened, end, machine.files, machine.tree.devices)
     if flags & arch.O_DIRECT:
         # The kernel looks at this last, when the file is open already.
-        machine.files.add(descriptor)
-        machine.files.drop(descriptor)
+        machine.files.add(file)
+        machine.files.drop(file)
         raise os_error(errno.EINVAL)
-    return _install(call, machine, descriptor, flags)
+    return _install(call, machine, file, flags)
 
 
-def _install(call: TrappedCall, machine: Machine, descriptor: Descriptor, flags: int) -> int:
+def _install(call: TrappedCall, machine: Machine, file: FileDescription, flags: int) -> int:
     """Give the program its descriptor; return its number, or ANSWERED if the caller is gone.
 
     Raises:
         OSError: EMFILE; the file is released again.
     """
-    number = _give(call, machine, descriptor, cloexec=bool(flags & os.O_CLOEXEC))
+    number = machine.files.install(call, file, cloexec=bool(flags & os.O_CLOEXEC))
     return ANSWERED if number is None else number
-
-
-def _give(
-    call: TrappedCall, machine: Machine, descriptor: Descriptor, *, cloexec: bool
-) -> int | None:
-    """Put a descriptor into the caller's table; return its number, None if the caller is gone.
-
-    Raises:
-        OSError: EMFILE; the file is released then, as when the caller is gone.
-    """
-    machine.files.add(descriptor)
-    try:
-        number = call.add_descriptor(descriptor.theirs, cloexec=cloexec)
-    except OSError:
-        machine.files.drop(descriptor)
-        raise
-    if number is None:
-        machine.files.drop(descriptor)
-        return None
-    machine.files.note(call.tid, number, descriptor)
-    # Before the program goes on: it may close the file at once, and must find it released then.
-    descriptor.hand_over()
-    return number
-
-
-def install_file(call: TrappedCall, machine: Machine, file: OpenFile, cloexec: bool) -> int:
-    """Give the caller a descriptor of a file that its ioctl has made; return the number.
-
-    Raises:
-        OSError: as :data:`recuse.kernel.char.ioctl.Install` says.
-    """
-    descriptor = Descriptor(
-        machine.tree.devices.anonymous(file.device), file.flags, pipe=not may_borrow()
-    )
-    descriptor.file = file
-    number = _give(call, machine, descriptor, cloexec=cloexec)
-    if number is None:
-        raise os_error(errno.ESRCH)
-    return number
 
 
 def _legacy(flags: int) -> int:

@@ -20,16 +20,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_borrow
+from recuse.sandbox.files.native_end import POLLERR, POLLHUP, POLLNVAL, READABLE, WRITABLE
 from recuse.sandbox.files.refresher import Sleeper
-from recuse.sandbox.files.socket_end import (
-    POLLERR,
-    POLLHUP,
-    POLLNVAL,
-    READABLE,
-    READING,
-    WRITABLE,
-    WRITING,
-)
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.poll_query import PolledFile, ask
 from recuse.sandbox.tasks.memory import read_memory, write_memory
@@ -299,14 +291,7 @@ class _Polling:
 
     def _expressible(self) -> bool:
         """Whether the devices' descriptors can show just what they are ready for."""
-        for one in self._asked:
-            if one.descriptor.pipe is not None and not one.bits & (READING | WRITING):
-                return False  # that is never so
-            shown = READABLE if one.bits & READING else 0
-            shown |= WRITABLE if one.bits & WRITING else 0
-            if (shown ^ one.bits) & one.events:
-                return False
-        return True
+        return all(one.file.end.can_show(one.bits, one.events) for one in self._asked)
 
     def _answer(self) -> int:
         bits = [0] * len(self._files.entries)
@@ -422,9 +407,9 @@ def _begin(
     find = machine.files.find
     asked = []
     for index, (number, events) in enumerate(files.entries):
-        descriptor = find(call.tid, number) if number >= 0 else None
-        if descriptor is not None and descriptor.is_asked:
-            asked.append(PolledFile(index, number, events, descriptor))
+        file = find(call.tid, number) if number >= 0 else None
+        if file is not None and file.is_asked:
+            asked.append(PolledFile(index, number, events, file))
     if not asked or not clock.valid:
         return PROCEED
     registers = registers or (call.a0, call.a1)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from recuse.kernel.char.files import OpenFile
+from recuse.sandbox.files.description import FileDescription
+from recuse.sandbox.files.native_end import POLLERR, POLLNVAL, fetch
 from recuse.sandbox.files.readiness import Moment, Readiness
-from recuse.sandbox.files.socket_end import POLLERR, POLLNVAL
-from recuse.sandbox.files.table import Descriptor
-from recuse.sandbox.trap.call import OnDevice, Steps, TrappedCall
+from recuse.sandbox.trap.call import Steps, TrappedCall
 
 if TYPE_CHECKING:
     from recuse.kernel.caller import Caller
@@ -20,23 +19,23 @@ if TYPE_CHECKING:
 class PolledFile:
     """A file that a call looks at: ``bits`` is what it is ready for, when that is known."""
 
-    __slots__ = ("bits", "descriptor", "events", "index", "moment", "number", "readiness")
+    __slots__ = ("bits", "events", "file", "index", "moment", "number", "readiness")
 
-    def __init__(self, index: int, number: int, events: int, descriptor: Descriptor) -> None:
+    def __init__(self, index: int, number: int, events: int, file: FileDescription) -> None:
         self.index = index
         self.number = number
         self.events = events
-        self.descriptor = descriptor
+        self.file = file
         self.readiness: Readiness | None = None
         self.moment = Moment(0, 0)
         self.bits = 0
 
     def fetcher(self, borrowing: Borrowing) -> Callable[[], int]:
-        """Return what gives a copy of the descriptor; it raises as :meth:`Descriptor.fetch`."""
-        return lambda: self.descriptor.fetch(borrowing.tid, self.number, borrowing.copy)
+        """Return what gives a copy of the programs' end, and raises as :func:`fetch`."""
+        return lambda: fetch(borrowing.tid, self.number, self.file.link, borrowing.copy)
 
     def show(self, borrowing: Borrowing) -> None:
-        """Make the descriptor look as the device says; OSError as :meth:`Descriptor.fetch`."""
+        """Make the descriptor look as the device says; OSError as :func:`fetch`."""
         if self.readiness is not None:
             fetch = self.fetcher(borrowing)
             self.readiness.show(self.bits, self.events, self.moment, fetch)
@@ -56,19 +55,20 @@ def ask(
     """
     waited: set[Readiness] = set()
     for one in asked:
-        file = one.descriptor.file
-        if not isinstance(file, OpenFile):  # O_PATH
+        file = one.file
+        if not file.opened:
             one.events |= POLLNVAL
             one.bits = POLLNVAL
         else:
-            readiness = one.readiness = machine.files.readiness(one.descriptor, file)
+            readiness = one.readiness = machine.files.readiness(file)
             one.moment = readiness.asking()
             readiness.awake(call.tid)
             if one.index < waits:
                 waited.add(readiness)
             waiting = readiness.polled or readiness in waited
             try:
-                one.bits = yield OnDevice(file.device, file.poll(caller, one.events, waiting))
+                answer = file.poll(caller, one.events, waiting)
+                one.bits = answer if isinstance(answer, int) else (yield answer)
             except OSError:
                 one.bits = POLLERR
         if one.bits & one.events:

@@ -7,7 +7,6 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from recuse.kernel.char.files import OpenFile
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.syscalls.handler import (
@@ -20,15 +19,10 @@ from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.trap.call import Outcome, TrappedCall
 
 if TYPE_CHECKING:
-    from recuse.sandbox.files.attribute_file import AttributeFile
-    from recuse.sandbox.files.cuse_file import CuseFile
-    from recuse.sandbox.files.table import Descriptor
     from recuse.sandbox.machine import Machine
 
-_O_ACCMODE: Final = os.O_ACCMODE
 _O_RDONLY: Final = os.O_RDONLY
 _O_WRONLY: Final = os.O_WRONLY
-_O_RDWR: Final = os.O_RDWR
 
 _MAX_RW_COUNT: Final = 0x7FFFF000
 _UIO_MAXIOV: Final = 1024
@@ -43,15 +37,6 @@ _RWF_DSYNC: Final = 0x02
 _RWF_SYNC: Final = 0x04
 RWF_KNOWN: Final = 0x01 | _RWF_DSYNC | _RWF_SYNC | 0x10 | 0x20
 """Flags of preadv2, pwritev2 and ``struct iocb``."""
-
-
-def allowing(descriptor: Descriptor, wanted: int) -> OpenFile | CuseFile | AttributeFile:
-    """The descriptor's file; EBADF if it does not allow ``wanted``."""
-    file = descriptor.file
-    access = descriptor.flags & _O_ACCMODE
-    if file is None or access not in (wanted, _O_RDWR):
-        raise os_error(errno.EBADF)
-    return file
 
 
 def plain_segments(address: int, count: int) -> list[tuple[int, int]]:
@@ -91,29 +76,18 @@ def vector_segments(
     return segments
 
 
-def _transfer(
-    call: TrappedCall,
-    file: OpenFile | CuseFile | AttributeFile,
-    wanted: int,
-    segments: list[tuple[int, int]],
-    position: int | None,
-) -> Outcome:
-    if isinstance(file, OpenFile):
-        operation = file.read if wanted == _O_RDONLY else file.write
-        return call.run(file.device, operation(call.caller(), segments, position))
-    if wanted == _O_RDONLY:
-        return file.read(call, segments, position)
-    return file.write(call, segments, position)
-
-
 def _plain(call: TrappedCall, machine: Machine, wanted: int, position: int | None) -> Outcome:
     """Do read or write (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2, as vfs_read does."""
-    descriptor = machine.files.find(call.tid, call.a0)
-    if descriptor is None:
+    file = machine.files.find(call.tid, call.a0)
+    if file is None:
         return PROCEED
-    file = allowing(descriptor, wanted)
-    segments = plain_segments(call.a1, call.a2)
-    return _transfer(call, file, wanted, segments, position)
+    if wanted == _O_RDONLY:
+        if not file.readable:
+            raise os_error(errno.EBADF)
+        return file.read(call, plain_segments(call.a1, call.a2), position)
+    if not file.writable:
+        raise os_error(errno.EBADF)
+    return file.write(call, plain_segments(call.a1, call.a2), position)
 
 
 def read(call: TrappedCall, machine: Machine) -> Outcome:
@@ -150,19 +124,19 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
     """Do readv or writev (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2."""
     if position is not None and signed64(position) < 0:
         return PROCEED
-    descriptor = machine.files.find(call.tid, call.a0)
-    if descriptor is None:
+    file = machine.files.find(call.tid, call.a0)
+    if file is None:
         return PROCEED
     segments = vector_segments(call.tid, call.a1, call.a2, iovec)
-    file = allowing(descriptor, wanted)
+    if not (file.readable if wanted == _O_RDONLY else file.writable):
+        raise os_error(errno.EBADF)
     if not segments:
         return 0
     if flags & ~RWF_KNOWN:
         raise os_error(errno.EOPNOTSUPP)
-    if flags & (_RWF_DSYNC | _RWF_SYNC) and wanted == _O_WRONLY and isinstance(file, OpenFile):
-        caller = call.caller()
-        return call.run(file.device, file.write(caller, segments, position, sync_flags(flags)))
-    return _transfer(call, file, wanted, segments, position)
+    if wanted == _O_RDONLY:
+        return file.read(call, segments, position)
+    return file.write(call, segments, position, sync_flags(flags))
 
 
 def sync_flags(flags: int) -> int:
@@ -215,10 +189,9 @@ def _either(call: TrappedCall, machine: Machine, second: int) -> int:
 
     O_PATH does not do for one (EBADF).
     """
-    find = machine.files.find
     for number in (call.a0, second):
-        if (descriptor := find(call.tid, number)) is not None:
-            raise os_error(errno.EBADF if descriptor.file is None else errno.EINVAL)
+        if machine.files.find_opened(call.tid, number) is not None:
+            raise os_error(errno.EINVAL)
     return PROCEED
 
 
@@ -239,12 +212,10 @@ def tee(call: TrappedCall, machine: Machine) -> int:
 
 def lseek(call: TrappedCall, machine: Machine) -> int:
     """``lseek(fd, offset, whence)``."""
-    descriptor = machine.files.find(call.tid, call.a0)
-    if descriptor is None:
+    file = machine.files.find_opened(call.tid, call.a0)
+    if file is None:
         return PROCEED
-    if descriptor.file is None:
-        raise os_error(errno.EBADF)
-    return descriptor.file.seek(signed64(call.a1), signed32(call.a2))
+    return file.seek(signed64(call.a1), signed32(call.a2))
 
 
 HANDLERS: Final[dict[str, Handler]] = {

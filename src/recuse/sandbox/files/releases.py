@@ -1,0 +1,76 @@
+"""Releases of files that have begun, and who waits for them.
+
+A program's close returns before the supervisor hears of it. Who opens the same next must find it
+released all the same, as after a close that waits for RELEASE.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+from recuse.sandbox.errands import Errands
+from recuse.sandbox.vfs.nodes import Node
+
+
+class PendingReleases:
+    """By node, how many of its files and mappings are being let go."""
+
+    def __init__(self, lock: threading.Lock, errands: Errands) -> None:
+        """Begin with none.
+
+        Args:
+            lock: the file table's: a file leaves that and gets in here at one moment.
+            errands: go on with who has waited.
+        """
+        self._lock = lock
+        self._errands = errands
+        self._counts: Counter[Node] = Counter()
+        self._settled = threading.Condition(lock)
+        self._waiting: list[tuple[Node, Callable[[], None]]] = []
+
+    def begin(self, node: Node) -> None:
+        """As :meth:`releasing`, with the lock held."""
+        self._counts[node] += 1
+
+    def releasing(self, node: Node) -> None:
+        """A file of the node is let go, or a mapping of one: until :meth:`released`."""
+        with self._lock:
+            self.begin(node)
+
+    def released(self, node: Node) -> None:
+        """That has come to its end."""
+        with self._lock:
+            self._counts[node] -= 1
+            if self._counts[node]:
+                return
+            del self._counts[node]
+            self._settled.notify_all()
+            ready = [go_on for waited_for, go_on in self._waiting if waited_for is node]
+            self._waiting = [waiting for waiting in self._waiting if waiting[0] is not node]
+        for go_on in ready:
+            # Not here, in an event loop's thread perhaps: it runs the device's method, which may
+            # block.
+            self._errands.put(go_on)
+
+    def call_after(self, node: Node, go_on: Callable[[], None]) -> bool:
+        """Call ``go_on`` when all that was let go of the node is released.
+
+        Returns False if it is already; it is not called then.
+        """
+        with self._lock:
+            if node not in self._counts:
+                return False
+            self._waiting.append((node, go_on))
+            return True
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def wait(self, others: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until there are none, and ``others`` says that there will be none, for so long."""
+        with self._settled:
+            self._settled.wait_for(lambda: not self._counts and not others(), timeout_s)
