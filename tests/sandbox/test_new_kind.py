@@ -23,7 +23,7 @@ from recuse.sandbox.syscalls import opening
 from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.trap.answers import ANSWERED
 from recuse.sandbox.trap.call import TrappedCall
-from recuse.sandbox.vfs.nodes import Node
+from recuse.sandbox.vfs.dentry import Location
 
 from ..patience import PATIENCE_S
 from .conftest import Shell, Start
@@ -50,8 +50,8 @@ class LetterBox(FileDescription):
     asked = 0
     released = 0
 
-    def __init__(self, node: Node, flags: int) -> None:
-        super().__init__(node, flags, self.held())
+    def __init__(self, location: Location, flags: int) -> None:
+        super().__init__(location, flags, self.held())
 
     def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> int:
         with self.changed:

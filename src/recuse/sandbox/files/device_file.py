@@ -34,7 +34,7 @@ def device_end() -> NativeEnd:
 
 
 class DeviceFile(FileDescription):
-    """One open file of a device, or one that a device's ioctl has made."""
+    """One open file of a device."""
 
     __slots__ = ("_device", "_file", "_files", "_made")
 
@@ -104,7 +104,7 @@ class DeviceFile(FileDescription):
     def _install(self, call: TrappedCall, file: OpenFile, cloexec: bool) -> int:
         """See `recuse.kernel.char.files.Install`."""
         location = self._made.anonymous(self._device)
-        made = DeviceFile(location, file, device_end(), self._files, self._made)
+        made = AnonymousFile(location, file, device_end(), self._files, self._made)
         number = self._files.install(call, made, cloexec=cloexec)
         if number is None:
             raise os_error(errno.ESRCH)
@@ -137,7 +137,7 @@ class DeviceFile(FileDescription):
         return OnDevice(self._device, self._file.munmap(mapping))
 
     def locks(self) -> tuple[FileLocks, Hashable] | None:
-        """Those of the device; a file that an ioctl has made is nobody else's."""
+        """Those of the device."""
         return self._device.locks, self._file
 
     def set_flags(self, flags: int) -> None:
@@ -155,6 +155,15 @@ class DeviceFile(FileDescription):
             released()
 
         run(device.connection, self._file.release(), done)
+
+
+class AnonymousFile(DeviceFile):
+    """One that a device's ioctl has made: nobody else can open it."""
+
+    __slots__ = ()
+
+    def locks(self) -> None:
+        """It has no lock that others see."""
 
 
 def _after(pause: Pause, step: OnDevice[int]) -> Steps[int]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from recuse.kernel.errors import os_error
+from recuse.wire.ids import Tid
 
 POLLIN: Final = select.POLLIN
 POLLPRI: Final = select.POLLPRI
@@ -107,7 +108,7 @@ def shown(bits: int) -> int:
     return (READABLE if bits & READING else 0) | (WRITABLE if bits & WRITING else 0)
 
 
-def fetch(tid: int, number: int, link: str, copy: Callable[[int], int]) -> int:
+def fetch(tid: Tid, number: int, link: str, copy: Callable[[int], int]) -> int:
     """Return a copy of an end, which a thread has by that number or another one.
 
     Raises:

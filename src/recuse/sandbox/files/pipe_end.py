@@ -26,6 +26,7 @@ import select
 from collections.abc import Callable
 from typing import Final
 
+from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
@@ -34,8 +35,7 @@ from recuse.sandbox.files.native_end import READABLE, READING, WRITABLE, WRITING
 
 _log = Log("recuse.sandbox")
 
-_PAGE: Final = os.sysconf("SC_PAGESIZE")
-_CONTENT: Final = bytes(_PAGE)
+_CONTENT: Final = bytes(PAGE_SIZE)
 _F_SETPIPE_SZ: Final = 1031
 
 
@@ -64,7 +64,7 @@ class PipeEnd:
         with keeping():
             self.ours, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             try:
-                fcntl.fcntl(writer, _F_SETPIPE_SZ, 2 * _PAGE)
+                fcntl.fcntl(writer, _F_SETPIPE_SZ, 2 * PAGE_SIZE)
                 self.theirs = self._open(os.O_RDWR)
                 os.write(writer, _CONTENT)
                 check_room(self.ours)
@@ -175,7 +175,7 @@ class PipeEnd:
     def _touch(self) -> None:
         if self.ours >= 0:
             try:
-                fcntl.fcntl(self.ours, _F_SETPIPE_SZ, 2 * _PAGE)
+                fcntl.fcntl(self.ours, _F_SETPIPE_SZ, 2 * PAGE_SIZE)
             except OSError:
                 _log.exception("no memory left to show that something has changed")
 
@@ -202,4 +202,4 @@ class PipeEnd:
         self._count -= 1
         if self.ours >= 0:
             with contextlib.suppress(BlockingIOError):
-                os.read(self.ours, _PAGE)
+                os.read(self.ours, PAGE_SIZE)

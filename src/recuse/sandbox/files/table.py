@@ -149,7 +149,11 @@ class FileTable:
             OSError: EMFILE; ENODEV if the sandbox has ended meanwhile. The file is released then,
                 as when the caller is gone.
         """
-        self.add(file)
+        try:
+            self.add(file)
+        except OSError:
+            file.release(_nothing)
+            raise
         try:
             number = call.add_descriptor(file.end.theirs, cloexec=cloexec)
         except OSError:
@@ -301,6 +305,10 @@ class FileTable:
             self._identities.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+
+def _nothing() -> None:
+    pass
 
 
 class Releases:

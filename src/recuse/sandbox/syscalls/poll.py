@@ -16,42 +16,26 @@ import resource
 import select as host
 import struct
 import time
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_borrow
-from recuse.sandbox.files.native_end import POLLERR, POLLHUP, POLLNVAL, READABLE, WRITABLE
+from recuse.sandbox.files.native_end import POLLNVAL
 from recuse.sandbox.files.refresher import Sleeper
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.poll_files import LEAST_TABLE, Files, PollFiles, SelectFiles
 from recuse.sandbox.syscalls.poll_query import PolledFile, ask
 from recuse.sandbox.tasks.memory import read_memory, write_memory
-from recuse.sandbox.tasks.status import ThreadStatus
 from recuse.sandbox.trap.borrowing import Borrowing, close_all
 from recuse.sandbox.trap.call import Outcome, Steps, TrappedCall
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
 
-_ALWAYS: Final = POLLERR | POLLHUP
-"""Events that nobody needs to ask for."""
-
-_LEAST_TABLE: Final = 64
-"""NR_OPEN_DEFAULT: what a process's table has room for at least."""
-_ANY_TABLE: Final = 1024
-"""More than that is not looked through for a process that may not have so many."""
 _MOST_FILES: Final = 1 << 20
 """More than any process has, unless ``fs.nr_open`` was raised."""
 _MOST_COPIES: Final = 16
 """Of ordinary files, at one moment: this process may have no more room."""
-_POLLFD = struct.Struct("=ihH")
-_REVENTS = struct.Struct("=6xH")
-
-# fs/select.c: what a file must be ready for to be in a set.
-_POLLRDBAND: Final = host.POLLRDBAND
-_POLLEX_SET: Final = host.POLLPRI | POLLNVAL
-_POLLIN_SET: Final = READABLE | _POLLRDBAND | POLLHUP | POLLERR | POLLNVAL
-_POLLOUT_SET: Final = WRITABLE | POLLERR | POLLNVAL
-_SETS: Final = (_POLLIN_SET, _POLLOUT_SET, _POLLEX_SET)
 
 TIMESPEC: Final = struct.Struct("=qq")
 TIMEVAL: Final = struct.Struct("=qq")
@@ -59,130 +43,9 @@ _NANO: Final = 1_000_000_000
 _MICRO: Final = 1_000_000
 
 
-class Files(Protocol):
-    """The files of a call, as its arguments name them."""
-
-    entries: list[tuple[int, int]]
-    """Of each its descriptor, and the events that matter."""
-    strict: bool
-    """Whether a descriptor that is none makes the call fail with EBADF."""
-
-    def answer(self, tid: int, bits: list[int]) -> int:
-        """Write the result for files that are ready for ``bits``, and return the call's.
-
-        Raises:
-            OSError: EFAULT.
-        """
-
-
-class PollFiles:
-    """``struct pollfd[]``."""
-
-    strict = False
-
-    def __init__(self, tid: int, address: int, count: int) -> None:
-        """Read it. OSError: EFAULT."""
-        array = read_memory(tid, address, count * _POLLFD.size)
-        if len(array) < count * _POLLFD.size:
-            raise os_error(errno.EFAULT)
-        self._address = address
-        self._array = array
-        self.entries = [
-            (number, events & 0xFFFF | _ALWAYS) for number, events, _ in _POLLFD.iter_unpack(array)
-        ]
-
-    def answer(self, tid: int, bits: list[int]) -> int:
-        """See :meth:`Files.answer`."""
-        array = bytearray(self._array)
-        ready = 0
-        for index in range(len(self.entries)):
-            struct.pack_into("=H", array, index * _POLLFD.size + 6, bits[index])
-            ready += bool(bits[index])
-        if write_memory(tid, self._address, bytes(array)) < len(array):
-            raise os_error(errno.EFAULT)
-        return ready
-
-
-class SelectFiles:
-    """Three ``fd_set``, any of which may be missing."""
-
-    strict = True
-
-    def __init__(self, tid: int, addresses: tuple[int, ...], count: int, word: int) -> None:
-        """Read them; they are of words of ``word`` bytes. OSError: EFAULT; ESRCH."""
-        self._addresses = addresses
-        self._word = word
-        # fs/select.c, core_sys_select: what no descriptor of this process can have is not looked
-        # at, read or written. That takes as long as all the rest to find out, so only if it has to.
-        if count > _ANY_TABLE:
-            count = min(count, _table_size(tid))
-        self._read(tid, count)
-        if self.entries and self.entries[-1][0] >= _LEAST_TABLE:
-            size = _table_size(tid)
-            if size < count:
-                self._read(tid, size)
-
-    def _read(self, tid: int, count: int) -> None:
-        self._size = size = -(-count // (8 * self._word)) * self._word
-        self._sets = []
-        for address in self._addresses:
-            content = read_memory(tid, address, size) if address and size else b""
-            if address and len(content) < size:
-                raise os_error(errno.EFAULT)
-            self._sets.append(_words(content, size))
-        self.entries = []
-        for at, (reads, writes, exceptions) in enumerate(zip(*self._sets, strict=True)):
-            word = reads | writes | exceptions
-            while word:
-                bit = word & -word
-                word ^= bit
-                number = (at << 6) + bit.bit_length() - 1
-                if number >= count:
-                    return
-                events = _POLLEX_SET
-                if reads & bit:
-                    events |= _POLLIN_SET
-                if writes & bit:
-                    events |= _POLLOUT_SET
-                self.entries.append((number, events))
-
-    def answer(self, tid: int, bits: list[int]) -> int:
-        """See :meth:`Files.answer`."""
-        ready = 0
-        for address, words, events in zip(self._addresses, self._sets, _SETS, strict=True):
-            if not address or not words:
-                continue
-            result = [0] * len(words)
-            for (number, _), found in zip(self.entries, bits, strict=True):
-                if found & events and words[number >> 6] >> (number & 63) & 1:
-                    result[number >> 6] |= 1 << (number & 63)
-                    ready += 1
-            if write_memory(tid, address, self._content(result)) < self._size:
-                raise os_error(errno.EFAULT)
-        return ready
-
-    def _content(self, words: list[int]) -> bytes:
-        if len(words) == 1:
-            return words[0].to_bytes(self._size, "little")
-        return struct.pack(f"<{len(words)}Q", *words)[: self._size]
-
-
-def _words(content: bytes, size: int) -> tuple[int, ...]:
-    """A set of so many bytes as numbers of 64 bits; nothing is an empty one."""
-    if 0 < size <= 8:
-        return (int.from_bytes(content, "little"),)
-    count = -(-size // 8)
-    return struct.unpack(f"<{count}Q", content.ljust(count * 8, b"\0"))
-
-
-def _table_size(tid: int) -> int:
-    """How many descriptors a thread's table has room for now, a multiple of 64. OSError: ESRCH."""
-    return ThreadStatus(tid).number(b"FDSize")
-
-
 def _is_refused(tid: int, count: int) -> bool:
     """Whether poll refuses so many files, or has none to look at (fs/select.c, do_sys_poll)."""
-    if count <= _LEAST_TABLE:
+    if count <= LEAST_TABLE:
         return not count
     try:
         return count > resource.prlimit(tid, resource.RLIMIT_NOFILE)[0]

@@ -33,7 +33,7 @@ from recuse.runtime.log import Log
 from recuse.sandbox.abilities import may_borrow
 from recuse.sandbox.arch import arch, i386, i386_frame, x86_64_frame
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
-from recuse.sandbox.syscalls.poll import PollFiles, SelectFiles
+from recuse.sandbox.syscalls.poll_files import PollFiles, SelectFiles
 from recuse.sandbox.tasks.memory import UnreadableError, read_memory, write_memory
 from recuse.sandbox.trap.borrowing import Borrowing
 from recuse.sandbox.trap.filter import TRAPPED_FCNTL
