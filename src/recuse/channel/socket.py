@@ -193,7 +193,7 @@ class _Link:
             if error.errno == errno.EINVAL and not self._warned:
                 # Linux would tell the server so; here it has no way of learning it.
                 self._warned = True
-                _log.warning("a server sent a reply of %d bytes that is none", len(message))
+                _log.warning("a server sent %d bytes that are not a reply", len(message))
         if message[8] & 1:
             # A reply to an INTERRUPT, which may ask for it once more.
             self._send()

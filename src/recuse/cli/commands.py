@@ -27,7 +27,7 @@ def _print_version(context: click.Context, _option: click.Parameter, wanted: boo
 )
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Run unmodified programs with character devices written in Python."""
+    """Character devices and filesystems written in Python, for unmodified programs."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(2)
@@ -166,9 +166,11 @@ def serve(
     multiple=True,
     help="Mount options: ro, allow_other, uid=N and others, as mount has them.",
 )
-@click.option("--background", is_flag=True, help="Return when it is mounted, and go on serving.")
 @click.option(
-    "--private", is_flag=True, help="Mount it for PROGRAM alone, run that, and end with it."
+    "--background", is_flag=True, help="Return when it is mounted; serve in the background."
+)
+@click.option(
+    "--private", is_flag=True, help="Mount it only for PROGRAM, run PROGRAM, and end with it."
 )
 @_trace_option
 @_trace_format_option
@@ -191,8 +193,8 @@ def mount(
     SPEC is a file with a Filesystem class (hellofs.py), a class or an object in a file
     (hellofs.py:Hello) or in a module. Arguments follow after commas, as for `recuse run`.
 
-    The directory is printed when the filesystem answers. Root and ordinary users may mount; they
-    need fusermount3.
+    It prints the directory when the filesystem answers. Root can mount; other users need
+    fusermount3.
     """
     if background and private:
         raise click.UsageError("--background cannot be combined with --private")
@@ -218,7 +220,7 @@ def mount(
 def umount(directory: str, *, lazy: bool) -> int:
     """Unmount the FUSE filesystem on DIR, which ends its server.
 
-    This also takes away what a server that was killed has left.
+    This also removes the mount that a killed server has left behind.
     """
     from recuse.cli.mount import unmount_directory
 

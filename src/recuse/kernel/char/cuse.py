@@ -206,7 +206,7 @@ def parse_info(info: bytes, node_info: bool, sysfs: bool = False) -> DeviceInfo:
     try:
         check_name(device.name)
     except OSError:
-        log.error("CUSE: %r is no DEVNAME", device.name)
+        log.error("CUSE: %r is not a valid DEVNAME", device.name)
         raise
     return device
 

@@ -1,4 +1,4 @@
-"""What programs change of a node: mode, owner, times (fs/attr.c)."""
+"""Changes to a node: mode, owner, times (fs/attr.c)."""
 
 from __future__ import annotations
 

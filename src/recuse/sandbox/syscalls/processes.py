@@ -1,4 +1,4 @@
-"""Calls that recuse only has to see, because they change what it remembers of a process."""
+"""Calls that recuse only needs to see: they change what it remembers of a process."""
 
 from __future__ import annotations
 
