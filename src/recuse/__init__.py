@@ -14,23 +14,19 @@ if TYPE_CHECKING:
     from recuse.sandbox import Sandbox, SandboxError
     from recuse.server.areas import Area
     from recuse.server.device import Device, File
+    from recuse.server.filesystem.attributes import Attributes, Changes, Entry, Lock, Statistics
+    from recuse.server.filesystem.filesystem import Filesystem
     from recuse.server.filesystem.nodes import (
         RENAME_EXCHANGE,
         RENAME_NOREPLACE,
-        Attributes,
-        Changes,
         Directory,
-        Entry,
-        Filesystem,
-        Lock,
         Node,
         NodeFile,
-        OpenFile,
         RegularFile,
         Special,
-        Statistics,
         Symlink,
     )
+    from recuse.server.filesystem.open_file import OpenFile
     from recuse.server.ioctl import ioctl
     from recuse.server.mapping import Mapping, MmapRequest
     from recuse.server.memory import Memory
@@ -49,15 +45,15 @@ _HOMES = {
     "RENAME_EXCHANGE": "server.filesystem.nodes",
     "RENAME_NOREPLACE": "server.filesystem.nodes",
     "Area": "server.areas",
-    "Attributes": "server.filesystem.nodes",
-    "Changes": "server.filesystem.nodes",
+    "Attributes": "server.filesystem.attributes",
+    "Changes": "server.filesystem.attributes",
     "Device": "server.device",
     "Directory": "server.filesystem.nodes",
-    "Entry": "server.filesystem.nodes",
+    "Entry": "server.filesystem.attributes",
     "File": "server.device",
-    "Filesystem": "server.filesystem.nodes",
+    "Filesystem": "server.filesystem.filesystem",
     "Link": "server.sysfs",
-    "Lock": "server.filesystem.nodes",
+    "Lock": "server.filesystem.attributes",
     "Mapping": "server.mapping",
     "Memory": "server.memory",
     "MmapRequest": "server.mapping",
@@ -65,7 +61,7 @@ _HOMES = {
     "MountError": "channel.mounting",
     "Node": "server.filesystem.nodes",
     "NodeFile": "server.filesystem.nodes",
-    "OpenFile": "server.filesystem.nodes",
+    "OpenFile": "server.filesystem.open_file",
     "OpenRequest": "server.request",
     "RegularFile": "server.filesystem.nodes",
     "Request": "server.request",
@@ -73,7 +69,7 @@ _HOMES = {
     "SandboxError": "sandbox",
     "Session": "server.session",
     "Special": "server.filesystem.nodes",
-    "Statistics": "server.filesystem.nodes",
+    "Statistics": "server.filesystem.attributes",
     "Symlink": "server.filesystem.nodes",
     "current_request": "server.request",
     "ioctl": "server.ioctl",

@@ -20,7 +20,7 @@ from recuse.channel.workers import Workers
 from recuse.runtime import threads
 from recuse.runtime.log import Log
 from recuse.server.filesystem.encoding import Owner
-from recuse.server.filesystem.nodes import Filesystem
+from recuse.server.filesystem.filesystem import Filesystem
 from recuse.server.filesystem.session import FilesystemSession
 from recuse.wire.errors import WireError
 from recuse.wire.filesystem import (

@@ -17,7 +17,7 @@ from recuse.cli.spec import (
     locate,
     parse,
 )
-from recuse.server.filesystem.nodes import Filesystem
+from recuse.server.filesystem.filesystem import Filesystem
 
 _PLAIN = (str, int, float, bool)
 

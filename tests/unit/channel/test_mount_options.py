@@ -14,8 +14,9 @@ from recuse.channel.mount_options import (
     Options,
     parse_options,
 )
+from recuse.server.filesystem.attributes import Attributes
 from recuse.server.filesystem.encoding import Owner, attributes
-from recuse.server.filesystem.nodes import Attributes, Directory
+from recuse.server.filesystem.nodes import Directory
 from recuse.wire.filesystem import fuse_attr
 
 

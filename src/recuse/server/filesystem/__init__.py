@@ -1,5 +1,7 @@
 """Filesystems: what an author subclasses, and the session that serves them.
 
-`nodes` is the authors' API, `session` its way to the protocol: `names`, `contents` and `attributes`
-have the operations, `known` the numbers of nodes, `listing` open directories.
+The authors' API is `filesystem`, `nodes`, `open_file` and `attributes`. `session` leads from the
+protocol to it: `names`, `contents` and `file_calls` have the operations, `known` the numbers of
+nodes, `listing` open directories, `passthrough` what opens of one file have to agree on, `notify`
+what the kernel is told unasked.
 """

@@ -19,8 +19,10 @@ from recuse.server.dispatch import (
 )
 from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem import encoding
+from recuse.server.filesystem.attributes import Changes
 from recuse.server.filesystem.names import as_it_is, nothing
-from recuse.server.filesystem.nodes import Changes, Node, OpenFile, RegularFile, Symlink
+from recuse.server.filesystem.nodes import Node, RegularFile, Symlink
+from recuse.server.filesystem.open_file import OpenFile
 from recuse.server.filesystem.state import HEADER, Operation, State, of_kind
 from recuse.server.pending_reply import PendingReply
 from recuse.server.request import OpenRequest

@@ -9,7 +9,8 @@ import struct
 from typing import Any, NamedTuple
 
 from recuse.server.errors import Misuse, brief
-from recuse.server.filesystem.nodes import Attributes, Node, Statistics
+from recuse.server.filesystem.attributes import Attributes, Statistics
+from recuse.server.filesystem.nodes import Node
 from recuse.wire.filesystem import (
     fuse_attr,
     fuse_kstatfs,
@@ -66,70 +67,59 @@ def attributes(node: Node, number: int, told: Any) -> bytes:
 
     Raises Misuse if it is of the wrong type or out of range.
     """
+    if isinstance(told, Node):
+        size = told.size or 0
+        mode, blocks, block_size = node.kind | told.mode & 0o7777, (size + 511) >> 9, 4096
+    elif isinstance(told, Attributes):
+        size, mode, block_size = told.size, told.mode, told.block_size
+        blocks = (size + 511) >> 9 if told.blocks is None else told.blocks
+    elif isinstance(told, os.stat_result):
+        return _of_stat(number, told)
+    else:
+        raise Misuse(f"returned {brief(told)}, not a Node, Attributes or os.stat_result")
+    atime, mtime, ctime = told.atime_ns, told.mtime_ns, told.ctime_ns
     try:
-        if isinstance(told, Node):
-            size = told.size or 0
-            atime, mtime, ctime = told.atime_ns, told.mtime_ns, told.ctime_ns
-            return _pack_attr(
-                number,
-                size,
-                (size + 511) >> 9,
-                atime // _NS,
-                mtime // _NS,
-                ctime // _NS,
-                atime % _NS,
-                mtime % _NS,
-                ctime % _NS,
-                node.kind | told.mode & 0o7777,
-                told.nlink,
-                told.uid,
-                told.gid,
-                told.rdev,
-                4096,
-                0,
-            )
-        if isinstance(told, os.stat_result):
-            return _pack_attr(
-                number,
-                told.st_size,
-                told.st_blocks,
-                told.st_atime_ns // _NS,
-                told.st_mtime_ns // _NS,
-                told.st_ctime_ns // _NS,
-                told.st_atime_ns % _NS,
-                told.st_mtime_ns % _NS,
-                told.st_ctime_ns % _NS,
-                told.st_mode,
-                told.st_nlink,
-                told.st_uid,
-                told.st_gid,
-                told.st_rdev,
-                told.st_blksize,
-                0,
-            )
-        if isinstance(told, Attributes):
-            blocks = (told.size + 511) >> 9 if told.blocks is None else told.blocks
-            return _pack_attr(
-                number,
-                told.size,
-                blocks,
-                told.atime_ns // _NS,
-                told.mtime_ns // _NS,
-                told.ctime_ns // _NS,
-                told.atime_ns % _NS,
-                told.mtime_ns % _NS,
-                told.ctime_ns % _NS,
-                told.mode,
-                told.nlink,
-                told.uid,
-                told.gid,
-                told.rdev,
-                told.block_size,
-                0,
-            )
+        return _pack_attr(
+            number,
+            size,
+            blocks,
+            atime // _NS,
+            mtime // _NS,
+            ctime // _NS,
+            atime % _NS,
+            mtime % _NS,
+            ctime % _NS,
+            mode,
+            told.nlink,
+            told.uid,
+            told.gid,
+            told.rdev,
+            block_size,
+            0,
+        )
     except struct.error as error:
         raise Misuse(f"told {brief(told)}, of which a number does not fit: {error}") from None
-    raise Misuse(f"returned {brief(told)}, not a Node, Attributes or os.stat_result")
+
+
+def _of_stat(number: int, told: os.stat_result) -> bytes:
+    return _pack_attr(
+        number,
+        told.st_size,
+        told.st_blocks,
+        told.st_atime_ns // _NS,
+        told.st_mtime_ns // _NS,
+        told.st_ctime_ns // _NS,
+        told.st_atime_ns % _NS,
+        told.st_mtime_ns % _NS,
+        told.st_ctime_ns % _NS,
+        told.st_mode,
+        told.st_nlink,
+        told.st_uid,
+        told.st_gid,
+        told.st_rdev,
+        told.st_blksize,
+        0,
+    )
 
 
 def entry(number: int, entry_valid: tuple[int, int], attr_valid: tuple[int, int]) -> bytes:

@@ -17,8 +17,9 @@ from recuse.server.dispatch import (
 )
 from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem import encoding
+from recuse.server.filesystem.attributes import Lock
 from recuse.server.filesystem.names import as_it_is, nothing
-from recuse.server.filesystem.nodes import Lock, OpenFile
+from recuse.server.filesystem.open_file import OpenFile
 from recuse.server.filesystem.state import HEADER, Operation, State
 from recuse.server.ioctl_retries import IoctlCall
 from recuse.server.pending_reply import PendingReply

@@ -11,7 +11,8 @@ import errno
 import os
 
 from recuse.runtime.locks import new_lock
-from recuse.server.filesystem.nodes import Filesystem, Node
+from recuse.server.filesystem.filesystem import Filesystem
+from recuse.server.filesystem.nodes import Node
 from recuse.wire.fuse import FUSE_ROOT_ID
 
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from recuse.server.errors import Misuse, brief
-from recuse.server.filesystem.nodes import Directory, Entry, Node
+from recuse.server.filesystem.attributes import Entry
+from recuse.server.filesystem.nodes import Directory, Node
 
 
 class Item(NamedTuple):

@@ -5,28 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 import time
 from collections.abc import AsyncIterable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias
 
-from recuse.runtime.records import record
 from recuse.server.device import File
+from recuse.server.filesystem.attributes import GID, STARTED_NS, UID, Attributes, Changes, Entry
+from recuse.server.filesystem.open_file import OpenFile, error
 from recuse.wire.fuse import (
     FUSE_EXPIRE_ONLY,
     FUSE_NOTIFY_DELETE,
-    FUSE_NOTIFY_INC_EPOCH,
     FUSE_NOTIFY_INVAL_ENTRY,
     FUSE_NOTIFY_INVAL_INODE,
-    FUSE_NOTIFY_PRUNE,
-    FUSE_NOTIFY_RESEND,
     FUSE_NOTIFY_STORE,
 )
 from recuse.wire.notify import (
     fuse_notify_delete_out,
     fuse_notify_inval_entry_out,
     fuse_notify_inval_inode_out,
-    fuse_notify_prune_out,
     fuse_notify_store_out,
 )
 
@@ -39,56 +35,17 @@ if TYPE_CHECKING:
     from recuse.server.request import OpenRequest
     from recuse.wire.declare import Structure
 
-_STARTED_NS: Final = time.time_ns()
-_UID: Final = os.geteuid()
-_GID: Final = os.getegid()
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
-
-
-@record
-class Attributes:
-    """What stat(2) tells of a node, for those that have it ready in one piece."""
-
-    mode: int
-    """Type and permission bits, as ``st_mode``."""
-    size: int = 0
-    """In bytes."""
-    nlink: int = 1
-    uid: int = _UID
-    gid: int = _GID
-    rdev: int = 0
-    """Of a device node: ``os.makedev(major, minor)``."""
-    atime_ns: int = _STARTED_NS
-    mtime_ns: int = _STARTED_NS
-    ctime_ns: int = _STARTED_NS
-    blocks: int | None = None
-    """Of 512 bytes each; None: as many as the size needs."""
-    block_size: int = 4096
-    """Best size of a transfer, as ``st_blksize``."""
-
-
-@record
-class Changes:
-    """What chmod, chown, truncate, utimensat and their like change; None is what stays."""
-
-    mode: int | None = None
-    """The permission bits, 0 to 0o7777."""
-    uid: int | None = None
-    gid: int | None = None
-    size: int | None = None
-    """In bytes."""
-    atime_ns: int | None = None
-    mtime_ns: int | None = None
-    ctime_ns: int | None = None
-    """Only from a kernel that keeps written data for a while (`Filesystem.writeback`)."""
-    file: File | None = None
-    """The open file by which it was asked for (ftruncate, fchmod...), if it was by one."""
-
-
 Attributed: TypeAlias = "Node | Attributes | os.stat_result"
+
+
+class Owner(Protocol):
+    """A node's filesystem, as far as the node needs it."""
+
+    def notify(self, code: int, body: Structure, data: bytes) -> None:
+        """Tell the kernel half something soon, if there is one."""
+
+    def retrieve(self, number: int, offset: int, size: int) -> Future[bytes]:
+        """Ask the kernel half for some of a node's content. Raises OSError: ENODEV."""
 
 
 class Node:
@@ -105,13 +62,13 @@ class Node:
     size: int | None = 0
     """In bytes; None if it is not known before the end is read: programs get it by reading."""
     nlink: int = 1
-    uid: int = _UID
+    uid: int = UID
     """By default the user who serves; likewise the group."""
-    gid: int = _GID
+    gid: int = GID
     rdev: int = 0
-    atime_ns: int = _STARTED_NS
-    mtime_ns: int = _STARTED_NS
-    ctime_ns: int = _STARTED_NS
+    atime_ns: int = STARTED_NS
+    mtime_ns: int = STARTED_NS
+    ctime_ns: int = STARTED_NS
     btime_ns: int | None = None
     """When it was made, for statx(2); None if that is not known."""
     cache_s: float | None = None
@@ -119,7 +76,7 @@ class Node:
 
     _number: int = 0
     """Its number in its filesystem, 0 before it has one."""
-    _filesystem: Filesystem | None = None
+    _filesystem: Owner | None = None
     """Set with the number."""
 
     def attributes(self) -> Attributed | Awaitable[Attributed]:
@@ -136,7 +93,7 @@ class Node:
         """
         if changes.size is not None:
             if not isinstance(self, RegularFile):
-                raise _error(errno.EINVAL)
+                raise error(errno.EINVAL)
             self.truncate(changes.size)
         for name in ("mode", "uid", "gid", "atime_ns", "mtime_ns"):
             value = getattr(changes, name)
@@ -147,7 +104,7 @@ class Node:
 
     def get_xattr(self, name: str) -> Buffer | Awaitable[Buffer]:
         """Return an extended attribute. Raises OSError: ENODATA if there is none of that name."""
-        raise _error(errno.ENODATA)
+        raise error(errno.ENODATA)
 
     def list_xattr(self) -> Iterable[str] | Awaitable[Iterable[str]]:
         """Return the names of the extended attributes."""
@@ -158,11 +115,11 @@ class Node:
 
         ``flags``: `os.XATTR_CREATE` (EEXIST if it is there), `os.XATTR_REPLACE` (ENODATA if not).
         """
-        raise _error(errno.EOPNOTSUPP)
+        raise error(errno.EOPNOTSUPP)
 
     def remove_xattr(self, name: str) -> Awaitable[None] | None:
         """Remove an extended attribute. Raises OSError: ENODATA if there is none of that name."""
-        raise _error(errno.EOPNOTSUPP)
+        raise error(errno.EOPNOTSUPP)
 
     def changed(self, offset: int = 0, length: int = 0) -> None:
         """Say that something else has changed the node: what the kernel has of it is not true.
@@ -180,7 +137,7 @@ class Node:
 
     def _notify(self, code: int, body: Structure, data: bytes = b"") -> None:
         if self._filesystem is not None:
-            self._filesystem._notify(code, body, data)
+            self._filesystem.notify(code, body, data)
 
     def forgotten(self) -> None:
         """The kernel knows the node no more: no request is about it before it is found again."""
@@ -213,7 +170,7 @@ class RegularFile(Node):
 
     def write(self, data: bytes, offset: int) -> int | Awaitable[int | None] | None:
         """Take what is written at ``offset``; return how many bytes of it, None for all."""
-        raise _error(errno.EBADF)
+        raise error(errno.EBADF)
 
     def store(self, offset: int, data: bytes) -> None:
         """Give the kernel some of the file's content before a program reads it.
@@ -232,100 +189,12 @@ class RegularFile(Node):
         know the file.
         """
         if self._filesystem is None:
-            raise _error(errno.ENODEV)
-        return self._filesystem._retrieve(self._number, offset, size)
+            raise error(errno.ENODEV)
+        return self._filesystem.retrieve(self._number, offset, size)
 
     def truncate(self, size: int) -> None:
         """Make the file that long, with zeros at the end if it was shorter."""
-        raise _error(errno.EPERM)
-
-
-class Lock(NamedTuple):
-    """A lock of fcntl(2) or flock(2)."""
-
-    type: int
-    """`fcntl.F_RDLCK`, `fcntl.F_WRLCK` or `fcntl.F_UNLCK`."""
-    start: int = 0
-    end: int = (1 << 63) - 1
-    """The last byte, included."""
-    pid: int = 0
-    """Of the process that has it."""
-    flock: bool = False
-    """Whether it is flock's, which are not in the way of fcntl's."""
-
-
-class OpenFile(File):
-    """One open of a regular file: what a device's `File` has, and what only filesystems have."""
-
-    direct: bool = False
-    """Whether reads and writes come here as they are made, past the kernel's page cache."""
-
-    keep_cache: bool = False
-    """Whether what the page cache has of earlier opens is still true."""
-
-    backing: int | None = None
-    """A descriptor that the kernel is to read, write and map instead of asking (passthrough).
-
-    It has to stay open until `release`. Where the kernel cannot (before Linux 6.9, or if who
-    serves has no CAP_SYS_ADMIN), `read` and `write` are asked for; by default they use it.
-    """
-
-    def read(self, size: int, offset: int) -> Buffer | Awaitable[Buffer]:
-        """Return what the program reads: at most ``size`` bytes, fewer only at the end.
-
-        Without this method, what is in `backing`; EINVAL if there is none.
-        """
-        if self.backing is None:
-            return super().read(size, offset)
-        return os.pread(self.backing, size, offset)
-
-    def write(self, data: bytes, offset: int) -> int | Awaitable[int | None] | None:
-        """Take what the program writes; return how many bytes of it, None for all.
-
-        Without this method it goes to `backing`; EINVAL if there is none.
-        """
-        if self.backing is None:
-            return super().write(data, offset)
-        return os.pwrite(self.backing, data, offset)
-
-    def flush(self) -> Awaitable[None] | None:
-        """Be told that a program closes one of the file's descriptors; what is raised, it gets."""
-
-    def sync(self, data_only: bool) -> Awaitable[None] | None:
-        """Have what was written safe when this returns: fsync(2), or fdatasync(2)."""
-
-    def allocate(self, mode: int, offset: int, length: int) -> Awaitable[None] | None:
-        """Do fallocate(2): reserve, zero or punch ``length`` bytes from ``offset`` on."""
-        raise _error(errno.EOPNOTSUPP)
-
-    def seek(self, offset: int, whence: int) -> int | Awaitable[int]:
-        """Find the next data (`os.SEEK_DATA`) or hole (`os.SEEK_HOLE`) from ``offset`` on.
-
-        Raises OSError: ENXIO if ``offset`` is beyond the end. Without this method, all of a file
-        is data.
-        """
-        raise _error(errno.EINVAL)
-
-    def copy_to(
-        self, offset: int, other: OpenFile, other_offset: int, length: int
-    ) -> int | Awaitable[int | None] | None:
-        """Copy bytes to another open file; return how many, None for all (copy_file_range(2)).
-
-        Without this method the kernel reads and writes.
-        """
-        raise _error(errno.EOPNOTSUPP)
-
-    def get_lock(self, lock: Lock, owner: int) -> Lock | Awaitable[Lock]:
-        """Return a lock that is in the way of ``lock``, or one of type F_UNLCK if none is."""
-        raise _error(errno.EINVAL)
-
-    def set_lock(self, lock: Lock, owner: int, wait: bool) -> Awaitable[None] | None:
-        """Lock or unlock for an owner, 64 bits; with ``wait``, when nothing is in the way.
-
-        Raises OSError: EAGAIN if something is, EINTR if it was interrupted. Asked for only if
-        `Filesystem.posix_locks` or `Filesystem.flock_locks`; otherwise the kernel locks by itself.
-        """
-        raise _error(errno.EINVAL)
+        raise error(errno.EPERM)
 
 
 class NodeFile(OpenFile):
@@ -360,16 +229,6 @@ class Special(Node):
         self.kind = stat.S_IFMT(mode)  # type: ignore[misc]
         self.mode = stat.S_IMODE(mode)
         self.rdev = rdev
-
-
-class Entry(NamedTuple):
-    """A name in a directory whose node is not made yet."""
-
-    name: str
-    kind: int
-    """The type bits of ``st_mode``; 0 if that is not known."""
-    ino: int = 0
-    """As ``st_ino``, if it is known."""
 
 
 Listed: TypeAlias = "tuple[str, Node] | Entry"
@@ -420,31 +279,31 @@ class Directory(Node):
 
         ``mode`` are the permission bits without the program's umask. Raises OSError: EEXIST.
         """
-        raise _error(errno.EPERM)
+        raise error(errno.EPERM)
 
     def mkdir(self, name: str, mode: int) -> Any:
         """Make a directory; return its node."""
-        raise _error(errno.EPERM)
+        raise error(errno.EPERM)
 
     def symlink(self, name: str, target: str) -> Any:
         """Make a symbolic link; return its node."""
-        raise _error(errno.EPERM)
+        raise error(errno.EPERM)
 
     def mknod(self, name: str, mode: int, rdev: int) -> Any:
         """Make a FIFO, a socket or a device node (see `Special`); return its node."""
-        raise _error(errno.EPERM)
+        raise error(errno.EPERM)
 
     def link(self, name: str, node: Node) -> Awaitable[None] | None:
         """Give a node another name."""
-        raise _error(errno.EPERM)
+        raise error(errno.EPERM)
 
     def unlink(self, name: str) -> Awaitable[None] | None:
         """Take a name away that is no directory's."""
-        raise _error(errno.EPERM)
+        raise error(errno.EPERM)
 
     def rmdir(self, name: str) -> Awaitable[None] | None:
         """Take a directory away. Raises OSError: ENOTEMPTY if something is in it."""
-        raise _error(errno.EPERM)
+        raise error(errno.EPERM)
 
     def rename(
         self, name: str, directory: Directory, new_name: str, flags: int
@@ -454,7 +313,7 @@ class Directory(Node):
         What had that name before is gone then: ENOTEMPTY if it is a directory with something in
         it. ``flags``: `RENAME_NOREPLACE` (EEXIST instead), `RENAME_EXCHANGE` (both stay).
         """
-        raise _error(errno.EPERM)
+        raise error(errno.EPERM)
 
     def entry_changed(self, name: str) -> None:
         """Say that something else has changed what a name stands for, or made or removed it.
@@ -481,7 +340,7 @@ class Directory(Node):
 
     def tmpfile(self, mode: int) -> Any:
         """Make a regular file without a name (O_TMPFILE); return its node, or node and `File`."""
-        raise _error(errno.EOPNOTSUPP)
+        raise error(errno.EOPNOTSUPP)
 
     def sync(self, data_only: bool) -> Awaitable[None] | None:
         """Have all that is in the directory safe when this returns (fsync of a directory)."""
@@ -497,100 +356,3 @@ async def _look_for(name: str, entries: AsyncIterable[tuple[str, Node] | Entry])
         if not isinstance(entry, Entry) and entry[0] == name:
             return entry[1]
     return None
-
-
-@record
-class Statistics:
-    """What statfs(2) tells of a filesystem; sizes in blocks of ``block_size`` bytes."""
-
-    blocks: int = 0
-    free: int = 0
-    available: int = 0
-    """Free for everybody, not only for root."""
-    files: int = 0
-    free_files: int = 0
-    block_size: int = 4096
-    name_max: int = 255
-
-
-class Session(Protocol):
-    """What serves a filesystem, as far as the filesystem needs it."""
-
-    def notify(self, code: int, body: Structure | None, data: bytes) -> None:
-        """Tell the kernel half something soon."""
-
-    def retrieve(self, number: int, offset: int, size: int) -> Future[bytes]:
-        """Ask the kernel half for some of a node's content."""
-
-
-class Filesystem:
-    """A filesystem: its root, and how it is served."""
-
-    name: str = "recuse"
-    """Its type is ``fuse.NAME``, which mount(8) and df(1) show."""
-    root: Directory
-    cache_s: float = 1.0
-    """How long the kernel may believe what it was told, in seconds, of names and attributes."""
-    negative_cache_s: float = 0.0
-    """How long that there is no such name."""
-    read_only: bool = False
-    passthrough: bool = False
-    """Whether files may have `OpenFile.backing`; not together with ``writeback``."""
-    writeback: bool = False
-    """Whether the kernel may keep what is written for a while, and write it in larger pieces."""
-    xattrs: bool = False
-    """Whether nodes may have extended attributes. If not, the kernel is told so once and asks no
-    more, which makes listings much quicker."""
-    posix_locks: bool = False
-    """Whether locks of fcntl(2) come to `OpenFile.set_lock`, say to be seen by other machines."""
-    flock_locks: bool = False
-    """The same for flock(2)."""
-    max_read: int = 1 << 20
-    max_write: int = 1 << 20
-    """Most bytes in one request."""
-
-    _last_number: int = 1
-    _sessions: tuple[Session, ...] = ()
-    """Those that serve it now."""
-
-    def __init__(self, root: Directory | None = None) -> None:
-        if root is not None:
-            self.root = root
-
-    def statistics(self) -> Any:
-        """Return `Statistics`, or what `os.statvfs` does, for statfs(2)."""
-        return Statistics()
-
-    def names_changed(self) -> None:
-        """Have the kernel look up all names again (Linux 6.17; elsewhere nothing happens)."""
-        self._notify(FUSE_NOTIFY_INC_EPOCH, None)
-
-    def prune(self, nodes: Iterable[Node]) -> None:
-        """Have the kernel forget nodes that no program uses, so that memory gets free (6.19)."""
-        numbers = [node._number for node in nodes if node._number]
-        if numbers:
-            data = struct.pack(f"={len(numbers)}Q", *numbers)
-            self._notify(FUSE_NOTIFY_PRUNE, fuse_notify_prune_out(count=len(numbers)), data)
-
-    def resend(self) -> None:
-        """Have the kernel send all requests again that it waits for (6.9).
-
-        For a server that takes over the connection of one that has ended. Requests that are being
-        answered here come a second time.
-        """
-        self._notify(FUSE_NOTIFY_RESEND, None)
-
-    def _notify(self, code: int, body: Structure | None, data: bytes = b"") -> None:
-        for session in self._sessions:
-            session.notify(code, body, data)
-
-    def _retrieve(self, number: int, offset: int, size: int) -> Future[bytes]:
-        for session in self._sessions:
-            return session.retrieve(number, offset, size)
-        raise _error(errno.ENODEV)
-
-    def sync(self) -> Awaitable[None] | None:
-        """Have all of the filesystem safe when this returns: syncfs(2)."""
-
-    def close(self) -> None:
-        """The filesystem is served no more."""

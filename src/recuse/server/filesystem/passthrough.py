@@ -14,7 +14,7 @@ from typing import Protocol
 
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
-from recuse.server.filesystem.nodes import OpenFile
+from recuse.server.filesystem.open_file import OpenFile
 from recuse.wire.fuse import FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH
 
 log = Log("recuse.server")

@@ -14,8 +14,8 @@ from recuse.server.dispatch import pick_head, pick_interrupt
 from recuse.server.filesystem.contents import Contents
 from recuse.server.filesystem.encoding import Owner
 from recuse.server.filesystem.file_calls import FileCalls
+from recuse.server.filesystem.filesystem import Filesystem
 from recuse.server.filesystem.names import Names
-from recuse.server.filesystem.nodes import Filesystem
 from recuse.server.filesystem.notify import Notifications
 from recuse.server.filesystem.passthrough import BackingFiles
 from recuse.server.filesystem.state import HEADER, State
@@ -179,12 +179,12 @@ class FilesystemSession:
             log.exception("internal error in request %d, opcode %d", unique, opcode)
 
     def notify(self, code: int, body: Structure | None, data: bytes) -> None:
-        """See `recuse.server.filesystem.nodes.Session`; nothing happens before INIT."""
+        """See `recuse.server.filesystem.filesystem.Session`; nothing happens before INIT."""
         if self._notifications is not None:
             self._notifications.put(code, body, data)
 
     def retrieve(self, number: int, offset: int, size: int) -> Future[bytes]:
-        """See `recuse.server.filesystem.nodes.Session`."""
+        """See `recuse.server.filesystem.filesystem.Session`."""
         if self._notifications is None or self._closed:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         return self._notifications.retrieve(number, offset, size)

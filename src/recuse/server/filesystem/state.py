@@ -12,9 +12,11 @@ from typing import Any, Final
 from recuse.server.device import File, attach
 from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem import encoding
+from recuse.server.filesystem.filesystem import Filesystem
 from recuse.server.filesystem.known import KnownNodes
 from recuse.server.filesystem.listing import Listing
-from recuse.server.filesystem.nodes import Filesystem, Node, OpenFile
+from recuse.server.filesystem.nodes import Node
+from recuse.server.filesystem.open_file import OpenFile
 from recuse.server.filesystem.passthrough import Modes
 from recuse.server.pending_reply import PendingReply, discard
 from recuse.server.runner import Runner

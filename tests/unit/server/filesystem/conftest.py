@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from recuse.server.filesystem.nodes import Filesystem
+from recuse.server.filesystem.filesystem import Filesystem
 from recuse.server.filesystem.session import FilesystemSession
 from recuse.wire.declare import Structure
 from recuse.wire.filesystem import (

@@ -13,17 +13,10 @@ from collections.abc import Iterable
 import pytest
 
 from recuse import IO, File, current_request, ioctl
-from recuse.server.filesystem.nodes import (
-    Changes,
-    Directory,
-    Filesystem,
-    Lock,
-    Node,
-    OpenFile,
-    RegularFile,
-    Statistics,
-    Symlink,
-)
+from recuse.server.filesystem.attributes import Changes, Lock, Statistics
+from recuse.server.filesystem.filesystem import Filesystem
+from recuse.server.filesystem.nodes import Directory, Node, RegularFile, Symlink
+from recuse.server.filesystem.open_file import OpenFile
 from recuse.server.request import OpenRequest
 from recuse.wire.filesystem import (
     fuse_attr_out,

@@ -9,17 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recuse.server.filesystem.nodes import (
-    Attributes,
-    Directory,
-    Entry,
-    Filesystem,
-    Listed,
-    Node,
-    RegularFile,
-    Special,
-    Symlink,
-)
+from recuse.server.filesystem.attributes import Attributes, Entry
+from recuse.server.filesystem.filesystem import Filesystem
+from recuse.server.filesystem.nodes import Directory, Listed, Node, RegularFile, Special, Symlink
 from recuse.wire.filesystem import (
     fuse_batch_forget_in,
     fuse_entry_out,

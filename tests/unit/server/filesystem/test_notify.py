@@ -7,7 +7,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from recuse.server.filesystem.nodes import Directory, Filesystem, Node, RegularFile
+from recuse.server.filesystem.filesystem import Filesystem
+from recuse.server.filesystem.nodes import Directory, Node, RegularFile
 from recuse.wire.fuse import (
     FUSE_EXPIRE_ONLY,
     FUSE_NOTIFY_DELETE,

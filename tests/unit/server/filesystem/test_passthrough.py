@@ -10,7 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from recuse.server.filesystem.nodes import Directory, Filesystem, OpenFile, RegularFile
+from recuse.server.filesystem.filesystem import Filesystem
+from recuse.server.filesystem.nodes import Directory, RegularFile
+from recuse.server.filesystem.open_file import OpenFile
 from recuse.server.filesystem.passthrough import Modes
 from recuse.server.request import OpenRequest
 from recuse.wire.fuse import (
