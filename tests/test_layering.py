@@ -290,6 +290,35 @@ def test_what_names_no_native_file_is_not(source: str) -> None:
     assert not list(file_uses(ast.parse(source)))
 
 
+MOST_LINES = 500
+MOST_LINES_OF_A_FUNCTION = 60
+"""Without its docstring."""
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How long a function is from its first line of code on."""
+    first = function.body[0]
+    start = function.lineno
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        start += (first.end_lineno or first.lineno) - first.lineno + 1
+    return (function.end_lineno or start) - start + 1
+
+
+def test_files_and_functions_stay_short() -> None:
+    long = []
+    for file in sorted(SOURCE.rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        if text.count("\n") > MOST_LINES:
+            long.append(str(file.relative_to(ROOT)))
+        long += [
+            f"{file.relative_to(ROOT)}: {node.name}"
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and code_lines(node) > MOST_LINES_OF_A_FUNCTION
+        ]
+    assert long == []
+
+
 def tracked_files() -> list[Path]:
     """The files of the repository, without the licence."""
     listing = subprocess.run(

@@ -136,6 +136,35 @@ def structure(cls: type[S]) -> type[S]:
     return made  # type: ignore[no-any-return]
 
 
+_METHODS = """\
+def __init__(self, {parameters}):
+    {setting}
+
+def __repr__(self):
+    return f"{name}({shown})"
+
+def __eq__(self, other):
+    if other.__class__ is not self.__class__:
+        return NotImplemented
+    return ({values}) == ({others})
+
+def pack(self):
+    try:
+        return codec_pack({packing})
+    except struct_error as error:
+        raise WireError(f"{{self!r}}: {{error}}") from None
+
+def unpack(buffer, offset=0):
+    try:
+        v = codec_unpack(buffer, offset)
+    except struct_error:
+        raise WireError(
+            f"{bare} takes {size} bytes, but {{len(buffer) - offset}} are there"
+        ) from None
+    return made({making})
+"""
+
+
 def _write_methods(cls: type[Structure]) -> None:
     """Give ``cls`` its own methods.
 
@@ -149,33 +178,7 @@ def _write_methods(cls: type[Structure]) -> None:
         "struct_error": struct.error,
         "WireError": WireError,
     }
-
-    def arguments(
-        owner: type[Structure], path: str, start: int
-    ) -> tuple[list[str], list[str], int]:
-        """Return those of CODEC.pack, those of the constructor, and how far these read ``v``."""
-        packing, making = [], []
-        plain, end = True, start
-        for name, hint in owner.__annotations__.items():
-            value = f"{path}.{name}"
-            if isinstance(hint, type):
-                names[hint.__name__] = hint
-                inner_packing, inner_making, end = arguments(hint, value, end)
-                packing += inner_packing
-                making.append(f"{hint.__name__}({', '.join(inner_making)})")
-                plain = False
-            elif (length := hint.__metadata__[0].length) is None:
-                packing.append(value)
-                making.append(f"v[{end}]")
-                end += 1
-            else:
-                packing.append(f"*{value}")
-                making.append(f"v[{end}:{end + length}]")
-                end += length
-                plain = False
-        return packing, [f"*v[{start}:{end}]"] if plain else making, end
-
-    packing, making, count = arguments(cls, "self", 0)
+    packing, making, count = _arguments(cls, "self", 0, names)
     if making == [f"*v[0:{count}]"]:
         making = ["*v"]
     parameters: list[str] = []
@@ -189,37 +192,49 @@ def _write_methods(cls: type[Structure]) -> None:
             parameters.append(f"{name}=0" if length is None else f"{name}=(0,) * {length}")
             setting.append(f"self.{name} = {name}")
     values = "".join(f"self.{field.name}, " for field in cls.FIELDS)
-    others = values.replace("self.", "other.")
-    shown = ", ".join(f"{field.name}={{self.{field.name}!r}}" for field in cls.FIELDS)
-    source = f"""\
-def __init__(self, {", ".join(parameters)}):
-    {"; ".join(setting)}
-
-def __repr__(self):
-    return f"{cls.__qualname__}({shown})"
-
-def __eq__(self, other):
-    if other.__class__ is not self.__class__:
-        return NotImplemented
-    return ({values}) == ({others})
-
-def pack(self):
-    try:
-        return codec_pack({", ".join(packing)})
-    except struct_error as error:
-        raise WireError(f"{{self!r}}: {{error}}") from None
-
-def unpack(buffer, offset=0):
-    try:
-        v = codec_unpack(buffer, offset)
-    except struct_error:
-        raise WireError(
-            f"{cls.__name__} takes {cls.SIZE} bytes, but {{len(buffer) - offset}} are there"
-        ) from None
-    return made({", ".join(making)})
-"""
+    source = _METHODS.format(
+        bare=cls.__name__,
+        name=cls.__qualname__,
+        size=cls.SIZE,
+        parameters=", ".join(parameters),
+        setting="; ".join(setting),
+        shown=", ".join(f"{field.name}={{self.{field.name}!r}}" for field in cls.FIELDS),
+        values=values,
+        others=values.replace("self.", "other."),
+        packing=", ".join(packing),
+        making=", ".join(making),
+    )
     exec(source, names)
     names["unpack"] = staticmethod(names["unpack"])
     # Those that make an object come last: another thread may do so meanwhile.
     for name in ("pack", "__repr__", "__eq__", "__init__", "unpack"):
         setattr(cls, name, names[name])
+
+
+def _arguments(
+    owner: type[Structure], path: str, start: int, names: dict[str, Any]
+) -> tuple[list[str], list[str], int]:
+    """Return those of CODEC.pack, those of the constructor, and how far these read ``v``.
+
+    The classes of inner structures are added to ``names``.
+    """
+    packing, making = [], []
+    plain, end = True, start
+    for name, hint in owner.__annotations__.items():
+        value = f"{path}.{name}"
+        if isinstance(hint, type):
+            names[hint.__name__] = hint
+            inner_packing, inner_making, end = _arguments(hint, value, end, names)
+            packing += inner_packing
+            making.append(f"{hint.__name__}({', '.join(inner_making)})")
+            plain = False
+        elif (length := hint.__metadata__[0].length) is None:
+            packing.append(value)
+            making.append(f"v[{end}]")
+            end += 1
+        else:
+            packing.append(f"*{value}")
+            making.append(f"v[{end}:{end + length}]")
+            end += length
+            plain = False
+    return packing, [f"*v[{start}:{end}]"] if plain else making, end
