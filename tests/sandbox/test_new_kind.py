@@ -19,11 +19,13 @@ from recuse.sandbox import Sandbox
 from recuse.sandbox.files.description import FileDescription, IoVecs
 from recuse.sandbox.files.pipe_end import PipeEnd
 from recuse.sandbox.files.socket_end import SocketEnd
+from recuse.sandbox.machine import Machine
 from recuse.sandbox.syscalls import opening
 from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.trap.answers import ANSWERED
 from recuse.sandbox.trap.call import TrappedCall
 from recuse.sandbox.vfs.dentry import Location
+from recuse.sandbox.vfs.nodes import AttributeNode
 
 from ..patience import PATIENCE_S
 from .conftest import Shell, Start
@@ -52,6 +54,11 @@ class LetterBox(FileDescription):
 
     def __init__(self, location: Location, flags: int) -> None:
         super().__init__(location, flags, self.held())
+
+    @classmethod
+    def opened_by(cls, call: TrappedCall, machine: Machine, location: Location, flags: int) -> int:
+        """What opens it, as `opening.OPENERS` has it for other kinds."""
+        return opening.install(call, machine, cls(location, flags & opening.STATUS_FLAGS), flags)
 
     def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> int:
         with self.changed:
@@ -117,7 +124,7 @@ class LetterBox(FileDescription):
 
 @pytest.fixture(autouse=True)
 def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[LetterBox]]:
-    monkeypatch.setattr(opening, "AttributeFile", LetterBox)
+    monkeypatch.setitem(opening.OPENERS, AttributeNode, LetterBox.opened_by)
     LetterBox.letters, LetterBox.asked, LetterBox.released = b"", 0, 0
     yield LetterBox
     LetterBox.readers.clear()  # of a program that was killed

@@ -6,7 +6,8 @@ import errno
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from recuse.kernel.char.files import OpenFile, open_file
 from recuse.kernel.connection.request import PAGE_SIZE
@@ -33,7 +34,7 @@ from recuse.sandbox.vfs.native_files import (
     check_create,
     open_again,
 )
-from recuse.sandbox.vfs.nodes import AttributeNode, CuseNode, DeviceNode
+from recuse.sandbox.vfs.nodes import AttributeNode, CuseNode, DeviceNode, Node
 from recuse.sandbox.vfs.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.vfs.resolve import (
     AT_FDCWD,
@@ -65,7 +66,7 @@ _ACCESS: Final = {
     os.O_ACCMODE: MAY_READ | MAY_WRITE,
 }
 
-_STATUS_FLAGS: Final = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.O_CLOEXEC)
+STATUS_FLAGS: Final = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.O_CLOEXEC)
 """The flags that stay with the open file and that F_GETFL shows."""
 
 
@@ -117,7 +118,7 @@ def _open_found(call: TrappedCall, machine: Machine, found: Found, flags: int) -
     if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
         raise os_error(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
     if flags & O_PATH:
-        return _install(call, machine, PathFile(location, flags & _STATUS_FLAGS), flags)
+        return install(call, machine, PathFile(location, flags & STATUS_FLAGS), flags)
     if node.is_link:
         raise os_error(errno.ELOOP)
     if call.arch == arch.AUDIT_ARCH:
@@ -131,13 +132,10 @@ def _open_found(call: TrappedCall, machine: Machine, found: Found, flags: int) -
         check(node, task.credentials, wanted)
     else:
         check_access(task.acting, found.native.descriptor, wanted)
-    if isinstance(node, AttributeNode):
-        return _open_attribute(call, machine, location, node, flags)
-    if isinstance(node, DeviceNode):
-        return _open_device(call, machine, location, node, flags)
-    if isinstance(node, CuseNode):
-        return _open_cuse(call, machine, location, flags)
-    raise os_error(errno.ENXIO)  # fs/inode.c, no_open
+    opener = OPENERS.get(type(node))
+    if opener is None:
+        raise os_error(errno.ENXIO)  # fs/inode.c, no_open
+    return opener(call, machine, location, flags)
 
 
 def _open_outside(  # noqa: PLR0917 - as the calls' arguments come
@@ -208,7 +206,7 @@ def _look_outside(call: TrappedCall, machine: Machine, file: NativeFile, flags: 
             pass  # it has a debugger
     location = file.location()
     if not location.node.is_directory:
-        return _install(call, machine, PathFile(location, flags & _STATUS_FLAGS), flags)
+        return install(call, machine, PathFile(location, flags & STATUS_FLAGS), flags)
     acting = call.task.acting
     opened = open_again(acting, file.descriptor, arch.O_DIRECTORY, 0, 0)
     return _give_native(call, opened, flags)
@@ -232,9 +230,9 @@ def _open_directory(call: TrappedCall, machine: Machine, location: Location, fla
     return _give_native(call, machine.tree.placeholders.open(location), flags)
 
 
-def _open_attribute(
-    call: TrappedCall, machine: Machine, location: Location, node: AttributeNode, flags: int
-) -> int:
+def _open_attribute(call: TrappedCall, machine: Machine, location: Location, flags: int) -> int:
+    node = location.node
+    assert isinstance(node, AttributeNode)
     # fs/kernfs/file.c, kernfs_fop_open: the mode counts for root, too.
     access = _ACCESS[flags & os.O_ACCMODE]
     if (access & MAY_READ and not (node.mode & 0o444 and node.show)) or (
@@ -243,20 +241,20 @@ def _open_attribute(
         raise os_error(errno.EACCES)
     if flags & arch.O_DIRECT:
         raise os_error(errno.EINVAL)
-    return _install(call, machine, AttributeFile(location, flags & _STATUS_FLAGS), flags)
+    return install(call, machine, AttributeFile(location, flags & STATUS_FLAGS), flags)
 
 
 def _open_cuse(call: TrappedCall, machine: Machine, location: Location, flags: int) -> Steps[int]:
     caller = call.caller()
     # A server that follows one that has ended finds the device's name free.
     yield machine.files.releases(location.node)
-    file = CuseFile(location, flags & _STATUS_FLAGS, machine.table, caller)
-    return _install(call, machine, file, flags)
+    file = CuseFile(location, flags & STATUS_FLAGS, machine.table, caller)
+    return install(call, machine, file, flags)
 
 
-def _open_device(
-    call: TrappedCall, machine: Machine, location: Location, node: DeviceNode, flags: int
-) -> Steps[int]:
+def _open_device(call: TrappedCall, machine: Machine, location: Location, flags: int) -> Steps[int]:
+    node = location.node
+    assert isinstance(node, DeviceNode)
     caller, device = call.caller(), node.device
     machine.memory_maps.settle()
     yield machine.files.releases(node)
@@ -272,10 +270,21 @@ def _open_device(
         machine.files.add(file)
         machine.files.drop(file)
         raise os_error(errno.EINVAL)
-    return _install(call, machine, file, flags)
+    return install(call, machine, file, flags)
 
 
-def _install(call: TrappedCall, machine: Machine, file: FileDescription, flags: int) -> int:
+Opener: TypeAlias = Callable[[TrappedCall, "Machine", Location, int], Outcome]
+
+OPENERS: Final[dict[type[Node], Opener]] = {
+    AttributeNode: _open_attribute,
+    CuseNode: _open_cuse,
+    DeviceNode: _open_device,
+}
+"""What opens a node, by its kind, for a program that may: it makes the `FileDescription` and gives
+the program a descriptor of it (`install`). Other kinds cannot be opened."""
+
+
+def install(call: TrappedCall, machine: Machine, file: FileDescription, flags: int) -> int:
     """Give the program its descriptor; return its number, or ANSWERED if the caller is gone.
 
     Raises:
