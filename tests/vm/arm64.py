@@ -81,9 +81,9 @@ LIMIT_S = 1800
 
 TESTS = {
     **OF_THE_SANDBOX,
-    "tests/unit/sandbox/test_arch.py": [],
-    "tests/unit/sandbox/test_filter.py": [],
-    "tests/unit/sandbox/test_inject.py": [],
+    "tests/unit/sandbox/arch/test_arch.py": [],
+    "tests/unit/sandbox/trap/test_filter.py": [],
+    "tests/unit/sandbox/trap/test_inject.py": [],
     "tests/examples/test_echo.py": [],
     "tests/examples/test_eeprom.py": [
         "test_i2cdetect_finds_both_chips",

@@ -16,7 +16,7 @@ from recuse.kernel.connection.operation import Operation, run
 from recuse.kernel.connection.request import Reply, Request
 from recuse.wire.fuse import FUSE_READ
 
-from .support import BIG, Outcome, Server, connection, reply_bytes, start
+from ..support import BIG, Outcome, Server, connection, reply_bytes, start
 
 
 def asks(count: int) -> Operation[int]:

@@ -26,7 +26,7 @@ from recuse.wire.cuse import (
 )
 from recuse.wire.fuse import FUSE_OPEN, fuse_in_header, fuse_open_out
 
-from .support import (
+from ..support import (
     BIG,
     Message,
     Opened,

@@ -24,7 +24,7 @@ from recuse.wire.fuse import (
     fuse_ioctl_out,
 )
 
-from .support import PAGE, Answer, FakeMemory, Message, Opened, error_of
+from ..support import PAGE, Answer, FakeMemory, Message, Opened, error_of
 
 Area = tuple[int, int]
 LIMIT = 32 * PAGE

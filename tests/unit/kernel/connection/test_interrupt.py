@@ -17,7 +17,7 @@ from recuse.wire.fuse import (
     fuse_interrupt_in,
 )
 
-from .support import BIG, Outcome, connection, drain, error_of, reply_bytes
+from ..support import BIG, Outcome, connection, drain, error_of, reply_bytes
 
 
 def submitted(made: Connection, *, sent: bool, force: bool = False) -> tuple[Request, list[Reply]]:

@@ -19,7 +19,7 @@ from recuse.kernel.connection.operation import Operation, run
 from recuse.kernel.connection.request import Request
 from recuse.wire.fuse import FUSE_INTERRUPT, FUSE_OPEN, FUSE_READ, FUSE_RELEASE, fuse_open_out
 
-from .support import (
+from ..support import (
     BIG,
     FakeMemory,
     Message,

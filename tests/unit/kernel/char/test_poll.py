@@ -27,7 +27,7 @@ from recuse.wire.fuse import (
 )
 from recuse.wire.poll import DEFAULT_POLLMASK
 
-from .support import Answer, Message, Opened, Server, caller, device, error_of, finish, start
+from ..support import Answer, Message, Opened, Server, caller, device, error_of, finish, start
 
 IN, OUT, ERR, HUP = select.POLLIN, select.POLLOUT, select.POLLERR, select.POLLHUP
 

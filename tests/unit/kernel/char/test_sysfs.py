@@ -9,7 +9,7 @@ from recuse.kernel.char.devices import DeviceTable
 from recuse.kernel.char.sysfs import Attribute, Link, character_devices, entries
 from recuse.wire.cuse import RECUSE_SHOW, RECUSE_SYSFS
 
-from .support import (
+from ..support import (
     BIG,
     Message,
     Outcome,

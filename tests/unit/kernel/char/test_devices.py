@@ -8,7 +8,7 @@ import pytest
 
 from recuse.kernel.char.devices import CharDevice, DeviceTable, check_name
 
-from .support import connection, error_of
+from ..support import connection, error_of
 
 
 def register(table: DeviceTable, name: str, major: int = 0, minor: int = 0) -> CharDevice:

@@ -25,7 +25,7 @@ from recuse.wire.fuse import (
     fuse_release_in,
 )
 
-from .support import PAGE, Answer, FakeMemory, Opened, error_of, finish
+from ..support import PAGE, Answer, FakeMemory, Opened, error_of, finish
 
 COMMAND = ioctl.IOWR("x", 1, 12)
 DATA = b"abcdefgh\xff\xff\xff\xff"

@@ -23,7 +23,7 @@ from recuse.wire.fuse import (
 )
 from recuse.wire.ids import Kh
 
-from .support import BIG, Done, connection, drain, error_of, reply_bytes, submit
+from ..support import BIG, Done, connection, drain, error_of, reply_bytes, submit
 
 
 def written(made: Connection, message: bytes) -> int:

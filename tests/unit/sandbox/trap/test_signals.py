@@ -19,7 +19,7 @@ from recuse.sandbox.trap.pending import Signals, pending_signals
 from recuse.sandbox.trap.signals import _MOST_ENDED, SignalWatch
 from recuse.wire.ids import Tgid, Tid
 
-from .support import made_call
+from ..support import made_call
 
 WAIT_S = 20
 

@@ -8,7 +8,7 @@ from recuse.kernel.connection.connection import Connection
 from recuse.kernel.connection.request import Request
 from recuse.wire.fuse import FUSE_FORGET, fuse_in_header
 
-from .support import BIG, Done, connection, drain, error_of, reply_bytes, submit
+from ..support import BIG, Done, connection, drain, error_of, reply_bytes, submit
 
 
 def background(made: Connection, force: bool = False, no_reply: bool = False) -> Done:

@@ -16,7 +16,7 @@ from recuse.kernel.char.devices import DeviceTable, check_name
 from recuse.kernel.connection.request import Reply, Request, State
 from recuse.wire.fuse import FUSE_IOCTL, fuse_out_header
 
-from .support import (
+from ..support import (
     BIG,
     FakeMemory,
     Message,

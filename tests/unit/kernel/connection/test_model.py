@@ -29,7 +29,7 @@ from recuse.wire.fuse import (
     fuse_out_header,
 )
 
-from .support import BIG, error_of, reply_bytes
+from ..support import BIG, error_of, reply_bytes
 
 MAX_WRITE = 20_000
 INIT = 4096

@@ -13,7 +13,7 @@ import pytest
 
 from recuse.sandbox.trap.inject import GoneError, Injection
 
-from .support import made_call
+from ..support import made_call
 
 
 class Nobody:

@@ -21,8 +21,8 @@ from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall, Unan
 from recuse.sandbox.trap.signals import SignalWatch
 from recuse.wire.fuse import FUSE_INTERRUPT, FUSE_READ
 
-from ..kernel.support import Answer, Message, Server, device, drain
-from .support import NoSignals, Programs, made_call, mistakes  # noqa: F401 - a fixture
+from ...kernel.support import Answer, Message, Server, device, drain
+from ..support import NoSignals, Programs, made_call, mistakes  # noqa: F401 - a fixture
 
 WAIT_S = 20
 

@@ -20,7 +20,7 @@ from recuse.wire.fuse import (
     fuse_write_out,
 )
 
-from .support import (
+from ..support import (
     MAX,
     OWNER,
     PAGE,

@@ -19,7 +19,7 @@ from recuse.wire.fuse import (
     fuse_out_header,
 )
 
-from .support import BIG, connection, error_of, reply_bytes, submit
+from ..support import BIG, connection, error_of, reply_bytes, submit
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from recuse.wire.fuse import (
     fuse_write_out,
 )
 
-from .support import (
+from ..support import (
     PAGE,
     Answer,
     FakeMemory,

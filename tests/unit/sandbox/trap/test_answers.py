@@ -19,7 +19,7 @@ from recuse.sandbox.trap.answers import ANSWERED, PROCEED, TRANSITIONS, CallErro
 from recuse.sandbox.trap.call import TrappedCall
 from recuse.sandbox.trap.listener import TableFullError
 
-from .support import Found, NoSignals, Programs, made_call, mistakes  # noqa: F401 - a fixture
+from ..support import Found, NoSignals, Programs, made_call, mistakes  # noqa: F401 - a fixture
 
 
 def attend(call: TrappedCall) -> None:
