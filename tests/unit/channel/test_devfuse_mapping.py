@@ -461,7 +461,7 @@ def test_directories_that_will_not_do(needs: Needs, tmp_path: Path) -> None:
     for name, message in (
         ("full", "not empty; a mount would hide what is there"),
         ("full/file", "not a directory"),
-        ("none", "No such file or directory"),
+        ("none", "there is no such directory: mkdir"),
     ):
         made = DevFuse([Board()], str(tmp_path / name))
         with pytest.raises(KernelError, match=message):
