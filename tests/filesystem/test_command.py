@@ -287,7 +287,7 @@ def test_a_signal_reaches_the_one_program(serve: Serve, directory: Path) -> None
 
 @pytest.mark.usefixtures("mounts")
 def test_an_ordinary_user(somebody: Somebody, needs: Callable[..., Path]) -> None:
-    needs("fusermount3")
+    needs("fusermount3", "fuse3")
     directory = somebody.directory
     spec = f"{somebody.home}/examples/memoryfs.py"
     done = somebody.recuse("mount", "--background", spec, str(directory))
@@ -303,7 +303,7 @@ def test_an_ordinary_user(somebody: Somebody, needs: Callable[..., Path]) -> Non
 def test_after_a_kill_nothing_of_an_ordinary_users_is_left(
     somebody: Somebody, needs: Callable[..., Path]
 ) -> None:
-    needs("fusermount3")
+    needs("fusermount3", "fuse3")
     directory = somebody.directory
     spec = f"{somebody.home}/examples/memoryfs.py"
     assert somebody.recuse("mount", "--background", spec, str(directory)).returncode == 0
@@ -319,7 +319,7 @@ def test_after_a_kill_nothing_of_an_ordinary_users_is_left(
 
 @pytest.mark.usefixtures("root")
 def test_what_an_ordinary_user_may_not(somebody: Somebody, needs: Callable[..., Path]) -> None:
-    needs("fusermount3")
+    needs("fusermount3", "fuse3")
     spec = f"{somebody.home}/examples/hellofs.py"
     done = somebody.recuse("mount", spec, str(somebody.home / "examples"))
     assert "not empty" in done.stderr
