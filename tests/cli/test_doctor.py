@@ -47,6 +47,7 @@ def failing(code: int) -> Callable[..., Any]:
         ("compare_with_child", doctor.check_comparing),
         ("open_device", doctor.check_dev_fuse),
         ("open_device", doctor.check_dev_cuse),
+        ("mount_filesystem", doctor.check_mounts),
     ],
 )
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL, errno.ENOSYS])
@@ -154,6 +155,25 @@ def test_confinement(
 def test_new_privileges(monkeypatch: pytest.MonkeyPatch, value: str, there: bool) -> None:
     monkeypatch.setattr(doctor, "_read", lambda path: f"Name:\tx\nNoNewPrivs:\t{value}\n")
     assert ("as it is here already" in doctor.check_no_new_privileges().text) == there
+
+
+@pytest.mark.parametrize(
+    ("mode", "result"),
+    [(0o4755, "`recuse mount` works, by fusermount3"), (0o755, "fusermount3 is not set-user-ID")],
+)
+def test_how_an_ordinary_user_mounts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: int, result: str
+) -> None:
+    (tmp_path / "fusermount3").touch()
+    (tmp_path / "fusermount3").chmod(mode)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(probes._libc, "syscall", failing(errno.EPERM))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    finding = doctor.check_mounts()
+    assert result in finding.text
+    assert finding.good == bool(mode & 0o4000)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert not doctor.check_mounts().good
 
 
 # ---- the report

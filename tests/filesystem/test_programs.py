@@ -239,7 +239,8 @@ def test_rsync(place: Place, needs: Needs) -> None:
         """
 mkdir -p tree; for d in $(seq 10); do mkdir -p tree/d$d; for f in $(seq 30); do
 echo $d $f >tree/d$d/f$f; done; done; ln -s d1 tree/l; ln tree/d1/f1 tree/hard
-find tree -exec touch -h -d @5000 {} +; rsync -aH tree/ copy/; diff -r --no-dereference tree copy && echo equal
+find tree -exec touch -h -d @5000 {} +; rsync -aH tree/ copy/
+diff -r --no-dereference tree copy && echo equal
 echo changed >tree/d2/f2; rm -r tree/d3; touch -d @1000 tree/d4/f4
 rsync -aH --delete --itemize-changes tree/ copy/ | grep -v '^\\.d' | sort
 diff -r --no-dereference tree copy && echo equal

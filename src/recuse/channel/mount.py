@@ -167,6 +167,9 @@ class Mount:
                 self._watch_over(self._directory)
             self._serve(self._channel)
         except OSError as error:
+            if self._directory is not None and self._identity is None:
+                # Which one it is, `close` does not know.
+                unmount(self._directory, lazy=True)
             raise MountError(f"{self.path}: cannot be served: {error.strerror}") from error
 
     def join(self, timeout_s: float | None = None) -> bool:

@@ -243,6 +243,18 @@ def check_dev_fuse() -> Finding:
     return _device("/dev/fuse", "to have it, modprobe fuse; in a container, --device /dev/fuse")
 
 
+def check_mounts() -> Finding:
+    advice = (
+        "filesystems cannot be mounted: install the package fuse3, for fusermount3; or use "
+        "`recuse mount --private`; in a container, --cap-add SYS_ADMIN"
+    )
+    try:
+        way = probes.mount_filesystem()
+    except OSError as error:
+        return Finding(False, error.strerror or str(error), advice)
+    return Finding(True, f"`recuse mount` works, by {way}")
+
+
 def check_dev_cuse() -> Finding:
     return _device("/dev/cuse", "to have it, modprobe cuse as root, if the kernel has that module")
 
@@ -276,6 +288,7 @@ SURROUNDINGS = (
     Check("confinement", check_confinement, required=False),
     Check("no_new_privs", check_no_new_privileges, required=False),
     Check("/dev/fuse", check_dev_fuse, required=False),
+    Check("mounts", check_mounts, required=False, rests_on="/dev/fuse"),
     Check("/dev/cuse", check_dev_cuse, required=False),
 )
 
