@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -16,9 +17,9 @@ import recuse
 from recuse import Directory, Filesystem, Mount, MountError, RegularFile
 from recuse.channel import mount as mount_module
 from recuse.channel import mounting
-from recuse.channel.unmounting import identity
+from recuse.channel.unmounting import identity, unmount_only
 
-from .conftest import PATIENCE_S, is_mounted
+from .conftest import EXAMPLES, PATIENCE_S, is_mounted
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -269,6 +270,62 @@ def test_a_path_with_white_space(small: Small, tmp_path: Path) -> None:
         assert found.point == str(place)
         assert os.listdir(place) == ["text"]
     assert os.listdir(place) == []
+
+
+@pytest.mark.usefixtures("root")
+def test_only_the_mount_that_is_meant_is_unmounted(small: Small, directory: Path) -> None:
+    with Mount(small, directory):
+        found = identity(str(directory))
+        assert found is not None
+        unmount_only(str(directory), found._replace(device="0:0"))
+        assert is_mounted(directory)
+        with open(directory / "text", "rb"):
+            unmount_only(str(directory), found)
+        assert not is_mounted(directory)
+
+
+@pytest.mark.usefixtures("root")
+def test_a_mount_that_is_not_known_again_is_taken_away(
+    small: Small, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(mount_module, "identity", fail)
+    mount = Mount(small, directory)
+    with pytest.raises(MountError, match="cannot be served: Too many open files"):
+        mount.start()
+    assert not is_mounted(directory)
+    mount.close()
+
+
+@pytest.mark.right("user namespaces")
+@pytest.mark.usefixtures("mounts")
+def test_in_a_user_namespace(tmp_path: Path) -> None:
+    """Without a directory, and with one; there is no passthrough, and nothing is missing."""
+    script = """
+import os, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+from recuse import Mount
+from memoryfs import MemoryFilesystem
+from mirrorfs import Mirror
+os.mkdir("source"); os.mkdir("mount")
+for filesystem in (MemoryFilesystem(), Mirror("source")):
+    for directory in (None, "mount"):
+        with Mount(filesystem, directory) as mount:
+            script = "echo text >$0/file; cat $0/file; rm $0/file"
+            print(subprocess.check_output(["sh", "-c", script, mount.path]))
+"""
+    done = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-c", script, EXAMPLES],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert done.stdout == b"b'text\\n'\n" * 4
+    for line in done.stderr.splitlines():
+        assert line.startswith(b"the kernel does not take a backing file")
 
 
 @pytest.mark.usefixtures("mounts")

@@ -14,7 +14,7 @@ from recuse.channel.directory import DIRECTORY_MODE, Directory
 from recuse.channel.mounting import DEV_FUSE, check_directory
 from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
-from recuse.channel.unmounting import Identity, call, identity, unmount
+from recuse.channel.unmounting import Identity, call, identity, unmount_only
 from recuse.channel.workers import Workers
 from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.runtime.log import Log
@@ -178,10 +178,10 @@ class DevFuse:
 
     def _unmount(self) -> None:
         """Unmount it, unless somebody else has."""
+        assert self._mount is not None
         try:
-            if identity(self.path) == self._mount:
-                # Lazily: programs may have files open, or be in the directory.
-                unmount(self.path, lazy=True)
+            # Lazily: programs may have files open, or be in the directory.
+            unmount_only(self.path, self._mount)
         except OSError as error:
             log.error("%s: %s; to unmount it: umount %s", self.path, error.strerror, self.path)
         self._mount = None

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from typing import Final
 
-from recuse.channel.unmounting import Identity, identity, unmount
+from recuse.channel.unmounting import Identity, unmount_only
 from recuse.runtime.interpreter import interpreter
 
 _RUN: Final = (
@@ -68,5 +68,4 @@ def main(arguments: list[str]) -> None:
         return
     with contextlib.suppress(OSError):
         # Another one may be there by now, or none.
-        if identity(path) == Identity(*mounted):
-            unmount(path, lazy=True)
+        unmount_only(path, Identity(*mounted))

@@ -46,10 +46,14 @@ def identity(path: str) -> Identity | None:
     """
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        with open(f"/proc/self/fdinfo/{descriptor}", "rb") as info:
-            number = dict(line.split(b":", 1) for line in info)[b"mnt_id"].strip()
+        return _identity(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _identity(descriptor: int) -> Identity | None:
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as info:
+        number = dict(line.split(b":", 1) for line in info)[b"mnt_id"].strip()
     with open("/proc/self/mountinfo", "rb") as mounts:
         for line in mounts:
             fields = line.split()
@@ -81,6 +85,24 @@ def unmount(path: str, lazy: bool) -> None:
         call(_libc.umount2(os.fsencode(path), flags))
     except PermissionError:
         _helper_unmounts(path, lazy)
+
+
+def unmount_only(path: str, mounted: Identity) -> None:
+    """Unmount what a path is on, lazily, if it is this mount; otherwise leave it. Raises OSError.
+
+    For root nothing can come between: what was looked at is what is unmounted.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if _identity(descriptor) != mounted:
+            return
+        place = f"/proc/self/fd/{descriptor}".encode()
+        try:
+            call(_libc.umount2(place, MNT_DETACH))
+        except PermissionError:
+            _helper_unmounts(path, lazy=True)
+    finally:
+        os.close(descriptor)
 
 
 def _helper_unmounts(path: str, lazy: bool) -> None:
