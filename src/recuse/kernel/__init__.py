@@ -1,5 +1,6 @@
-"""The kernel half: what fs/fuse does with the system calls of programs and a server's answers.
+"""The kernel half: what fs/fuse does with programs' system calls and a server's answers.
 
-No system calls, no threads of its own and no waiting: the sandbox drives operations, a channel
-reads and writes messages, and each of them does so by plain method calls from any thread.
+It makes no system calls, has no threads of its own and never waits. The sandbox drives the
+operations, and a channel reads and writes the messages. Both use plain method calls, from any
+thread.
 """

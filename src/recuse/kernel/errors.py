@@ -1,4 +1,4 @@
-"""How this package says that something fails."""
+"""How this package reports errors."""
 
 import os
 

@@ -1,8 +1,9 @@
-"""What every open file has in the kernel half: `struct fuse_file` (fs/fuse/file.c), and its end.
+"""What all open files have in common in the kernel half: `struct fuse_file` (fs/fuse/file.c).
 
-An operation counts as running on its file from its first step to its last.  RELEASE is sent once,
-when the file has been released, no operation runs on it and no mapping of it is left: by
-`FuseFile.release`, or by the last operation before it returns, like the last fput in Linux.
+An operation counts as running on its file from its first step to its last. RELEASE is sent once,
+when three things are true: the file has been released, no operation runs on it, and no mapping of
+it is left. `FuseFile.release` sends it, or the last operation does before it returns, like the last
+fput in Linux.
 """
 
 import errno
@@ -23,11 +24,11 @@ class FuseFile:
     """What a descriptor (and its copies) refers to.
 
     fh
-        The server's number for it, None if the server knows nothing of open files.
+        The server's number for it, None if the server does not know about open files.
     kh
-        The kernel half's own, by which the server says that it is ready for something.
+        The kernel half's own number. The server uses it to say that the file is ready.
     flags
-        Of open(2), and what fcntl(F_SETFL) makes of them; READ, WRITE and RELEASE carry them.
+        From open(2), later changed by fcntl(F_SETFL). READ, WRITE and RELEASE carry them.
     """
 
     __slots__ = ("_connection", "_owed", "_released", "_running", "fh", "flags", "kh")
@@ -38,21 +39,21 @@ class FuseFile:
         self.flags = flags
         self.kh = kh
         # Appending to a list and popping from it are atomic, unlike counting, and take a fifth of
-        # the time of a lock.  An operation first says that it runs and then looks whether the file
-        # is released; `release` first says so and then looks whether an operation runs: one of the
-        # two sees the other.
+        # the time of a lock. An operation first records that it runs, then checks whether the file
+        # is released. `release` first records the release, then checks whether an operation runs.
+        # So at least one of the two sees the other.
         self._running: list[None] = []
         """One entry for each operation that runs, and for each mapping."""
         self._released = False
         self._owed: list[None] = [None]
-        """One entry, which whoever sends RELEASE takes."""
+        """One entry. Only the code that takes it sends RELEASE."""
 
     def running(self, operation: Operation[T], mapped: bool = False) -> Operation[T]:
-        """Run an operation on the file, from its first step on.
+        """Run an operation on the file, which counts as running from its first step.
 
-        ``mapped``: it is the end of what `hold` has begun, which counts as running already.
+        ``mapped``: the operation ends what `hold` began, so it already counts as running.
 
-        Raises OSError: EBADF if the file was released; what the operation raises.
+        Raises OSError: EBADF if the file was released; or what the operation raises.
         """
         if not mapped:
             self._running.append(None)
@@ -66,17 +67,18 @@ class FuseFile:
                 yield from self._send_release()
 
     def hold(self) -> None:
-        """Keep the file from being released until ``running(..., mapped=True)``: it is mapped.
+        """Keep the file from being released until ``running(..., mapped=True)``, as it is mapped.
 
-        Only while an operation runs on it.
+        Call this only while an operation runs on the file.
         """
         self._running.append(None)
 
     def release(self) -> Operation[None]:
-        """Let the file go: the last descriptor of it was closed.  Again, do nothing.
+        """Release the file: its last descriptor was closed. A second call does nothing.
 
-        Ends when the server has answered RELEASE, whatever that answer is; at once if operations
-        still run on the file, the last of which then sends it, or if it is mapped.
+        Ends when the server has answered RELEASE, whatever the answer is. If operations still run
+        on the file, it ends at once, and the last of them sends RELEASE. It also ends at once if
+        the file is mapped.
         """
         self._released = True
         self._unlock()
@@ -84,11 +86,11 @@ class FuseFile:
             yield from self._send_release()
 
     def _unlock(self) -> None:
-        """Give up its locks, which is before RELEASE (fs/file_table.c, __fput)."""
+        """Give up the file's locks. This happens before RELEASE (fs/file_table.c, __fput)."""
 
     def _takes_release(self) -> bool:
-        """Whether it is up to the caller to send RELEASE."""
-        # A generator that is thrown away may not yield any more.
+        """Whether the caller has to send RELEASE."""
+        # A generator that is being closed must not yield any more.
         if self._running or sys.exc_info()[0] is GeneratorExit:
             return False
         try:
@@ -100,6 +102,6 @@ class FuseFile:
     def _send_release(self) -> Operation[None]:
         self._connection.polled.remove(self.kh)
         if self.fh is not None:
-            # Without a caller in its header (fs/fuse/file.c, fuse_prepare_release: nocreds).
+            # The header names no caller (fs/fuse/file.c, fuse_prepare_release: nocreds).
             release = fuse_release_in(fh=self.fh, flags=self.flags)
             yield Request(FUSE_RELEASE, release.pack(), force=True)

@@ -1,4 +1,4 @@
-"""The parts of a caller's memory that a read or write is about."""
+"""The parts of a caller's memory that a read or write uses."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -21,9 +21,9 @@ def length_of(segments: Sequence[IoVec]) -> int:
 def part_of(segments: Sequence[IoVec], skip: int, limit: int) -> Sequence[IoVec]:
     """Return the parts of segments for one request, which starts ``skip`` bytes into them.
 
-    They have at most ``limit`` bytes, in at most as many pages as Linux takes (MAX_PAGES;
-    fuse_get_user_pages), or as the device needs for ``limit`` bytes if it asked for more than
-    Linux would ever send it, up to MOST_PAGES.
+    The parts have at most ``limit`` bytes. They span at most as many pages as Linux takes
+    (MAX_PAGES; fuse_get_user_pages). If the device asked for more than Linux would ever send it,
+    they may span as many as ``limit`` bytes need, up to MOST_PAGES.
     """
     areas = []
     pages = min(max(MAX_PAGES, limit // PAGE_SIZE), MOST_PAGES)

@@ -1,7 +1,7 @@
 """Advisory locks of whole files, flock(2): fs/locks.c (Linux 6.1), flock_lock_inode.
 
-A lock belongs to an open file, however many descriptors it has, and counts for all open files of
-one device.  It ends with the open file.
+A lock belongs to an open file, however many descriptors it has. It applies to all open files of
+one device, and ends with the open file.
 """
 
 from collections.abc import Callable
@@ -9,27 +9,27 @@ from collections.abc import Callable
 from recuse.runtime.locks import new_lock
 
 Granted = Callable[[], bool]
-"""Told that the lock that was waited for is there; False if nobody wants it any more."""
+"""Called when the lock that was waited for is there; returns False if it is no longer wanted."""
 
 
 class FileLocks:
-    """The locks of one device, and who waits for them, in order.  Thread-safe; nobody waits here.
+    """The locks of one device, and the queue for them. Thread-safe; no method waits.
 
-    Files are told apart by identity; they may be any objects.
+    Files are compared by identity; they may be any objects.
     """
 
     def __init__(self) -> None:
         self._lock = new_lock("FileLocks")
         self._held: dict[object, bool] = {}
-        """By file: whether nobody else may have one."""
+        """By file: whether its lock is exclusive."""
         self._waiting: list[tuple[object, bool, Granted]] = []
 
     def lock(self, file: object, *, exclusive: bool, granted: Granted | None = None) -> bool:
-        """Lock a file, or change its lock; return whether that could be done at once.
+        """Lock a file, or change its lock; return whether that was possible at once.
 
-        If not, the file has no lock any more, whichever it had: changing one is not atomic. Then
-        ``granted``, if given, is called once when it has got the one that it wants, by whoever
-        makes that possible.
+        If not, the file no longer has any lock, even if it had one before: changing one is not
+        atomic. Then ``granted``, if given, is called once when the file has the lock that it wants,
+        by the code that makes that possible.
         """
         with self._lock:
             had = self._held.get(file)
@@ -44,14 +44,14 @@ class FileLocks:
         return done
 
     def unlock(self, file: object) -> None:
-        """Let go of a file's lock, if it has one."""
+        """Release a file's lock, if it has one."""
         with self._lock:
             had = self._held.pop(file, None)
         if had is not None:
             self._wake()
 
     def cancel(self, granted: Granted) -> bool:
-        """Wait for a lock no more; False if it was granted meanwhile."""
+        """Stop waiting for a lock; return False if it was granted meanwhile."""
         with self._lock:
             for index, (_, _, waiting) in enumerate(self._waiting):
                 if waiting == granted:
@@ -66,7 +66,7 @@ class FileLocks:
         return True
 
     def _wake(self) -> None:
-        """Give locks to all that wait and can have one now."""
+        """Give locks to all files that wait and can have one now."""
         while (waiting := self._next()) is not None:
             file, granted = waiting
             if not granted():
@@ -74,10 +74,10 @@ class FileLocks:
                     self._held.pop(file, None)
 
     def _next(self) -> tuple[object, Granted] | None:
-        """Lock the first file that waits and can have what it wants."""
+        """Lock the first waiting file that can have the lock it wants."""
         with self._lock:
             for index, (file, exclusive, granted) in enumerate(self._waiting):
-                # Another thread that waits with the same file may have got one meanwhile.
+                # Another thread that waits for a lock on the same file may have one by now.
                 had = self._held.pop(file, None)
                 if self._grant(file, exclusive):
                     del self._waiting[index]

@@ -1,1 +1,1 @@
-"""Character devices: fs/fuse/cuse.c, and what of file.c and ioctl.c it uses."""
+"""Character devices: fs/fuse/cuse.c, and the parts of file.c and ioctl.c that it uses."""

@@ -1,4 +1,4 @@
-"""The channel of a device's server: what opening /dev/cuse starts and closing it ends."""
+"""The channel of a device's server: what happens when /dev/cuse is opened and closed."""
 
 import errno
 import os
@@ -44,7 +44,8 @@ MINOR_MIN = 11
 class DeviceInfo:
     """What the strings of an INIT reply say.
 
-    The mode is else that of devtmpfs, the owner left to whoever makes the node.
+    Without a mode, devtmpfs's default applies. Without an owner, the code that makes the node
+    decides.
     """
 
     name: str = ""
@@ -59,11 +60,11 @@ class DeviceInfo:
 class CuseChannel:
     """One open /dev/cuse: a connection whose first request is CUSE_INIT, and then a device.
 
-    The device is in the table before `Connection.write` of a good INIT reply returns, and leaves
-    it when the channel is closed; opening it in between, after its connection has been aborted, is
-    ENOTCONN.  After a bad reply (see `error`) the connection is refused.
+    The device is in the table before `Connection.write` of a good INIT reply returns, and leaves it
+    when the channel is closed. If the connection is aborted before that, opening the device fails
+    with ENOTCONN. After a bad reply (see `error`) the connection is refused.
 
-    pid, uid and gid are those of who opens it, for the header of CUSE_INIT.
+    pid, uid and gid belong to the process that opens it; they go into the header of CUSE_INIT.
     """
 
     def __init__(
@@ -75,10 +76,10 @@ class CuseChannel:
         *,
         descriptors: bool = False,
     ) -> None:
-        """Make it; with ``descriptors`` its server's answers can bring file descriptors along."""
+        """Make it; with ``descriptors`` the server's answers can carry file descriptors."""
         self.device: CharDevice | None = None
         self.error: OSError | None = None
-        """Why there is no device: EPROTO for a version, EINVAL, EEXIST, EBUSY (see the log)."""
+        """Why there is no device: EPROTO for a bad version, EINVAL, EEXIST, EBUSY (see the log)."""
         self._table = table
         self._closed = False
         self._offered = (
@@ -108,9 +109,9 @@ class CuseChannel:
             self.connection.tap = table.tap()
 
     def close(self) -> None:
-        """Do what closing the last descriptor of /dev/cuse does: no device, no requests.
+        """Do what closing the last descriptor of /dev/cuse does: remove device and requests.
 
-        A program that sees its call fail finds no device any more.
+        A program that sees its call fail finds that the device is gone.
         """
         # fs/fuse/cuse.c, cuse_channel_release.
         self._closed = True
@@ -166,20 +167,19 @@ class CuseChannel:
         minor = min(init.minor, FUSE_KERNEL_MINOR_VERSION)
         self.connection.initialised(minor, device.max_write)
         if self._closed:
-            # Meanwhile, by somebody who did not see the device yet.
+            # By somebody else meanwhile, before they saw the device.
             self._table.remove(device)
 
 
 def parse_info(info: bytes, node_info: bool, sysfs: bool = False) -> DeviceInfo:
     """Parse the NUL-terminated KEY=VALUE strings of an INIT reply.
 
-    DEVNAME is the only one that is needed; with ``node_info`` (RECUSE_NODE_INFO) DEVMODE (octal
-    permission bits), DEVUID and DEVGID are known too, and with ``sysfs`` (RECUSE_SYSFS) SUBSYSTEM,
-    ATTRIBUTE (a path; any number of them) and LINK (a path and a target).  Others are warned about
-    in the log.
+    Only DEVNAME is required. ``node_info`` (RECUSE_NODE_INFO) adds DEVMODE (octal permission bits),
+    DEVUID and DEVGID. ``sysfs`` (RECUSE_SYSFS) adds SUBSYSTEM, ATTRIBUTE (a path; any number of
+    them) and LINK (a path and a target). Other keys cause a warning in the log.
 
-    Raises OSError(EINVAL) if the last NUL is missing, a key is empty, DEVNAME is missing or no
-    name for a device, a number is none, or a path is none.
+    Raises OSError(EINVAL) if the last NUL is missing, a key is empty, DEVNAME is missing or is not
+    a valid name for a device, or a number or path is invalid.
     """
     # fs/fuse/cuse.c, cuse_parse_one and cuse_parse_devinfo.
     if info and not info.endswith(b"\0"):
@@ -212,7 +212,7 @@ def parse_info(info: bytes, node_info: bool, sysfs: bool = False) -> DeviceInfo:
 
 
 def _declare(device: DeviceInfo, key: bytes, value: str) -> None:
-    """Take note of one of the strings about /sys."""
+    """Record one of the strings about /sys."""
     path, _, target = value.partition(" ")
     if key == b"SUBSYSTEM" and is_subsystem(value):
         device.subsystem = value

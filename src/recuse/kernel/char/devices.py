@@ -1,4 +1,4 @@
-"""The character devices that there are, by name and by number."""
+"""The character devices that exist, by name and by number."""
 
 import errno
 import itertools
@@ -15,19 +15,19 @@ from recuse.runtime.records import field, record
 MAJOR_MAX = 511
 MINOR_MAX = (1 << 20) - 1
 DYNAMIC_MAJORS: tuple[int, ...] = (*range(254, 233, -1), *range(511, 383, -1))
-"""In the order in which they are given away (fs/char_dev.c, find_dynamic_major)."""
+"""In the order in which they are assigned (fs/char_dev.c, find_dynamic_major)."""
 
 NAME_MAX = 255
-"""Most bytes of a device's name: that of a directory in /sys."""
+"""Most bytes of a device's name: the limit for a directory in /sys."""
 
 TRANSFER_MIN = 4096
-"""max_read and max_write are at least this many bytes, whatever a server says."""
+"""max_read and max_write are at least this many bytes, even if a server asks for less."""
 
 _serials = itertools.count(1)
 
 
 class Declaration(NamedTuple):
-    """What a device's server wants in /sys besides CUSE's own.
+    """What a device's server wants in /sys in addition to CUSE's own files.
 
     subsystem is "class/NAME" or "bus/NAME"; the paths of attributes and links are absolute, or
     relative to the device's directory.
@@ -42,12 +42,12 @@ class Declaration(NamedTuple):
 class CharDevice:
     """A device that programs can open.
 
-    mode is permission bits; max_read and max_write are the most bytes of one READ or WRITE;
-    unrestricted devices may ask for the caller's memory by address in an ioctl; seekable ones get
-    the file position with READ and WRITE; those with new_files may answer an ioctl with an open
-    file, those with mapping can be mapped into memory, those with file_flags hear of O_NONBLOCK
-    with ioctls.  uid and gid are None where the server
-    leaves the node's owner to whoever makes the node.
+    mode is permission bits. max_read and max_write are the most bytes of one READ or WRITE.
+    Unrestricted devices may ask for the caller's memory by address in an ioctl. Seekable ones get
+    the file position with READ and WRITE. Those with new_files may answer an ioctl with an open
+    file, those with mapping can be mapped into memory, and those with file_flags are told of
+    O_NONBLOCK with ioctls. uid and gid are None if the server leaves the node's owner to the code
+    that makes the node.
     """
 
     name: str
@@ -65,7 +65,7 @@ class CharDevice:
     max_read: int = TRANSFER_MIN
     max_write: int = TRANSFER_MIN
     sysfs: Declaration = field(default_factory=Declaration)
-    """What it has in /sys besides CUSE's own."""
+    """What it has in /sys in addition to CUSE's own files."""
     locks: FileLocks = field(default_factory=FileLocks)
     """Which of its open files are locked (flock)."""
     no_open: bool = False
@@ -73,16 +73,16 @@ class CharDevice:
     no_poll: bool = False
     """The server has answered POLL with ENOSYS: its files are always ready."""
     gone: bool = False
-    """It was there, and is not any more."""
+    """It was in the table and has been removed."""
     serial: int = field(default_factory=lambda: next(_serials))
-    """Different for each device that there ever was, as an inode number."""
+    """Unique among all devices that ever existed, like an inode number."""
 
 
 class DeviceTable:
     """The devices of one machine (one sandbox).  Thread-safe.
 
-    ``added`` is called with each device before `register` returns, ``removed`` with each before
-    `remove` does: what shows the devices to programs is right at every moment.
+    `register` calls ``added`` with the device before it returns, and `remove` calls ``removed`` in
+    the same way. So what shows the devices to programs is always up to date.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class DeviceTable:
         removed: Callable[[CharDevice], None] | None = None,
         taken: Iterable[int] = (),
     ) -> None:
-        """Make an empty one; the majors ``taken`` are not given to devices that ask for any."""
+        """Make an empty one; devices that ask for any major never get one from ``taken``."""
         self._added = added
         self._removed = removed
         self.tap: Callable[[], Tap] | None = None
-        """Makes what sees all messages of a new connection."""
+        """Makes the tap that sees all messages of a new connection."""
         self._taken = frozenset(taken)
         self._lock = new_lock("DeviceTable")
         self._by_name: dict[str, CharDevice] = {}
@@ -163,7 +163,7 @@ class DeviceTable:
         return device
 
     def _free_major(self) -> int:
-        """Return the first dynamic major without any device, whatever its minor."""
+        """Return the first dynamic major that has no device with any minor."""
         taken = self._taken.union(major for major, _ in self._by_number)
         for major in DYNAMIC_MAJORS:
             if major not in taken:
@@ -171,7 +171,7 @@ class DeviceTable:
         raise os_error(errno.EBUSY)
 
     def remove(self, device: CharDevice) -> None:
-        """Take a device out; if it is out, do nothing."""
+        """Take a device out; do nothing if it is not in the table."""
         with self._lock:
             if self._by_name.get(device.name) is not device:
                 return
@@ -184,15 +184,15 @@ class DeviceTable:
             self._removed(device)
 
     def by_name(self, name: str) -> CharDevice | None:
-        """Return the device of that name (below /dev, "snd/dsp")."""
+        """Return the device with that name (below /dev, "snd/dsp")."""
         return self._by_name.get(name)
 
     def by_number(self, major: int, minor: int) -> CharDevice | None:
-        """Return the device of that number."""
+        """Return the device with that number."""
         return self._by_number.get((major, minor))
 
     def __iter__(self) -> Iterator[CharDevice]:
-        """Iterate over the devices that there are now, in the order in which they came."""
+        """Iterate over the present devices, in the order in which they were added."""
         with self._lock:
             return iter(list(self._by_name.values()))
 
@@ -207,9 +207,9 @@ def _check_number(major: int, minor: int) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raise OSError(EINVAL) unless a name can be a device's: a relative path of 1 to 255 bytes.
+    """Raise OSError(EINVAL) unless a device can have this name: a relative path of 1 to 255 bytes.
 
-    Without empty components, ``.``, ``..`` and NUL.
+    It has no empty components, no ``.``, no ``..`` and no NUL.
     """
     if (
         not 1 <= len(name.encode("utf-8", "surrogateescape")) <= NAME_MAX

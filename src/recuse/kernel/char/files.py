@@ -1,6 +1,6 @@
 """Open files of a device, and what system calls on them do: fs/fuse/cuse.c and file.c.
 
-What all open files have, and when they are released, is in `recuse.kernel.files`.
+`recuse.kernel.files` has what all open files share, and when they are released.
 """
 
 import errno
@@ -44,7 +44,7 @@ from recuse.wire.ids import Kh
 _MAX_POSITION = (1 << 63) - 1
 
 _OPEN_ONLY = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC
-"""Flags that are for the opening only, and no business of a device (fuse_send_open)."""
+"""Flags that concern only the opening, not the device (fuse_send_open)."""
 
 _SEEK_MAX = 4
 """SEEK_HOLE, the last one."""
@@ -92,8 +92,8 @@ def open_file(device: CharDevice, flags: int, caller: Caller) -> Operation["Open
 Install: TypeAlias = Callable[["OpenFile", bool], int]
 """Gives the caller a descriptor of a new file, maybe close-on-exec, and returns its number.
 
-Raises OSError: EMFILE if the caller's table is full, ENFILE, ESRCH if the caller is gone.  The file
-is released if it raises, or will be: who installs it may have released it already.
+Raises OSError: EMFILE if the caller's table is full, ENFILE, ESRCH if the caller is gone. If it
+raises, the file is or will be released: it may have released the file already itself.
 """
 
 
@@ -101,19 +101,19 @@ class OpenFile(FuseFile):
     """What a descriptor (and its copies) of a device refers to.
 
     flags
-        What may be read or written is decided by those of the opening, whatever becomes of them.
+        The flags of the opening decide what may be read or written, even if they change later.
     position
         In bytes; stays 0 unless the device is seekable.
     wake_pollers
-        To be set before the first poll.  Called when something may have changed for those that
-        have polled with ``waiting``, and when the connection has ended: in a thread of the
-        server's, so that it may neither wait nor make requests.
+        Set this before the first poll. It is called when something may have changed for callers
+        that polled with ``waiting``, and when the connection has ended. It is called in one of the
+        server's threads, so it must not wait or make requests.
     """
 
     __slots__ = ("_readable", "_writable", "device", "position", "wake_pollers")
 
     def __init__(self, device: CharDevice, fh: int | None, flags: int, kh: Kh) -> None:
-        """Make it; ``fh`` is None if the server knows nothing of open files (`no_open`)."""
+        """Make it; ``fh`` is None if the server does not know about open files (`no_open`)."""
         super().__init__(device.connection, fh, flags, kh)
         self.device = device
         self.position = 0
@@ -125,12 +125,12 @@ class OpenFile(FuseFile):
     def read(self, caller: Caller, segments: Sequence[IoVec], offset: int | None) -> Operation[int]:
         """Read into the segments, one after the other; return how many bytes were read.
 
-        offset None: at the file position, which moves on.  Devices that are not seekable are read
-        from offset 0 by every call, as fs/fuse/cuse.c does; only the second and later requests
-        of one call have another offset.
+        offset None: read at the file position and move it. On devices that are not seekable every
+        call reads from offset 0, as in fs/fuse/cuse.c. Only the second and later requests of one
+        call have another offset.
 
         Raises OSError: EBADF if not open for reading; EINVAL for an offset that is negative or
-        goes beyond 2**63 - 1; EFAULT if nothing can be stored (no request is sent then); or what
+        goes beyond 2**63 - 1; EFAULT if nothing can be stored (then no request is sent); or what
         the server answers, unless some bytes were read before.
         """
         return self.running(self._transfer(caller, segments, offset, False))
@@ -140,15 +140,15 @@ class OpenFile(FuseFile):
     ) -> Operation[int]:
         """Write what is in the segments; return how many bytes the server took.
 
-        ``flags`` (O_SYNC, O_DSYNC) are the file's for this call, too.
+        ``flags`` (O_SYNC, O_DSYNC) are added to the file's for this call.
 
-        As `read`, with EBADF if not open for writing; EIO also if the server says that it took
-        more than it was given.
+        Otherwise like `read`, with EBADF if not open for writing. Also EIO if the server says that
+        it took more than it was given.
         """
         return self.running(self._transfer(caller, segments, offset, True, flags))
 
-    # An area of the caller's that ends in the middle is used up to there, as the pages that
-    # fuse_get_user_pages could get; only a request for which there is none fails with EFAULT.
+    # If an area of the caller's ends in the middle, the part up to there is used, like the pages
+    # that fuse_get_user_pages could get. Only a request with no usable byte fails with EFAULT.
 
     def _transfer(
         self,
@@ -159,7 +159,7 @@ class OpenFile(FuseFile):
         flags: int = 0,
     ) -> Operation[int]:
         """Do `read` or `write`."""
-        # Usually there is nothing to split: no device takes less.
+        # Usually nothing has to be split: no device takes less.
         fits = len(segments) == 1 and segments[0][1] <= TRANSFER_MIN
         total = segments[0][1] if fits else length_of(segments)
         device = self.device
@@ -260,32 +260,32 @@ class OpenFile(FuseFile):
         return self.running(do_ioctl(self, caller, command, argument, compat, install))
 
     def sibling(self, fh: int, flags: int) -> "OpenFile":
-        """Another file of the device, which one of its ioctls has made."""
+        """Another file of the device, made by one of its ioctls."""
         return OpenFile(self.device, fh, flags, self.device.connection.polled.next_kh())
 
     def poll(self, caller: Caller, events: int, waiting: bool) -> Operation[int]:
-        """Ask the server what the file is ready for, out of ``events`` (POLLIN and so on).
+        """Ask the server which of ``events`` (POLLIN and so on) the file is ready for.
 
-        The answer may have other bits than those; it is POLLERR if the server fails, and all of
-        DEFAULT_POLLMASK, without asking, once it has said that it has no poll.  ``waiting``: there
-        is somebody to wake, with `wake_pollers`, when that changes.
+        The answer may have other bits too. It is POLLERR if the server fails. Once the server has
+        said that it has no poll, it is all of DEFAULT_POLLMASK, without asking. ``waiting``:
+        somebody is to be woken by `wake_pollers` when the answer changes.
         """
         return self.running(do_poll(self, caller, events, waiting))
 
     def mmap(self, caller: Caller, mapper: Mapper, call: MmapCall) -> Operation[Mapping]:
         """Map the file's memory into the caller's; the file is not released before `munmap`.
 
-        A private mapping of a seekable file whose server has no memory for it is of what is read
-        of the file now.
+        If the server has no memory for a seekable file, a private mapping gets a copy: what can be
+        read of the file now.
 
-        Raises OSError as `recuse.kernel.char.mmap.check`, `recuse.kernel.char.mmap.do_mmap` and
+        Raises OSError like `recuse.kernel.char.mmap.check`, `recuse.kernel.char.mmap.do_mmap` and
         `recuse.kernel.char.mmap.do_copy`; ENODEV if the server has no memory.
         """
         return self.running(self._map(caller, mapper, call))
 
     def _map(self, caller: Caller, mapper: Mapper, call: MmapCall) -> Operation[Mapping]:
         device = self.device
-        # What a stream gives away would be missing for who reads it.
+        # Reading a stream for this would take its data from other readers.
         copies = device.seekable and call.private
         check(call, self.flags & os.O_ACCMODE, device.mapping or copies)
         fh = self.fh or 0
@@ -300,7 +300,7 @@ class OpenFile(FuseFile):
         return mapping
 
     def munmap(self, mapping: Mapping) -> Operation[None]:
-        """Let a mapping go: the last part of it is gone.  Once for each that `mmap` has made."""
+        """Release a mapping whose last part is gone. Call it once for each from `mmap`."""
         return self.running(do_munmap(self.fh or 0, mapping), mapped=True)
 
     def _unlock(self) -> None:
@@ -309,10 +309,10 @@ class OpenFile(FuseFile):
     def seek(self, offset: int, whence: int) -> int:
         """Do lseek(2) and return the position.
 
-        Without effect and without error on devices that are not seekable (noop_llseek).  Raises
+        On devices that are not seekable it has no effect and no error (noop_llseek). Raises
         OSError: EINVAL for a position that is negative or above 2**63 - 1, and for SEEK_DATA and
-        SEEK_HOLE; ESPIPE for SEEK_END, as the end of a device is not known: with that, programs
-        that open a file to append to it (fopen, Python's open) go on without.
+        SEEK_HOLE; ESPIPE for SEEK_END, as the end of a device is not known. Programs that open a
+        file to append to it (fopen, Python's open) accept ESPIPE and continue.
         """
         if not 0 <= whence <= _SEEK_MAX:
             raise os_error(errno.EINVAL)
@@ -328,7 +328,7 @@ class OpenFile(FuseFile):
         return offset
 
     def _start(self, allowed: bool, offset: int | None, total: int) -> int:
-        """Check what read and write both check and return the first request's offset."""
+        """Do the checks that read and write share, and return the first request's offset."""
         # fs/read_write.c, ksys_pread64, vfs_read, rw_verify_area.
         if offset is not None and offset < 0:
             raise os_error(errno.EINVAL)

@@ -1,12 +1,12 @@
 """ioctl on a device: fs/fuse/ioctl.c, fuse_do_ioctl.
 
-A restricted device is given the argument that the command encodes: size and direction of the area
-at its address.  An unrestricted one may answer with FUSE_IOCTL_RETRY and areas of the caller's
-memory, input first, then output; it is asked again with what is in the input areas and room for
-the output areas, until it answers without RETRY.
+A restricted device is given the argument as the command encodes it: size and direction of the area
+at its address. An unrestricted one may answer with FUSE_IOCTL_RETRY and areas of the caller's
+memory, input first, then output. It is asked again with the contents of the input areas and room
+for the output areas, until it answers without RETRY.
 
-What Linux has not: the server of a device with new_files may answer with an open file
-(RECUSE_IOCTL_FILE).  The caller gets a descriptor of it, and its number in the output.
+One thing that Linux does not have: the server of a device with new_files may answer with an open
+file (RECUSE_IOCTL_FILE). The caller gets a descriptor of it, and the output has its number.
 """
 
 import errno
@@ -43,11 +43,11 @@ class Released(Protocol):
     """A file that an ioctl has made."""
 
     def release(self) -> Operation[None]:
-        """Let it go, if nobody gets it."""
+        """Release it, if nobody gets it."""
 
 
 class IoctlFile(Protocol[NewFile_co]):
-    """What there has to be of a file."""
+    """What do_ioctl needs of a file."""
 
     device: CharDevice
     fh: int | None
@@ -63,19 +63,19 @@ MAX_BYTES = MAX_PAGES * PAGE_SIZE
 MAX_ROUNDS = 2 * FUSE_IOCTL_MAX_IOV
 """Most requests for one ioctl.
 
-Linux has no such limit.  A server that asks for one area more each time needs FUSE_IOCTL_MAX_IOV
-and one rounds; twice that lets it also ask for longer ones.
+Linux has no such limit. A server that asks for one more area each time needs FUSE_IOCTL_MAX_IOV + 1
+rounds. Twice that also lets it ask for longer areas.
 """
 
 _NUMBER = struct.Struct("=i")
-"""A descriptor's, in the output."""
+"""The size of a descriptor's number in the output."""
 
 _O_NONBLOCK = os.O_NONBLOCK
 
 _ERRNO_MAX = 4095
 
 _NOT_KNOWN = frozenset({errno.ENOSYS, 515})
-"""ENOSYS (fuse_do_ioctl) and ENOIOCTLCMD (vfs_ioctl), which are ENOTTY for programs."""
+"""ENOSYS (fuse_do_ioctl) and ENOIOCTLCMD (vfs_ioctl), which programs see as ENOTTY."""
 
 _pack_ioctl_in = fuse_ioctl_in.CODEC.pack
 _unpack_ioctl_out = fuse_ioctl_out.CODEC.unpack_from
@@ -92,10 +92,10 @@ def do_ioctl(  # noqa: PLR0917 - by position, as `OpenFile` calls it
 ) -> Operation[int]:
     """Do one ioctl and return its result.
 
-    ``command`` is 32 bits, ``argument`` 64.  ``compat``: the caller is a 32-bit program.  That the
-    file has O_NONBLOCK the server hears if it wants to.
+    ``command`` is 32 bits, ``argument`` 64. ``compat``: the caller is a 32-bit program. The server
+    is told that the file has O_NONBLOCK if it asked for that.
 
-    Raises OSError: a negative result of the server's; ENOTTY instead of ENOSYS; EFAULT for areas
+    Raises OSError: a negative result from the server; ENOTTY instead of ENOSYS; EFAULT for areas
     that cannot be read or written; ENOMEM for more than FUSE_IOCTL_MAX_IOV areas or MAX_BYTES in
     either direction; EIO for an answer that breaks the rules, and after MAX_ROUNDS requests; what
     ``install`` raises, EOPNOTSUPP without it.
@@ -125,7 +125,7 @@ def do_ioctl(  # noqa: PLR0917 - by position, as `OpenFile` calls it
             FUSE_IOCTL,
             _pack_ioctl_in(fh, flags, command, argument, len(data), out_size) + data,
             _OUT_SIZE,
-            # The areas of a RETRY need room even if there is to be no output.
+            # The areas of a RETRY need room even if there will be no output.
             _OUT_SIZE + max(out_size, PAGE_SIZE) + spare,
             caller.pid,
             caller.uid,
@@ -158,9 +158,9 @@ def _answer_with_file(  # noqa: PLR0917 - all that there is
     payload: bytes | memoryview,
     install: Callable[[NewFile, bool], int] | None,
 ) -> Operation[int]:
-    """Do what is left of an ioctl that is answered with a file; return its result.
+    """Finish an ioctl that was answered with a file; return its result.
 
-    Once it is known which file that is, it is the caller's or is released.
+    Once the file is known, it is either given to the caller or released.
     """
     if len(payload) < recuse_ioctl_file.SIZE:
         raise os_error(errno.EIO)
@@ -171,8 +171,8 @@ def _answer_with_file(  # noqa: PLR0917 - all that there is
         if len(output) > _total(targets) or made.offset + _NUMBER.size > len(output):
             raise os_error(errno.EIO)
         result = _result(result)
-        # A descriptor cannot be taken back, so what can fail comes before.  Another thread may
-        # still unmap the memory meanwhile: then there is a descriptor whose number nobody knows.
+        # A descriptor cannot be taken back, so everything that can fail comes first. Another thread
+        # may still unmap the memory meanwhile. Then nobody learns the descriptor's number.
         if not _fits(caller.memory, targets, len(output)):
             raise os_error(errno.EFAULT)
         if install is None:
@@ -189,7 +189,7 @@ def _answer_with_file(  # noqa: PLR0917 - all that there is
 
 
 def _fits(memory: Memory, areas: Sequence[IoVec], size: int) -> bool:
-    """Whether so many bytes of output can be written."""
+    """Whether this many bytes of output can be written."""
     for address, length in areas:
         part = min(length, size)
         if part and memory.writable(address, part) < part:
@@ -200,14 +200,14 @@ def _fits(memory: Memory, areas: Sequence[IoVec], size: int) -> bool:
 
 def _total(areas: Sequence[IoVec]) -> int:
     """Return the number of bytes in areas."""
-    # Mostly it is one area, for which this is three times as quick as the sum.
+    # Mostly there is one area, and for one this is three times as fast as the sum.
     return areas[0][1] if len(areas) == 1 else sum(length for _, length in areas)
 
 
 def _areas(
     in_areas: int, out_areas: int, payload: bytes | memoryview, compat: bool
 ) -> tuple[list[IoVec], list[IoVec]]:
-    """Return the input and the output areas that a RETRY asks for, of which there are so many."""
+    """Return the input and output areas that a RETRY asks for, given their numbers."""
     count = in_areas + out_areas
     if count > FUSE_IOCTL_MAX_IOV:
         raise os_error(errno.ENOMEM)
@@ -224,10 +224,10 @@ def _areas(
 
 
 def _result(result: int) -> int:
-    """Return what the system call returns, or raise what it fails with.
+    """Return the system call's result, or raise its error.
 
-    Negative numbers that are no errno are returned: the program sees them as they are.  So it does
-    ERESTARTSYS and its like, unless a signal comes: then the kernel makes the call again.
+    Negative numbers that are not errnos are returned: the program sees them as they are. The same
+    goes for ERESTARTSYS and its like, unless a signal comes: then the kernel repeats the call.
     """
     if -_ERRNO_MAX <= result < 0:
         raise os_error(errno.ENOTTY if -result in _NOT_KNOWN else -result)

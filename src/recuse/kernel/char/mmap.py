@@ -1,17 +1,20 @@
-"""mmap on a device: what Linux's CUSE never got.
+"""mmap on a device, which Linux's CUSE never got.
 
-As proposed in 2009 ("FUSE/CUSE: implement direct mmap", take 3), with what its review found taken
-into account: the server is told whether the mapping is shared, names its memory by sending a
-descriptor of it rather than by a number in its own table, and no error of its own makes mmap fall
-back to something that the program did not ask for.
+It works as proposed in 2009 ("FUSE/CUSE: implement direct mmap", take 3), improved by what the
+review found:
 
-Three requests, which the first one's number ties together. MMAP asks for memory. COMMIT tells what
-became of that, for each MMAP that the server accepted: until it is answered the program does not go
-on, so the server may resize and fill the memory then, or refuse. MUNMAP comes once for each COMMIT
-that was accepted, when the last part of the last copy of the mapping is gone.
+- The server is told whether the mapping is shared.
+- It names its memory by sending a descriptor, not by a number in its own table.
+- No error makes mmap fall back to something that the program did not ask for.
 
-A file whose server has no memory to share cannot be shared, but be copied: MAP_PRIVATE of it gets
-what READ tells of it at that moment, if the file has positions (`do_copy`).
+There are three requests, tied together by the first one's number. MMAP asks for memory. COMMIT
+follows each MMAP that the server accepted, and says whether mapping succeeded. The program does not
+continue until COMMIT is answered, so the server may then resize and fill the memory, or refuse.
+MUNMAP comes once for each accepted COMMIT, when the last part of the last copy of the mapping is
+gone.
+
+If a file's server has no memory to share, the file can still be copied: a MAP_PRIVATE mapping gets
+what READ returns at that moment, if the file has positions (`do_copy`).
 """
 
 import errno
@@ -73,16 +76,16 @@ class MmapCall(NamedTuple):
 
     @property
     def private(self) -> bool:
-        """Whether nobody else sees what the caller writes there."""
+        """Whether what the caller writes there stays invisible to others."""
         return self.flags & _MAP_TYPE == MAP_PRIVATE
 
 
 class Copy(Protocol):
-    """Memory that what is read of a file is put into, to be mapped."""
+    """Memory to be mapped, filled with what is read from a file."""
 
     @property
     def memory(self) -> OwnedDescriptor:
-        """What is to be mapped: a file that has the bytes where the copied one has them."""
+        """What is to be mapped: a file with the bytes at the same offsets as the copied one."""
 
     def append(self, data: Buffer) -> None:
         """Add some bytes.
@@ -98,24 +101,24 @@ class Mapper(Protocol):
         """Map the memory and return the address.
 
         ``flags`` are RECUSE_MMAP_DONT_COPY and RECUSE_MMAP_DONT_EXPAND. The descriptor may be
-        kept; it is not closed by others.
+        kept; nobody else closes it.
 
-        Raises OSError if nothing is mapped: EINVAL if it is no memory that can be shared, EINTR if
+        Raises OSError if nothing is mapped: EINVAL if it is not memory that can be shared, EINTR if
         the caller is gone, or what mmap(2) says.
         """
 
     def unmap(self) -> None:
-        """Undo that, as far as there is a caller left."""
+        """Undo `map`, if the caller is still there."""
 
     def copy(self, offset: int) -> Copy:
-        """Make memory for the bytes of a file from ``offset`` on.
+        """Make memory for the bytes of a file, starting at ``offset``.
 
         Raises OSError: ENOMEM, ENFILE.
         """
 
 
 class Mapping(NamedTuple):
-    """A mapping that was committed, as its MUNMAP will name it; or a copy, with area 0."""
+    """A committed mapping, as its MUNMAP will name it; or a copy, with area 0."""
 
     unique: int
     address: int
@@ -126,7 +129,7 @@ class Mapping(NamedTuple):
 def check(call: MmapCall, access: int, possible: bool) -> None:
     """Refuse what Linux refuses before it asks a driver.
 
-    ``access`` is the access mode that the file is open with; ``possible`` is whether its driver has
+    ``access`` is the access mode that the file is open with. ``possible`` is whether its driver has
     mmap at all, for this kind of mapping.
 
     Raises OSError: EINVAL, ENOMEM, EOVERFLOW, EACCES, EOPNOTSUPP, ENODEV; EPERM for PROT_EXEC, as
@@ -157,10 +160,10 @@ def check(call: MmapCall, access: int, possible: bool) -> None:
 
 
 def do_mmap(fh: int, caller: Caller, mapper: Mapper, call: MmapCall) -> Operation[Mapping | None]:
-    """Do one mmap whose arguments were checked; return None if the server does not know MMAP.
+    """Do one mmap with checked arguments; return None if the server does not know MMAP.
 
     Raises OSError: what the server answers to MMAP or COMMIT, EINVAL if it answers without a
-    descriptor of memory, or what the mapping fails with.
+    descriptor of memory, or the error of the mapping.
     """
     asked = recuse_mmap_in(fh, call.address, call.pages, call.protection, call.flags, call.offset)
     request = Request(
@@ -195,7 +198,7 @@ def do_mmap(fh: int, caller: Caller, mapper: Mapper, call: MmapCall) -> Operatio
     commit = recuse_mmap_commit_in(
         fh, request.unique, address, asked.len, asked.prot, asked.flags, result, 0, asked.offset
     )
-    # It has to reach the server, which may hold something for the mapping.
+    # This must reach the server, which may hold something for the mapping.
     reply = yield Request(
         RECUSE_MMAP_COMMIT, commit.pack(), 0, 0, caller.pid, caller.uid, caller.gid, force=True
     )
@@ -203,7 +206,7 @@ def do_mmap(fh: int, caller: Caller, mapper: Mapper, call: MmapCall) -> Operatio
         try:
             raise failure
         finally:
-            # Its traceback has this frame, which would hold the memory's descriptor with it.
+            # Its traceback would keep this frame alive, and so the memory's descriptor.
             del failure
     if reply.error:
         mapper.unmap()
@@ -214,16 +217,17 @@ def do_mmap(fh: int, caller: Caller, mapper: Mapper, call: MmapCall) -> Operatio
 def do_copy(  # noqa: PLR0917 - a file's properties
     fh: int, flags: int, max_read: int, caller: Caller, mapper: Mapper, call: MmapCall
 ) -> Operation[Mapping]:
-    """Map what a file has now, whose server has no memory to share; arguments as checked.
+    """Map a copy of what a file has now; its server has no memory to share.
 
-    ``flags`` are the file's, ``max_read`` is the most bytes of one READ.  An answer that is short
-    is the last: what the mapping has beyond is no memory (SIGBUS), but for the rest of a page.
+    The arguments have been checked. ``flags`` are the file's, ``max_read`` is the most bytes of one
+    READ. A short answer is the last. Beyond it the mapping has no memory (SIGBUS), except for the
+    rest of a page.
 
-    Raises OSError: what the server answers to a READ, whatever was read before; ENOMEM; EINTR; or
-    what the mapping fails with.
+    Raises OSError: what the server answers to a READ, even if something was read before; ENOMEM;
+    EINTR; or the error of the mapping.
     """
     # fs/fuse/file.c, fuse_file_mmap, Linux 6.1: generic_file_mmap after invalidate_inode_pages2.
-    # There, pages are read when they are touched, and one that cannot be is SIGBUS.
+    # There, pages are read when they are touched. If that fails, the program gets SIGBUS.
     copy = mapper.copy(call.offset)
     try:
         done = 0
@@ -249,9 +253,9 @@ def do_copy(  # noqa: PLR0917 - a file's properties
 
 
 def do_munmap(fh: int, mapping: Mapping) -> Operation[None]:
-    """Tell the server that a mapping is gone; whatever it answers changes nothing.
+    """Tell the server that a mapping is gone; its answer changes nothing.
 
-    Of a copy it has never heard.
+    It was never told about copies.
     """
     if not mapping.area:
         return

@@ -1,8 +1,8 @@
 """Readiness: fs/fuse/file.c, fuse_file_poll and fuse_notify_poll_wakeup, Linux 6.1.
 
-A poll never waits.  Whoever wants to wait asks with ``waiting``, goes to sleep if there is nothing,
-and asks again when the server has said that something changed (FUSE_NOTIFY_POLL).  A server may say
-so at any moment, also between a request for it and the answer to that.
+A poll never waits. To wait, the caller polls with ``waiting``, goes to sleep if nothing is ready,
+and polls again when the server says that something changed (FUSE_NOTIFY_POLL). A server may say
+so at any time, even between a POLL request and its answer.
 """
 
 import errno
@@ -31,11 +31,11 @@ log = Log("recuse.kernel")
 POLLERR: Final = 0x8
 
 POLL_KNOWN: Final = 0x27FF
-"""The events that there are: POLLIN to POLLMSG, and POLLRDHUP (linux/poll.h, demangle_poll)."""
+"""All events that exist: POLLIN to POLLMSG, and POLLRDHUP (linux/poll.h, demangle_poll)."""
 
 
 class PolledFile(Protocol):
-    """What there has to be of a file."""
+    """What do_poll needs of a file."""
 
     device: "CharDevice"
     fh: int | None
@@ -44,12 +44,12 @@ class PolledFile(Protocol):
 
 
 def do_poll(file: PolledFile, caller: "Caller", events: int, waiting: bool) -> "Operation[int]":
-    """Ask what a file is ready for, out of ``events``; see `OpenFile.poll`."""
+    """Ask which of ``events`` a file is ready for; see `OpenFile.poll`."""
     device = file.device
     if device.no_poll:
         return DEFAULT_POLLMASK
     if waiting:
-        # First, or what changes from now on could be missed.
+        # This comes first, or a change from now on could be missed.
         device.connection.polled.add(file.kh, file.wake_pollers)
     flags = FUSE_POLL_SCHEDULE_NOTIFY if waiting else 0
     reply = yield Request(

@@ -1,9 +1,9 @@
 """A device's files in /sys, as drivers/base/core.c and fs/fuse/cuse.c make them (Linux 6.1).
 
-What is there, with which modes, and what reading and writing it does; who shows it to programs is
-the sandbox.  A device has a directory in CUSE's class, like on Linux.  One that declares another
-class or bus has a second directory there, which looks as that class's driver would make it, and
-`/sys/dev/char` leads to that one.
+This module says which files there are, with which modes, and what reading and writing them does.
+The sandbox shows them to programs. A device has a directory in CUSE's class, as on Linux. One that
+declares another class or bus has a second directory there, as that class's driver would make it,
+and `/sys/dev/char` leads to that one.
 """
 
 import errno
@@ -20,7 +20,7 @@ from recuse.kernel.errors import os_error
 from recuse.wire.cuse import RECUSE_SHOW
 
 CLASS = "/sys/class/cuse"
-"""CUSE's class, which is there as long as /dev/cuse is."""
+"""CUSE's class, which exists as long as /dev/cuse does."""
 
 _ACTIONS = frozenset(
     {"add", "bind", "change", "move", "offline", "online", "remove", "unbind"}
@@ -30,8 +30,8 @@ _ACTIONS = frozenset(
 class Attribute(NamedTuple):
     """A file: permission bits, and what its reading and writing do.
 
-    show is None if it cannot be read; its operation returns the content, at most a page.
-    store is None if it cannot be written; it raises OSError for what it does not take.
+    show is None if it cannot be read. Its operation returns the content, at most a page.
+    store is None if it cannot be written. It raises OSError for data that it does not accept.
     """
 
     path: str
@@ -48,9 +48,9 @@ class Link(NamedTuple):
 
 
 def entries(device: CharDevice) -> Iterator[Attribute | Link]:
-    """Everything that the device has outside of /dev/NAME; of two of one path the later holds.
+    """All that the device has outside /dev/NAME. If two have the same path, the later counts.
 
-    Directories are those that are needed for them.
+    The directories are those that these paths need.
     """
     number = f"{device.major}:{device.minor}"
     declared = device.sysfs
@@ -93,7 +93,7 @@ def _directory(subsystem: str, name: str) -> str:
 
 
 def _standard(device: CharDevice, own: str, subsystem: str) -> Iterator[Attribute | Link]:
-    """What every character device has."""
+    """What all character devices have."""
     name = own.rpartition("/")[2]
     number = f"{device.major}:{device.minor}\n"
     uevent = f"MAJOR={device.major}\nMINOR={device.minor}\nDEVNAME={device.name}\n"
@@ -106,7 +106,7 @@ def _standard(device: CharDevice, own: str, subsystem: str) -> Iterator[Attribut
 
 
 def _power(directory: str) -> Iterator[Attribute]:
-    """drivers/base/power/sysfs.c, for a device whose driver knows nothing of power."""
+    """drivers/base/power/sysfs.c, for a device whose driver has no power management."""
     switches = {"control": "auto", "async": "disabled"}
 
     def switch(name: str, *values: str) -> Attribute:
@@ -133,7 +133,7 @@ def _power(directory: str) -> Iterator[Attribute]:
     yield Attribute(
         f"{directory}/runtime_usage",
         0o444,
-        # "on" is one user more (pm_runtime_forbid).
+        # "on" counts as one more user (pm_runtime_forbid).
         lambda _: _constant("1\n" if switches["control"] == "on" else "0\n"),
     )
 
@@ -157,14 +157,14 @@ def _set_delay(_: bytes) -> None:
 
 
 def _uevent(data: bytes) -> None:
-    """Take what would send an event; nobody here listens (kobject_synth_uevent)."""
+    """Accept what would send an event; nobody here listens (kobject_synth_uevent)."""
     action = data.rstrip(b"\n\0").partition(b" ")[0].decode("latin-1")
     if action not in _ACTIONS:
         raise os_error(errno.EINVAL)
 
 
 def _show(device: CharDevice, path: str, caller: Caller) -> Operation[bytes]:
-    """Ask the server for what a declared attribute has in it."""
+    """Ask the server for the content of a declared attribute."""
     name = path.encode("utf-8", "surrogateescape") + b"\0"
     reply = yield Request(RECUSE_SHOW, name, 0, PAGE_SIZE, caller.pid, caller.uid, caller.gid)
     if reply.error:
@@ -173,9 +173,9 @@ def _show(device: CharDevice, path: str, caller: Caller) -> Operation[bytes]:
 
 
 def character_devices(native: str, devices: Iterable[tuple[str, int]]) -> str:
-    """The content of /proc/devices with names and majors added to the ones that are there.
+    """The content of /proc/devices, with names and majors added to those already there.
 
-    fs/char_dev.c, chrdev_show: by major; one that several devices have is listed for each.
+    fs/char_dev.c, chrdev_show: by major. If several devices share one, it is listed for each.
     """
     head, blank, blocks = native.partition("\n\n")
     title, *lines = head.splitlines() or ["Character devices:"]

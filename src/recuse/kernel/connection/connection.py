@@ -1,6 +1,6 @@
 """The connection between system calls and one server: fs/fuse/dev.c and fs/fuse/inode.c's INIT.
 
-What happens in each state, with the errno that its side gets:
+What happens in each state, and the errno that each side gets:
 
     state         submit           read              write
     INITIALISING  held             INIT, then EAGAIN the reply to INIT
@@ -10,23 +10,23 @@ What happens in each state, with the errno that its side gets:
 
     * or what the channel has set as error_when_aborted
 
-A write in either of the last two states is ENOENT since no request is left that it could answer;
-POLL notifications go on being taken.  (ECONNABORTED for a read is for filesystems that have asked
-for it with FUSE_ABORT_ERROR.)  Requests that were unfinished when the connection was aborted finish
-with ECONNABORTED, those held when it was refused with ECONNREFUSED.
+In the last two states a write fails with ENOENT, since no request is left that it could answer.
+POLL notifications are still accepted. (ECONNABORTED for a read is only for filesystems that have
+asked for it with FUSE_ABORT_ERROR.) When the connection is aborted, unfinished requests finish with
+ECONNABORTED. When it is refused, held requests finish with ECONNREFUSED.
 
-Linux's CUSE counts as initialised from the start, as nothing but INIT can be sent before there is a
-device: that requests are held until then is what FUSE does.
+Linux's CUSE counts as initialised from the start, as only INIT can be sent before there is a
+device. Holding requests until then is what FUSE does.
 
-Requests in the background (`Request.background`) are limited as in fs/fuse/dev.c of Linux 6.1:
-`max_background` of them are sent at a time.  As soon as there are as many, those that do without
-`force` are held; those with it are counted and queued, however many there are.  (In 2005 all
-requests were counted together, ten at the most, and a RELEASE that there was no room for was a debt
-to be paid before the next request.)  CUSE itself sends only INIT in this way: its RELEASE is one
-that is waited for (fs/fuse/cuse.c, cuse_release).
+Requests in the background (`Request.background`) are limited as in fs/fuse/dev.c of Linux 6.1. At
+most `max_background` of them are sent at a time. When there are that many, further ones without
+`force` are held. Those with `force` are counted and queued, however many there are. (In 2005 all
+requests were counted together, ten at most. A RELEASE that there was no room for was a debt, to be
+paid before the next request.) CUSE itself sends only INIT like this: close(2) waits for its RELEASE
+(fs/fuse/cuse.c, cuse_release).
 
-Thread-safe: one lock round the queue and the state.  Nobody waits for anything while holding it,
-and nobody is called with it held.
+Thread-safe: one lock protects the queue and the state. A thread that holds it never waits and never
+calls anybody.
 """
 
 import errno
@@ -54,7 +54,7 @@ _IN_HEADER_SIZE = fuse_in_header.SIZE
 _OUT_HEADER_SIZE = fuse_out_header.SIZE
 
 _ERROR_LIMIT = 512
-"""Errors from here on are the kernel's own (ERESTARTSYS and so on): no server may send them."""
+"""Errors from here up are the kernel's own (ERESTARTSYS and so on): no server may send them."""
 
 _COPY_LIMIT = 4096
 """Payloads up to this many bytes are copied from the message, which is faster than a view."""
@@ -63,35 +63,34 @@ _INTERRUPT_BIT = 1
 
 
 class Tap(Protocol):
-    """Sees what goes over a connection, for tracing.
+    """Sees the messages of a connection, for tracing.
 
-    None of the methods may wait: each request passes them.  An exception takes the tap off.
+    None of the methods may wait, as every request calls them. If one raises, the tap is removed.
     """
 
     def request(self, message: bytes) -> None:
-        """Take note of a message that the server is about to get."""
+        """Record a message that the server is about to get."""
 
     def reply(self, message: bytes) -> None:
-        """Take note of a message from the server, before it takes effect or is refused."""
+        """Record a message from the server, before it takes effect or is refused."""
 
     def added(self, name: str, major: int, minor: int) -> None:
-        """Take note that the connection's device has come into being."""
+        """Record that the connection's device has been added."""
 
     def removed(self) -> None:
-        """Take note that it is gone."""
+        """Record that it has been removed."""
 
 
 class Connection(SubmitSide):
     """All requests of the programs that use one device, on their way to its server and back.
 
-    init is the request that the server has to answer before any other is sent, accept is called
-    with its reply (before the server's `write` of it returns) and has to call `initialised` or
-    `refuse`.
+    The server has to answer init before any other request is sent. accept is called with the reply,
+    before the server's `write` of it returns. It has to call `initialised` or `refuse`.
 
-    on_pending, if set, is called outside the lock once for each message that has become readable,
-    by the thread that submitted it.  Not for an INTERRUPT that the server sent back with EAGAIN:
-    whoever wrote that has to look again.  If it raises, the channel is broken, and the connection
-    is aborted.
+    on_pending, if set, is called without the lock, once for each message that has become readable,
+    by the thread that submitted it. It is not called for an INTERRUPT that the server sent back
+    with EAGAIN: the code that wrote the EAGAIN has to look again. If on_pending raises, the channel
+    is broken, and the connection is aborted.
     """
 
     def __init__(self, init: Request, accept: Callable[[Reply], None]) -> None:
@@ -101,17 +100,17 @@ class Connection(SubmitSide):
 
     @property
     def readable(self) -> bool:
-        """Whether there is something that `read` would return now."""
+        """Whether `read` would return a message now."""
         return bool(self._queue.pending or self._queue.interrupts)
 
     def expect_writes(self, max_write: int) -> None:
-        """Have the server's read buffer hold a WRITE of so many bytes, whatever becomes of INIT."""
+        """Require the server's read buffer to hold such a WRITE, whether INIT succeeds or not."""
         self._min_read = max(FUSE_MIN_READ_BUFFER, _IN_HEADER_SIZE + fuse_write_in.SIZE + max_write)
 
     def initialised(self, minor: int, max_write: int) -> bool:
-        """Let requests through: INIT was answered.  False if the connection has ended meanwhile.
+        """Let requests through: INIT was answered. False if the connection has ended meanwhile.
 
-        max_write is in bytes: from now on the server's read buffer has to hold a WRITE of them.
+        max_write is in bytes. From now on the server's read buffer has to hold such a WRITE.
         """
         if self.state is not ConnectionState.INITIALISING:
             return False
@@ -122,15 +121,16 @@ class Connection(SubmitSide):
         """Return the next message for the server, for a buffer of ``size`` bytes.
 
         Raises BlockingIOError (EAGAIN) if there is none; OSError: EINVAL if the buffer is smaller
-        than 8192 bytes or than a header with WRITE's structure and max_write bytes, ENODEV if the
-        connection has ended.
+        than 8192 bytes, or too small for a header, WRITE's structure and max_write bytes; ENODEV if
+        the connection has ended.
 
-        A request that does not fit finishes with EIO (SETXATTR with E2BIG, as its size is the
-        caller's choice) and the next one is tried.
+        A request that does not fit finishes with EIO (SETXATTR with E2BIG, as the caller chose its
+        size), and the next one is tried.
 
-        Who waits for one that finishes is told before this returns, and may go on to make requests
-        of this very connection. A caller that has a lock which `on_pending` needs gives a list
-        instead, to which those requests are added, and calls `tell_finished` without the lock.
+        Those who wait for a finished request are told before this returns. They may then make
+        requests of this same connection. So a caller that holds a lock which `on_pending` needs
+        passes a list: those requests are added to it. The caller then calls `tell_finished`
+        without the lock.
         """
         # fs/fuse/dev.c, fuse_dev_do_read.
         queue = self._queue
@@ -187,7 +187,7 @@ class Connection(SubmitSide):
         return message
 
     def tell_finished(self, requests: list[Request]) -> None:
-        """Tell who waits for them of requests that `read` has finished; once for each."""
+        """Give the requests that `read` finished to those who wait for them, once each."""
         for request in requests:
             tell(request)
             if request.background:
@@ -196,10 +196,10 @@ class Connection(SubmitSide):
     def write(self, message: bytes | bytearray | memoryview) -> None:
         """Take one reply, or one notification, from the server.
 
-        A descriptor that comes with a reply goes with its payload to who waits for it.
+        A descriptor that comes with a reply goes to the waiting caller with the payload.
 
         Raises OSError: EINVAL if it is malformed (shorter than its header, another length than
-        the header says, an error that is none, an unknown notification); ENOENT if no request in
+        the header says, an invalid error, an unknown notification); ENOENT if no request in
         processing has its number; EINVAL if its payload is too short or too long for the request,
         which then finishes with EIO; or what `recuse.kernel.connection.notify` says.
         """
@@ -209,7 +209,7 @@ class Connection(SubmitSide):
         tap = self.tap
         if tap is not None:
             try:
-                # Without a descriptor, which a tap might keep.
+                # Without a descriptor, as a tap might keep it.
                 tap.reply(bytes(message))
             except Exception:
                 self._tap_failed()
@@ -250,10 +250,11 @@ class Connection(SubmitSide):
             raise os_error(errno.EINVAL)
 
     def write_torn(self, beginning: bytes, size: int) -> NoReturn:
-        """Take a message of ``size`` bytes of which no more than the beginning could be read.
+        """Take a message of ``size`` bytes when only the beginning of it could be read.
 
-        Raises OSError: what `write` does if the beginning shows that the message is malformed or
-        for no request; EFAULT otherwise, and then the request that it is for finishes with EIO.
+        Raises OSError: what `write` raises if the beginning shows that the message is malformed or
+        matches no request; otherwise EFAULT, and then the request that it answers finishes with
+        EIO.
         """
         # fs/fuse/dev.c, fuse_dev_do_write, where the server's memory is read step by step.
         if size < _OUT_HEADER_SIZE:
@@ -282,9 +283,10 @@ class Connection(SubmitSide):
         raise os_error(errno.EFAULT if fits else errno.EINVAL)
 
     def _reply_to_interrupt(self, unique: int, error: int, size: int) -> None:
-        """Take a reply that may be one to an INTERRUPT; called with the lock held.
+        """Take a reply that may answer an INTERRUPT; called with the lock held.
 
-        EAGAIN asks for the INTERRUPT once more, ENOSYS for none ever; others say nothing.
+        EAGAIN asks for the INTERRUPT again, ENOSYS asks for no more INTERRUPTs. Others mean
+        nothing.
         """
         request = self._queue.processing.get(unique & ~_INTERRUPT_BIT)
         if request is None:
@@ -301,7 +303,7 @@ class Connection(SubmitSide):
             self._queue.interrupt(request)
 
     def _notification(self, code: int, message: bytes, size: int) -> None:
-        """Take a notification: POLL, for a file that may be gone; all others fail."""
+        """Take a notification: POLL, even for a file that is gone. All others fail."""
         kh = notified_poller(code, message[_OUT_HEADER_SIZE:], size - _OUT_HEADER_SIZE)
         self.polled.notify(kh)
 

@@ -1,6 +1,6 @@
-"""Notifications, by which a server tells what nobody asked for: fs/fuse/dev.c, fuse_notify, 6.1.
+"""Notifications: messages from a server that answer nothing. fs/fuse/dev.c, fuse_notify, 6.1.
 
-A connection of CUSE has no inodes, so all but POLL fail, once they are well formed: as on Linux.
+A CUSE connection has no inodes. So all except POLL fail even if they are well formed, as on Linux.
 """
 
 import errno
@@ -33,13 +33,13 @@ _Check: TypeAlias = Callable[[bytes, int], None]
 
 
 def notified_poller(code: int, body: bytes, size: int) -> Kh:
-    """Check a notification, and return the kh whose poller a POLL is for.
+    """Check a notification; for a POLL, return the kh of the file whose pollers it wakes.
 
-    ``body`` is what follows the header, or the beginning of it, if not all of its ``size`` bytes
-    could be read from the server's memory.
+    ``body`` is what follows the header, ``size`` bytes, or only its beginning if the rest could not
+    be read from the server's memory.
 
-    Raises OSError: EINVAL for another code or size; ENAMETOOLONG for a name's length; EFAULT if
-    what is needed could not be read; ENOENT for all but POLL, as there is no inode.
+    Raises OSError: EINVAL for a bad code or size; ENAMETOOLONG for too long a name; EFAULT if a
+    part that is needed could not be read; ENOENT for all except POLL, as there is no inode.
     """
     if code == FUSE_NOTIFY_POLL:
         _exactly(fuse_notify_poll_wakeup_out.SIZE, body, size)
@@ -92,7 +92,7 @@ def _named(fixed: int, namelen: int, body: bytes, size: int) -> None:
 
 
 def _store(body: bytes, size: int) -> None:
-    # The data is not looked at for lack of an inode.
+    # The data is not checked, as there is no inode.
     _at_least(fuse_notify_store_out.SIZE, body, size)
     if size - fuse_notify_store_out.SIZE != fuse_notify_store_out.unpack(body).size:
         raise os_error(errno.EINVAL)
@@ -105,4 +105,4 @@ _CHECKS: Final[dict[int, _Check]] = {
     FUSE_NOTIFY_RETRIEVE: _retrieve,
     FUSE_NOTIFY_DELETE: _delete,
 }
-"""What each code is checked for."""
+"""How each code is checked."""

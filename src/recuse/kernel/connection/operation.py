@@ -14,17 +14,17 @@ log = Log("recuse.kernel")
 T = TypeVar("T")
 
 Operation: TypeAlias = Generator[Request, Reply, T]
-"""Returns the system call's result or raises OSError; runs in whatever thread has the reply."""
+"""Returns the system call's result or raises OSError. Runs in the thread that has the reply."""
 
 
 def failure(raised: Exception) -> OSError:
-    """The error that a caller is told of whose operation has raised something; while it is handled.
+    """The error that a caller gets when its operation raised this. For use in an except clause.
 
-    An exception that is no OSError is a mistake: it is logged, and the error is EIO. Without memory
-    it is ENOMEM.
+    Any exception except an OSError is a mistake: it is logged, and the error is EIO. Only
+    MemoryError becomes ENOMEM.
     """
     if isinstance(raised, OSError):
-        # Without the traceback, which would hold the caller's frame, which holds the exception.
+        # The traceback is removed: it holds the caller's frame, and that holds the exception.
         return raised.with_traceback(None)
     if isinstance(raised, MemoryError):
         return os_error(errno.ENOMEM)
@@ -52,10 +52,10 @@ class Running:
         self.fatal = False
 
     def interrupt(self, fatal: bool = True) -> None:
-        """Tell the server of a signal for the caller; ``done`` is still called.
+        """Tell the server that the caller has a signal; ``done`` is still called.
 
-        Holds for this request and those that the operation goes on to, but for a RELEASE: that is
-        no business of the caller's any more. ``fatal`` as for `Connection.interrupt`.
+        This applies to the current request and to later ones of the operation. It does not apply to
+        a RELEASE, which no longer concerns the caller. ``fatal`` is as for `Connection.interrupt`.
         """
         self.fatal = self.fatal or fatal
         self.interrupted = True
@@ -78,9 +78,9 @@ def run(
 ) -> Running | None:
     """Drive an operation to its end, and call ``done`` once with its result or its error.
 
-    Goes on here as long as replies are there when `Connection.submit` returns, and after that in
-    the threads that bring the replies.  Returns None if the operation has ended.  For what it
-    raises see `failure`.
+    Continues here as long as replies are there when `Connection.submit` returns, and after that in
+    the threads that bring the replies. Returns None if the operation has ended. `failure` says
+    what happens to exceptions.
     """
     result = None
     error = None
@@ -95,7 +95,7 @@ def run(
                 else:
                     _running.request = request
                 if connection.watch(request, _running._go_on):
-                    # From here on another thread may be driving the operation.
+                    # From here on another thread may drive the operation.
                     if _running.interrupted:
                         _running._pass_on(request)
                     return _running

@@ -1,4 +1,4 @@
-"""Which files somebody waits for: fs/fuse/file.c, fuse_notify_poll_wakeup, Linux 6.1."""
+"""The files that somebody polls: fs/fuse/file.c, fuse_notify_poll_wakeup, Linux 6.1."""
 
 import itertools
 from collections.abc import Callable
@@ -10,9 +10,9 @@ log = Log("recuse.kernel")
 
 
 class PolledFiles:
-    """The files of one connection that somebody polls and waits for.  Thread-safe.
+    """The files of one connection that somebody polls and waits for. Thread-safe.
 
-    A file is known to the server by its ``kh``.
+    The server knows a file by its ``kh``.
     """
 
     def __init__(self) -> None:
@@ -20,20 +20,20 @@ class PolledFiles:
         self._wake: dict[Kh, Callable[[], None]] = {}
 
     def next_kh(self) -> Kh:
-        """Return the number of a new file: opens are counted, also those that fail."""
+        """Return the number for a new file. All opens are counted, including those that fail."""
         # fs/fuse/file.c, fuse_file_alloc.
         return Kh(next(self._khs))
 
     def add(self, kh: Kh, wake: Callable[[], None]) -> None:
         """Have ``wake`` called for each notification, and at the connection's end, until `remove`.
 
-        It is called in the server's threads, in the middle of whatever they do: it must neither
-        wait nor make requests.
+        It is called in the server's threads, at any point of what they do: it must not wait or make
+        requests.
         """
         self._wake[kh] = wake
 
     def remove(self, kh: Kh) -> None:
-        """Forget a file; again, do nothing."""
+        """Forget a file; a second call does nothing."""
         self._wake.pop(kh, None)
 
     def notify(self, kh: Kh) -> None:
@@ -43,7 +43,7 @@ class PolledFiles:
             _call(wake)
 
     def end(self) -> None:
-        """Wake all pollers: the connection has ended, so whoever polls now gets an error."""
+        """Wake all pollers: the connection has ended, so polling again gives an error."""
         # fs/fuse/dev.c, end_polls.
         for wake in list(self._wake.values()):
             _call(wake)

@@ -1,6 +1,6 @@
-"""Where a connection's requests are: in exactly one place each, which their state names.
+"""Where a connection's requests are: each in exactly one place, named by its state.
 
-Transitions, with the method that makes each one and where in Linux it is made:
+The transitions, the method that makes each, and where Linux makes it:
 
     NEW ------------------ hold ---> WAITING      before INIT is answered (fuse_get_req)
     NEW, WAITING --------- queue --> QUEUED       in the background (fuse_request_queue_background)
@@ -8,10 +8,10 @@ Transitions, with the method that makes each one and where in Linux it is made:
     PENDING -------------- send ---> PROCESSING   read by the server (fuse_dev_do_read)
     all but FINISHED ----- finish -> FINISHED     the reply, or the lack of one (fuse_request_end)
 
-What is QUEUED is admitted by `queue` and `finish` themselves, as soon as it may (flush_bg_queue).
+`queue` and `finish` admit QUEUED requests themselves, as soon as the limit allows (flush_bg_queue).
 
 Nothing here locks, calls back or knows a message's bytes: `recuse.kernel.connection.connection`
-does.
+does that.
 """
 
 from collections import deque
@@ -35,7 +35,7 @@ TRANSITIONS: dict[str, tuple[frozenset[State], State]] = {
     "send": (frozenset({PENDING}), PROCESSING),
     "finish": (frozenset({NEW, WAITING, QUEUED, PENDING, PROCESSING}), FINISHED),
 }
-"""Method: the states that it takes a request from, and the one that it leads to."""
+"""For each method: the states that it takes a request from, and the state that it leads to."""
 
 MAX_BACKGROUND = 12
 """FUSE_DEFAULT_MAX_BACKGROUND."""
@@ -47,11 +47,11 @@ UNIQUE_STEP = 2
 
 
 class QueueError(RuntimeError):
-    """A transition that the table does not have: a mistake in this package or its caller."""
+    """A transition that the table does not have: a bug in this package or its caller."""
 
 
 class RequestQueue:
-    """The places; first in, first out, as far as the server keeps the order."""
+    """The places. First in, first out, as long as the server keeps the order."""
 
     __slots__ = (
         "active_background",
@@ -83,11 +83,11 @@ class RequestQueue:
         self.num_background = 0
         """Requests in the background that are not finished: queued, pending or processing."""
         self.active_background = 0
-        """How many of them are pending or processing: `max_background` at the most."""
+        """How many of them are pending or processing: at most `max_background`."""
         self.blocked = False
-        """No more of them are to come, but for those with `force`."""
+        """No more of them are accepted, except those with `force`."""
         self.admitted = 0
-        """For `Connection`: how many have become pending without its having said so."""
+        """For `Connection`: how many have become pending without being announced yet."""
 
     def __len__(self) -> int:
         """Return the number of requests that are not finished."""
@@ -128,12 +128,12 @@ class RequestQueue:
         self._flush()
 
     def set_max_background(self, number: int) -> None:
-        """Change the limit; what is queued notices when the next one finishes."""
+        """Change the limit; queued requests are checked against it when the next one finishes."""
         self.max_background = number
         self.blocked = self.num_background >= number
 
     def _flush(self) -> None:
-        """Admit what is queued, as long as not too many are being served."""
+        """Admit queued requests until `max_background` of them are being served."""
         while self.active_background < self.max_background and self.background:
             self.active_background += 1
             self.admit(self.background[0])
@@ -151,7 +151,7 @@ class RequestQueue:
         state = request.state
         if state is PROCESSING:
             del self.processing[request.unique]
-            # An INTERRUPT that was not read yet would name a request that is no more.
+            # An unread INTERRUPT would name a request that no longer exists.
             if request.interrupted and request in self.interrupts:
                 self.interrupts.remove(request)
         elif state is PENDING:
@@ -179,7 +179,7 @@ class RequestQueue:
         self._flush()
 
     def interrupt(self, request: Request) -> None:
-        """Have an INTERRUPT for a request in PROCESSING read by the server, once at a time."""
+        """Queue an INTERRUPT for a request in PROCESSING, unless one is queued already."""
         if request not in self.interrupts:
             self.interrupts.append(request)
 

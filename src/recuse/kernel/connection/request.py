@@ -5,13 +5,13 @@ from collections.abc import Callable
 from enum import IntEnum
 
 PAGE_SIZE = mmap.PAGESIZE
-"""The machine's, in bytes: 4096, or 16 or 64 KiB with some of arm64's kernels. Linux counts in
-these too."""
+"""The machine's, in bytes: 4096, or 16 or 64 KiB with some arm64 kernels. Linux also counts in
+these."""
 MAX_PAGES = 32
-"""Most pages of the caller's memory that one request takes data from or to (Linux's default)."""
+"""Most pages of the caller's memory that one request reads or writes (Linux's default)."""
 MOST_PAGES = 256
-"""The same for a device that asked for more: what a filesystem's server can ask for at the most
-(FUSE_MAX_MAX_PAGES). The memory of both halves would be theirs to use up otherwise."""
+"""The same for a device that asked for more: the most that a filesystem's server can ask for
+(FUSE_MAX_MAX_PAGES). Without it, a server could use up the memory of both halves."""
 
 
 class State(IntEnum):
@@ -20,15 +20,15 @@ class State(IntEnum):
     NEW = 0
     """Not submitted yet."""
     WAITING = 1
-    """For admission: INIT has not been answered, or too much runs in the background."""
+    """Waits for admission: INIT has not been answered, or too much runs in the background."""
     QUEUED = 2
-    """In the background, and it is not its turn yet."""
+    """In the background, waiting for its turn."""
     PENDING = 3
     """Admitted and numbered; the server has not read it."""
     PROCESSING = 4
     """Read by the server, which owes a reply."""
     FINISHED = 5
-    """`Request.reply` is there, and stays."""
+    """`Request.reply` is set and does not change."""
 
 
 # Names of the module: in Python 3.11 reading an enumeration's member takes longer than the rest
@@ -42,9 +42,9 @@ FINISHED = State.FINISHED
 
 
 class Reply:
-    """What a request came to: error is 0 or a negative errno; payload is what follows the header.
+    """The result of a request. error is 0 or a negative errno; payload is what follows the header.
 
-    The payload is empty with an error.  It is bytes, or a memoryview of bytes if it is large.
+    With an error the payload is empty. It is bytes, or a memoryview of bytes if it is large.
     """
 
     __slots__ = ("error", "payload")
@@ -63,20 +63,20 @@ class Request:
     opcode
         FUSE_* or CUSE_INIT.
     body
-        All that follows the header.
+        Everything after the header.
     min_reply, max_reply
-        How many bytes of payload a successful reply may carry.  Equal for a structure of fixed
-        size; min_reply is the fixed part where data of any length may follow (fs/fuse/dev.c,
+        How many bytes of payload a successful reply may carry. They are equal for a structure of
+        fixed size. If data of any length may follow, min_reply is the fixed part (fs/fuse/dev.c,
         fuse_copy_out_args and its out_argvar).
     pid, uid, gid, nodeid
-        Of the header.
+        For the header.
     force
-        Has to reach the server (RELEASE): an interrupt does not withdraw it.
+        It must reach the server (RELEASE): an interrupt does not withdraw it.
     no_reply
-        Finished when the server has read it (FORGET).
+        It is finished when the server has read it (FORGET).
     background
-        Nobody waits for it, and only so many of these are sent at a time (CUSE_INIT; a RELEASE
-        whose close(2) does not wait for it; with `force` it waits for its turn, but is counted).
+        Nobody waits for it, and only a limited number of these are sent at a time: CUSE_INIT, and a
+        RELEASE whose close(2) does not wait. With `force` it is counted and waits for its turn.
 
     The other attributes belong to the connection that it was submitted to: state, unique (even,
     0 before it is pending), reply (None until it is finished), done, interrupted.

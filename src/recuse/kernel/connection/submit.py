@@ -1,7 +1,7 @@
 """The programs' side of a connection: requests from their submission to their end.
 
-The other side, where a server reads and answers them, is `recuse.kernel.connection.connection`,
-which tells of both.
+On the other side a server reads and answers them: `recuse.kernel.connection.connection`. That
+module describes both sides.
 """
 
 import errno
@@ -22,7 +22,7 @@ _LIMIT_MAX = (1 << 16) - 1
 
 
 class ConnectionState(Enum):
-    """See the table at the top."""
+    """See the table in `recuse.kernel.connection.connection`."""
 
     INITIALISING = "initialising"
     CONNECTED = "connected"
@@ -37,7 +37,7 @@ _ABORTED = ConnectionState.ABORTED
 
 
 class SubmitSide:
-    """The requests of one connection and its state, which both sides share.
+    """The state and requests of one connection, which both sides share.
 
     See `recuse.kernel.connection.connection.Connection` for init, accept and on_pending.
     """
@@ -48,26 +48,26 @@ class SubmitSide:
         self.minor = 0
         """Of the protocol version that both sides speak, 7.minor."""
         self.error_when_aborted = errno.ENOTCONN
-        """What calls on files that are still open fail with once the connection was aborted."""
+        """The error of calls on files that are still open after the connection was aborted."""
         self.polled = PolledFiles()
         self.no_interrupt = False
         """The server has answered an INTERRUPT with ENOSYS: it gets no more of them.
 
-        But for the requests that there were by then.
+        Requests that existed by then are an exception.
         """
         self._interruptible = 0
-        """The number of the last of those."""
+        """The number of the last of those requests."""
         self._lock = new_lock("SubmitSide")
-        # For the three methods that each request passes: "with" takes twice as long.
+        # For the three methods that each request calls: "with" takes twice as long.
         self._acquire = self._lock.acquire
         self._release = self._lock.release
         self._queue = RequestQueue()
         self._at_end: list[Callable[[], None]] = []
         self.abandoned: frozenset[int] = frozenset()
-        """The threads (by pid) whose requests the end has finished without anybody to tell.
+        """The threads (by pid) whose requests were finished by the end, with nobody to tell.
 
-        Who has submitted them has not come back from that yet: a server in the same thread holds
-        it up.
+        Each has submitted a request and has not returned from that yet: a server in the same thread
+        holds it up.
         """
         init.done = accept
         if init.background:
@@ -88,9 +88,9 @@ class SubmitSide:
 
     @property
     def max_background(self) -> int:
-        """How many requests in the background are sent at a time: 0 to 65535, at first 12.
+        """How many requests in the background are sent at a time: 0 to 65535, initially 12.
 
-        Setting it lets requests go on that are held for it.
+        A change lets requests continue that were held because of the limit.
         """
         return self._queue.max_background
 
@@ -105,7 +105,7 @@ class SubmitSide:
 
     @property
     def congestion_threshold(self) -> int:
-        """From how many requests in the background on it is `congested`: 0 to 65535, at first 9."""
+        """With this many requests in the background it is `congested`: 0 to 65535, initially 9."""
         return self._queue.congestion_threshold
 
     @congestion_threshold.setter
@@ -115,7 +115,7 @@ class SubmitSide:
 
     @property
     def congested(self) -> bool:
-        """Whether so many requests are in the background that new ones had better wait."""
+        """Whether so many requests are in the background that new ones should wait."""
         return self._queue.num_background >= self._queue.congestion_threshold
 
     # INIT
@@ -131,7 +131,7 @@ class SubmitSide:
         return True
 
     def _admit_held(self) -> None:
-        """Let the requests on that are held, as far as they may; with the lock held."""
+        """Let held requests continue, as far as the limits allow; with the lock held."""
         queue = self._queue
         if self.state is _CONNECTED:
             for request in list(queue.waiting):
@@ -142,26 +142,26 @@ class SubmitSide:
                     queue.queue(request)
 
     def _background_ended(self) -> None:
-        """Let others follow a request in the background that has finished; without the lock."""
+        """A request in the background has finished: let others follow. Without the lock."""
         with self._lock:
             self._admit_held()
         self._notify_admitted()
 
     def _notify_admitted(self) -> None:
-        """Tell of the requests that the queue has admitted by itself; without the lock."""
+        """Announce the requests that the queue has admitted by itself; without the lock."""
         with self._lock:
             admitted, self._queue.admitted = self._queue.admitted, 0
         for _ in range(admitted):
             self._notify_reader()
 
     def refuse(self) -> None:
-        """End the connection for lack of a usable answer to INIT."""
+        """End the connection, as INIT got no usable answer."""
         self._end(_REFUSED, errno.ECONNREFUSED)
 
     # Requests
 
     def submit(self, request: Request, done: Callable[[Reply], None] | None = None) -> None:
-        """Send a request; ``done`` is called with its reply once, maybe before this returns.
+        """Send a request; ``done`` is called once with its reply, maybe before this returns.
 
         Without ``done``, look at ``request.reply`` and then call `watch`.
         """
@@ -194,7 +194,7 @@ class SubmitSide:
             tell(request)
 
     def watch(self, request: Request, done: Callable[[Reply], None]) -> bool:
-        """Have ``done`` called with the reply, and return True; False if it is finished already."""
+        """Have ``done`` called with the reply; return False instead if it has already finished."""
         with self._lock:
             if request.state is FINISHED:
                 return False
@@ -202,12 +202,12 @@ class SubmitSide:
             return True
 
     def interrupt(self, request: Request, *, fatal: bool = True) -> None:
-        """Tell the server of a signal for the caller, once.
+        """Tell the server once that the caller has a signal.
 
-        An INTERRUPT is sent, if need be as soon as the server has read the request, which stays
-        until the server replies to it. Unless the signal is fatal, and so the caller has left the
-        system call: a request that the server has not read is then finished with EINTR; but not
-        one that has `force`.
+        An INTERRUPT is sent, at the earliest when the server has read the request. The request
+        stays until the server replies to it. A fatal signal is different, as the caller has then
+        left the system call: if the server has not read the request yet, it finishes with EINTR,
+        unless it has `force`.
         """
         # fs/fuse/dev.c, request_wait_answer.
         with self._lock:
@@ -233,14 +233,14 @@ class SubmitSide:
     # The end
 
     def abort(self) -> None:
-        """Finish all requests with ECONNABORTED and take no more; again, do nothing."""
+        """Finish all requests with ECONNABORTED and take no more; a second call does nothing."""
         # fs/fuse/dev.c, fuse_abort_conn.
         self._end(_ABORTED, errno.ECONNABORTED)
 
     def at_end(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called when the connection has ended; now, if it has.
+        """Have ``callback`` called when the connection has ended, or now if it has.
 
-        By then no request is left, so it may take its time.
+        No request is left by then, so it may take long.
         """
         with self._lock:
             if not self.ended:
@@ -251,7 +251,7 @@ class SubmitSide:
     def _end(self, state: ConnectionState, error: int) -> None:
         with self._lock:
             if self.ended:
-                # Refused and then closed: new requests learn of the latter.
+                # Refused and then closed: new requests get the error of the latter.
                 self.state = _ABORTED if state is _ABORTED else self.state
                 return
             self.state = state
@@ -283,15 +283,15 @@ class SubmitSide:
 
 
 def _check_limit(number: int) -> None:
-    """Raise OSError(EINVAL) for what cannot be a limit of fusectl's."""
+    """Raise OSError(EINVAL) if a number cannot be one of fusectl's limits."""
     if not 0 <= number <= _LIMIT_MAX:
         raise os_error(errno.EINVAL)
 
 
 def tell(request: Request) -> None:
-    """Give a finished request's reply to who waits for it."""
+    """Give a finished request's reply to the code that waits for it."""
     done = request.done
-    # An operation's callback refers to the request: without this they would keep each other.
+    # An operation's callback refers to the request. Without this each would keep the other.
     request.done = None
     if done is not None and request.reply is not None:
         try:
