@@ -22,37 +22,37 @@ from recuse.server.device import Device
 
 
 class Channel(Protocol):
-    """What joins a device's server to the machine; the device is in the table meanwhile."""
+    """Joins a device's server to the machine. The device is in the table until it is closed."""
 
     def close(self) -> None:
-        """End it: the device goes."""
+        """End the connection, and so the device."""
 
 
 class Served(Protocol):
-    """What serves the programs under one listener: a supervisor."""
+    """Serves the programs under one listener: a supervisor."""
 
     first_process: int
-    """The number of the process that they all descend from."""
+    """The process ID of their common ancestor."""
 
     def let_go(self, connection: Connection) -> None:
-        """Answer the calls of a device that is gone."""
+        """Answer the calls of a device that has gone."""
 
 
 class Joinable(Protocol):
     """A device that is served elsewhere."""
 
     def connect(self, table: DeviceTable) -> Channel:
-        """Join it to a machine's table. Raises OSError as :meth:`Machine.add`."""
+        """Join the device to a machine's table. Raises OSError as :meth:`Machine.add` does."""
 
 
 class Machine:
     """What the programs of one sandbox share."""
 
     def __init__(self, tap: Callable[[], Tap] | None = None) -> None:
-        """Make one without devices, and the threads that it needs whatever its programs do.
+        """Make a machine without devices, and start the threads that every machine needs.
 
         Raises:
-            OSError: EAGAIN if there can be no threads; EMFILE.
+            OSError: EAGAIN if no thread can be started; EMFILE.
         """
         with contextlib.ExitStack() as made:
             self.errands = Errands()
@@ -71,9 +71,9 @@ class Machine:
             made.pop_all()
         self.strings = StringReader()
         self.supervisors: list[Served] = []
-        """Those that serve its programs."""
+        """The supervisors of its programs."""
         self.let_pass: set[int] = set()
-        """Threads that make a call anew which may pass devices on (`syscalls.passing`)."""
+        """Threads that repeat a call which may pass devices on (`syscalls.passing`)."""
         self._channels: list[Channel] = []
 
     def _added(self, device: CharDevice) -> None:
@@ -85,14 +85,14 @@ class Machine:
             supervisor.let_go(connection)
 
     def first_processes(self) -> set[int]:
-        """Those from which all of its programs descend."""
+        """The processes that are the ancestors of all its programs."""
         return {supervisor.first_process for supervisor in self.supervisors}
 
     def add(self, device: Device | Joinable) -> None:
-        """Connect a device: it is in the tree when this returns.
+        """Connect a device. It is in the tree when this returns.
 
         Raises:
-            OSError: EEXIST if the name, EBUSY if the number is taken.
+            OSError: EEXIST if the name is taken, EBUSY if the number is.
         """
         if isinstance(device, Device):
             self._channels.append(connect(self.table, device))
@@ -100,7 +100,7 @@ class Machine:
             self._channels.append(device.connect(self.table))
 
     def close(self) -> None:
-        """Release all files and end all devices."""
+        """Release all open files and end all devices."""
         self.memory_maps.close()
         self.files.close()
         for channel in self._channels:

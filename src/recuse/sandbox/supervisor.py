@@ -23,7 +23,7 @@ _NATIVE: Final = arch.AUDIT_ARCH
 
 
 class Supervisor:
-    """Serves the programs under one listener, in threads of its own."""
+    """Serves the programs under one listener, in its own threads."""
 
     def __init__(
         self, machine: Machine, listener: Listener, broken: Callable[[], None] = lambda: None
@@ -31,9 +31,9 @@ class Supervisor:
         """Prepare.
 
         Args:
-            machine: what the programs find.
-            listener: theirs.
-            broken: is called when their calls cannot be received any more: they must not stay.
+            machine: what the programs see.
+            listener: where their calls arrive.
+            broken: called when no more calls can be received, so that the programs can be ended.
         """
         self.trap = Trap(listener, machine.tasks, machine.signals, machine.files.unseen)
         self._signals = machine.signals
@@ -51,13 +51,13 @@ class Supervisor:
         machine.supervisors.append(self)
         self._machine = machine
         self.first_process = 0
-        """The number of the process that all programs under this listener descend from."""
+        """The process ID of the ancestor of all programs under this listener."""
 
     def start(self) -> None:
         """Serve until the last program under the filter has ended.
 
         Raises:
-            OSError: EAGAIN if there can be no threads.
+            OSError: EAGAIN if no thread can be started.
         """
         self._workers.start()
 
@@ -66,11 +66,11 @@ class Supervisor:
         self._on_broken()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the last program's end; False if it has not come within ``timeout`` seconds."""
+        """Wait for the last program to end; return False after ``timeout`` seconds."""
         return self._workers.join(timeout)
 
     def close(self) -> None:
-        """Let go of the listener. Programs that still run get ENOSYS from all trapped calls."""
+        """Close the listener. All trapped calls of programs that still run fail with ENOSYS."""
         self._machine.supervisors.remove(self)
         self.trap.listener.close()
         self._machine.tasks.forget_ended()
@@ -97,7 +97,7 @@ class Supervisor:
             call.raised(error)
 
     def _handle_compat(self, call: TrappedCall) -> Outcome:
-        """Handle one of a 32-bit program's calls, whose arguments its handler may replace."""
+        """Handle a call of a 32-bit program. The handler may replace the call's arguments."""
         arguments = call.arguments
         handler = self._compat_handlers[call.number]
 
@@ -111,7 +111,7 @@ class Supervisor:
             return call.answered(asked, handle, self._machine.errands)
 
     def let_go(self, connection: Connection) -> None:
-        """Answer the calls whose device is gone, but whose method has not returned."""
+        """Answer calls whose device has gone although its method has not returned."""
         for waiting in list(self.trap.waiting.values()):
             call = waiting.call()
             if call is not None and call.trap is self.trap:

@@ -20,22 +20,22 @@ from recuse.sandbox.vfs.dentry import Location
 from recuse.sandbox.vfs.nodes import Node
 
 IoVecs: TypeAlias = list[IoVec]
-"""The parts of the caller's memory that a call reads or writes."""
+"""The parts of the caller's memory that a call reads from or writes to."""
 
 
 class PollSource(Hashable, Protocol):
-    """Who is asked what files are ready for: a device, for all its files."""
+    """What is asked for readiness: a device, for all of its files."""
 
     no_poll: bool
-    """It has said that it cannot be asked."""
+    """Whether it has said that it cannot be asked."""
 
 
 class FileDescription:
-    """One open file, from open until its last reference is gone, and all that its kind may change.
+    """One open file, from open until its last reference is gone, with its state.
 
-    A kind overrides what its files can do. Everything else fails as for a file of Linux whose
-    driver does not have it. Who calls a method has checked that the file allows that: that it is
-    ``opened`` (`FileTable.find_opened`), or ``readable`` or ``writable``.
+    A kind of file overrides what its files can do. Everything else fails as in Linux for a file
+    whose driver does not implement it. The caller of a method has checked that the file allows it:
+    that the file is ``opened`` (`FileTable.find_opened`), ``readable`` or ``writable``.
     """
 
     __slots__ = (
@@ -52,33 +52,33 @@ class FileDescription:
     )
 
     opened: ClassVar[bool] = True
-    """Whether it opens anything, and does not just name it (O_PATH)."""
+    """Whether it opens something, and does not just name it (O_PATH)."""
 
     def __init__(self, location: Location, flags: int, end: NativeEnd) -> None:
         """Make it.
 
         Args:
             location: where it was found.
-            flags: the open flags, as F_GETFL shows them.
-            end: what the programs hold.
+            flags: the open flags, as F_GETFL returns them.
+            end: what programs hold of it.
         """
         self.location = location
         self.node: Node = location.node
         self.flags = flags
-        """As F_GETFL shows them, and F_SETFL changes them."""
+        """As F_GETFL returns them and F_SETFL changes them."""
         self.end = end
         self.link = end.link
         access = flags & os.O_ACCMODE
         self.readable = access in (os.O_RDONLY, os.O_RDWR)
         self.writable = access in (os.O_WRONLY, os.O_RDWR)
         self.readiness: Readiness | None = None
-        """Once a program has asked for it."""
+        """None until a program has asked for it."""
         self.slot: ctypes.Array[ctypes.c_char] | None = None
-        """``struct kcmp_epoll_slot``: where the kernel finds it, to compare others with it."""
+        """``struct kcmp_epoll_slot``: the kernel finds the file by it, to compare it."""
         self.slot_number = -1
 
     def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> Outcome:
-        """Read into the segments from ``position``, or from the file's own, which moves then.
+        """Read into the segments from ``position``, or from the file's position, which then moves.
 
         Raises:
             OSError: EINVAL.
@@ -88,7 +88,7 @@ class FileDescription:
     def write(
         self, call: TrappedCall, segments: IoVecs, position: int | None, flags: int = 0
     ) -> Outcome:
-        """Write what is in the segments, with more open ``flags`` (O_SYNC, O_DSYNC) for this once.
+        """Write what is in the segments; ``flags`` (O_SYNC, O_DSYNC) are added for this call only.
 
         Raises:
             OSError: EINVAL.
@@ -96,7 +96,7 @@ class FileDescription:
         raise os_error(errno.EINVAL)
 
     def read_at(self, caller: Caller, segments: IoVecs, position: int) -> OnDevice[int]:
-        """As :meth:`read`, for io_submit.
+        """Read like :meth:`read`, for io_submit.
 
         Raises:
             OSError: EINVAL.
@@ -106,7 +106,7 @@ class FileDescription:
     def write_at(
         self, caller: Caller, segments: IoVecs, position: int, flags: int
     ) -> OnDevice[int]:
-        """As :meth:`write`, for io_submit.
+        """Write like :meth:`write`, for io_submit.
 
         Raises:
             OSError: EINVAL.
@@ -122,7 +122,7 @@ class FileDescription:
         raise os_error(errno.ESPIPE)
 
     def ioctl(self, call: TrappedCall, command: int, argument: int) -> Outcome:
-        """Do a command that not every file has.
+        """Run a command that not every file has.
 
         Raises:
             OSError: ENOTTY.
@@ -131,38 +131,38 @@ class FileDescription:
 
     @property
     def poll_source(self) -> PollSource | None:
-        """Who is to be asked, by :meth:`poll`; None if the end shows all that there is to show."""
+        """What :meth:`poll` asks; None if the end itself always shows the file's readiness."""
         return None
 
     @property
     def is_asked(self) -> bool:
-        """Whether it has to be asked what it is ready for: its end shows not always that."""
+        """Whether it must be asked for its readiness, because the end does not always show it."""
         source = self.poll_source
         return source is not None and not source.no_poll
 
     def poll(self, caller: Caller, events: int, waiting: bool) -> int | OnDevice[int]:
-        """Say what it is ready for; only of files that are asked.
+        """Return what the file is ready for. Only for files that are asked.
 
         Args:
             caller: who asks.
-            events: what matters (POLLIN and so on).
-            waiting: whether to call what :meth:`wake_by` was given when that changes.
+            events: the events that matter (POLLIN and so on).
+            waiting: whether to call the function given to :meth:`wake_by` when that changes.
         """
         raise os_error(errno.EPERM)
 
     def wake_by(self, changed: Callable[[], None]) -> None:
-        """Have ``changed`` called, in any thread, when the answer to :meth:`poll` may be another.
+        """Have ``changed`` called, in any thread, when the result of :meth:`poll` may have changed.
 
-        And when the file has ``ended``. It may neither wait nor ask.
+        It is also called when the file has ``ended``. It may neither wait nor ask.
         """
 
     @property
     def ended(self) -> bool:
-        """Whether nobody answers any more: it is ready for good, with an error."""
+        """Whether nobody answers any more: the file is ready for ever, with an error."""
         return False
 
     def mmap(self, caller: Caller, mapper: Mapper, wanted: MmapCall) -> OnDevice[Mapping]:
-        """Map it into the caller's memory.
+        """Map the file into the caller's memory.
 
         Raises:
             OSError: ENODEV.
@@ -170,20 +170,20 @@ class FileDescription:
         raise os_error(errno.ENODEV)
 
     def munmap(self, mapping: Mapping) -> OnDevice[None]:
-        """Nothing is left of one that :meth:`mmap` has made."""
+        """Nothing is left of a mapping that :meth:`mmap` has made."""
         raise os_error(errno.ENODEV)
 
     def locks(self) -> tuple[FileLocks, Hashable] | None:
-        """The locks among which flock's of this file is, and whose it is there.
+        """The table of locks that flock uses for this file, and the owner to use in it.
 
-        None if nobody else opens the same: the kernel's own lock of the end does.
+        None if nobody else can open the same file: the kernel's lock on the end is enough then.
         """
         return None
 
     def set_flags(self, flags: int) -> None:
-        """Do F_SETFL, whose argument was checked."""
+        """Do F_SETFL. The argument has been checked."""
         self.flags = flags
 
     def release(self, released: Callable[[], None]) -> None:
-        """Do what the last close of a file does; then call ``released``, now or later."""
+        """Do what the last close of the file does, then call ``released``, now or later."""
         released()

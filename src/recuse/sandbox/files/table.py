@@ -1,14 +1,14 @@
 """The open files of a sandbox's programs, from open until their last reference is gone.
 
-What a program holds is an end of something of ours (:mod:`recuse.sandbox.files.native_end`), and
-nothing that it does with its descriptor needs to be seen. Two questions remain.
+A program holds one end of a native object of recuse's (:mod:`recuse.sandbox.files.native_end`), and
+what it does with its descriptor need not be seen. Two questions remain.
 
 *Which file is descriptor N of that thread?* The kernel's own answer is the link
-``/proc/TID/fd/N``, which for a socket is its inode number, unique while it lives. Reading it takes
-about 3 us. What was found is remembered, and next time kcmp(2) says in half of that whether it is
-still so (:mod:`recuse.sandbox.files.identity`).
+``/proc/TID/fd/N``. For a socket it has the inode number, which is unique while the socket lives.
+Reading the link takes about 3 us. The result is remembered, and the next time kcmp(2) says in half
+that time whether it is still true (:mod:`recuse.sandbox.files.identity`).
 
-*When has the last reference gone?* The supervisor's end hangs up. That is when RELEASE is sent.
+*When has the last reference gone?* The supervisor's end hangs up. RELEASE is sent then.
 """
 
 from __future__ import annotations
@@ -39,36 +39,36 @@ from recuse.wire.ids import Tid
 _MOST_SEEN = 4096
 
 _LAST_RELEASES_S = 5.0
-"""How long the end of the sandbox waits for releases that have begun."""
+"""How long the end of the sandbox waits for releases that have started."""
 
 _SWEEP_S = 0.5
-"""How long the last close of a file may go unnoticed whose device has gone while it was polled."""
+"""How long a last close may go unnoticed if the device went away while the file was polled."""
 
 
 class FileTable:
-    """All open files of a sandbox, and the threads that notice their end."""
+    """All open files of a sandbox, and the threads that notice when they are closed."""
 
     def __init__(self, errands: Errands) -> None:
         """Start watching.
 
         Args:
-            errands: do what waits for a release, and the late releases of severed files.
+            errands: run what waits for a release, and the late releases of severed files.
 
         Raises:
-            OSError: EMFILE; EAGAIN if there can be no threads.
+            OSError: EMFILE; EAGAIN if no thread can be started.
         """
         self._errands = errands
         self._lock = new_lock("FileTable")
         self._by_link: dict[str, FileDescription] = {}
         self._by_end: dict[int, FileDescription] = {}
         self._seen: dict[tuple[Tid, int], FileDescription] = {}
-        """By thread and number, what was found there last."""
+        """What was last found there, by thread and number."""
         self.unseen = Unseen(self._seen, self._by_link)
         self._pid = os.getpid()
         self._identities = Identities()
         self.pending = PendingReleases(self._lock, errands)
         self._sources: Counter[PollSource] = Counter()
-        """Of how many files each is asked what they are ready for."""
+        """For each source, how many open files it has."""
         self.refresher = ReadinessRefresher(errands)
         self._epoll = select.epoll()
         self._severed: list[FileDescription] = []
@@ -87,14 +87,14 @@ class FileTable:
         return len(self._by_link)
 
     def find(self, tid: Tid, number: int) -> FileDescription | None:
-        """The file behind descriptor ``number`` of thread ``tid``, or None if it is none of ours.
+        """The file behind descriptor ``number`` of thread ``tid``; None if it is not recuse's.
 
         Raises:
-            OSError: EIO if it may be one of a process that lets nobody look into it.
+            OSError: EIO if it may be recuse's, but nobody may look into the process.
         """
         if not self._by_link:
             return None
-        number &= 0xFFFFFFFF  # the kernel takes descriptors as 32-bit
+        number &= 0xFFFFFFFF  # the kernel takes descriptors as 32-bit numbers
         seen = self._seen.get((tid, number))
         if (
             seen is not None
@@ -117,10 +117,10 @@ class FileTable:
         return found
 
     def find_opened(self, tid: Tid, number: int) -> FileDescription | None:
-        """As :meth:`find`, for what a file that opens nothing does not do for.
+        """Find a file like :meth:`find`, for calls that do not work on O_PATH descriptors.
 
         Raises:
-            OSError: EBADF for such a one (O_PATH).
+            OSError: EBADF for a file opened with O_PATH.
         """
         file = self.find(tid, number)
         if file is not None and not file.opened:
@@ -128,13 +128,13 @@ class FileTable:
         return file
 
     def note(self, tid: Tid, number: int, file: FileDescription) -> None:
-        """Remember what a thread has under a number."""
+        """Remember which file a thread has under a number."""
         if len(self._seen) >= _MOST_SEEN:
             self._seen.clear()
         self._seen[tid, number] = file
 
     def by_inode(self, inode: str) -> FileDescription | None:
-        """The file whose descriptor has that inode number, as a file of an epoll shows it."""
+        """The file whose descriptor has that inode number, as an epoll's fdinfo shows it."""
         by_link = self._by_link
         return by_link.get(f"socket:[{inode}]") or by_link.get(f"pipe:[{inode}]")
 
@@ -146,8 +146,8 @@ class FileTable:
         """Give the caller a descriptor of a new file; return its number, None if it is gone.
 
         Raises:
-            OSError: EMFILE; ENODEV if the sandbox has ended meanwhile. The file is released then,
-                as when the caller is gone.
+            OSError: EMFILE; ENODEV if the sandbox has ended meanwhile. The file is then released,
+                also when the caller is gone.
         """
         try:
             self.add(file)
@@ -163,7 +163,8 @@ class FileTable:
             self.drop(file)
             return None
         self.note(call.tid, number, file)
-        # Before the program goes on: it may close the file at once, and must find it released then.
+        # Do this before the program runs on: it may close the file at once, and the close must
+        # release it.
         file.end.hand_over()
         return number
 
@@ -181,16 +182,16 @@ class FileTable:
             self._by_end[file.end.ours] = file
             if (source := file.poll_source) is not None:
                 self._sources[source] += 1
-            self._epoll.register(file.end.ours, 0)  # hang-ups are always told
+            self._epoll.register(file.end.ours, 0)  # hang-ups are always reported
             self._identities.add(file)
 
     @property
     def polled(self) -> bool:
-        """Whether there is any that has to be asked what it is ready for."""
+        """Whether any file must be asked for its readiness."""
         return any(not source.no_poll for source in list(self._sources))
 
     def readiness(self, file: FileDescription) -> Readiness:
-        """The readiness of a file that is asked, made now if nobody has asked for it yet."""
+        """The readiness of a file that is asked; it is made at the first use."""
         if file.readiness is None:
             with self._lock:
                 if file.readiness is None:
@@ -199,7 +200,7 @@ class FileTable:
         return file.readiness
 
     def _close_end(self, file: FileDescription) -> None:
-        """Close our end, whose hang-up does not tell of the last close any more."""
+        """Close the supervisor's end. Its hang-up no longer reports the last close."""
         with self._lock:
             if self._by_link.get(file.link) is not file:
                 return
@@ -211,7 +212,7 @@ class FileTable:
                 self._wake()
 
     def _sweep(self) -> list[FileDescription]:
-        """Those severed ones that have no reference any more: they have left our epoll."""
+        """The severed files that have no reference any more: they have left recuse's epoll."""
         if not self._severed:
             return []
         with self._lock:
@@ -223,11 +224,11 @@ class FileTable:
         return gone
 
     def drop(self, file: FileDescription) -> None:
-        """Its last reference is gone, or it was never installed: close its end and release it."""
+        """Close a file's end and release it: no reference is left, or it was never installed."""
         node = file.node
         with self._lock:
             if self._by_link.pop(file.link, None) is None:
-                return  # another thread saw it first
+                return  # another thread was first
             if file.end.ours >= 0:
                 del self._by_end[file.end.ours]
                 with contextlib.suppress(OSError):
@@ -244,13 +245,13 @@ class FileTable:
         file.release(functools.partial(self.pending.released, node))
 
     def releases(self, node: Node) -> Releases:
-        """What to wait for so that all files of the node that were let go are released."""
+        """A pause until all closed files of the node are released."""
         return Releases(self, node)
 
     def after_releases(self, node: Node, go_on: Callable[[], None]) -> bool:
-        """Call ``go_on`` when all files of the node that were let go are released.
+        """Call ``go_on`` when all closed files of the node are released.
 
-        Returns False if they are already; it is not called then.
+        Return False if they are already; ``go_on`` is not called then.
         """
         if self._by_end:
             for end, _ in self._epoll.poll(0):
@@ -260,7 +261,7 @@ class FileTable:
         return self.pending.call_after(node, go_on)
 
     def settle(self, timeout_s: float) -> None:
-        """Wait until what programs have let go is released, so far as that takes no longer."""
+        """Wait for at most ``timeout_s`` until everything that programs have closed is released."""
         for file in self._sweep():
             self.drop(file)
         self.pending.wait(self._has_hang_ups, timeout_s)
@@ -278,14 +279,14 @@ class FileTable:
                         os.read(self._wake_read, 64)
                     continue
                 file = self._by_end.get(end)
-                # The event may be that of an earlier file, whose end had the same number.
+                # The event may be of an earlier file whose end had the same number.
                 if file is not None and file.end.hung_up():
                     return file
             for file in self._sweep():
                 self._errands.put(functools.partial(self.drop, file))
 
     def _wake(self) -> None:
-        """Have who waits for hang-ups look around."""
+        """Wake the thread that waits for hang-ups."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"\0")
 
@@ -298,7 +299,7 @@ class FileTable:
             left = list(self._by_link.values())
         for file in left:
             self.drop(file)
-        # The threads that call for them leave one that takes its time behind.
+        # A release that takes its time is left behind by the threads that make it.
         self.pending.wait(lambda: False, _LAST_RELEASES_S)
         with self._lock:
             self._epoll.close()
@@ -312,7 +313,7 @@ def _nothing() -> None:
 
 
 class Releases:
-    """See `FileTable.releases`: a :class:`recuse.sandbox.trap.call.Pause`."""
+    """See `FileTable.releases`. It is a :class:`recuse.sandbox.trap.call.Pause`."""
 
     __slots__ = ("_files", "_node")
 

@@ -1,23 +1,23 @@
 """One trapped system call, from its receipt to the one answer that it gets.
 
-Who has a :class:`TrappedCall` in hand owes the program an answer. What happens to it, with the
-method that makes each transition:
+Whoever has a :class:`TrappedCall` in hand owes the program an answer. These are its states, and
+the methods that make the transitions:
 
-    RUNNING ---------- wait, a step --> WAITING   a reply or somebody else goes on with it
+    RUNNING ---------- wait, a step --> WAITING   a reply or somebody else continues it
     WAITING ---------- a reply -------> RUNNING   in whatever thread brings it
-    RUNNING ---------- hold ----------> HELD      its thread is stopped, and makes calls for us
-    HELD ------------- let_go --------> ANSWERED  by what is in its registers then
+    RUNNING ---------- hold ----------> HELD      its thread is stopped and makes calls for recuse
+    HELD ------------- let_go --------> ANSWERED  by the contents of its registers
     RUNNING, WAITING - answer, fail,
                        proceed -------> ANSWERED
 
-It is RUNNING when it is received. There is no way from ANSWERED: a second answer has no effect, and
-is a mistake that is logged. One that is dropped before has been lost: it is answered with EIO, and
-logged. So whoever waits for something is to be referred to by what it waits for, and by nobody
-else: who looks for signals meanwhile does not keep a call.
+A call is RUNNING when it is received. ANSWERED is final: a second answer has no effect, and is
+logged as an internal error. A call that is dropped before it is answered is answered with EIO, and
+that is logged too. So a waiting call must be referred to by what it waits for, and by nothing else:
+the watch for signals does not keep a call alive.
 
-The kernel takes one answer only, and nobody can take back from a program what another one has told
-it. So a call may be over though it is none of these: its thread was killed, or :meth:`give_up` has
-answered for an owner who is held up. What the owner answers then has no effect, and is no mistake.
+The kernel takes one answer only, and an answer cannot be taken back. So a call may be over in any
+of these states: its thread was killed, or :meth:`give_up` has answered because the call's owner is
+held up. The owner's own answer then has no effect, and is not an error.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PROCEED: Final = -1
 """A handler's result: the call has nothing to do with devices; let the kernel run it."""
 
 ANSWERED: Final = -2
-"""A handler's result: the call was answered, or will be by who has it."""
+"""A handler's result: the call has been answered, or whoever has it will answer it."""
 
 _OF_SIGNALS: Final = (errno.EINTR, ERESTARTSYS)
 
@@ -57,15 +57,15 @@ class State(IntEnum):
     """See the table at the top."""
 
     RUNNING = 0
-    """In the hands of a thread of ours."""
+    """A thread of the supervisor works on it."""
     WAITING = 1
-    """In nobody's hands until what it waits for comes."""
+    """Nobody works on it until what it waits for comes."""
     HELD = 2
-    """Answered as far as the kernel knows, but its thread has not seen that."""
+    """Answered as far as the kernel knows, but its thread has not seen the answer."""
     ANSWERED = 3
 
 
-# Names of the module, as in recuse.kernel.connection.request.
+# Names of this module, as in recuse.kernel.connection.request.
 RUNNING: Final = State.RUNNING
 WAITING: Final = State.WAITING
 _HELD: Final = State.HELD
@@ -80,11 +80,11 @@ TRANSITIONS: Final[dict[str, tuple[frozenset[State], State]]] = {
     "proceed": (frozenset({RUNNING, WAITING}), _ANSWERED),
     "restart": (frozenset({RUNNING, WAITING}), _ANSWERED),
 }
-"""Method: the states that it takes a call from, and the one that it leads to."""
+"""For each method, the states that it may start from and the one that it leads to."""
 
 
 class CallError(RuntimeError):
-    """A transition that the table does not have: a mistake in this package."""
+    """A transition that is not in the table: a bug in this package."""
 
 
 def _log_mistake(what: str) -> None:
@@ -92,23 +92,23 @@ def _log_mistake(what: str) -> None:
 
 
 on_mistake: Callable[[str], None] = _log_mistake
-"""Told of each mistake in the life of a call; tests have it raise CallError."""
+"""Called for each mistake in the life of a call. In tests it raises CallError."""
 
 
 class OwedCall:
     """One trapped system call.
 
     id
-        The kernel's name for it while it waits.
+        The kernel's ID for the call while it waits.
     tid
         The calling *thread*, in the supervisor's pid namespace.
     number, arch
-        Which call it is; a 32-bit program's has a number of its own.
+        Which call it is. The calls of 32-bit programs have their own numbers.
     instruction
-        The address after its instruction, to which the thread returns.
+        The address after the call's instruction, where the thread continues.
     a0 to a5
-        Its arguments. Those of a 32-bit program's call are what its 64-bit namesake would have, as
-        soon as its handler has seen to that.
+        Its arguments. The handler of a 32-bit program's call replaces them with those of the
+        64-bit call of the same name.
     """
 
     __slots__ = (
@@ -157,7 +157,7 @@ class OwedCall:
 
     @property
     def over(self) -> bool:
-        """Whether signals are no business of it any more."""
+        """Whether signals no longer concern it."""
         return self._state is _ANSWERED or self._state is _HELD
 
     @property
@@ -167,21 +167,21 @@ class OwedCall:
 
     @property
     def task(self) -> Task:
-        """Who makes it. OSError: ESRCH if that is gone."""
+        """The thread that makes the call. OSError: ESRCH if it is gone."""
         task = self._task
         if task is None:
             task = self._task = self.trap.tasks.get(self.tid)
         return task
 
     def caller(self) -> Caller:
-        """Who makes it, for the kernel half. OSError: ESRCH if that is gone."""
+        """The caller, for the kernel half. OSError: ESRCH if it is gone."""
         task = self.task
         who = task.credentials
         memory = CallerMemory(self.trap.listener, self.id, self.tid, task.writable)
         return Caller(self.tid, who.uid, who.gid, memory, task.owner, who.keeps_suid)
 
     def alive(self) -> bool:
-        """Whether it still waits for an answer, so that its tid still means the same thread."""
+        """Whether it still waits for an answer. If so, its tid still means the same thread."""
         return self.trap.listener.alive(self.id)
 
     def add_descriptor(self, descriptor: int, *, cloexec: bool) -> int | None:
@@ -190,22 +190,23 @@ class OwedCall:
 
     @property
     def arguments(self) -> tuple[int, ...]:
-        """All six."""
+        """All six arguments."""
         return self.a0, self.a1, self.a2, self.a3, self.a4, self.a5
 
     @arguments.setter
     def arguments(self, values: tuple[int, ...]) -> None:
         self.a0, self.a1, self.a2, self.a3, self.a4, self.a5 = values
 
-    # The answers. Each tells whether the program was still there to get it. What all three have in
-    # common stands in each: one of them is on the way of every call.
+    # The answers. Each method returns whether the program was still there to get its answer. The
+    # common code is repeated in all three, because every call goes through one of them.
 
     def answer(self, value: int) -> bool:
-        """Give it its result, which is not negative."""
+        """Give the call its result, which must not be negative."""
         state = self._state
         if state is _ANSWERED or state is _HELD:
             return self._mistaken("answered again")
-        # First this and then that: who looks for signals does it the other way round.
+        # First the state, then the table of waiting calls: the watch for signals uses the opposite
+        # order.
         self._state = _ANSWERED
         trap = self.trap
         if trap.waiting:
@@ -213,11 +214,11 @@ class OwedCall:
         try:
             return trap.listener.answer(self.id, value)
         except BaseException:
-            self._state = state  # it is still owed
+            self._state = state  # the answer is still owed
             raise
 
     def fail(self, number: int) -> bool:
-        """Fail it with a positive errno."""
+        """Fail the call with a positive errno."""
         state = self._state
         if state is _ANSWERED or state is _HELD:
             return self._mistaken("answered again")
@@ -234,7 +235,7 @@ class OwedCall:
             raise
 
     def proceed(self) -> bool:
-        """Let it run as if it had never been trapped."""
+        """Let the kernel run the call as if it had never been trapped."""
         state = self._state
         if state is _ANSWERED or state is _HELD:
             return self._mistaken("answered again")
@@ -249,12 +250,12 @@ class OwedCall:
             raise
 
     def restart(self) -> bool:
-        """Fail it since a signal has come: the kernel does as SA_RESTART says."""
+        """Fail the call because a signal has come. The kernel restarts it if SA_RESTART says so."""
         wait = self.trap.waiting.get(self.id)
         return self.fail(ERESTARTSYS if wait is not None and wait.sure else errno.EINTR)
 
     def grant(self) -> bool:
-        """Answer with 0, for who waits for nothing else."""
+        """Answer with 0, for callers that wait for nothing else."""
         return self.answer(0)
 
     def finish(self, result: int | None, error: OSError | None) -> None:
@@ -279,13 +280,13 @@ class OwedCall:
             self.answer(result)
 
     def raised(self, error: BaseException) -> None:
-        """Answer with what a handler has raised; that comes first, whatever else may fail.
+        """Answer with the error that a handler has raised, before anything else can fail.
 
-        If it was answered before, there is nothing to answer, but an internal error is still one.
+        If the call was answered before, nothing is answered, but an internal error is logged.
         """
         if not self.over:
             if isinstance(error, UnreadableError):
-                # A process that lets nobody look into it sees no devices, and runs as it would.
+                # A process that nobody may look into sees no devices, and runs as it would outside.
                 self.proceed()
                 if isinstance(error, HiddenError):
                     self.trap.unseen.tell(self.tid)
@@ -294,14 +295,14 @@ class OwedCall:
             if isinstance(error, OSError):
                 number = error.errno or errno.EIO
                 if number == errno.EMFILE and not isinstance(error, TableFullError):
-                    number = errno.ENFILE  # it is ours that is full
+                    number = errno.ENFILE  # the supervisor's table is full, not the program's
             elif isinstance(error, MemoryError):
                 number = errno.ENOMEM
             while True:
                 try:
                     self.fail(number)
                     break
-                except MemoryError:  # not even for this: the program waits until there is some
+                except MemoryError:  # even this needs memory, so the program waits until there is
                     time.sleep(TICK)
         if isinstance(error, LostRightsError):
             error.stop()
@@ -310,7 +311,7 @@ class OwedCall:
             _log.error(what, self.name, self.tid, exc_info=error)
 
     def give_up(self, number: int) -> bool:
-        """Fail it on behalf of its owner, who may be held up for long, and still owes an answer."""
+        """Fail the call on behalf of its owner, who may be held up for long and then answer too."""
         if not self.trap.listener.fail(self.id, number):
             return False
         self._forget()
@@ -321,9 +322,9 @@ class OwedCall:
         self._forget()
 
     def hold(self) -> bool:
-        """Have its thread go on to where a debugger has it stop, to make calls for us.
+        """Have its thread run on to where it is stopped by ptrace, to make calls for recuse.
 
-        False if it is over already: somebody has answered it, or its thread was killed.
+        Return False if the call is over already: it was answered, or its thread was killed.
         """
         if self._state is not RUNNING:
             return self._mistaken("held")
@@ -338,7 +339,7 @@ class OwedCall:
         return waited
 
     def let_go(self, result: int) -> None:
-        """Its thread goes on, and sees this result, a negative errno if it has failed."""
+        """Let the thread run on. It sees this result, or a negative errno."""
         if self._state is not _HELD:
             self._mistaken("let go")
             return

@@ -1,12 +1,13 @@
-"""A trapped system call, and how the operations run that answer it.
+"""A trapped system call, and how the operations that answer it are run.
 
-An *operation* of the kernel half (:mod:`recuse.kernel.connection.operation`) yields requests, and
-is driven here to its end: at once, as far as replies are there when requests have been submitted;
-else by who brings the reply, or, where everything has to be done by one thread, in that thread.
-Signals, the caller's death and the end of the device reach each request that is waited for.
+An *operation* of the kernel half (:mod:`recuse.kernel.connection.operation`) yields requests. It is
+driven to its end here. If the reply is there as soon as a request has been submitted, the operation
+continues at once. Otherwise the thread that brings the reply continues it, or the thread that
+submitted the request, if one thread has to do everything. Signals, the caller's death and the end
+of the device reach each request that is waited for.
 
 A handler that has more to do before and after is a generator itself. It yields steps
-(:class:`OnDevice`, :class:`Pause`), and nothing else waits while it does.
+(:class:`OnDevice`, :class:`Pause`). Nothing else waits meanwhile.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Served(Protocol):
-    """What a server has: a device, or a tree of files."""
+    """What a server provides: a device, or a tree of files."""
 
     @property
     def connection(self) -> Connection:
-        """To the server."""
+        """The connection to the server."""
 
     @property
     def serial(self) -> int:
-        """Different for each that there ever was."""
+        """A number that no other one has ever had."""
 
 
 class OnDevice(Generic[T_co]):
-    """A step: an operation of the kernel half on a device, whose result is the step's."""
+    """A step: an operation of the kernel half on a device. Its result is the step's result."""
 
     __slots__ = ("device", "operation")
 
@@ -57,28 +58,28 @@ class OnDevice(Generic[T_co]):
 
 
 class Pause(Protocol):
-    """A step: to wait for something else."""
+    """A step that waits for something else."""
 
     def begin(self, go_on: Callable[[], None]) -> bool:
-        """Have ``go_on`` called once, in any thread, when that has come, and return True.
+        """Have ``go_on`` called once, in any thread, when the wait is over; return True.
 
-        Or return False if there is nothing to wait for. Signals cannot end such a wait, so it is
-        to be short.
+        Return False if there is nothing to wait for. Signals cannot end such a wait, so it must be
+        short.
         """
 
 
 Steps: TypeAlias = Generator["OnDevice[Any] | Pause", Any, T]
-"""What may wait: it yields steps, is sent their results, or has their errors raised in it."""
+"""Code that may wait: it yields steps, and is sent their results or has their errors raised."""
 
 
 Outcome: TypeAlias = int | Steps[int]
-"""What a handler returns: a result, or what it takes to come to one."""
+"""What a handler returns: its result, or the steps that lead to one."""
 
 
 class _Errand:
-    """A pause: what follows is done in a thread that it may block.
+    """A pause after which the handler continues in a thread that it may block.
 
-    Not in the one that has brought an answer, which may have others to bring.
+    It must not block the thread that brought an answer, which may have more answers to bring.
     """
 
     __slots__ = ("_errands",)
@@ -93,7 +94,7 @@ class _Errand:
 
 
 class UnansweredError(BaseException):
-    """A handler has asked (:meth:`TrappedCall.ask`) for what is not known yet."""
+    """A handler has asked a question (:meth:`TrappedCall.ask`) that has no answer yet."""
 
     def __init__(self, question: Hashable, step: OnDevice[Any]) -> None:
         super().__init__(question)
@@ -102,12 +103,12 @@ class UnansweredError(BaseException):
 
 
 class TrappedCall(OwedCall):
-    """A call with what it waits for."""
+    """A call, together with what it waits for."""
 
     __slots__ = ("_answers", "_device", "_interrupted", "_operation", "_request", "_runs")
 
     def __init__(self, trap: Trap, fields: tuple[Any, ...]) -> None:
-        """Make it of the members of ``struct seccomp_notif`` and ``struct seccomp_data``."""
+        """Make it from the members of ``struct seccomp_notif`` and ``struct seccomp_data``."""
         self._state = RUNNING
         self.trap = trap
         (
@@ -129,18 +130,19 @@ class TrappedCall(OwedCall):
         self._operation: Operation[Any] | None = None
         self._request: Request | None = None
         self._runs = False
-        """Whether its operation is one that :meth:`run` was given."""
+        """Whether its operation was given to :meth:`run`."""
         self._answers: dict[Hashable, tuple[Any, int]] | None = None
-        """What was asked for, with its errno or 0."""
+        """The answers to its questions, each with an errno or 0."""
         self._interrupted = 0
-        """1 if a signal has come while the operation runs, 2 if it has killed the caller."""
+        """1 if a signal has come while the operation ran, 2 if the signal killed the caller."""
 
-    # Signals, and what else ends a wait
+    # Signals, and other things that end a wait
 
     def wait(self, interrupt: Callable[[TrappedCall, bool], None]) -> None:
-        """From now on somebody else has it, to whom ``interrupt`` tells of signals meanwhile.
+        """Leave the call to somebody else. Signals are reported to ``interrupt`` from now on.
 
-        ``interrupt`` is given the call, and must not refer to it; see `SignalWatch.watch`.
+        ``interrupt`` is given the call, and must not hold a reference to it: see
+        `SignalWatch.watch`.
         """
         if self._state is not RUNNING:
             self._mistaken("left to wait")
@@ -149,17 +151,17 @@ class TrappedCall(OwedCall):
         self.trap.signals.watch(self, interrupt)
 
     def attend(self, look: Callable[[], None]) -> None:
-        """Have ``look`` called now and then until :meth:`leave`: signals interrupt it no more.
+        """Have ``look`` called now and then until :meth:`leave`. Signals no longer interrupt it.
 
-        This comes before `hold`: its thread may be killed while it is held.
+        Call this before `hold`, because the thread may be killed while it is held.
         """
         self.trap.signals.attend(self, look)
 
     def interrupt(self, fatal: bool) -> None:
-        """Tell the server whose reply it waits for of a signal; or (fatal) that nobody waits."""
+        """Report a signal to the server whose reply is awaited; or (fatal) that nobody waits."""
         while True:
             request, device = self._request, self._device
-            if self._request is request:  # and so this device's
+            if self._request is request:  # so the device is this request's
                 break
         if fatal:
             self._interrupted = 2
@@ -169,25 +171,25 @@ class TrappedCall(OwedCall):
             self._pass_on(device.connection, request)
 
     def _pass_on(self, connection: Connection, request: Request) -> None:
-        # A RELEASE is no business of the caller's any more.
+        # A RELEASE no longer concerns the caller.
         if not request.force:
             connection.interrupt(request, fatal=self._interrupted == 2)
 
     def blocks(self, still: Callable[[], bool]) -> None:
-        """Its thread of ours was found blocking, and does so as long as ``still`` says so."""
+        """The supervisor's thread that serves it was found to block; ``still`` says if it does."""
         device = self._device
         if device is not None and self._runs:
             self.trap.blocking[device.serial, self.number] = QUICK_CALLS
-        # First this, and only then whether the device has gone already; `device_ended` comes the
-        # other way round: one of the two sees the other.
+        # Watch first, then check whether the device has already gone. `device_ended` does these in
+        # the opposite order, so one of the two sees the other.
         self._watch()
         if device is not None and still():
             self.device_ended(device.connection)
 
     def device_ended(self, connection: Connection) -> None:
-        """Answer it if its device is gone, but the device's method has not returned.
+        """Answer the call if its device has gone but the device's method has not returned.
 
-        As long as that method runs in our thread, the operation cannot go on to tell the caller.
+        While that method runs in the supervisor's thread, the operation cannot tell the caller.
         """
         device = self._device
         if (
@@ -195,14 +197,14 @@ class TrappedCall(OwedCall):
             and device.connection is connection
             and self.tid in connection.abandoned
         ):
-            self.give_up(errno.ECONNABORTED)  # or it is an mmap that its thread has done already
+            self.give_up(errno.ECONNABORTED)  # fails if an mmap was already done by its thread
 
     def _watch(self) -> None:
         if self.id not in self.trap.waiting:
             self.trap.signals.watch(self, TrappedCall.interrupt, late=True)
 
-    # Operations of the kernel half. While its thread of ours serves the call, nobody looks for
-    # signals: who sees that the thread blocks sees to that (`blocks`).
+    # Operations of the kernel half. While a thread of the supervisor serves the call, nobody looks
+    # for signals. If that thread is found to block, `blocks` starts the watch.
 
     def run(self, device: Served, operation: Operation[int]) -> int:
         """Run an operation; its result answers the call, now or later. Returns ANSWERED."""
@@ -211,7 +213,7 @@ class TrappedCall(OwedCall):
         self._runs = True
         blocking = self.trap.blocking
         if blocking and (key := (device.serial, self.number)) in blocking:
-            # It blocked lately, so it may again: let others be served meanwhile.
+            # It blocked recently, so it may block again. Let others be served meanwhile.
             self._watch()
             pass_lead()
             began = time.monotonic()
@@ -222,7 +224,7 @@ class TrappedCall(OwedCall):
         return ANSWERED
 
     def complete(self, device: Served, operation: Operation[T]) -> T:
-        """Run an operation in this thread from beginning to end; return what it returns."""
+        """Run an operation in this thread from start to end, and return its result."""
         if must_not_block():
             raise no_more()
         self._device = device
@@ -235,31 +237,31 @@ class TrappedCall(OwedCall):
             try:
                 raise error
             finally:
-                # Its traceback has this frame, which would hold it, and the call.
+                # The error's traceback has this frame, which would keep the error and the call.
                 del error, outcome
         done: T = result
         return done
 
     def take(self, steps: Steps[int]) -> None:
-        """Take the steps of a handler that may wait; what it returns or raises answers."""
+        """Run the steps of a handler that may wait. What they return or raise is the answer."""
         self._step(steps, None, None)
 
     # Questions
 
     def ask(self, question: Hashable, step: Callable[[], OnDevice[T]]) -> T:
-        """What the step comes to, of a handler that has not changed anything yet.
+        """Return the result of a step. The handler must not have changed anything yet.
 
-        The first time this leaves the handler by an exception, and so whatever it has taken on or
-        opened. When the answer is there the handler begins anew, asks again, and has it. So a path
-        may lead through any number of directories whose servers are to be asked, and nothing is
-        held while one of them takes its time.
+        The first time, this leaves the handler by an exception, which undoes whatever rights it has
+        taken on and closes what it has opened. When the answer is there, the handler starts again,
+        asks again, and gets the answer. So a path may lead through any number of directories whose
+        servers have to be asked, and nothing is held while a server takes its time.
 
         Args:
-            question: what is asked; the same once more has the same answer.
-            step: makes the step, which is taken once.
+            question: what is asked. The same question has the same answer during a call.
+            step: makes the step, which is run once.
 
         Raises:
-            OSError: as the step.
+            OSError: as the step does.
         """
         answers = self._answers
         if answers is None or question not in answers:
@@ -273,9 +275,9 @@ class TrappedCall(OwedCall):
     def answered(
         self, asked: UnansweredError, handle: Callable[[], Outcome], errands: Errands
     ) -> Steps[int]:
-        """The steps of a handler that has asked, which ``handle`` begins anew each time."""
+        """The steps of a handler that has asked. ``handle`` starts it again for each answer."""
         question, step = asked.question, asked.step
-        del asked  # which has the frames of who asked
+        del asked  # it has the frames of the code that asked
         answers = self._answers = {}
         while True:
             thread = threading.get_ident()
@@ -286,7 +288,7 @@ class TrappedCall(OwedCall):
             if threading.get_ident() != thread:
                 yield _Errand(errands)
             if not self.alive():
-                raise os_error(errno.ESRCH)  # its tid may be another thread's by now
+                raise os_error(errno.ESRCH)  # its tid may mean another thread by now
             try:
                 outcome = handle()
             except UnansweredError as unanswered:
@@ -294,11 +296,11 @@ class TrappedCall(OwedCall):
             else:
                 return outcome if isinstance(outcome, int) else (yield from outcome)
 
-    # The call does not refer to the steps of its handler, which refer to it: what they wait for
-    # does, and is all that keeps the two.
+    # The call has no reference to its handler's steps, which refer to the call. What they wait for
+    # refers to the steps, and nothing else keeps the two alive.
 
     def _go_on(self, steps: Steps[int] | None, reply: Reply | None) -> None:
-        """Go on with the operation, which is a step or answers the call."""
+        """Continue the operation, which is a step of the handler or answers the call itself."""
         self._state = RUNNING
         outcome = self._attempt(reply, steps)
         if outcome is None:
@@ -311,9 +313,10 @@ class TrappedCall(OwedCall):
     def _attempt(
         self, reply: Reply | None, steps: Steps[int] | None = None, *, stays: bool = False
     ) -> tuple[Any, OSError | None] | None:
-        """Drive the operation on with a reply; return its result or error when it has ended.
+        """Continue the operation with a reply; return its result or error when it has ended.
 
-        Or None if a reply is to come, which then goes on with it: not if the thread ``stays``.
+        Return None if a reply is still to come, which then continues it. That does not happen if
+        the thread ``stays``.
         """
         operation, device = self._operation, self._device
         assert operation is not None
@@ -349,19 +352,19 @@ class TrappedCall(OwedCall):
     def _leave(
         self, connection: Connection, request: Request, steps: Steps[int] | None
     ) -> Reply | None:
-        """Have who brings the reply go on; if it is there already, return it."""
+        """Have the operation continued by the reply's thread; if the reply is there, return it."""
         self._watch()
         self._state = WAITING
         if not connection.watch(request, partial(self._go_on, steps)):
             self._state = RUNNING
             return request.reply
-        # From here on another thread may have the call, and have answered it.
+        # From here on another thread may have the call, and may have answered it.
         if self._interrupted:
             self._pass_on(connection, request)
         return None
 
     def _step(self, steps: Steps[int], result: Any, error: OSError | None) -> None:
-        """Go on with the handler, whose last step has come to this."""
+        """Continue the handler with the result or error of its last step."""
         outcome: tuple[Any, OSError | None] | None = result, error
         while outcome is not None:
             result, error = outcome
@@ -371,7 +374,7 @@ class TrappedCall(OwedCall):
                 self._end(stop.value)
                 return
             except BaseException as raised:
-                if raised is error:  # as its device or ours has it
+                if raised is error:  # from the device or the kernel half, so not a handler's fault
                     self.finish(None, error.with_traceback(None))
                 else:
                     self.raised(raised)
@@ -394,20 +397,20 @@ class TrappedCall(OwedCall):
             self.raised(error)
 
     def _resume(self, steps: Steps[int]) -> None:
-        """Go on after a pause, in a thread that nobody looks at."""
+        """Continue after a pause, in a thread that no monitor watches."""
         self._state = RUNNING
         self._watch()
         self._step(steps, None, None)
 
 
 def receive(trap: Trap) -> TrappedCall | None:
-    """Wait for the next call, see `Listener.receive`; None at the end."""
+    """Wait for the next call (see `Listener.receive`); return None at the end."""
     fields = trap.listener.receive()
     return None if fields is None else TrappedCall(trap, fields)
 
 
 def _wait_for_reply(connection: Connection, request: Request, led: bool) -> Reply | None:
-    """Wait for a reply here; let others lead, if that was not done before."""
+    """Wait for a reply in this thread. Let another thread lead, unless that was done before."""
     replied = threading.Event()
     if connection.watch(request, lambda _: replied.set()):
         if not led:

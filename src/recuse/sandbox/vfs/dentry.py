@@ -1,7 +1,7 @@
-"""Names in trees that exist only in a sandbox, and where a tree is seen.
+"""Names in trees that exist only in a sandbox, and the places where a tree is seen.
 
-As in Linux, a place in the tree of files is a pair: which mount, and which name in its tree
-(``struct path``). A tree may be seen at several places.
+As in Linux, a place is a pair: a mount, and a name in its tree (``struct path``). One tree can be
+seen at several places.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ if TYPE_CHECKING:
 
 
 SERVER_GONE: Final = (errno.ENOTCONN, errno.ECONNABORTED)
-"""What a tree says whose server has ended. If it is an addition, nothing is added any more."""
+"""What a tree fails with when its server has ended. An addition then adds nothing any more."""
 
 
 class Dentry:
     """A name in a directory, and the node that it leads to.
 
-    What ``children`` are is its tree's business: all that there are in a directory of a tree in
-    memory, those that are known in others.
+    The tree decides what is in ``children``. A tree in memory has all entries of a directory there;
+    other trees have those that are known.
     """
 
     __slots__ = ("children", "name", "node", "parent")
 
     def __init__(self, name: bytes, node: Node, parent: Dentry | None = None) -> None:
-        """Make one; the root of a tree has neither a name nor a parent."""
+        """Make a name; the root of a tree has neither a name nor a parent."""
         self.name = name
         self.node = node
         self.parent = parent
         self.children: dict[bytes, Dentry] = {}
 
     def add(self, name: bytes, node: Node) -> Dentry:
-        """Give a directory an entry, in place of the one that has the name."""
+        """Give a directory an entry. It replaces an entry of the same name."""
         child = self.children[name] = Dentry(name, node, self)
         if node.is_directory:
             self.node.links += 1
         return child
 
     def remove(self) -> None:
-        """Take the name out of its directory; it stays known to who has it open."""
+        """Take the name out of its directory. Whoever has it open can still use it."""
         self.node.removed = True
         parent = self.parent
         if parent is not None and parent.children.get(self.name) is self:
@@ -54,7 +54,7 @@ class Dentry:
                 parent.node.links -= 1
 
     def path(self, top: bytes) -> bytes:
-        """Its path, if that of its tree's root is ``top``."""
+        """Its path, if the path of its tree's root is ``top``."""
         names = []
         here = self
         while here.parent is not None:
@@ -68,9 +68,9 @@ class Dentry:
 
 
 class FileTree(Protocol):
-    """A tree of files that is seen at a mount or addition.
+    """A tree of files that is seen at a mount or as an addition.
 
-    What it has to ask somebody else for it asks the call for, which makes it wait:
+    To ask somebody else for something, a tree asks the call, which then waits:
     :meth:`recuse.sandbox.trap.call.TrappedCall.ask`.
     """
 
@@ -79,30 +79,30 @@ class FileTree(Protocol):
         """The directory at the top."""
 
     def lookup(self, call: TrappedCall, directory: Dentry, name: bytes) -> Dentry | None:
-        """What there is by a name, None if nothing. Raises OSError for the call."""
+        """What has that name; None if nothing has it. Raises OSError for the call."""
 
     def list(self, call: TrappedCall, directory: Dentry) -> Sequence[Dentry]:
-        """All that there is in a directory. Raises OSError for the call."""
+        """All entries of a directory. Raises OSError for the call."""
 
     def read_link(self, call: TrappedCall, link: Dentry) -> bytes:
-        """Where a symbolic link leads. Raises OSError for the call: EINVAL if it is none."""
+        """Where a symbolic link leads. Raises OSError for the call: EINVAL if it is no link."""
 
     def statfs(self, call: TrappedCall) -> bytes:
-        """``struct statfs`` of all files in it. Raises OSError for the call."""
+        """``struct statfs`` for all files of the tree. Raises OSError for the call."""
 
 
 class Mount:
-    """A place where a tree is seen: all that is at that path otherwise is covered."""
+    """A place where a tree is seen. It covers everything else at that path."""
 
     __slots__ = ("path", "point", "tree")
 
     def __init__(self, tree: FileTree, path: bytes, point: Location | None = None) -> None:
-        """Make one; `recuse.sandbox.vfs.mounts.Mounts` is to be told of it.
+        """Make a mount; `recuse.sandbox.vfs.mounts.Mounts` must be told of it.
 
         Args:
             tree: what is seen.
-            path: where, from the supervisor's root.
-            point: the directory of ours that it covers; None for a native one.
+            path: where it is seen, from the supervisor's root.
+            point: recuse's directory that it covers; None if it covers a native directory.
         """
         self.tree = tree
         self.path = path
@@ -110,30 +110,30 @@ class Mount:
 
 
 class Addition(Mount):
-    """A tree whose root's entries are in a native directory, besides what is there natively.
+    """A tree whose root's entries are seen in a native directory, next to the native entries.
 
-    Among those of one directory, and of a native file and one of ours of the same name, the first
-    one is seen: of those that ``hide``, then the native one, then the others. The root itself is
-    never seen.
+    If several entries of a directory have the same name, one is seen: the first among the additions
+    that ``hide``; if there is none, the native one; and if there is none, the first among the other
+    additions. The root itself is never seen.
     """
 
     __slots__ = ("hides",)
 
     def __init__(self, tree: FileTree, path: bytes, *, hides: bool = False) -> None:
-        """Make one; ``path`` is the directory's from the supervisor's root."""
+        """Make an addition; ``path`` is the directory's, from the supervisor's root."""
         super().__init__(tree, path)
         self.hides = hides
 
 
 class Location(NamedTuple):
-    """A place in the tree of files that is ours."""
+    """A place in a tree of recuse's."""
 
     mount: Mount
     dentry: Dentry
 
     @property
     def node(self) -> Node:
-        """What is there."""
+        """The node that is there."""
         return self.dentry.node
 
     @property
@@ -152,43 +152,43 @@ class Location(NamedTuple):
 
 
 class MemoryTree:
-    """A tree all of which is in memory, on a filesystem that there is natively."""
+    """A tree that is all in memory, and appears to be on a native filesystem."""
 
     def __init__(self, root: Node, filesystem: bytes) -> None:
-        """Make one that is empty; ``filesystem`` is the path of a directory of that filesystem."""
+        """Make an empty tree; ``filesystem`` is the path of a directory on that filesystem."""
         self.root: Final = Dentry(b"", root)
         self._filesystem = filesystem
 
     def lookup(self, call: TrappedCall, directory: Dentry, name: bytes) -> Dentry | None:
-        """What there is by a name."""
+        """What has that name."""
         return directory.children.get(name)
 
     def list(self, call: TrappedCall, directory: Dentry) -> Sequence[Dentry]:
-        """All that there is in a directory."""
+        """All entries of a directory."""
         return list(directory.children.values())
 
     def read_link(self, call: TrappedCall, link: Dentry) -> bytes:
-        """Where a symbolic link leads. OSError: EINVAL if it is none."""
+        """Where a symbolic link leads. OSError: EINVAL if it is no link."""
         return link.node.read_link()
 
     def statfs(self, call: TrappedCall) -> bytes:
-        """That of the native filesystem. OSError as statfs."""
+        """What statfs says of the native filesystem. OSError as statfs."""
         return native_files.statfs_at(self._filesystem)
 
 
 class LoneTree(MemoryTree):
-    """Of a file that has no place in any tree (fs/libfs.c, init_pseudo)."""
+    """The tree of a file that has no place in any other (fs/libfs.c, init_pseudo)."""
 
     def __init__(self, root: Node) -> None:
-        """Make it of the file."""
+        """Make the tree of this file."""
         super().__init__(root, b"")
 
     def statfs(self, call: TrappedCall) -> bytes:
-        """That of the kernel's own anonymous files (fs/libfs.c, simple_statfs)."""
+        """What statfs says of the kernel's own anonymous files (fs/libfs.c, simple_statfs)."""
         return native_files.statfs_of_anonymous()
 
 
 def lone(node: Node, name: bytes) -> Location:
-    """Where a file is that has no place in any tree of ours; ``name`` is all of its path."""
+    """The location of a file that has no place in any tree; ``name`` is its whole path."""
     tree = LoneTree(node)
     return Location(Mount(tree, name), tree.root)

@@ -1,6 +1,6 @@
-"""Where trees of ours are seen: what Linux has in its mount table, and additions besides.
+"""Where recuse's trees are seen: mounts, as in Linux's mount table, and additions.
 
-A native directory is known by its device and inode number, whatever path led there: a bind mount
+A native directory is known by its device and inode number, whatever path led there. So a bind mount
 of /dev is /dev, and so is the /dev of a chroot on which it is mounted.
 """
 
@@ -21,7 +21,8 @@ _KERNEL_FILESYSTEMS = (native_files.PROC_MAGIC, native_files.SYSFS_MAGIC)
 class Mounts:
     """All mounts and additions of a sandbox.
 
-    They come before what is found there, and stay. Thread-safe; reading needs no lock.
+    Mounts and additions are added before anybody finds them, and stay. Thread-safe; reading needs
+    no lock.
     """
 
     def __init__(self) -> None:
@@ -31,27 +32,27 @@ class Mounts:
         """Those in /proc and /sys, by f_type and inode number."""
         self._kernel_inodes: set[int] = set()
         self._quick: dict[bytes, Addition] = {}
-        """By path those that hide what is there natively."""
+        """By path, the additions that hide native files."""
         self.beginnings: tuple[bytes, ...] = ()
-        """How paths begin that may lead to what hides native files."""
+        """How the paths begin that may lead to something that hides native files."""
         self._covers: dict[tuple[int, int], Mount] = {}
         """What is mounted on native directories."""
         self._on_ours: dict[Location, Mount] = {}
-        """What is mounted on directories of ours."""
+        """What is mounted on recuse's directories."""
         self._mounted: tuple[bytes, ...] = ()
         """The paths of all mounts."""
         self.covers = False
         """Whether something is mounted on a native directory."""
         self.covers_files = False
-        """Whether there was something in one of these."""
+        """Whether one of these directories was not empty."""
         self.changed: set[tuple[int, int]] = set()
-        """Native directories that are added to or covered, as the supervisor sees them."""
+        """Native directories that are added to or covered, by the supervisor's numbers."""
 
     def add(self, addition: Addition) -> None:
         """Add a tree to a native directory.
 
         Raises:
-            OSError: ENOTDIR if it is none; as stat.
+            OSError: ENOTDIR if it is not a directory; as stat.
         """
         path = addition.path
         native = native_files.status(path)
@@ -72,15 +73,15 @@ class Mounts:
                     self.beginnings = (*others, beginning)
 
     def mount(self, tree: FileTree, path: bytes, point: Location | None) -> None:
-        """Have a tree cover a directory.
+        """Cover a directory with a tree.
 
         Args:
             tree: what is seen there from now on.
             path: the directory's, without links.
-            point: the directory, if it is ours.
+            point: the directory, if it is recuse's.
 
         Raises:
-            OSError: ENOTDIR if it is none; as stat.
+            OSError: ENOTDIR if it is not a directory; as stat.
         """
         mount = Mount(tree, path, point)
         if point is not None:
@@ -100,27 +101,27 @@ class Mounts:
             self._mounted = (*self._mounted, path)
 
     def is_mounted(self, path: bytes) -> bool:
-        """Whether a tree is mounted on a directory of that path."""
+        """Whether a tree is mounted on the directory with that path."""
         return path in self._mounted
 
     def hides(self, path: bytes) -> bool:
-        """Whether a tree is mounted on a directory above."""
+        """Whether a tree is mounted on a directory above that path."""
         return path.startswith(tuple(one.rstrip(b"/") + b"/" for one in self._mounted))
 
     def hiding_at(self, path: bytes) -> Addition | None:
-        """What hides native files in the directory of that path."""
+        """What hides native files in the directory with that path."""
         return self._quick.get(path)
 
     def additions(self, directory: bytes, status: os.stat_result) -> tuple[Addition, ...]:
         """What is added to a native directory.
 
-        A program may have a /proc or /sys mounted of its own, and there is one of each in a pid or
-        network namespace: in all of them a directory has the same inode number (fs/proc/root.c,
-        fs/kernfs/mount.c), and a new device is in all of them.
+        A program may have mounted a /proc or /sys of its own, and each pid or network namespace has
+        its own. In all of them a directory has the same inode number (fs/proc/root.c,
+        fs/kernfs/mount.c), and a new device appears in all of them.
 
         Args:
-            directory: a path by which it can be found.
-            status: what it is.
+            directory: a path that leads to it.
+            status: its status.
         """
         found = self._additions.get((status.st_dev, status.st_ino), ())
         if not found and status.st_ino in self._kernel_inodes:
@@ -131,13 +132,13 @@ class Mounts:
     def cover(self, file: int, status: os.stat_result, *, own_root: bool) -> Mount | None:
         """What is mounted on a native directory.
 
-        Where it is by another path it is another mount (bind) of the same directory, on which
-        nothing is mounted; but in other roots and mount namespaces paths say nothing.
+        If the directory has another path, that is another mount (bind) of the same directory, and
+        nothing is mounted on it. But in other roots and mount namespaces, paths say nothing.
 
         Args:
             file: a descriptor of it.
-            status: what it is.
-            own_root: whether it is seen from a root or mounts that may not be the supervisor's.
+            status: its status.
+            own_root: whether its root or mounts may be others than the supervisor's.
         """
         mount = self._covers.get((status.st_dev, status.st_ino))
         if mount is not None and not own_root and native_files.path_of(file) != mount.path:
@@ -145,7 +146,7 @@ class Mounts:
         return mount
 
     def top(self, location: Location) -> Location:
-        """What is seen at a place of ours: that, or the root of what is mounted on it."""
+        """What is seen at a place: the place itself, or the root of what is mounted on it."""
         while self._on_ours and (mount := self._on_ours.get(location)) is not None:
             location = Location(mount, mount.tree.root)
         return location
@@ -155,7 +156,7 @@ class Mounts:
         return self.covers and (status.st_dev, status.st_ino) in self._covers
 
     def at(self, path: bytes) -> Location | None:
-        """What hides native files at that very path, with no link on the way."""
+        """What hides native files at exactly that path, if no link is on the way."""
         if not path.startswith(self.beginnings):
             return None
         names = []
@@ -169,9 +170,9 @@ class Mounts:
         return None
 
     def quickly(self, path: bytes) -> Location | None:
-        """The same of a path with one of the `beginnings`, but that nothing may be in its way.
+        """Like `at`, for a path with one of the `beginnings`, if nothing can be in its way.
 
-        No mount, and no directory of ours that not everybody may search.
+        In its way can be a mount, or a directory of recuse's that not everybody may search.
         """
         if path.startswith(self._mounted):
             return None
@@ -192,13 +193,13 @@ class Mounts:
 def _append(
     table: dict[tuple[int, int], tuple[Addition, ...]], key: tuple[int, int], addition: Addition
 ) -> None:
-    """Add to those of one directory, in the order in which they are seen."""
+    """Add to the additions of one directory, in the order in which they are seen."""
     there = (*table.get(key, ()), addition)
     table[key] = tuple(sorted(there, key=lambda one: not one.hides))
 
 
 def _below(addition: Addition, names: list[bytes]) -> Location | None:
-    """What the names lead to, the first of which is the last."""
+    """What the names lead to. The first name is the last one in the list."""
     dentry: Dentry | None = addition.tree.root
     while names and dentry is not None:
         dentry = dentry.children.get(names.pop())

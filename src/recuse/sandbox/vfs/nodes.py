@@ -1,4 +1,4 @@
-"""What files are, whatever name leads to them (inodes): a class for each kind of file."""
+"""Files without their names (inodes): a class for each kind of file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 class Identity(NamedTuple):
-    """What every node has from the beginning."""
+    """What every node has from its creation."""
 
     inode: int
     """As st_ino."""
     uid: int
     gid: int
     filesystem: int
-    """The number of the filesystem that it seems to be on, as st_dev."""
+    """The number of the filesystem that it appears to be on, as st_dev."""
 
 
 class Node:
-    """A file of no other kind than what its mode says; what all kinds have in common."""
+    """What all kinds of nodes have in common; also a file whose kind is only in its mode."""
 
     __slots__ = (
         "accessed_ns",
@@ -55,7 +55,7 @@ class Node:
     """Whether it is a symbolic link."""
 
     def __init__(self, identity: Identity, mode: int) -> None:
-        """Make one that was read and changed just now; ``mode`` is as st_mode."""
+        """Make a node with the current time as its times; ``mode`` is as st_mode."""
         self.inode, self.uid, self.gid, self.filesystem = identity
         self.mode = mode
         self.links = 1
@@ -71,7 +71,7 @@ class Node:
         """Whether no name leads to it any more."""
 
     def status(self) -> Status:
-        """What stat tells of it."""
+        """What stat returns for it."""
         return Status(
             self.filesystem,
             self.inode,
@@ -86,14 +86,14 @@ class Node:
         )
 
     def resemble(self, native: os.stat_result) -> None:
-        """Look as a native file does."""
+        """Look like a native file."""
         self.mode, self.links, self.rdev = native.st_mode, native.st_nlink, native.st_rdev
         self.size, self.block_size = native.st_size, native.st_blksize
         self.accessed_ns, self.modified_ns = native.st_atime_ns, native.st_mtime_ns
         self.changed_ns = native.st_ctime_ns
 
     def read_link(self) -> bytes:
-        """Where a symbolic link leads. OSError: EINVAL for everything else."""
+        """Where a symbolic link leads. OSError: EINVAL for all other nodes."""
         raise os_error(errno.EINVAL)
 
 
@@ -105,7 +105,7 @@ class DirectoryNode(Node):
     is_directory = True
 
     def __init__(self, identity: Identity, mode: int = 0o755) -> None:
-        """Make an empty one; ``mode`` is permission bits."""
+        """Make an empty directory; ``mode`` is permission bits."""
         super().__init__(identity, stat.S_IFDIR | mode)
         self.links = 2
 
@@ -118,7 +118,7 @@ class LinkNode(Node):
     is_link = True
 
     def __init__(self, identity: Identity, target: bytes) -> None:
-        """Make one that leads to ``target``."""
+        """Make a link that leads to ``target``."""
         super().__init__(identity, stat.S_IFLNK | 0o777)
         self.target = target
         self.size = len(target)
@@ -129,7 +129,7 @@ class LinkNode(Node):
 
 
 class AttributeNode(Node):
-    """A small regular file as those of ``/sys`` and ``/proc``, whose content is made when read."""
+    """A small regular file like those of ``/sys`` and ``/proc``; its content is made when read."""
 
     __slots__ = ("show", "store")
 
@@ -143,10 +143,10 @@ class AttributeNode(Node):
         """Make one.
 
         Args:
-            identity: its own.
+            identity: as every node has.
             mode: permission bits.
-            show: makes the content, or tells what makes it; None if it cannot be read.
-            store: takes what is written; None if it cannot be written.
+            show: makes the content, or returns the step that does; None if it cannot be read.
+            store: is given what is written; None if it cannot be written.
         """
         super().__init__(identity, stat.S_IFREG | mode)
         self.show = show
@@ -159,45 +159,45 @@ class CuseNode(Node):
     __slots__ = ()
 
     def __init__(self, identity: Identity, mode: int, rdev: int) -> None:
-        """Make one; ``mode`` is permission bits."""
+        """Make the node; ``mode`` is permission bits."""
         super().__init__(identity, stat.S_IFCHR | mode)
         self.rdev = rdev
 
     def at(self, native: os.stat_result) -> Node:
-        """Another one: a native node that has the same number."""
+        """The same device at a native node that has the same number."""
         second = CuseNode(_identity(native), 0, self.rdev)
         second.resemble(native)
         return second
 
 
 class DeviceNode(Node):
-    """What leads to a device."""
+    """A node that leads to a device."""
 
     __slots__ = ("device",)
 
     def __init__(self, identity: Identity, mode: int, device: CharDevice) -> None:
-        """Make one; ``mode`` is permission bits."""
+        """Make the node; ``mode`` is permission bits."""
         super().__init__(identity, stat.S_IFCHR | mode)
         self.device = device
         self.rdev = os.makedev(device.major, device.minor)
 
     def at(self, native: os.stat_result) -> Node:
-        """Another one: a native node that has the same number."""
+        """The same device at a native node that has the same number."""
         second = DeviceNode(_identity(native), 0, self.device)
         second.resemble(native)
         return second
 
 
 class AnonymousNode(Node):
-    """What all files that a device's ioctls have made have in common; it cannot be opened.
+    """The common node of all files that a device's ioctls have made. It cannot be opened.
 
-    As the one of the kernel's (fs/anon_inodes.c) it has mode 0600 and no type.
+    Like the kernel's anonymous inode (fs/anon_inodes.c) it has mode 0600 and no type.
     """
 
     __slots__ = ("device",)
 
     def __init__(self, identity: Identity, device: CharDevice) -> None:
-        """Make one."""
+        """Make the node."""
         super().__init__(identity, 0o600)
         self.device = device
 
@@ -207,7 +207,7 @@ def _identity(native: os.stat_result) -> Identity:
 
 
 def native_node(file: int) -> Node:
-    """What a descriptor leads to, which opens nothing (O_PATH), looking like a node.
+    """A node that looks like the file to which a descriptor (O_PATH) leads.
 
     Raises:
         OSError: if the file cannot be looked at.
