@@ -52,11 +52,11 @@ FAMILIES: Final = {
     "workdir": workdir,
     "xattrs": xattrs,
 }
-"""The modules by the names that :mod:`recuse.sandbox.table` has for them."""
+"""The modules, by the names that :mod:`recuse.sandbox.table` uses for them."""
 
 
 def handlers() -> dict[int, Handler]:
-    """The handlers by number, for this architecture."""
+    """The handlers of this architecture's calls, by number."""
     return {
         call.number: FAMILIES[call.family].HANDLERS[call.name]
         for call in arch.CALLS
@@ -65,5 +65,5 @@ def handlers() -> dict[int, Handler]:
 
 
 def compat_handlers() -> dict[int, Handler]:
-    """The handlers of 32-bit programs' calls by number."""
+    """The handlers of 32-bit programs' calls, by number."""
     return narrow.handlers()

@@ -33,7 +33,8 @@ _FOR_ALL_FILES: Final = frozenset(
         0xC0189436,  # FIDEDUPERANGE
     }
 )
-"""They say of a socket what they say of a device: close-on-exec, or that it is no regular file."""
+"""For these a socket gives the same answer as a device: about close-on-exec, or an error because
+it is not a regular file."""
 
 _SETFL_MASK: Final = os.O_APPEND | os.O_NONBLOCK | arch.O_DIRECT | os.O_NOATIME
 
@@ -51,7 +52,7 @@ def ioctl(call: TrappedCall, machine: Machine) -> Outcome:
         file.set_flags(file.flags | os.O_NONBLOCK if on else file.flags & ~os.O_NONBLOCK)
         return 0
     if command == _FIOASYNC:
-        # There is no SIGIO, so that it cannot be on (fs/ioctl.c, ioctl_fioasync).
+        # There is no SIGIO, so it cannot be on (fs/ioctl.c, ioctl_fioasync).
         if any(_read_int(call)):
             raise os_error(errno.ENOTTY)
         return 0

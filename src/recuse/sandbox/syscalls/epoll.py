@@ -1,8 +1,9 @@
 """epoll_ctl and the waits for an epoll (fs/eventpoll.c; Linux 6.1).
 
-The kernel keeps the epolls themselves. A device is asked when it is added or changed, and before a
-wait if it is on the epoll's ready list (:class:`recuse.sandbox.files.readiness.Watch`); then its
-descriptor shows what it says, and the kernel runs the call.
+The kernel keeps the epolls themselves. A device is asked when it is added or changed. It is also
+asked before a wait, if it is on the epoll's ready list
+(:class:`recuse.sandbox.files.readiness.Watch`). Then its descriptor is made to show the answer, and
+the kernel runs the call.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def epoll_ctl(call: TrappedCall, machine: Machine) -> Outcome:
 def _add(
     call: TrappedCall, machine: Machine, one: PolledFile, key: tuple[int, int, int]
 ) -> Steps[int]:
-    """Ask a device that is added or changed, and have its descriptor show that."""
+    """Ask a device that is added or changed, and have its descriptor show the answer."""
     yield from ask(call, machine, call.caller(), [one], 0)
     if one.readiness is not None:
         one.readiness.told(key, listed=bool(one.bits & one.events))
@@ -97,7 +98,7 @@ def _wait(
     asked: list[PolledFile],
     hungry: list[PolledFile],
 ) -> Steps[int]:
-    """Ask devices before a wait for an epoll, and have their descriptors show that."""
+    """Ask devices before a wait for an epoll, and have their descriptors show the answers."""
     yield from ask(call, machine, sleeper.caller, asked, 0)
     epoll = (call.task.tgid, call.a0 & 0xFFFFFFFF)
     refresher = machine.files.refresher
@@ -119,7 +120,7 @@ def _wait(
 def _listed(
     call: TrappedCall, machine: Machine, epoll: tuple[int, int]
 ) -> tuple[list[PolledFile], list[PolledFile]]:
-    """The devices to be asked before a wait for an epoll, and those to be fed."""
+    """The devices to ask before a wait for an epoll, and those to feed (`Readiness.feed`)."""
     found: list[PolledFile] = []
     hungry: list[PolledFile] = []
     try:

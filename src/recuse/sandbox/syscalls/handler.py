@@ -1,4 +1,4 @@
-"""What every system call's handler is given and returns."""
+"""What every system call's handler gets and returns."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["ANSWERED", "PROCEED", "Handler", "signed32", "signed64"]
 Handler = Callable[[TrappedCall, "Machine"], Outcome]
 """Handles one trapped call of a program on a machine.
 
-What it needs of the call is in the call: who makes it, its arguments, whether it still waits, and
-how to answer it. All else is the machine's.
+The call has what the handler needs of it: who makes it, its arguments, whether it still waits, and
+how to answer it. Everything else is the machine's.
 
-It finds first what the call is about, and does nothing before: what it has to ask a server for on
-the way makes it begin anew (`TrappedCall.ask`).
+A handler first finds out what the call is about, and does nothing before. If it has to ask a server
+on the way, it starts again (`TrappedCall.ask`).
 
-Returns the call's result (not negative), or PROCEED or ANSWERED; or it is a generator that returns
-them, which waits for what it yields. An OSError is the call's error. Anything else that escapes is
-a fault of recuse: the call fails with EIO, it never proceeds.
+It returns the call's result (not negative), PROCEED or ANSWERED. Or it is a generator that returns
+one of these, and waits for what it yields. An OSError is the call's error. Any other exception is a
+bug in recuse: the call fails with EIO, and never proceeds.
 """
 
 

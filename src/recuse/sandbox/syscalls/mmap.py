@@ -36,7 +36,7 @@ _MADV_POPULATE_WRITE: Final = 23
 
 
 class _Mapping:
-    """What a thread maps, which is ours meanwhile."""
+    """A mapping of a thread that makes calls for recuse meanwhile."""
 
     __slots__ = ("address", "flags", "hold", "thread", "wanted")
 
@@ -48,12 +48,12 @@ class _Mapping:
         self.address = 0
 
     def make(self, unit: int) -> int:
-        """Have the thread map it; return the address. ``unit`` is that of mmap's offset."""
+        """Have the thread map it; return the address. mmap's offset is given in ``unit`` bytes."""
         thread, wanted = self.thread, self.wanted
         number = thread.give(self.hold.descriptor.fileno())
         given = wanted.flags | MAP_DENYWRITE
         if wanted.private:
-            # What is copied before the server has filled the memory would stay as it is.
+            # Pages that are copied before the server has filled the memory would never change.
             given &= ~(MAP_POPULATE | MAP_LOCKED)
         protection = wanted.protection & _LOW
         offset = wanted.offset // unit
@@ -68,7 +68,7 @@ class _Mapping:
         return self.address
 
     def populate(self) -> None:
-        """Do what mmap's flags ask for besides, now that the memory is filled."""
+        """Do what else mmap's flags ask for, now that the memory has been filled."""
         wanted = self.wanted
         if not wanted.private:
             return
@@ -82,7 +82,7 @@ class _Mapping:
 
 
 class _Mapper:
-    """Maps for a thread that waits in mmap, between two of its server's answers.
+    """Maps memory for a thread that waits in mmap, between two answers of its server.
 
     See `recuse.kernel.char.mmap.Mapper`.
     """
@@ -96,9 +96,9 @@ class _Mapper:
         self._maps = maps
         self._access = access
         self._stack = stack
-        """Lets the thread go in the end, with the result of its call."""
+        """At its end, the thread is let go with the result of its call."""
         self.mapping: _Mapping | None = None
-        """From when on the thread is ours."""
+        """Set as soon as the thread makes calls for recuse."""
 
     def map(self, memory: OwnedDescriptor, wanted: MmapCall, flags: int) -> int:
         """Map the memory and return the address."""
@@ -115,7 +115,7 @@ class _Mapper:
             raise os_error(errno.EINTR) from None
 
     def unmap(self) -> None:
-        """Undo that, as far as there is a caller left."""
+        """Undo the mapping, if the caller is still there."""
         mapping = self.mapping
         if mapping is not None:
             with contextlib.suppress(GoneError, OSError):
@@ -147,7 +147,7 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
             else:
                 mapper.mapping.thread.result = -(error.errno or errno.EIO)
             return ANSWERED
-        # The server knows of it: it is the program's.
+        # The server knows of the mapping now, so it is the program's.
         mapping = mapper.mapping
         assert mapping is not None
         dont_expand = bool(mapping.flags & RECUSE_MMAP_DONT_EXPAND)
@@ -158,7 +158,7 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
 
 
 def mremap(call: TrappedCall, machine: Machine) -> int:
-    """``mremap(old, old_length, length, flags, new)``: not all mappings may grow."""
+    """``mremap(old, old_length, length, flags, new)``: some mappings must not grow."""
     old, new = (-(-length // PAGE_SIZE) for length in (call.a1, call.a2))
     if new > old and not machine.memory_maps.may_grow(call.tid, call.a0):
         raise os_error(errno.EFAULT)
@@ -168,7 +168,7 @@ def mremap(call: TrappedCall, machine: Machine) -> int:
 def remap_file_pages(call: TrappedCall, machine: Machine) -> int:
     """``remap_file_pages(address, size, protection, page, flags)``: it maps other pages of a file.
 
-    Linux does so by the driver's mmap. Here the server would not be asked, and would not know.
+    Linux asks the driver's mmap. Here the server would not be asked, and would not know of it.
     """
     if machine.memory_maps.maps(call.tid, call.a0):
         raise os_error(errno.EINVAL)

@@ -1,4 +1,4 @@
-"""open and its kin (fs/open.c, fs/namei.c; Linux 6.1)."""
+"""open and related calls (fs/open.c, fs/namei.c; Linux 6.1)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
 
 _KNOWN_FLAGS: Final = 0o37777703
-"""VALID_OPEN_FLAGS: all that fcntl.h of this architecture names."""
+"""VALID_OPEN_FLAGS: all flags in this architecture's fcntl.h."""
 
 _PATH_FLAGS: Final = arch.O_DIRECTORY | arch.O_NOFOLLOW | O_PATH | os.O_CLOEXEC
 _RESOLVE_NO_SYMLINKS: Final = 0x04
@@ -67,7 +67,7 @@ _ACCESS: Final = {
 }
 
 STATUS_FLAGS: Final = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.O_CLOEXEC)
-"""The flags that stay with the open file and that F_GETFL shows."""
+"""The flags that an open file keeps and that F_GETFL returns."""
 
 
 def _open(
@@ -105,13 +105,13 @@ def _open(
     if exclusive:
         raise os_error(errno.EEXIST)
     if found.link:
-        # O_NOFOLLOW on a link: O_PATH would give the link itself, which the kernel has.
+        # O_NOFOLLOW on a link: O_PATH would open the link itself, which is the kernel's.
         return PROCEED
     return _open_found(call, machine, found, flags)
 
 
 def _open_found(call: TrappedCall, machine: Machine, found: Found, flags: int) -> Outcome:
-    """Open what is ours, or has a device's number."""
+    """Open a file of recuse's, or one with a device's number."""
     location, node = found.location, found.node
     if node.is_directory:
         return _open_directory(call, machine, location, flags)
@@ -122,7 +122,7 @@ def _open_found(call: TrappedCall, machine: Machine, found: Found, flags: int) -
     if node.is_link:
         raise os_error(errno.ELOOP)
     if call.arch == arch.AUDIT_ARCH:
-        # Where a position has 64 bits there are no other files (force_o_largefile).
+        # Where file positions have 64 bits, every file is opened like this (force_o_largefile).
         flags |= arch.O_LARGEFILE
     wanted = _ACCESS[flags & os.O_ACCMODE]
     if flags & os.O_TRUNC:
@@ -146,9 +146,9 @@ def _open_outside(  # noqa: PLR0917 - as the calls' arguments come
     mode: int,
     resolve: int,
 ) -> int:
-    """Open a native file that the kernel does not find by the path: a directory or plain file.
+    """Open a native directory or plain file that the kernel does not find by the path.
 
-    Others may depend on who opens them, as files of ``/proc`` do.
+    Other files may depend on who opens them, as those of ``/proc`` do.
     """
     file = outside.file
     kind = file.status.st_mode
@@ -178,7 +178,7 @@ def _open_outside(  # noqa: PLR0917 - as the calls' arguments come
 
 
 def _check_resolve(resolve: int, found: Found | OutsideError) -> None:
-    """Raise ELOOP if a path was not to lead over links, as openat2's argument says."""
+    """Raise ELOOP if openat2's argument forbids the links that the path led over."""
     if (resolve & _RESOLVE_NO_SYMLINKS and found.links) or (
         resolve & RESOLVE_NO_MAGICLINKS and found.magic
     ):
@@ -188,9 +188,9 @@ def _check_resolve(resolve: int, found: Found | OutsideError) -> None:
 def _look_outside(call: TrappedCall, machine: Machine, file: NativeFile, flags: int) -> int:
     """Open a native file with O_PATH.
 
-    The kernel lets nobody give a program such a descriptor, so the thread opens it itself. Where it
-    cannot be made to, a descriptor of ours stands for what is no directory, and a directory is
-    opened for reading, if the program may read it.
+    The kernel lets nobody give such a descriptor to a program, so the thread opens the file itself.
+    If the thread cannot be made to do that, there are two cases. A directory is opened for reading,
+    if the program may read it. For anything else, a descriptor of recuse's stands for the file.
     """
     if may_trace() and may_open_tree():
         try:
@@ -203,7 +203,7 @@ def _look_outside(call: TrappedCall, machine: Machine, file: NativeFile, flags: 
         except GoneError:
             return ANSWERED
         except PermissionError:
-            pass  # it has a debugger
+            pass  # it has a debugger already
     location = file.location()
     if not location.node.is_directory:
         return install(call, machine, PathFile(location, flags & STATUS_FLAGS), flags)
@@ -213,7 +213,7 @@ def _look_outside(call: TrappedCall, machine: Machine, file: NativeFile, flags: 
 
 
 def _give_native(call: TrappedCall, file: int, flags: int) -> int:
-    """Give the program a descriptor of ours, and close ours."""
+    """Give the program a copy of the supervisor's descriptor, and close the supervisor's."""
     try:
         cloexec = bool(flags & os.O_CLOEXEC)
         number = call.add_descriptor(file, cloexec=cloexec)
@@ -225,7 +225,7 @@ def _give_native(call: TrappedCall, file: int, flags: int) -> int:
 def _open_directory(call: TrappedCall, machine: Machine, location: Location, flags: int) -> int:
     if flags & os.O_CREAT or flags & os.O_ACCMODE != os.O_RDONLY:
         raise os_error(errno.EISDIR)
-    # With O_PATH, too: it is one that can be read, as the kernel lets nobody give away another.
+    # Also with O_PATH the descriptor can be read: the kernel lets nobody pass on an O_PATH one.
     check(location.node, call.task.credentials, MAY_READ)
     return _give_native(call, machine.tree.placeholders.open(location), flags)
 
@@ -233,7 +233,7 @@ def _open_directory(call: TrappedCall, machine: Machine, location: Location, fla
 def _open_attribute(call: TrappedCall, machine: Machine, location: Location, flags: int) -> int:
     node = location.node
     assert isinstance(node, AttributeNode)
-    # fs/kernfs/file.c, kernfs_fop_open: the mode counts for root, too.
+    # fs/kernfs/file.c, kernfs_fop_open: the mode counts even for root.
     access = _ACCESS[flags & os.O_ACCMODE]
     if (access & MAY_READ and not (node.mode & 0o444 and node.show)) or (
         access & MAY_WRITE and not (node.mode & 0o222 and node.store)
@@ -246,7 +246,7 @@ def _open_attribute(call: TrappedCall, machine: Machine, location: Location, fla
 
 def _open_cuse(call: TrappedCall, machine: Machine, location: Location, flags: int) -> Steps[int]:
     caller = call.caller()
-    # A server that follows one that has ended finds the device's name free.
+    # If the last server has just ended, the new one finds the device's name free.
     yield machine.files.releases(location.node)
     file = CuseFile(location, flags & STATUS_FLAGS, machine.table, caller)
     return install(call, machine, file, flags)
@@ -266,7 +266,7 @@ def _open_device(call: TrappedCall, machine: Machine, location: Location, flags:
         raise
     file = DeviceFile(location, opened, end, machine.files, machine.tree.devices)
     if flags & arch.O_DIRECT:
-        # The kernel looks at this last, when the file is open already.
+        # The kernel checks this last, when the file is open already.
         machine.files.add(file)
         machine.files.drop(file)
         raise os_error(errno.EINVAL)
@@ -280,22 +280,23 @@ OPENERS: Final[dict[type[Node], Opener]] = {
     CuseNode: _open_cuse,
     DeviceNode: _open_device,
 }
-"""What opens a node, by its kind, for a program that may: it makes the `FileDescription` and gives
-the program a descriptor of it (`install`). Other kinds cannot be opened."""
+"""What opens a node for a program that may open it, by the kind of node. It makes the
+`FileDescription` and gives the program a descriptor of it (`install`). Other kinds cannot be
+opened."""
 
 
 def install(call: TrappedCall, machine: Machine, file: FileDescription, flags: int) -> int:
-    """Give the program its descriptor; return its number, or ANSWERED if the caller is gone.
+    """Give the program a descriptor; return its number, or ANSWERED if the caller is gone.
 
     Raises:
-        OSError: EMFILE; the file is released again.
+        OSError: EMFILE; the file has then been released again.
     """
     number = machine.files.install(call, file, cloexec=bool(flags & os.O_CLOEXEC))
     return ANSWERED if number is None else number
 
 
 def _legacy(flags: int) -> int:
-    """The flags of the calls that ignore what they do not know (build_open_how)."""
+    """The flags without those that older calls do not know and so ignore (build_open_how)."""
     flags &= _KNOWN_FLAGS
     return flags & _PATH_FLAGS if flags & O_PATH else flags
 
@@ -313,7 +314,7 @@ def openat(call: TrappedCall, machine: Machine) -> Outcome:
 
 def creat(call: TrappedCall, machine: Machine) -> Outcome:
     """``creat(path, mode)``."""
-    # The same call for 32-bit programs.
+    # The same for 32-bit programs.
     flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | arch.O_LARGEFILE
     return _open(call, machine, AT_FDCWD, call.a0, flags)
 
@@ -321,8 +322,8 @@ def creat(call: TrappedCall, machine: Machine) -> Outcome:
 def openat2(call: TrappedCall, machine: Machine) -> Outcome:
     """``openat2(dirfd, path, how, size)``.
 
-    What the kernel refuses without looking at the path (copy_struct_from_user, build_open_flags)
-    is left to it.
+    Arguments that the kernel refuses without looking at the path (copy_struct_from_user,
+    build_open_flags) are left to the kernel.
     """
     size = call.a3
     if not _OPEN_HOW.size <= size <= PAGE_SIZE:
@@ -354,7 +355,7 @@ def truncate(call: TrappedCall, machine: Machine) -> int:
         return PROCEED
     if isinstance(found.node, AttributeNode):
         check(found.node, call.task.credentials, MAY_WRITE)
-        return 0  # as open with O_TRUNC, it has no effect
+        return 0  # no effect, as with open and O_TRUNC
     raise os_error(errno.EISDIR if found.node.is_directory else errno.EINVAL)
 
 

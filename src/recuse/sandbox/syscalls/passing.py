@@ -1,9 +1,10 @@
-"""Descriptors that programs send to others (SCM_RIGHTS; net/core/scm.c, Linux 6.1).
+"""Descriptors that programs send to other processes (SCM_RIGHTS; net/core/scm.c, Linux 6.1).
 
-Between the programs of a sandbox a device's descriptor is what it is. To a process outside it would
-be a socket with a byte of recuse's own in it, whose reads and writes succeed and mean nothing: so
-it does not get there, as far as can be told. That is by who made or connected the other end
-(SO_PEERCRED), who may have passed that on since. A socket that is not connected tells nothing.
+Between the programs of a sandbox, a device's descriptor works everywhere. In a process outside it
+would be a socket with a byte of recuse's in it, whose reads and writes succeed and mean nothing. So
+it is not sent there, as far as recuse can find out: it looks at who made or connected the other end
+(SO_PEERCRED), but that process may have passed the end on since. If the socket is not connected,
+nothing can be found out.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ _CREDENTIALS: Final = struct.Struct("=iII")
 """``struct ucred``: process, user, group."""
 _NOBODY: Final = 0xFFFFFFFF
 _MOST_MESSAGES: Final = 1024
-"""UIO_MAXIOV, where sendmmsg ends."""
+"""UIO_MAXIOV, the most that one sendmmsg sends."""
 _MOST_CONTROL: Final = 1 << 16
 
 _Form = tuple[struct.Struct, struct.Struct, int]
-"""Of a ``struct msghdr``: its control data's address and length, with what is before and after;
-of a ``struct cmsghdr``; and how many bytes more a ``struct mmsghdr`` has."""
+"""How to read a ``struct msghdr`` (the address and length of its control data, and the bytes around
+them) and a ``struct cmsghdr``, and how many more bytes a ``struct mmsghdr`` has."""
 _WIDE: Final[_Form] = struct.Struct("=32xQQ8x"), struct.Struct("=Qii"), 8
 _NARROW: Final[_Form] = struct.Struct("=16xII4x"), struct.Struct("=Iii"), 4
 
@@ -68,7 +69,7 @@ def _form(call: TrappedCall) -> _Form:
 
 
 def _check(call: TrappedCall, machine: Machine, count: int, size: int) -> int:
-    """Refuse messages with a device for a process outside; argument 1 is their headers' address.
+    """Refuse messages that would send a device outside; argument 1 is the address of the headers.
 
     Raises:
         OSError: EPERM.
@@ -87,7 +88,7 @@ def _check(call: TrappedCall, machine: Machine, count: int, size: int) -> int:
 
 
 def _rights(call: TrappedCall, address: int, length: int) -> list[int]:
-    """The descriptors in a message's control data, as far as these make sense."""
+    """The descriptors in a message's control data, as far as the data make sense."""
     heading = _form(call)[1]
     numbers: list[int] = []
     if not heading.size <= length <= _MOST_CONTROL:
@@ -111,7 +112,7 @@ def _rights(call: TrappedCall, address: int, length: int) -> list[int]:
 
 
 def _let_inside_only(call: TrappedCall, machine: Machine) -> int:
-    # A thread that has lent its socket makes its call anew, and must not be asked again.
+    # A thread that has lent its socket repeats its call, and must not be checked again.
     if call.tid in machine.let_pass:
         machine.let_pass.discard(call.tid)
         return PROCEED
@@ -119,7 +120,7 @@ def _let_inside_only(call: TrappedCall, machine: Machine) -> int:
         try:
             copy = borrowing.copy(signed32(call.a0))
         except PermissionError:
-            pass  # nothing can be told here
+            pass  # nothing can be found out
         else:
             process, user = _other_end(copy)
             if user != _NOBODY and not _is_inside(machine, process):
@@ -136,10 +137,10 @@ def _let_inside_only(call: TrappedCall, machine: Machine) -> int:
 
 
 def _other_end(copy: int) -> tuple[Tgid, int]:
-    """Process and user at the other end of a socket, whose descriptor is closed."""
+    """The process and user at the other end of a socket. The descriptor is closed."""
     try:
         there = socket.socket(fileno=copy)
-    except OSError:  # it is none, and sendmsg says so
+    except OSError:  # it is no socket, and sendmsg fails with that
         os.close(copy)
         return NO_PROCESS, _NOBODY
     with there:
@@ -147,12 +148,12 @@ def _other_end(copy: int) -> tuple[Tgid, int]:
             data = there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             process, user, _ = _CREDENTIALS.unpack(data)
         except (OSError, struct.error):
-            return NO_PROCESS, _NOBODY  # not of the kind that passes descriptors
+            return NO_PROCESS, _NOBODY  # a kind of socket that cannot pass descriptors
     return process, user
 
 
 def _is_inside(machine: Machine, process: Tgid) -> bool:
-    """Whether a process is one of the sandbox's, or not there any more."""
+    """Whether a process is one of the sandbox's, or has ended."""
     first = machine.first_processes()
     with contextlib.suppress(ProcessLookupError):
         while process > 1:

@@ -1,10 +1,11 @@
-"""poll, select and their kin (fs/select.c; Linux 6.1).
+"""poll, select and related calls (fs/select.c; Linux 6.1).
 
-Each device among the files is asked (FUSE_POLL). If one is ready, the answer is given here, unless
-there are other files too, which are the kernel's business: then, and if none is ready, the devices'
-descriptors are made to show what the devices say, and the kernel runs the call. (Other files that
-come before a device are looked at here, as Linux does not tell a device that anybody waits for it
-once it knows that nobody will.)
+Each device among the files is asked (FUSE_POLL). If one is ready and all files are devices, the
+call is answered here. Otherwise the devices' descriptors are made to show what the devices say, and
+the kernel runs the call, because other files are its business.
+
+Other files that come before a device are looked at here: once Linux knows that a call will not
+wait, it does not tell the remaining devices that anybody waits for them.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
 
 _MOST_FILES: Final = 1 << 20
-"""More than any process has, unless ``fs.nr_open`` was raised."""
+"""More than any process can have, unless ``fs.nr_open`` was raised."""
 _MOST_COPIES: Final = 16
-"""Of ordinary files, at one moment: this process may have no more room."""
+"""How many ordinary files are copied at a time: this process may have no room for more."""
 
 TIMESPEC: Final = struct.Struct("=qq")
 TIMEVAL: Final = struct.Struct("=qq")
@@ -44,7 +45,7 @@ _MICRO: Final = 1_000_000
 
 
 def _is_refused(tid: int, count: int) -> bool:
-    """Whether poll refuses so many files, or has none to look at (fs/select.c, do_sys_poll)."""
+    """Whether poll refuses that many files, or has none to look at (fs/select.c, do_sys_poll)."""
     if count <= LEAST_TABLE:
         return not count
     try:
@@ -54,9 +55,9 @@ def _is_refused(tid: int, count: int) -> bool:
 
 
 class _Polling:
-    """One poll or select that has devices among its files."""
+    """One poll or select with devices among its files."""
 
-    def __init__(  # noqa: PLR0917 - all that a call is
+    def __init__(  # noqa: PLR0917 - all parts of a call
         self,
         call: TrappedCall,
         machine: Machine,
@@ -72,7 +73,7 @@ class _Polling:
         self._clock = clock
         self._registers = registers
         self._found: dict[int, int] = {}
-        """By index, what was ready before the devices were asked; if so, this ends the call."""
+        """What was ready before the devices were asked, by index. If any was, the call ends."""
         self._others: list[tuple[int, int, int]] = []
         if len(asked) < len(files.entries):
             ours = {one.index for one in asked}
@@ -84,12 +85,12 @@ class _Polling:
         self._caller = call.caller()
 
     def steps(self) -> Steps[int]:
-        """Ask the devices, and decide what becomes of the call."""
+        """Ask the devices, and decide how the call is answered."""
         yield from ask(self._call, self._machine, self._caller, self._asked, self._waits())
         return self._decide()
 
     def _waits(self) -> int:
-        """The index from which on no file is waited for: one is ready, or the timeout is 0."""
+        """The index from which no file is waited for: one is ready, or the timeout is 0."""
         if not self._clock.waits:
             return 0
         last = self._asked[-1].index
@@ -99,7 +100,7 @@ class _Polling:
         with Borrowing(self._call) as borrowing:
             if not borrowing.fetches:
                 # The thread would have to be stopped for that. So a device may be told that
-                # somebody waits for it though nobody does.
+                # somebody waits for it although nobody does.
                 return last + 1
             found = dict(_poll_others(borrowing, before, strict=self._files.strict))
         if not found or self._has_signalfd():
@@ -108,7 +109,7 @@ class _Polling:
         return min(found)
 
     def _has_signalfd(self) -> bool:
-        """Whether there is a file among the others that tells only the caller if it is ready."""
+        """Whether another file is a signalfd, which shows only the caller if it is ready."""
         for _, number, _ in self._others:
             with contextlib.suppress(OSError):
                 link = os.readlink(f"/proc/{self._call.tid}/fd/{number}")
@@ -118,8 +119,8 @@ class _Polling:
 
     def _decide(self) -> int:
         ready = any(one.bits & one.events for one in self._asked)
-        # Where a file before a device was ready, that device has not been told that anybody waits.
-        # Should that file not be ready any more, the kernel would have the caller sleep for ever.
+        # If a file before a device was ready, the device was not told that anybody waits for it.
+        # If that file were no longer ready, the kernel would let the caller sleep for ever.
         if self._found or (
             (ready or not self._clock.waits) and not (self._others and self._expressible())
         ):
@@ -133,10 +134,10 @@ class _Polling:
             return borrowing.finish(PROCEED)
 
     def _leave_to_kernel(self, borrowing: Borrowing, ready: bool) -> None:
-        """Have the devices' descriptors show what they are ready for, as the kernel will see it.
+        """Have the devices' descriptors show what they are ready for, and let the kernel run it.
 
-        Even if one is ready, the kernel may not see that: another thread, whose call comes between,
-        may find it not ready any more, and have its descriptor show that.
+        Even if one is ready, the kernel may not see it. Another thread's call may come in between,
+        find the device not ready any more, and have its descriptor show that.
         """
         arguments = " {:#x} {:#x} ".format(*self._registers)
         waits = [
@@ -153,7 +154,7 @@ class _Polling:
                 readiness.sleep(one.bits, sleeper, one.moment, fetch)
 
     def _expressible(self) -> bool:
-        """Whether the devices' descriptors can show just what they are ready for."""
+        """Whether the devices' descriptors can show exactly what they are ready for."""
         return all(one.file.end.can_show(one.bits, one.events) for one in self._asked)
 
     def _answer(self) -> int:
@@ -177,7 +178,7 @@ def _poll_others(
 ) -> list[tuple[int, int]]:
     """What ordinary files are ready for now: pairs of index and bits."""
     if others and not may_borrow():
-        # The call tells of devices only; that another is ready the next one tells.
+        # The call reports only devices. If another file is ready, the next call reports that.
         return _missing(borrowing.tid, others, strict=strict)
     found: list[tuple[int, int]] = []
     for at in range(0, len(others), _MOST_COPIES):
@@ -223,7 +224,7 @@ class _Clock:
     """A call's timeout."""
 
     def __init__(self, tid: int, address: int, form: struct.Struct, unit: int) -> None:
-        """Read it, if there is one. OSError: EFAULT."""
+        """Read the timeout, if there is one. OSError: EFAULT."""
         self._began = time.monotonic_ns()
         self._address = address
         self._form = form
@@ -243,7 +244,7 @@ class _Clock:
         return self._ns != 0
 
     def tell_rest(self, tid: int) -> None:
-        """Leave there how much of the timeout is left, as Linux does (poll_select_finish)."""
+        """Write back how much of the timeout is left, as Linux does (poll_select_finish)."""
         if self._ns > 0:
             left = max(self._ns - (time.monotonic_ns() - self._began), 0)
             seconds, ns = divmod(left, _NANO)
@@ -251,7 +252,7 @@ class _Clock:
 
 
 class _Milliseconds(_Clock):
-    """poll's timeout, which is an argument."""
+    """poll's timeout, which is an argument of the call."""
 
     def __init__(self, timeout: int) -> None:
         self._ns = max(signed32(timeout), -1)
@@ -297,7 +298,7 @@ def ppoll(call: TrappedCall, machine: Machine, form: struct.Struct = TIMESPEC) -
     return _begin(call, machine, files, _Clock(call.tid, call.a2, form, _NANO))
 
 
-def select(  # noqa: PLR0917 - as pselect6 and 32-bit programs have it
+def select(  # noqa: PLR0917 - as pselect6 and 32-bit programs need it
     call: TrappedCall,
     machine: Machine,
     form: struct.Struct = TIMEVAL,
@@ -305,9 +306,9 @@ def select(  # noqa: PLR0917 - as pselect6 and 32-bit programs have it
     word: int = 8,
     registers: tuple[int, int] | None = None,
 ) -> Outcome:
-    """``select(nfds, in, out, exceptions, timeout)``, and pselect6 with other times.
+    """``select(nfds, in, out, exceptions, timeout)``, and pselect6 with another form of timeout.
 
-    ``registers`` are the first two of the call as it was made, if its arguments are elsewhere.
+    ``registers`` are the first two arguments in the registers, if they are not those of ``call``.
     """
     count = signed32(call.a0)
     if not machine.files.polled or count <= 0:

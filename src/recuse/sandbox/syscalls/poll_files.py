@@ -13,16 +13,16 @@ from recuse.sandbox.tasks.memory import read_memory, write_memory
 from recuse.sandbox.tasks.status import ThreadStatus
 
 _ALWAYS: Final = POLLERR | POLLHUP
-"""Events that nobody needs to ask for."""
+"""Events that are reported even if nobody asks for them."""
 
 LEAST_TABLE: Final = 64
-"""NR_OPEN_DEFAULT: what a process's table has room for at least."""
+"""NR_OPEN_DEFAULT: every process's table has room for at least this many."""
 _ANY_TABLE: Final = 1024
-"""More than that is not looked through for a process that may not have so many."""
+"""For larger sets, the process's table size is looked up first."""
 _POLLFD = struct.Struct("=ihH")
 _REVENTS = struct.Struct("=6xH")
 
-# fs/select.c: what a file must be ready for to be in a set.
+# fs/select.c: for which events a file is in a set.
 _POLLRDBAND: Final = host.POLLRDBAND
 _POLLEX_SET: Final = host.POLLPRI | POLLNVAL
 _POLLIN_SET: Final = READABLE | _POLLRDBAND | POLLHUP | POLLERR | POLLNVAL
@@ -34,12 +34,12 @@ class Files(Protocol):
     """The files of a call, as its arguments name them."""
 
     entries: list[tuple[int, int]]
-    """Of each its descriptor, and the events that matter."""
+    """The descriptor of each file, and the events that matter."""
     strict: bool
-    """Whether a descriptor that is none makes the call fail with EBADF."""
+    """Whether the call fails with EBADF if a descriptor is not open."""
 
     def answer(self, tid: int, bits: list[int]) -> int:
-        """Write the result for files that are ready for ``bits``, and return the call's.
+        """Write the result for files that are ready for ``bits``; return the call's result.
 
         Raises:
             OSError: EFAULT.
@@ -80,11 +80,11 @@ class SelectFiles:
     strict = True
 
     def __init__(self, tid: int, addresses: tuple[int, ...], count: int, word: int) -> None:
-        """Read them; they are of words of ``word`` bytes. OSError: EFAULT; ESRCH."""
+        """Read the sets, which consist of words of ``word`` bytes. OSError: EFAULT; ESRCH."""
         self._addresses = addresses
         self._word = word
-        # fs/select.c, core_sys_select: what no descriptor of this process can have is not looked
-        # at, read or written. That takes as long as all the rest to find out, so only if it has to.
+        # fs/select.c, core_sys_select: numbers beyond the process's table are not looked at, read
+        # or written. Finding its size takes as long as all the rest, so it is done only if needed.
         if count > _ANY_TABLE:
             count = min(count, _table_size(tid))
         self._read(tid, count)
@@ -139,7 +139,7 @@ class SelectFiles:
 
 
 def _words(content: bytes, size: int) -> tuple[int, ...]:
-    """A set of so many bytes as numbers of 64 bits; nothing is an empty one."""
+    """A set of ``size`` bytes as 64-bit numbers; missing bytes are zeros."""
     if 0 < size <= 8:
         return (int.from_bytes(content, "little"),)
     count = -(-size // 8)
@@ -147,5 +147,5 @@ def _words(content: bytes, size: int) -> tuple[int, ...]:
 
 
 def _table_size(tid: int) -> int:
-    """How many descriptors a thread's table has room for now, a multiple of 64. OSError: ESRCH."""
+    """How many descriptors a thread's table has room for, a multiple of 64. OSError: ESRCH."""
     return ThreadStatus(tid).number(b"FDSize")

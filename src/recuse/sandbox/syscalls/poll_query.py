@@ -1,4 +1,4 @@
-"""Asking devices for what they are ready for, on behalf of one call."""
+"""Asks devices for their readiness, on behalf of one call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PolledFile:
-    """A file that a call looks at: ``bits`` is what it is ready for, when that is known."""
+    """A file that a call looks at; ``bits`` is its readiness once that is known."""
 
     __slots__ = ("bits", "events", "file", "index", "moment", "number", "readiness")
 
@@ -31,11 +31,11 @@ class PolledFile:
         self.bits = 0
 
     def fetcher(self, borrowing: Borrowing) -> Callable[[], int]:
-        """Return what gives a copy of the programs' end, and raises as :func:`fetch`."""
+        """Return a function that gets a copy of the programs' end; it raises as :func:`fetch`."""
         return lambda: fetch(borrowing.tid, self.number, self.file.link, borrowing.copy)
 
     def show(self, borrowing: Borrowing) -> None:
-        """Make the descriptor look as the device says; OSError as :func:`fetch`."""
+        """Make the descriptor show what the device says. OSError as :func:`fetch`."""
         if self.readiness is not None:
             fetch = self.fetcher(borrowing)
             self.readiness.show(self.bits, self.events, self.moment, fetch)
@@ -44,14 +44,14 @@ class PolledFile:
 def ask(
     call: TrappedCall, machine: Machine, caller: Caller, asked: list[PolledFile], waits: int
 ) -> Steps[None]:
-    """Ask the devices that a call is about, one after the other.
+    """Ask the devices of a call, one after the other.
 
     Args:
-        call: is about them.
-        machine: what the call is made on.
+        call: the call.
+        machine: the machine that it is made on.
         caller: who makes it.
         asked: the files; their ``bits`` are set.
-        waits: the caller will wait unless one of the files before this index is ready.
+        waits: the caller will wait unless a file before this index is ready.
     """
     waited: set[Readiness] = set()
     for one in asked:

@@ -1,4 +1,4 @@
-"""read, write and their kin (fs/read_write.c, fs/splice.c; Linux 6.1)."""
+"""read, write and related calls (fs/read_write.c, fs/splice.c; Linux 6.1)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _IOVEC = struct.Struct("=QQ")
 COMPAT_IOVEC: Final = struct.Struct("=II")
 """``struct iovec`` of a 32-bit program."""
 IOVEC: Final = {8: _IOVEC, 4: COMPAT_IOVEC}
-"""By the bytes of a pointer."""
+"""By the number of bytes in a pointer."""
 
 # linux/fs.h. HIPRI, APPEND and NOAPPEND are hints that a device ignores.
 _RWF_DSYNC: Final = 0x02
@@ -40,7 +40,7 @@ RWF_KNOWN: Final = 0x01 | _RWF_DSYNC | _RWF_SYNC | 0x10 | 0x20
 
 
 def plain_segments(address: int, count: int) -> list[tuple[int, int]]:
-    """The one segment of a call that is not vectored. OSError: EFAULT beyond user space."""
+    """The only segment of a call that is not vectored. OSError: EFAULT beyond user space."""
     if address + count > arch.ADDRESS_LIMIT:
         raise os_error(errno.EFAULT)
     return [(address, count if count < _MAX_RW_COUNT else _MAX_RW_COUNT)]
@@ -49,13 +49,13 @@ def plain_segments(address: int, count: int) -> list[tuple[int, int]]:
 def vector_segments(
     tid: int, address: int, count: int, iovec: struct.Struct
 ) -> list[tuple[int, int]]:
-    """The segments of a vectored call, without empty ones, as import_iovec checks them.
+    """The segments of a vectored call without empty ones, checked as import_iovec checks them.
 
     Raises:
-        OSError: EINVAL for more than 1024 or one over SSIZE_MAX; EFAULT for a bad array or for
-            one beyond user space.
+        OSError: EINVAL for more than 1024 segments, or for one over SSIZE_MAX; EFAULT for a bad
+            array, or for a segment beyond user space.
     """
-    count &= 0xFFFFFFFF  # import_iovec's are of 32 bits
+    count &= 0xFFFFFFFF  # import_iovec takes 32 bits
     if count > _UIO_MAXIOV:
         raise os_error(errno.EINVAL)
     array = read_memory(tid, address, count * iovec.size)
@@ -77,7 +77,7 @@ def vector_segments(
 
 
 def _plain(call: TrappedCall, machine: Machine, wanted: int, position: int | None) -> Outcome:
-    """Do read or write (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2, as vfs_read does."""
+    """Do read or write (``wanted``: O_RDONLY or O_WRONLY) with arguments 0 to 2, as vfs_read."""
     file = machine.files.find(call.tid, call.a0)
     if file is None:
         return PROCEED
@@ -100,7 +100,7 @@ def write(call: TrappedCall, machine: Machine) -> Outcome:
     return _plain(call, machine, _O_WRONLY, None)
 
 
-# A negative position is refused by the kernel before it looks at the descriptor.
+# The kernel refuses a negative position before it looks at the descriptor.
 
 
 def pread64(call: TrappedCall, machine: Machine) -> Outcome:
@@ -113,7 +113,7 @@ def pwrite64(call: TrappedCall, machine: Machine) -> Outcome:
     return PROCEED if signed64(call.a3) < 0 else _plain(call, machine, _O_WRONLY, call.a3)
 
 
-def vectored(  # noqa: PLR0917 - by position, on the way of every readv
+def vectored(  # noqa: PLR0917 - by position, as every readv calls it
     call: TrappedCall,
     machine: Machine,
     wanted: int,
@@ -121,7 +121,7 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
     flags: int = 0,
     iovec: struct.Struct = _IOVEC,
 ) -> Outcome:
-    """Do readv or writev (``wanted``: O_RDONLY or O_WRONLY) of arguments 0 to 2."""
+    """Do readv or writev (``wanted``: O_RDONLY or O_WRONLY) with arguments 0 to 2."""
     if position is not None and signed64(position) < 0:
         return PROCEED
     file = machine.files.find(call.tid, call.a0)
@@ -140,7 +140,7 @@ def vectored(  # noqa: PLR0917 - by position, on the way of every readv
 
 
 def sync_flags(flags: int) -> int:
-    """The open flags that one write has besides its file's (fs/fuse/file.c, fuse_write_flags)."""
+    """The open flags that are added for one write (fs/fuse/file.c, fuse_write_flags)."""
     if flags & _RWF_SYNC:
         return os.O_SYNC
     return os.O_DSYNC if flags & _RWF_DSYNC else 0
@@ -156,7 +156,7 @@ def writev(call: TrappedCall, machine: Machine) -> Outcome:
     return vectored(call, machine, _O_WRONLY, None)
 
 
-# On 64-bit machines the low word of the position is all of it.
+# On 64-bit machines the low word is the whole position.
 
 
 def preadv(call: TrappedCall, machine: Machine) -> Outcome:
@@ -170,7 +170,7 @@ def pwritev(call: TrappedCall, machine: Machine) -> Outcome:
 
 
 def at(position: int) -> int | None:
-    """The position of preadv2 and pwritev2, where -1 is the file's own."""
+    """The position of preadv2 and pwritev2; -1 means the file's own."""
     return None if signed64(position) == -1 else position
 
 
@@ -187,7 +187,7 @@ def pwritev2(call: TrappedCall, machine: Machine) -> Outcome:
 def _either(call: TrappedCall, machine: Machine, second: int) -> int:
     """Refuse a transfer inside the kernel if one of its two descriptors is a device.
 
-    O_PATH does not do for one (EBADF).
+    A descriptor opened with O_PATH fails with EBADF.
     """
     for number in (call.a0, second):
         if machine.files.find_opened(call.tid, number) is not None:
@@ -196,12 +196,12 @@ def _either(call: TrappedCall, machine: Machine, second: int) -> int:
 
 
 def sendfile(call: TrappedCall, machine: Machine) -> int:
-    """``sendfile(out, in, offset, count)``: CUSE has no splice; programs read and write."""
+    """``sendfile(out, in, offset, count)``: CUSE has no splice, so programs read and write."""
     return _either(call, machine, call.a1)
 
 
 def splice(call: TrappedCall, machine: Machine) -> int:
-    """``splice(in, off_in, out, off_out, count, flags)`` and copy_file_range alike."""
+    """``splice(in, off_in, out, off_out, count, flags)``, and copy_file_range too."""
     return _either(call, machine, call.a2)
 
 

@@ -1,13 +1,13 @@
-"""The way from a path to what there is in the sandbox's trees of files.
+"""From a path to what is in the sandbox's trees of files.
 
-A path is resolved as the calling thread sees it: its root, mounts and working directory, its
+A path is resolved as the calling thread sees it: with its root, mounts and working directory, its
 descriptors, symbolic links, ``..`` and ``/proc/self``.
 
-Most paths that programs use lead somewhere else, and must be told apart quickly. What exists
-natively is not ours, unless a device hides it or a tree is mounted on it; what does not exist can
-be ours only if its parent directory is one that is added to or covered, does not exist either, or
-the name is a dangling link. Both are decided by inode numbers with one or two stat calls. Only the
-rest is walked name by name (:mod:`recuse.sandbox.vfs.walk`).
+Most paths that programs use lead somewhere else, and must be recognised quickly. What exists
+natively is not recuse's, unless a device hides it or a tree is mounted on it. What does not exist
+can be recuse's only in three cases: its parent directory is added to or covered, its parent
+directory does not exist either, or the name is a dangling link. One or two stat calls decide that,
+by inode number. Only the remaining paths are walked name by name (:mod:`recuse.sandbox.vfs.walk`).
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ __all__ = [
 
 
 _ITSELF = contextlib.nullcontext()
-"""Where nothing is to be taken on."""
+"""Used if no rights have to be taken on."""
 
 _OF_THE_READER = (b"/proc/self", b"/proc/thread-self", b"/dev/fd", b"/dev/std")
-"""How paths begin that lead to whoever looks."""
+"""How paths begin that depend on who looks at them."""
 
 
 Path = str | bytes | os.PathLike[str]
 
 Listed = Location | tuple[Addition, ...]
-"""A directory of ours, or what is added to one that is native."""
+"""A directory of recuse's, or what is added to a native directory."""
 
 
 class Tree:
-    """Finds what there is in a sandbox's trees by the paths that programs use."""
+    """Finds what is in a sandbox's trees by the paths that programs use."""
 
     def __init__(self, tasks: Tasks, files: OpenFiles) -> None:
         self._tasks = tasks
@@ -78,12 +78,13 @@ class Tree:
         self.placeholders = PlaceholderDirs()
         self.devices = DeviceFiles(self.mounts, self.placeholders.removed)
         self.listings: dict[tuple[int, int], tuple[Listed, int, int]] = {}
-        """By process and descriptor: how far a listing has come (`syscalls.listing`)."""
+        """How far each listing has come, by process and descriptor (`syscalls.listing`)."""
         self.many_roots = False
         """Whether some process may have a root or mounts of its own.
 
-        For good: processes have these from their parents, and recuse does not hear of each. From
-        then on the kernel is asked at each lookup what the thread has, which takes 6 us."""
+        Once true, it stays true: processes inherit these from their parents, and recuse does not
+        see each of them. From then on each lookup asks the kernel for the thread's root, which
+        takes 6 us."""
         self._own_root = native_files.place_of(b"/")
 
     def find(
@@ -106,19 +107,20 @@ class Tree:
             follow: whether a symbolic link in the last place is followed.
             scope: :data:`RESOLVE_BENEATH` or :data:`RESOLVE_IN_ROOT` if the path must not leave
                 the directory that it starts from (openat2).
-            opening: whether it is to be opened: then a native node with a device's number leads to
+            opening: whether it will be opened: a native node with a device's number then leads to
                 the device.
-            real: whether it is looked for with the thread's real ids, as access(2) does.
+            real: whether to look it up with the thread's real IDs, as access(2) does.
 
         Returns:
-            None if it is nothing of ours: the kernel then gives the answer.
+            None if nothing of recuse's is there: the kernel then gives the answer.
 
         Raises:
-            AbsentError: if only the last name is missing, in a directory of ours.
-            OutsideError: if it leads through ours to what is there natively.
-            OSError: ENOTDIR if the path goes on after a file of ours, ENOENT if it goes on after
-                what is missing in a directory of ours, EACCES if that may not be searched, ELOOP,
-                EXDEV if it leaves its scope; ENFILE if the supervisor has no descriptors left.
+            AbsentError: if only the last name is missing, in a directory of recuse's.
+            OutsideError: if it leads through recuse's trees to a native file.
+            OSError: ENOTDIR if a file of recuse's is not the last name, ENOENT if a name before the
+                last is missing in a directory of recuse's, EACCES if one may not be searched,
+                ELOOP, EXDEV if it leaves its scope; ENFILE if the supervisor has no descriptors
+                left.
             UnansweredError: if a tree has to ask its server (`TrappedCall.ask`).
         """
         tid = call.tid
@@ -152,15 +154,15 @@ class Tree:
             return walk.find(base, path, follow=follow, opening=opening)
 
     def _has_own_root(self, tid: Tid) -> bool:
-        """Whether a thread's root, and so its mounts, may be other ones than the supervisor's."""
+        """Whether a thread's root, and so its mounts, may differ from the supervisor's."""
         root = native_files.place_of(b"/proc/%d/root" % tid)
         return root is None or root != self._own_root
 
     def _elsewhere(self, tid: Tid, base: int, path: bytes, follow: bool, opening: bool) -> bool:
-        """Whether the path, seen natively, cannot lead to one of our nodes.
+        """Whether the path, seen natively, cannot lead to one of recuse's nodes.
 
-        Seen by the supervisor, that is: what goes through ``/proc/self`` or through links like
-        ``/proc/PID/fd/N``, which say what they lead to only when they are followed, is walked.
+        The supervisor looks at it. So paths through ``/proc/self`` are walked, and so are paths
+        through links like ``/proc/PID/fd/N``, which say where they lead only when followed.
         """
         of_self = path.startswith(b"/proc/self/")
         if of_self:
@@ -179,9 +181,9 @@ class Tree:
             and path.startswith(b".")
             and self._in_shadow(native[: start - 1])
         ):
-            return False  # a shadow's own "." and ".." are there natively
-        # Of /proc/devices, which is hidden in every sandbox, the name is taken for a sign: a
-        # symbolic link of another name leads to the native one.
+            return False  # a shadow has a native "." and ".." of its own
+        # /proc/devices is hidden in every sandbox, and is recognised by its name only: a symbolic
+        # link with another name leads to the native one.
         devices = self.devices
         looks = (
             devices.hides_files
@@ -192,7 +194,7 @@ class Tree:
         try:
             if follow and not looks:
                 if native_files.access(native, os.F_OK):
-                    return True  # the quickest way to know that something is there
+                    return True  # the quickest way to know that something exists
                 # A dangling link may point to a node.
                 return not stat.S_ISLNK(native_files.link_status(native).st_mode)
             found = (native_files.status if follow else native_files.link_status)(native)
@@ -206,7 +208,7 @@ class Tree:
         try:
             parent = native_files.status(above)
         except OSError:
-            return False  # may lie in a directory of ours
+            return False  # may be in a directory of recuse's
         if (parent.st_dev, parent.st_ino) in self.mounts.changed:
             return False
         if parent.st_dev == self.devices.proc_device:
@@ -220,9 +222,10 @@ class Tree:
     def _elsewhere_there(
         self, start: bytes, path: bytes, follow: bool, opening: bool, acting: Acting | None
     ) -> bool:
-        """The same for a thread that may have a root or mounts of its own, or fewer rights.
+        """Like `_elsewhere`, for a thread that may have its own root or mounts, or fewer rights.
 
-        Only what is there, or missing in a directory without any of ours, is told apart quickly.
+        Only two cases are quick: a file exists, or is missing in a directory to which recuse has
+        added nothing.
         """
         if path.startswith(_OF_THE_READER) or self.devices.hides_files or path.endswith(b"devices"):
             return False
@@ -268,7 +271,7 @@ class Tree:
             os.close(parent)
 
     def _may_be_ours(self, found: os.stat_result, opening: bool) -> bool:
-        """Whether what is there natively is hidden by a node, or has a device's number."""
+        """Whether a native file is hidden by a node, or has a device's number."""
         if opening and stat.S_ISCHR(found.st_mode) and found.st_rdev in self.devices.by_number:
             return True
         hidden = (found.st_dev, found.st_ino) in self.devices.hidden
@@ -282,7 +285,7 @@ class Tree:
 
     @staticmethod
     def _goes_through_magic(native: bytes, start: int) -> bool:
-        """Whether following ``native`` from ``start`` on meets a link of the magic kind."""
+        """Whether ``native``, followed from position ``start`` on, meets a magic link."""
         if not start:
             return meets_magic(AT_FDCWD, native)
         if len(native) <= start:
@@ -295,10 +298,11 @@ class Tree:
                 os.close(directory)
 
     def merge(self, tree: FileTree, path: Path) -> None:
-        """Add what is in a tree's root to a native directory: what has no name there natively.
+        """Add the entries of a tree's root to a native directory. Native names come first.
 
         Raises:
-            OSError: ENOTDIR if it is none; EINVAL if something is mounted there or above; as stat.
+            OSError: ENOTDIR if it is no directory; EINVAL if something is mounted there or above;
+                as stat.
         """
         real = native_files.real_path(os.fsencode(path))
         if self.mounts.is_mounted(real) or self.mounts.hides(real):
@@ -306,11 +310,11 @@ class Tree:
         self.mounts.add(Addition(tree, real))
 
     def mount(self, tree: FileTree, path: Path) -> None:
-        """Have a tree cover a directory, which is made (in the sandbox only) if there is none.
+        """Cover a directory with a tree. If it does not exist, it is made in the sandbox only.
 
         Raises:
-            OSError: ENOTDIR if something else is there, natively; EEXIST if it is ours; EINVAL in
-                a tree that is mounted.
+            OSError: ENOTDIR if something else is there natively; EEXIST if that is recuse's; EINVAL
+                inside a tree that is mounted.
         """
         real = native_files.real_path(os.fsencode(path))
         if self.mounts.hides(real):
@@ -319,10 +323,10 @@ class Tree:
         self.mounts.mount(tree, real, None if point is None else self.mounts.top(point))
 
     def listed(self, tid: Tid, number: int) -> Listed:
-        """What of ours a listing of an open directory shows.
+        """What of recuse's a listing of an open directory shows.
 
         Returns:
-            The directory's place, if it is ours; else what is added to it, which may be nothing.
+            The directory's location, if it is recuse's; otherwise what is added to it, if anything.
         """
         start = start_of(tid, number)
         try:
@@ -332,12 +336,12 @@ class Tree:
         return self.placeholders.standing_for(status) or self.mounts.additions(start, status)
 
     def directory(self, tid: Tid, number: int) -> Location | None:
-        """The directory of ours that a descriptor refers to, None if it refers to something else.
+        """The directory of recuse's behind a descriptor; None if it is something else.
 
         :data:`AT_FDCWD` stands for the working directory.
 
         Raises:
-            OSError: ENOENT if it is not there any more.
+            OSError: ENOENT if the directory has been removed.
         """
         if not self.placeholders.used:
             return None
@@ -351,7 +355,7 @@ class Tree:
         return location
 
     def shown_path(self, tid: Tid, location: Location) -> bytes:
-        """The path of a place of ours as a thread is told it: from its root.
+        """The path of a location from a thread's root, as the thread is told it.
 
         Raises:
             OSError: ENOENT if the thread is gone.
@@ -363,15 +367,15 @@ class Tree:
 
     @staticmethod
     def inode_above(location: Location) -> int:
-        """The inode number of the directory that one of ours is in."""
+        """The inode number of the directory that contains one of recuse's."""
         while location.is_root and location.mount.point is not None:
             location = location.mount.point
         parent = location.dentry.parent
         if parent is None:  # mounted on a native directory
             return native_files.status(os.path.dirname(location.mount.path)).st_ino
-        # What is added to a native directory has its inode number.
+        # A tree that is added to a native directory has that directory's inode number.
         return parent.node.inode
 
     def close(self) -> None:
-        """Let go of what stands for open directories."""
+        """Close what stands for open directories."""
         self.placeholders.close()

@@ -1,4 +1,4 @@
-"""The way of one path, name by name, as one thread sees it (fs/namei.c; Linux 6.1)."""
+"""A walk along one path, name by name, as one thread sees it (fs/namei.c; Linux 6.1)."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 _MAX_LINKS: Final = 40
 
 _OWN_IN_PROC: Final = frozenset((b"task", b"fd", b"cwd", b"root", b"exe"))
-"""What everybody may follow in the directory of his own process, besides numbers, whatever else
-that lets nobody look into it (fs/proc/base.c, proc_fd_access_allowed)."""
+"""What a process may follow in its own /proc directory, besides numbers, even if nobody else may
+look into the process (fs/proc/base.c, proc_fd_access_allowed)."""
 
 _OWN_LACKS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What the supervisor lacks; of the path it says nothing."""
+"""What the supervisor itself has run out of. This says nothing about the path."""
 
 
 def _names(path: bytes) -> list[bytes]:
-    """A path's names, the first one last; a slash at the end is a name too, "."."""
+    """A path's names, the first one last. A slash at the end counts as a name, "."."""
     names = [name for name in path.split(b"/") if name]
     if path.endswith(b"/"):
         names.append(b".")
@@ -46,20 +46,20 @@ def _names(path: bytes) -> list[bytes]:
 
 
 class OpenFile(Protocol):
-    """What a program has open that is ours."""
+    """An open file of recuse's that a program has."""
 
     location: Location
     """Where it was found."""
 
 
 class OpenFiles(Protocol):
-    """All that programs have open that is ours."""
+    """All open files of recuse's that programs have."""
 
     def __len__(self) -> int:
         """How many there are."""
 
     def by_link(self, link: str) -> OpenFile | None:
-        """The one that a link in ``/proc/PID/fd`` leads to, by what that says."""
+        """The open file whose link in ``/proc/PID/fd`` reads ``link``."""
 
 
 class Walk(Position):
@@ -87,9 +87,9 @@ class Walk(Position):
             tasks: the sandbox's.
             files: the sandbox's.
             placeholders: the sandbox's.
-            own_root: whether its root or mounts may be other ones than the supervisor's.
+            own_root: whether the thread's root or mounts may differ from the supervisor's.
             scope: see :meth:`recuse.sandbox.vfs.resolve.Tree.find`.
-            real: likewise.
+            real: see there.
         """
         super().__init__(mounts, placeholders, call.tid, own_root=own_root, scope=scope)
         self._devices = devices
@@ -103,7 +103,7 @@ class Walk(Position):
         self._acting: Acting | None = None
 
     def find(self, base: int, path: bytes, *, follow: bool, opening: bool) -> Found | None:
-        """Go along a path; see :meth:`recuse.sandbox.vfs.resolve.Tree.find`."""
+        """Walk along a path; see :meth:`recuse.sandbox.vfs.resolve.Tree.find`."""
         try:
             self._begin(base, path)
             if self._acting is None:
@@ -112,21 +112,21 @@ class Walk(Position):
                 return self._find(path, follow, opening)
         except OSError as error:
             if error.errno in _OWN_LACKS:
-                raise os_error(errno.ENFILE) from None  # it may be ours
+                raise os_error(errno.ENFILE) from None  # the path may be recuse's
             if self.through_ours:
-                raise  # from a directory's shadow, the kernel would get somewhere else
+                raise  # in a directory's shadow, the kernel would get somewhere else
             return None
 
     def _begin(self, base: int, path: bytes) -> None:
         """Go to where the path begins.
 
-        This, and the thread's root, it has, whoever might look into it otherwise.
+        The thread may always use that place and its root, whatever its rights.
         """
         task = self._tasks.get(self.tid)
         self._who, self._acting = task.credentials, task.acting
         if self._real:
             self._who, self._acting = task.real_credentials, self._tasks.acting_as(task.real_rights)
-        # A thread that has made itself mounts by clone3(2) is not known to have them.
+        # A thread may have got its own mounts by clone3(2), which is not trapped.
         self.own_root = self.own_root or not in_our_namespace(self.tid, "mnt")
         if not path.startswith(b"/") or self.scope:
             self.go(native_files.look(start_of(self.tid, base)))
@@ -169,7 +169,7 @@ class Walk(Position):
         return self._result(opening)
 
     def _inside(self, at: Location, name: bytes, names: list[bytes]) -> Location:
-        """What there is by a name in a directory of ours; ``names`` follow it."""
+        """What has that name in a directory of recuse's; ``names`` follow it."""
         dentry = at.mount.tree.lookup(self._call, at.dentry, name)
         if dentry is None:
             missing = any(n != b"." for n in names)
@@ -177,7 +177,7 @@ class Walk(Position):
         return Location(at.mount, dentry)
 
     def _added(self, name: bytes, *, hiding: bool) -> Location | None:
-        """What is added by that name to the native directory; what hides native files, or not."""
+        """What is added to the native directory by that name, by additions that hide or do not."""
         assert self.here is not None
         for addition in self.here.additions:
             if addition.hides is hiding:
@@ -186,7 +186,7 @@ class Walk(Position):
                     dentry = tree.lookup(self._call, tree.root, name)
                 except OSError as error:
                     if error.errno in SERVER_GONE:
-                        continue  # the directory is there without it
+                        continue  # the directory is used without this addition
                     self.through_ours = True  # it is the call's error
                     raise
                 if dentry is not None:
@@ -215,7 +215,7 @@ class Walk(Position):
 
     @contextlib.contextmanager
     def _own_rights(self) -> Iterator[None]:
-        """The supervisor's rights in a ``with`` block, for what is the thread's own."""
+        """Have the supervisor's rights in a ``with`` block, to look at what is the thread's own."""
         acting = self._acting
         if acting is None:
             yield
@@ -258,10 +258,10 @@ class Walk(Position):
             raise os_error(errno.ELOOP)
 
     def _step(self, name: bytes, names: list[bytes], follow: bool) -> Found | None:
-        """Go to what is natively there by that name, or where that leads.
+        """Go to the native file of that name, or to where it leads.
 
         Returns:
-            None, or the end of the walk: a link of the magic kind that is not to be followed.
+            None, or the end of the walk: a magic link that must not be followed.
         """
         here = self.here
         assert here is not None
@@ -270,12 +270,12 @@ class Walk(Position):
             return self._step_from(here, name, names, follow)
         with self._own_rights():
             found = self._step_from(here, name, names, follow)
-        # Not where a link leads.
+        # This does not hold for the place that a link leads to.
         self.callers = self.above is here.status
         return found
 
     def _is_callers(self, here: Spot, name: bytes) -> bool:
-        """Whether that is the directory of the thread's own process in a ``/proc``, or in that."""
+        """Whether it is the directory of the thread's own process in a ``/proc``, or is in it."""
         if here.status.st_ino == PROC_ROOT_INODE and native_files.is_proc(here.file):
             if name.isdigit():
                 with contextlib.suppress(OSError):
@@ -288,7 +288,7 @@ class Walk(Position):
         try:
             status = os.fstat(file)
             is_link = stat.S_ISLNK(status.st_mode)
-            # Quickly, if it is the supervisor's own.
+            # Comparing device numbers is quick, and enough for the supervisor's own /proc.
             in_proc = is_link and (
                 status.st_dev == self._devices.proc_device or native_files.is_proc(file)
             )
@@ -303,10 +303,10 @@ class Walk(Position):
             self.go(file, status)
             self.above = here.status
             return None
-        in_root = here.status.st_ino == PROC_ROOT_INODE  # where there are none
+        in_root = here.status.st_ino == PROC_ROOT_INODE  # it has no magic links
         is_magic = in_proc and not in_root and native_files.meets_magic(here.file, name)
         if is_magic and native_files.is_supervisors(here.file):
-            # Whatever it acts as, a thread may follow all links to what its own process has.
+            # A thread may follow all links to what its own process has, whatever it acts as.
             os.close(file)
             raise os_error(errno.EACCES)
         if not names and not follow:
@@ -333,7 +333,7 @@ class Walk(Position):
         return None
 
     def _target(self, name: bytes, here: Spot, link: int, in_proc: bool) -> bytes:
-        """What a link says to the thread."""
+        """What a link reads for the thread."""
         if in_proc and here.status.st_ino == PROC_ROOT_INODE:
             if name == b"self":
                 return b"%d" % self._numbers(here)[0]
@@ -342,21 +342,21 @@ class Walk(Position):
         return native_files.target_of(link)
 
     def _numbers(self, proc: Spot) -> tuple[int, int]:
-        """The process's and the thread's numbers in a ``/proc``."""
+        """The IDs of the process and the thread in a ``/proc``."""
         with self._own_rights():
             if proc.status.st_dev == self._devices.proc_device:
                 return self._tasks.get(self.tid).tgid, self.tid
             return numbers_in(proc.file, self.tid)
 
     def _at_magic_link(self, here: Spot, name: bytes, target: bytes) -> Location | None:
-        """What of ours a link of the magic kind leads to."""
+        """What of recuse's a magic link leads to."""
         opened = self._opened(target)
         if opened is not None or not self.placeholders.used:
             return opened
         return self.placeholders.standing_for(native_files.status(name, dir_fd=here.file))
 
     def _opened(self, target: bytes) -> Location | None:
-        """Where an open file of ours was found, by what a link to it says."""
+        """The location of an open file of recuse's, by what a link to it reads."""
         if not target.startswith((b"socket:[", b"pipe:[")):
             return None
         file = self._files.by_link(target.decode())
