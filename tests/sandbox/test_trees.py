@@ -282,6 +282,7 @@ def test_all_calls(sandbox: Sandbox, files: ServedTree, here: Path, client: Shel
     assert client(ALL_CALLS, here) == ALL_DONE
 
 
+@pytest.mark.right("other users")
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else")
 def test_for_somebody_else(sandbox: Sandbox, files: ServedTree, place: Path, client: Shell) -> None:
     (place / "mnt").mkdir()
