@@ -18,14 +18,14 @@ from recuse.sandbox.vfs.dentry import Location
 from recuse.sandbox.vfs.nodes import AttributeNode
 
 _MAX_POSITION: Final = 0x7FFFFFFF
-"""The largest one in sysfs (s_maxbytes)."""
+"""The largest position in sysfs (s_maxbytes)."""
 
 
 class AttributeFile(FileDescription):
     """One open attribute.
 
-    Its content is made when it is read from the beginning, or from where the last read did not
-    end; what follows is read from the same content.
+    Its content is made when it is read from the beginning, or from a position other than where the
+    last read ended. Reads that continue get the rest of the same content.
     """
 
     __slots__ = ("_content", "_lock", "_next", "_position")
@@ -39,13 +39,13 @@ class AttributeFile(FileDescription):
         self._position = 0
         self._content = b""
         self._next = -1
-        """The position at which the content can be read on."""
+        """The position at which the same content can be read on."""
 
     def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> Outcome:
-        """Read from ``position``, or from the file's own, which moves then.
+        """Read from ``position``, or from the file's position, which then moves.
 
         Raises:
-            OSError: ENODEV if the device is gone; EFAULT; what the device's server says.
+            OSError: ENODEV if the device is gone; EFAULT; what the device's server returns.
         """
         caller = call.caller()
         if self.node.removed or self.node.show is None:
@@ -92,10 +92,10 @@ class AttributeFile(FileDescription):
     def write(
         self, call: TrappedCall, segments: IoVecs, position: int | None, flags: int = 0
     ) -> int:
-        """Write up to a page, at once; whatever the position is, it is the whole value.
+        """Write up to a page, at once. It is the whole value, whatever the position is.
 
         Raises:
-            OSError: ENODEV if the device is gone; EFAULT; EINVAL and others for the value.
+            OSError: ENODEV if the device is gone; EFAULT; EINVAL and others for a bad value.
         """
         room = PAGE_SIZE
         data = b""
@@ -117,7 +117,7 @@ class AttributeFile(FileDescription):
         return len(data)
 
     def seek(self, offset: int, whence: int) -> int:
-        """As lseek (generic_file_llseek; seq_lseek in /proc).
+        """Do lseek (generic_file_llseek; seq_lseek in /proc).
 
         Raises:
             OSError: EINVAL; ENXIO for SEEK_DATA and SEEK_HOLE beyond the end.

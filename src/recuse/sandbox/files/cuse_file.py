@@ -1,7 +1,7 @@
 """``/dev/cuse``: programs in the sandbox that serve devices (fs/fuse/dev.c, fs/fuse/cuse.c; 6.1).
 
-A program opens it, reads requests and writes replies; the kernel half's connection is at the other
-end. Nothing here looks into a message.
+A program opens it, reads requests and writes replies. At the other end is a connection of the
+kernel half. Nothing here looks into a message.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ class CuseFile(FileDescription):
         self._lock = new_lock("CuseFile")
         self._lost: list[int] = []
         self._finished: list[Request] = []
-        """Requests that reading has ended. Who waits for them is told without the lock: what they
-        do next may be a request of this connection."""
+        """Requests that reading has ended. Those that wait for them are told without the lock,
+        because their next step may be a request of this connection."""
         self._readers: deque[tuple[TrappedCall, IoVecs]] = deque()
-        # A new descriptor is readable, which is right while CUSE_INIT is there to be read.
+        # A new descriptor is readable. That is right, because CUSE_INIT can be read.
         self._signalled = True
         self._connection.on_pending = self._serve_readers
         self._connection.at_end(self._serve_readers)
 
     def release(self, released: Callable[[], None]) -> None:
-        """The device goes, with all that waits for it."""
+        """End the device, and everything that waits for it."""
         self._cuse.close()
         released()
 
@@ -96,7 +96,7 @@ class CuseFile(FileDescription):
         try:
             message = self._connection.read(sum(length for _, length in segments), self._finished)
         finally:
-            # A request may also have been there and not have fitted.
+            # A request may also have been there that did not fit.
             self._settle()
         try:
             _scatter(call.tid, segments, message)
@@ -106,9 +106,9 @@ class CuseFile(FileDescription):
         return len(message)
 
     def _end_lost(self) -> None:
-        """End with EIO the requests that were taken out of the queue and given to nobody.
+        """End with EIO the requests that were taken out of the queue but not delivered.
 
-        Without the lock, as `_finished` says.
+        This is done without the lock; see `_finished`.
         """
         if self._finished:
             with self._lock:
@@ -128,14 +128,14 @@ class CuseFile(FileDescription):
                     return
 
     def _settle(self) -> None:
-        """Make the descriptor unreadable if there is no request any more; with the lock held."""
+        """Make the descriptor unreadable if no request is left. The lock is held."""
         connection = self._connection
         if self._signalled and not connection.readable and not connection.ended:
             self._signalled = False
             self.end.lower(_no_copy, drain=True, fill=False, spare=False)
 
     def _serve_readers(self) -> None:
-        """There is a request to be read, or there will be none any more."""
+        """There is a request to read, or there will be none any more."""
         self._hand_out()
         self._end_lost()
 
@@ -175,7 +175,7 @@ class CuseFile(FileDescription):
             OSError: as :meth:`recuse.kernel.connection.connection.Connection.write`; EFAULT.
         """
         size = sum(length for _, length in segments)
-        # Of what is too large for any request, the beginning is enough to say so.
+        # If it is too large for any request, its beginning is enough to report that.
         message = _gather(call.tid, segments, _LARGEST_REPLY if size <= _LARGEST_REPLY else _PAGE)
         try:
             if len(message) < size:
@@ -183,22 +183,22 @@ class CuseFile(FileDescription):
             self._connection.write(message)
         finally:
             if self._signalled:
-                # The request's INTERRUPT, which nobody has read, went with it.
+                # The request's INTERRUPT, which nobody has read, was removed with it.
                 with self._lock:
                     self._settle()
         if message[8] & 1:
-            # A reply to an INTERRUPT, which may ask for it once more.
+            # A reply to an INTERRUPT, which may ask for another INTERRUPT.
             self._serve_readers()
         return size
 
 
 def _no_copy() -> int:
-    """A pipe shows everything without a copy of the programs' end."""
+    """A pipe can show everything without a copy of the programs' end."""
     raise os_error(errno.EBADF)
 
 
 def _gather(tid: int, segments: IoVecs, limit: int) -> bytes:
-    """Read what is in the segments, up to the first byte that cannot be read or the limit."""
+    """Read from the segments, up to the first byte that cannot be read, or the limit."""
     parts = []
     for address, length in segments:
         length = min(length, limit)

@@ -1,4 +1,4 @@
-"""Open files of devices: the kernel half's, as programs hold them."""
+"""Open files of devices, as programs hold them. The kernel half has its own open file for each."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class DeviceFile(FileDescription):
         files: FileTable,
         made: DeviceFiles,
     ) -> None:
-        """Make it of the kernel half's file, with the flags of that.
+        """Make it for an open file of the kernel half, with the same flags.
 
         Args:
             location: the device's.
-            file: is released with this one.
+            file: the kernel half's; it is released with this one.
             end: from :func:`device_end`.
-            files: where files go that its ioctls make.
-            made: where these have their place.
+            files: the table for files that the device's ioctls make.
+            made: gives these files their location.
         """
         self._file = file
         self._device = file.device
@@ -97,8 +97,8 @@ class DeviceFile(FileDescription):
         made = self._made.anonymous_or_none(device)
         if made is None:
             return call.run(device, operation)
-        # What an earlier one has made and the program has closed is released first: it may be in
-        # the way of this one.
+        # Release files first that earlier ioctls have made and the program has closed: they may be
+        # in the way of the new one.
         return _after(self._files.releases(made.node), OnDevice(device, operation))
 
     def _install(self, call: TrappedCall, file: OpenFile, cloexec: bool) -> int:
@@ -125,7 +125,7 @@ class DeviceFile(FileDescription):
 
     @property
     def ended(self) -> bool:
-        """Whether the device's connection has."""
+        """Whether the device's connection has ended."""
         return self._device.connection.ended
 
     def mmap(self, caller: Caller, mapper: Mapper, wanted: MmapCall) -> OnDevice[Mapping]:
@@ -137,11 +137,11 @@ class DeviceFile(FileDescription):
         return OnDevice(self._device, self._file.munmap(mapping))
 
     def locks(self) -> tuple[FileLocks, Hashable] | None:
-        """Those of the device."""
+        """The device's locks, and this file."""
         return self._device.locks, self._file
 
     def set_flags(self, flags: int) -> None:
-        """The server hears of them."""
+        """Do F_SETFL. The server is told."""
         self.flags = self._file.flags = flags
 
     def release(self, released: Callable[[], None]) -> None:
@@ -150,7 +150,7 @@ class DeviceFile(FileDescription):
 
         def done(_: object, error: OSError | None) -> None:
             if error is not None:
-                # The program has closed the file and gone on: nobody else can be told.
+                # The program has closed the file and runs on: nobody else can be told.
                 _log.debug("release of %s: %s", device.name, error)
             released()
 
@@ -158,12 +158,12 @@ class DeviceFile(FileDescription):
 
 
 class AnonymousFile(DeviceFile):
-    """One that a device's ioctl has made: nobody else can open it."""
+    """A file that a device's ioctl has made. Nobody else can open it."""
 
     __slots__ = ()
 
     def locks(self) -> None:
-        """It has no lock that others see."""
+        """None: nobody else sees its lock."""
 
 
 def _after(pause: Pause, step: OnDevice[int]) -> Steps[int]:

@@ -1,8 +1,8 @@
-"""Which descriptors are the same open file: the kernel's own answer, by kcmp(2).
+"""Which descriptors are the same open file: the kernel's own answer, from kcmp(2).
 
-The link ``/proc/TID/fd/N`` tells it too, in twice the time. An epoll of ours has all the programs'
-ends in it, which does not keep them open: the kernel takes out an end whose last reference is
-closed. KCMP_EPOLL_TFD compares one of these with a descriptor of a thread's.
+The link ``/proc/TID/fd/N`` says that too, but takes twice the time. An epoll of recuse's has all
+the programs' ends in it. That does not keep them open: the kernel removes an end when its last
+reference is closed. KCMP_EPOLL_TFD compares one of these with a descriptor of a thread.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ KCMP_EPOLL_TFD: Final = 7
 _KCMP_VM: Final = 1
 EPOLL_SLOT: Final = struct.Struct("=III")
 """``struct kcmp_epoll_slot`` (linux/kcmp.h)."""
-# Without argtypes, which would take a third of the call's time: all arguments are of 32 bits.
+# Without argtypes, which would take a third of the call's time: all arguments have 32 bits.
 kcmp = ctypes.CDLL(None).syscall
 
 
 class Identities:
-    """All programs' ends, so that others can be compared with them. Not thread-safe."""
+    """All programs' ends, to compare descriptors with. Not thread-safe."""
 
     def __init__(self) -> None:
-        """Begin with none. OSError: EMFILE."""
+        """Start without any. OSError: EMFILE."""
         self._by_slot: dict[int, FileDescription] = {}
         pid = os.getpid()
-        # Not everywhere: containers may forbid it.
+        # Containers may forbid it.
         self._can_compare = not kcmp(KCMP, pid, pid, _KCMP_VM, 0, None)
         self._epoll = select.epoll()
-        """Nobody waits for it."""
+        """Nobody waits for this epoll."""
 
     def add(self, file: FileDescription) -> None:
-        """Register the programs' end, by a number that no other has while it is there."""
+        """Register a programs' end under a number that no other end in the table has."""
         theirs = number = file.end.theirs
         with contextlib.ExitStack() as copies:
             while number in self._by_slot:
                 try:
                     number = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, number + 1)
-                except OSError:  # there are no higher ones: two by one number cannot be compared
+                except OSError:  # no higher number is left, so this end cannot be compared
                     self._by_slot[number].slot = None
                     break
                 copies.callback(os.close, number)
@@ -60,13 +60,13 @@ class Identities:
             self._epoll.register(number, 0)
 
     def remove(self, file: FileDescription) -> None:
-        """Its last reference is gone; the number may be another's."""
+        """The last reference is gone. Another end may have the number already."""
         file.slot = None
         if self._by_slot.get(file.slot_number) is file:
             del self._by_slot[file.slot_number]
 
     def inodes(self) -> set[str]:
-        """Those of the ends that some program still holds."""
+        """The inodes of the ends that some program still holds."""
         return {one.inode for one in watched_by(os.getpid(), self._epoll.fileno())}
 
     @property
@@ -75,5 +75,5 @@ class Identities:
         return self._epoll.closed
 
     def close(self) -> None:
-        """Compare no more."""
+        """Stop comparing."""
         self._epoll.close()

@@ -1,8 +1,8 @@
-"""What a program natively holds of an open file: an end of something, of which we have the other.
+"""What a program natively holds of an open file: one end of something. recuse has the other.
 
-So everything that can happen to a descriptor in Linux happens to this one by itself: dup, fork,
-exec, close-on-exec, SCM_RIGHTS, exit, kill. Which end it is, is its kind of file's choice. The
-kernel polls it, so it is made to look as the file is.
+So everything that can happen to a descriptor in Linux happens to this one without help: dup, fork,
+exec, close-on-exec, SCM_RIGHTS, exit, kill. The kind of file decides which sort of end it is. The
+kernel polls it, so it is made to look as ready as the file is.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ EPOLLET: Final = select.EPOLLET
 
 READABLE: Final = POLLIN | select.POLLRDNORM
 WRITABLE: Final = POLLOUT | select.POLLWRNORM | select.POLLWRBAND
-"""What a socket shows with something to read, and with room to write (net/unix, unix_poll)."""
+"""The events of a socket that has something to read, and of one that has room (unix_poll)."""
 
-# A device may show more than that; whoever sleeps is woken as well as can be.
+# A device may report more than that. Sleepers are woken as well as possible.
 READING: Final = READABLE | select.POLLRDBAND | select.POLLRDHUP | POLLERR | POLLHUP | POLLNVAL
 WRITING: Final = WRITABLE | POLLERR | POLLHUP | POLLNVAL
 
 
 class NativeEnd(Protocol):
-    """The programs' end, as it is made to look from ours. At first it is readable and writable."""
+    """The programs' end, controlled from recuse's end. At first it is readable and writable."""
 
     link: str
-    """As ``/proc/PID/fd/N`` reads for it."""
+    """What ``/proc/PID/fd/N`` reads for it."""
     ours: int
-    """Our end, which hangs up with the last reference to theirs; -1 when it is closed."""
+    """The supervisor's end, which hangs up when the programs' end is gone; -1 once closed."""
     theirs: int
-    """Our copy of the programs' end, until :meth:`hand_over`."""
+    """The supervisor's copy of the programs' end, until :meth:`hand_over`."""
     severed: bool
 
     @property
@@ -59,60 +59,60 @@ class NativeEnd(Protocol):
 
     @property
     def spares(self) -> int:
-        """How often :meth:`touch_writable` can be noticed, and one."""
+        """How often :meth:`touch_writable` can still be noticed, plus one."""
 
     @property
     def full(self) -> bool:
-        """Whether there is not much room left for :meth:`make_readable`."""
+        """Whether there is little room left for :meth:`make_readable`."""
 
     def check(self, events: int) -> None:
         """Raise OSError, EOPNOTSUPP, for a wait that nothing here could end."""
 
     def can_show(self, bits: int, events: int) -> bool:
-        """Whether it can show just those of ``events`` that are in ``bits``."""
+        """Whether it can show exactly those of ``events`` that are in ``bits``."""
 
     def make_readable(self) -> None:
-        """Show POLLIN; again, to be noticed once more."""
+        """Show POLLIN. If it is shown already, be noticed once more."""
 
     def make_urgent(self) -> None:
-        """Show POLLPRI, and POLLIN with it, which cannot be helped."""
+        """Show POLLPRI. POLLIN cannot be avoided then."""
 
     def make_writable(self) -> None:
         """Show POLLOUT."""
 
     def touch_writable(self) -> None:
-        """Show POLLOUT as before, to be noticed once more."""
+        """Show POLLOUT as before, and be noticed once more."""
 
     def lower(self, fetch: Callable[[], int], *, drain: bool, fill: bool, spare: bool) -> None:
-        """Show no POLLIN and POLLPRI any more, no POLLOUT, or get spare messages; or several.
+        """Stop showing POLLIN and POLLPRI, stop showing POLLOUT, or get spare messages.
 
         Raises:
-            OSError: as ``fetch`` does, which returns a copy of the programs' end.
+            OSError: as ``fetch`` does. It returns a copy of the programs' end.
         """
 
     def sever(self, close: Callable[[], None]) -> None:
-        """Show for good that there is an end; ``close`` closes ours, if that is how to show it."""
+        """Show for ever that the file has ended; ``close`` closes the supervisor's end for that."""
 
     def hand_over(self) -> None:
-        """The programs' end is theirs now, or never will be: close our copy."""
+        """Close the supervisor's copy of the programs' end: it is installed, or never will be."""
 
     def hung_up(self) -> bool:
         """Whether no program holds it any more, or it was closed."""
 
     def close(self) -> None:
-        """Close our end, and our copy of theirs if it is still there."""
+        """Close the supervisor's end, and its copy of the programs' end."""
 
 
 def shown(bits: int) -> int:
-    """What an end shows for what a file is ready for."""
+    """What an end shows for a file with this readiness."""
     return (READABLE if bits & READING else 0) | (WRITABLE if bits & WRITING else 0)
 
 
 def fetch(tid: Tid, number: int, link: str, copy: Callable[[int], int]) -> int:
-    """Return a copy of an end, which a thread has by that number or another one.
+    """Return a copy of an end that a thread has, under that number or another one.
 
     Raises:
-        OSError: EBADF if it has not; as ``copy``, which copies one of the thread's descriptors.
+        OSError: EBADF if it does not have it; as ``copy``, which copies a descriptor of the thread.
     """
     found = copy(number)
     if _is(found, link):

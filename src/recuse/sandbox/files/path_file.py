@@ -1,7 +1,7 @@
-"""Files that were opened with O_PATH: they name something, and open nothing (fs/open.c, fs/file.c).
+"""Files that were opened with O_PATH: they only name something (fs/open.c, fs/file.c).
 
-What needs an open file fails with EBADF (fdget and fdget_raw). Natively such a descriptor is a
-socket, so that nothing of that may be left to the kernel.
+Calls that need an open file fail with EBADF (fdget and fdget_raw). Natively such a descriptor is a
+socket, so none of these calls may be left to the kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from recuse.sandbox.vfs.dentry import Location
 
 
 class _Nobody:
-    """It is not asked, but its end shows what a socket is ready for."""
+    """It is not asked, but its end shows the readiness of a socket."""
 
     no_poll = False
 
@@ -23,7 +23,7 @@ _NOBODY = _Nobody()
 
 
 class PathFile(FileDescription):
-    """The place of a file."""
+    """A file's location, opened with O_PATH."""
 
     __slots__ = ()
 

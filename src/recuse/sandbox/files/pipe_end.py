@@ -1,19 +1,19 @@
-"""A device's descriptor as one end of a pipe, where no copy of the programs' end can be had.
+"""A device's descriptor as one end of a pipe, used where the programs' end cannot be copied.
 
-Of a socket pair, only the programs' end can take back what ours has made it show. A pipe's two ends
-can both be opened anew, by ``/proc/self/fd``: so here ours can show everything, without a copy of
-theirs. They hold it open for reading *and* writing (fs/pipe.c, pipe_poll; Linux 6.1), and it has
-room for two pages:
+In a socket pair, only the programs' end can take back what recuse's end has made it show. The two
+ends of a pipe can both be opened again through ``/proc/self/fd``. So here recuse's end can show
+everything, without a copy of the programs' end. The programs hold the pipe open for reading *and*
+writing (fs/pipe.c, pipe_poll; Linux 6.1), and it has room for two pages:
 
-    nothing in it    POLLOUT
+    empty            POLLOUT
     one page         POLLIN and POLLOUT
     two pages        POLLIN
 
-There is no way to show neither: whoever waits for both and gets none is told that it can write, and
-finds that it cannot. Nor is there POLLPRI, POLLERR or POLLHUP: a wait for these alone is refused.
-To be noticed once more, a pipe is given the size that it has: there might be more room, so who
-waits for it looks again (pipe_resize_ring). Our end is open for reading only, and hangs up when
-theirs is closed.
+It cannot show neither. Whoever waits for both and gets none is told that it can write, and finds
+that it cannot. There is no POLLPRI, POLLERR or POLLHUP, and a wait for these alone is refused. To
+be noticed once more, a pipe is given the size that it has already: there might be more room, so
+those that wait for room look again (pipe_resize_ring). The supervisor's end is open for reading
+only, and hangs up when the programs' end is closed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PipeEnd:
     full = False
     urgent = False
     spares = 2
-    """There is nothing that is used up."""
+    """Nothing here is used up."""
 
     def __init__(self) -> None:
         """Make the pipe.
@@ -94,11 +94,11 @@ class PipeEnd:
             raise os_error(errno.EOPNOTSUPP)
 
     def can_show(self, bits: int, events: int) -> bool:
-        """Whether it can show just those of ``events`` that are in ``bits``: never neither."""
+        """Whether it can show exactly those of ``events`` that are in ``bits``: never neither."""
         return bool(bits & (READING | WRITING)) and not (shown(bits) ^ bits) & events
 
     def make_readable(self) -> None:
-        """Show POLLIN; again, to be noticed once more."""
+        """Show POLLIN. If it is shown already, be noticed once more."""
         with self._lock:
             if self._count:
                 self._touch()
@@ -106,7 +106,7 @@ class PipeEnd:
                 self._put()
 
     def make_urgent(self) -> None:
-        """Show POLLIN, since POLLPRI cannot be shown."""
+        """Show POLLIN, because POLLPRI cannot be shown."""
         self.make_readable()
 
     def make_writable(self) -> None:
@@ -116,7 +116,7 @@ class PipeEnd:
                 self._take()
 
     def touch_writable(self) -> None:
-        """Show POLLOUT as before, to be noticed once more."""
+        """Show POLLOUT as before, and be noticed once more."""
         with self._lock:
             self._touch()
 
@@ -128,7 +128,7 @@ class PipeEnd:
         fill: bool = False,
         spare: bool = False,
     ) -> None:
-        """Show no POLLIN any more, or no POLLOUT: of the two the first, as both is not possible."""
+        """Stop showing POLLIN or POLLOUT. If both are to go, POLLIN goes, as one must stay."""
         del fetch, spare
         with self._lock:
             if self.severed:
@@ -140,7 +140,7 @@ class PipeEnd:
                 self._fill()
 
     def sever(self, close: Callable[[], None]) -> None:
-        """Show POLLIN and POLLOUT for good."""
+        """Show POLLIN and POLLOUT for ever."""
         del close
         with self._lock:
             self.severed = True
@@ -150,7 +150,7 @@ class PipeEnd:
                 self._put()
 
     def hand_over(self) -> None:
-        """The programs' end is theirs now, or never will be: close our copy."""
+        """Close the supervisor's copy of the programs' end: it is installed, or never will be."""
         theirs, self.theirs = self.theirs, -1
         if theirs >= 0:
             os.close(theirs)
@@ -165,7 +165,7 @@ class PipeEnd:
             return bool(poll.poll(0))
 
     def close(self) -> None:
-        """Close our end, and our copy of theirs if it is still there."""
+        """Close the supervisor's end, and its copy of the programs' end."""
         self.hand_over()
         with self._lock:
             ours, self.ours = self.ours, -1

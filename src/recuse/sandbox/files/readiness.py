@@ -1,9 +1,9 @@
-"""Who sleeps in poll, select or epoll until a device is ready, and how they are woken.
+"""Threads that sleep in poll, select or epoll until a device is ready, and how they are woken.
 
-A program's call is trapped and the device asked. If it is not ready, its descriptor is made to look
-so (:mod:`recuse.sandbox.files.native_end`), and then the kernel runs the call: it sleeps and wakes,
-with signals and timeouts, as it always does. When the device says that something has changed, it is
-asked again, on behalf of those that sleep, and its descriptor made to look as it says.
+A program's call is trapped, and the device is asked. If it is not ready, its descriptor is made to
+show that (:mod:`recuse.sandbox.files.native_end`), and the kernel runs the call: it sleeps and
+wakes, with signals and timeouts, as it always does. When the device says that something has
+changed, it is asked again for those that sleep, and its descriptor is made to show the answer.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from recuse.sandbox.files.refresher import (
 from recuse.sandbox.trap.call import OnDevice
 
 Key: TypeAlias = tuple[int, int, int]
-"""One of an epoll's entries: the process and the number by which it was given the file, and the
-number of the file's descriptor, of which it may have several."""
+"""An entry of an epoll: the process and the number by which it was given the file, and the number
+of the file's descriptor. A process may have several of either."""
 
 _LOST: Final[Key] = (0, -1, -1)
-"""Stands for all epolls that are not to be found there any more. They may be closed, or be
-elsewhere: in a child, behind another number."""
+"""Stands for all epolls that can no longer be found by their numbers. They may be closed, or be
+somewhere else: in a child process, or under another number."""
 
 
 class Watch:
@@ -53,13 +53,13 @@ class Watch:
     def __init__(self, events: int) -> None:
         self.events = events
         self.listed = True
-        """Whether the file is on the epoll's ready list: then a wait asks the device first."""
+        """Whether the file is on the epoll's ready list. A wait then asks the device first."""
         self.due = False
-        """Whether the device has said that something changed, and the epoll knows nothing of it."""
+        """Whether the device has reported a change that the epoll does not know of yet."""
 
 
 Sleeps: TypeAlias = "tuple[tuple[Readiness, Sleeper], ...]"
-"""One thread, and all that its call waits for."""
+"""One thread, with everything that its call waits for."""
 
 
 class Moment(NamedTuple):
@@ -68,82 +68,82 @@ class Moment(NamedTuple):
     number: int
     """A later one has a greater number."""
     changes: int
-    """How often the device had said by then that something changed."""
+    """How many changes the device had reported by then."""
 
 
 class Polled(Protocol):
-    """An open file whose readiness has to be asked for."""
+    """An open file that must be asked for its readiness."""
 
     end: NativeEnd
 
     def poll(self, caller: Caller, events: int, waiting: bool) -> int | OnDevice[int]:
-        """What it is ready for; see `FileDescription.poll`."""
+        """What the file is ready for; see `FileDescription.poll`."""
 
     def wake_by(self, changed: Callable[[], None]) -> None:
         """Have ``changed`` called when that changes; see `FileDescription.wake_by`."""
 
     @property
     def is_asked(self) -> bool:
-        """Whether it still has to be asked."""
+        """Whether it still must be asked."""
 
     @property
     def ended(self) -> bool:
-        """Whether nobody answers any more: it is ready for good, with an error."""
+        """Whether nobody answers any more: it is ready for ever, with an error."""
 
 
 class Readiness:
-    """The readiness of one open file's descriptor, once programs have asked for it."""
+    """The readiness of one open file's descriptor, from the first time that a program asks."""
 
     def __init__(
         self, file: Polled, refresher: ReadinessRefresher, close_end: Callable[[], None]
     ) -> None:
-        """Take care of the file's end; ``close_end`` closes ours."""
+        """Manage the file's end; ``close_end`` closes the supervisor's."""
         self._file = file
         self._close_end = close_end
         self._changes = 0
-        """How often the device has said that something changed."""
+        """How many changes the device has reported."""
         self._asks = itertools.count(1)
         self._shown = 0
-        """Whose answer was made visible: that of the latest asking of all whose answers were."""
+        """The number of the latest question whose answer was shown."""
         self._inode = file.end.link.partition("[")[2][:-1]
         self._end = file.end
         self._refresher = refresher
         self._lock = new_lock("Readiness")
         self._sleepers: dict[int, Sleeper] = {}
         self._passed: dict[int, Sleeps] = {}
-        """Threads that the kernel is to find something ready for in their calls, which was so when
-        the device was asked. Should another thread's call make the end look otherwise before, they
-        go to sleep all the same: those are in doubt."""
+        """Threads whose calls the kernel should answer at once, because the device was ready when
+        it was asked. If another thread's call makes the end look different before that, they sleep
+        after all. They are then in doubt."""
         self._doubtful: dict[int, Sleeps] = {}
         self._too_many = self._too_many_passed = MANY
         self._watches: dict[Key, Watch] = {}
         self._too_many_watches = MANY
         self._woken: dict[int, Sleeper] = {}
         self._wakes = 0
-        """How often sleepers were to be woken."""
+        """How often sleepers had to be woken."""
         self._moves = 0
-        """How often an answer was made visible, or somebody was found that may sleep."""
+        """How often an answer was shown, or a thread was found that may sleep."""
         self._queued = False
         file.wake_by(self._changed)
 
     @property
     def polled(self) -> bool:
-        """Whether somebody waits, so far as is known."""
+        """Whether anybody waits, as far as is known."""
         return bool(self._sleepers or self._watches)
 
     def asking(self) -> Moment:
-        """Take note that the device is about to be asked, for :meth:`show` and its kin."""
+        """Note that the device is about to be asked; the result is for :meth:`show` and others."""
         return Moment(next(self._asks), self._changes)
 
     def awake(self, tid: int) -> None:
-        """A thread makes another call, so it does not sleep in one before."""
+        """A thread makes another call, so it no longer sleeps in an earlier one."""
         if tid in self._sleepers or tid in self._passed:
             with self._lock:
                 self._sleepers.pop(tid, None)
                 self._passed.pop(tid, None)
 
     def listed(self, key: Key | None = None, events: int = 0) -> bool:
-        """Whether a wait for an epoll, or for any that watches this file, asks the device first."""
+        """Whether a wait asks the device first: for one epoll, or any that watches this file."""
         if key is None:
             return any(
                 watch.listed or self._shows(watch.events) for watch in list(self._watches.values())
@@ -158,7 +158,7 @@ class Readiness:
         )
 
     def watch(self, key: Key, events: int) -> None:
-        """An epoll is about to watch it, perhaps with other events than before.
+        """An epoll is about to watch the file, perhaps for other events than before.
 
         Raises:
             OSError: EOPNOTSUPP if these cannot be shown here
@@ -173,7 +173,7 @@ class Readiness:
             self._lose_closed({key, _LOST})
 
     def _lose_closed(self, kept: set[Key]) -> None:
-        """Make those one that are not to be found: nobody tells of the end of an epoll."""
+        """Replace epolls that cannot be found by one: nobody reports that an epoll is closed."""
         others = [(key, watch) for key, watch in list(self._watches.items()) if key not in kept]
         closed = [(key, watch) for key, watch in others if not self._is_watched_by(key)]
         with self._lock:
@@ -194,14 +194,14 @@ class Readiness:
             return False
 
     def unwatch(self, key: Key) -> None:
-        """An epoll watches it no more; one that is closed is not told of."""
+        """An epoll no longer watches the file. This is not called when an epoll is closed."""
         with self._lock:
             if self._watches.pop(key, None) is not None and not self._watches:
                 self._refresher.watched.discard(self)
 
     @property
     def hungry(self) -> bool:
-        """Whether the means are used up to make an edge-triggered epoll notice something."""
+        """Whether it has too little left to make an edge-triggered epoll notice something."""
         end = self._end
         return (end.full or (end.spares < 2 and end.writable)) and any(
             watch.events & EPOLLET and (end.full or watch.events & WRITABLE)
@@ -209,7 +209,7 @@ class Readiness:
         )
 
     def feed(self, fetch: Callable[[], int]) -> None:
-        """Get more of them; OSError as ``fetch``, which is that of :meth:`show`."""
+        """Refill what :attr:`hungry` misses. OSError as ``fetch``, as for :meth:`show`."""
         with self._lock:
             full = self._end.full
             self._end.lower(fetch, drain=full, fill=False, spare=True)
@@ -217,14 +217,14 @@ class Readiness:
                 self._end.make_readable()
 
     def told(self, key: Key, *, listed: bool) -> None:
-        """An epoll is told how things are; ``listed`` is whether it stays on its ready list."""
+        """An epoll has the answer now; ``listed`` is whether it stays on its ready list."""
         watch = self._watches.get(key)
         if watch is not None:
             watch.due = False
             watch.listed = watch.listed and listed
 
     def show(self, bits: int, events: int, asked: Moment, fetch: Callable[[], int]) -> None:
-        """Make the end show those of ``events`` that are in ``bits``, and the others not.
+        """Make the end show those of ``events`` that are in ``bits``, and not the others.
 
         Args:
             bits: the device's answer.
@@ -239,7 +239,7 @@ class Readiness:
             self._show(bits, events, asked, fetch)
 
     def sleep(self, bits: int, sleeper: Sleeper, asked: Moment, fetch: Callable[[], int]) -> None:
-        """As :meth:`show`, for a call that will sleep until one of its events comes."""
+        """Do :meth:`show` for a call that will sleep until one of its events comes."""
         self._end.check(sleeper.events)
         with self._lock:
             self._too_many = forget_gone(self._sleepers, self._too_many)
@@ -249,14 +249,14 @@ class Readiness:
     def wait(
         self, bits: int, caller: Caller, events: int, asked: Moment, fetch: Callable[[], int]
     ) -> None:
-        """As :meth:`show`, for something that waits until one of its events comes, once.
+        """Do :meth:`show` for something that waits once, until one of its events comes.
 
-        In the kernel, and not in a call, so that nothing tells whether it still does.
+        It waits in the kernel and not in a call, so nothing says whether it still waits.
         """
         if not bits & events:
             with self._lock:
                 self._too_many = forget_gone(self._sleepers, self._too_many)
-                # No thread has such a number, nor makes another call that takes it out again.
+                # No thread has such a number, so no other call takes it out again.
                 key = next(self._asks) << 32 | caller.pid
                 self._sleepers[key] = Sleeper(caller, "", events)
         self.show(bits, events, asked, fetch)
@@ -264,9 +264,9 @@ class Readiness:
     def pass_on(
         self, bits: int, sleeps: Sleeps, events: int, asked: Moment, fetch: Callable[[], int]
     ) -> None:
-        """As :meth:`show`, for a call that the kernel will find something ready for.
+        """Do :meth:`show` for a call that the kernel should answer because something is ready.
 
-        ``sleeps`` is what it has to be registered with should it not.
+        ``sleeps`` is what to register it with if it sleeps after all.
         """
         with self._lock:
             self._pass(sleeps)
@@ -277,10 +277,10 @@ class Readiness:
         self._passed[sleeps[0][1].caller.pid] = sleeps
 
     def _may_sleep(self, sleeper: Sleeper) -> None:
-        """Ask the device on behalf of a thread that may sleep unregistered."""
+        """Ask the device for a thread that may sleep without being registered."""
         with self._lock:
             self._moves += 1
-            # If there is another, it is in a later call.
+            # If the thread is registered already, that is for a later call.
             self._sleepers.setdefault(sleeper.caller.pid, sleeper)
             self._put()
 
@@ -299,12 +299,12 @@ class Readiness:
                 self._put()
             end.lower(fetch, drain=drain or calm, fill=fill, spare=spare)
             if calm and not drain:
-                # What is urgent goes only with the rest; and what else there is was not asked.
+                # Urgent data can only be taken out with the rest. The rest was not asked for.
                 end.make_readable()
         if events & EPOLLET:
             self._touch(bits & events)
         if self._changes != asked.changes:
-            # Something has changed since the device was asked: who sleeps must not miss it.
+            # Something has changed since the device was asked, and sleepers must not miss it.
             self._wake()
 
     def _raise(self, bits: int, events: int) -> None:
@@ -318,7 +318,7 @@ class Readiness:
             end.make_writable()
 
     def _changed(self) -> None:
-        """The device has something new; called in the middle of whatever it does."""
+        """The device has reported a change. It may be in the middle of anything."""
         with self._refresher.lock, self._lock:
             self._changes += 1
             self._wake()
@@ -338,9 +338,9 @@ class Readiness:
             self._refresher.put(self)
 
     def refresh(self) -> None:
-        """Ask the device again for those that sleep, and wake whom its answer concerns.
+        """Ask the device again for those that sleep, and wake those that its answer concerns.
 
-        Nobody asks for epolls that nobody waits for: they are told that there may be something.
+        It is not asked for epolls that nobody waits for: they are told that there may be something.
         """
         with self._lock:
             self._queued = False
@@ -364,14 +364,15 @@ class Readiness:
                 self._told(POLLERR, [])
 
     def _tell_nobody(self, wakes: int, moves: int) -> None:
-        """Hint, unless somebody sleeps by now who was shown how things are: he would wake up.
+        """Hint to the epolls. Ask instead if somebody sleeps who has seen the latest answer.
 
-        The two numbers are those of the moment before it was found that nobody slept.
+        A hint would wake that sleeper for nothing. The two numbers are from the moment before it
+        was found that nobody slept.
         """
         while True:
             with self._refresher.lock, self._lock:
                 if wakes != self._wakes:
-                    return  # who sleeps now is told in a turn of its own, and not twice
+                    return  # those that sleep now get a turn of their own, and must not get two
                 due = [watch for watch in self._watches.values() if watch.due]
                 if not due or moves == self._moves:
                     self._hint(due)
@@ -379,7 +380,7 @@ class Readiness:
                 moves = self._moves
                 polls, waits = list(self._sleepers.values()), self._refresher.sleepers.copy()
             sleepers = self._refresher.of_epolls(waits, self._inode)
-            # Who has asked since has had the change, if it was one to him: not twice.
+            # Whoever has asked since then has seen the change, and must not be told twice.
             watchers = [who for who in sleepers if self._is_due(who)]
             sleepers += [who for who in polls if who.sleeps()]
             if sleepers:
@@ -392,7 +393,7 @@ class Readiness:
         return watch is None or watch.due
 
     def _hint(self, due: list[Watch]) -> None:
-        """Make epolls take the file into their ready lists, where it is looked at later."""
+        """Make epolls put the file on their ready lists, where it is looked at later."""
         for watch in due:
             watch.due = False
             if watch.events & EPOLLET:
@@ -417,14 +418,14 @@ class Readiness:
         def done(bits: int | None, error: OSError | None) -> None:
             with self._refresher.lock, self._lock:
                 if asked.number <= self._shown:
-                    # What was so when the device was asked need not be so any more: a call has
-                    # asked later and had its answer shown. Its caller may have read what there
-                    # was, and now sleeps. So ask again.
+                    # This answer may be out of date: a later question was asked by a call, and its
+                    # answer was shown. The caller may have read what there was and now sleep. So
+                    # ask again.
                     self._woken.update(woken)
                     self._put()
                     return
-                # Who has made another call since is told by that one: not twice, which would be
-                # news to an edge-triggered epoll, perhaps of what has been read meanwhile.
+                # Whoever has made another call since then was told by that call. Telling it twice
+                # would be news to an edge-triggered epoll, perhaps of data read in the meantime.
                 waiting = [who for who in watchers if self._refresher.waits(who, woken)]
                 self._told(POLLERR if bits is None or error is not None else bits, waiting)
 
@@ -435,7 +436,7 @@ class Readiness:
             run(answer.device.connection, answer.operation, done)
 
     def _told(self, bits: int, watchers: list[Sleeper]) -> None:
-        """Wake those that wait for what the device has answered; with the lock held."""
+        """Wake those that wait for what the device has answered. The lock is held."""
         if self._file.ended and self._file.is_asked:
             self._end.sever(self._close_end)
             return

@@ -1,4 +1,4 @@
-"""Threads that the kernel may have put to sleep until a device is ready, and who wakes them."""
+"""Threads that the kernel may have put to sleep until a device is ready, and their waking."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 _TARGET = re.compile(rb"^tfd: +(\d+) events: +([0-9a-f]+) .* ino:([0-9a-f]+) ", re.MULTILINE)
 
 MANY: Final = 64
-"""Sleepers, among whom those are looked for that are gone."""
+"""From this many sleepers on, those that are gone are looked for."""
 
 _TID: Final = 0xFFFFFFFF
-"""What of a sleeper's key is the thread's id."""
+"""The part of a sleeper's key that is the thread's ID."""
 
 _LOOKS: Final = 10
 _LOOK_S: Final = 0.0001
@@ -32,14 +32,14 @@ class Sleeper(NamedTuple):
 
     caller: Caller
     arguments: str
-    """The call's first two, as ``/proc/TID/syscall`` shows them."""
+    """The call's first two arguments, as ``/proc/TID/syscall`` shows them."""
     events: int = 0
-    """That it waits for, of the file that it polls."""
+    """The events that it waits for, if it polls the file itself."""
     epoll: int = -1
-    """The descriptor of the epoll that it waits for, and its process."""
+    """The descriptor of the epoll that it waits for, in its process ``tgid``."""
     tgid: int = 0
     number: int = -1
-    """Of the epoll's entry, by which the file was added."""
+    """The descriptor's number by which the file was added to the epoll."""
 
     def sleeps(self) -> bool:
         """Whether the thread may still be in its call, or about to be."""
@@ -53,15 +53,15 @@ class Sleeper(NamedTuple):
                 return True
             if not state.startswith("running"):
                 return self.arguments in state
-            # On its way into the call or out of it: soon it is clear which of them.
+            # It is on its way into the call or out of it. Soon it is clear which.
             time.sleep(_LOOK_S)
         return True
 
 
 def forget_gone(sleepers: dict[int, Any], limit: int) -> int:
-    """If these are too many, forget whose threads have ended; returns how many are too many then.
+    """Forget sleepers whose threads have ended, if there are too many; return the new limit.
 
-    Nobody tells of them: a device may never again say that something has changed.
+    Nobody reports their end, and a device may never report a change again.
     """
     if len(sleepers) < limit:
         return limit
@@ -74,21 +74,21 @@ class Entry(NamedTuple):
     """A file that an epoll watches."""
 
     number: int
-    """Of the descriptor by which it was added."""
+    """The number of the descriptor by which it was added."""
     events: int
     inode: str
 
     @property
     def enabled(self) -> bool:
-        """Whether it is not a one-shot that has been shot."""
+        """Whether it is not a one-shot entry that has been used."""
         return bool(self.events & 0xFFFF)
 
 
 def watched_by(tid: int, epoll: int) -> list[Entry]:
-    """What an epoll of a thread's watches, ``epoll`` being its descriptor.
+    """What an epoll of a thread watches; ``epoll`` is its descriptor.
 
     Raises:
-        OSError: if it has no such descriptor.
+        OSError: if the thread has no such descriptor.
     """
     with open(f"/proc/{tid}/fdinfo/{epoll}", "rb") as file:
         return [
@@ -98,35 +98,35 @@ def watched_by(tid: int, epoll: int) -> list[Entry]:
 
 
 class Refreshed(Protocol):
-    """What is refreshed: the readiness of a file."""
+    """The readiness of a file, as far as it is refreshed."""
 
     def listed(self) -> bool:
         """Whether a wait for an epoll that watches the file asks the device first."""
 
     @property
     def hungry(self) -> bool:
-        """Whether the means are used up to make an epoll notice something."""
+        """Whether it has too little left to make an epoll notice something."""
 
     def refresh(self) -> None:
         """Ask the device again for those that sleep."""
 
 
 class ReadinessRefresher:
-    """Has devices asked again which have said that something changed.
+    """Has devices asked again after they have reported a change.
 
-    They do so when they are in the middle of something, perhaps with a lock held that their answer
-    needs: so not there.
+    A device reports a change in the middle of something, perhaps with a lock held that its answer
+    needs. So it is not asked there.
     """
 
     def __init__(self, errands: Errands) -> None:
         self.watched: set[Refreshed] = set()
-        """What epolls watch."""
+        """The readiness of the files that epolls watch."""
         self.sleepers: dict[int, Sleeper] = {}
         """The threads that may sleep in a wait for an epoll.
 
-        A thread gets in here only while no device is on its epoll's ready list, and a device gets
-        onto that list together with a look in here, both under :attr:`lock`: so either of the two
-        asks the device, and not both.
+        A thread is added only while no device is on its epoll's ready list. A device is put on that
+        list and this table is searched in one step. Both happen under :attr:`lock`, so exactly one
+        of the two asks the device.
         """
         self.lock = new_lock("ReadinessRefresher")
         self._too_many = MANY
@@ -134,18 +134,18 @@ class ReadinessRefresher:
 
     @property
     def listed(self) -> bool:
-        """Whether there is an epoll that has a device on its ready list, or one to be fed."""
+        """Whether any epoll has a device on its ready list, or one that must be fed."""
         return any(one.listed() or one.hungry for one in list(self.watched))
 
     def asleep(self, who: Sleeper) -> None:
-        """Somebody may go to sleep; with the lock held."""
+        """Somebody may go to sleep. The lock is held."""
         self._too_many = forget_gone(self.sleepers, self._too_many)
         self.sleepers[who.caller.pid] = who
 
     def waits(self, watcher: Sleeper, sleepers: dict[int, Sleeper]) -> bool:
-        """Whether one of those that :meth:`of_epolls` has found, of these, has made no other call.
+        """Whether a watcher that :meth:`of_epolls` found among ``sleepers`` has made no other call.
 
-        With the lock held.
+        The lock is held.
         """
         tid = watcher.caller.pid
         return self.sleepers.get(tid) is sleepers.get(tid)
@@ -155,7 +155,7 @@ class ReadinessRefresher:
         self._errands.put(readiness.refresh)
 
     def of_epolls(self, sleepers: dict[int, Sleeper], inode: str) -> list[Sleeper]:
-        """Those that sleep in a wait for an epoll that watches an inode, with the events."""
+        """Those that sleep in a wait for an epoll that watches an inode, with its events."""
         found = []
         for tid, who in sleepers.items():
             sleeps = who.sleeps()

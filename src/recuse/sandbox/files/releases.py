@@ -1,7 +1,7 @@
-"""Releases of files that have begun, and who waits for them.
+"""Releases of files that have started, and what waits for them.
 
-A program's close returns before the supervisor hears of it. Who opens the same next must find it
-released all the same, as after a close that waits for RELEASE.
+A program's close returns before the supervisor notices it. But whoever opens the same device next
+must find the file released, as after a close that waits for RELEASE.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from recuse.sandbox.vfs.nodes import Node
 
 
 class PendingReleases:
-    """By node, how many of its files and mappings are being let go."""
+    """By node, how many of its files and mappings are being released."""
 
     def __init__(self, lock: threading.Lock, errands: Errands) -> None:
-        """Begin with none.
+        """Start with none.
 
         Args:
-            lock: the file table's: a file leaves that and gets in here at one moment.
-            errands: go on with who has waited.
+            lock: the file table's: a file moves from there to here in one step.
+            errands: continue what has waited.
         """
         self._lock = lock
         self._errands = errands
@@ -31,16 +31,16 @@ class PendingReleases:
         self._waiting: list[tuple[Node, Callable[[], None]]] = []
 
     def begin(self, node: Node) -> None:
-        """As :meth:`releasing`, with the lock held."""
+        """Do :meth:`releasing` with the lock held."""
         self._counts[node] += 1
 
     def releasing(self, node: Node) -> None:
-        """A file of the node is let go, or a mapping of one: until :meth:`released`."""
+        """A file of the node, or a mapping of one, is being released until :meth:`released`."""
         with self._lock:
             self.begin(node)
 
     def released(self, node: Node) -> None:
-        """That has come to its end."""
+        """One of these releases has ended."""
         with self._lock:
             self._counts[node] -= 1
             if self._counts[node]:
@@ -50,14 +50,14 @@ class PendingReleases:
             ready = [go_on for waited_for, go_on in self._waiting if waited_for is node]
             self._waiting = [waiting for waiting in self._waiting if waiting[0] is not node]
         for go_on in ready:
-            # Not here, in an event loop's thread perhaps: it runs the device's method, which may
-            # block.
+            # This may be an event loop's thread. What waits may run the device's method, which may
+            # block. So it does not run here.
             self._errands.put(go_on)
 
     def call_after(self, node: Node, go_on: Callable[[], None]) -> bool:
-        """Call ``go_on`` when all that was let go of the node is released.
+        """Call ``go_on`` when everything of the node that was closed is released.
 
-        Returns False if it is already; it is not called then.
+        Return False if it is already; ``go_on`` is not called then.
         """
         with self._lock:
             if node not in self._counts:
@@ -71,6 +71,6 @@ class PendingReleases:
         return len(self._waiting)
 
     def wait(self, others: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until there are none, and ``others`` says that there will be none, for so long."""
+        """Wait up to ``timeout_s`` until no release is left and ``others`` returns False."""
         with self._settled:
             self._settled.wait_for(lambda: not self._counts and not others(), timeout_s)

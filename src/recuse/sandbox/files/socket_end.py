@@ -1,14 +1,15 @@
 """A descriptor as the kernel sees it: one end of a socket pair, with its own readiness.
 
-That is made to be the file's, so that programs can sleep in poll, select and epoll natively:
+The socket is made as ready as the file is, so programs can sleep in poll, select and epoll
+natively:
 
-    POLLIN     something lies in its receive queue. Our end sends; only their end can take it out
-    POLLPRI    out-of-band data are among it
-    POLLOUT    its send queue has room. Only their end can fill it; our end takes it out
-    POLLERR    our end was closed with something unread: for good
+    POLLIN     there is data in its receive queue. Recuse's end sends; only this end takes it out
+    POLLPRI    there is out-of-band data
+    POLLOUT    its send queue has room. Only this end can fill it; recuse's end empties it
+    POLLERR    recuse's end was closed with something unread. It stays
 
-So becoming ready can happen at any time. Becoming unready needs the programs' end, a copy of which
-is fetched for a moment: in a trapped call, whose caller holds it.
+So the file can become ready at any time. To become unready, a copy of the programs' end is needed.
+It is fetched for a moment during a trapped call, from the caller, who holds the end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from recuse.runtime.room import check_room, keeping
 from recuse.sandbox.files.native_end import shown
 
 READY: Final = b"\0"
-"""What lies in the programs' end while it is readable; no program sees it."""
+"""What is in the programs' end while it is readable. No program ever sees it."""
 
 _SEND_BUFFER: Final = 16384
 """For SO_SNDBUF: with :data:`_SPARES` small messages on their way the end is writable, with
@@ -38,7 +39,7 @@ _SENT: Final = 64
 class SocketEnd:
     """One end of a socket pair: see `recuse.sandbox.files.native_end.NativeEnd`.
 
-    Not thread-safe, but for :meth:`hung_up` and what closes it.
+    Not thread-safe, except :meth:`hung_up` and what closes it.
     """
 
     __slots__ = (
@@ -63,7 +64,7 @@ class SocketEnd:
         """
         with keeping():
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        # A byte to read and room to write: a device without a poll method is always ready.
+        # A byte to read, and room to write: a device without a poll method is always ready.
         ours.send(READY)
         theirs.send(READY)  # for `sever`
         self._socket = ours
@@ -75,7 +76,7 @@ class SocketEnd:
         self.urgent = False
         self.writable = True
         self.spares = 1
-        """Small messages on their way to us: each taken is news to who waits to write."""
+        """Small messages on their way to recuse. Taking one is news to those that wait to write."""
         self._buffered = False
         try:
             check_room(self.ours)
@@ -86,30 +87,30 @@ class SocketEnd:
 
     @property
     def full(self) -> bool:
-        """Whether there is not much room left for :meth:`make_readable`."""
+        """Whether there is little room left for :meth:`make_readable`."""
         return self._sent > _SENT
 
     def check(self, events: int) -> None:
         """All events can wake somebody."""
 
     def can_show(self, bits: int, events: int) -> bool:
-        """Whether it can show just those of ``events`` that are in ``bits``."""
+        """Whether it can show exactly those of ``events`` that are in ``bits``."""
         return not (shown(bits) ^ bits) & events
 
     def make_readable(self) -> None:
-        """Show POLLIN; again, to be noticed once more."""
+        """Show POLLIN. If it is shown already, be noticed once more."""
         self.readable = True
         self._sent += 1
         with contextlib.suppress(OSError):
             self._socket.send(READY, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
     def make_urgent(self) -> None:
-        """Show POLLPRI, and POLLIN with it, which cannot be helped."""
+        """Show POLLPRI. POLLIN cannot be avoided then."""
         self.readable = self.urgent = True
         with contextlib.suppress(OSError):
             try:
                 self._socket.send(READY, socket.MSG_OOB | socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-            except OSError:  # before Linux 5.15, or configured without
+            except OSError:  # before Linux 5.15, or a kernel configured without it
                 self.make_readable()
 
     def make_writable(self) -> None:
@@ -121,17 +122,17 @@ class SocketEnd:
         self.spares = 1
 
     def touch_writable(self) -> None:
-        """Show POLLOUT as before, to be noticed once more."""
+        """Show POLLOUT as before, and be noticed once more."""
         if self.spares > 1:
             self.spares -= 1
             with contextlib.suppress(OSError):
                 self._socket.recv(1, socket.MSG_DONTWAIT)
 
     def lower(self, fetch: Callable[[], int], *, drain: bool, fill: bool, spare: bool) -> None:
-        """Show no POLLIN and POLLPRI any more, no POLLOUT, or get spare messages; or several.
+        """Stop showing POLLIN and POLLPRI, stop showing POLLOUT, or get spare messages.
 
         Raises:
-            OSError: as ``fetch`` does, but for EBADF and ESRCH: then the caller has it no more.
+            OSError: as ``fetch``, except EBADF and ESRCH: the caller no longer has the end then.
         """
         if self.severed:
             return
@@ -162,14 +163,14 @@ class SocketEnd:
                 theirs.send(READY, socket.MSG_DONTWAIT)
 
     def sever(self, close: Callable[[], None]) -> None:
-        """Show POLLERR, and with it POLLHUP and POLLIN, for good: close our end."""
+        """Show POLLERR for ever, and with it POLLHUP and POLLIN: close the supervisor's end."""
         if not self.severed:
             self.severed = True
             self.readable = self.writable = True
             close()
 
     def hand_over(self) -> None:
-        """The programs' end is theirs now, or never will be: close our copy."""
+        """Close the supervisor's copy of the programs' end: it is installed, or never will be."""
         theirs, self.theirs = self.theirs, -1
         if theirs >= 0:
             os.close(theirs)
@@ -180,11 +181,11 @@ class SocketEnd:
             self._socket.send(b"", socket.MSG_NOSIGNAL)  # quicker than asking poll
         except OSError:
             return True
-        # The order matters: a closed end's number may be another descriptor's by now.
+        # The order matters: the number of a closed end may be another descriptor's by now.
         return self.ours < 0
 
     def close(self) -> None:
-        """Close our end, and our copy of theirs if it is still there."""
+        """Close the supervisor's end, and its copy of the programs' end."""
         self.hand_over()
         self.ours = -1
         self._socket.close()

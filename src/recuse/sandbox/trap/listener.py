@@ -36,12 +36,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def _wakes_receivers_at_end(release: str) -> bool:
     """Whether RECV ends when the last process under the filter has ended.
 
-    Since Linux 6.11 (recv_wait_event in kernel/seccomp.c). Before that it sleeps on, and only
-    poll(2) tells. A distribution may have mended its kernel without a new number: to ask poll there
-    is right too, and costs a microsecond.
+    It does so since Linux 6.11 (recv_wait_event in kernel/seccomp.c). Before that it sleeps on, and
+    only poll(2) reports the end. A distribution may have fixed its kernel without a new number.
+    Asking poll is right there too, and costs a microsecond.
 
     Args:
-        release: the kernel's, as ``6.1.0-9-amd64``.
+        release: the kernel's release, such as ``6.1.0-9-amd64``.
     """
     number = re.match(r"(\d+)\.(\d+)", release)
     return number is not None and (int(number[1]), int(number[2])) >= (6, 11)
@@ -51,14 +51,14 @@ POLLS_FIRST: Final = not _wakes_receivers_at_end(os.uname().release)
 
 
 class TableFullError(OSError):
-    """EMFILE that is the caller's: its table is full, not this process's."""
+    """EMFILE because the caller's table is full, and not this process's."""
 
 
 class Listener:
     """Owns the listener descriptor.
 
-    Every answering method tells with its result whether the call was still there: a thread that
-    was killed, or whose process was, is simply gone, and that is nobody's error.
+    Each method that answers returns whether the call was still there. If a thread or its process
+    was killed, the call is simply gone, and that is no error.
     """
 
     def __init__(self, descriptor: int, *, polls_first: bool = POLLS_FIRST) -> None:
@@ -71,10 +71,10 @@ class Listener:
         self._over = False
 
     def prefer_sync_wake_up(self) -> bool:
-        """Keep supervisor and program on one CPU while they hand a call to and fro.
+        """Keep supervisor and program on one CPU while they pass a call back and forth.
 
         Returns:
-            False where the kernel has no such flag (before Linux 6.6): everything works, slower.
+            False if the kernel has no such flag (before Linux 6.6): everything works, but slower.
         """
         # The flags are the ioctl's argument itself, not a pointer to them.
         result = _libc.ioctl(self._descriptor, ctypes.c_ulong(_SET_FLAGS), _SYNC_WAKE_UP)
@@ -83,19 +83,19 @@ class Listener:
     def receive(self) -> tuple[int, ...] | None:
         """Wait for the next trapped call.
 
-        Any number of threads may be in here. One gets the call; at the end all get None.
+        Any number of threads may call this. One gets the call; at the end all get None.
 
         Returns:
-            What a :class:`recuse.sandbox.trap.call.TrappedCall` is made of; None when the last
+            The members of a :class:`recuse.sandbox.trap.call.TrappedCall`; None when the last
             process under the filter has ended.
         """
         if not self._polls_first:
             return self._receive()
-        # One at a time: what poll has announced must still be there for RECV, which would sleep
-        # beyond the end otherwise.
+        # One at a time: what poll has reported must still be there for RECV. Otherwise RECV would
+        # sleep even after the end.
         with self._polling:
             call = None if self._over else self._receive()
-            # Then nobody polls a number that may be another file's by now.
+            # After the end, nobody polls a number that may belong to another file by now.
             self._over = call is None
             return call
 
@@ -103,8 +103,8 @@ class Listener:
         while True:
             if self._polls_first and self._poll.poll()[0][1] & ~select.POLLIN:
                 return None  # POLLHUP, or POLLNVAL if it is closed
-            # Zeroed, as the kernel demands, and of this call's own: for a moment there can be two
-            # threads in here.
+            # The kernel demands zeros. Each call has its own buffer, because for a moment there can
+            # be two threads in here.
             buffer = bytearray(_NOTIFICATION.size)
             try:
                 fcntl.ioctl(self._descriptor, _RECV, buffer, True)
@@ -112,14 +112,14 @@ class Listener:
                 return None  # its number is -1: another thread has found the end
             except OSError as error:
                 if error.errno == errno.ENOENT:
-                    # Either the call was withdrawn before it was received, or nobody is left.
+                    # Either the call was withdrawn before it was received, or no program is left.
                     if self._hung_up():
                         return None
                     continue
                 if error.errno == errno.EINTR:
                     continue
                 if error.errno in (errno.EBADF, errno.ENOTTY):
-                    return None  # or the number is something else's by now
+                    return None  # ENOTTY: the number is another file's by now
                 raise
             return _NOTIFICATION.unpack(buffer)
 
@@ -132,7 +132,7 @@ class Listener:
         return any(events & select.POLLHUP for _, events in poll.poll(0))
 
     def alive(self, call_id: int) -> bool:
-        """Whether the call still waits, so that its tid still means the same thread."""
+        """Whether the call still waits. If so, its tid still means the same thread."""
         try:
             fcntl.ioctl(self._descriptor, _ID_VALID, _ID.pack(call_id))
         except (OSError, ValueError):
@@ -168,7 +168,7 @@ class Listener:
 
         Raises:
             TableFullError: the caller's table is full.
-            OSError: EBADF if ``descriptor`` is none.
+            OSError: EBADF if ``descriptor`` is not open.
         """
         flags = os.O_CLOEXEC if cloexec else 0
         addition = bytearray(_ADDITION.pack(call_id, 0, descriptor, 0, flags))
@@ -184,9 +184,9 @@ class Listener:
     def _is_gone(self, call_id: int, error: OSError | ValueError) -> bool:
         """Whether an ioctl failed because nobody waits any more.
 
-        A device may answer long after the last program has ended and the listener was closed: its
-        number is -1 then (ValueError), or for a moment that of something else. But EBADF may also
-        be that of the descriptor to be added, for a program that waits.
+        A device may answer long after the last program has ended and the listener was closed. The
+        listener's number is then -1 (ValueError), or for a moment may be another file's. EBADF may
+        also be about the descriptor to be added, while the program still waits.
         """
         if isinstance(error, ValueError):
             return True
@@ -194,7 +194,7 @@ class Listener:
         return gone and not self.alive(call_id)
 
     def close(self) -> None:
-        """Let go of the listener: calls that wait, and all later ones, fail with ENOSYS."""
+        """Close the listener. Calls that wait, and all later ones, fail with ENOSYS."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

@@ -1,10 +1,10 @@
-"""Which signals are pending for a thread that waits, so that a wait in the kernel would end.
+"""Which signals are pending for a waiting thread, so that they would end a wait in the kernel.
 
-What such a wait would be woken up by is the thread's TIF_SIGPENDING, which no file shows. A signal
-for the thread itself sets it. One for its process sets that of one thread that does not block it,
-the main thread if it can be (kernel/signal.c, complete_signal). The signal's being still there at
-the next look shows that no thread was free to take it meanwhile. A stop that another thread has
-begun sets that of all (do_signal_stop).
+Such a wait ends when the thread has TIF_SIGPENDING, which no file shows. A signal for the thread
+itself sets it. A signal for its process sets it for one thread that does not block the signal, if
+possible the main thread (kernel/signal.c, complete_signal). If the signal is still there at the
+next look, no thread was free to take it meanwhile. If another thread starts a stop, that sets it
+for all threads (do_signal_stop).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from recuse.wire.ids import Tgid, Tid
 
 
 class Signals(NamedTuple):
-    """What is pending for a thread that waits."""
+    """The signals that are pending for a waiting thread."""
 
     for_thread: bool
-    """For this thread and no other."""
+    """Whether one is for this thread and no other."""
     sure: bool
-    """Whether it has TIF_SIGPENDING for certain, if this is so for longer than a moment."""
+    """Whether it certainly has TIF_SIGPENDING, if this lasts longer than a moment."""
     caught: bool
     """Whether the program catches one of them."""
     deadly: bool
@@ -39,7 +39,7 @@ _CORE_DUMPING: Final = _mask(
     signal.SIGQUIT, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGFPE, signal.SIGSEGV,
     signal.SIGBUS, signal.SIGSYS, signal.SIGXCPU, signal.SIGXFSZ,
 )  # fmt: skip
-"""SIG_KERNEL_COREDUMP_MASK: a process dies of these only when it takes them."""
+"""SIG_KERNEL_COREDUMP_MASK: signals of which a process dies only when it takes them."""
 
 _SIGCHLD: Final = _mask(signal.SIGCHLD)
 
@@ -52,10 +52,10 @@ def _status(tid: int) -> ThreadStatus | None:
 
 
 def pending_signals(tid: Tid, stopping: dict[Tgid, bool] | None = None) -> Signals | None:
-    """The signals that the kernel would interrupt a thread's wait for; None if there are none.
+    """The signals for which the kernel would interrupt a thread's wait; None if there are none.
 
-    A signal that the program ignores is never pending, but for a program that is traced, and then
-    it does interrupt.
+    A signal that the program ignores is never pending, unless the program is traced. In that case
+    the signal does interrupt.
 
     Args:
         tid: the thread, in the supervisor's pid namespace.
@@ -83,7 +83,7 @@ def pending_signals(tid: Tid, stopping: dict[Tgid, bool] | None = None) -> Signa
                 stopping[process] = _is_stopping(process)
             if stopping[process]:
                 return Signals(for_thread=True, sure=True, caught=False, deadly=False)
-        # For the thread that has made the child, it may be.
+        # SIGCHLD may be for the thread that has made the child.
         sure = sure and not shared & _SIGCHLD
     signals = pending | shared
     if not signals:
@@ -98,7 +98,7 @@ def pending_signals(tid: Tid, stopping: dict[Tgid, bool] | None = None) -> Signa
 
 
 def _is_stopping(tgid: Tgid) -> bool:
-    """Whether a thread of the process is stopped, so that the others are to stop."""
+    """Whether a thread of the process is stopped, so that the others must stop too."""
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{tgid}/task"):
             with contextlib.suppress(OSError), open(f"/proc/{tgid}/task/{name}/stat", "rb") as stat:

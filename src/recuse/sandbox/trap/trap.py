@@ -1,4 +1,4 @@
-"""Where the calls of the programs under one listener arrive."""
+"""The place where the calls of the programs under one listener arrive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 QUICK_CALLS: Final = 16
-"""After how many quick calls in a row an operation that blocked once counts as quick again."""
+"""After this many quick calls in a row, an operation that has blocked counts as quick again."""
 
 
 class Trap:
@@ -29,9 +29,9 @@ class Trap:
 
         Args:
             listener: takes the answers.
-            tasks: tells who makes the calls.
+            tasks: knows who makes the calls.
             signals: looks for signals while calls wait.
-            unseen: is told of processes that let nobody look into them.
+            unseen: is told of processes that nobody may look into.
         """
         self.listener = listener
         self.tasks = tasks
@@ -39,10 +39,10 @@ class Trap:
         self.unseen = unseen
         self.waiting = signals.waiting
         self.blocking: dict[tuple[int, int], int] = {}
-        """By device and system call: how often operations that blocked are still expected to."""
+        """By device and system call: for how many more calls the operation is expected to block."""
 
     def took(self, key: tuple[int, int], duration_s: float) -> None:
-        """An operation that was expected to block has taken so long."""
+        """An operation that was expected to block has taken this long."""
         if duration_s >= TICK:
             self.blocking[key] = QUICK_CALLS
             return
