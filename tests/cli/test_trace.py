@@ -265,7 +265,7 @@ def test_what_cannot_be(
         ("", ""),
         (
             "   0.045579 echo sh[1] OPEN(flags=O_WRONLY) = fh=1 <92.5 us>\n",
-            "recuse: trace: line 1: no JSON; is it from --trace-format jsonl?\n",
+            "recuse: trace: line 1: not JSON; is it from --trace-format jsonl?\n",
         ),
         ('{"event": "added"}\n{"event": "exchange"}\n', "recuse: trace: line 2: device is missing"),
         (None, "recuse: Invalid value for 'FILE': 'trace': No such file or directory"),

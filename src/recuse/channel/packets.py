@@ -147,7 +147,7 @@ class Packets:
             if message == _DESCRIPTOR_FOLLOWS:
                 return self._receive_descriptor()
             if size != PART or not PART < length <= MESSAGE_MAX:
-                self._malformed(f"{size} bytes that are no message")
+                self._malformed(f"{size} bytes that are not a message")
                 return None
             parts = [message]
             while size < length:
@@ -155,7 +155,7 @@ class Packets:
                 if part is None:
                     return None
                 if len(part) != min(PART, length - size):
-                    self._malformed(f"{len(part)} bytes that are no part of a message")
+                    self._malformed(f"{len(part)} bytes that are not part of a message")
                     return None
                 parts.append(part)
                 size += len(part)
@@ -194,7 +194,7 @@ class Packets:
         ]
         length = int.from_bytes(message[:_LENGTH_SIZE], sys.byteorder)
         if length != len(message) or length < _LEAST:
-            self._malformed(f"{len(message)} bytes that are no message, with a descriptor")
+            self._malformed(f"{len(message)} bytes that are not a message, with a descriptor")
             return None
         return BytesWithDescriptor(message, descriptors[0]) if descriptors else message
 

@@ -1,6 +1,6 @@
-"""From a request's bytes to the author's method, and from what it returned to the answer's bytes.
+"""From a request's bytes to the author's method, and from its result to the answer's bytes.
 
-Functions without state; `recuse.server.session` holds what there is of it.
+These functions have no state; `recuse.server.session` has it.
 """
 
 import struct
@@ -26,10 +26,10 @@ _CODES = {"u16": "H", "u32": "I", "u64": "Q", "s32": "i", "s64": "q"}
 
 
 def picker(body: type[Structure], *names: str, header: str = "") -> struct.Struct:
-    """Return the codec of some fields of a request, those of the header first.
+    """Return the codec of some fields of a request, with those of the header first.
 
-    A request is answered from a few of its numbers; those alone are unpacked, in one step.
-    ``header`` names fields of the header, with spaces between.  Fields are in the order of their
+    To answer a request takes only a few of its fields. Only those are unpacked, in one step.
+    ``header`` has names of header fields, separated by spaces. Fields are in the order of their
     declaration.
     """
     wanted = [(field, 0) for field in fuse_in_header.FIELDS if field.name in header.split()]
@@ -65,7 +65,7 @@ _EVENTS_END = 1 << 16
 
 
 def read_answer(returned: Any, size: int) -> bytes:
-    """Return the payload for what `File.read` returned."""
+    """Return the payload for the result of `File.read`."""
     if type(returned) is bytes:
         if len(returned) > size:
             raise Misuse(f"returned {len(returned)} bytes, but at most {size} were asked for")
@@ -80,7 +80,7 @@ def read_answer(returned: Any, size: int) -> bytes:
 
 
 def write_answer(returned: Any, size: int) -> bytes:
-    """Return the payload for what `File.write` returned."""
+    """Return the payload for the result of `File.write`."""
     if returned is None:
         return _WRITE_OUT(size, 0)
     if not isinstance(returned, int):
@@ -91,11 +91,11 @@ def write_answer(returned: Any, size: int) -> bytes:
 
 
 def poll_answer(returned: Any, _: None) -> bytes:
-    """Return the payload for what `File.poll` returned."""
+    """Return the payload for the result of `File.poll`."""
     if not isinstance(returned, int):
         raise Misuse(f"returned {brief(returned)}, not events such as select.POLLIN")
     if not 0 <= returned < _EVENTS_END:
-        raise Misuse(f"returned {returned}, which is no set of events")
+        raise Misuse(f"returned {returned}, which is not a set of events")
     return _POLL_OUT(returned, 0)
 
 

@@ -1,13 +1,13 @@
-"""One ioctl: the argument's way in, the handler, the way out, and the rounds that this may take.
+"""One ioctl: its argument, its handler, its answer, and the rounds that this may take.
 
 An ioctl of an unrestricted device comes without any of the program's memory, and an answer to it
-may carry none.  FUSE_IOCTL_RETRY names areas to bring (in) and to make room for (out); then the
-request comes again (fs/fuse/ioctl.c, fuse_do_ioctl, Linux 6.1).  What a handler wants is found
-out by running it, so it may run several times, each time with more; see `recuse.server.memory`.
+may carry none. FUSE_IOCTL_RETRY names areas to bring (in) and to make room for (out). Then the
+request comes again (fs/fuse/ioctl.c, fuse_do_ioctl, Linux 6.1). What a handler needs is found out
+by running it. So it may run several times, each time with more memory; see `recuse.server.memory`.
 
-When it has finished, and has written other areas than there is room for, the request has to come
-once more.  It is then answered with the outcome that was kept, not by running the handler again:
-what a handler does after its last read is done once.
+If a handler has finished, but has written areas that there is no room for, the request has to come
+once more. Then it is answered with the outcome that was kept, without running the handler again.
+So what a handler does after its last read is done only once.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,11 @@ from recuse.wire.fuse import (
 )
 
 MOST_ROUNDS = 500
-"""When to call it endless.  A handler that follows pointers with separate reads needs a round for
-each, and there can be no more than FUSE_IOCTL_MAX_IOV of them."""
+"""With this many rounds it counts as endless. A handler that follows pointers with separate reads
+needs one round for each, and there can be no more than FUSE_IOCTL_MAX_IOV of them."""
 
 _MOST_STRANGERS = 64
-"""Rounds kept for threads whose number is not known, for each file."""
+"""How many rounds are kept, for each file, for threads whose number is not known."""
 
 _pack_out = fuse_ioctl_out.CODEC.pack
 _pack_file = recuse_ioctl_file.CODEC.pack
@@ -40,7 +40,7 @@ _pack_iovec = fuse_ioctl_iovec.CODEC.pack
 
 @record
 class Round:
-    """What was asked for, so that the next round can be recognised and understood."""
+    """What was asked for, so that the next round can be recognised."""
 
     command: int
     argument: int
@@ -48,11 +48,11 @@ class Round:
     inputs: list[Span]
     outputs: list[Span]
     outcome: bytes | None
-    """The answer of a handler that has finished."""
+    """The answer of a finished handler."""
     made: int | None
-    """The handle of the file that it made, which goes with the outcome."""
+    """The handle of the file that the handler made; it belongs to the outcome."""
     proof: bytes | None
-    """What the inputs have to be for the outcome to be theirs, None if that is certain."""
+    """The inputs that the outcome depends on, None if they need no check."""
 
     def is_continued(self, call: "IoctlCall") -> bool:
         """Whether a request is the round that this one asked for."""
@@ -67,40 +67,40 @@ class Round:
 
 def total(areas: list[Span]) -> int:
     """Return the number of bytes in areas."""
-    # Mostly it is one area, for which this is three times as quick as the sum.
+    # Mostly there is one area, and for one this is three times as fast as the sum.
     return areas[0][1] if len(areas) == 1 else sum(size for _, size in areas)
 
 
 class Files(Protocol):
-    """The open files of a session, as far as an ioctl makes some."""
+    """The open files of a session, for ioctls that make files."""
 
     def adopt(self, file: object) -> tuple[int, int]:
-        """Take one that a handler has returned and return its handle and its flags.
+        """Add a file that a handler has returned; return its handle and its flags.
 
-        Raises Misuse if it is no File, OSError if it is of no use any more.
+        Raises Misuse if it is not a File, OSError if it is no longer of use.
         """
 
     def drop(self, handle: int) -> None:
-        """Release a file that the kernel half does not hear of."""
+        """Release a file that the kernel half is not told about."""
 
 
 class IoctlRetries:
-    """What the ioctls of unrestricted devices need to know of their rounds before.
+    """What is remembered between the rounds of ioctls of unrestricted devices.
 
-    Kept under file and thread: a thread waits in one ioctl at a time, so its next request on the
-    file either goes on with that one, or that one is over.  Threads that have no number in the
-    server's pid namespace all say 0.  Theirs are told apart by what they ask and, where a kept
+    It is kept by file and thread. A thread waits in one ioctl at a time, so its next request on the
+    file either continues that ioctl, or shows that it is over. Threads that have no number in the
+    server's pid namespace all have number 0. They are told apart by what they ask and, if a kept
     outcome depends on it, by what is in their memory.
     """
 
     def __init__(self, unwanted: Callable[[int], None]) -> None:
-        """Make it; ``unwanted`` is called with each file whose outcome nobody has come for."""
+        """Make it; ``unwanted`` is called with each file whose outcome nobody has fetched."""
         self._unwanted = unwanted
         self._kept: dict[tuple[int, int], list[Round]] = {}
         self._lock = new_lock("IoctlRetries")
 
     def begin(self, call: "IoctlCall", key: tuple[int, int]) -> bytes | None:
-        """Prepare ``call`` to run with what has come; return an answer if there is one already.
+        """Prepare ``call`` to run with the memory so far; return an answer if there is one already.
 
         ``key`` is the file's handle and the thread's number.
         """
@@ -181,7 +181,7 @@ class IoctlCall:
     ) -> None:
         """Make a call, with what the kernel half has sent and the room for an answer's data.
 
-        ``files`` takes the file that a handler makes.
+        ``files`` accepts the file that a handler makes.
         """
         self.command = command
         self.argument = argument
@@ -195,8 +195,8 @@ class IoctlCall:
         self._handler = handler
         size = handler.argument.size(command)
         self._area: list[Span] = [(argument, size)] if size else []
-        """What the handler's declaration tells of."""
-        # The usual case: what has come, and room, are just that.
+        """The areas that the handler's declaration describes."""
+        # In the usual case what has come, and the room, are exactly that.
         self._inputs = self._area if handler.argument.fetches else []
         self._outputs = self._area if handler.argument.stores else []
         self._memory: Memory | None = None
@@ -219,16 +219,16 @@ class IoctlCall:
         """The author's method itself."""
         return getattr(self._file, self._handler.name)
 
-    # One of these three comes first.
+    # One of these three is called first.
 
     def restrict(self) -> None:
-        """Be one that has got all that there will be: what the command's number tells of."""
+        """Set up a restricted call: it has all the memory that the command's number names."""
         if not self._has_declared():
             self._inputs = [(self.argument, len(self.data))] if self.data else []
             self._outputs = [(self.argument, self.out_size)] if self.out_size else []
 
     def begin_rounds(self, rounds: IoctlRetries, key: tuple[int, int]) -> bytes | None:
-        """Be one without a round before, or none that is known; return an answer if it has one."""
+        """Set up a call with no known earlier round; return an answer if there is one."""
         self._rounds = rounds
         self._key = key
         if self._has_declared():
@@ -239,7 +239,7 @@ class IoctlCall:
         return None
 
     def continue_rounds(self, rounds: IoctlRetries, key: tuple[int, int], last: Round) -> None:
-        """Be the one that ``last`` has asked for."""
+        """Set up the round that ``last`` asked for."""
         self._rounds = rounds
         self._key = key
         self._number = last.number + 1
@@ -249,7 +249,7 @@ class IoctlCall:
         return len(self.data) == total(self._inputs) and self.out_size == total(self._outputs)
 
     def begin(self) -> Any:
-        """Call the handler; return what it returns.  Raises MoreMemory, and all that it raises."""
+        """Call the handler; return its result. Raises MoreMemory, and what the handler raises."""
         handler = self._handler
         argument = handler.argument
         if argument.is_number:
@@ -277,14 +277,14 @@ class IoctlCall:
         return self._memory
 
     def answer(self, returned: Any, _: None) -> bytes:
-        """Return the answer's payload, for what the handler returned.
+        """Return the answer's payload for what the handler returned.
 
-        Raises Misuse if it returned what it must not.
+        Raises Misuse if it returned something invalid.
         """
         memory = self._memory
         argument = self._handler.argument
         if memory is not None and (wanted := memory.wanted):
-            # It has not finished, or it has caught MoreMemory and made something void of it.
+            # It has not finished, or it caught MoreMemory, and so its result does not count.
             if argument.fetches:
                 wanted = list(Spans([*self._area, *wanted]))
             return self._ask(wanted, self._area if argument.stores else [])
@@ -315,13 +315,13 @@ class IoctlCall:
         outcome = self._head(result, written) + (memory.content(written) or b"")
         if not self._key[1]:
             return self._ask(self._inputs, written, outcome, self.data)
-        # Nothing is to be read any more.  But Linux (6.1, at least) sends its structure as garbage
-        # in a round without input that follows one with input: in_pages stays set, and the last
-        # argument of the request, which is the structure then, is taken from the pages.
+        # Nothing has to be read any more. But in a round without input that follows one with
+        # input, Linux (at least 6.1) sends its structure as garbage: in_pages stays set, and the
+        # last argument of the request, which is then the structure, is taken from the pages.
         return self._ask([(address, 1) for address, _ in self._inputs[:1]], written, outcome)
 
     def _head(self, result: int, areas: list[Span]) -> bytes:
-        """Return the payload's beginning, before data that go to the areas."""
+        """Return the beginning of the payload; the data for the areas follow it."""
         if self._made is None:
             return _pack_out(result, 0, 0, 0)
         place = self.argument + (self._handler.argument.descriptor or 0)
@@ -372,9 +372,9 @@ def _retry(inputs: list[Span], outputs: list[Span]) -> bytes:
 
 
 def _prefix(room: list[Span], written: list[Span]) -> list[Span] | None:
-    """Return the least beginning of ``room`` that has all of ``written``, None if none has it.
+    """Return the shortest beginning of ``room`` that has all of ``written``, None if none does.
 
-    The kernel half spreads an answer's data over the room in order, and it may end early.
+    The kernel half spreads an answer's data over the room in order, and the data may end early.
     """
     if room == written:
         return room

@@ -1,4 +1,4 @@
-"""The table made of a class's ioctl handlers, from what `recuse.ioctl` says of each."""
+"""The table of a class's ioctl handlers, made from what `recuse.ioctl` says of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Declaration:
 
     command: int
     any_size: bool
-    """The command's bits for the size are 0 here, and anything in a request."""
+    """The bits for the command's size are 0 here, and may be anything in a request."""
     argument: Argument
 
 
@@ -32,14 +32,14 @@ class IoctlHandler:
     takes_argument: bool
     takes_memory: bool
     takes_command: bool = False
-    """It is `File.unknown_ioctl`, which answers commands that nothing is declared for."""
+    """It is `File.unknown_ioctl`, which answers commands that have no declared handler."""
 
 
 class IoctlTable:
     """The handlers of one class, by command.
 
-    A method that overrides a handler need not repeat the decorator; with a decorator of its own
-    it answers the commands that this one says.
+    A method that overrides a handler need not repeat the decorator. If it has a decorator of its
+    own, it answers the commands that this decorator names.
     """
 
     __slots__ = ("_any_size", "_exact", "_unknown", "makes_files")
@@ -47,8 +47,9 @@ class IoctlTable:
     def __init__(self, cls: type) -> None:
         """Collect them.
 
-        Raises TypeError if two methods answer one command, if one cannot be called as it would
-        be, or if it is named "ioctl", which would hide the decorator from those that follow.
+        Raises TypeError if two methods answer one command, if a method cannot be called with the
+        arguments it would get, or if one is named "ioctl", as it would hide the decorator from the
+        methods after it.
         """
         if "ioctl" in vars(cls):
             raise TypeError(
@@ -79,7 +80,7 @@ class IoctlTable:
 
     @property
     def uses_memory(self) -> bool:
-        """Whether one of them uses memory of the program of which its number does not tell."""
+        """Whether one of them uses program memory that the command's number does not name."""
         return any(handler.takes_memory for handler in self._any_size.values()) or any(
             handler.takes_memory or handler.argument.size(command) > command_size(command)
             for command, handler in self._exact.items()
@@ -107,7 +108,7 @@ def _parameter_names(method: Callable[..., Any]) -> list[str]:
     code = getattr(method, "__code__", None)
     names = ["command", "argument", "memory"]
     if code is not None and not hasattr(method, "__wrapped__"):
-        # The usual case does without inspect.
+        # In the usual case inspect is not needed.
         star = code.co_flags & _CO_STAR or code.co_kwonlyargcount
         if not star and list(code.co_varnames[1 : code.co_argcount]) == names:
             return names
@@ -129,7 +130,7 @@ def _unknown_ioctl(cls: Any) -> IoctlHandler:
 
 
 def _declarations(cls: type, name: str) -> list[Declaration]:
-    """Return those of the most derived class that decorates the method."""
+    """Return the declarations of the most derived class that decorates the method."""
     for base in cls.__mro__:
         found: list[Declaration] | None = getattr(vars(base).get(name), DECLARATIONS, None)
         if found is not None:
@@ -140,7 +141,7 @@ def _declarations(cls: type, name: str) -> list[Declaration]:
 def _parameters(method: Callable[..., Any], declaration: Declaration) -> tuple[bool, bool]:
     """Return whether a handler takes the argument, and whether it takes memory.
 
-    Raises TypeError if it cannot be called with them, or without the argument that it has to take.
+    Raises TypeError if it cannot be called with them, or cannot take an argument that it must take.
     """
     import inspect  # noqa: PLC0415  # which most devices do without
 

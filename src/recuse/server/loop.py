@@ -1,7 +1,7 @@
 """The event loop that ``async def`` handlers run on: one for all sessions, in a thread of its own.
 
-It starts with the first coroutine and stops when the last session that ran one has closed.
-Imported with the first coroutine as well: programs with plain methods do without asyncio.
+It starts with the first coroutine and stops when the last session that ran one has closed. This
+module is imported with the first coroutine too, so programs with plain methods need no asyncio.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ from recuse.server.pending_reply import PendingReply, discard
 log = Log("recuse.server")
 
 STOP_WAIT_S = 5.0
-"""How long to wait for the end of what runs on the loop, which is cancelled first."""
+"""How long to wait for the loop's tasks to end after they were cancelled."""
 
 _PAUSE_S = 0.01
 
 Done = Callable[[Any, BaseException | None], None]
-"""Called once, with what a handler returned or with what it raised."""
+"""Called once, with what a handler returned or raised."""
 
 
 class Tasks:
@@ -45,8 +45,8 @@ class Tasks:
     def start(self, awaitable: Awaitable[Any], done: Done, pending: PendingReply | None) -> bool:
         """Run a handler's coroutine as a task; return False if the loop has stopped.
 
-        ``done`` is called in the loop's thread.  The task is cancelled if the request is
-        interrupted, be that already, and by `end`; one without a request never is.
+        ``done`` is called in the loop's thread. The task is cancelled by `end`, and if its request
+        is interrupted, even before this call. A task without a request is never cancelled.
         """
 
         def begin() -> None:
@@ -61,15 +61,15 @@ class Tasks:
         def finish(task: asyncio.Task[tuple[Any, BaseException | None]]) -> None:
             del self._tasks[task]
             if task.cancelled():
-                # Before its first step: `_outcome` would have caught it.
+                # Before its first step, as `_outcome` would have caught anything later.
                 discard(awaitable)
                 done(None, asyncio.CancelledError())
             else:
                 done(*task.result())
 
         try:
-            # The callback, and so the task, run in a copy of this thread's context, which has
-            # the current request.
+            # The callback, and so the task, runs in a copy of this thread's context, which has the
+            # current request.
             self.loop.call_soon_threadsafe(begin)
         except RuntimeError:
             return False
@@ -79,12 +79,12 @@ class Tasks:
         """Cancel the request's task, if it has one by now."""
         task = pending.task
         if task is not None:
-            # RuntimeError: the loop has just ended, and the task with it.
+            # RuntimeError: the loop has just ended, and so has the task.
             with suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(task.cancel)
 
     def has_cancelled(self, pending: PendingReply, error: BaseException) -> bool:
-        """Whether ``error`` is what the request's task raises when it is cancelled from here."""
+        """Whether the request's task raised ``error`` because it was cancelled from here."""
         return (
             isinstance(error, asyncio.CancelledError)
             and pending.task is not None
@@ -92,7 +92,7 @@ class Tasks:
         )
 
     async def end(self) -> None:
-        """Cancel the tasks, those included that begin from now on, and wait for all."""
+        """Cancel the tasks, including those that begin from now on, and wait for all."""
         self._ending = True
         for task, pending in self._tasks.items():
             if pending is not None:
@@ -108,9 +108,9 @@ class Tasks:
             return False
 
     def wait(self, awaitable: Awaitable[Any], timeout_s: float) -> bool:
-        """Wait in another thread for an awaitable; return whether it has ended in time.
+        """Wait in another thread for an awaitable; return whether it ended in time.
 
-        Raises what the awaitable raises, RuntimeError if the loop has stopped.
+        Raises what the awaitable raises; RuntimeError if the loop has stopped.
         """
 
         async def wait() -> None:
@@ -132,14 +132,14 @@ class Tasks:
         return True
 
     def release(self) -> None:
-        """Give the loop up."""
+        """Give up the loop."""
         shared.release()
 
 
 async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
-    """Return what it returns, or what it raises.
+    """Return its result, or what it raised.
 
-    A task that raises KeyboardInterrupt or SystemExit would stop the loop for all.
+    A task that raises KeyboardInterrupt or SystemExit would stop the loop for everybody.
     """
     try:
         return await awaitable, None
@@ -148,7 +148,7 @@ async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None
 
 
 class SharedLoop:
-    """The loop, while sessions have it."""
+    """The loop, while sessions use it."""
 
     def __init__(self) -> None:
         self._lock = new_lock("server.loop")
@@ -159,14 +159,14 @@ class SharedLoop:
 
     @property
     def running(self) -> bool:
-        """Whether there is one."""
+        """Whether the loop is running."""
         return self._running is not None
 
     def acquire(self) -> asyncio.AbstractEventLoop:
-        """Start the loop if it does not run.
+        """Start the loop if it is not running.
 
-        Raises OSError: EAGAIN if there can be no thread for it, and what making its descriptors
-        says.
+        Raises OSError: EAGAIN if no thread can be started for it, or the error of making its
+        descriptors.
         """
         with self._lock:
             if self._running is None:
@@ -182,7 +182,7 @@ class SharedLoop:
             return self._running[1]
 
     def release(self) -> None:
-        """Give the loop up; who is the last stops it."""
+        """Give up the loop; the last user stops it."""
         with self._lock:
             self._users -= 1
             last = self._users == 0
@@ -190,7 +190,7 @@ class SharedLoop:
             self.stop()
 
     def stop(self) -> None:
-        """Stop the loop, whoever uses it still."""
+        """Stop the loop, even if sessions still use it."""
         with self._lock:
             if self._running is None:
                 return
@@ -209,13 +209,13 @@ atexit.register(shared.stop)
 
 def _start() -> tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event]:
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-    # A daemon, so that a program which forgets to close a session can still exit: the
-    # interpreter waits for other threads before it runs what is registered with atexit.
+    # A daemon thread, so that a program which forgets to close a session can still exit: the
+    # interpreter waits for other threads before it runs the functions registered with atexit.
     thread = threads.start(_run, started, name="recuse-async")
     try:
         return thread, *started.result()
     except OSError as error:
-        # Raised in the other thread; EMFILE would look like the program's own lack.
+        # Raised in the other thread. EMFILE would look like a problem of the program's.
         number = errno.ENFILE if error.errno == errno.EMFILE else error.errno
         raise OSError(number, error.strerror) from error
     except MemoryError as error:
@@ -223,9 +223,9 @@ def _start() -> tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event
 
 
 def _check_room() -> None:
-    """Raise OSError if there are no descriptors for a loop, of which half would be a loop's end.
+    """Raise OSError if there are too few descriptors for a loop: it would be left half made.
 
-    It has an epoll and a socket pair; what cannot be finished raises once more when it goes.
+    A loop has an epoll and a socket pair. One that is half made raises again when it is deleted.
     """
     first, second = socket.socketpair()
     with first, second, select.epoll() as epoll:
@@ -245,7 +245,7 @@ def _run(started: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> 
                 try:
                     loop.run_until_complete(waiting)
                 except BaseException as error:
-                    # A callback's SystemExit, say: it is not for it to end the loop of all.
+                    # A callback's SystemExit, for example. It must not end the shared loop.
                     report(error)
                     time.sleep(_PAUSE_S)
     except BaseException as error:
@@ -260,9 +260,9 @@ async def _wait(stop: asyncio.Event) -> None:
 
 
 def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what a callback or a forgotten task has raised, as the loop does by itself.
+    """Log what a callback or a forgotten task has raised, as the loop does by default.
 
-    Whatever logging does then, the loop goes on.
+    The loop continues, whatever happens while logging.
     """
     try:
         loop.default_exception_handler(context)

@@ -1,4 +1,4 @@
-"""The mappings that programs have made of a device's files."""
+"""The mappings of a device's files that programs have made."""
 
 import errno
 import os

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import asyncio
 
 Send = Callable[[bytes], object]
-"""Takes the bytes of an answer to the other end; raises OSError if they are not wanted there."""
+"""Sends the bytes of an answer to the other end; raises OSError if they are not wanted there."""
 
 log = Log("recuse.server")
 
@@ -22,9 +22,9 @@ _OUT_HEADER_SIZE = fuse_out_header.SIZE
 
 
 class PendingReply:
-    """One request, and the single use of the way back.
+    """One request, and the right to answer it once.
 
-    `reply` and `fail` answer; a second call of either raises RuntimeError and sends nothing.
+    `reply` and `fail` answer. If either is called again, it raises RuntimeError and sends nothing.
     """
 
     __slots__ = ("_send", "interrupted", "message", "opcode", "task", "unique")
@@ -37,7 +37,7 @@ class PendingReply:
         self.interrupted = False
         """The kernel half has sent an INTERRUPT for it."""
         self.task: asyncio.Task[Any] | None = None
-        """Runs the handler, if it is an ``async def`` one that has begun."""
+        """Runs the handler, if it is ``async def`` and has begun."""
         self._send: Send | None = send
 
     def reply(self, payload: bytes) -> bool:
@@ -47,14 +47,14 @@ class PendingReply:
 
     @property
     def answered(self) -> bool:
-        """Whether it was answered, or it was tried."""
+        """Whether it was answered, or at least an answer was tried."""
         return self._send is None
 
     @property
     def send(self) -> Send:
-        """The way to the other end, for what is not an answer.
+        """The way to the other end, for messages that are not answers.
 
-        Raises RuntimeError once the request is answered.
+        Raises RuntimeError once the request has been answered.
         """
         if self._send is None:
             raise RuntimeError(f"request {self.unique} is answered already")
@@ -72,13 +72,13 @@ class PendingReply:
         try:
             send(message)
         except MemoryError:
-            # The other end waits for an answer, and this one is short.
+            # The other end still waits for an answer, and a short one can be sent.
             with suppress(OSError):
                 send(_pack_out_header(_OUT_HEADER_SIZE, -errno.ENOMEM, self.unique))
             return False
         except Exception as error:
-            # ENOENT: the program was killed meanwhile; ENODEV: the device is gone.  Both happen
-            # to correct servers.  Anything else is a fault of ours or of the channel's.
+            # ENOENT: the program was killed meanwhile; ENODEV: the device is gone. Both happen to
+            # correct servers. Anything else is a bug here or in the channel.
             usual = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENODEV)
             log.log(
                 logging.DEBUG if usual else logging.ERROR,
@@ -91,7 +91,7 @@ class PendingReply:
 
 
 def discard(awaitable: Awaitable[Any]) -> None:
-    """Forget a coroutine that has not begun, without Python's warning that it never will."""
+    """Forget a coroutine that has not begun, without Python's "never awaited" warning."""
     close = getattr(awaitable, "close", None)
     if close is not None:
         close()

@@ -1,4 +1,4 @@
-"""Who waits for a file to become ready, as far as the server half knows."""
+"""The waiting pollers of a file, as far as the server half knows."""
 
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
@@ -12,9 +12,9 @@ _SIZE = fuse_out_header.SIZE + fuse_notify_poll_wakeup_out.SIZE
 
 
 class Pollers:
-    """The notifications that the kernel half has asked for and not got, of one file.  Thread-safe.
+    """Notifications for one file that the kernel half has asked for and not received. Thread-safe.
 
-    Each is sent once, like that of libfuse's pollhandle: who still waits after it asks again.
+    Each is sent once, like that of libfuse's pollhandle. Pollers that continue to wait ask again.
     """
 
     def __init__(self) -> None:
@@ -22,19 +22,19 @@ class Pollers:
         self._scheduled: set[tuple[Kh, Send]] = set()
 
     def add(self, kh: Kh, send: Send) -> None:
-        """Take note that ``kh`` is to be notified, through ``send``."""
+        """Remember to notify ``kh``, through ``send``."""
         with self._lock:
             self._scheduled.add((kh, send))
 
     def wake(self) -> None:
-        """Send what was asked for."""
+        """Send the notifications that were asked for."""
         with self._lock:
             scheduled, self._scheduled = self._scheduled, set()
-        # Not under the lock: what sends may take its time, and locks of its own.
+        # Not under the lock: sending may take long, and may take other locks.
         for kh, send in scheduled:
             header = fuse_out_header(len=_SIZE, error=FUSE_NOTIFY_POLL, unique=0)
             try:
                 send(header.pack() + fuse_notify_poll_wakeup_out(kh=kh).pack())
             except OSError as error:
-                # The connection has ended, so nobody waits any more.
+                # The connection has ended, so nobody waits any longer.
                 log.debug("a notification was not taken: %s", error)

@@ -1,4 +1,4 @@
-"""Calls an author's methods, and sees to it that each request gets its answer, come what may."""
+"""Calls an author's methods, and makes sure that each request gets its answer."""
 
 import errno
 import os
@@ -26,14 +26,14 @@ CLOSE_WAIT_S = 5.0
 """How long `Runner.end` waits for handlers that it has cancelled."""
 
 _ERRNO_END = 512
-"""Errnos are below this: from here on are the kernel's internal numbers (ERESTARTSYS)."""
+"""Errnos are below this. From here up are the kernel's internal numbers (ERESTARTSYS)."""
 
 Answer = Callable[[Any, Any], bytes | Awaitable[bytes]]
-"""Makes an answer's payload of what a method returned and of a context that `Runner.run` is given.
+"""Makes an answer's payload from what a method returned and the context given to `Runner.run`.
 
-Or something to await for it.
+It may also return an awaitable of the payload.
 
-Raises Misuse if the author's method returned what it must not.
+Raises Misuse if the author's method returned something invalid.
 """
 
 
@@ -42,7 +42,7 @@ Step = tuple[Callable[..., Any], Awaitable[Any]]
 
 
 class Runner:
-    """The handlers that run for one session."""
+    """The running handlers of one session."""
 
     def __init__(
         self,
@@ -53,9 +53,10 @@ class Runner:
     ) -> None:
         """Make it.
 
-        ``undelivered`` is called for successes that the other end does not take, ``failed`` for
+        ``undelivered`` is called for successes that the other end does not accept, ``failed`` for
         requests that were answered with an error. With ``refuses_enosys``, no method may answer
-        ENOSYS, which the kernel half would take for ever; else only those that open may not.
+        ENOSYS, as the kernel half would remember it for ever. Otherwise only methods that open
+        may not.
         """
         self._refuses_enosys = refuses_enosys
         self._undelivered = undelivered
@@ -76,7 +77,7 @@ class Runner:
     ) -> None:
         """Call ``method`` and answer with ``answer(what it returned, context)``.
 
-        If it is ``async def`` that happens later, on the event loop.
+        If it is ``async def``, this happens later, on the event loop.
         """
         if LAST_THREADS and must_not_block() and _may_block(pending.opcode, method):
             pending.fail(errno.EAGAIN)
@@ -88,7 +89,7 @@ class Runner:
             try:
                 returned = method(*arguments)
             except MoreMemory:
-                # Not finished; `answer` knows what it lacks.
+                # It has not finished, and `answer` knows what is missing.
                 returned = None
             if hasattr(returned, "__await__"):
                 self._run_later(pending, method, answer, context, returned)
@@ -118,7 +119,7 @@ class Runner:
         return True
 
     def quietly(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a method whose result nobody waits for; return an awaitable, if it did."""
+        """Call a method whose result nobody waits for; return its awaitable, if it returned one."""
         try:
             returned = method(*arguments)
         except BaseException as error:
@@ -127,7 +128,7 @@ class Runner:
         return returned if hasattr(returned, "__await__") else None
 
     def quietly_later(self, method: Callable[..., Any], *arguments: Any) -> None:
-        """Call a method whose end nobody waits for, even if it is ``async def``."""
+        """Call a method that nobody waits for, even if it is ``async def``."""
 
         def done(_: Any, error: BaseException | None) -> None:
             if error is not None:
@@ -143,14 +144,14 @@ class Runner:
             log.error("%s did not run: %s", label(method), error.strerror)
 
     def end(self, steps: Callable[[], Iterator[Step]]) -> None:
-        """Cancel the handlers that run on the loop, then go through ``steps`` to their end.
+        """Cancel the handlers that run on the loop, then run ``steps`` to their end.
 
-        What the steps yield is awaited.  All this is over when this returns, except in the loop's
+        What the steps yield is awaited. All this has ended when this returns, except in the loop's
         thread, which cannot wait for itself.
         """
         tasks = self._tasks
         if tasks is not None and tasks.in_loop():
-            # Kept, since a loop keeps only weak references.
+            # Keep a reference, as a loop has only weak ones.
             self._ending = tasks.loop.create_task(self._end_in_loop(tasks, steps))
             return
         if tasks is not None and not tasks.loop.is_closed():
@@ -215,7 +216,7 @@ class Runner:
     def _start(self, awaitable: Awaitable[Any], done: "Done", pending: PendingReply | None) -> bool:
         """Have the loop await something; return whether it will.
 
-        Raises OSError if there can be no loop: EAGAIN without a thread for it, and EMFILE.
+        Raises OSError if no loop can be made: EAGAIN if there is no thread for it, and EMFILE.
         """
         try:
             tasks = self._loop()
@@ -228,7 +229,7 @@ class Runner:
         return False
 
     def _loop(self) -> "Tasks | None":
-        """Return the tasks, with the loop acquired if it was not, None after the end."""
+        """Return the tasks, acquiring the loop if necessary; None after the end."""
         with self._lock:
             if self._tasks is None and not self._ended:
                 try:
@@ -249,7 +250,7 @@ class Runner:
     def _failed(
         self, pending: PendingReply, method: Callable[..., Any], error: BaseException
     ) -> None:
-        """Answer for a method that raised ``error``, and only then log what is to be logged."""
+        """Answer for a method that raised ``error``; only after that, log what has to be logged."""
         complaint: str | None = None
         logged = False
         if isinstance(error, OSError) and is_errno(error.errno):
@@ -257,7 +258,7 @@ class Runner:
             logged = pending.opcode in (FUSE_RELEASE, RECUSE_MUNMAP)
             final = self._refuses_enosys or pending.opcode == FUSE_OPEN
             if final and number == errno.ENOSYS:
-                # It would mean that nobody is ever to hear of such a request again.
+                # The kernel half would never send such a request again.
                 complaint = "%s raised ENOSYS: EIO for the program"
                 number = errno.EIO
         elif self._tasks is not None and self._tasks.has_cancelled(pending, error):
@@ -273,13 +274,13 @@ class Runner:
             self._log(method, error)
 
     def _log(self, method: object, error: BaseException) -> None:
-        """Tell the author of a failure: a mistake in one line, others with the traceback."""
+        """Report a failure to the author: misuse in one line, others with the traceback."""
         if isinstance(error, Misuse):
             log.error("%s %s: EIO for the program", label(method), error)
             return
         what = type(error).__name__
         if isinstance(error, OSError) and not is_errno(error.errno):
-            what = f"{what} with errno {error.errno}, which is none"
+            what = f"{what} with errno {error.errno}, which is not one"
         log.error("%s raised %s", label(method), what, exc_info=error)
 
 
@@ -288,18 +289,18 @@ def _as_it_is(payload: bytes, _: object) -> bytes:
 
 
 def is_errno(number: object) -> TypeGuard[int]:
-    """Whether it is a number that an answer may carry: 1 to 511."""
+    """Whether this is a number that an answer may carry: 1 to 511."""
     return isinstance(number, int) and 0 < number < _ERRNO_END
 
 
 _NEVER_REFUSED = frozenset({FUSE_POLL, FUSE_RELEASE, RECUSE_MUNMAP})
-"""What never waits, or must reach its method."""
+"""Methods that never wait, or that must be reached."""
 
 _CO_COROUTINE = 0x180  # of inspect: CO_COROUTINE | CO_ITERABLE_COROUTINE
 
 
 def _may_block(opcode: int, method: object) -> bool:
-    """Whether a method may keep the thread that calls it: a plain one of the author's."""
+    """Whether a method may block the thread that calls it: a plain one of the author's."""
     if opcode in _NEVER_REFUSED:
         return False
     owner = getattr(method, "__self__", None)

@@ -96,32 +96,32 @@ _NO_REPLY = frozenset({FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_REPLY})
 class Session:
     """Serves one `Device` to the kernel half at the other end of one channel.
 
-    A channel reads requests, in as many threads as it likes, and gives each to `handle`.
+    A channel reads requests, in any number of threads, and gives each to `handle`.
     """
 
     def __init__(self, device: Device, *, shared: bool = False, maps_at_open: bool = False) -> None:
         """Make a session; it starts with the kernel half's first request.
 
-        A ``shared`` device is served by other sessions too, and outlives this one: who shares it
-        calls `Device.close`.  With ``maps_at_open`` RECUSE_MMAP comes when a file is opened.
+        Other sessions serve a ``shared`` device too, and it outlives this one: the code that shares
+        it calls `Device.close`. With ``maps_at_open`` RECUSE_MMAP comes when a file is opened.
 
         Raises ValueError or TypeError if the device is not well described (see `Device`).
         """
         check_device(device)
         self.device = device
         self.minor = FUSE_KERNEL_MINOR_VERSION
-        """Minor version of the protocol, 11 to 45: the smaller one of both halves'."""
+        """Minor version of the protocol, 11 to 45: the lower of the two halves' versions."""
         self._runner = Runner(self._undelivered, self._failed)
         self._mappings = Mappings(self._runner, maps_at_open)
         self._files: dict[int, File] = {}
         self._handles = itertools.count(1)
         self._new_files = False
-        """Whether the kernel half takes files that ioctls make."""
+        """Whether the kernel half accepts files that ioctls make."""
         self._told_of_new_files = False
         self._file_flags = False
-        """Whether ioctls tell of the file's O_NONBLOCK."""
+        """Whether ioctls say if the file has O_NONBLOCK."""
         self._has_kinds_of_files = False
-        """Whether ioctls of a file that was opened make others, perhaps of another class."""
+        """Whether ioctls of an opened file make other files, perhaps of another class."""
         self._retries = IoctlRetries(self.drop)
         self._lock = new_lock("Session")
         self._closed = False
@@ -143,24 +143,24 @@ class Session:
         }
 
     def handle(self, message: bytes, reply: Send) -> None:
-        """Answer one request through ``reply``, exactly once, if it is one that has an answer.
+        """Answer one request through ``reply``, exactly once, if it needs an answer.
 
-        Plain methods of the author's run here, in the calling thread, and are answered before this
-        returns; ``async def`` ones later, from the thread of the event loop.  Any number of
-        threads may call this at once.  What ``reply`` raises is logged.
+        The author's plain methods run here, in the calling thread, and are answered before this
+        returns. ``async def`` ones are answered later, from the thread of the event loop. Any
+        number of threads may call this at once. What ``reply`` raises is logged.
 
-        The same way go notifications, later and from any thread of the author's: it has to be good
-        until `close`, and to raise OSError after that.
+        Notifications also go through ``reply``, later and from any of the author's threads. So it
+        has to work until `close`, and to raise OSError after that.
 
-        Raises WireError if the message is so malformed that it cannot be answered: shorter than a
-        header, or of another length than its header says.
+        Raises WireError if the message is too malformed to be answered: shorter than a header, or
+        not as long as its header says.
         """
         try:
             length, opcode, unique = pick_head(message)
         except struct.error:
             length = -1
         if length != len(message):
-            raise WireError(f"{len(message)} bytes that are no request")
+            raise WireError(f"{len(message)} bytes that are not a request")
         serve = self._serve.get(opcode)
         pending = PendingReply(message, opcode, unique, reply)
         if serve is None:
@@ -181,13 +181,13 @@ class Session:
                 log.exception("internal error in request %d, opcode %d", unique, opcode)
 
     def close(self) -> None:
-        """End the session: the connection is gone, or about to be.
+        """End the session: the connection is gone, or is about to go.
 
-        Cancels ``async def`` methods that run, whose requests are answered with ECONNABORTED, and
-        waits for them; ends the mappings and releases the files that are left; calls
-        `Device.close`, unless the device is shared.  What is ``async def`` and takes more than 5
-        seconds is not waited for.  Plain methods that run go on in their threads.  Called in the
-        thread of the event loop, it returns at once and does all that soon after.
+        This cancels running ``async def`` methods and waits for them; their requests are answered
+        with ECONNABORTED. It ends the mappings that are left, releases the files that are left, and
+        calls `Device.close`, unless the device is shared. It does not wait more than 5 seconds for
+        anything that is ``async def``. Plain methods that are running continue in their threads.
+        In the thread of the event loop, it returns at once and does all this soon after.
         """
         with self._lock:
             if self._closed:
@@ -210,7 +210,7 @@ class Session:
         if not self._shared:
             self._runner.quietly(self.device.close)
 
-    # Each of these answers the request, or has it answered.
+    # Each of these answers the request, or makes sure that it is answered.
 
     def _init(self, pending: PendingReply) -> None:
         request = cuse_init_in.unpack(pending.message, _HEADER_SIZE)
@@ -247,7 +247,7 @@ class Session:
         return self._add(file), flags
 
     def _add(self, file: File) -> int:
-        """Take a new file and return its handle; OSError if the session has closed."""
+        """Add a new file and return its handle. Raises OSError if the session has closed."""
         attach(file, self.device)
         if makes_files(file):
             self._has_kinds_of_files = True
@@ -259,9 +259,9 @@ class Session:
         return handle
 
     def _undelivered(self, pending: PendingReply, payload: bytes) -> None:
-        """Undo the making of a file that the kernel half did not hear of: it sends no RELEASE.
+        """Undo the making of a file, or of a mapping, that the kernel half was not told about.
 
-        And that of a mapping.
+        It sends no RELEASE for such a file.
         """
         if pending.opcode == FUSE_OPEN:
             self.drop(fuse_open_out.unpack(payload).fh)
@@ -341,11 +341,11 @@ class Session:
             pending.fail(errno.EBADF)
             return
         if self._has_kinds_of_files and type(file).poll is File.poll:
-            # ENOSYS would be for all files of the device, and others may be of a kind with poll.
+            # ENOSYS would apply to all files of the device, and some of them may have poll.
             pending.reply(poll_answer(DEFAULT_POLLMASK, None))
             return
         if flags & FUSE_POLL_SCHEDULE_NOTIFY:
-            # Before the file is asked: what changes after its answer must be told.
+            # This comes before the file is asked: a change after its answer must be reported.
             notify_once(file, kh, pending.send)
         self._runner.run(pending, file.poll, poll_answer, None, events)
 
@@ -387,8 +387,8 @@ class Session:
     def _interrupt(self, pending: PendingReply) -> None:
         (unique,) = pick_interrupt(pending.message)
         if not self._runner.interrupt(unique):
-            # Answered already, then nobody minds.  Or another thread has read the request and has
-            # not come here with it yet, then the kernel half is to send this again.
+            # Either it has been answered already, and nothing has to be done. Or another thread has
+            # read the request but has not got here with it: then the kernel half sends this again.
             pending.fail(errno.EAGAIN)
 
 

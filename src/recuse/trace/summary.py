@@ -76,9 +76,9 @@ class Summary:
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):
-            raise TraceError("no JSON; is it from --trace-format jsonl?") from None
+            raise TraceError("not JSON; is it from --trace-format jsonl?") from None
         if not isinstance(found, dict):
-            raise TraceError("no JSON object")
+            raise TraceError("not a JSON object")
         event = _get(found, "event", str)
         if event == "exchange":
             self._add(found)

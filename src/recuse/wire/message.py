@@ -113,7 +113,7 @@ def decode_reply(
     if header.unique == 0:
         raise WireError(f"notification {header.error} where an answer is expected")
     if not _ERROR_END < header.error <= 0:
-        raise WireError(f"answer with error {header.error}, which is no negative errno")
+        raise WireError(f"answer with error {header.error}, which is not a negative errno")
     if header.error:
         if start != end:
             raise WireError(f"answer with error {header.error} and {end - start} bytes")

@@ -438,7 +438,7 @@ def test_async_releases_that_fail_at_the_end_are_told(serve: Serve, told: Told) 
     peer.open()
     peer.session.close()
     line, error = told.traceback()
-    assert line == "ProbeFile.release raised TimeoutError with errno None, which is none"
+    assert line == "ProbeFile.release raised TimeoutError with errno None, which is not one"
     assert isinstance(error, TimeoutError)
 
 

@@ -105,8 +105,8 @@ def test_poll_may_raise(serve: Serve) -> None:
     [
         (None, "returned None, not events such as select.POLLIN"),
         ("r", "returned 'r', not events such as select.POLLIN"),
-        (-1, "returned -1, which is no set of events"),
-        (1 << 16, "returned 65536, which is no set of events"),
+        (-1, "returned -1, which is not a set of events"),
+        (1 << 16, "returned 65536, which is not a set of events"),
     ],
 )
 def test_what_poll_must_not_return(kernel: Kernel, told: Told, returned: Any, line: str) -> None:

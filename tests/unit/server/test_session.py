@@ -325,7 +325,7 @@ def test_init_name_is_utf_8(serve: Serve) -> None:
     assert info(payload) == ["DEVNAME=snd/größe"]
 
 
-# Messages that are none
+# Malformed messages
 
 
 def message(opcode: int, body: bytes, unique: int = 2, length: int | None = None) -> bytes:

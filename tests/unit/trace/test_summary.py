@@ -75,11 +75,11 @@ def test_an_empty_trace_has_a_heading_only() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (b"   0.002500 echo cat[1] READ() = 0\n", "no JSON; is it from --trace-format jsonl?"),
-        (b"\xff\n", "no JSON; is it from --trace-format jsonl?"),
-        (b"[" * 100_000, "no JSON; is it from --trace-format jsonl?"),
-        (b"\n", "no JSON; is it from --trace-format jsonl?"),
-        (b"[1]\n", "no JSON object"),
+        (b"   0.002500 echo cat[1] READ() = 0\n", "not JSON; is it from --trace-format jsonl?"),
+        (b"\xff\n", "not JSON; is it from --trace-format jsonl?"),
+        (b"[" * 100_000, "not JSON; is it from --trace-format jsonl?"),
+        (b"\n", "not JSON; is it from --trace-format jsonl?"),
+        (b"[1]\n", "not a JSON object"),
         (b"{}\n", "event is missing"),
         (line(device=3), "device is 3"),
         (line(latency_us="x"), 'latency_us is "x"'),

@@ -221,7 +221,7 @@ def _declare(device: DeviceInfo, key: bytes, value: str) -> None:
     elif key == b"LINK" and is_path(path) and target:
         device.links[path] = target
     else:
-        log.error("CUSE: %s=%s cannot be had in /sys", key.decode(), value)
+        log.error("CUSE: %s=%s is not available in /sys", key.decode(), value)
         raise os_error(errno.EINVAL)
 
 
@@ -230,5 +230,5 @@ def _number(key: bytes, value: bytes, base: int, most: int) -> int:
         number = int(value, base)
         if number <= most:
             return number
-    log.error("CUSE: %s has no number: %r", key.decode(), value)
+    log.error("CUSE: %s is not a valid number: %r", key.decode(), value)
     raise os_error(errno.EINVAL)

@@ -1,7 +1,7 @@
 """ioctl on a device: fs/fuse/ioctl.c, fuse_do_ioctl.
 
-A restricted device is given the argument as the command encodes it: size and direction of the area
-at its address. An unrestricted one may answer with FUSE_IOCTL_RETRY and areas of the caller's
+A restricted device is given the area at the argument's address. The command encodes the area's size
+and direction. An unrestricted one may answer with FUSE_IOCTL_RETRY and areas of the caller's
 memory, input first, then output. It is asked again with the contents of the input areas and room
 for the output areas, until it answers without RETRY.
 

@@ -104,13 +104,13 @@ class Connection(SubmitSide):
         return bool(self._queue.pending or self._queue.interrupts)
 
     def expect_writes(self, max_write: int) -> None:
-        """Require the server's read buffer to hold such a WRITE, whether INIT succeeds or not."""
+        """Require a read buffer for a WRITE of this size, whether INIT succeeds or not."""
         self._min_read = max(FUSE_MIN_READ_BUFFER, _IN_HEADER_SIZE + fuse_write_in.SIZE + max_write)
 
     def initialised(self, minor: int, max_write: int) -> bool:
         """Let requests through: INIT was answered. False if the connection has ended meanwhile.
 
-        max_write is in bytes. From now on the server's read buffer has to hold such a WRITE.
+        max_write is in bytes. From now on the server's read buffer has to hold a WRITE that large.
         """
         if self.state is not ConnectionState.INITIALISING:
             return False

@@ -154,7 +154,7 @@ class Contents:
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             self._check_changes()
         if flags & os.O_TRUNC:
-            # With FUSE_ATOMIC_O_TRUNC nobody else does it.
+            # With FUSE_ATOMIC_O_TRUNC nobody else truncates it.
             self._run(pending, self._truncate_and_open, self._opened, (node, flags), node, pending)
             return
         self._run(pending, node.open, self._opened, (node, flags), OpenRequest(pending))
@@ -240,7 +240,7 @@ class Contents:
 
     @property
     def _no_xattrs(self) -> bool:
-        """Whether no node of the filesystem has any: the kernel does not ask again then."""
+        """Whether no node of the filesystem has any: then the kernel does not ask again."""
         return not self._state.filesystem.xattrs
 
     def _listxattr(self, pending: PendingReply, number: int) -> None:
@@ -283,7 +283,7 @@ def _target(returned: Any, _: None) -> bytes:
 
 
 def _sized(returned: Any, room: int) -> bytes:
-    """An attribute's value, or, if nobody has room for it, its size."""
+    """An attribute's value, or its size if the program only asks for that."""
     try:
         value = bytes(memoryview(returned))
     except TypeError:

@@ -1,4 +1,4 @@
-"""Answers' bytes of what authors return."""
+"""Makes the bytes of answers from what authors return."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLW
 _NS = 10**9
 _pack_attr = fuse_attr.CODEC.pack
 _pack_entry = struct.Struct("=QQQQII").pack
-"""fuse_entry_out before its attributes."""
+"""fuse_entry_out without its attributes, which follow."""
 _pack_attr_head = struct.Struct("=QII").pack
-"""fuse_attr_out before its attributes."""
+"""fuse_attr_out without its attributes, which follow."""
 _STATX_BASIC_STATS, _STATX_BTIME = 0x7FF, 0x800
 _MOST_VALID_S = 1 << 31
 _U32 = struct.Struct("=I")
@@ -37,12 +37,12 @@ _MODE, _NODE_UID, _NODE_GID = 60, 68, 72
 
 
 class Owner(NamedTuple):
-    """Whose all nodes are said to be, whatever they tell; None is as they tell."""
+    """The owner that all nodes are given instead of their own; None leaves it as the node says."""
 
     uid: int | None = None
     gid: int | None = None
     umask: int | None = None
-    """Permission bits that nobody has; all others everybody has."""
+    """Permission bits that are always off; all others are on for everybody."""
 
     def of(self, node: Node, number: int, told: Any) -> bytes:
         """See `attributes`."""
@@ -58,12 +58,12 @@ class Owner(NamedTuple):
 
 
 def valid(seconds: float) -> tuple[int, int]:
-    """How long something may be believed, as seconds and nanoseconds."""
+    """How long something stays valid, as seconds and nanoseconds."""
     return divmod(int(min(max(seconds, 0.0), _MOST_VALID_S) * _NS), _NS)
 
 
 def attributes(node: Node, number: int, told: Any) -> bytes:
-    """``struct fuse_attr`` of what `Node.attributes` has returned.
+    """``struct fuse_attr`` for what `Node.attributes` has returned.
 
     Raises Misuse if it is of the wrong type or out of range.
     """
@@ -123,7 +123,7 @@ def _of_stat(number: int, told: os.stat_result) -> bytes:
 
 
 def entry(number: int, entry_valid: tuple[int, int], attr_valid: tuple[int, int]) -> bytes:
-    """``struct fuse_entry_out`` without its attributes; number 0: there is nothing."""
+    """``struct fuse_entry_out`` without its attributes; number 0: there is no such name."""
     return _pack_entry(number, 0, entry_valid[0], attr_valid[0], entry_valid[1], attr_valid[1])
 
 
@@ -133,7 +133,7 @@ def attr_head(attr_valid: tuple[int, int]) -> bytes:
 
 
 def statx(packed: bytes, btime_ns: int | None, attr_valid: tuple[int, int]) -> bytes:
-    """``struct fuse_statx_out`` of ``struct fuse_attr``."""
+    """``struct fuse_statx_out`` for a ``struct fuse_attr``."""
     attr = fuse_attr.unpack(packed)
     born = fuse_sx_time()
     mask = _STATX_BASIC_STATS

@@ -1,4 +1,4 @@
-"""What few open files have: ioctl, poll, locks, holes, space (fs/fuse/file.c, ioctl.c)."""
+"""What only few files support: ioctl, poll, locks, holes, space (fs/fuse/file.c, ioctl.c)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class FileCalls:
         }
 
     def _open_file(self, handle: int, otherwise: int) -> OpenFile:
-        """Return an open file that has what only filesystems have. Raises OSError."""
+        """Return an open file that has the operations only filesystems have. Raises OSError."""
         file = self._state.file(handle)
         if not isinstance(file, OpenFile):
             raise OSError(otherwise, os.strerror(otherwise))
@@ -102,11 +102,11 @@ class FileCalls:
         handle, kh, flags, events = pick_poll(pending.message)
         file = self._state.file(handle)
         if type(file).poll is File.poll:
-            # ENOSYS would be for all files, and others may have it.
+            # ENOSYS would apply to all files, and some of them may have poll.
             pending.reply(poll_answer(encoding.ALWAYS_READY, None))
             return
         if flags & FUSE_POLL_SCHEDULE_NOTIFY:
-            # Before the file is asked: what changes after its answer must be told.
+            # This comes before the file is asked: a change after its answer must be reported.
             notify_once(file, kh, pending.send)
         self._run(pending, file.poll, poll_answer, None, events)
 
@@ -156,7 +156,7 @@ class FileCalls:
         self._run(pending, self._state.filesystem.sync, nothing, None)
 
     def _access(self, pending: PendingReply, number: int) -> None:
-        # Only without default_permissions. ENOSYS: it is always allowed, and not asked again.
+        # Only without default_permissions. ENOSYS means: always allowed, do not ask again.
         del number
         pending.fail(errno.ENOSYS)
 

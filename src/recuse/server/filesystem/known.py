@@ -1,8 +1,8 @@
 """The nodes that a kernel half knows, by number, and how often it was told of each.
 
-LOOKUP, and whatever else answers with an entry, makes it know a node once more; FORGET takes some
-of that back (fs/fuse/inode.c, fuse_iget, fuse_evict_inode). A node that it does not know any more
-has its number still: the same object is the same file.
+LOOKUP, and every other answer with an entry, adds one to the count of a node. FORGET takes some of
+it back (fs/fuse/inode.c, fuse_iget, fuse_evict_inode). A node that the kernel half has forgotten
+keeps its number: the same object is the same file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from recuse.wire.fuse import FUSE_ROOT_ID
 
 
 class KnownNodes:
-    """Those of one connection. Thread-safe."""
+    """The known nodes of one connection. Thread-safe."""
 
     def __init__(self, filesystem: Filesystem) -> None:
         self._filesystem = filesystem
@@ -32,14 +32,14 @@ class KnownNodes:
         return len(self._by_number)
 
     def get(self, number: int) -> Node:
-        """Return the node of a number. Raises OSError: ESTALE if the kernel half knows none."""
+        """Return the node with a number. Raises OSError: ESTALE if the kernel half knows none."""
         try:
             return self._by_number[number]
         except KeyError:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
     def number(self, node: Node) -> int:
-        """Return a node's number, 1 for the root; it has one from now on."""
+        """Return a node's number, 1 for the root. A node without one gets one now."""
         if not node._number:
             with self._lock:
                 if not node._number:
@@ -50,7 +50,7 @@ class KnownNodes:
         return node._number
 
     def know(self, node: Node) -> int:
-        """Note that the kernel half is told of a node once more; return its number."""
+        """Note that the kernel half is told about a node once more; return its number."""
         number = self.number(node)
         with self._lock:
             self._lookups[number] = self._lookups.get(number, 0) + 1
@@ -58,7 +58,7 @@ class KnownNodes:
         return number
 
     def forget(self, number: int, count: int) -> Node | None:
-        """Take ``count`` of that back; return the node if it is not known any more."""
+        """Take back ``count`` of that; return the node if it is no longer known."""
         with self._lock:
             left = self._lookups.get(number, 0) - count
             if left > 0:
@@ -68,7 +68,7 @@ class KnownNodes:
             return self._by_number.pop(number, None) if number != FUSE_ROOT_ID else None
 
     def forget_all(self) -> list[Node]:
-        """The connection is over: return the nodes that it knew."""
+        """Return all nodes that the kernel half knew: the connection is over."""
         with self._lock:
             left = [node for number, node in self._by_number.items() if number != FUSE_ROOT_ID]
             self._by_number.clear()

@@ -1,4 +1,4 @@
-"""An open directory: what was read of its entries so far, so that offsets stay what they were."""
+"""An open directory. It remembers the entries read so far, so that offsets stay the same."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Item(NamedTuple):
 class Listing:
     """One open directory.
 
-    The kernel half asks for entries from an offset on, of as many bytes as it has room for, and
-    may go back (seekdir). What the author's iterator has given is kept until the beginning is read
+    The kernel half asks for entries starting at an offset, as many as it has room for. It may go
+    back (seekdir). The entries from the author's iterator are kept until the beginning is read
     again (rewinddir).
     """
 
@@ -35,7 +35,7 @@ class Listing:
         self._iterator: Iterator[Any] | AsyncIterator[Any] | None = None
 
     def begin(self) -> None:
-        """Read the directory anew. OSError and whatever else `Directory.entries` raises."""
+        """Read the directory from the start. Raises what `Directory.entries` raises."""
         entries = self.directory.entries()
         if isinstance(entries, Mapping):
             entries = list(entries.items())
@@ -44,11 +44,11 @@ class Listing:
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether `advance` has to be awaited: `advance_later` then."""
+        """Whether `advance_later` has to be awaited instead of `advance`."""
         return isinstance(self._iterator, AsyncIterator)
 
     def advance(self) -> bool:
-        """Take one more entry; False at the end."""
+        """Take one more entry; return False at the end."""
         if self._iterator is None:
             return False
         assert isinstance(self._iterator, Iterator)
@@ -59,7 +59,7 @@ class Listing:
         return False
 
     async def advance_later(self) -> bool:
-        """The same for an asynchronous iterator."""
+        """Like `advance`, for an asynchronous iterator."""
         if self._iterator is None:
             return False
         assert isinstance(self._iterator, AsyncIterator)

@@ -1,4 +1,4 @@
-"""Operations on names: lookups, listings, and what makes, moves and removes (fs/fuse/dir.c)."""
+"""Operations on names: lookups, listings, making, moving and removing (fs/fuse/dir.c)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _pack_dirent = fuse_dirent.CODEC.pack
 _NO_ENTRY: Final = bytes(fuse_entry_out.SIZE)
 _NO_ATTRIBUTES: Final = bytes(fuse_attr.SIZE)
 _UNKNOWN_INO: Final = 0xFFFFFFFF
-"""What a listing says of a node that has no number: with 0, programs would skip the name."""
+"""Listed as the number of a node that has none: programs would skip a name with 0."""
 
 
 class Names:
@@ -101,7 +101,7 @@ class Names:
         return node
 
     def _changing(self, number: int) -> Directory:
-        """The directory, to be changed. OSError: EROFS."""
+        """Return the directory, for a change. Raises OSError: EROFS."""
         if self._state.filesystem.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return self._directory(number)
@@ -248,7 +248,7 @@ class Names:
 
 
 class _Page:
-    """What goes into one answer to READDIR or READDIRPLUS (fs/fuse/readdir.c)."""
+    """The content of one answer to READDIR or READDIRPLUS (fs/fuse/readdir.c)."""
 
     def __init__(self, state: State, number: int, room: int, plus: bool) -> None:
         self._state = state
@@ -258,7 +258,7 @@ class _Page:
         self._parts: list[bytes] = []
 
     def fill(self, listing: Listing, offset: int) -> bytes:
-        """Take entries from ``offset`` on, as many as there is room for."""
+        """Take entries starting at ``offset``, as many as there is room for."""
         offset = self._dots(offset)
         while offset >= 2:
             while offset - 2 >= len(listing.items):
@@ -270,7 +270,7 @@ class _Page:
         return b"".join(self._parts)
 
     async def fill_later(self, listing: Listing, offset: int) -> bytes:
-        """The same for entries that come later."""
+        """Like `fill`, for an asynchronous iterator."""
         offset = self._dots(offset)
         while offset >= 2:
             while offset - 2 >= len(listing.items):
@@ -317,10 +317,10 @@ class _Page:
 
 
 def nothing(_: Any, __: Any) -> bytes:
-    """The answer to what succeeds without more."""
+    """The answer to a success that needs no payload."""
     return b""
 
 
 def as_it_is(payload: Any, _: None) -> Any:
-    """The answer that a method has made itself."""
+    """An answer that a method has already made."""
     return payload

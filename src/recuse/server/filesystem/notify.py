@@ -1,10 +1,10 @@
-"""Telling the kernel half that what it keeps is not true any more (fs/fuse/dev.c, fuse_notify).
+"""Tells the kernel half that what it has cached is out of date (fs/fuse/dev.c, fuse_notify).
 
-Linux takes locks for that which a program may hold while its own request is answered: of a name
-that is invalidated, its directory's (fs/fuse/dir.c, fuse_reverse_inval_entry), of content, that of
-each page, also one that is being read (fs/fuse/inode.c, fuse_reverse_inval_inode). A method that
-waited for its notification would wait for itself. So nobody waits: a thread of its own sends them,
-in order.
+For this Linux takes locks, which a program may hold while its own request is answered. To
+invalidate a name it locks the directory (fs/fuse/dir.c, fuse_reverse_inval_entry). To invalidate
+content it locks each page, even one that is being read (fs/fuse/inode.c, fuse_reverse_inval_inode).
+So a method that waited for its notification could wait for itself. Therefore no method waits: a
+separate thread sends the notifications, in order.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _USUAL: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ENOTDIR})
 
 
 class Notifications:
-    """Those of one session. Thread-safe; no method waits."""
+    """The notifications of one session. Thread-safe; no method waits."""
 
     def __init__(self, send: Send) -> None:
-        """Send them by ``send``; the thread for that is started with the first."""
+        """Send them through ``send``; the thread for that starts with the first one."""
         self._send = send
         self._lock = new_lock("Notifications")
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -55,10 +55,10 @@ class Notifications:
         self._refused: set[int] = set()
 
     def put(self, code: int, body: Structure | None = None, data: bytes = b"") -> None:
-        """Send a notification of a kind soon; nothing happens once the session is closed.
+        """Send a notification soon; nothing happens once the session is closed.
 
         Raises:
-            OSError: EAGAIN if there can be no thread for it.
+            OSError: EAGAIN if no thread can be started for it.
         """
         packed = b"" if body is None else body.pack()
         message = fuse_out_header(len=_HEADER + len(packed) + len(data), error=code).pack()
@@ -89,7 +89,7 @@ class Notifications:
             wanted.set_result(message[_DATA:])
 
     def close(self) -> None:
-        """Send no more; who waits for content gets ENODEV."""
+        """Send no more; those who wait for content get ENODEV."""
         with self._lock:
             self._closed = True
             thread = self._thread
@@ -99,7 +99,7 @@ class Notifications:
             if wanted is not None:
                 wanted.set_exception(OSError(errno.ENODEV, os.strerror(errno.ENODEV)))
         if thread is not None and thread is not threading.current_thread():
-            # One that a lock of the kernel's holds up is left behind: the connection ends it.
+            # A thread that a lock of the kernel's holds up is left behind: the connection ends it.
             thread.join(_END_S)
 
     def _add(self, send: Callable[[], None]) -> None:

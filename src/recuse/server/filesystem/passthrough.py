@@ -1,8 +1,8 @@
-"""How open files are read and written: by the page cache, past it, or by a backing file.
+"""How open files are read and written: through the page cache, past it, or by a backing file.
 
-Opens of one inode have to agree (fs/fuse/iomode.c, passthrough.c, Linux 6.9): while one has a
-backing file, no other may use the page cache, and all backing files are the same. The kernel says
-EIO to an open that does not keep this, so it is kept here.
+All opens of one inode have to agree (fs/fuse/iomode.c, passthrough.c, Linux 6.9). While one has a
+backing file, no other may use the page cache, and all backing files must be the same. The kernel
+answers EIO to an open that breaks this rule, so the rule is applied here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = Log("recuse.server")
 
 
 class BackingFiles(Protocol):
-    """The channel to a kernel that reads and writes backing files itself."""
+    """The channel to a kernel that itself reads and writes backing files."""
 
     def open_backing(self, descriptor: int) -> int:
         """Make an open file known to the kernel; return its number, 1 or more.
@@ -30,11 +30,11 @@ class BackingFiles(Protocol):
         """
 
     def close_backing(self, number: int) -> None:
-        """Make it unknown again; files that are open with it stay so."""
+        """Make it unknown again. Files that are open with it are not affected."""
 
 
 class _Inode:
-    """What a node is open as."""
+    """How a node is open."""
 
     __slots__ = ("backed", "backing", "cached")
 
@@ -56,8 +56,8 @@ class Modes:
         self._told = False
         self._inodes: dict[int, _Inode] = {}
         self._opens: dict[int, tuple[int, bool]] = {}
-        """By handle: the node's number, and whether it has a backing file. Direct ones have no
-        part in this."""
+        """By handle: the node's number, and whether the file has a backing file. Direct files
+        are not in here."""
 
     def open(
         self, handle: int, number: int, file: OpenFile | None, direct: bool
@@ -84,7 +84,7 @@ class Modes:
         return FOPEN_KEEP_CACHE if file is not None and file.keep_cache else 0, 0
 
     def _back(self, inode: _Inode, descriptor: int) -> bool:
-        """Make a descriptor the inode's backing file, if it has none; called with the lock held."""
+        """Make a descriptor the inode's backing file, if it has none. Called with the lock held."""
         if inode.backed:
             return True
         if self.channel is None:
@@ -93,7 +93,7 @@ class Modes:
             inode.backing = self.channel.open_backing(descriptor)
         except OSError as error:
             if error.errno == errno.EPERM:
-                self.channel = None  # nor any other
+                self.channel = None  # and use no other backing file
             if not self._told:
                 self._told = True
                 log.warning(
@@ -105,7 +105,7 @@ class Modes:
         return True
 
     def close(self, handle: int) -> None:
-        """An open file is released."""
+        """Record that an open file is released."""
         with self._lock:
             number, backed = self._opens.pop(handle, (0, False))
             inode = self._inodes.get(number)

@@ -76,9 +76,9 @@ LEAST_MINOR: Final = 31
 
 _NO_REPLY: Final = frozenset({FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_REPLY})
 _ENTRIES: Final = frozenset({FUSE_LOOKUP, FUSE_MKDIR, FUSE_MKNOD, FUSE_SYMLINK, FUSE_LINK})
-"""Requests whose answer tells the kernel half of a node."""
+"""Requests whose answer tells the kernel half about a node."""
 _MAKING: Final = frozenset({FUSE_CREATE, FUSE_TMPFILE})
-"""And opens it as well."""
+"""Those that also open it."""
 _HANDLE: Final = struct.Struct("=Q")
 _ENTRY_SIZE: Final = 128
 _PAGE: Final = 4096
@@ -101,7 +101,7 @@ _ALWAYS: Final = (
     | FUSE_INIT_EXT
     | FUSE_HAS_EXPIRE_ONLY
 )
-"""What is taken if the kernel half offers it."""
+"""Capabilities that are used if the kernel half offers them."""
 
 _NO_OTHER_OWNER: Final = Owner()
 
@@ -111,7 +111,7 @@ _pick_number = struct.Struct("=16xQ").unpack_from
 class FilesystemSession:
     """Serves one `Filesystem` to the kernel half at the other end of one channel.
 
-    A channel reads requests, in as many threads as it likes, and gives each to `handle`.
+    A channel reads requests, in any number of threads, and gives each to `handle`.
     """
 
     def __init__(
@@ -124,13 +124,13 @@ class FilesystemSession:
 
         Args:
             filesystem: what it serves.
-            backing: makes backing files known to the kernel half, if it has any.
-            owner: whose all files are said to be.
+            backing: makes backing files known to the kernel half, if it supports them.
+            owner: the owner that all files are given.
         """
         self._backing = backing
         self.filesystem = filesystem
         self.minor = FUSE_KERNEL_MINOR_VERSION
-        """Minor version of the protocol: the smaller one of both halves'."""
+        """Minor version of the protocol: the lower of the two halves' versions."""
         self._runner = Runner(self._undelivered, lambda _: None, refuses_enosys=True)
         self._state = State(filesystem, self._runner, owner)
         self._closed = False
@@ -143,20 +143,20 @@ class FilesystemSession:
 
     @property
     def request_size(self) -> int:
-        """Most bytes in a request: how large a buffer a channel has to read with."""
+        """Most bytes in a request: the size of buffer that a channel must read with."""
         return self.filesystem.max_write + _PAGE
 
     def handle(self, message: bytes, reply: Send) -> None:
-        """Answer one request through ``reply``, exactly once, if it is one that has an answer.
+        """Answer one request through ``reply``, exactly once, if it needs an answer.
 
-        As `recuse.server.session.Session.handle`.
+        See `recuse.server.session.Session.handle`.
         """
         try:
             length, opcode, unique = pick_head(message)
         except struct.error:
             length = -1
         if length != len(message):
-            raise WireError(f"{len(message)} bytes that are no request")
+            raise WireError(f"{len(message)} bytes that are not a request")
         serve = self._serve.get(opcode)
         pending = PendingReply(message, opcode, unique, reply)
         try:
@@ -190,9 +190,9 @@ class FilesystemSession:
         return self._notifications.retrieve(number, offset, size)
 
     def close(self) -> None:
-        """End the session: the connection is gone, or about to be.
+        """End the session: the connection is gone, or is about to go.
 
-        As `recuse.server.session.Session.close`.
+        See `recuse.server.session.Session.close`.
         """
         if not self._closed:
             self._closed = True
@@ -215,7 +215,7 @@ class FilesystemSession:
         self._runner.quietly(self.filesystem.close)
 
     def _other(self, pending: PendingReply) -> None:
-        """What is about no node, or is not known."""
+        """Handle requests that are not about a node, and unknown ones."""
         opcode = pending.opcode
         if opcode == FUSE_INIT:
             self._init(pending)
@@ -244,11 +244,11 @@ class FilesystemSession:
     def _interrupt(self, pending: PendingReply) -> None:
         (unique,) = pick_interrupt(pending.message)
         if not self._runner.interrupt(unique):
-            # It is on its way here, or answered: then the kernel half forgets this one.
+            # It is still on its way here, or answered: then the kernel half drops the INTERRUPT.
             pending.fail(errno.EAGAIN)
 
     def _init(self, pending: PendingReply) -> None:
-        # Kernels before 7.36 send less of it.
+        # Kernels before 7.36 send a shorter structure.
         body = pending.message[HEADER:].ljust(fuse_init_in.SIZE, b"\0")
         offer = fuse_init_in.unpack(body)
         if offer.major != FUSE_KERNEL_VERSION or offer.minor < LEAST_MINOR:
@@ -289,7 +289,7 @@ class FilesystemSession:
             max_write=filesystem.max_write,
             time_gran=1,
             max_pages=-(-most // _PAGE),
-            # A backing file may be on a filesystem that is on another one, such as overlayfs.
+            # A backing file may be on a filesystem that lies on another one, such as overlayfs.
             max_stack_depth=_STACK_DEPTH if taken & FUSE_PASSTHROUGH else 0,
         )
         self._notifications = Notifications(pending.send)
@@ -297,7 +297,7 @@ class FilesystemSession:
         pending.reply(out.pack())
 
     def _undelivered(self, pending: PendingReply, payload: bytes) -> None:
-        """Undo what the kernel half did not hear of: it sends no FORGET and no RELEASE."""
+        """Undo what the kernel half did not receive: it sends no FORGET or RELEASE for it."""
         opcode = pending.opcode
         if opcode in _ENTRIES or opcode in _MAKING:
             (number,) = _HANDLE.unpack_from(payload)

@@ -1,4 +1,4 @@
-"""What the operations of one session share."""
+"""What the operations of one session have in common."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ HEADER: Final = fuse_in_header.SIZE
 NAME_MAX: Final = 255
 
 Operation = Callable[[PendingReply, int], None]
-"""Answers a request about the node of a number, or has it answered."""
+"""Answers a request about the node with a number, or makes sure that it is answered."""
 
 
 class State:
-    """The nodes and open files of one session, and how it tells of them."""
+    """The nodes and open files of one session, and what the kernel half is told about them."""
 
     def __init__(self, filesystem: Filesystem, runner: Runner, owner: encoding.Owner) -> None:
         self.filesystem = filesystem
@@ -48,23 +48,23 @@ class State:
         self._handles = itertools.count(1)
         self.valid = encoding.valid(filesystem.cache_s)
         self.negative = encoding.valid(filesystem.negative_cache_s)
-        # With another owner they take longer.
+        # Giving nodes another owner takes longer.
         self._attributes = encoding.attributes if owner == encoding.Owner() else owner.of
         self.setxattr_size = FUSE_COMPAT_SETXATTR_IN_SIZE
-        """How long a request to set an extended attribute is before the name."""
+        """How long a request to set an extended attribute is up to the name."""
 
     def valid_of(self, node: Node) -> tuple[int, int]:
-        """How long what is told of a node may be believed."""
+        """How long the kernel half may believe what it is told about a node."""
         return self.valid if node.cache_s is None else encoding.valid(node.cache_s)
 
     def handle(self) -> int:
-        """Return a handle that no open file or directory of this session had."""
+        """Return a handle that no open file or directory of this session has had."""
         return next(self._handles)
 
     def entry(self, node: object, tail: bytes = b"") -> bytes | Awaitable[bytes]:
-        """``struct fuse_entry_out`` of a node, which the kernel half knows once more by that.
+        """``struct fuse_entry_out`` for a node; the kernel half then knows it once more.
 
-        ``tail`` follows it. Raises Misuse if it is no node.
+        ``tail`` follows it. Raises Misuse if it is not a node.
         """
         if not isinstance(node, Node):
             raise Misuse(f"returned {brief(node)}, not a Node")
@@ -78,12 +78,12 @@ class State:
 
     def _entry(self, node: Node, told: Any, tail: bytes) -> bytes:
         valid = self.valid_of(node)
-        # Known last: what fails before would be owed a FORGET that never comes.
+        # Count it last: if something failed after that, a FORGET would be due that never comes.
         attributes = self._attributes(node, self.known.number(node), told)
         return encoding.entry(self.known.know(node), valid, valid) + attributes + tail
 
     def entry_now(self, node: Node) -> bytes | None:
-        """`entry` for a listing; None if the attributes cannot be told at once."""
+        """`entry` for a listing; None if the attributes are not available at once."""
         told: Any = node.attributes()
         if hasattr(told, "__await__"):
             discard(told)
@@ -91,7 +91,7 @@ class State:
         return self._entry(node, told, b"")
 
     def attr(self, node: Node) -> bytes | Awaitable[bytes]:
-        """``struct fuse_attr_out`` of a node."""
+        """``struct fuse_attr_out`` for a node."""
         told: Any = node.attributes()
         if hasattr(told, "__await__"):
             return self._attr_later(node, told)
@@ -105,7 +105,7 @@ class State:
         return head + self._attributes(node, self.known.number(node), told)
 
     def statx(self, node: Node) -> bytes | Awaitable[bytes]:
-        """``struct fuse_statx_out`` of a node."""
+        """``struct fuse_statx_out`` for a node."""
         told: Any = node.attributes()
         if hasattr(told, "__await__"):
             return self._statx_later(node, told)
@@ -119,7 +119,7 @@ class State:
         return encoding.statx(attributes, node.btime_ns, self.valid_of(node))
 
     def opened(self, node: Node, file: object, flags: int) -> bytes:
-        """``struct fuse_open_out`` of an open file. Raises Misuse if it is none."""
+        """``struct fuse_open_out`` for an open file. Raises Misuse if it is not a File."""
         if not isinstance(file, File):
             raise Misuse(f"returned {brief(file)}, not a File")
         attach(file)
@@ -141,7 +141,7 @@ class State:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
     def closed(self, handle: int) -> File | None:
-        """Take a file away that no program has open any more; None if there is none."""
+        """Remove and return a file that no program has open any longer; None if there is none."""
         self.modes.close(handle)
         return self.files.pop(handle, None)
 
@@ -156,18 +156,18 @@ class State:
             self.runner.quietly_later(file.release)
 
     def forget(self, number: int, count: int) -> None:
-        """Take back that the kernel half was told of a node ``count`` times."""
+        """Take back ``count`` of the times that the kernel half was told about a node."""
         node = self.known.forget(number, count)
         if node is not None:
             self.runner.quietly(node.forgotten)
 
 
 def name_at(message: bytes, start: int) -> tuple[str, int]:
-    """Return the name that begins there, and where it ends.
+    """Return the name that begins at ``start``, and where it ends.
 
     Raises:
-        OSError: ENAMETOOLONG, which the kernel leaves to the server.
-        WireError: it has no end, or it is no name.
+        OSError: ENAMETOOLONG, which the kernel leaves to the server to check.
+        WireError: it has no end, or it is not a valid name.
     """
     end = message.find(0, start)
     if end < 0:
@@ -176,21 +176,21 @@ def name_at(message: bytes, start: int) -> tuple[str, int]:
     if len(name) > NAME_MAX:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     if not name or b"/" in name:
-        raise WireError(f"{name!r} is no name")
+        raise WireError(f"{name!r} is not a valid name")
     return os.fsdecode(name), end + 1
 
 
 def made(returned: Any) -> tuple[Any, Any]:
-    """Node and open file of what `Directory.create` has returned; None if it opened none."""
+    """Node and open file from what `Directory.create` returned; None if it opened none."""
     if isinstance(returned, tuple) and len(returned) == 2:
         return returned
     return returned, None
 
 
 def of_kind(node: object, kind: type[Node]) -> Any:
-    """Return a node if it is of a kind that has an operation.
+    """Return a node if its kind supports an operation.
 
-    Raises OSError: EINVAL, or ENOTDIR and the like, as the kernel would not ask.
+    Raises OSError: EINVAL, or ENOTDIR and the like, for requests the kernel would not make.
     """
     if not isinstance(node, kind):
         number = errno.ENOTDIR if kind.kind == stat.S_IFDIR else errno.EINVAL
