@@ -1,8 +1,8 @@
 """The memory of a program, by address.
 
-Data are copied by ``process_vm_readv`` and ``process_vm_writev``, not through ``/proc/PID/mem``:
-they respect the protection of pages as the program's own system call would, and are quicker for
-large blocks. Only paths are read by the second way, which is quicker for small ones
+Data are copied by ``process_vm_readv`` and ``process_vm_writev``, not through ``/proc/PID/mem``.
+These calls respect the protection of pages, as the program's own system call would, and are quicker
+for large blocks. Only paths are read through ``/proc/PID/mem``, which is quicker for small ones
 (:mod:`recuse.sandbox.tasks.strings`).
 """
 
@@ -21,28 +21,28 @@ from recuse.sandbox.arch import arch
 from recuse.wire.declare import Buffer
 
 PAGE: Final = 4096
-"""In bytes: a page, or where these are larger a part of one."""
+"""The size of a page in bytes, or of a part of one on machines with larger pages."""
 _ADDRESS_LIMIT: Final = arch.ADDRESS_LIMIT
 
 
 SAME_PID_S: Final = 0.001
-"""For how long, in seconds, a thread's id that was just seen needs no second look.
+"""How long, in seconds, a thread ID that was just seen need not be checked again.
 
-Ids are given in turn: one comes again after all others have been used, tens of thousands of forks
-later. If it has ended since, the kernel says so.
+IDs are given out in order. One is used again only after all others have been used, tens of
+thousands of forks later. If the thread has ended meanwhile, the kernel reports it.
 """
 
 
 class UnreadableError(Exception):
-    """What a call refers to cannot be seen from here; the kernel, in the caller, sees it.
+    """What a call refers to cannot be read from here. The kernel can read it for the caller.
 
-    The process does not let itself be looked into (prctl(PR_SET_DUMPABLE), or it is another
-    user's), or its memory is of a kind that only itself can read.
+    Either the process may not be looked into (prctl(PR_SET_DUMPABLE), or another user's process),
+    or only the process itself can read this kind of memory.
     """
 
 
 class HiddenError(UnreadableError):
-    """That, since the process does not let itself be looked into."""
+    """The same, because the process may not be looked into."""
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -64,7 +64,7 @@ class _AddressIovec(ctypes.Structure):
 
 
 class _Transfer:
-    """The arguments of one copy, to be used again: making them takes as long as the call."""
+    """The arguments of one copy. They are reused, because making them takes as long as the call."""
 
     __slots__ = ("buffer", "remote", "remote_ref", "source", "source_ref", "target", "target_ref")
 
@@ -77,11 +77,11 @@ class _Transfer:
         self.target_ref = ctypes.byref(self.target)
 
 
-_transfers: list[_Transfer] = []  # those that no thread is using
+_transfers: list[_Transfer] = []  # not in use by any thread
 
 
 def clip(address: int, size: int) -> int:
-    """How much of an area lies in user space; EFAULT if nothing does."""
+    """How much of an area lies in user space; EFAULT if none of it does."""
     if address >= _ADDRESS_LIMIT:
         raise os_error(errno.EFAULT)
     return min(size, _ADDRESS_LIMIT - address)
@@ -131,7 +131,7 @@ def write_memory(tid: int, address: int, data: Buffer) -> int:
     """Write ``data``.
 
     Returns:
-        How many bytes were written, up to where writable memory ends: at least one.
+        How many bytes were written, up to the end of writable memory: at least one.
 
     Raises:
         OSError, UnreadableError: as :func:`read_memory`.
@@ -186,7 +186,7 @@ _release_buffer.restype = None
 
 
 def _write_in_place(tid: int, address: int, data: Buffer) -> int:
-    """Write a large part of something larger, such as a reply's payload, without a copy of it."""
+    """Write a large part of something larger, such as a reply's payload, without copying it."""
     size = clip(address, len(data))
     buffer = _PyBuffer()
     _get_buffer(data, ctypes.byref(buffer), 0)
@@ -203,7 +203,7 @@ def _write_in_place(tid: int, address: int, data: Buffer) -> int:
 
 
 def _read_file(tid: int, address: int, size: int) -> bytes:
-    """Read memory by ``/proc/PID/mem`` if process_vm_readv, which failed, is refused to us."""
+    """Read memory through ``/proc/PID/mem`` if process_vm_readv failed because it is refused."""
     error = _error()
     if may_copy_memory():
         raise error
@@ -218,7 +218,7 @@ def _read_file(tid: int, address: int, size: int) -> bytes:
 
 
 def _write_file(tid: int, address: int, data: memoryview) -> int:
-    """Write memory by ``/proc/PID/mem`` if process_vm_writev, which failed, is refused to us."""
+    """Write memory through ``/proc/PID/mem`` if process_vm_writev failed because it is refused."""
     error = _error()
     if may_copy_memory():
         raise error
@@ -242,10 +242,10 @@ def _open_memory(tid: int, flags: int) -> int:
 
 
 def _allowed(tid: int, address: int, size: int, permission: str) -> int:
-    """How much from an address has a permission: ``/proc/PID/mem`` does not ask for it.
+    """How much from an address has a permission, which ``/proc/PID/mem`` does not check.
 
     Raises:
-        OSError: EFAULT if nothing has; ESRCH.
+        OSError: EFAULT if nothing has it; ESRCH.
         UnreadableError: if the process may not be looked into.
     """
     end = address
@@ -278,9 +278,9 @@ class WritableMap:
     """Which parts of a process's memory can be written, from ``/proc/PID/maps``.
 
     The kernel's direct I/O pins the pages of a read's buffer before it asks the device, so a bad
-    buffer costs no data. This map gives the same answer beforehand. It is read when an address is
-    not in what is known; a part that was unmapped since is noticed only when writing to it fails,
-    as a buffer that another thread unmaps under a running read would be.
+    buffer costs no data. This map gives the same answer in advance. It is read if an address is not
+    in the known parts. A part that was unmapped later is noticed only when writing to it fails.
+    The same happens to a buffer that another thread unmaps during a read.
     """
 
     __slots__ = ("_ends", "_high", "_low", "_starts", "_tid")
@@ -289,7 +289,7 @@ class WritableMap:
         self._tid = tid
         self._starts: list[int] = []
         self._ends: list[int] = []
-        self._low = self._high = 0  # the part that was asked for last
+        self._low = self._high = 0  # the part that was last asked for
 
     def extent(self, address: int, size: int) -> int:
         """How many of the ``size`` bytes from ``address`` can be written, 0 to ``size``."""
@@ -327,17 +327,17 @@ class WritableMap:
 
 
 class Waiting(Protocol):
-    """Tells whether calls still wait: the listener."""
+    """Knows whether calls still wait: the listener."""
 
     def alive(self, call_id: int) -> bool:
-        """Whether the call still waits, so that its thread's id still means the same thread."""
+        """Whether the call still waits. If so, its thread's ID still means the same thread."""
 
 
 class CallerMemory:
     """A caller's memory (:class:`recuse.kernel.caller.Memory`) while one trapped call waits.
 
-    A write checks first that the call is still there: an answer may come long after the caller was
-    killed, when its tid may belong to somebody else. Not before :data:`SAME_PID_S` have passed.
+    A write first checks that the call is still there: an answer may come long after the caller was
+    killed, when its tid may be another thread's. For :data:`SAME_PID_S` no check is needed.
     """
 
     __slots__ = ("_call_id", "_listener", "_map", "_same_until", "_tid")

@@ -1,13 +1,13 @@
-"""With whose rights the supervisor touches files: for a program, never with more than it has.
+"""The rights with which the supervisor touches files: never more than the program has.
 
-Most programs have the supervisor's own rights, and nothing is to be done for them. For the others a
+Most programs have the supervisor's own rights, and nothing needs to be done. For the others, a
 thread of the supervisor acts as the program for a moment: with its user, group, groups and
-effective capabilities, so that the kernel decides about modes, access control lists, owners and
-whatever else it asks for. These are a thread's own; the C library's functions of these names would
-change all threads, so the bare system calls are made (credentials(7), kernel/cred.c; Linux 6.1).
+effective capabilities. So the kernel itself decides about modes, access control lists, owners and
+everything else. Each thread has its own rights. The C library's functions of these names would
+change all threads, so bare system calls are made (credentials(7), kernel/cred.c; Linux 6.1).
 
-Of a thread's ids only the filesystem ones are changed (setfsuid(2)). They do not count when others
-send it signals, or trace it: so a program of that user can do nothing to the supervisor meanwhile.
+Of a thread's IDs, only the filesystem ones are changed (setfsuid(2)). They do not count when others
+send signals to it or trace it. So a program of that user can do nothing to the supervisor.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _CHANGE_IDS: Final = 1 << 6 | 1 << 7
 """CAP_SETGID and CAP_SETUID (linux/capability.h)."""
 _32_BITS: Final = 0xFFFFFFFF
 _SAME: Final = 0xFFFFFFFF
-"""An id that is none: what setfsuid is asked with, and what leaves an id as it is."""
+"""Not a valid ID: with it, setfsuid only returns the current one, and others stay unchanged."""
 
 _PAUSE_S: Final = 0.01
 
 _log = Log("recuse.sandbox")
 
-# None of these waits: no other thread that needs the interpreter gets in between.
+# None of these waits: no other thread that needs the interpreter can run in between.
 _libc = ctypes.PyDLL(None, use_errno=True)
 _call = _libc.syscall
 _SETFSUID: Final = arch.SYSCALLS["setfsuid"]
@@ -60,49 +60,49 @@ T = TypeVar("T")
 
 
 class LostRightsError(BaseException):
-    """A thread of the supervisor has not got its own rights back, and must serve nobody any more.
+    """A thread of the supervisor could not get its own rights back, and must serve nobody any more.
 
-    What holds the call that it has served answers it, and then calls :meth:`stop`.
+    The code that holds its call answers the call, and then calls :meth:`stop`.
     """
 
     def stop(self) -> None:
-        """Do not return: somebody else leads while this thread stands here."""
+        """Never return. Another thread takes over meanwhile."""
         _log.error("a thread of recuse's cannot get its own rights back, and serves no more")
         threading.Event().wait()
 
 
 class Rights(NamedTuple):
-    """With what a thread touches files (credentials(7)), in the supervisor's user namespace."""
+    """What a thread touches files with (credentials(7)), in the supervisor's user namespace."""
 
     uid: int
-    """The filesystem user id, which follows the effective one."""
+    """The filesystem user ID, which follows the effective one."""
     gid: int
     euid: int
     egid: int
     groups: tuple[int, ...]
-    """In order."""
+    """Sorted."""
     capabilities: int
-    """The effective ones, as bits."""
+    """The effective capabilities, as bits."""
 
     def include(self, others: Rights) -> bool:
-        """Whether who has these has all that others have, so far as files are concerned."""
+        """Whether these rights include all the others, as far as files are concerned."""
         return self[:5] == others[:5] and not others.capabilities & ~self.capabilities
 
 
 class OwnRights(NamedTuple):
-    """The supervisor's."""
+    """The supervisor's rights."""
 
     rights: Rights
     permitted: int
     inheritable: int
     dumpable: bool
-    """Whether others of its user may look into it, which a change of ids takes away (prctl(2))."""
+    """Whether others of its user may look into it. A change of IDs takes that away (prctl(2))."""
 
 
 def labels_of(thread: str) -> tuple[bytes, ...]:
-    """What security modules call a thread, by its name in ``/proc``; nothing where there are none.
+    """What security modules call a thread, by its name in ``/proc``; empty if there are none.
 
-    SELinux, AppArmor and others decide by that, and a thread of the supervisor's cannot take it on.
+    SELinux, AppArmor and others decide by that, and the supervisor's threads cannot take it on.
     """
     labels = []
     for name in ("current", "apparmor/current"):
@@ -115,7 +115,7 @@ def labels_of(thread: str) -> tuple[bytes, ...]:
 
 
 def own_rights() -> OwnRights:
-    """Those of the calling thread."""
+    """The rights of the calling thread."""
     status = ThreadStatus("thread-self")
     uids, gids = (status[name].split() for name in (b"Uid", b"Gid"))
     groups = tuple(sorted({int(group) for group in status[b"Groups"].split()}))
@@ -127,7 +127,7 @@ def own_rights() -> OwnRights:
 
 
 class _Capabilities:
-    """Sets that a thread can be given."""
+    """Capability sets that a thread can be given."""
 
     def __init__(self, effective: int, permitted: int, inheritable: int) -> None:
         low = (effective & _32_BITS, permitted & _32_BITS, inheritable & _32_BITS)
@@ -156,7 +156,7 @@ def _check(result: int) -> None:
 
 
 def _take_fsuid(uid: int) -> None:
-    _call(_SETFSUID, uid)  # which says what it was, and not whether it is
+    _call(_SETFSUID, uid)  # it returns the old ID, and does not say whether it failed
     if _call(_SETFSUID, _SAME) & _32_BITS != uid:
         raise os_error(errno.EPERM)
 
@@ -169,11 +169,11 @@ def _take_fsgid(gid: int) -> None:
 
 _becoming_lock = new_lock("rights.becoming")
 _becoming = 0
-"""How many threads have another effective user at the moment (:meth:`Acting.become`)."""
+"""How many threads have another effective user now (:meth:`Acting.become`)."""
 
 
 def _stay_dumpable(own: OwnRights) -> None:
-    """Undo that the kernel lets nobody look into a process that has had other ids.
+    """Let others look into this process again, which the kernel forbids after a change of IDs.
 
     Not while a thread has another *effective* user: its files in ``/proc`` would be that user's.
     """
@@ -184,20 +184,20 @@ def _stay_dumpable(own: OwnRights) -> None:
 
 
 class Acting:
-    """The calling thread has a program's rights, or its own if these are less, in ``with`` blocks.
+    """In ``with`` blocks the calling thread has a program's rights, or its own if these are less.
 
-    To be used by any number of threads at a time. What is done in such a block should not start
-    threads, and calls nobody's code but the kernel's.
+    Any number of threads may use it at a time. Code in such a block must not start threads, and
+    must call no code but the kernel's.
     """
 
     __slots__ = ("_can_go_back", "_fewer", "_many", "_own", "_steps", "_theirs", "brief")
 
     def __init__(self, own: OwnRights, theirs: Rights, *, keeps: int = 0) -> None:
-        """Prepare; the thread keeps some of the supervisor's capabilities, if these are given."""
+        """Prepare. The thread keeps the supervisor's capabilities that are in ``keeps``."""
         self._own = own
         self._theirs = theirs
         had = own.rights
-        # Those that it may have again stay permitted.
+        # Capabilities that it may need again stay permitted.
         few = self._capabilities | had.capabilities & keeps
         self._fewer = _Capabilities(few, own.permitted, own.inheritable)
         self._many = _Capabilities(had.capabilities, own.permitted, own.inheritable)
@@ -211,8 +211,8 @@ class Acting:
             self._steps.append((partial(_take_fsuid, theirs.uid), partial(_take_fsuid, had.uid)))
         self._can_go_back = not self._steps or not had.capabilities & _CHANGE_IDS & ~few
         self.brief = self if keeps else Acting(own, theirs, keeps=_CHANGE_IDS)
-        """The same, but that the thread could change its ids, which has no power over files: of
-        other users' processes it is shown more. It takes two thirds of the time."""
+        """The same, except that the thread could change its IDs. That gives no power over files,
+        but the thread is shown more of other users' processes. It takes two thirds of the time."""
 
     @property
     def _capabilities(self) -> int:
@@ -222,14 +222,14 @@ class Acting:
         """Take the rights on.
 
         Raises:
-            OSError: EACCES if this process may not; it has its own then.
+            OSError: EACCES if this process may not. It has its own rights then.
         """
         done = 0
         try:
             for take, _ in self._steps:
                 take()
                 done += 1
-            # A change of the user takes and gives some, too.
+            # A change of the user also adds and removes some.
             self._fewer.take()
         except BaseException as error:
             if done:
@@ -244,11 +244,11 @@ class Acting:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Take the thread's own back. Raises LostRightsError if that fails."""
+        """Take back the thread's own rights. Raises LostRightsError if that fails."""
         self._return(len(self._steps))
 
     def paused(self) -> _Paused:
-        """For a ``with`` block inside of such a one: the thread has its own rights in it."""
+        """For a ``with`` block inside such a block: the thread has its own rights in it."""
         return _Paused(self)
 
     def _return(self, done: int) -> None:
@@ -260,7 +260,7 @@ class Acting:
                 for _, take_back in reversed(self._steps[:done]):
                     take_back()
                 self._many.take()
-            except MemoryError:  # not even for this: there must be some before it can go on
+            except MemoryError:  # even this needs memory; wait until there is some
                 time.sleep(_PAUSE_S)
             except OSError as error:
                 raise LostRightsError(str(error)) from error
@@ -269,10 +269,10 @@ class Acting:
         _stay_dumpable(self._own)
 
     def become(self) -> None:
-        """Take the rights on for good, in a thread that ends then.
+        """Take the rights on for good, in a thread that ends afterwards.
 
-        The effective ids as well, which an open file remembers (struct file, f_cred). The real and
-        saved ones stay: so nobody else can signal the thread, or trace it.
+        This includes the effective IDs, which an open file remembers (struct file, f_cred). The
+        real and saved IDs stay, so nobody else can signal or trace the thread.
 
         Raises:
             OSError: EACCES if this process may not.
@@ -292,14 +292,14 @@ class Acting:
             _take_fsgid(theirs.gid)
         if (theirs.uid, theirs.euid) != (had.uid, had.euid):
             _check(_call(_SETRESUID, _SAME, theirs.euid, _SAME))
-            # Which has taken all capabilities if it was root.
+            # If it was root, this has taken all capabilities away.
             _Capabilities(had.capabilities, own.permitted, own.inheritable).take()
             _take_fsuid(theirs.uid)
         few = self._capabilities
         _Capabilities(few, few, own.inheritable & few).take()
 
     def unbecome(self) -> None:
-        """Take the effective ids of the supervisor back, as far as possible."""
+        """Take back the supervisor's effective IDs, as far as possible."""
         had = self._own.rights
         _call(_SETRESUID, _SAME, had.euid, _SAME)
         _call(_SETRESGID, _SAME, had.egid, _SAME)
@@ -321,16 +321,16 @@ class _Paused:
 
 
 def in_own_thread(acting: Acting | None, umask: int, work: Callable[[int], T]) -> T:
-    """Run ``work`` in a thread of its own, which has a program's rights and umask, and ends then.
+    """Run ``work`` in a new thread that has a program's rights and umask, and then ends.
 
     Args:
         acting: whose rights it has; None for the supervisor's own.
-        umask: of the files that it makes. All of a process's threads have one in common.
-        work: what to do; it is given the bits that it has to take from a mode itself, where a
-            thread cannot have a umask of its own.
+        umask: for the files that it makes. Normally all threads of a process share one.
+        work: what to do. It is given the bits that it must remove from a mode itself, in case the
+            thread cannot have its own umask.
 
     Raises:
-        OSError: EACCES if the rights cannot be taken on, EAGAIN if there can be no thread; what
+        OSError: EACCES if the rights cannot be taken on, EAGAIN if no thread can be started; what
             ``work`` raises.
     """
     if threads.must_not_block():

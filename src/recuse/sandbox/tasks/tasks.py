@@ -1,10 +1,10 @@
 """What the supervisor knows of the threads that it serves: identity, credentials, memory map.
 
-A record is made when a thread first does something with a device, and kept, because reading
-``/proc`` costs more than serving a read. What can make a record wrong is trapped and forgets it
-first: exec (memory map) and the set*id calls (credentials). An id may come again when its thread
-has ended, which is noticed before (:mod:`recuse.sandbox.tasks.thread_ends`); of a thread of which
-it would not be, nothing is kept.
+A record is made when a thread first does something with a device. It is kept, because reading
+``/proc`` costs more than serving a read. Calls that make a record wrong are trapped, and the record
+is forgotten first: exec (memory map) and the set*id calls (credentials). When a thread has ended,
+its ID may be used again. That is noticed before (:mod:`recuse.sandbox.tasks.thread_ends`), and
+nothing is kept about threads for which it would not be noticed.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ class Credentials:
 
 @record
 class Task:
-    """One thread, by its id in the supervisor's pid namespace."""
+    """One thread, by its ID in the supervisor's pid namespace."""
 
     tid: Tid
     tgid: Tgid
     owner: int
-    """64 bits that its process has in common and no other has; see :func:`lock_owner`."""
+    """64 bits that are the same for its whole process and no other; see :func:`lock_owner`."""
     credentials: Credentials
-    """As it touches files: with the filesystem ids, which follow the effective ones."""
+    """For access to files: with the filesystem IDs, which follow the effective ones."""
     real_credentials: Credentials
-    """As access(2) asks: with the real ids, and without capabilities unless that is root."""
+    """For access(2): with the real IDs, and without capabilities unless that is root."""
     writable: WritableMap
     acting: Acting | None
-    """Has a thread of ours touch files with its rights; None if these are not less than ours."""
+    """Lets a supervisor's thread use the thread's rights; None if no less than the supervisor's."""
     real_rights: Rights
-    """Those with which access(2) asks."""
+    """The rights that access(2) checks."""
 
 
 _KEY: Final = int.from_bytes(os.urandom(8), "little")
@@ -76,12 +76,13 @@ _MOST_RIGHTS: Final = 256
 
 
 def lock_owner(tgid: Tgid) -> int:
-    """The lock owner that a process's requests have.
+    """The lock owner in a process's requests.
 
-    Linux's is its descriptor table's address, encrypted (fs/fuse/file.c, fuse_lock_owner_id; 6.1).
+    Linux uses the encrypted address of its descriptor table (fs/fuse/file.c, fuse_lock_owner_id;
+    6.1).
     """
-    # Two different numbers stay so with each of these steps. They are splitmix64's, and take a
-    # thousandth of the time that it takes to import hashlib.
+    # Each of these steps maps different numbers to different numbers. They are splitmix64's, and
+    # take a thousandth of the time of importing hashlib.
     mixed = tgid ^ _KEY
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & _64_BITS
     mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB & _64_BITS
@@ -89,7 +90,7 @@ def lock_owner(tgid: Tgid) -> int:
 
 
 def parent_of(process: Tgid) -> Tgid:
-    """The number of a process's parent, 0 if that is outside of this pid namespace.
+    """The ID of a process's parent; 0 if the parent is outside this pid namespace.
 
     Raises:
         OSError: ESRCH if there is no such process.
@@ -98,11 +99,11 @@ def parent_of(process: Tgid) -> Tgid:
 
 
 def numbers_in(proc: int, tid: int) -> tuple[int, int]:
-    """The numbers of a thread's process and of the thread in the pid namespace of a ``/proc``.
+    """The IDs of a thread's process and of the thread in the pid namespace of a ``/proc``.
 
     Args:
         proc: a descriptor of its root directory.
-        tid: the thread's number in the supervisor's.
+        tid: the thread's ID in the supervisor's namespace.
 
     Raises:
         OSError: ESRCH if there is no such thread, or it is not in that namespace.
@@ -110,7 +111,7 @@ def numbers_in(proc: int, tid: int) -> tuple[int, int]:
     status = ThreadStatus(tid)
     processes, threads = status[b"NStgid"].split(), status[b"NSpid"].split()
     for level, process in enumerate(processes):
-        # A status tells the numbers from that namespace on inwards.
+        # The status has the IDs from that namespace inwards.
         with contextlib.suppress(OSError):
             found = ThreadStatus(process.decode(), f"/proc/self/fd/{proc}")
             if found[b"NStgid"].split() == processes[level:]:
@@ -132,7 +133,7 @@ def _credentials(uid: int, gid: int, groups: frozenset[int], capabilities: int) 
 
 
 def in_our_namespace(tid: int, kind: str) -> bool:
-    """Whether a thread has the supervisor's namespace of a kind ("mnt"), so far as can be told."""
+    """Whether a thread has the supervisor's namespace of a kind ("mnt"), as far as is known."""
     try:
         return os.stat(f"/proc/{tid}/ns/{kind}").st_ino == _own_namespace(kind)
     except OSError:
@@ -141,17 +142,17 @@ def in_our_namespace(tid: int, kind: str) -> bool:
 
 @functools.cache
 def _own_namespace(kind: str) -> int:
-    """The inode number of the supervisor's."""
+    """The inode number of the supervisor's namespace."""
     return os.stat(f"/proc/self/ns/{kind}").st_ino
 
 
 def umask_of(tid: int) -> int:
-    """A thread's umask. OSError, ESRCH, if there is no such thread."""
+    """A thread's umask. OSError: ESRCH if there is no such thread."""
     return ThreadStatus(tid).number(b"Umask", 8)
 
 
 class Tasks:
-    """The records, by thread id."""
+    """The records, by thread ID."""
 
     def __init__(self) -> None:
         self._lock = new_lock("Tasks")
@@ -161,10 +162,11 @@ class Tasks:
         self._own = own_rights()
         self._acting: dict[Rights, Acting] = {}
         self.alike = True
-        """Whether all programs have the supervisor's rights, so far as has been seen.
+        """Whether all programs have the supervisor's rights, as far as has been seen.
 
-        Not seen is who has made a user namespace by clone3(2) and executed nothing since. So this
-        is enough to leave a path to the kernel, and not to open a file."""
+        A thread that has made a user namespace by clone3(2) is not seen until it executes
+        something. So this is good enough for leaving a path to the kernel, but not for opening a
+        file."""
 
         self._begun: set[Tgid] = set()
         """The sandbox's programs from which all others descend."""
@@ -172,7 +174,7 @@ class Tasks:
         """Processes that have restricted themselves by landlock_restrict_self(2)."""
 
     def get(self, tid: Tid) -> Task:
-        """The thread's record, made now if there is none.
+        """The thread's record. It is made if there is none yet.
 
         Raises:
             OSError: ESRCH if there is no such thread.
@@ -200,7 +202,7 @@ class Tasks:
         groups = frozenset(int(group) for group in status[b"Groups"].split())
         effective, permitted = status.number(b"CapEff", 16), status.number(b"CapPrm", 16)
         if effective | permitted and not in_our_namespace(tid, "user"):
-            # Root of a user namespace of its own has no power over the files of this one.
+            # Root in another user namespace has no power over the files of this one.
             effective = permitted = 0
         tgid = status.tgid
         at_access = 0 if uids[0] else permitted
@@ -217,7 +219,7 @@ class Tasks:
         )
 
     def acting_as(self, rights: Rights) -> Acting | None:
-        """What has a thread of ours act with some rights; None if they are not less than ours."""
+        """Lets a supervisor's thread use these rights; None if no less than the supervisor's."""
         if rights.include(self._own.rights):
             return None
         acting = self._acting.get(rights)
@@ -228,7 +230,7 @@ class Tasks:
         return acting
 
     def begins(self, process: Tgid) -> None:
-        """The sandbox's programs descend from this process, which is about to execute the first.
+        """All programs will descend from this process, which is about to execute the first one.
 
         Raises:
             OSError: ESRCH if it is gone.
@@ -240,7 +242,7 @@ class Tasks:
     def check_confinement(self, tid: Tid) -> None:
         """Raise EACCES if a security module may give a thread less than it gives the supervisor.
 
-        What Landlock leaves to a program cannot be asked.
+        What Landlock allows a program cannot be found out.
         """
         if self._restricted and self._may_be_restricted(tid):
             raise os_error(errno.EACCES)
@@ -248,7 +250,7 @@ class Tasks:
             raise os_error(errno.EACCES)
 
     def restrict(self, tid: Tid) -> None:
-        """The thread is about to restrict itself, and what descends from it, by Landlock."""
+        """The thread is about to restrict itself and its descendants by Landlock."""
         self._restricted.add(self.get(tid).tgid)
 
     def _may_be_restricted(self, tid: Tid) -> bool:
@@ -259,7 +261,7 @@ class Tasks:
             if process in self._begun:
                 return False
             process = parent_of(process)
-        return True  # its parents have ended, and may have been so
+        return True  # its parents have ended, and one may have been restricted
 
     def change(self, tid: Tid) -> None:
         """The thread's credentials are about to change."""
@@ -267,7 +269,7 @@ class Tasks:
         self.forget(tid)
 
     def forget(self, tid: Tid) -> None:
-        """What is known of the thread may not be so any more."""
+        """What is known of the thread may no longer be true."""
         if tid in self._tasks:
             with self._lock:
                 self._tasks.pop(tid, None)
@@ -279,14 +281,14 @@ class Tasks:
         with self._lock:
             task = self._tasks.get(tid)
             tgid = task.tgid if task else Tgid(tid)
-            if task is None:  # it may be a thread that was never seen, of a process that was
+            if task is None:  # the thread may be new, but its process known
                 with contextlib.suppress(OSError):
                     tgid = ThreadStatus(tid).tgid
             for other in [task.tid for task in self._tasks.values() if task.tgid == tgid]:
                 self._drop(other)
 
     def forget_ended(self) -> None:
-        """Forget what has ended: its ids may come again."""
+        """Forget threads that have ended: their IDs may be used again."""
         with self._lock:
             for tid in self._ends.take():
                 self._drop(tid)

@@ -1,9 +1,9 @@
 """Copies of the descriptors of a program whose thread waits in a trapped call.
 
 Usually they are fetched (pidfd_getfd(2)), and the thread notices nothing. Where that is refused, as
-containers do it, the thread lends them: it is attached to (:mod:`recuse.sandbox.trap.inject`) and
-sends them through a socket (SCM_RIGHTS), for which it maps a page of memory for a moment. As its
-call is answered by that, it has to make it anew afterwards if the kernel is to run it.
+in containers, the thread lends them. It is attached to (:mod:`recuse.sandbox.trap.inject`), and
+sends them through a socket (SCM_RIGHTS). For that it maps a page of memory for a moment. This
+answers its call, so if the kernel is to run the call, the thread must make it again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PROT_READ_WRITE: Final = 3
 _MAP_PRIVATE_ANONYMOUS: Final = 0x22
 
 _MOST: Final = 253
-"""SCM_MAX_FD: descriptors in one message."""
+"""SCM_MAX_FD, the most descriptors in one message."""
 
 
 class _Layout(NamedTuple):
@@ -44,7 +44,7 @@ class _Layout(NamedTuple):
     control: struct.Struct
 
     def sending(self, page: int, numbers: Sequence[int]) -> bytes:
-        """What lies in a page, a message to be sent from its beginning: a byte, and descriptors."""
+        """The bytes of a page from whose start a message is sent: one byte, and descriptors."""
         rights = struct.pack(f"={len(numbers)}i", *numbers)
         length = self.control.size + len(rights)
         data = bytearray(_CONTROL_AT + length)
@@ -68,9 +68,9 @@ def close_all(copies: Iterable[int | None]) -> None:
 
 
 class Borrowing:
-    """Copies of descriptors of the thread that makes a call, for the length of a ``with`` block.
+    """Copies of descriptors of a thread that makes a call, during a ``with`` block.
 
-    The block ends with :meth:`finish`, or with an OSError that the call is to fail with.
+    The block ends with :meth:`finish`, or with an OSError with which the call should fail.
     """
 
     __slots__ = (
@@ -88,7 +88,7 @@ class Borrowing:
         self._call = call
         self.tid = call.tid
         self._stack: contextlib.ExitStack | None = None
-        """Made when it is needed: every poll passes here, and few lend anything."""
+        """Made when it is needed: every poll comes here, and few have to lend anything."""
         self._thread: Injection | None = None
         self._ours: socket.socket | None = None
         self._there = self._page = -1
@@ -109,18 +109,19 @@ class Borrowing:
         return self._fetches
 
     def copy(self, number: int) -> int:
-        """Return a copy of a descriptor, which is the caller's to close.
+        """Return a copy of a descriptor. The caller must close it.
 
         Raises:
-            OSError: EBADF if the thread has none of that number; ESRCH if it is gone; EPERM if it
-                can neither be fetched nor be lent, by a thread that has a debugger; ENFILE.
+            OSError: EBADF if the thread has no such descriptor; ESRCH if it is gone; EPERM if the
+                descriptor can be neither fetched nor lent, because the thread has a debugger;
+                ENFILE.
         """
         if self.fetches:
             return fetch_descriptor(self.tid, self._call.task.tgid, number)
         return self._lend([number])[0]
 
     def copies(self, numbers: Sequence[int]) -> list[int | None]:
-        """As :meth:`copy`, of several; None for those that are not there."""
+        """Do :meth:`copy` for several; the result is None for those that are not open."""
         found: list[int | None] = []
         try:
             while len(found) < len(numbers):
@@ -168,7 +169,7 @@ class Borrowing:
         return list(lent)
 
     def _attach(self) -> None:
-        """Have the thread make calls for us, and give it what it sends through."""
+        """Have the thread make calls for recuse, and give it a socket to send through."""
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         except OSError as error:
@@ -185,26 +186,26 @@ class Borrowing:
             except OSError as error:
                 if error.errno != errno.EMFILE:
                     raise
-                raise os_error(errno.ENOMEM) from None  # which poll and its kin may fail with
+                raise os_error(errno.ENOMEM) from None  # one that poll and select may fail with
             self._page = thread.call(
                 "mmap", 0, PAGE_SIZE, _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS, 0, 0
             )
 
     @property
     def has_lent(self) -> bool:
-        """Whether the thread's call is answered, as it was made to lend something."""
+        """Whether the thread's call was answered because the thread has lent something."""
         return self._thread is not None
 
     def alive(self) -> bool:
-        """Whether the thread still waits in its call, or has lent something in it."""
+        """Whether the thread still waits in its call, or has lent something during it."""
         return self._thread is not None or self._call.alive()
 
     def finish(self, result: int) -> int:
-        """Return what the call's handler is to return if the call's result is to be this.
+        """Return what the call's handler must return so that the call's result is ``result``.
 
         Args:
-            result: PROCEED if the kernel is to run it: a thread that has lent something then makes
-                its call anew, and is trapped again.
+            result: PROCEED if the kernel should run the call. A thread that has lent something then
+                makes its call again, and is trapped again.
         """
         if self._thread is None:
             return result

@@ -1,16 +1,17 @@
 """The seccomp filter: which system calls of a program come to the supervisor.
 
-The filter is fixed once it is installed and sees only a call's number and its arguments as
-numbers. So it decides by the call's number alone, as :mod:`recuse.sandbox.table` says, but for
-``fcntl``, whose commands it knows; ``mmap``, of which it lets pass what maps no file, and what the
-C library's loader maps; ``clone``, of which it traps what makes namespaces; and ``sendmsg`` and
-``io_submit`` as only recuse has them made. It does *not* look at descriptor numbers: a device has
-the ordinary, lowest number that the program would get from the kernel, and dup2, SCM_RIGHTS or a
-shell may put it anywhere. Which descriptor is a device is told by
-:mod:`recuse.sandbox.files.table` at each call.
+The filter is fixed once it is installed, and sees only a call's number and its arguments as
+numbers. It decides by the call's number alone, as :mod:`recuse.sandbox.table` says, except for a
+few calls. Of ``fcntl`` it traps certain commands, and of ``clone`` what makes namespaces. Of
+``mmap`` it lets pass what maps no file, and what the C library's loader maps. ``sendmsg`` and
+``io_submit`` pass if they are made as only recuse has them made.
 
-System calls that are never trapped cost nothing: since Linux 5.11 they are allowed by a bitmap
-before any filter runs.
+The filter does *not* look at descriptor numbers. A device has the ordinary, lowest number that the
+program would get from the kernel, and dup2, SCM_RIGHTS or a shell may move it anywhere. At each
+call :mod:`recuse.sandbox.files.table` finds out which descriptor is a device.
+
+System calls that are never trapped cost nothing: since Linux 5.11 a bitmap allows them before any
+filter runs.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from recuse.sandbox.table import Entry
 
 MAP_ANONYMOUS: Final = 0x20
 MAP_DENYWRITE: Final = 0x800
-"""The kernel ignores this one. The C library's loader sets it when it maps libraries, and recuse
-when it has a program map memory: nobody else does."""
+"""The kernel ignores this flag. The C library's loader sets it when it maps libraries, and recuse
+sets it when it has a program map memory. Nobody else does."""
 
 LENDING: Final = 0x5640
-"""MSG_DONTWAIT, MSG_NOSIGNAL, and MSG_FIN, MSG_SYN and MSG_RST, which no program sends with and the
-kernel ignores (linux/socket.h): with just these sendmsg is never trapped. So a thread under the
-filter can send a descriptor of its own to recuse."""
+"""MSG_DONTWAIT and MSG_NOSIGNAL, with MSG_FIN, MSG_SYN and MSG_RST, which no program uses and the
+kernel ignores (linux/socket.h). With exactly these flags sendmsg is not trapped, so that a thread
+under the filter can send a descriptor to recuse."""
 
 SUBMITTING: Final = 0x52454355
-"""A fourth argument of io_submit, which has three: with it the call is not trapped, but one that
-recuse has a program make."""
+"""A fourth argument of io_submit, which has only three. A call with it is not trapped: it is one
+that recuse has a program make."""
 
 CLONE_NEWNS: Final = 0x20000
 CLONE_NEWUSER: Final = 0x10000000
@@ -53,7 +54,7 @@ _VERDICTS: Final = {
     "unless-ours": "io_submit",
     "refused": "nosys",
 }
-"""Where the filter goes on, by the table's decision; it allows what has another."""
+"""Where the filter continues, by the table's decision. Calls with other decisions are allowed."""
 
 # linux/seccomp.h
 _RETURN_ALLOW: Final = 0x7FFF0000
@@ -78,9 +79,9 @@ _ARGUMENTS: Final = 16
 def build_filter() -> bytes:
     """Return the filter as an array of ``struct sock_filter``, 8 bytes each.
 
-    - the calls that :mod:`recuse.sandbox.table` has as trapped: the supervisor decides;
-    - x32 calls and what is refused there: ENOSYS. The first would carry other argument layouts,
-      and programs fall back from both;
+    - calls that :mod:`recuse.sandbox.table` lists as trapped: the supervisor decides;
+    - x32 calls, and calls that the table lists as refused: ENOSYS. x32 calls would have other
+      argument layouts, and programs fall back from both;
     - everything else: allowed.
     """
     program = _Assembler()
@@ -88,7 +89,7 @@ def build_filter() -> bytes:
     program.jump(_JUMP_EQUAL, arch.AUDIT_ARCH, then="native")
     program.jump(_JUMP_EQUAL, compat.AUDIT_ARCH, then="compat")
     program.give("foreign", _RETURN_ALLOW)
-    # Jumps on a condition reach 255 instructions, those without one as far as they like.
+    # A conditional jump reaches 255 instructions, an unconditional one any number.
     program.label("compat")
     program.go("compat calls")
     program.label("native")
@@ -103,7 +104,7 @@ def build_filter() -> bytes:
 
 
 def _decide(program: _Assembler, prefix: str, calls: Sequence[Entry]) -> None:
-    """Add what gives a verdict on the call whose number is loaded; labels get ``prefix``."""
+    """Add the code that decides on the call whose number is loaded; labels get ``prefix``."""
     for call in calls:
         if call.decision in _VERDICTS:
             program.jump(_JUMP_EQUAL, call.number, then=prefix + _VERDICTS[call.decision])
@@ -139,7 +140,7 @@ def _decide(program: _Assembler, prefix: str, calls: Sequence[Entry]) -> None:
 
 
 class _Assembler:
-    """Classic BPF with named targets of jumps, all of them forward."""
+    """Classic BPF with named jump targets. All jumps are forward."""
 
     def __init__(self) -> None:
         self._code: list[tuple[int, str | None, int]] = []

@@ -1,13 +1,13 @@
 """System calls that a program's thread makes on the supervisor's behalf.
 
-Some results can only be made by the thread itself: a mapping in its address space. While it waits
-in a trapped call, the supervisor attaches to it as a debugger does (ptrace(2)), answers the call,
-and stops it before it sees the answer. Then it is sent back to its system call instruction with
-other registers, once for each call that it shall make, and at last let go with its registers as
-they were and the result that it is to see. Signals wait meanwhile, but for SIGKILL.
+Some results can only be made by the thread itself, such as a mapping in its address space. While
+the thread waits in a trapped call, the supervisor attaches to it as a debugger does (ptrace(2)),
+answers the call, and stops the thread before it sees the answer. For each call that it is to make,
+the thread is sent back to its system call instruction with other registers. At last it is let go
+with its own registers and the result that it should see. All signals except SIGKILL wait meanwhile.
 
-A thread that has a debugger already (strace, gdb) cannot have a second one: EPERM. And ptrace knows
-its tracers as threads: all that is done to one program's thread is done in one thread here.
+A thread that already has a debugger (strace, gdb) cannot have a second one: EPERM. ptrace knows its
+tracers as threads, so everything that is done to one program's thread is done in one thread here.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ _SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
 _ALL_SIGNALS: Final = (1 << 64) - 1
 _MAX_ERRNO: Final = 4095
 _NO_CALL: Final = -1
-"""The number of the call that a thread is in, if it is in none: nothing is to be restarted."""
+"""The call number of a thread that is in no call, so that nothing is restarted."""
 
-# linux/elf.h: what registers are asked for.
+# linux/elf.h: which registers to get.
 _NT_PRSTATUS: Final = 1
 _NT_ARM_SYSTEM_CALL: Final = 0x404
 
 _log = Log("recuse.sandbox")
 
 _ptrace = ctypes.CDLL(None, use_errno=True).ptrace
-"""For what may wait: another thread of the program's may be about to execute something."""
+"""For requests that may wait: another thread of the program may be about to execute something."""
 _quick_ptrace = ctypes.PyDLL(None, use_errno=True).ptrace
-"""For what does not. It lets no other thread run that needs the interpreter."""
+"""For requests that do not wait. It lets no other thread run that needs the interpreter."""
 for _function in (_ptrace, _quick_ptrace):
     _function.restype = ctypes.c_long
     _function.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 
 _Room = ctypes.c_uint64 * 64
-"""More than any architecture has registers."""
+"""More registers than any architecture has."""
 _everything = ctypes.c_uint64(_ALL_SIGNALS)
 
 
@@ -83,22 +83,22 @@ def _tell_once() -> None:
 
 
 class GoneError(Exception):
-    """The thread has ended, or waits no more: its call was answered by somebody else."""
+    """The thread has ended, or no longer waits because its call was answered by somebody else."""
 
 
 class Injection:
-    """A thread that makes calls for us, from ``with`` to the end of its block.
+    """A thread that makes calls for recuse during a ``with`` block.
 
-    Its own call is answered at the end of the block, with `result`. Each of the methods raises
-    GoneError if the thread has been killed meanwhile, or is found to have gone on.
+    Its own call is answered at the end of the block, with `result`. Each method raises GoneError if
+    the thread has been killed meanwhile, or runs again.
 
-    A thread that is killed ends only when its tracer looks. Before that, neither does the first
-    thread of its process, whose tracer may be the one that this one waits for. So it is looked at
-    from elsewhere as well (`SignalWatch.attend`).
+    A thread that is killed does not end before its tracer looks. Until then the first thread of its
+    process does not end either, and this tracer may wait for the tracer of that one. So another
+    thread looks too (`SignalWatch.attend`).
     """
 
     def __init__(self, call: TrappedCall) -> None:
-        """Prepare, for what the thread waits in."""
+        """Prepare for the call in which the thread waits."""
         self._call = call
         self._tid = call.tid
         self._machine = arch if call.arch == arch.AUDIT_ARCH else compat
@@ -106,26 +106,26 @@ class Injection:
         self._room = _Room()
         self._part = _Part(ctypes.addressof(self._room), ctypes.sizeof(self._room))
         self._registers: ctypes.Array[Any] = self._room
-        """What is in the room, in this layout."""
+        """The contents of the room, in this layout."""
         self._saved = b""
         """The registers as the thread had them when it was stopped."""
         self._mask = ctypes.c_uint64()
         self._busy = new_lock("Injection.busy")
-        """Held while its tracer waits for it."""
+        """Held while the tracer waits for the thread."""
         self._ours = self._stopped = self._gone = False
         self._anew = False
         self.result = -errno.EIO
-        """What the thread's own call returns in the end; a negative errno makes it fail."""
+        """What the thread's own call returns at the end; a negative errno makes it fail."""
 
     def __enter__(self) -> Injection:
         """Attach to the thread.
 
         Raises:
             OSError: EPERM if it has a debugger, or may not be looked into. The call still waits,
-                and is the caller's to answer.
-            GoneError: the same, but for the answer.
+                and the caller must answer it.
+            GoneError: the same, but the call needs no answer.
         """
-        # First, as nothing may fail once the thread is ours.
+        # This comes first: nothing may fail once the thread is attached.
         self._call.attend(self._look)
         try:
             self._do(_SEIZE, 0, _O_TRACESYSGOOD | _O_EXITKILL)
@@ -145,7 +145,7 @@ class Injection:
     def give(self, descriptor: int) -> int:
         """Install a copy of a descriptor in the thread's process; return its number.
 
-        Exec closes it. Only before the first `call`.
+        It closes on exec. Only allowed before the first `call`.
 
         Raises:
             OSError: EMFILE if the process has no room for it.
@@ -156,7 +156,7 @@ class Injection:
         return number
 
     def take_back(self, number: int) -> None:
-        """Close a descriptor that was given, so far as the program's own seccomp filter allows."""
+        """Close a descriptor that was given, as far as the program's seccomp filters allow it."""
         for name, *args in (("close", number), ("close_range", number, number, 0)):
             with contextlib.suppress(OSError):
                 self.call(name, *args)
@@ -173,8 +173,8 @@ class Injection:
         Args:
             name: one of the machine's ``INJECTED``.
             args: up to six, not negative.
-            meanwhile: called when the call has begun, and given what tells whether it has ended; it
-                must return then.
+            meanwhile: called when the call has begun. It is given a function that says whether the
+                call has ended, and must return then.
 
         Raises:
             OSError: what the call failed with.
@@ -218,18 +218,18 @@ class Injection:
             if number == _SYSCALL_STOP:
                 stops += 1
             elif status >> 16 == 0:
-                # SIGSTOP, which nobody can block. It has its effect when the thread is let go.
+                # SIGSTOP, which cannot be blocked. It takes effect when the thread is let go.
                 deliver = number
         self._do(_GETREGSET, _NT_PRSTATUS, ctypes.addressof(self._part))
         result: int = registers[layout.result]
         return result
 
     def restart(self) -> None:
-        """Have the thread make its own call anew in the end, which is trapped again."""
+        """Have the thread repeat its own call at the end. The call is then trapped again."""
         self._anew = True
 
     def _stands(self) -> bool:
-        """Whether the thread has stopped again, or is gone; leaves that for `_wait`."""
+        """Whether the thread has stopped again or is gone. `_wait` gets the status later."""
         options = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | _WALL
         try:
             return os.waitid(os.P_PID, self._tid, options) is not None
@@ -242,7 +242,7 @@ class Injection:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let the thread go, with the result that it is to see."""
+        """Let the thread go, with the result that it should see."""
         try:
             with self._busy, contextlib.suppress(GoneError):
                 self._let_go()
@@ -257,7 +257,7 @@ class Injection:
         if self._anew:
             registers[layout.instruction] -= layout.instruction_size
             if layout.original is None:
-                registers[layout.result] = self._call.a0  # which was the first argument
+                registers[layout.result] = self._call.a0  # the first argument was in this register
             else:
                 registers[layout.number] = registers[layout.original]
         else:
@@ -268,7 +268,7 @@ class Injection:
         self._gone = True
 
     def _look(self) -> None:
-        """See whether the thread was killed; from any thread of this process, now and then."""
+        """Check whether the thread was killed. Any thread of this process may do that."""
         if self._busy.acquire(blocking=False):
             with contextlib.suppress(GoneError):
                 if self._ours and not self._gone:
@@ -283,7 +283,7 @@ class Injection:
         waits = self._call.hold()
         status = self._wait()
         if not waits:
-            # It is not where we believe it is; what it was about to be told is still to be told.
+            # It is not where it should be. A signal that was about to reach it must still do so.
             self._do(_DETACH, 0, 0 if status >> 16 else os.WSTOPSIG(status))
             self._gone = True
             raise GoneError
@@ -296,14 +296,14 @@ class Injection:
         part = self._part
         self._do(_GETREGSET, _NT_PRSTATUS, ctypes.addressof(part))
         if part.size != ctypes.sizeof(self._layout.type):
-            # It depends on the instructions that the thread runs, not on its call.
+            # The layout depends on the instructions that the thread runs, not on its call.
             layouts = self._machine.REGISTERS
             self._layout = next(one for one in layouts if part.size == ctypes.sizeof(one.type))
         self._registers = self._layout.type.from_buffer(self._room)
         self._saved = bytes(self._registers)
 
     def _set_registers(self) -> None:
-        """Set them, for a thread that is in no call. What a register has no bits for is cut off."""
+        """Set the registers of a thread that is in no call. Bits without a place are cut off."""
         original = self._layout.original
         if original is not None:
             self._registers[original] = _NO_CALL
@@ -322,7 +322,7 @@ class Injection:
             if number != errno.ESRCH:
                 raise os_error(number)
             if request != _SEIZE:
-                # It does not stand where it stood, so it was killed: see it end.
+                # It is not stopped where it was, so it was killed. Wait for its end.
                 self._wait()
             raise GoneError
 

@@ -1,9 +1,9 @@
 """Signals for programs that wait in a trapped call, and the death of such programs.
 
-With SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV only a signal that kills a process at once ends its
-wait; of any other one the supervisor hears nothing, and of that one nothing either until it
-answers. So it looks: while calls wait, each caller's pending signals are read every :data:`TICK`
-seconds (:mod:`recuse.sandbox.trap.pending`), and it is asked whether the call is still there.
+With SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, only a signal that kills a process at once ends its
+wait. The supervisor is not told of other signals, and of that one only when it answers. So it looks
+for itself while calls wait. Every :data:`TICK` seconds it reads each caller's pending signals
+(:mod:`recuse.sandbox.trap.pending`), and asks whether the call is still there.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from recuse.wire.ids import Tgid, Tid
 _log = Log("recuse.sandbox")
 
 TICK: Final = 0.02
-"""How long, in seconds, a signal may be pending before it is noticed; twice that for new waits, and
-longer when so many calls wait that looking at them would take more than a tenth of a CPU."""
+"""How long, in seconds, a signal may be pending before it is noticed. It is twice that for new
+waits, and longer if so many calls wait that looking at them would take over a tenth of a CPU."""
 
 _SHARE: Final = 9
-"""Looking pauses at least so many times as long as it took."""
+"""The pause between looks is at least this many times as long as the look took."""
 
 _IDLE_TICKS: Final = 25
 _MOST_OWED: Final = 64
@@ -38,9 +38,9 @@ _MOST_ENDED: Final = 1024
 ERESTARTSYS: Final = 512
 """Kernel-internal error (linux/errno.h) that no program ever sees.
 
-The kernel runs the handler and makes the call fail with EINTR or start anew, as SA_RESTART says, or
-it stops the process and has the call start anew later. Only for a thread that has TIF_SIGPENDING:
-another one would get the number 512.
+The kernel runs the handler, and the call fails with EINTR or is restarted, as SA_RESTART says. Or
+the kernel stops the process, and restarts the call later. This works only for a thread that has
+TIF_SIGPENDING: any other thread would see the number 512.
 """
 
 
@@ -49,7 +49,7 @@ class Interruptible(Protocol):
 
     @property
     def id(self) -> int:
-        """The kernel's name for it."""
+        """The kernel's ID for it."""
 
     @property
     def tid(self) -> Tid:
@@ -61,7 +61,7 @@ class Interruptible(Protocol):
 
     @property
     def over(self) -> bool:
-        """Whether signals are no business of it any more."""
+        """Whether signals no longer concern it."""
 
     def alive(self) -> bool:
         """Whether its caller still waits for an answer."""
@@ -74,7 +74,7 @@ C = TypeVar("C", bound=Interruptible)
 
 
 class Waiting(Generic[C]):
-    """A call that waits. It does not keep the call."""
+    """A call that waits. It does not keep the call alive."""
 
     __slots__ = ("attend", "call", "found", "id", "interrupt", "looks", "owed", "tid")
 
@@ -88,15 +88,15 @@ class Waiting(Generic[C]):
         self.id = call.id
         self.tid = call.tid
         self.interrupt = interrupt
-        """Told that a signal has come for its caller, or (True) that it is no more."""
+        """Called when a signal has come for the caller, or (True) when the caller is gone."""
         self.attend = attend
-        """Is called at each look, which then does nothing else."""
+        """Called at each look, which then does nothing else."""
         self.looks = 0
-        """In a row, that found a signal; one more than that from the second look on."""
+        """How many looks in a row have found a signal, plus one from the second look on."""
         self.found: list[Signals] = []
-        """What the last ones found that it was interrupted for."""
+        """The signals that it was last interrupted for."""
         self.owed = False
-        """Whether it is still to be interrupted for a signal that came before it was received."""
+        """Whether it must still be interrupted for a signal that came before it was received."""
 
     @property
     def sure(self) -> bool:
@@ -104,9 +104,9 @@ class Waiting(Generic[C]):
         return all(signals.sure for signals in self.found)
 
     def can_start_anew(self) -> bool:
-        """Whether the caller was interrupted by nothing but signals that it need not notice.
+        """Whether all signals that interrupted the caller are such that it need not notice them.
 
-        Such as the terminal's Ctrl-Z: the program is to stop, and then to go on where it was.
+        An example is the terminal's Ctrl-Z: the program should stop, and later continue.
         """
         if not self.found or not self.sure or any(signals.caught for signals in self.found):
             return False
@@ -115,9 +115,9 @@ class Waiting(Generic[C]):
 
 
 class _Once:
-    """A number for each of some threads, told once. Thread-safe: each step is atomic.
+    """A number for each of some threads, which is taken once. Thread-safe: each step is atomic.
 
-    Those that nobody comes for are forgotten, all of them when there are too many.
+    Numbers that nobody takes are forgotten: all of them, when there are too many.
     """
 
     __slots__ = ("_most", "_numbers")
@@ -135,7 +135,7 @@ class _Once:
         self._numbers[tid] = number
 
     def take(self, tid: Tid, number: int) -> bool:
-        """Whether this is the thread's number, which it is not any more."""
+        """Whether this is the thread's number, which is then forgotten."""
         if self._numbers.get(tid) != number:
             return False
         self._numbers.pop(tid, None)
@@ -143,34 +143,34 @@ class _Once:
 
 
 class SignalWatch:
-    """The calls that wait, and the thread that looks at their callers; it sleeps without any."""
+    """The calls that wait, and the thread that looks at their callers. It sleeps if none waits."""
 
     def __init__(self, errands: Errands) -> None:
-        """Start the thread: once there are no more, signals must still end what waits.
+        """Start the thread now: even when no more can be started, signals must end what waits.
 
         Args:
-            errands: do the interrupting, which may have to go on with an operation, and come to a
+            errands: do the interrupting, which may have to continue an operation and so call a
                 method that blocks.
 
         Raises:
-            OSError: EAGAIN if there can be no thread.
+            OSError: EAGAIN if no thread can be started.
         """
-        # Without a lock, as each call that is not answered at once passes here: setting, popping
-        # and copying are atomic.
+        # There is no lock, because each call that is not answered at once comes here. Setting,
+        # popping and copying are atomic.
         self.waiting: dict[int, Waiting[Any]] = {}
-        """By the call's id. Look here whether there is anything to forget before you do."""
+        """By the call's ID. Check whether it is empty before you remove something."""
         self._errands = errands
         self.owed: dict[Tid, int] = {}
-        """Threads whose calls a signal has ended before they were received, and who make them once
-        more: from the address, after its ``syscall`` instruction, that is here. If the call waits
-        then, it is interrupted as by that signal."""
+        """Threads that repeat a call which a signal has ended before it was received, with the
+        address after the call's ``syscall`` instruction. If the call then waits, it is interrupted
+        as by that signal."""
         self._owed_calls = _Once(_MOST_OWED)  # the others did not wait
         self._taking = new_lock("SignalWatch.taking")
-        """Held while a wait is taken off for its caller's end, and while `attend` replaces one."""
+        """Held while a wait is removed because its caller is gone, and while one is replaced."""
         self._ended = _Once(_MOST_ENDED)  # no handler has run for the others, or they are gone
-        """Threads whose calls were received and have ended with EINTR, from which address on."""
+        """Threads whose calls were received and have ended with EINTR, with the address after."""
         self._again = _Once(_MOST_ENDED)  # the others were killed
-        """Threads that make the call that ends a handler once more, and their stack pointers."""
+        """Threads that repeat the call at the end of a handler, and their stack pointers."""
         self._parked = False
         self._unpark = threading.Event()
         self._closed = threading.Event()
@@ -179,14 +179,14 @@ class SignalWatch:
     def watch(self, call: C, interrupt: Callable[[C, bool], None], *, late: bool = False) -> None:
         """Call ``interrupt`` if a signal is pending for the caller, or the caller is killed.
 
-        Until the call is answered, and again for each look that finds a signal; but no more after
-        ``interrupt(call, True)``. It replaces an earlier one; a ``late`` one, perhaps from another
-        thread than the one that has the call, does not.
+        This lasts until the call is answered. Each look that finds a signal calls ``interrupt``
+        again, but none does after ``interrupt(call, True)``. A watch replaces an earlier one,
+        unless it is ``late``.
 
         Args:
-            call: is not kept: who waits for something is kept by what it waits for.
-            interrupt: must not refer to the call either, but is given it.
-            late: see there.
+            call: is not kept alive: a waiting call is kept by what it waits for.
+            interrupt: is given the call, and must not have a reference to it either.
+            late: set if this may be another thread than the one that has the call.
         """
         waiting = Waiting(call, interrupt)
         if self._owed_calls and self._owed_calls.take(call.tid, call.id):
@@ -195,16 +195,16 @@ class SignalWatch:
             self.waiting.setdefault(call.id, waiting)
         else:
             self.waiting[call.id] = waiting
-        # The other way round than who answers it: one of the two sees the other.
+        # `OwedCall.answer` uses the opposite order, so one of the two sees the other.
         if call.over and self.waiting.get(call.id) is waiting:
             self.waiting.pop(call.id, None)
         self._wake()
 
     def attend(self, call: Interruptible, look: Callable[[], None]) -> None:
-        """Call ``look`` now and then until `OwedCall.leave`: signals cannot reach its caller.
+        """Call ``look`` now and then until `OwedCall.leave`: signals cannot reach the caller.
 
-        Such as one that makes calls for us: its own call is answered, and so not alive. This comes
-        before that answer, and replaces what `watch` was told.
+        An example is a thread that makes calls for recuse: its own call is answered, and so is not
+        alive. Call this before that answer. It replaces an earlier `watch`.
         """
         with self._taking:
             self.waiting[call.id] = Waiting(call, _ignore, look)
@@ -215,24 +215,24 @@ class SignalWatch:
             self._unpark.set()
 
     def received(self, call: Interruptible) -> None:
-        """A call has come, perhaps one of those of :attr:`owed`."""
+        """A call was received. It may be one of those in :attr:`owed`."""
         if self.owed.pop(call.tid, None) == call.instruction:
             self._owed_calls.put(call.tid, call.id)
 
     def ends(self, call: Interruptible) -> None:
-        """A call is about to end with EINTR, or ERESTARTSYS: that is its result."""
+        """A call is about to end with EINTR or ERESTARTSYS as its result."""
         self._ended.put(call.tid, call.instruction)
 
     def has_ended(self, tid: Tid, after: int) -> bool:
-        """Whether the call of a thread that left off at ``after`` was one of these; once."""
+        """Whether a thread's call before the address ``after`` was one of these; true once."""
         return self._ended.take(tid, after)
 
     def will_come_again(self, tid: Tid, stack: int) -> None:
-        """A thread's call at the end of a handler is dealt with, but it makes it once more."""
+        """A thread's call at the end of a handler was handled, but the thread will repeat it."""
         self._again.put(tid, stack)
 
     def comes_again(self, tid: Tid, stack: int) -> bool:
-        """Whether the end of a handler is one of these; once."""
+        """Whether the end of a handler is such a repeated call; true once."""
         return self._again.take(tid, stack)
 
     def close(self) -> None:
@@ -246,7 +246,7 @@ class SignalWatch:
             try:
                 self._look_around()
             except BaseException as error:
-                # For lack of memory, anything may raise.
+                # When memory is short, anything may raise.
                 report(error)
                 time.sleep(TICK)
 
@@ -298,7 +298,7 @@ class SignalWatch:
         elif signals is None:
             one.looks = 1
         elif signals.deadly:
-            # It dies with a core dump as soon as it is let go; nobody will miss the result.
+            # It dies with a core dump as soon as it is let go, and nobody will miss the result.
             if self._end(one, call):
                 call.give_up(ERESTARTSYS)
         else:
@@ -308,12 +308,12 @@ class SignalWatch:
                 self._errands.put(partial(one.interrupt, call, False))
 
     def _take_off(self, one: Waiting[C]) -> Waiting[C] | None:
-        """Look at a wait no more; None if it was forgotten or replaced meanwhile."""
+        """Stop looking at a wait; return None if it was forgotten or replaced meanwhile."""
         with self._taking:
             return self.waiting.pop(one.id, None) if self.waiting.get(one.id) is one else None
 
     def _end(self, one: Waiting[C], call: C) -> bool:
-        """The caller is gone, unless its call was forgotten meanwhile, and then answered."""
+        """The caller is gone. If its call was forgotten meanwhile, it was answered instead."""
         left = self._take_off(one)
         if left is None:
             return False
