@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -283,6 +284,26 @@ def test_a_signal_reaches_the_one_program(serve: Serve, directory: Path) -> None
     server = serve("--private", MEMORY, str(directory), "--", "bash", "-c", script)
     assert server.line() == "ready"
     assert server.end(signal.SIGTERM)[0] == 7
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_signal_while_the_one_program_starts(when: str) -> None:
+    """It is passed on, too, though nobody knows the program yet."""
+    script = f"""
+import os, signal, subprocess, sys
+from recuse.cli import private
+class Started(subprocess.Popen):
+    def __init__(self, *arguments):
+        if {when == "before"}:
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().__init__(*arguments)
+        if {when == "after"}:
+            os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen = Started
+sys.exit(private._run(["sleep", "{PATIENCE_S}"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=PATIENCE_S)
+    assert done.returncode == 128 + signal.SIGTERM
 
 
 @pytest.mark.usefixtures("mounts")

@@ -71,7 +71,7 @@ def _write(name: str, text: str) -> None:
 
 
 def _run(argv: Sequence[str]) -> int:
-    with _signals() as passed_on:
+    with _signals() as received:
         try:
             program = subprocess.Popen(argv)
         except OSError as error:
@@ -79,31 +79,34 @@ def _run(argv: Sequence[str]) -> int:
             reason = "not found" if missing else f"cannot be executed: {error.strerror}"
             status = NOT_FOUND if missing else NOT_EXECUTABLE
             raise Failure(f"{argv[0]}: {reason}", status) from error
-        passed_on.append(program)
-        code = program.wait()
+        while (code := program.poll()) is None:
+            for number in os.read(received, 256):
+                if number in _PASSED_ON:
+                    program.send_signal(number)
     return code if code >= 0 else 128 - code
 
 
 @contextmanager
-def _signals() -> "Iterator[list[subprocess.Popen[bytes]]]":
-    """Pass signals on to the program in the list; a terminal's reach it by themselves."""
-    programs: list[subprocess.Popen[bytes]] = []
+def _signals() -> Iterator[int]:
+    """Give a pipe from which to read the numbers of signals, one byte each; SIGCHLD is one.
 
-    def pass_on(number: int, _: object) -> None:
-        for program in programs:
-            program.send_signal(number)
-
+    Those of a terminal reach the program by themselves. What comes before there is a program waits
+    in the pipe, and whichever thread gets it.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     # Not ignored: the program would ignore them, too.
-    handlers = {
-        **dict.fromkeys(_PASSED_ON, pass_on),
-        **{number: lambda _, __: None for number in _FROM_THE_TERMINAL},
-    }
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    numbers = (*_PASSED_ON, *_FROM_THE_TERMINAL, signal.SIGCHLD)
+    previous = {number: signal.signal(number, lambda _, __: None) for number in numbers}
     try:
-        yield programs
+        yield reader
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_writer)
+        os.close(reader)
+        os.close(writer)
 
 
 def _explain(error: OSError) -> str:
