@@ -1,8 +1,7 @@
-"""Which of several ways this process may go: a container's seccomp profile may refuse system calls.
+"""Which of several ways recuse can go: a container's seccomp profile may refuse system calls.
 
-Each is tried on this process itself, where nothing but such a filter, or a kernel without the call,
-refuses it. Whether other processes may be looked into is another question: without that nothing
-works.
+Each is tried on this process itself, where only such a filter, or a kernel without the call, refuses
+it. Whether other processes may be looked into is another question: without that nothing works.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def may_hold_threads() -> bool:
 @functools.cache
 def may_trace() -> bool:
     """Whether ptrace(2) may be called."""
-    # ESRCH: we have not attached to it.
+    # ESRCH: this process is not attached to itself.
     return _libc.ptrace(_DETACH, os.getpid(), None, None) < 0 and ctypes.get_errno() == errno.ESRCH
 
 

@@ -1,4 +1,4 @@
-"""What is to be done soon, but not where it comes up: it may block, or need a lock held there."""
+"""Work that is due soon, but not where it comes up: it may block, or need a lock held there."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ Errand: TypeAlias = Callable[[], None]
 class Errands:
     """The threads that do a machine's errands.
 
-    They are there before any program runs: once there are no more threads, programs still wait for
-    devices and must be woken up.
+    They exist before any program runs: when no more threads can be started, programs still wait
+    for devices and must be woken.
     """
 
     def __init__(self) -> None:
         """Start them.
 
         Raises:
-            OSError: EAGAIN if there can be no threads.
+            OSError: EAGAIN if no thread can be started.
         """
         self._queue: queue.SimpleQueue[Errand | None] = queue.SimpleQueue()
         self._workers: Workers[Errand] = Workers(self._get, _do, name="recuse-errands")
         self._workers.start()
 
     def put(self, errand: Errand) -> None:
-        """Have something done, in a thread that it may block; never waits."""
+        """Have something done in a thread that it may block. This never waits."""
         self._queue.put(errand)
 
     def _get(self) -> Errand | None:
         errand = self._queue.get()
         if errand is None:
-            self._queue.put(None)  # for a moment, there may be another thread here
+            self._queue.put(None)  # for a moment, another thread may be here
         return errand
 
     def close(self) -> None:
-        """End, when all that was put has been begun."""
+        """End when everything that was put has started."""
         self._queue.put(None)
         self._workers.join()
 

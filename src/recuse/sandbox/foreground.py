@@ -72,7 +72,7 @@ def supervise(
     inherited = _inherited_descriptors()
     _keep_freed_memory()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Each file of ours that a program has open costs the supervisor a descriptor.
+    # Each file of recuse's that a program has open costs the supervisor a descriptor.
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard < _FEW_FILES:
         with contextlib.suppress(OSError):
@@ -154,7 +154,7 @@ class _Wait:
 
 
 def _end_orphans() -> None:
-    """Kill what the sandbox's first process left behind when it was killed: we have adopted it.
+    """Kill what the sandbox's first process left behind when it was killed: recuse adopted it.
 
     A device's own children are not under the filter, and are left alone.
     """

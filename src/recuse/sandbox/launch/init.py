@@ -97,7 +97,7 @@ class Filter:
     """The filter, with the system call that installs it."""
 
     def __init__(self, seccomp: int, lending: int, program: bytes) -> None:
-        """``seccomp`` is the number of the system call that installs the filter.
+        """Take the filter; ``seccomp`` is the number of the system call that installs it.
 
         ``lending`` are the flags with which the filter lets sendmsg pass.
         """
@@ -218,7 +218,7 @@ def start(control: _socket.socket, the_filter: Filter, argv: list[bytes]) -> int
 
 
 def let_go_of_files(kept: set[int]) -> None:
-    """Close the program's files: whoever waits for it to close one must not wait for us."""
+    """Close the program's files: nobody who waits for the program to close one waits for init."""
     null = open_nothing()
     for number in (0, 1, 2):
         posix.dup2(null, number)
@@ -332,7 +332,7 @@ def end_like(status: int) -> None:
 
 def prepare_and_start(control: _socket.socket, arguments: list[str]) -> int | None:
     """Prepare this process and start the program; returns its pid, None if that failed."""
-    # If the program is to start with a standard stream closed, nothing of ours may take its place.
+    # If the program should start with a standard stream closed, no other file may take its place.
     # These placeholders are closed when the program is executed.
     while (placeholder := open_nothing()) <= 2:
         pass

@@ -99,7 +99,7 @@ class Program(subprocess.Popen[Any]):
         return self._process is not None and self._process.ended()
 
     def disown(self) -> None:
-        """Let go of the program: it gets no more signals from here."""
+        """Close the handle of the program: it gets no more signals from here."""
         if self._process is not None:
             self._process.close()
 
@@ -282,7 +282,7 @@ def lacks(number: int | None) -> str | None:
 
 
 def _look_into(pid: int) -> None:
-    """Check that we can look into a program, which just waits. SandboxError if we never can.
+    """Check that a program, which just waits, may be looked into. SandboxError if none ever may.
 
     If it is only this program, that may change when it executes another one.
     """

@@ -17,7 +17,7 @@ class ProcessHandle:
     """A pidfd; or, where pidfds are refused, an open ``/proc/PID``, which is almost as good."""
 
     def __init__(self, pid: int) -> None:
-        """Take hold of the process. OSError: ESRCH or ENOENT if there is none."""
+        """Get a handle of the process. OSError: ESRCH or ENOENT if there is none."""
         self._pid = pid
         self._by_pidfd = may_hold()
         flags = os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
@@ -54,7 +54,7 @@ class ProcessHandle:
                 os.kill(self._pid, number)
 
     def close(self) -> None:
-        """Let go of the process."""
+        """Close the handle."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

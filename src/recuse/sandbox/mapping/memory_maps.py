@@ -1,15 +1,15 @@
-"""Memory of devices that programs have mapped, and when they have let it go.
+"""Memory of devices that programs have mapped, and when they unmap it.
 
-No call that ends a mapping is trapped. The kernel's own bookkeeping tells: every mapping is made
-from an open file description of its own, of the memory's memfd, on which a lock is held
-(F_OFD_SETLK, one byte, a different one each). Once it is mapped, all descriptors of that
-description are closed, and only the memory map keeps it: also what fork copies of it, or what
-partial munmaps, mremap and mprotect leave. With the last part, whether unmapped, or gone by exec,
-exit or SIGKILL, the description ends, and the lock with it. inotify tells that some description of
-a memfd has ended (IN_CLOSE), the locks tell whose that was (F_OFD_GETLK).
+No call that ends a mapping is trapped, because the kernel's own bookkeeping shows the end. Each
+mapping is made from its own open file description of the memory's memfd, and holds a lock on one
+byte of it, a different byte each (F_OFD_SETLK). Once it is mapped, all descriptors of that
+description are closed. Only the memory map keeps it, with what fork copies of it and what partial
+munmaps, mremap and mprotect leave of it. When the last part goes, by unmapping, exec, exit or
+SIGKILL, the description ends, and its lock too. inotify reports that some description of a memfd
+has ended (IN_CLOSE), and the locks say which (F_OFD_GETLK).
 
-A server may share the same memory with several sandboxes, whose locks meet in the same file: the
-bytes are chosen at random out of 2**62.
+A server may share the same memory with several sandboxes, whose locks are then in the same file. So
+the bytes are chosen at random out of 2**62.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ _IN_CLOEXEC: Final = 0o2000000
 _IN_NONBLOCK: Final = 0o4000
 _EVENT: Final = struct.Struct("=iIII")  # struct inotify_event; events of a file have no name
 _EVENTS: Final = 256
-"""How many are read at a time."""
+"""How many events are read at a time."""
 _FLOCK: Final = struct.Struct("@hhqqi4x")  # struct flock
 _F_GET_SEALS: Final = 1034
 
 _RECHECKS_S: Final = tuple(0.001 * 2**n for n in range(11))
-"""When to look again after an event, in seconds after the look before.
+"""When to look again after an event, in seconds after the previous look.
 
-The kernel tells that a description ends just before it drops the locks (fs/file_table.c, __fput),
-and it tells only once of several that end at about the same time.
+The kernel reports the end of a description just before it drops the locks (fs/file_table.c,
+__fput). Of several that end at about the same time it reports one.
 """
 
 _BYTES: Final = 1 << 62
 
 
 class _Memfd:
-    """One memfd that something is mapped of, or about to be; or that is watched since it was."""
+    """A memfd that something is mapped from, or about to be, or that is still watched."""
 
     __slots__ = ("descriptor", "holds", "inode", "mappings", "watch")
 
@@ -75,14 +75,14 @@ class _Memfd:
         self.mappings: list[Mapped] = []
 
     def has_lock(self, byte: int) -> bool:
-        """Whether the description that locked the byte is still there."""
+        """Whether the description that has locked the byte still exists."""
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
         found = fcntl.fcntl(self.descriptor.fileno(), fcntl.F_OFD_GETLK, asked)
         return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
 
 class Hold:
-    """A description of some memory that a mapping is to be made from."""
+    """A description of some memory from which a mapping will be made."""
 
     __slots__ = ("byte", "descriptor", "kept", "memfd")
 
@@ -94,7 +94,7 @@ class Hold:
 
 
 class Mapped:
-    """A mapping that is there."""
+    """A mapping that exists."""
 
     __slots__ = ("byte", "dont_expand", "file", "mapping")
 
@@ -108,10 +108,10 @@ class Mapped:
 
 
 class MemoryMaps:
-    """All mappings of a sandbox's devices, and the threads that notice their end."""
+    """All mappings of a sandbox's devices, and the threads that notice when they end."""
 
     def __init__(self, releases: PendingReleases) -> None:
-        """Prepare; what is needed is made with the first mapping.
+        """Prepare. What is needed is made with the first mapping.
 
         Args:
             releases: is told which nodes' files are being released.
@@ -122,9 +122,9 @@ class MemoryMaps:
         self._by_inode: dict[tuple[int, int], _Memfd] = {}
         self._watched: dict[tuple[int, int], _Memfd] = {}
         self._by_watch: dict[int, _Memfd] = {}
-        """Both have those too of which nothing is mapped any more, until there is no such memory:
-        it may be mapped again, and to watch nothing costs nothing. The kernel takes the watch away,
-        and says so long before an inode's number means another one."""
+        """Both also have memfds of which nothing is mapped any more, until the memory is gone: it
+        may be mapped again, and watching costs nothing. The kernel removes the watch and reports
+        that long before an inode's number is used again."""
         self._gone: deque[Mapped] = deque()
         self._doubtful: set[_Memfd] = set()
         self._rechecks = 0
@@ -136,14 +136,14 @@ class MemoryMaps:
         self._workers: Workers[Mapped] | None = None
 
     def hold(self, memory: OwnedDescriptor, access: int) -> Hold:
-        """Begin a mapping of some memory.
+        """Start a mapping of some memory.
 
         Args:
-            memory: is taken over, if need be.
-            access: O_RDONLY or O_RDWR; decides what mprotect can make of the mapping.
+            memory: is taken over, if necessary.
+            access: O_RDONLY or O_RDWR; limits what mprotect can make of the mapping.
 
         Raises:
-            OSError: EINVAL if it is no memfd; ENFILE if the supervisor has no descriptors left;
+            OSError: EINVAL if it is not a memfd; ENFILE if the supervisor has no descriptors left;
                 ENODEV if the sandbox has ended.
         """
         try:
@@ -210,7 +210,7 @@ class MemoryMaps:
             made.pop_all()
 
     def abandon(self, hold: Hold) -> None:
-        """Nothing was mapped after all, unless it was kept."""
+        """Nothing was mapped after all, unless :meth:`keep` was called."""
         if hold.kept:
             return
         hold.descriptor.close()
@@ -221,15 +221,15 @@ class MemoryMaps:
     def keep(
         self, hold: Hold, file: FileDescription, mapping: Mapping, *, dont_expand: bool
     ) -> None:
-        """The mapping is made: from now on, wait for its end."""
+        """The mapping has been made. Wait for its end from now on."""
         hold.kept = True
         mapped = Mapped(hold.byte, file, mapping, dont_expand)
         with self._lock:
             hold.memfd.holds -= 1
             hold.memfd.mappings.append(mapped)
             self._dont_expand += dont_expand
-            # Ours is closed where nobody looks at the memfd meanwhile: the event of the mapping's
-            # end may have come already, and be this one.
+            # Close this descriptor while nobody looks at the memfd: the event of the mapping's end
+            # may already be there, and may be merged with the event of this close.
             hold.descriptor.close()
 
     def _drop_unused(self, memfd: _Memfd) -> None:
@@ -240,10 +240,10 @@ class MemoryMaps:
         memfd.descriptor.close()
 
     def settle(self) -> None:
-        """See that what programs have unmapped so far is told to its server, or being told."""
+        """Have the server told of everything that programs have unmapped so far."""
         if self._by_inode:
             with self._lock:
-                # Those for whom the event was too early, too: their locks are gone by now.
+                # Include those whose event came too early: their locks are gone by now.
                 self._collect(self._events() | self._doubtful)
                 if self._doubtful:
                     self._wake()
@@ -252,7 +252,7 @@ class MemoryMaps:
                     self._unmapped(self._gone.popleft())
 
     def _reclaim(self) -> None:
-        """Close the memory of what programs have unmapped so far, if nobody else has."""
+        """Close memory that programs have unmapped so far, if nobody else has done so."""
         with self._lock:
             if self._by_inode and not self._closed:
                 self._collect(self._events() | self._doubtful)
@@ -283,7 +283,7 @@ class MemoryMaps:
                     self._look_again()
 
     def _collect(self, memfds: set[_Memfd]) -> None:
-        """Look which mappings of some memfds have ended; called with the lock held."""
+        """Find out which mappings of some memfds have ended. The lock is held."""
         for memfd in memfds:
             ended = [mapped for mapped in memfd.mappings if not memfd.has_lock(mapped.byte)]
             for mapped in ended:
@@ -304,7 +304,7 @@ class MemoryMaps:
         self._rechecks = rechecks
 
     def _events(self) -> set[_Memfd]:
-        """The memfds that inotify has something to tell of."""
+        """The memfds that inotify reports something of."""
         memfds: set[_Memfd] = set()
         number = _EVENTS
         while number == _EVENTS:
@@ -337,25 +337,25 @@ class MemoryMaps:
         run(step.device.connection, step.operation, done)
 
     def maps(self, tid: int, address: int) -> bool:
-        """Whether what a thread has at an address is of a device."""
+        """Whether what a thread has mapped at an address is a device's memory."""
         return bool(self._by_inode) and _inode_at(tid, address) in self._by_inode
 
     def may_grow(self, tid: int, address: int) -> bool:
-        """Whether mremap may make the mapping at an address of a thread's longer."""
+        """Whether mremap may make a thread's mapping at an address longer."""
         if not self._dont_expand:
             return True
         inode = _inode_at(tid, address)
         memfd = self._by_inode.get(inode) if inode is not None else None
         if memfd is None:
             return True
-        # Who moves a mapping (mremap) is not followed: of several ones of one memfd it cannot be
-        # told then which one it was.
+        # Moves of a mapping (mremap) are not followed. If a memfd has several mappings, it is then
+        # not known which one this is.
         mappings = list(memfd.mappings)
         here = [m for m in mappings if 0 <= address - m.mapping.address < m.mapping.length]
         return not any(mapped.dont_expand for mapped in here or mappings)
 
     def close(self) -> None:
-        """Stop watching; unmap, as far as the servers are concerned, what there still is."""
+        """Stop watching. For the servers, unmap everything that is left."""
         with self._lock:
             self._closed = True
         if self._workers is not None:

@@ -1,7 +1,7 @@
-"""Copies of what files have, for private mappings of devices without memory to share.
+"""Copies of the contents of files, for private mappings of devices without memory to share.
 
-A copy is a memfd, which lasts as long as its mapping does. It is made when mmap is called, and is
-memory that no limit of the program's counts; so there is one for all copies of a sandbox together.
+A copy is a memfd that lasts as long as its mapping. It is made when mmap is called. None of the
+program's limits counts its memory, so all copies of a sandbox together have a limit.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from recuse.wire.declare import Buffer
 from recuse.wire.descriptor import OwnedDescriptor
 
 COPIES_MAX: Final = 256 << 20
-"""Most bytes that the copies of one sandbox have together."""
+"""The most bytes that all copies of one sandbox may have together."""
 
 
 class PrivateSnapshots:
-    """Counts the bytes of all copies that there are."""
+    """Counts the bytes of all copies that exist."""
 
     def __init__(self, reclaim: Callable[[], None]) -> None:
-        """Begin with none.
+        """Start with none.
 
         Args:
-            reclaim: sees that copies are closed which nobody has mapped any more.
+            reclaim: has copies closed that are no longer mapped by anybody.
         """
         self._reclaim = reclaim
         self._lock = new_lock("PrivateSnapshots")
         self._size = 0
         self._given_back: deque[int] = deque()
-        """To be taken off the size, by who has the lock."""
+        """To be subtracted from the size by the next thread that has the lock."""
 
     @property
     def size(self) -> int:
-        """How many bytes the copies have that there are now."""
+        """How many bytes all existing copies have."""
         with self._lock:
             return self._count()
 
     def take(self, size: int) -> None:
-        """Let a copy grow by so many bytes.
+        """Let a copy grow by that many bytes.
 
         Raises:
             OSError: ENOMEM if it must not.
@@ -67,26 +67,26 @@ class PrivateSnapshots:
         return self._size
 
     def give_back(self, size: int) -> None:
-        """So many bytes are not there any more.
+        """That many bytes are gone.
 
-        Takes no lock: a collection of garbage gives back, in whatever thread and in the middle of
-        anything, so that the thread may hold any lock, and this one.
+        This takes no lock. Garbage collection may call it in any thread and in the middle of
+        anything, so the thread may already hold any lock, even this one.
         """
         self._given_back.append(size)
 
     def begin(self, offset: int, wanted: Callable[[], bool]) -> Copy:
-        """Make an empty copy of what is at ``offset`` of a file and after it.
+        """Make an empty copy of a file's content from ``offset`` on.
 
         Args:
-            offset: in bytes; the copy has its bytes at the same place.
-            wanted: whether there still is somebody who waits for it.
+            offset: in bytes; the copy has its bytes at the same position.
+            wanted: whether anybody still waits for it.
 
         Raises:
             OSError: ENFILE if the supervisor has no descriptors left.
         """
         with keeping():
             memory = _Memory(os.memfd_create("recuse"), self)
-        check_room(memory.fileno())  # or it is closed as nobody has it
+        check_room(memory.fileno())  # if this raises, the memfd is closed, as nothing refers to it
         return Copy(memory, offset, wanted)
 
 
@@ -101,7 +101,7 @@ class _Memory(OwnedDescriptor):
         self.size = 0
 
     def close(self) -> None:
-        """Close it; again, do nothing."""
+        """Close it. Doing this again has no effect."""
         super().close()
         size, self.size = self.size, 0
         self.copies.give_back(size)
@@ -110,7 +110,7 @@ class _Memory(OwnedDescriptor):
 
 
 class Copy:
-    """One copy, while it is made; see `recuse.kernel.char.mmap.Copy`."""
+    """A copy while it is being made; see `recuse.kernel.char.mmap.Copy`."""
 
     __slots__ = ("_end", "_memory", "_wanted")
 

@@ -21,8 +21,8 @@ _KCMP_FILES: Final = 2
 def can_fetch(tid: Tid, tgid: Tgid) -> bool:
     """Whether a thread's descriptors can be fetched.
 
-    They are the thread's: those of its process's first thread may be others, after
-    unshare(CLONE_FILES), or none, when that one has ended.
+    They are the thread's own. Those of its process's first thread may be different, after
+    unshare(CLONE_FILES), or missing, when the first thread has ended.
     """
     return may_fetch() and (tid == tgid or may_hold_threads() or _share_files(tid, tgid))
 
@@ -32,11 +32,11 @@ def _share_files(tid: int, other: int) -> bool:
 
 
 def fetch_descriptor(tid: Tid, tgid: Tgid, number: int) -> int:
-    """Copy a descriptor of a thread's into this process.
+    """Copy a descriptor of a thread into this process.
 
     Raises:
-        OSError: EBADF if it has none of that number; ESRCH; EPERM, also where :func:`can_fetch`
-            tells so; ENFILE if this process has no room for it.
+        OSError: EBADF if the thread has no such descriptor; ESRCH; EPERM, also where
+            :func:`can_fetch` returns False; ENFILE if this process has no room for it.
     """
     try:
         if tid == tgid:
@@ -56,6 +56,6 @@ def fetch_descriptor(tid: Tid, tgid: Tgid, number: int) -> int:
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-        # That is for programs to see whose own table is full.
+        # EMFILE would say that the program's own table is full.
         raise os_error(errno.ENFILE) from None
     return copy

@@ -9,19 +9,19 @@ from recuse.kernel.errors import os_error
 from recuse.wire.ids import Tgid, Tid
 
 _USUAL: Final = 8192
-"""Bytes that are enough, but for a thread that is in many groups."""
+"""Enough bytes, except for a thread that is in many groups."""
 
 
 class ThreadStatus:
-    """The fields, as they were when it was read."""
+    """The fields, as they were when the file was read."""
 
     __slots__ = ("_text",)
 
     def __init__(self, thread: int | str, proc: str = "/proc") -> None:
-        """Read it.
+        """Read the file.
 
         Args:
-            thread: its number in the pid namespace of ``proc``; or a name, such as "thread-self".
+            thread: its ID in the pid namespace of ``proc``; or a name, such as "thread-self".
             proc: the root of a ``/proc``.
 
         Raises:
@@ -37,9 +37,9 @@ class ThreadStatus:
         self._text = text
 
     def __getitem__(self, name: bytes) -> bytes:
-        """A field's value, without white space round it. KeyError if this kernel has none such."""
+        """A field's value without surrounding white space. KeyError if this kernel lacks it."""
         text = self._text
-        # A name begins a line, and nothing else does: newlines in a program's name are escaped.
+        # Only a name begins a line: newlines in a program's name are escaped.
         start = text.find(b"\n" + name + b":") + 1
         if not start and not text.startswith(name + b":"):
             raise KeyError(name)
@@ -52,9 +52,9 @@ class ThreadStatus:
 
     @property
     def parent(self) -> Tgid:
-        """Its process's parent; 0 if that is outside of the pid namespace."""
+        """The parent of its process; 0 if the parent is outside the pid namespace."""
         return Tgid(Tid(self.number(b"PPid")))
 
     def number(self, name: bytes, base: int = 10) -> int:
-        """A field that is a number. KeyError as above."""
+        """A field that is a number. KeyError if this kernel lacks it."""
         return int(self[name], base)

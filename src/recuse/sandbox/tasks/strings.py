@@ -19,16 +19,17 @@ _ADDRESS_LIMIT: Final = arch.ADDRESS_LIMIT
 
 
 class StringReader:
-    """Reads the strings that calls are given, paths above all, as quickly as can be.
+    """Reads the strings that calls are given, above all paths, as quickly as possible.
 
-    Almost every trapped call of an ordinary program is an open or stat, and reading its path by
+    Almost every trapped call of an ordinary program is an open or stat. Reading its path through
     ``/proc/PID/mem`` takes half the time of ``process_vm_readv``. The descriptors for that are kept
-    by thread id for the threads seen lately. One is right as long as the thread lives and has the
-    memory image that it had: its end is noticed (:mod:`recuse.sandbox.tasks.thread_ends`), and an
-    exec must be told to :meth:`forget` beforehand.
+    by thread ID, for the threads seen recently. A descriptor is right as long as the thread lives
+    and keeps its memory image. Its end is noticed (:mod:`recuse.sandbox.tasks.thread_ends`), and
+    before an exec :meth:`forget` must be called.
 
-    What cannot be read that way is read the other one: for threads whose end would not be noticed,
-    and memory that another thread of the program is to fill yet (userfaultfd(2)).
+    What cannot be read like this is read by ``process_vm_readv``: for threads whose end would not
+    be noticed, and for memory that another thread of the program still has to fill
+    (userfaultfd(2)).
     """
 
     _MOST = 64
@@ -44,11 +45,11 @@ class StringReader:
 
         Raises:
             OSError: ENAMETOOLONG if it has more than 4095 bytes; ESRCH if the thread is gone.
-            UnreadableError: if the process may not be looked into, or if there is no such memory so
-                far as can be seen: the kernel may see more.
+            UnreadableError: if the process may not be looked into, or if there is no such memory as
+                far as can be seen from here. The kernel may see more.
         """
         try:
-            with self._lock:  # or the descriptor could be closed, and its number used, meanwhile
+            with self._lock:  # otherwise the descriptor might be closed and its number used again
                 if self._poll(0, 1):
                     for ended in self._ends.take():
                         self._close(ended)
@@ -64,9 +65,9 @@ class StringReader:
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise
-            self.forget(tid)  # the memory image may be gone
+            self.forget(tid)  # the thread may have a new memory image
         try:
-            # Not under the lock: it waits as long as the memory is not there.
+            # Not under the lock: this waits until the memory is there.
             return _read_string(lambda tid, size, at: read_memory(tid, at, size), tid, address)
         except OSError as error:
             if error.errno != errno.EFAULT:
@@ -74,7 +75,7 @@ class StringReader:
         raise UnreadableError
 
     def _open(self, tid: Tid) -> int | None:
-        """A new descriptor of the thread's memory; None if it is not to be kept."""
+        """A new descriptor of the thread's memory; None if it must not be kept."""
         if len(self._descriptors) >= self._MOST:
             self._close(next(iter(self._descriptors)))
         if not self._ends.watch(tid):
@@ -99,7 +100,7 @@ class StringReader:
             self._close(tid)
 
     def forget_others(self, tid: Tid) -> None:
-        """Its process is about to get one."""
+        """The thread's process is about to get a new memory image."""
         with self._lock:
             for other in [other for other in self._descriptors if other != tid]:
                 self._close(other)
@@ -111,7 +112,7 @@ class StringReader:
                 self._close(tid)
 
     def close(self) -> None:
-        """Close all, for good."""
+        """Close everything for ever."""
         self.forget_all()
         self._ends.close()
 
@@ -120,7 +121,7 @@ def _read_string(read: Callable[[int, int, int], bytes], source: int, address: i
     """Read a string page by page with ``read(source, size, address)``; see `StringReader.read`.
 
     Raises:
-        OSError: EFAULT if it runs into what has no bytes; ENAMETOOLONG; as ``read`` does.
+        OSError: EFAULT if it reaches memory that cannot be read; ENAMETOOLONG; as ``read`` does.
     """
     size = min(256, PAGE - address % PAGE)
     whole = b""

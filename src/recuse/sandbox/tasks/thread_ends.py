@@ -1,7 +1,8 @@
-"""Which threads have ended: their ids may come again, for somebody else.
+"""Which threads have ended. Their IDs may then be used again for other threads.
 
-Threads end unseen, but a pidfd tells it (kernel/fork.c, pidfd_poll), before the id is free. That of
-a process's first thread does on every kernel, those of others since Linux 6.9 (PIDFD_THREAD).
+A thread's end is not trapped, but a pidfd reports it (kernel/fork.c, pidfd_poll) before the ID is
+free. On every kernel there are pidfds for the first thread of a process, and since Linux 6.9 for
+the others too (PIDFD_THREAD).
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ class ThreadEnds:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self.poll = self._epoll.poll
-        """``poll(0, 1)`` is not empty if some have ended. It takes 0.25 us, and is to be
-        asked each time."""
+        """``poll(0, 1)`` is not empty if some have ended. It takes 0.25 us, and must be asked each
+        time."""
         self._pidfds: dict[Tid, int] = {}
         self._tids: dict[int, Tid] = {}
 
     def watch(self, tid: Tid) -> bool:
-        """Watch a thread that is there; False if that cannot be done.
+        """Watch a thread that exists; return False if that cannot be done.
 
-        What is found out of a thread is to be kept only if it is watched, and was before.
+        Findings about a thread may be kept only if it is watched, and was watched before them.
         """
         if tid in self._pidfds:
             return True
@@ -52,14 +53,14 @@ class ThreadEnds:
         return True
 
     def take(self) -> list[Tid]:
-        """Those that have ended; they are not watched any more."""
+        """The threads that have ended. They are no longer watched."""
         ended = [self._tids[pidfd] for pidfd, _ in self.poll(0)]
         for tid in ended:
             self.forget(tid)
         return ended
 
     def forget(self, tid: Tid) -> None:
-        """Watch a thread no more."""
+        """Stop watching a thread."""
         pidfd = self._pidfds.pop(tid, None)
         if pidfd is not None:
             del self._tids[pidfd]
@@ -68,7 +69,7 @@ class ThreadEnds:
             os.close(pidfd)
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching all threads."""
         for tid in list(self._pidfds):
             self.forget(tid)
         self._epoll.close()

@@ -1,16 +1,16 @@
-"""Processes that let nobody look into them, and what is known of their descriptors all the same.
+"""Processes that nobody may look into, and what is known of their descriptors nevertheless.
 
-Such is a process after ``prctl(PR_SET_DUMPABLE, 0)``, and one whose program its user may execute
-and not read, for a supervisor without CAP_SYS_PTRACE (kernel/ptrace.c, __ptrace_may_access).
-Nothing can be copied to it or from it, so it cannot be served: its calls are the kernel's. But a
-device's descriptor is natively a socket with a byte of recuse's own in it, and a read of that, or a
-write, must fail rather than succeed.
+If the supervisor lacks CAP_SYS_PTRACE, these are processes after ``prctl(PR_SET_DUMPABLE, 0)``, and
+those whose program their user may execute but not read (kernel/ptrace.c, __ptrace_may_access).
+Nothing can be copied to them or from them, so they cannot be served, and the kernel runs their
+calls. But natively a device's descriptor is a socket with a byte of recuse's in it. Reading or
+writing that must fail rather than succeed.
 
-Which descriptors are devices cannot be asked then. It is known from before: what a thread had under
-a number when it was seen last, what a process had when it executed its program, and what its
-parents have. What such a process does to its descriptors is not seen: a device that it dup's to
-another number is taken for a file, and a file under the number of a device that is open elsewhere
-for the device.
+The process cannot be asked which of its descriptors are devices. What is known is from before: what
+a thread had under a number when it was last seen, what a process had when it executed its program,
+and what its parents have. What such a process does to its descriptors is not seen. If it dup's a
+device to another number, that is taken for a file. If it has a file under the number of a device
+that is open elsewhere, that is taken for the device.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ _CAP_SYS_PTRACE: Final = 19
 
 
 class Held(Protocol):
-    """What a program has a descriptor of."""
+    """The file behind a program's descriptor."""
 
     link: str
-    """As the link in ``/proc/PID/fd`` reads."""
+    """What the link in ``/proc/PID/fd`` reads."""
 
 
 class Unseen:
-    """What processes are known to hold that cannot be looked into."""
+    """What is known of descriptors in processes that nobody may look into."""
 
     def __init__(self, seen: Mapping[tuple[Tid, int], Held], by_link: Mapping[str, Held]) -> None:
-        """Use what was found, by thread and number, and what there is."""
+        """Use these tables: what was found, by thread and number, and all open files by link."""
         self._seen = seen
         self._by_link = by_link
         self._executed: dict[Tgid, dict[int, Held]] = {}
-        """By process: what it had when it executed its program."""
+        """By process, what it had when it executed its program."""
         self._sees_all = bool(int(_field("self", b"CapEff") or b"0", 16) >> _CAP_SYS_PTRACE & 1)
         self._told = False
 
     def executes(self, tid: Tid) -> None:
-        """Remember what a thread has that is about to execute a program."""
+        """Remember what a thread has, because it is about to execute a program."""
         if self._sees_all or not self._by_link:
             return
         held: dict[int, Held] = {}
         try:
             names = os.listdir(f"/proc/{tid}/fd")
         except OSError:
-            return  # as before, then
+            return  # what was known before stays
         for name in names:
             with contextlib.suppress(OSError):
                 descriptor = self._by_link.get(os.readlink(f"/proc/{tid}/fd/{name}"))
@@ -69,7 +69,7 @@ class Unseen:
         self._executed[_process_of(tid)] = held
 
     def may_hold(self, tid: Tid, number: int) -> bool:
-        """Whether a thread's descriptor may be a device, of what is known."""
+        """Whether a thread's descriptor may be a device, as far as is known."""
         process = _process_of(tid)
         for _ in range(_GENERATIONS):
             if process <= 1:
@@ -99,14 +99,14 @@ class Unseen:
         return descriptor is not None and self._by_link.get(descriptor.link) is descriptor
 
     def tell(self, tid: Tid) -> None:
-        """Say once that there is such a process."""
+        """Warn once that there is such a process."""
         if not self._told:
             self._told = True
             name = (_field(tid, b"Name") or b"?").decode("utf-8", "replace")
             _log.warning(
-                "%s (process %d) lets nobody look into it, by prctl(PR_SET_DUMPABLE) or since its "
-                "file may be executed and not read: it finds no devices, and cannot use those that "
-                "it has. With CAP_SYS_PTRACE, as root has it, recuse could serve it",
+                "%s (process %d) lets nobody look into it, by prctl(PR_SET_DUMPABLE) or because its "
+                "file may be executed but not read: it finds no devices, and cannot use those that "
+                "it has. With CAP_SYS_PTRACE, which root has, recuse could serve it",
                 name,
                 _process_of(tid),
             )

@@ -1,6 +1,6 @@
-"""Native files that a program's thread opens itself, made to by us: with all that it is.
+"""Native files that a program's thread is made to open itself, with all its own rights.
 
-It takes a fifth of a millisecond, and ptrace(2).
+This takes a fifth of a millisecond, and needs ptrace(2).
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _AT_NO_AUTOMOUNT: Final = 0x800
 
 
 def look_by_thread(thread: Injection, tid: Tid, file: NativeFile, flags: int) -> int:
-    """Have a thread open a file as O_PATH does, by a call that is not trapped.
+    """Have a thread open a file with O_PATH, by a call that is not trapped.
 
     Args:
         thread: makes the call.
-        tid: its number.
+        tid: its ID.
         file: what is to be opened.
         flags: O_CLOEXEC or 0.
 
     Returns:
-        The number of the descriptor that the thread has now.
+        The number of the thread's new descriptor.
 
     Raises:
-        OSError: as the thread's call; ENOENT if the path leads elsewhere from its root, or by now.
+        OSError: as the thread's call; ENOENT if the path leads elsewhere from its root, or now.
     """
     page = thread.call("mmap", 0, PAGE, _READ_WRITE, _PRIVATE | MAP_ANONYMOUS, 0xFFFFFFFF, 0)
     try:

@@ -1,7 +1,7 @@
 """The files of devices: in /dev, and what belongs to them in /sys and /proc.
 
-In each native directory that has some there is an addition of its own; directories that do not
-exist natively are in the one of the directory above.
+Each native directory that has some gets its own addition. A directory that does not exist natively
+is in the addition of the directory above it.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _PROC_BLOCK_SIZE: Final = 1024
 
 
 def majors_in_use() -> set[int]:
-    """The major numbers of this machine's own devices and drivers: theirs would be hidden.
+    """The major numbers of this machine's own devices and drivers, which would be hidden.
 
-    A driver may have registered one for devices that are not there yet.
+    A driver may have registered one for devices that do not exist yet.
     """
     majors: set[int] = set()
     with contextlib.suppress(OSError):
@@ -73,21 +73,21 @@ def _filesystem(path: bytes) -> int:
 class DeviceFiles:
     """All files of a sandbox's devices. Thread-safe.
 
-    These may be read without ado:
+    These attributes may be read without a lock:
 
     by_number
         The nodes of devices, by st_rdev.
     hidden
-        What they hide natively: they have the same path.
+        What they hide natively, because it has the same path.
     numbers_elsewhere
-        Whether other nodes may have these numbers: a driver of the machine has one of the majors,
-        or a program has made one.
+        Whether other nodes may have these numbers: because a driver of the machine has one of the
+        majors, or because a program has made a node.
     hides_links, hides_files
-        Whether symbolic links, or anything but /proc/devices, are among what is hidden.
+        Whether symbolic links, or anything except /proc/devices, are hidden.
     """
 
     def __init__(self, mounts: Mounts, removed: Callable[[Dentry], None]) -> None:
-        """Make the table; ``removed`` is told of each directory that goes."""
+        """Make the table; ``removed`` is called for each directory that is removed."""
         self.by_number: dict[int, CuseNode | DeviceNode] = {}
         self.numbers_elsewhere = False
         self.hidden: dict[tuple[int, int], Node] = {}
@@ -101,7 +101,7 @@ class DeviceFiles:
         self._next_inode = _FIRST_INODE
         self._owner = os.geteuid(), os.getegid()
         self.proc_device = _filesystem(b"/proc")
-        """The number of the filesystem that the supervisor has on /proc."""
+        """The device number of the supervisor's /proc."""
         self._majors_in_use = majors_in_use()
         self._lock = new_lock("DeviceFiles")
 
@@ -131,7 +131,7 @@ class DeviceFiles:
                     made.append(self._put(directory, path, self._make(directory, device, entry)))
 
     def add_machine(self, table: DeviceTable) -> None:
-        """Make what is there without any device: ``/dev/cuse``, CUSE's class, ``/proc/devices``."""
+        """Make the files that need no device: ``/dev/cuse``, CUSE's class, ``/proc/devices``."""
         with self._lock:
             path = b"/dev/cuse"
             directory = self._new_directory_of(path)
@@ -148,7 +148,7 @@ class DeviceFiles:
             self._put(directory, PROC_DEVICES, devices)
 
     def remove(self, device: CharDevice) -> None:
-        """Take the device's nodes away, and the directories that only they needed."""
+        """Remove the device's nodes, and the directories that only they needed."""
         with self._lock:
             self._anonymous.pop(device.serial, None)
             for dentry in reversed(self._of_device.pop(device, [])):
@@ -160,7 +160,7 @@ class DeviceFiles:
                 self._unlink(dentry)
 
     def anonymous(self, device: CharDevice) -> Location:
-        """Where the files are that the device's ioctls make, which have one node in common."""
+        """The location of the files that the device's ioctls make. They have one node in common."""
         with self._lock:
             found = self._anonymous.get(device.serial)
             if found is None:
@@ -171,11 +171,11 @@ class DeviceFiles:
         return found
 
     def anonymous_or_none(self, device: CharDevice) -> Location | None:
-        """The same, None if the device's ioctls have not made any files yet."""
+        """The same; None if the device's ioctls have not made any files yet."""
         return self._anonymous.get(device.serial)
 
     def directory(self, path: bytes) -> Location:
-        """A directory at a path where nothing is natively, made if it is not there; it stays.
+        """A directory at a path with nothing native. It is made if it is missing, and stays.
 
         Raises:
             OSError: EEXIST if something else is there.
@@ -230,7 +230,7 @@ class DeviceFiles:
         return self._directory(path.rpartition(b"/")[0] or b"/")
 
     def _directory(self, path: bytes) -> Dentry:
-        """The directory of that path, or what stands for it if it is there natively."""
+        """The directory with that path, or what is added to it if it exists natively."""
         found = self._mounts.at(path)
         if found is not None:
             if not found.node.is_directory:
@@ -267,7 +267,7 @@ def _show(
 
 
 def _show_devices(table: DeviceTable, _: Caller) -> bytes:
-    """What is to be read from ``/proc/devices``."""
+    """The content of ``/proc/devices``."""
     try:
         with open(PROC_DEVICES, encoding="utf-8", errors="surrogateescape") as file:
             native = file.read()

@@ -14,7 +14,7 @@ from recuse.sandbox.vfs.nodes import Node, native_node
 class AbsentError(FileNotFoundError):
     """A name is missing in a directory that exists only in the sandbox.
 
-    Calls that would make it fail otherwise: nobody can make one there.
+    Calls that would create the name fail with another error: nobody can create one there.
     """
 
     def __init__(self, directory: Location) -> None:
@@ -23,15 +23,15 @@ class AbsentError(FileNotFoundError):
 
 
 class NativeFile:
-    """A file that is there natively, by a descriptor that opens nothing, while this lives."""
+    """A native file, held by a descriptor that opens nothing as long as this object lives."""
 
     def __init__(self, file: int, status: os.stat_result, directory: os.stat_result | None) -> None:
         """Take a copy of a descriptor.
 
         Args:
             file: the descriptor.
-            status: what it is.
-            directory: what the file was found in by its name; None if there was none.
+            status: its status.
+            directory: the directory in which it was found by its name; None if there was none.
         """
         self.status = status
         self.directory = directory
@@ -40,16 +40,16 @@ class NativeFile:
 
     @property
     def of_the_opener(self) -> bool:
-        """Whether its content may depend on who opens it, as that of ``/proc`` does."""
+        """Whether its content may depend on who opens it, like files of ``/proc``."""
         return native_files.depends_on_opener(self.descriptor)
 
     @property
     def path(self) -> bytes:
-        """From the supervisor's root."""
+        """Its path from the supervisor's root."""
         return native_files.path_of(self.descriptor)
 
     def location(self) -> Location:
-        """The file as if it were one of ours; for looking only."""
+        """The file as if it were one of recuse's; for looking only."""
         return lone(native_node(self.descriptor), self.path)
 
     def __del__(self) -> None:
@@ -59,17 +59,17 @@ class NativeFile:
 
 
 class OutsideError(FileNotFoundError):
-    """A path leads through a directory or link of ours to a file that is there natively.
+    """A path leads through a directory or link of recuse's to a native file.
 
-    The kernel cannot find it by that path. Calls that only look at a file are answered for it; for
-    all others it is as if it were missing.
+    The kernel cannot find the file by that path. Calls that only look at a file are answered for
+    it; for all others the file seems to be missing.
     """
 
     def __init__(self, file: NativeFile, links: int, magic: bool) -> None:
         super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
         self.file = file
         self.links = links
-        """As that of :class:`Found`."""
+        """Like that of :class:`Found`."""
         self.magic = magic
 
 
@@ -78,15 +78,15 @@ class Found(NamedTuple):
 
     location: Location
     link: bool = False
-    """The path names not that but a ``/proc/PID/fd`` link to it, and was not to be followed."""
+    """Whether the path names a ``/proc/PID/fd`` link to it that must not be followed."""
     links: int = 0
     """How many symbolic links were followed."""
     magic: bool = False
-    """One of them was a ``/proc/PID/fd`` link."""
+    """Whether one of them was a ``/proc/PID/fd`` link."""
     native: NativeFile | None = None
-    """The file itself, if the node only looks like it."""
+    """The native file itself, if the node only looks like it."""
 
     @property
     def node(self) -> Node:
-        """What is there."""
+        """The node that is there."""
         return self.location.dentry.node

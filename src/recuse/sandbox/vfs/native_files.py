@@ -1,10 +1,10 @@
 """Native files that programs name: all that the supervisor opens, looks at and lists for them.
 
-Nothing else in the sandbox does (tests/test_layering.py). Each of these functions does what the
-calling thread may do: who works for a program with fewer rights acts as that program meanwhile
-(:mod:`recuse.sandbox.tasks.rights`). Files are held by descriptors that open nothing (O_PATH),
-which are opened through ``/proc/self/fd``: what was looked at is what is opened, whatever path
-leads there by now.
+Nothing else in the sandbox does that (tests/test_layering.py). Each of these functions does what
+the calling thread may do. When it works for a program with fewer rights, the thread acts as that
+program (:mod:`recuse.sandbox.tasks.rights`). Files are held by descriptors that open nothing
+(O_PATH), and are opened through ``/proc/self/fd``. So the file that was looked at is the one that
+is opened, wherever the path leads by then.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LOOK_AT_LINK: Final = LOOK | arch.O_NOFOLLOW
 PROC_ROOT_INODE: Final = 1
 """The inode number of every /proc (linux/proc_fs.h, PROC_ROOT_INO)."""
 _DEEPEST_IN_PROC: Final = 5
-"""More than directories of a process are below its own: ``/proc/PID/task/TID/fd``."""
+"""More levels than there are below a process's own directory: ``/proc/PID/task/TID/fd``."""
 
 PROC_MAGIC: Final = 0x9FA0
 SYSFS_MAGIC: Final = 0x62656572
@@ -50,15 +50,15 @@ _OF_THE_OPENER: Final = frozenset((PROC_MAGIC, 0x27E0EB, 0x63677270, 0x6E736673)
 
 _ST_NODEV: Final = 4
 _ST_NOSYMFOLLOW: Final = 0x2000
-"""statvfs(3): of that mount, device nodes cannot be opened, symbolic links not be followed."""
+"""statvfs(3): on that mount, device nodes cannot be opened, or symbolic links not followed."""
 
 _FOR_ALL: Final = stat.S_ISVTX | stat.S_IWOTH
-"""Of a directory in which everybody may make files, and remove only his own."""
+"""The mode of a directory in which everybody may make files, and remove only their own."""
 
 _STATFS: Final = struct.Struct("=qqQQQQQiiqqq32x")
 """asm-generic/statfs.h"""
 _STATX_PLACE: Final = struct.Struct("=I28xQ104xQ")
-"""Of ``struct statx``: the mask, the inode number, the number of the mount."""
+"""``struct statx``: the mask, the inode number, the number of the mount."""
 _STATX_SIZE: Final = 256
 _STATX_INO: Final = 0x100
 _STATX_MNT_ID: Final = 0x1000
@@ -69,9 +69,9 @@ _NOBODY_ELSE: Final = contextlib.nullcontext()
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# Quickly, on the way of almost every call.
+# These are quick, because almost every call needs them.
 access = os.access
-"""For the supervisor itself: access(2) asks with the real ids."""
+"""For the supervisor itself: access(2) uses the real IDs."""
 status = os.stat
 link_status = os.lstat
 is_link = os.path.islink
@@ -80,7 +80,7 @@ real_path = os.path.realpath
 
 
 def status_from(acting: Acting | None, start: bytes, path: bytes) -> os.stat_result:
-    """What a path leads to from a thread's directory in ``/proc``, which is looked at as ours.
+    """What a path leads to, from a thread's directory in ``/proc`` that recuse itself opens.
 
     Raises:
         OSError: as stat; EACCES if the rights cannot be taken on.
@@ -94,7 +94,7 @@ def status_from(acting: Acting | None, start: bytes, path: bytes) -> os.stat_res
 
 
 def is_empty(path: bytes) -> bool:
-    """Whether there is nothing in a directory of the supervisor's. OSError as opendir."""
+    """Whether a directory of the supervisor's is empty. OSError as opendir."""
     return not os.listdir(path)
 
 
@@ -108,12 +108,12 @@ def is_link_in(name: bytes, directory: int) -> bool:
 
 
 def start_of(tid: Tid, base: int) -> bytes:
-    """The link to a thread's directory: the working one, or that of a descriptor."""
+    """The link to a thread's working directory, or to a directory that it has open."""
     return b"/proc/%d/cwd" % tid if base == AT_FDCWD else b"/proc/%d/fd/%d" % (tid, base)
 
 
 def open_path(directory: int, path: bytes, resolve: int, flags: int = 0) -> int:
-    """openat2 with O_PATH: a descriptor, or a negative errno."""
+    """Call openat2 with O_PATH; return a descriptor, or a negative errno."""
     how = _OPEN_HOW.pack(LOOK | flags, 0, resolve)
     result: int = _libc.syscall(arch.SYSCALLS["openat2"], directory, path, how, len(how))
     return result if result >= 0 else -ctypes.get_errno()
@@ -125,7 +125,7 @@ def look(path: bytes, directory: int | None = None, *, follow: bool = True) -> i
 
 
 def meets_magic(directory: int, path: bytes) -> bool:
-    """Whether following ``path`` meets a link of the magic kind, as ``/proc/PID/fd/N`` is one."""
+    """Whether following ``path`` meets a magic link, such as ``/proc/PID/fd/N``."""
     file = open_path(directory, path, RESOLVE_NO_MAGICLINKS)
     if file >= 0:
         os.close(file)
@@ -138,7 +138,7 @@ def is_supervisors(directory: int) -> bool:
         up = b""
         for _ in range(_DEEPEST_IN_PROC):
             if os.stat(up + b"../", dir_fd=directory).st_ino == PROC_ROOT_INODE:
-                # There it is by this thread's number in the namespace of that /proc.
+                # That /proc shows this thread under its ID in that /proc's namespace.
                 thread = os.readlink(up + b"../thread-self", dir_fd=directory)
                 os.stat(up + b"task/" + thread.rpartition(b"/")[2], dir_fd=directory)
                 return True
@@ -147,7 +147,7 @@ def is_supervisors(directory: int) -> bool:
 
 
 def target_of(link: int) -> bytes:
-    """Where a symbolic link leads, of which there is a descriptor. OSError as readlink."""
+    """Where a symbolic link leads; ``link`` is a descriptor of it. OSError as readlink."""
     return os.readlink(b"", dir_fd=link)
 
 
@@ -157,9 +157,9 @@ def path_of(file: int) -> bytes:
 
 
 def place_of(path: bytes) -> tuple[int, int] | None:
-    """The numbers of a directory's mount, which no other has in any namespace, and of its inode.
+    """The ID of a directory's mount, which is unique in all namespaces, and its inode number.
 
-    None if it cannot be found, or the kernel does not tell (since Linux 5.8 it does).
+    None if it cannot be found, or if the kernel does not say (it does since Linux 5.8).
     """
     wanted = _STATX_INO | _STATX_MNT_ID
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
@@ -175,29 +175,29 @@ def root_path(tid: Tid) -> bytes:
 
 
 def below(root: bytes, path: bytes) -> bytes:
-    """A path as it is from a root; the same if it is not below that."""
+    """A path as seen from a root; unchanged if it is not below that root."""
     return path.removeprefix(root) or b"/" if path.startswith(root + b"/") or path == root else path
 
 
 def mount_of(file: int) -> bytes:
-    """The line of ``/proc/self/fdinfo`` that tells which mount a descriptor was opened on."""
+    """The line of ``/proc/self/fdinfo`` with the mount on which a descriptor was opened."""
     with open(f"/proc/self/fdinfo/{file}", "rb") as lines:
         return next(line for line in lines if line.startswith(b"mnt_id:"))
 
 
 def check_search(directory: int) -> None:
     """Raise EACCES unless names may be looked up in a directory."""
-    # The kernel asks for that on the way to ".", too.
+    # The kernel checks that on the way to "." too.
     os.close(os.open(b".", LOOK, dir_fd=directory))
 
 
 def check_access(acting: Acting | None, file: int, wanted: int) -> None:
-    """Raise what the kernel says of access to a file: EACCES; EROFS for writing.
+    """Raise the error of an access to a file, if any: EACCES; EROFS for writing.
 
     Args:
         acting: with whose rights; None for the supervisor's own.
         file: a descriptor of it.
-        wanted: as access(2) has it.
+        wanted: as for access(2).
     """
     flags = AT_EMPTY_PATH | _AT_EACCESS
     number = arch.SYSCALLS["faccessat2"]
@@ -205,7 +205,7 @@ def check_access(acting: Acting | None, file: int, wanted: int) -> None:
         result = _libc.syscall(number, file, b"", wanted, flags)
         code = ctypes.get_errno()
         if result < 0 and code in (errno.EPERM, errno.ENOSYS):  # refused by a container
-            # access(2) asks with the real ids, which are the supervisor's.
+            # access(2) uses the real IDs, which are the supervisor's.
             path = b"/proc/self/fd/%d" % file
             result = -1 if acting else _libc.access(path, wanted)
             code = errno.EACCES if acting else ctypes.get_errno()
@@ -214,18 +214,18 @@ def check_access(acting: Acting | None, file: int, wanted: int) -> None:
 
 
 def opens_no_devices(file: int) -> bool:
-    """Whether device nodes of a file's mount cannot be opened."""
+    """Whether device nodes on a file's mount cannot be opened."""
     return bool(os.fstatvfs(file).f_flag & _ST_NODEV)
 
 
 def filesystem_type(file: int) -> int:
-    """f_type of fstatfs(2), 0 if it does not tell."""
+    """f_type of fstatfs(2); 0 if that fails."""
     buffer = (ctypes.c_long * 32)()
     return 0 if _libc.fstatfs(file, buffer) else buffer[0] & 0xFFFFFFFF
 
 
 def filesystem_type_at(path: bytes) -> int:
-    """The same of what is at a path of the supervisor's."""
+    """The same for a path of the supervisor's."""
     buffer = (ctypes.c_long * 32)()
     return 0 if _libc.statfs(path, buffer) else buffer[0] & 0xFFFFFFFF
 
@@ -236,7 +236,7 @@ def is_proc(file: int) -> bool:
 
 
 def depends_on_opener(file: int) -> bool:
-    """Whether what is read or written there may depend on who has opened it, or its namespaces."""
+    """Whether the content may depend on who has opened the file, or on the opener's namespaces."""
     return filesystem_type(file) in _OF_THE_OPENER
 
 
@@ -258,12 +258,12 @@ def statfs_at(path: bytes) -> bytes:
 
 
 def statfs_of_anonymous() -> bytes:
-    """``struct statfs`` of a file that the kernel has for no name (fs/libfs.c, simple_statfs)."""
+    """``struct statfs`` of a file for which the kernel has no name (fs/libfs.c, simple_statfs)."""
     return _STATFS.pack(_ANONYMOUS_MAGIC, PAGE_SIZE, 0, 0, 0, 0, 0, 0, 0, _NAME_MAX, PAGE_SIZE, 0)
 
 
 def _level(name: str) -> int:
-    """A setting of the kernel's, as it is if nobody has changed it where it cannot be read."""
+    """A setting of the kernel's; its default where it cannot be read."""
     try:
         with open(f"/proc/sys/fs/{name}", encoding="ascii") as file:
             return int(file.read())
@@ -272,17 +272,17 @@ def _level(name: str) -> int:
 
 
 def check_follow(link: int, linked: os.stat_result, directory: os.stat_result, uid: int) -> None:
-    """Raise what the kernel says to following a symbolic link (fs/namei.c, pick_link; Linux 6.1).
+    """Raise the error of following a symbolic link (fs/namei.c, pick_link; Linux 6.1).
 
     Args:
         link: a descriptor of it.
-        linked: what it is.
-        directory: what it is in.
-        uid: the filesystem user id of who follows it.
+        linked: its status.
+        directory: the status of its directory.
+        uid: the filesystem user ID of the thread that follows it.
 
     Raises:
-        OSError: ELOOP, on a mount whose links are not followed; EACCES, for somebody else's in a
-            directory for all.
+        OSError: ELOOP on a mount whose links are not followed; EACCES for somebody else's link in a
+            directory where everybody may make files.
     """
     if os.fstatvfs(link).f_flag & _ST_NOSYMFOLLOW:
         raise os_error(errno.ELOOP)
@@ -292,10 +292,10 @@ def check_follow(link: int, linked: os.stat_result, directory: os.stat_result, u
 
 
 def check_create(file: os.stat_result, directory: os.stat_result, uid: int) -> None:
-    """Raise EACCES unless O_CREAT may open a file that is there already.
+    """Raise EACCES unless O_CREAT may open a file that exists already.
 
-    In a directory for all somebody else may have put it there (fs/namei.c, may_create_in_sticky).
-    Arguments as those of :func:`check_follow`.
+    If everybody may make files in the directory, somebody else may have put it there (fs/namei.c,
+    may_create_in_sticky). The arguments are those of :func:`check_follow`.
     """
     if not directory.st_mode & stat.S_ISVTX or file.st_uid in (uid, directory.st_uid):
         return
@@ -307,34 +307,34 @@ def check_create(file: os.stat_result, directory: os.stat_result, uid: int) -> N
 
 
 def open_again(acting: Acting | None, file: int, flags: int, mode: int, umask: int) -> int:
-    """Open what a descriptor looks at, as a program's open would; return a new descriptor.
+    """Open what a descriptor refers to, as a program's open would; return a new descriptor.
 
     Args:
         acting: with whose rights; None for the supervisor's own.
         file: the descriptor.
-        flags: the program's. The file is there already, and is no symbolic link.
+        flags: the program's. The file exists already, and is no symbolic link.
         mode: the program's, for O_TMPFILE.
         umask: likewise.
 
     Raises:
-        OSError: as open; EACCES if the rights cannot be taken on; EAGAIN if there can be no thread.
+        OSError: as open; EACCES if the rights cannot be taken on; EAGAIN if no thread can start.
     """
     flags = flags & ~(os.O_CREAT | O_PATH | arch.O_NOFOLLOW) | os.O_CLOEXEC
     path = b"/proc/self/fd/%d" % file
     if acting is None and not flags & O_TMPFILE:
         return os.open(path, flags)
-    # An open file remembers who has opened it: for good, therefore.
+    # An open file remembers for ever who has opened it.
     return in_own_thread(acting, umask, lambda left: os.open(path, flags, mode & ~left))
 
 
 def list_next(acting: Acting | None, directory: int, room: int, *, typed: bool) -> bytes:
-    """What the kernel lists next of an open directory.
+    """What the kernel lists next in an open directory.
 
     Args:
-        acting: with whose rights: not everybody is shown all of a /proc (hidepid).
+        acting: with whose rights: not everybody sees all of a /proc (hidepid).
         directory: a copy of the program's own descriptor.
         room: for how many bytes.
-        typed: as getdents64 lists it, and not as getdents.
+        typed: whether to list like getdents64, and not like getdents.
 
     Raises:
         OSError: as getdents.

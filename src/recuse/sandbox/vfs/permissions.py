@@ -18,7 +18,7 @@ MAY_READ: Final = 4
 
 
 def grants(mode: int, uid: int, gid: int, who: Credentials, wanted: int) -> bool:
-    """Whether a file's type and permission bits and its owner give ``who`` all of ``wanted``."""
+    """Whether a file's mode and owner give ``who`` all of ``wanted``."""
     if who.overrides and (not wanted & MAY_EXECUTE or stat.S_ISDIR(mode) or mode & 0o111):
         return True
     if who.searches and not wanted & ~(MAY_READ | MAY_EXECUTE if stat.S_ISDIR(mode) else MAY_READ):

@@ -1,14 +1,14 @@
-"""Real, empty directories that stand for those that exist only in a sandbox, while they are open.
+"""Real, empty directories that stand for directories of the sandbox while these are open.
 
-What a program holds when it has opened one of ours is a descriptor of its shadow. All that programs
-ask of it is answered from the sandbox's nodes; there is nothing in it, so no name is found natively
-but "." and "..".
+A program that has opened such a directory holds a descriptor of its shadow. All calls about it are
+answered from the sandbox's nodes. The shadow is empty, so no names except "." and ".." are found in
+it natively.
 
-A shadow is removed as soon as it is made, and only held open: so whoever is killed leaves nothing
-behind. For the kernel it goes on being a directory, in which nothing can be made. It is as deep
-below the removed directory of all shadows as the one it stands for is below the root: so ".." leads
-natively to nothing that is there, either. Shadows are known by device and inode number, which no
-other directory has while they are held.
+A shadow is removed as soon as it is made, and only held open. So nothing is left behind if a
+process is killed. For the kernel it is still a directory, but nothing can be made in it. It is as
+deep below the removed directory of all shadows as the directory it stands for is below the root. So
+".." natively leads to nothing that exists either. Shadows are known by device and inode number. No
+other directory has the same numbers while they are held.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _OPEN = os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
 
 
 class PlaceholderDirs:
-    """All shadows of a sandbox; none before a program opens such a directory."""
+    """All shadows of a sandbox. There is none before a program opens such a directory."""
 
     def __init__(self) -> None:
         self._lock = new_lock("PlaceholderDirs")
         self._root = b""
         self._held: dict[Location, int] = {}
-        """Descriptors of their placeholders."""
+        """The descriptors of their shadows."""
         self._standing: dict[tuple[int, int], Location] = {}
-        """By a shadow's device and inode number, what it stands for."""
+        """What a shadow stands for, by its device and inode number."""
         self._gone: deque[Location] = deque()
-        """Those that are held though they were removed."""
+        """The directories that are held although they were removed."""
         self.used = False
         """Whether there are any."""
 
@@ -48,8 +48,8 @@ class PlaceholderDirs:
         """Return a new descriptor of a directory's shadow.
 
         Raises:
-            OSError: EACCES if there is no place for it; as mkdir and open; ENOENT if the directory
-                has been removed.
+            OSError: EACCES if there is no place to make it; ENOENT if the directory has been
+                removed; as mkdir and open.
         """
         with self._lock:
             if location.node.removed:
@@ -63,10 +63,10 @@ class PlaceholderDirs:
             return os.open(b"/proc/self/fd/%d" % held, _OPEN)
 
     def removed(self, directory: Dentry) -> None:
-        """A directory was removed: who has it open finds nothing there any more.
+        """A directory was removed. Whoever has it open finds nothing there any more.
 
-        That is told as long as its shadow is held: of a few. From the others, the kernel finds
-        nothing either.
+        For a few such directories recuse reports that as long as the shadow is held. In the others
+        the kernel finds nothing either.
         """
         with self._lock:
             self._gone += [location for location in self._held if location.dentry is directory]
@@ -86,7 +86,7 @@ class PlaceholderDirs:
                 place = os.path.join(place, name)
                 os.mkdir(place, 0o700)
                 made.append(place)
-                os.chmod(place, 0o755)  # all may search it, whatever the umask
+                os.chmod(place, 0o755)  # everybody may search it, whatever the umask
             return os.open(place, _OPEN)
         finally:
             for place in reversed(made):
@@ -98,7 +98,7 @@ class PlaceholderDirs:
         return self._standing.get((status.st_dev, status.st_ino)) if self.used else None
 
     def close(self) -> None:
-        """Close them."""
+        """Close all shadows."""
         with self._lock:
             held, self._held = self._held, {}
             self.used = False
@@ -107,11 +107,11 @@ class PlaceholderDirs:
 
 
 def _place() -> bytes:
-    """A directory in which one can be made. OSError, EACCES, if there is none."""
+    """A directory in which others can be made. OSError: EACCES if there is none."""
     import tempfile  # noqa: PLC0415  # which most runs do without
 
     places = ["/dev/shm", os.environ.get("XDG_RUNTIME_DIR", ""), "/run"]
-    with contextlib.suppress(FileNotFoundError):  # it has tried some, and the working directory
+    with contextlib.suppress(FileNotFoundError):  # it tries several, and the working directory
         places.insert(0, tempfile.gettempdir())
     for place in places:
         if place and os.access(place, os.W_OK | os.X_OK):

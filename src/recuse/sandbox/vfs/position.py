@@ -1,8 +1,8 @@
-"""Where a walk is: in a tree of ours, or natively, where descriptors hold what it has come to.
+"""Where a walk is: in a tree of recuse's, or natively, where descriptors hold what it has reached.
 
-The kernel itself says what a name is in a native directory, which mounts are on it and what is
-above it, in whatever mount namespace and below whatever root the thread is: the descriptors open
-nothing (O_PATH). What is mounted in the sandbox, or added, is told by what a directory *is*.
+The kernel itself says what a name is in a native directory, which mounts are on it, and what is
+above it, in the thread's own mount namespace and below its own root. The descriptors open nothing
+(O_PATH). What is mounted or added in the sandbox is found by what a directory *is*.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @record
 class Spot:
-    """A native file that a walk has come to."""
+    """A native file that a walk has reached."""
 
     file: int
     """A descriptor, opened with O_PATH."""
@@ -40,12 +40,12 @@ class Spot:
     """What is mounted on it."""
 
     def shows(self, mount: Mount) -> bool:
-        """Whether that is mounted on it or added to it."""
+        """Whether this mount covers it or is added to it."""
         return mount is self.cover or any(mount is addition for addition in self.additions)
 
 
 class Position:
-    """To be used in a with statement, which closes what it holds."""
+    """A position. It is used in a with statement, which closes what it holds."""
 
     def __init__(
         self,
@@ -56,25 +56,25 @@ class Position:
         own_root: bool,
         scope: int,
     ) -> None:
-        """Be nowhere yet. Arguments as those of :class:`recuse.sandbox.vfs.walk.Walk`."""
+        """Start nowhere. The arguments are those of :class:`recuse.sandbox.vfs.walk.Walk`."""
         self.mounts = mounts
         self.placeholders = placeholders
         self.tid = tid
         self.own_root = own_root
         self.scope = scope
         self.here: Spot | None = None
-        """Where it is natively; with ``at``, where it left what is native."""
+        """Where it is natively. If ``at`` is set, where it left the native files."""
         self.at: Location | None = None
-        """Where it is in a tree of ours, if it is in one."""
+        """Where it is in a tree of recuse's, if it is in one."""
         self.through_ours = False
-        """Whether it has been in one."""
+        """Whether it has been in a tree of recuse's."""
         self.above: os.stat_result | None = None
-        """What the native file is in, if it was found there by a name."""
+        """The directory in which the native file was found by a name, if it was."""
         self.callers = False
-        """Whether it is natively in the directory of the thread's own process in a ``/proc``."""
+        """Whether it is natively in the /proc directory of the thread's own process."""
         self._root: Spot | Location | None = None
         self._out_of_reach = False
-        """Whether it is natively in a directory of the supervisor's for what is ours there."""
+        """Whether the native directory is out of reach, except for what recuse has added there."""
 
     def __enter__(self) -> Self:
         """Do nothing."""
@@ -92,13 +92,13 @@ class Position:
             os.close(self._root.file)
 
     def leave(self) -> None:
-        """Be nowhere."""
+        """Be nowhere again."""
         here, self.here, self.at = self.here, None, None
         if here is not None:
             os.close(here.file)
 
     def _spot(self, file: int, status: os.stat_result | None = None) -> Spot:
-        """What a descriptor leads to, which is closed if that fails."""
+        """The file behind a descriptor, which is closed if this fails."""
         try:
             status = status or os.fstat(file)
             if not stat.S_ISDIR(status.st_mode):
@@ -113,7 +113,7 @@ class Position:
             raise
 
     def go(self, file: int, status: os.stat_result | None = None) -> None:
-        """Go to what a descriptor leads to, which is the position's from now on."""
+        """Go to the file behind a descriptor, which the position owns from now on."""
         spot = self._spot(file, status)
         self.leave()
         self.here = spot
@@ -133,12 +133,12 @@ class Position:
             self._root = self.at or self._spot(os.dup(file), spot.status)
 
     def enter(self, location: Location) -> None:
-        """Go to a place of ours, and to what is mounted there."""
+        """Go to a location of recuse's, and to what is mounted there."""
         self.through_ours = True
         self.at = self.mounts.top(location)
 
     def go_to_root(self) -> None:
-        """Go to the thread's root. Raises EXDEV if that leads out of the path's scope."""
+        """Go to the thread's root. Raises EXDEV if the path must not leave its scope."""
         if self.scope & RESOLVE_BENEATH:
             raise os_error(errno.EXDEV)  # fs/namei.c, nd_jump_root
         root = self.root()
@@ -148,7 +148,7 @@ class Position:
             self.go(os.dup(root.file), root.status)
 
     def root(self) -> Spot | Location:
-        """The thread's root, or where the path's scope begins."""
+        """The thread's root, or where the path's scope starts."""
         if self._root is None:
             root = b"/proc/%d/root" % self.tid if self.own_root else b"/"
             spot = self._spot(native_files.look(root))
@@ -159,9 +159,9 @@ class Position:
         return self._root
 
     def _at_root(self) -> bool:
-        """Whether ".." leads nowhere else.
+        """Whether ".." stays here.
 
-        Of the supervisor's own root the kernel knows that itself.
+        For the supervisor's own root, the kernel itself knows that.
         """
         if not (self.scope or self.own_root):
             return False
@@ -176,7 +176,7 @@ class Position:
         return native_files.mount_of(root.file) == native_files.mount_of(here.file)
 
     def up(self) -> None:
-        """Go to what is above."""
+        """Go to the directory above."""
         if self._at_root():
             if self.scope & RESOLVE_BENEATH:
                 raise os_error(errno.EXDEV)  # fs/namei.c, follow_dotdot
@@ -185,7 +185,7 @@ class Position:
         while at is not None and at.is_root:
             if at.mount.point is None:
                 if self.here is None or self.here.cover is not at.mount:
-                    self._go_by_path(at.mount)  # it was not reached through that directory
+                    self._go_by_path(at.mount)  # it was not reached through that native directory
                 break
             at = at.mount.point
         if at is None or at.is_root:
@@ -203,12 +203,12 @@ class Position:
             self._go_by_path(at.mount)
 
     def _go_by_path(self, mount: Mount) -> None:
-        """Go to the native directory that a mount is on or that it is added to."""
+        """Go to the native directory on which a mount is, or to which it is added."""
         if self.own_root:
             root = self.root()
             if isinstance(root, Spot):
                 flags = native_files.RESOLVE_IN_ROOT | native_files.RESOLVE_NO_MAGICLINKS
-                # As in a bind mount or a copy of /dev, or else by the supervisor's path.
+                # Try a bind mount or a copy of /dev first, then the supervisor's path.
                 below = native_files.below(native_files.path_of(root.file), mount.path)
                 for path in dict.fromkeys((mount.path, below)):
                     file = native_files.open_path(root.file, path, flags)
@@ -216,11 +216,11 @@ class Position:
                         self.go(file)
                         if self.here is not None and self.here.shows(mount):
                             return
-        # From the thread's root it may be out of reach, but for what is ours in it.
+        # The thread's root may not lead to it, except for what recuse has added there.
         self.go(native_files.look(mount.path))
         self._out_of_reach = self.own_root or bool(self.scope)
 
     def check_reach(self) -> None:
-        """Raise ENOENT if what is here natively is not to be reached."""
+        """Raise ENOENT if the thread must not reach the native directory here."""
         if self._out_of_reach:
             raise os_error(errno.ENOENT)
