@@ -1,7 +1,7 @@
 """Which of several ways recuse can go: a container's seccomp profile may refuse system calls.
 
-Each is tried on this process itself, where only such a filter, or a kernel without the call, refuses
-it. Whether other processes may be looked into is another question: without that nothing works.
+Each is tried on this process itself, where only such a filter refuses it, or a kernel without the
+call. Whether other processes may be looked into is another question: without that nothing works.
 """
 
 from __future__ import annotations

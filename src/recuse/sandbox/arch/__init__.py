@@ -1,4 +1,4 @@
-"""The one place where the architecture's numbers live.
+"""The only place for the numbers of an architecture.
 
 A new architecture is a module like :mod:`recuse.sandbox.arch.x86_64` with the same names, and one
 for its 32-bit programs like :mod:`recuse.sandbox.arch.arm`, and a row here.
@@ -25,8 +25,8 @@ __all__ = ["DESCRIPTION", "MACHINE", "SUPPORTED", "arch", "compat", "name_of"]
 _WIDE = struct.calcsize("P") == 8
 
 SUPPORTED = MACHINE in ("x86_64", "aarch64") and _WIDE
-"""Whether the sandbox knows this architecture, and the interpreter is one of 64 bits;
-:class:`recuse.sandbox.launch.parent.Launch` refuses others before anything is started."""
+"""Whether the sandbox knows this architecture and the interpreter is a 64-bit one. Otherwise
+:class:`recuse.sandbox.launch.parent.Launch` refuses to start anything."""
 
 DESCRIPTION = MACHINE if _WIDE else f"{MACHINE} with a 32-bit Python"
 """For messages."""

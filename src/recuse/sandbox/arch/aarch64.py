@@ -19,12 +19,11 @@ FOREIGN_CALL_BIT: Final = 0
 
 CALLS: Final = entries(ARM64)
 SYSCALLS: Final = {call.name: call.number for call in CALLS}
-"""The number of every system call that recuse traps or makes, by name. There are none of the old
-ones without ``at``, nor poll, select and epoll_wait: the C library makes the newer calls in their
-stead."""
+"""The number of every system call that recuse traps or makes, by name. The old calls without ``at``
+are missing, and so are poll, select and epoll_wait: the C library makes the newer calls instead."""
 
 ADDRESS_LIMIT: Final = 1 << 48
-"""The end of user space, as far as programs get it without asking for more (DEFAULT_MAP_WINDOW)."""
+"""The end of user space for programs that do not ask for more (DEFAULT_MAP_WINDOW)."""
 
 O_DIRECTORY: Final = 0o40000
 O_NOFOLLOW: Final = 0o100000

@@ -1,7 +1,7 @@
 """Numbers of the 32-bit ARM system call interface, which many arm64 kernels have too.
 
-arch/arm/tools/syscall.tbl (EABI). Programs of 32 bits see no devices on arm64; these are the calls
-by which they could reach one whose descriptor they inherit, and those that change what recuse
+arch/arm/tools/syscall.tbl (EABI). 32-bit programs see no devices on arm64. These are the calls by
+which they could reach a device whose descriptor they inherit, and calls that change what recuse
 remembers of a process.
 """
 

@@ -9,7 +9,7 @@ from typing import Final
 # Operations that write to their second operand, with the size of the number that follows.
 _TO_SECOND: Final = (
     (rb"[\x01\x09\x21\x29\x31\x89]", 0),  # add, or, and, sub, xor and mov %register
-    (rb"[\x83\xc1]", 1),  # the same with a number; shifts
+    (rb"[\x83\xc1]", 1),  # the same with a constant; shifts
     (rb"[\x81\xc7]", 4),
 )
 _TO_REGISTER: Final = (
@@ -21,25 +21,26 @@ _TO_MEMORY: Final = ((rb"\x89", 0), (rb"\xc7", 4))  # mov
 
 
 def one_byte(is_one: Callable[[int], object]) -> bytes:
-    """A regular expression for one byte of those for which ``is_one`` is true."""
+    """A regular expression for one byte for which ``is_one`` is true."""
     return b"[%b]" % b"".join(re.escape(bytes((n,))) for n in range(256) if is_one(n))
 
 
 def leaves_eax(segment: bytes, *, wide: bool) -> bytes:
-    """One for an instruction that compilers put between the loading of eax and a system call.
+    """A regular expression for an instruction between the loading of eax and a system call.
 
-    It writes neither to eax nor to the stack pointer, but for what reserves room on the stack.
+    Compilers put such instructions there. They write neither to eax nor to the stack pointer,
+    except to reserve room on the stack.
 
     Args:
-        segment: the prefix for what each thread has for itself, such as the stack's guard.
-        wide: whether it is code of 64 bits, whose registers have prefixes.
+        segment: the prefix for data of the thread's own, such as the stack's guard.
+        wide: whether this is 64-bit code, which has prefixes for registers.
     """
     return b"(?:" + b"|".join(_instructions(segment, wide)) + b")"
 
 
 def _instructions(segment: bytes, wide: bool) -> Iterator[bytes]:
-    # A prefix of 0x40 to 0x4f has a bit 8 for 64-bit operands, and bits 4 and 1 for the upper
-    # eight registers as the first and the second operand of the byte after the operation.
+    # A prefix of 0x40 to 0x4f has bit 8 for 64-bit operands. Bits 4 and 1 select the upper eight
+    # registers as the first and second operand in the byte after the operation.
     def prefix(mask: int, value: int) -> bytes:
         return one_byte(lambda n: n & 0xF0 == 0x40 and n & mask == value) + b"?" * (not value)
 
@@ -72,10 +73,10 @@ def _instructions(segment: bytes, wide: bool) -> Iterator[bytes]:
 
 
 def in_memory(is_register: Callable[[int], object]) -> bytes:
-    """One for the bytes after an operation that name a place in memory, and a register.
+    """A regular expression for the bytes after an operation that name memory and a register.
 
     Args:
-        is_register: whether it may be that of number 0 to 7.
+        is_register: whether the register may have that number, 0 to 7.
     """
 
     def byte(mode: int, is_base: Callable[[int], object]) -> bytes:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from recuse.sandbox.arch.code import leaves_eax, one_byte
 
 SIZE: Final = 64
-"""How much of ``struct sigcontext_32`` is needed, up to and with the segment of eip."""
+"""How much of ``struct sigcontext_32`` is needed, up to the segment of eip (inclusive)."""
 
 CONTEXT_OFFSETS: Final = {"sigreturn": 0, "rt_sigreturn": 160}
 """Where it is from the stack pointer on, at the call that ends a handler."""
@@ -33,37 +33,37 @@ _FAILED: Final = (1 << 32) - errno.EINTR
 
 _INT80: Final = b"\xcd\x80"
 _VDSO: Final = (b"\x0f\x34" + _INT80, b"\x0f\x05" + _INT80)
-"""The end of ``__kernel_vsyscall``: sysenter or syscall, and for calls that are made once more
-``int $0x80``. It has pushed three registers then."""
+"""The end of ``__kernel_vsyscall``: sysenter or syscall, then ``int $0x80`` for calls that are made
+again. At that point it has pushed three registers."""
 _VDSO_CALLER: Final = 12
 
 _SIX_ARGUMENTS: Final = bytes.fromhex("53 57 55 8b1f 8b6f08 8b7f04 65ff1510000000")
-"""All of glibc's ``__libc_do_syscall`` up to its call of the vdso: it pushes %ebx, %edi and %ebp,
-and loads them from where %edi points to. Its caller has loaded the number."""
+"""All of glibc's ``__libc_do_syscall`` up to its call of the vdso. It pushes %ebx, %edi and %ebp,
+and loads them from where %edi points. Its caller has loaded the number."""
 _SIX_CALLER: Final = 12
 _WORD: Final = 4
 
 
 class Interrupted:
-    """A system call that has failed with EINTR, and whose signal's handler returns now."""
+    """A system call that has failed with EINTR, at the return of its signal's handler."""
 
     __slots__ = ("_registers", "after", "number")
 
     restarts = False
-    """Others are not told of."""
+    """Calls that will be restarted are not reported here."""
 
     def __init__(self, registers: tuple[int, ...]) -> None:
         self._registers = registers
         self.number = None
         self.after = registers[_EIP]
-        """Where it goes on after the call."""
+        """The address where the thread continues after the call."""
 
     def argument(self, index: int) -> int:
         """The call's argument 0 to 5."""
         return self._registers[(_EBX, _ECX, _EDX, _ESI, _EDI, _EBP)[index]]
 
     def made_anew(self, number: int) -> bytes:
-        """What is to be at :data:`OUTCOME_OFFSET` to have the call made once more."""
+        """What must be at :data:`OUTCOME_OFFSET` to have the call made again."""
         registers = self._registers
         again = self.after - len(_INT80)
         return _OUTCOME.pack(number, registers[_TRAP], registers[_ERROR], again)
@@ -74,11 +74,11 @@ class Interrupted:
         return _OUTCOME.pack(_FAILED, registers[_TRAP], registers[_ERROR], self.after)
 
     def number_of(self, code: bytes, read: Callable[[int, int], bytes]) -> int | None:
-        """The call's number; None for all but usual code.
+        """The call's number; None if the code is not of the usual form.
 
         Args:
             code: the :data:`CODE_SIZE` bytes before :attr:`after`.
-            read: reads that many bytes of the thread's memory, fewer where it ends.
+            read: reads that many bytes of the thread's memory, or fewer where it ends.
         """
         patterns = _patterns()
         stack = self._registers[_ESP]
@@ -108,24 +108,24 @@ def _caller(stack: int, read: Callable[[int, int], bytes]) -> bytes:
 
 
 def interrupted(context: bytes) -> Interrupted | None:
-    """The call out of which a thread came when its handler was begun; None if there was none.
+    """The call that the signal interrupted; None if there was none.
 
     Args:
-        context: :data:`SIZE` bytes. Whether there was a call, the code tells in the end.
+        context: :data:`SIZE` bytes. Only the code shows for certain if there was a call.
     """
     registers = _REGISTERS.unpack(context)
     return Interrupted(registers) if registers[_EAX] == _FAILED else None
 
 
 class _Patterns(NamedTuple):
-    """Code that ends with a call, by what has set eax before."""
+    """Code that ends with a call, by the way in which eax was set before."""
 
     number: re.Pattern[bytes]
     register: re.Pattern[bytes]
     stack: re.Pattern[bytes]
 
 
-@functools.cache  # and not at import: most programs never need them
+@functools.cache  # not at import: most programs never need them
 def _patterns() -> _Patterns:
     moves = leaves_eax(rb"\x65", wide=False)
     others = (

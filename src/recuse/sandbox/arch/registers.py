@@ -1,4 +1,4 @@
-"""Where a stopped thread's registers are, whatever the architecture."""
+"""Where the registers of a stopped thread are, on any architecture."""
 
 from __future__ import annotations
 

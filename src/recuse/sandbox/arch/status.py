@@ -1,4 +1,4 @@
-"""What stat(2) and its kin tell of a file, whatever the architecture's structure for it is."""
+"""What stat(2) and similar calls say of a file, whatever the architecture's structure for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Status(NamedTuple):
     """A file's status. Devices' numbers are in the kernel's 32-bit encoding (`os.makedev`)."""
 
     device: int
-    """Number of the filesystem that it is on."""
+    """The number of the filesystem that it is on."""
     inode: int
     mode: int
     links: int

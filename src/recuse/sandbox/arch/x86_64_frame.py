@@ -1,7 +1,7 @@
 """What the kernel leaves on a signal handler's stack (arch/x86/kernel/signal_64.c, Linux 6.18).
 
-The frame holds the registers that the thread goes on with when its handler has returned. They are
-those with which it came out of a system call, if the signal ended one.
+The frame holds the registers with which the thread continues after its handler has returned. If the
+signal ended a system call, they are those with which the thread came out of it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Final, NamedTuple
 from recuse.sandbox.arch.code import leaves_eax, one_byte
 
 SIZE: Final = 176
-"""How much of ``struct ucontext`` is needed, up to and with ``uc_mcontext.rip``.
+"""How much of ``struct ucontext`` is needed, up to ``uc_mcontext.rip`` (inclusive).
 
 At rt_sigreturn(2) the stack pointer points to its beginning.
 """
 
 CODE_SIZE: Final = 80
-"""How many bytes of code, up to and with ``syscall``, tell which call it made."""
+"""How many bytes of code, up to ``syscall`` (inclusive), show which call it made."""
 
 _REGISTERS = struct.Struct("=40x17Q")
 _R8, _R9, _R10, _RDI, _RSI, _RBP, _RBX, _RDX, _RAX, _RCX, _RSP, _RIP = 0, 1, 2, *range(8, 17)
 _BY_NUMBER: Final = (_RAX, _RCX, _RDX, _RBX, _RSP, _RBP, _RSI, _RDI)
-"""Where the registers are that instructions number 0 to 7. 8 to 15 come first of all."""
+"""Where the registers are that instructions number 0 to 7. Registers 8 to 15 come first."""
 
 OUTCOME_OFFSET: Final = 144
-"""Where in the frame rax, rcx, rsp and rip are: what has come of the call."""
+"""Where in the frame rax, rcx, rsp and rip are: the outcome of the call."""
 _OUTCOME = struct.Struct("=4Q")
 
 _CANCELLED_CALL: Final = bytes.fromhex("4d89ca 4c8b442408 4c8b4c2410 4c895c2408 0f05")
@@ -46,46 +46,46 @@ _FROM_STACK: Final = b"\x24"
 
 
 class Interrupted:
-    """A system call that a signal has ended, whose handler returns now."""
+    """A system call that a signal has ended, at the return of the signal's handler."""
 
     __slots__ = ("_registers", "after", "number", "restarts")
 
     def __init__(self, registers: tuple[int, ...], number: int | None, *, restarts: bool) -> None:
         self._registers = registers
         self.number = number
-        """None as long as it is not known: then :func:`number_of` may tell."""
+        """None while it is not known. :func:`number_of` may find it then."""
         self.restarts = restarts
-        """Whether the thread will make it once more (SA_RESTART), or sees EINTR."""
+        """Whether the thread will make the call again (SA_RESTART), or sees EINTR."""
         self.after = registers[_RCX]
-        """The address after its ``syscall`` instruction, which leaves that in rcx."""
+        """The address after its ``syscall`` instruction, which puts it into rcx."""
 
     def argument(self, index: int) -> int:
         """The call's argument 0 to 5."""
         return self._registers[(_RDI, _RSI, _RDX, _R10, _R8, _R9)[index]]
 
     def made_anew(self, number: int) -> bytes:
-        """What is to be at :data:`OUTCOME_OFFSET` to have the call made once more."""
+        """What must be at :data:`OUTCOME_OFFSET` to have the call made again."""
         return self._outcome(number, self.after - _SYSCALL_SIZE)
 
     def failed(self) -> bytes:
-        """What is to be there to have it fail with EINTR."""
+        """What must be there to have the call fail with EINTR."""
         return self._outcome(_FAILED, self.after)
 
     def _outcome(self, rax: int, rip: int) -> bytes:
         return _OUTCOME.pack(rax, self.after, self._registers[_RSP], rip)
 
     def number_of(self, code: bytes, read: Callable[[int, int], bytes]) -> int | None:
-        """The number of a call that has failed; None for all but usual code.
+        """The number of a call that has failed; None if the code is not of the usual form.
 
-        It is gone: EINTR is in its register. But all others are as they were, and C libraries load
-        the number directly before the instruction, or nearly so: glibc's ``__syscall_cancel``
-        (from 2.41 on) from the stack, where it still is. Where a thread may be cancelled, their
-        callers do it: glibc's from the stack, too; musl's (``__syscall_cp_c``) compare it
-        afterwards.
+        The number's register has EINTR now. But all other registers are unchanged, and C libraries
+        load the number directly before the instruction, or shortly before. glibc's
+        ``__syscall_cancel`` (from 2.41 on) loads it from the stack, where it still is. If a thread
+        may be cancelled, the callers load it: glibc's from the stack too; musl's
+        (``__syscall_cp_c``) compare it afterwards.
 
         Args:
             code: the :data:`CODE_SIZE` bytes before :attr:`after`.
-            read: reads that many bytes of the thread's memory, fewer where it ends.
+            read: reads that many bytes of the thread's memory, or fewer where it ends.
         """
         patterns = _patterns()
         if found := patterns.number.search(code):
@@ -116,13 +116,13 @@ class Interrupted:
         return int.from_bytes(read(base + offset, 4), "little")
 
     def _register(self, number: int) -> int:
-        """The low half of the register that instructions number so."""
+        """The low half of the register with that number in instructions."""
         where = _BY_NUMBER[number] if number < 8 else _R8 + number - 8
         return self._registers[where] & 0xFFFFFFFF
 
 
 def interrupted(frame: bytes) -> Interrupted | None:
-    """The call out of which a thread came when its handler was begun; None if there was none.
+    """The call that the signal interrupted; None if there was none.
 
     Args:
         frame: :data:`SIZE` bytes.
@@ -137,7 +137,7 @@ def interrupted(frame: bytes) -> Interrupted | None:
 
 
 class _Patterns(NamedTuple):
-    """Code that ends with ``syscall``, by what has set eax before."""
+    """Code that ends with ``syscall``, by the way in which eax was set before."""
 
     number: re.Pattern[bytes]
     register: re.Pattern[bytes]
@@ -146,10 +146,10 @@ class _Patterns(NamedTuple):
     compared: re.Pattern[bytes]
     """Code after such a call that compares rax with -EINTR, then a register with 3 (close)."""
     passed: re.Pattern[bytes]
-    """Code that ends with a function's call, whose second argument it has loaded from the stack."""
+    """Code that ends with a function call, after loading its second argument from the stack."""
 
 
-@functools.cache  # and not at import: most programs never need them
+@functools.cache  # not at import: most programs never need them
 def _patterns() -> _Patterns:
     moves = leaves_eax(rb"\x64", wide=True)
     syscall = rb"\x0f\x05\Z"

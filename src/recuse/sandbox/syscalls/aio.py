@@ -1,14 +1,14 @@
 """io_submit, the kernel's own asynchronous I/O (fs/aio.c; Linux 6.1).
 
-Its contexts and their completions are the kernel's, and so is all that is submitted for ordinary
-files. A transfer of a device is done before the call returns, as with Linux's CUSE, whose reads and
-writes are synchronous: here, as read(2) and write(2) do it. What is left is to have the kernel say
-in the context that it has ended. For that the thread is made to submit another operation by the
-same control block, one that ends with the same number of bytes (:class:`_Completion`).
+The kernel has the contexts and their completions, and does everything that is submitted for
+ordinary files. A device's transfer is done before the call returns, like read(2) and write(2). That
+is as with Linux's CUSE, whose reads and writes are synchronous. Then the kernel must report in the
+context that the transfer has ended. For that, the thread is made to submit another operation by the
+same control block, which ends with the same number of bytes (:class:`_Completion`).
 
-A call ends, with how many control blocks were submitted, before a device's that comes after another
-file's; programs submit the rest by another call. It ends before one that has failed, too, or fails
-if that is the first: no operation ends with just any error.
+If a device's control block comes after another file's, the call ends before it, with the number of
+control blocks submitted so far. Programs submit the rest by another call. The call also ends before
+a transfer that has failed, or fails if that is the first: no operation ends with just any error.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ _KEY_AT: Final = 8
 _AFTER_KEY: Final = 12
 _KEY = struct.Struct("=I")
 _NO_KEY: Final = 0x52454355
-"""What the kernel makes 0 (KIOCB_KEY) when it has read the rest."""
+"""The kernel sets this field to 0 (KIOCB_KEY) when it has read the rest."""
 
 _POINTER = struct.Struct("=Q")
 COMPAT_POINTER: Final = struct.Struct("=I")
 
 _RING = struct.Struct("=8I")
-"""``struct aio_ring``, which is where a context's number points to: id, nr, head, tail, magic."""
+"""``struct aio_ring``, to which a context's number points: id, nr, head, tail, magic."""
 _RING_MAGIC: Final = 0xA10A10A1
 
 _MOST_BLOCKS: Final = 1 << 16
-"""What is looked at of one call; ``fs.aio-max-nr`` is 65536 unless it was raised."""
+"""The most that is looked at in one call; ``fs.aio-max-nr`` is 65536 unless it was raised."""
 
 _BUFFER_BYTES: Final = 1 << 16
 _LOOK_MS: Final = 5
@@ -78,7 +78,7 @@ _LOOK_S: Final = 0.0001
 
 
 class _Block(NamedTuple):
-    """A control block, ``struct iocb``, and the device that it is about, if it is about one."""
+    """A control block, ``struct iocb``, and its device, if it is about one."""
 
     address: int
     content: bytes
@@ -91,13 +91,13 @@ class _Block(NamedTuple):
 
     @property
     def transfers(self) -> bool:
-        """Whether it is not for the kernel: what is open is no socket for it."""
+        """Whether the kernel must not do it, because natively the file is a socket."""
         file = self.file
         return file is not None and (self.opcode in _TRANSFERS or not file.opened)
 
     @property
     def is_polled(self) -> bool:
-        """Whether the kernel is to poll a device that has to be asked."""
+        """Whether the kernel will poll a device that must be asked."""
         return self.opcode == _POLL and self.file is not None and self.file.is_asked
 
 
@@ -157,7 +157,7 @@ def _blocks(
         )
         if number not in found:
             found[number] = machine.files.find(call.tid, number)
-        # The kernel refuses these before it looks at what is open.
+        # The kernel refuses these before it looks at the file.
         file = None if reserved or size >> 63 else found[number]
         blocks.append(_Block(address, content, file, rw_flags, opcode, buffer, size, offset))
     return blocks
@@ -186,15 +186,15 @@ def descriptor_of(content: bytes) -> int:
 
 
 def _has_debugger(tid: int) -> bool:
-    """Whether a thread is traced, and cannot be made to make calls for us. OSError: ESRCH."""
+    """Whether a thread is traced, so that it cannot make calls for recuse. OSError: ESRCH."""
     return ThreadStatus(tid).number(b"TracerPid") != 0
 
 
 def _room(call: TrappedCall) -> int:
-    """For how many completions a context has room, for a program that keeps to what it asked for.
+    """How many completions a context has room for, if the program keeps to what it asked for.
 
-    It has more than twice as much (ioctx_alloc); what is submitted to it and has not ended cannot
-    be seen.
+    The context has more than twice as much room (ioctx_alloc). What was submitted to it and has not
+    ended cannot be seen.
 
     Raises:
         OSError: EINVAL if it is no context.
@@ -237,11 +237,11 @@ def _transfer(call: TrappedCall, block: _Block, pointer: struct.Struct) -> int:
 
 
 def _watch(call: TrappedCall, machine: Machine, blocks: list[_Block], borrowing: Borrowing) -> None:
-    """Have the devices asked that the kernel is about to poll, and their descriptors show that."""
+    """Ask the devices that the kernel is about to poll, and have their descriptors show that."""
     for index, block in enumerate(blocks):
         file = block.file
         if file is None or not block.is_polled or not file.opened or block.buffer >> 16:
-            continue  # which the kernel refuses, if it is polled
+            continue  # the kernel refuses it, if it is polled
         events = block.buffer | POLLERR | POLLHUP
         one = PolledFile(index, descriptor_of(block.content), events, file)
         readiness = one.readiness = machine.files.readiness(file)
@@ -266,7 +266,7 @@ def _submit(
     completion: _Completion | None,
     pointer: struct.Struct,
 ) -> None:
-    """Have the thread submit the control blocks, of which the first ones are ``done``."""
+    """Have the thread submit the control blocks. The first ones are ``done`` already."""
     submitted = 0
     try:
         with Injection(call) as thread:
@@ -292,13 +292,13 @@ def _submit(
 
 
 class _Completion:
-    """Has the kernel complete control blocks with numbers of bytes that we choose.
+    """Has the kernel complete control blocks with numbers of bytes that recuse chooses.
 
-    What is completed is told by its control block's address, so that what the kernel reads there
-    has to be another operation, and the program's own again before it can know of the end: another
-    thread may take note of that at once, and do with the control block what it likes. So the
-    operation is one that lasts until we have put that back: a write into a socket that is full, or,
-    for no bytes, a read from one that is empty.
+    A completion names its control block by address, so the kernel must read another operation
+    there. The program's own content must be back before the program can know of the end: another
+    thread may notice that at once, and use the control block for anything. So the other operation
+    lasts until the content has been put back. It is a write to a socket that is full, or, for no
+    bytes, a read from one that is empty.
     """
 
     def __init__(self, tid: int) -> None:
@@ -315,13 +315,13 @@ class _Completion:
         self._ours.setblocking(False)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the sockets."""
         self._ours.close()
         self._theirs.close()
 
     @contextlib.contextmanager
     def given(self, thread: Injection) -> Iterator[None]:
-        """Let the thread have a descriptor for it, for the length of a ``with`` block."""
+        """Give the thread a descriptor of the socket during a ``with`` block."""
         self._number = thread.give(self._theirs.fileno())
         try:
             yield
@@ -334,15 +334,15 @@ class _Completion:
         Args:
             thread: makes the calls.
             block: what is completed.
-            size: the number of bytes; after one with none nothing more can be done.
+            size: the number of bytes; after one with none, nothing more can be done.
             context: its number.
-            at: where the control block's address lies.
+            at: the address where the control block's address is stored.
 
         Raises:
             OSError: what the thread fails with.
             GoneError: as `Injection.call`.
         """
-        # Anything that can be read will do; a program's buffers are several, or there no more.
+        # Any readable memory will do. The program may have several buffers, or none any more.
         area = max(size, 1)
         scratch = thread.call("mmap", 0, area, 1, 0x22, 0xFFFFFFFF, 0)
         try:
@@ -364,7 +364,7 @@ class _Completion:
                     else:
                         self._ours.shutdown(socket.SHUT_WR)
                 except BaseException:
-                    self._ours.close()  # or the thread would wait for ever
+                    self._ours.close()  # otherwise the thread would wait for ever
                     raise
 
             thread.call("io_submit", context, 1, at, SUBMITTING, meanwhile=meanwhile)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
     from recuse.sandbox.trap.call import TrappedCall
 
-# Calls with other flags than these are refused by the kernel before it looks at the path, so they
-# are left to it.
+# The kernel refuses other flags than these before it looks at the path, so calls with other flags
+# are left to the kernel.
 _CHANGE_FLAGS: Final = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
 
 _UTIME_NOW: Final = 0x3FFFFFFF
@@ -39,7 +39,7 @@ _TIMES = struct.Struct("=qqqq")
 _SECONDS = struct.Struct("=qq")
 
 _Times = tuple[int | None, int | None]
-"""Access and modification time in nanoseconds since the epoch; None leaves one as it is."""
+"""Access and modification time in nanoseconds since the epoch; None leaves a time unchanged."""
 
 
 def _change_mode(call: TrappedCall, found: Found | None, mode: int) -> int:
@@ -150,7 +150,7 @@ def set_times(
 
 
 def from_timespecs(numbers: tuple[int, ...]) -> _Times:
-    """Of two ``struct timespec``; EINVAL for nanoseconds that are none."""
+    """The times of two ``struct timespec``; EINVAL for invalid nanoseconds."""
     result: list[int | None] = []
     for second, part in (numbers[:2], numbers[2:]):
         if part == _UTIME_OMIT:
@@ -165,7 +165,7 @@ def from_timespecs(numbers: tuple[int, ...]) -> _Times:
 
 
 def from_timevals(numbers: tuple[int, ...]) -> _Times:
-    """Of two ``struct timeval``; EINVAL for microseconds that are none."""
+    """The times of two ``struct timeval``; EINVAL for invalid microseconds."""
     access_s, access_us, change_s, change_us = numbers
     if not (0 <= access_us < 1_000_000 and 0 <= change_us < 1_000_000):
         raise os_error(errno.EINVAL)
@@ -173,7 +173,7 @@ def from_timevals(numbers: tuple[int, ...]) -> _Times:
 
 
 def from_seconds(numbers: tuple[int, ...]) -> _Times:
-    """Of a ``struct utimbuf``."""
+    """The times of a ``struct utimbuf``."""
     return numbers[0] * _SECOND, numbers[1] * _SECOND
 
 

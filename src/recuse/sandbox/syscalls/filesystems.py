@@ -1,6 +1,7 @@
 """statfs: which filesystem a file is on (fs/statfs.c; Linux 6.1).
 
-Of a file of ours its tree says it: those of devices are on the filesystem of their directory.
+The tree of a file of recuse's answers that. Files of devices are on the filesystem of their
+directory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _STATFS64_32: Final = struct.Struct("=IIQQQQQiiIII16x")
 _STATFS_32: Final = struct.Struct("=7Iii3I16x")
 """The ``struct compat_statfs`` of their older calls (asm-generic/compat.h)."""
 _ALL: Final = (1 << 64) - 1
-"""A number of files that is not known; in 32 bits :data:`_LOW`."""
+"""An unknown number of files. In 32 bits it is :data:`_LOW`."""
 _LOW: Final = 0xFFFFFFFF
 
 
@@ -52,7 +53,7 @@ def _fill(
 
 
 def _packed(layout: struct.Struct, numbers: tuple[int, ...]) -> bytes:
-    """EOVERFLOW if one is too large, but for a number of files that is not known."""
+    """Encode it; EOVERFLOW if a number is too large, except an unknown number of files."""
     if layout is _STATFS_32:
         numbers = tuple(_LOW if number == _ALL else number for number in numbers)
     try:

@@ -1,10 +1,10 @@
 """Directory listings that show devices (fs/readdir.c; Linux 6.1).
 
-The kernel lists what is there natively; after its last entry come ours. (Directories of ours have
-nothing natively, and their shadows' "." and ".." are not theirs.) The supervisor makes the native
-call itself, on a copy of the caller's descriptor. That shares its position, and so the
-position tells how far a listing has come with our entries too: rewinddir, seekdir, dup and fork
-work as always.
+The kernel lists the native entries, and recuse's entries follow after the last one. recuse's own
+directories have no native entries: the "." and ".." of their shadows are not theirs. The supervisor
+makes the native call itself, on a copy of the caller's descriptor. The copy shares its position, so
+the position also says how far a listing has come with recuse's entries. So rewinddir, seekdir, dup
+and fork work as always.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ _HEADER = struct.Struct("=QqH")
 _LARGEST: Final = 1 << 18
 _FIRST_POSITION: Final = 0x7FFFE000
 _POSITIONS: Final = 0x1000
-"""The positions of our entries: above all that filesystems use, below 2**31 - 1, which some of them
-take for the end. The window is small since sysfs uses hashes below that (fs/kernfs/dir.c)."""
+"""The positions of recuse's entries. They are above all that filesystems use, and below 2**31 - 1,
+which some filesystems take for the end. sysfs uses hashes below that, so the window is small
+(fs/kernfs/dir.c)."""
 
 _Entry = tuple[bytes, int, int]
 """Name, inode number and mode."""
@@ -89,10 +90,10 @@ def _list_apart(
     only_here: bool,
     typed: bool,
 ) -> int:
-    """As :func:`_list`, where the caller's descriptor cannot be had: the kernel lists what it has.
+    """Do :func:`_list` where the caller's descriptor cannot be copied: the kernel lists its part.
 
-    How far a listing has come with our entries is remembered by the descriptor's number, as long as
-    its position stays at the end of the native ones.
+    How far a listing has come with recuse's entries is remembered by the descriptor's number, as
+    long as its position stays at the end of the native entries.
     """
     number = signed32(call.a0)
     listings = machine.tree.listings
@@ -119,13 +120,13 @@ def _list_apart(
     if count or not only_here:
         listings[key] = (listed, position, index + count)
     else:
-        # Its position is always the same: it is taken to be closed now, or to begin anew.
+        # The position never changes, so the next listing either starts again or never comes.
         listings.pop(key, None)
     return len(data)
 
 
 def _has_native(call: TrappedCall, number: int, position: int, room: int, *, typed: bool) -> bool:
-    """Whether the kernel has something to list. OSError if it cannot be found out."""
+    """Whether the kernel has something to list. OSError if that cannot be found out."""
     directory = os.open(f"/proc/{call.tid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.lseek(directory, position, os.SEEK_SET)
@@ -135,7 +136,7 @@ def _has_native(call: TrappedCall, number: int, position: int, room: int, *, typ
 
 
 def _shown(call: TrappedCall, listed: Listed) -> _Shown:
-    """What is in a directory of ours, or is added to a native one."""
+    """What is in a directory of recuse's, or is added to a native one."""
     if isinstance(listed, Location):
         return [(listed.mount, listed.mount.tree.list(call, listed.dentry))]
     shown: _Shown = []
@@ -149,7 +150,7 @@ def _shown(call: TrappedCall, listed: Listed) -> _Shown:
 
 
 def _entries(tree: Tree, listed: Listed, shown: _Shown) -> list[_Entry]:
-    """What is listed after what is there natively."""
+    """The entries that are listed after the native ones."""
     if isinstance(listed, Location):
         node = listed.node
         entries = [(b".", node.inode, node.mode), (b"..", tree.inode_above(listed), node.mode)]
@@ -176,10 +177,10 @@ def _store(call: TrappedCall, data: bytes) -> bool:
 
 
 def _encode(entries: list[_Entry], position: int, room: int, *, typed: bool) -> tuple[bytes, int]:
-    """Encode as many entries as fit into ``room`` bytes; returns them and their number.
+    """Encode as many entries as fit into ``room`` bytes; return them and their number.
 
-    Typed ones are ``struct linux_dirent64``, with the type before the name; the others are
-    ``struct linux_dirent``, which has it in its last byte. Each tells the position after it.
+    With ``typed`` each is a ``struct linux_dirent64``, with the type before the name. Otherwise
+    it is a ``struct linux_dirent``, with the type in its last byte. Each has the position after it.
     """
     data = bytearray()
     for count, (name, inode, mode) in enumerate(entries):

@@ -1,6 +1,6 @@
 """flock (fs/locks.c; Linux 6.1).
 
-Natively each open file of a device is a socket of its own, so that locks of two would never meet.
+Natively each open file of a device is a separate socket, so locks on two of them would never meet.
 Record locks (fcntl's F_SETLK) are left to the kernel: they work within one open file only.
 """
 
@@ -35,14 +35,14 @@ def flock(call: TrappedCall, machine: Machine) -> Outcome:
     if wanted == fcntl.LOCK_UN:
         locks.unlock(owner)
     elif not locks.lock(owner, exclusive=_EXCLUSIVE[wanted]):
-        # A file that was closed, or whose process has ended, is in nobody's way.
+        # A file that was closed, or whose process has ended, should not be in the way.
         released = machine.files.releases(file.node)
         return _again(call, released, locks, owner)
     return 0
 
 
 def _again(call: TrappedCall, released: Pause, locks: FileLocks, owner: Hashable) -> Steps[int]:
-    """Lock after a pause, and if that cannot be done, fail or wait."""
+    """Lock after a pause. If that is not possible, fail or wait."""
     yield released
     exclusive = _EXCLUSIVE[call.a1 & ~fcntl.LOCK_NB & 0xFFFFFFFF]
     if call.a1 & fcntl.LOCK_NB:

@@ -1,4 +1,4 @@
-"""What a call's arguments name: a path, from a directory or not, or a descriptor."""
+"""What a call's arguments name: a path, possibly from a directory, or a descriptor."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def named(  # noqa: PLR0917 - as the calls' arguments come
     flags: int,
     real: bool = False,
 ) -> Found | None:
-    """What a directory descriptor, a path and AT_ flags name; None if nothing of ours.
+    """What a directory descriptor, a path and AT_ flags name; None if it is not recuse's.
 
-    With ``real``, as the thread's real user finds it.
+    With ``real``, it is looked up as the thread's real user.
     """
     try:
         path = machine.strings.read(call.tid, address) if address else b""
     except UnreadableError:
         if flags & AT_EMPTY_PATH:
-            held(call, machine, base)  # the kernel must not look at what may be a device's
+            held(call, machine, base)  # the kernel must not look at a descriptor of a device
         raise
     if path:
         follow = not flags & AT_SYMLINK_NOFOLLOW
@@ -57,7 +57,7 @@ def inspected(  # noqa: PLR0917 - as the calls' arguments come
     flags: int,
     real: bool = False,
 ) -> Found | None:
-    """The same, for calls that change nothing."""
+    """Do :func:`named`, for calls that change nothing."""
     try:
         return named(call, machine, base, address, flags, real)
     except OutsideError as outside:
@@ -65,7 +65,7 @@ def inspected(  # noqa: PLR0917 - as the calls' arguments come
 
 
 def held(call: TrappedCall, machine: Machine, number: int) -> Found | None:
-    """What a descriptor refers to; None if nothing of ours."""
+    """What a descriptor refers to; None if it is not recuse's."""
     descriptor = machine.files.find(call.tid, number)
     if descriptor is not None:
         return Found(descriptor.location)
@@ -73,7 +73,7 @@ def held(call: TrappedCall, machine: Machine, number: int) -> Found | None:
 
 
 def opened(call: TrappedCall, machine: Machine) -> Found | None:
-    """What descriptor argument 0 refers to, for calls that O_PATH does not do for (EBADF)."""
+    """What descriptor argument 0 refers to, for calls that fail with EBADF for O_PATH."""
     number = signed32(call.a0)
     machine.files.find_opened(call.tid, number)
     return held(call, machine, number)

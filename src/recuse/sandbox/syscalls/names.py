@@ -1,7 +1,7 @@
 """Calls that make, move and remove names (fs/namei.c, fs/open.c; Linux 6.1).
 
-A sandbox's nodes are there as long as their devices are: no name can be made in a node's place, and
-none of them can be taken away.
+A sandbox's nodes exist as long as their devices do. So no name can be made in a node's place, and
+none of their names can be removed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _AT_REMOVEDIR: Final = 0x200
 
 
 def _at(call: TrappedCall, machine: Machine, base: int, address: int) -> Location | None:
-    """What of ours has that very name, links not followed."""
+    """What of recuse's has exactly that name, without following links."""
     path = machine.strings.read(call.tid, address)
     found = machine.tree.find(call, base, path, follow=False) if path else None
     return found.location if found is not None and not found.link else None
@@ -35,7 +35,7 @@ def _make(call: TrappedCall, machine: Machine, base: int, address: int) -> int:
         if _at(call, machine, base, address) is not None:
             raise os_error(errno.EEXIST)
     except AbsentError:
-        raise os_error(errno.EPERM) from None  # no directory of /sys lets one do that
+        raise os_error(errno.EPERM) from None  # no directory of /sys allows that
     return PROCEED
 
 
@@ -82,7 +82,7 @@ def mknodat(call: TrappedCall, machine: Machine) -> int:
 
 
 def _see_number(machine: Machine, mode: int, number: int) -> None:
-    """From now on, opening a node with one of our numbers leads to the device."""
+    """If the new node has a device's number, opening it must lead to the device from now on."""
     devices = machine.tree.devices
     if stat.S_ISCHR(mode & 0xFFFF) and number & 0xFFFFFFFF in devices.by_number:
         devices.numbers_elsewhere = True
@@ -105,7 +105,7 @@ def linkat(call: TrappedCall, machine: Machine) -> int:
 
 
 def _link(call: TrappedCall, machine: Machine, old: tuple[int, int], new: tuple[int, int]) -> int:
-    # fs/namei.c, do_linkat: a new name that is there already comes first.
+    # fs/namei.c, do_linkat: a new name that exists already is checked first.
     source, target = _end(call, machine, *old), _end(call, machine, *new)
     if target.there is not None:
         raise os_error(errno.EEXIST)
@@ -125,16 +125,16 @@ def renameat(call: TrappedCall, machine: Machine) -> int:
 
 
 class _End(NamedTuple):
-    """Where a name is to be taken from or made."""
+    """A place from which a name is taken, or where it is made."""
 
     there: Location | None
-    """What has it, if that is ours."""
+    """What has the name, if that is recuse's."""
     missing: AbsentError | None
-    """If nothing has it, and its directory is ours."""
+    """Set if nothing has the name and its directory is recuse's."""
 
     @property
     def mount(self) -> Mount | None:
-        """On which mount it is; None if that is a native one."""
+        """The mount that it is on; None if that is a native one."""
         place = self.missing.directory if self.missing is not None else self.there
         if place is None or isinstance(place.mount, Addition):
             return None
@@ -149,7 +149,7 @@ def _end(call: TrappedCall, machine: Machine, base: int, address: int) -> _End:
 
 
 def _move(old: _End, new: _End) -> int:
-    """What giving a file another name comes to."""
+    """The result of a rename or link between these places."""
     if old.mount is not new.mount:
         raise os_error(errno.EXDEV)
     if old.missing is not None:

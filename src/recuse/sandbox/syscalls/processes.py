@@ -25,7 +25,7 @@ def clone(call: TrappedCall, machine: Machine) -> int:
 
 
 def socket_call(call: TrappedCall, machine: Machine) -> int:
-    """What only sockets can do: a device says ENOTSOCK."""
+    """Calls that only sockets have: a device fails with ENOTSOCK."""
     if machine.files.find(call.tid, call.a0) is not None:
         raise os_error(errno.ENOTSOCK)
     return PROCEED
@@ -42,14 +42,14 @@ def execute_at(call: TrappedCall, machine: Machine) -> int:
 
 
 def _execute(call: TrappedCall, machine: Machine, base: int, address: int) -> int:
-    """A new memory image, and perhaps a new thread id."""
+    """The process gets a new memory image, and the thread perhaps a new ID."""
     if machine.tree.mounts.covers_files:
-        # What is covered the kernel would find.
+        # The kernel would find files that are covered.
         with contextlib.suppress(OutsideError):
             if named(call, machine, base, address, 0) is not None:
                 raise os_error(errno.EACCES)
     if not machine.tree.many_roots and not in_our_namespace(call.tid, "mnt"):
-        machine.tree.many_roots = True  # clone3 made it, whose flags no filter sees
+        machine.tree.many_roots = True  # made by clone3, whose flags no filter sees
     if machine.tasks.alike and not in_our_namespace(call.tid, "user"):
         machine.tasks.alike = False
     machine.files.unseen.executes(call.tid)
@@ -67,7 +67,7 @@ def change_credentials(call: TrappedCall, machine: Machine) -> int:
 
 
 def chroot(call: TrappedCall, machine: Machine) -> int:
-    """``chroot(path)``: not into what is no directory (ENOTDIR)."""
+    """``chroot(path)``; ENOTDIR if it is not a directory."""
     found = inspected(call, machine, AT_FDCWD, call.a0, 0)
     if found is not None and not found.node.is_directory:
         raise os_error(errno.ENOTDIR)

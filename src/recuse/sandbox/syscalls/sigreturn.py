@@ -1,19 +1,19 @@
 """The end of a signal handler, and calls that its signal has made fail (kernel/seccomp.c, 6.18).
 
-A trapped call waits interruptibly until the listener has received it. A signal that comes before
-ends that wait, and the listener never hears of the call. If the handler has SA_RESTART, the kernel
-makes the call once more and nobody notices. If it has not, the call fails with EINTR: also a stat
-or a mkdir, which Linux never lets a signal interrupt, and which no program expects to fail so.
+A trapped call waits interruptibly until the listener has received it. A signal before that ends the
+wait, and the listener never hears of the call. If the handler has SA_RESTART, the kernel makes the
+call again and nobody notices. If not, the call fails with EINTR. That also happens to a stat or a
+mkdir, which Linux never lets a signal interrupt, and which no program expects to fail like that.
 
 When the handler returns, by rt_sigreturn(2), its frame on the stack has the registers with which
-the thread is to go on. If they say that it comes out of a call with EINTR, and if that call would
-not have failed natively, the frame is changed such that the thread makes it once more. A call that
-may have been interrupted while the kernel waited for something keeps its EINTR. One for a device is
-made once more, and its server then told of the signal (:attr:`SignalWatch.owed`), as if it had come
-a moment later.
+the thread continues. They may say that the thread comes out of a call with EINTR. If that call
+would not have failed natively, the frame is changed so that the thread makes the call again. A call
+that may have been interrupted while the kernel waited for something keeps its EINTR. A call for a
+device is made again, and its server is then told of the signal (:attr:`SignalWatch.owed`), as if it
+had come a moment later.
 
-The other way round, poll and its kin are made once more by the kernel, if the handler has
-SA_RESTART and they were not received; natively they fail with EINTR always.
+The opposite happens to poll and related calls. If the handler has SA_RESTART and they were not
+received, the kernel makes them again, but natively they always fail with EINTR.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _log = Log("recuse.sandbox")
 Interrupted: TypeAlias = "x86_64_frame.Interrupted | i386_frame.Interrupted"
 
 _Repair: TypeAlias = "Callable[[TrappedCall, Machine, Borrowing, int], None]"
-"""Repairs the call of a frame that begins at a stack pointer."""
+"""Repairs the interrupted call of a frame, which starts at a stack pointer."""
 
 _CODE_SIZE: Final = max(x86_64_frame.CODE_SIZE, i386_frame.CODE_SIZE)
 
 _Decision: TypeAlias = "Callable[[Borrowing, Machine, Interrupted], bool]"
-"""Whether a call that was not received would have gone on natively, and so is made once more."""
+"""Whether a call that was not received would have continued natively, and so is made again."""
 
 _Files: TypeAlias = "Callable[[int, Interrupted], list[tuple[int, int]]]"
 """Reads which descriptors a thread's call waits for, and the events of each."""
@@ -63,14 +63,15 @@ _READABLE: Final = select.POLLIN
 _WRITABLE: Final = select.POLLOUT
 
 _MOST_FILES: Final = 256
-"""Of a call, that are looked at."""
+"""How many files of a call are looked at."""
 
 _FALLS_ASLEEP_S: Final = 0.0001
-"""How long a thread that is about to wait may take to fall asleep, usually."""
+"""How long a thread that is about to wait usually takes to fall asleep, at most."""
 
 _OPENED_AT_ONCE: Final = frozenset({1, 5, 10, *range(136, 144)})
-"""Majors of devices whose open waits for nothing: /dev/null and its like, /dev/tty, misc devices,
-pseudo-terminals (Documentation/admin-guide/devices.txt). A serial port's waits for a carrier."""
+"""Majors of devices whose open never waits: /dev/null and similar devices, /dev/tty, misc devices,
+pseudo-terminals (Documentation/admin-guide/devices.txt). A serial port's open waits for a
+carrier."""
 
 _LOCK_NB: Final = 4
 
@@ -78,7 +79,7 @@ _SOCKETCALL_EVENTS: Final = {
     **dict.fromkeys((5, 10, 12, 17, 18, 19), _READABLE),  # accept, recv and their kin
     **dict.fromkeys((9, 11, 16, 20), _WRITABLE),  # send
 }
-"""linux/net.h: those that wait, and for what."""
+"""linux/net.h: the calls that wait, and for which events."""
 
 _WAITING_IOCTLS: Final = frozenset(
     {
@@ -93,7 +94,7 @@ _WAITING_IOCTLS: Final = frozenset(
         0x545C,  # TIOCMIWAIT
     }
 )
-"""Those of terminals that wait until everything was sent, or for a signal line."""
+"""Commands of terminals that wait until everything was sent, or for a signal line."""
 
 _NEVER: Final = (
     "fstat", "stat", "lstat", "newfstatat", "statx", "access", "faccessat", "faccessat2",
@@ -113,8 +114,8 @@ _NEVER: Final = (
     "bind", "listen", "connect", "shutdown",
     "getsockname", "getpeername", "getsockopt", "setsockopt",
 )  # fmt: skip
-"""Calls that no signal interrupts but one that kills; and connect, which it does only when the
-connection has been begun: one that was not received has not."""
+"""Calls that only a signal that kills can interrupt. connect can be interrupted only after the
+connection was started, which did not happen if the call was not received."""
 
 
 def _never(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
@@ -123,19 +124,19 @@ def _never(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
 
 
 def _is_ready(lender: Borrowing, number: int, events: int) -> bool:
-    """Whether a descriptor of the caller's is ready, or none.
+    """Whether a descriptor of the caller is ready, or is not open.
 
     Raises:
-        OSError: if that is not to be found out.
+        OSError: if that cannot be found out.
     """
     try:
         mode = os.stat(f"/proc/{lender.tid}/fd/{number}").st_mode
     except FileNotFoundError:
-        return True  # it is no descriptor, and that is what the call says
+        return True  # it is not open, and the call will report that
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
         return True
     if not may_borrow():
-        raise os_error(errno.EPERM)  # and nobody need be told: it is a handler's end
+        raise os_error(errno.EPERM)  # nobody sees this error at the end of a handler
     copy = lender.copy(number)
     try:
         poll = select.poll()
@@ -146,7 +147,7 @@ def _is_ready(lender: Borrowing, number: int, events: int) -> bool:
 
 
 def _ready(events: int) -> _Decision:
-    """Of calls that wait until their file is ready: it is so already."""
+    """For calls that wait until their file is ready: whether it already is."""
 
     def decide(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
         number = made.argument(0) & 0xFFFFFFFF
@@ -158,7 +159,7 @@ def _ready(events: int) -> _Decision:
 
 
 def _socketcall(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
-    """Of ``socketcall(kind, args)``, whose arguments are in memory."""
+    """For ``socketcall(kind, args)``, whose arguments are in memory."""
     kind = made.argument(0)
     if kind not in _SOCKETCALL_EVENTS:
         return True
@@ -183,7 +184,7 @@ def _flock(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
 
 
 def _open(path: int, base: int | None = None) -> _Decision:
-    """Of what opens the path in argument ``path``, from the directory in argument ``base``.
+    """For calls that open the path in argument ``path``, from the directory in argument ``base``.
 
     Only an open of a pipe or a device waits until a signal comes.
     """
@@ -198,7 +199,7 @@ def _open(path: int, base: int | None = None) -> _Decision:
             acting = machine.tasks.get(lender.tid).acting
             found = status_from(acting, start, name.lstrip(b"/") or b".")
         except OSError:
-            return True  # it is not there yet, or it is not to be found: that takes no time
+            return True  # it does not exist, or cannot be found: reporting that takes no time
         if stat.S_ISCHR(found.st_mode):
             return os.major(found.st_rdev) in _OPENED_AT_ONCE
         return not stat.S_ISFIFO(found.st_mode)
@@ -209,10 +210,10 @@ def _open(path: int, base: int | None = None) -> _Decision:
 def _waits_not(
     files: _Files, milliseconds: int | None = None, time: int = 0, size: int = 16
 ) -> _Decision:
-    """Of calls that wait for ``files``: one is ready already, or they wait for no time.
+    """For calls that wait for ``files``: whether one is ready already, or the timeout is 0.
 
-    That is argument ``milliseconds``, or a timespec or timeval of ``size`` bytes where argument
-    ``time`` points to.
+    The timeout is argument ``milliseconds``, or a timespec or timeval of ``size`` bytes to which
+    argument ``time`` points.
     """
 
     def decide(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
@@ -285,7 +286,7 @@ _WAITING: Final = (
 )
 _BY_NUMBER: Final = _by_number(_DECISIONS)
 _WAITS: Final = _by_number(_WAITING)
-"""Those that a signal ends also where its handler has SA_RESTART (ERESTARTNOHAND, EINTR)."""
+"""Calls that a signal ends even if its handler has SA_RESTART (ERESTARTNOHAND, EINTR)."""
 
 _NARROW: Final[dict[str, _Decision]] = {
     "socketcall": _socketcall,
@@ -299,11 +300,11 @@ _NARROW: Final[dict[str, _Decision]] = {
     "epoll_pwait": _DECISIONS["epoll_pwait"],
     "epoll_pwait2": _DECISIONS["epoll_pwait2"],
 }
-"""Calls of 32-bit programs that have layouts of their own; old select's five are in memory."""
+"""Calls of 32-bit programs with their own layouts. Old select has its arguments in memory."""
 
 
 def _compat_decisions() -> dict[int | None, _Decision]:
-    """A call does what the 64-bit one does that it is by another name, as stat64 does stat."""
+    """A call does the same as its 64-bit alias, as stat64 does the same as stat."""
     alike = {name: _DECISIONS[name] for name in _DECISIONS if name not in _WAITING}
     return {
         call.number: decision
@@ -318,9 +319,9 @@ _COMPAT_BY_NUMBER: Final = _compat_decisions()
 def _end(call: TrappedCall, machine: Machine, repair: _Repair) -> int:
     """End a handler.
 
-    It always goes on: the thread has nowhere to go on to without. So whatever goes wrong here
-    leaves the EINTR that the kernel has given. A thread that has lent a descriptor makes this call
-    anew.
+    The call always proceeds, because without it the thread could not continue. So if anything goes
+    wrong here, the EINTR from the kernel stays. A thread that has lent a descriptor makes this call
+    again.
     """
     with Borrowing(call) as lender:
         try:
@@ -332,7 +333,7 @@ def _end(call: TrappedCall, machine: Machine, repair: _Repair) -> int:
                     if lender.has_lent:
                         machine.signals.will_come_again(call.tid, stack)
         except (OSError, UnreadableError):
-            pass  # it lets nobody look into it, or is gone
+            pass  # it may not be looked into, or is gone
         except Exception:
             _log.exception("internal error at the end of a signal handler of thread %d", call.tid)
         return lender.finish(PROCEED)
@@ -361,7 +362,7 @@ def _repair(call: TrappedCall, machine: Machine, lender: Borrowing, stack: int) 
         decide = _WAITS.get(made.number)
         if decide is None:
             return
-        # Where that is not to be found out: it may always say EINTR, and else wait for ever.
+        # If that cannot be found out, EINTR is right: it is always allowed, and a wait may not end.
         with contextlib.suppress(OSError):
             if decide(lender, machine, made):
                 return
@@ -390,9 +391,9 @@ def _made_anew(
     made: Interrupted,
     decisions: dict[int | None, _Decision],
 ) -> bytes | None:
-    """What makes the thread make its call once more; None if it keeps its EINTR."""
+    """The contents that make the thread repeat its call; None if the call keeps its EINTR."""
     if machine.signals.has_ended(call.tid, made.after):
-        return None  # it was received, and EINTR is what its device has said
+        return None  # it was received, and its device has returned EINTR
     if made.after == call.instruction:
         number: int | None = call.number  # the end of another handler, by the same code
     else:
@@ -410,7 +411,7 @@ def _stack_pointer(tid: int, waits: Callable[[], bool]) -> int:
 
     Args:
         tid: the thread.
-        waits: whether it still does.
+        waits: whether it still waits.
 
     Raises:
         OSError: ESRCH if it is gone.
@@ -418,7 +419,7 @@ def _stack_pointer(tid: int, waits: Callable[[], bool]) -> int:
     with open(f"/proc/{tid}/syscall", "rb", 0) as file:
         while True:
             # "15 0x0 0x0 0x0 0x0 0x0 0x0 0x7ffd... 0x7f12...": number, arguments, sp, pc; or
-            # "running": its call was received on another CPU, before it has gone to sleep.
+            # "running": its call was received on another CPU before the thread fell asleep.
             fields = file.read(256).split()
             if len(fields) > 1:
                 return int(fields[-2], 16)

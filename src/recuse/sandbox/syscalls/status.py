@@ -27,8 +27,8 @@ _AT_NO_AUTOMOUNT: Final = 0x800
 _AT_STATX_SYNC_TYPE: Final = 0x6000
 _STATX_RESERVED: Final = 0x80000000
 
-# Calls with other flags than these are refused by the kernel before it looks at the path, so they
-# are left to it.
+# The kernel refuses other flags than these before it looks at the path, so calls with other flags
+# are left to the kernel.
 _STAT_FLAGS: Final = AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | AT_EMPTY_PATH | _AT_STATX_SYNC_TYPE
 _ACCESS_FLAGS: Final = AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | _AT_EACCESS
 

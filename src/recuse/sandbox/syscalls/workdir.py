@@ -1,9 +1,8 @@
 """chdir and getcwd (fs/open.c, fs/d_path.c; Linux 6.1).
 
-A directory that exists only here becomes the working directory as its shadow
-(:mod:`recuse.sandbox.vfs.placeholder_dirs`), into which only the thread itself can go. Relative
-paths are resolved from there by the sandbox's tree, and fork, exec and threads have it as any
-other.
+For a directory that exists only here, its shadow (:mod:`recuse.sandbox.vfs.placeholder_dirs`)
+becomes the working directory. Only the thread itself can go there. From there the sandbox's tree
+resolves relative paths, and fork, exec and threads inherit it like any other working directory.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def chdir(call: TrappedCall, machine: Machine) -> int:
-    """``chdir(path)``; EACCES for a thread that has a debugger, and so can make no calls for us."""
+    """``chdir(path)``; EACCES for a thread with a debugger, which recuse cannot have make calls."""
     path = machine.strings.read(call.tid, call.a0)
     try:
         found = machine.tree.find(call, AT_FDCWD, path) if path else None
@@ -44,21 +43,21 @@ def chdir(call: TrappedCall, machine: Machine) -> int:
 
 
 def _go_outside(call: TrappedCall, machine: Machine, file: NativeFile) -> int:
-    """Go to what is there natively. Whether it may be searched the thread is told itself."""
+    """Go to a native directory. The kernel tells the thread itself if it may not search it."""
     if not stat.S_ISDIR(file.status.st_mode):
         raise os_error(errno.ENOTDIR)
     acting = call.task.acting
     try:
         machine.tasks.check_confinement(call.tid)
-        # As all of a process's threads can read what one of them is given.
+        # The directory is opened as the caller, because all threads of its process can read it.
         directory = open_again(acting, file.descriptor, arch.O_DIRECTORY, 0, 0)
-    except PermissionError:  # it may be searched, and perhaps not read
+    except PermissionError:  # the caller may perhaps search it, but not read it
         return _go(call, file)
     return _go(call, directory)
 
 
 def _go(call: TrappedCall, directory: int | NativeFile) -> int:
-    """Have the thread go to a directory: by a descriptor of ours, which is closed, or by path."""
+    """Have the thread go to a directory: by a descriptor, which is closed here, or by path."""
     try:
         with Injection(call) as thread:
             try:

@@ -1,7 +1,7 @@
-"""Extended attributes, of which a node has none, and its filesystem's own (fs/xattr.c, Linux 6.18).
+"""Extended attributes, and a filesystem's own attributes (fs/xattr.c, Linux 6.18).
 
-Linux keeps some of a device's, as far as the filesystem of its node does: for access lists, and of
-security modules. Here it is as on a filesystem that does not.
+A node has none. Linux keeps some for a device, for access lists and security modules, if the
+filesystem of its node can. Here everything is as on a filesystem that cannot.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _unsupported(found: Found | None) -> int:
 
 
 def _get_attribute(call: TrappedCall, machine: Machine, found: Found | None, address: int) -> int:
-    """ENODATA: a node has no extended attributes, of the sorts that there are (fs/xattr.c)."""
+    """ENODATA if the attribute is of a known sort, as a node has none of them (fs/xattr.c)."""
     if found is None or found.link:
         return PROCEED
     name = machine.strings.read(call.tid, address)
@@ -62,7 +62,7 @@ def _get_attribute(call: TrappedCall, machine: Machine, found: Found | None, add
 
 
 def _set_attribute(call: TrappedCall, machine: Machine, found: Found | None, address: int) -> int:
-    """EPERM for those that only regular files and directories have, EOPNOTSUPP for others."""
+    """EPERM for attributes that only regular files and directories have, EOPNOTSUPP for others."""
     if found is None or found.link:
         return PROCEED
     name = machine.strings.read(call.tid, address)
@@ -72,7 +72,7 @@ def _set_attribute(call: TrappedCall, machine: Machine, found: Found | None, add
 
 
 def _at(call: TrappedCall, machine: Machine, find: Callable[..., Found | None]) -> Found | None:
-    """What ``(dirfd, path, flags, ...)`` name; O_PATH does not do without a path (EBADF)."""
+    """What ``(dirfd, path, flags, ...)`` name; EBADF for an O_PATH descriptor without a path."""
     if call.a2 & ~_AT_FLAGS:
         return None
     if call.a2 & AT_EMPTY_PATH and not (call.a1 and machine.strings.read(call.tid, call.a1)):
@@ -81,7 +81,7 @@ def _at(call: TrappedCall, machine: Machine, find: Callable[..., Found | None]) 
 
 
 def _arguments(call: TrappedCall) -> tuple[int, int] | None:
-    """Size and flags of the ``struct xattr_args`` in argument 4; None if it is none."""
+    """Size and flags of the ``struct xattr_args`` in argument 4; None if it is too small."""
     if call.a5 < _ARGUMENTS.size:
         return None
     data = read_memory(call.tid, call.a4, _ARGUMENTS.size)
@@ -92,12 +92,12 @@ def _arguments(call: TrappedCall) -> tuple[int, int] | None:
 
 
 def _list_attributes(call: TrappedCall, machine: Machine, found: Found | None, address: int) -> int:
-    """None."""
+    """The list is empty."""
     return PROCEED if found is None or found.link else 0
 
 
 _Act = Callable[["TrappedCall", "Machine", Found | None, int], int]
-"""Does something to what was found; the address is that of the attribute's name, if it has one."""
+"""Does something to what was found. The address is the attribute's name's, if there is one."""
 
 
 def _by_path(act: _Act, find: Callable[..., Found | None], flags: int = 0) -> Handler:
@@ -161,7 +161,7 @@ def removexattrat(call: TrappedCall, machine: Machine) -> int:
 def file_attributes(call: TrappedCall, machine: Machine) -> int:
     """``file_getattr(dirfd, path, attributes, size, at_flags)`` and ``file_setattr``.
 
-    A device has none of what filesystems have for their own files (fs/file_attr.c, Linux 6.17).
+    A device has none of the attributes that filesystems have (fs/file_attr.c, Linux 6.17).
     """
     if call.a4 & ~_AT_FLAGS or call.a3 < _FILE_ATTRIBUTES:
         return PROCEED

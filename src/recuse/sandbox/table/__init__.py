@@ -1,19 +1,19 @@
 """Every system call of Linux, once: its numbers, and whether it comes to recuse, or why not.
 
-All else is made of this table: the filter, the numbers in :mod:`recuse.sandbox.arch`, which module
-handles what, and docs/syscalls.md. What is needed at every start is in
-:mod:`recuse.sandbox.table.used`, the rest in :mod:`recuse.sandbox.table.passing`. A call
-of the kernel's headers that is in neither fails a test: a new one needs a decision.
+Everything else is made from this table: the filter, the numbers in :mod:`recuse.sandbox.arch`, the
+choice of the module that handles a call, and docs/syscalls.md. What every start needs is in
+:mod:`recuse.sandbox.table.used`, the rest in :mod:`recuse.sandbox.table.passing`. If a call of the
+kernel's headers is in neither, a test fails: a new call needs a decision.
 
-A row is a line of
+A row is a line with
 
 - the name;
-- the numbers on x86-64, on arm64, of 32-bit programs on x86-64 (i386) and of those on arm64 (arm);
-  ``.`` where there is none, and a ``-`` behind it where the call passes on that machine although it
-  is trapped on others;
+- the numbers on x86-64, on arm64, of 32-bit programs on x86-64 (i386) and of those on arm64 (arm).
+  ``.`` means that there is none. A ``-`` after a number means that the call passes on that machine
+  although it is trapped on others;
 - the module of :mod:`recuse.sandbox.syscalls` that handles it, or ``-``;
 - the decision;
-- of some trapped calls, the one that it is by another name, so far as the handler is concerned.
+- for some trapped calls, the name of the call that its handler takes it for.
 
 =============  =====================================================================================
 decision
@@ -21,17 +21,17 @@ decision
 always         it is trapped
 commands       it is trapped for some commands of fcntl
 files          it is trapped if it maps a file
-namespaces     it is trapped if it makes a namespace in which paths or users are others
-unless-lent    it is trapped but as recuse has a thread make it, to lend its descriptor
-unless-ours    it is trapped but as recuse has a thread make it
-refused        the kernel says ENOSYS
+namespaces     it is trapped if it makes a namespace with other paths or users
+unless-lent    it is trapped unless recuse has a thread make it, to lend its descriptor
+unless-ours    it is trapped unless recuse has a thread make it
+refused        the kernel returns ENOSYS
 passes         the kernel runs it, and that is right
 differs        the kernel runs it, and with a device it does not do what Linux would
 =============  =====================================================================================
 
-The last three have a reason in the lines below, which are indented. Rows that pass may stand in a
-group, a line ``= TITLE`` with the reason that those have which have none of their own; module and
-decision ``passes`` are left out there.
+The last three have a reason in the indented lines below. Rows that pass may stand in a group. It
+starts with a line ``= TITLE`` and the reason for all rows without their own. Their module and the
+decision ``passes`` are left out.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ INJECTED: Final = (
     "open_tree",
     "sendmsg",
 )
-"""What `recuse.sandbox.trap.inject` has threads call."""
+"""The calls that `recuse.sandbox.trap.inject` has threads make."""
 
 
 class Entry:
     """A call of one machine."""
 
-    # Not a NamedTuple: to make one of those takes longer than all else here, at every start.
+    # Not a NamedTuple: making one takes longer than everything else here, at every start.
     __slots__ = ("alias", "decision", "family", "name", "number")
 
     def __init__(self, name: str, number: int, family: str, decision: str, alias: str) -> None:
@@ -77,9 +77,9 @@ class Entry:
         self.family = family
         """The module that handles it, or ``-``."""
         self.decision = decision
-        """One of those above; ``passes`` also for a call that is trapped on other machines only."""
+        """A decision of the table; ``passes`` also if it is trapped only on other machines."""
         self.alias = alias
-        """The call that it is by another name, or its own."""
+        """The call that its handler takes it for, or its own name."""
 
     @property
     def trapped(self) -> bool:

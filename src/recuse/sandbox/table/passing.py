@@ -424,10 +424,10 @@ ELSEWHERE: Final = {
         "It lists no devices. C libraries call getdents64 instead.",
     ),
 }
-"""Why a call passes on a machine (a ``-`` behind its number) that is trapped on others."""
+"""Why a call that is trapped on other machines passes (it has a ``-`` behind its number)."""
 
 ON_ARM: Final = (
     "32-bit programs see no devices on arm64. Trapped are only calls that could reach one whose "
     "descriptor they inherit, and calls that change what recuse remembers of a process."
 )
-"""Why a call passes there that is trapped on others."""
+"""Why a call that is trapped on other machines passes there."""

@@ -1,4 +1,4 @@
-"""The system calls that recuse traps, refuses or makes itself: what is needed at every start."""
+"""The system calls that recuse traps, refuses or makes itself. Every start needs this table."""
 
 from __future__ import annotations
 
@@ -206,4 +206,4 @@ seccomp             317   277   354   383  -            differs
 getpgid             121   155   132   132  -            passes
     It is about processes. `recuse doctor` traps it, to see whether trapping works.
 """
-"""In the order in which the filter compares: the hot ones first."""
+"""In the order in which the filter compares them: frequent calls first."""

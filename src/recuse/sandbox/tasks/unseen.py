@@ -104,9 +104,9 @@ class Unseen:
             self._told = True
             name = (_field(tid, b"Name") or b"?").decode("utf-8", "replace")
             _log.warning(
-                "%s (process %d) lets nobody look into it, by prctl(PR_SET_DUMPABLE) or because its "
-                "file may be executed but not read: it finds no devices, and cannot use those that "
-                "it has. With CAP_SYS_PTRACE, which root has, recuse could serve it",
+                "%s (process %d) lets nobody look into it, by prctl(PR_SET_DUMPABLE) or because "
+                "its file may be executed but not read: it finds no devices, and cannot use those "
+                "that it has. With CAP_SYS_PTRACE, which root has, recuse could serve it",
                 name,
                 _process_of(tid),
             )

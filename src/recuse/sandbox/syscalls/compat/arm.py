@@ -1,7 +1,7 @@
 """System calls of 32-bit programs on arm64: these programs see no devices.
 
-One may still have a device's descriptor from the program that started it. That is natively a
-socket, and must not be used as one: such calls fail with ENOSYS. Those on other files go on.
+A program may still have a device's descriptor from the program that started it. Natively that is a
+socket, and must not be used as one: such calls fail with ENOSYS. Calls on other files proceed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = Log("recuse.sandbox")
 
 _POLLFD_BYTES: Final = 8
 _MOST_POLLED: Final = 1 << 16
-"""More descriptors than these are not looked through."""
+"""No more descriptors than this are looked through."""
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def _tell() -> None:
 
 
 def _refuse(call: TrappedCall, machine: Machine, numbers: Iterable[int]) -> int:
-    """PROCEED if none of these descriptors is a device's, or else ENOSYS."""
+    """Return PROCEED if none of these descriptors is a device's; otherwise fail with ENOSYS."""
     if any(machine.files.find(call.tid, number) is not None for number in numbers):
         _tell()
         raise os_error(errno.ENOSYS)
@@ -118,7 +118,7 @@ _SEEN: Final = frozenset(
         processes.change_root,
     }
 )
-"""The handlers of calls that need only be seen: those of 64-bit programs do here, too."""
+"""Handlers of calls that only need to be seen. Those of 64-bit programs can be used here too."""
 
 _OWN: Final[dict[str, Handler]] = {
     **dict.fromkeys(("sendfile", "sendfile64", "tee"), first_two),
@@ -134,7 +134,7 @@ _OWN: Final[dict[str, Handler]] = {
 
 def _handler(call: Entry) -> Handler:
     if call.name == "chroot":
-        return processes.change_root  # to it there is nothing else
+        return processes.change_root  # nothing else needs to be done
     native = processes.HANDLERS.get(call.alias)
     return native if native in _SEEN else _OWN.get(call.name, first)
 

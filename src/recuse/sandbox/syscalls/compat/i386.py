@@ -1,8 +1,8 @@
 """System calls of 32-bit programs on x86-64 (the kernel's compat_sys_*; Linux 6.1).
 
-Most have the arguments of their 64-bit namesakes, since the kernel tells registers of 32 bits
-extended with zeros. The others are here: 64-bit numbers in two registers, smaller structures, and
-ids of 16 bits.
+Most have the arguments of the 64-bit call of the same name, because the kernel reports 32-bit
+registers extended with zeros. The others are here: they have 64-bit numbers in two registers,
+smaller structures, or 16-bit IDs.
 """
 
 from __future__ import annotations
@@ -79,16 +79,16 @@ _ARGUMENTS = struct.Struct("=3I")
 _SYS_SOCKET: Final = 1
 _SYS_SOCKETPAIR: Final = 8
 _SENDING: Final = {16: passing.send_message, 20: passing.send_messages}
-"""Those that send messages."""
+"""The calls that send messages."""
 
 
 def _as(name: str) -> Handler:
-    """The handler of the 64-bit call of that name, which takes the same arguments."""
+    """The handler of the 64-bit call with that name, which takes the same arguments."""
     return _NATIVE[name]
 
 
 def _wide(low: int, high: int) -> int:
-    """A 64-bit argument out of two registers."""
+    """A 64-bit argument from two registers."""
     return high << 32 | low
 
 
@@ -139,8 +139,8 @@ def pwritev2(call: TrappedCall, machine: Machine) -> Outcome:
 
 
 def lseek(call: TrappedCall, machine: Machine) -> int:
-    """``lseek(fd, offset, whence)``; EOVERFLOW for a position that 32 bits do not hold."""
-    call.a1 = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF  # as a register of 64 bits has it
+    """``lseek(fd, offset, whence)``; EOVERFLOW for a position that does not fit into 32 bits."""
+    call.a1 = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF  # as in a 64-bit register
     position = rw.lseek(call, machine)
     if position > 0x7FFFFFFF:
         raise os_error(errno.EOVERFLOW)
