@@ -6,9 +6,9 @@ listen      the server half's side of the socket
 packets     the messages on it
 devcuse     the kernel half is Linux: CUSE
 devfuse     the kernel half is Linux: a FUSE mount, with files that can be mapped
-directory   the names there
-backing     a device there, and the memory behind its file
+directory   the names on that mount
+backing     a device on that mount, and the memory behind its file
 mount       the same, for a filesystem
-mounting    how a mount of FUSE comes to be, by its options (mount_options); unmounting its end
+mounting    makes a FUSE mount, from its options (mount_options); unmounting ends it
 guard       unmounts if the server is killed
 """

@@ -1,11 +1,11 @@
-"""A device at a FUSE mount: its session, and the area that is its file's backing file.
+"""A device on a FUSE mount: its session, and the area that is its file's backing file.
 
-An answer to OPEN with FOPEN_PASSTHROUGH and FOPEN_DIRECT_IO names a file, here an area's memfd,
-that mmap(2) maps, while reads and writes come to the server (fs/fuse/passthrough.c and iomode.c,
-Linux 6.9).  The kernel tells nothing of mappings then.  So each file is asked for its area when it
-is opened, and what `recuse.server` knows as a mapping lasts from there to RELEASE.
+An answer to OPEN with FOPEN_PASSTHROUGH and FOPEN_DIRECT_IO names a file, here an area's memfd.
+mmap(2) maps that file, while reads and writes come to the server (fs/fuse/passthrough.c and
+iomode.c, Linux 6.9). The kernel then does not report mappings. So each file is asked for its area
+when it is opened. What `recuse.server` treats as a mapping lasts from then until RELEASE.
 
-An inode has one backing file at a time, which all opens have to name, or fail with EIO.
+An inode has one backing file at a time. All opens have to name it, or they fail with EIO.
 """
 
 import errno
@@ -72,15 +72,15 @@ Send = Callable[[bytes], object]
 
 
 class _Backing:
-    """The area that a device's inode has for now, as the kernel knows it."""
+    """The area that a device's inode has at present, as the kernel knows it."""
 
     def __init__(self, area: int, number: int, descriptor: OwnedDescriptor) -> None:
         self.area = area
         self.number = number
-        """What the kernel calls it, 1 or more."""
+        """The kernel's number for it, 1 or more."""
         self.descriptor = descriptor
         self.files: dict[int, int] = {}
-        """The files that have it, by handle: the unique number of their MMAP."""
+        """The files that have it, by handle, with the unique number of their MMAP."""
 
     @property
     def size(self) -> int:
@@ -110,14 +110,14 @@ class MountedDevice:
         }
 
     def start(self, channel: Channel, send: Send, minor: int, passthrough: bool) -> None:
-        """Serve a connection of that minor version, where mmap is to be had with `passthrough`."""
+        """Serve a connection with that minor version; mmap works only with `passthrough`."""
         self._channel, self._send, self._passthrough = channel, send, passthrough
         init = cuse_init_in(major=FUSE_KERNEL_VERSION, minor=minor, flags=RECUSE_MAPPING)
         header = fuse_in_header(len=_IN + init.SIZE, opcode=CUSE_INIT)
         self._session.handle(header.pack() + init.pack(), lambda _: None)
 
     def handle(self, opcode: int, message: bytes) -> None:
-        """Answer a request on the device's file, or have it answered."""
+        """Answer a request on the device's file, or make sure that it is answered."""
         serve = self._serve.get(opcode)
         if serve is None:
             self._session.handle(message, self._send)
@@ -125,7 +125,7 @@ class MountedDevice:
             serve(message)
 
     def interrupt(self, message: bytes) -> bytes | None:
-        """Pass an INTERRUPT on; return the answer that it has if it is not one of ours."""
+        """Pass on an INTERRUPT; return the answer to it if it is not for one of our requests."""
         answers: list[bytes] = []
         self._session.handle(message, answers.append)
         return answers[0] if answers else None
@@ -140,17 +140,17 @@ class MountedDevice:
 
     @property
     def size(self) -> int:
-        """The size of its area while files have one, in bytes, else 0."""
+        """The size of its area in bytes while files have one, otherwise 0."""
         with self._lock:
             return 0 if self._backing is None else self._backing.size
 
-    # OPEN: the file, then its area, then whether the device agrees, and then the answer.  These
+    # OPEN takes these steps: the file, its area, whether the device agrees, and the answer. All the
     # requests to the session have OPEN's unique number, one after the other, so that an INTERRUPT
-    # of it finds what runs.
+    # of it finds what is running.
 
     def _open(self, message: bytes) -> None:
         (flags,) = _unpack_u32(message[_FLAGS])
-        # As a character device: the kernel has nothing to truncate (FUSE_ATOMIC_O_TRUNC).
+        # As for a character device: the kernel has nothing to truncate (FUSE_ATOMIC_O_TRUNC).
         told = message[: _FLAGS.start] + _pack_u32(flags & ~os.O_TRUNC) + message[_FLAGS.stop :]
         self._session.handle(told, partial(self._opened, message))
 
@@ -201,7 +201,7 @@ class MountedDevice:
         self._session.handle(_request(message, RECUSE_MMAP_COMMIT, commit), then)
 
     def _take(self, area: int, descriptor: OwnedDescriptor) -> _Backing:
-        """Make the area the inode's, if it is not; OSError if it cannot be. The lock is held."""
+        """Make the area the inode's, if it is not. Raises OSError if it cannot be. Lock held."""
         backing = self._backing
         if backing is None:
             assert self._channel is not None
@@ -230,10 +230,10 @@ class MountedDevice:
             self._answer_open(message, handle, number)
 
     def _open_without_area(self, message: bytes, handle: int, why: str) -> None:
-        """Open a file that is not to have the inode's area, as far as the kernel lets us.
+        """Open a file that does not get the inode's area, if the kernel allows that.
 
-        One that is opened in the moment in which another one gets an area is refused by the kernel
-        itself, with EIO.
+        If it is opened at the moment when another file gets an area, the kernel itself refuses it
+        with EIO.
         """
         with self._lock:
             taken = self._backing is not None
@@ -249,26 +249,26 @@ class MountedDevice:
         self._send(fuse_out_header(len=_OUT, error=-errno.EBUSY, unique=header.unique).pack())
 
     def _answer_open(self, message: bytes, handle: int, backing: int | None) -> None:
-        # No FLUSH at close(2), which fails when the server has gone.
+        # No FLUSH at close(2), as it fails when the server is gone.
         out = fuse_open_out(fh=handle, open_flags=FOPEN_DIRECT_IO | FOPEN_NOFLUSH)
         if backing is not None:
-            # Positions as a regular file: not together with FOPEN_STREAM (FOPEN_PASSTHROUGH_MASK).
+            # It has positions like a regular file. FOPEN_PASSTHROUGH_MASK excludes FOPEN_STREAM.
             out.open_flags |= FOPEN_PASSTHROUGH
             out.backing_id = backing
         elif not self.device.seekable:
-            # No lock on the position either, so a program may read and write at once.
+            # It does not lock the position either, so a program may read and write at once.
             out.open_flags |= FOPEN_STREAM
         header = fuse_in_header.unpack(message)
         answer = fuse_out_header(len=_OUT + out.SIZE, unique=header.unique).pack() + out.pack()
         try:
             self._send(answer)
         except OSError as error:
-            # Nobody waits for it, so no RELEASE comes.
+            # Nobody waits for it, so no RELEASE follows.
             log.debug("the answer to request %d was not taken: %r", header.unique, error)
             self._give_up(message, handle)
 
     def _give_up(self, message: bytes, handle: int) -> None:
-        """Release a file that the kernel does not hear of."""
+        """Release a file that the kernel was not told about."""
         release = fuse_release_in(fh=handle)
         self._close(_request(message, FUSE_RELEASE, release), handle, lambda _: None)
 
@@ -276,7 +276,7 @@ class MountedDevice:
         self._close(message, fuse_release_in.unpack(message, _IN).fh, self._send)
 
     def _close(self, release: bytes, handle: int, send: Send) -> None:
-        """Have the mapping ended, if there is one, and then the file."""
+        """End the mapping, if there is one, and then the file."""
         unique, area = self._leave(handle)
         if not area:
             self._session.handle(release, send)
@@ -287,10 +287,10 @@ class MountedDevice:
         )
 
     def _leave(self, handle: int) -> tuple[int, int]:
-        """Take a file's area from it: its mapping's number, and the area's; 0 if it had none.
+        """Take a file's area from it; return its mapping's number and the area's, 0 if it had none.
 
-        After the last one the inode has none: the kernel forgets the backing file before it sends
-        RELEASE (fs/fuse/file.c, fuse_file_put).
+        When the last file is gone, the inode has no area: the kernel forgets the backing file
+        before it sends RELEASE (fs/fuse/file.c, fuse_file_put).
         """
         with self._lock:
             backing = self._backing
@@ -305,13 +305,13 @@ class MountedDevice:
                     self._channel.ioctl(
                         FUSE_DEV_IOC_BACKING_CLOSE, bytearray(_pack_u32(backing.number))
                     )
-                except OSError as error:  # the connection has ended, and all this with it
+                except OSError as error:  # the connection has ended, and this with it
                     log.debug("backing file %d: %r", backing.number, error)
             return unique, backing.area
 
     def _read_or_write(self, message: bytes) -> None:
         if not self.device.seekable and (
-            # Without FOPEN_STREAM the kernel counts, and with O_APPEND.
+            # Without FOPEN_STREAM the kernel tracks the position, also with O_APPEND.
             self._backing is not None or fuse_read_in.unpack(message, _IN).flags & os.O_APPEND
         ):
             message = message[: _OFFSET.start] + bytes(8) + message[_OFFSET.stop :]
@@ -320,7 +320,7 @@ class MountedDevice:
     def _polled(self, answer: bytes) -> None:
         """Pass on an answer to POLL, or a notification."""
         if _error(answer) == -errno.ENOSYS:
-            # It would be for all devices of the mount.
+            # ENOSYS would apply to all devices of the mount.
             unique = fuse_out_header.unpack(answer).unique
             out = fuse_poll_out(revents=DEFAULT_POLLMASK)
             answer = fuse_out_header(len=_OUT + out.SIZE, unique=unique).pack() + out.pack()
@@ -346,7 +346,7 @@ def _error(answer: bytes) -> int:
 
 
 def _request(message: bytes, opcode: int, body: Structure) -> bytes:
-    """Make a request of our own, with the number and the program of one of the kernel's."""
+    """Make a request of our own, with the number and caller of one of the kernel's."""
     header = fuse_in_header.unpack(message)
     header.len, header.opcode = _IN + body.SIZE, opcode
     return header.pack() + body.pack()

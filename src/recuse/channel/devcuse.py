@@ -1,9 +1,9 @@
 """The real kernel's CUSE: devices served through /dev/cuse, for all programs of the machine.
 
-The kernel half is Linux itself (fs/fuse/cuse.c): it makes the node when it gets the answer to
-CUSE_INIT, and takes it away when the last descriptor of this opened /dev/cuse is closed.  A thread
-that waits in read(2) would keep that from happening, so the descriptor is non-blocking, and threads
-wait in poll(2), which an eventfd ends.
+The kernel half is Linux itself (fs/fuse/cuse.c). It makes the node when it gets the answer to
+CUSE_INIT. It removes the node when the last descriptor of this opened /dev/cuse is closed. A thread
+that waits in read(2) would prevent that. So the descriptor is non-blocking, and threads wait in
+poll(2), which an eventfd ends.
 """
 
 import contextlib
@@ -33,33 +33,33 @@ log = Log("recuse.channel")
 DEV_CUSE = "/dev/cuse"
 
 HEADROOM = 8192
-"""Bytes for all of a request but its data; also the least buffer that read(2) takes (fs/fuse/dev.c,
-fuse_dev_do_read, FUSE_MIN_READ_BUFFER)."""
+"""Bytes for all of a request except its data. Also the smallest buffer that read(2) accepts
+(fs/fuse/dev.c, fuse_dev_do_read, FUSE_MIN_READ_BUFFER)."""
 
 MOST_DATA = MAX_PAGES * PAGE_SIZE
-"""Most data that an ioctl brings along, in bytes, whatever max_write says: 32 pages
+"""Most data that an ioctl can carry, in bytes, whatever max_write is: 32 pages
 (fs/fuse/ioctl.c, fuse_do_ioctl, Linux 6.1)."""
 
 NODE_WAIT_S = 2.0
-"""How long udev may take to make a node, where the kernel does not (no devtmpfs on /dev)."""
+"""How long udev may take to make a node, if the kernel makes none (no devtmpfs on /dev)."""
 
 _NODE_TICK_S = 0.01
 
-# ENOENT: the request was taken back while it was copied (its program was killed).
+# ENOENT: the request was withdrawn while it was copied (its program was killed).
 _READ_AGAIN = frozenset({errno.EINTR, errno.ENOENT})
 
 
 class KernelError(Exception):
-    """A device cannot be served on this kernel; the message is one line that says why."""
+    """A device cannot be served on this kernel; the message says why, in one line."""
 
 
 class Channel:
     """An open /dev/cuse or /dev/fuse, for several threads: it is not closed while one uses it."""
 
     def __init__(self, path: str | int = DEV_CUSE) -> None:
-        """Open it, which makes the kernel send CUSE_INIT on /dev/cuse.
+        """Open it; on /dev/cuse this makes the kernel send CUSE_INIT.
 
-        Or take over a descriptor that is open already, and does not block. Raises OSError.
+        Or take over an open descriptor that does not block. Raises OSError.
         """
         if isinstance(path, str):
             path = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -94,7 +94,7 @@ class Channel:
             self._end()
 
     def wait(self) -> None:
-        """Wait until `read` has something, or would raise.
+        """Wait until `read` would return something, or raise.
 
         Raises OSError with ENODEV after `close`.
         """
@@ -110,8 +110,9 @@ class Channel:
     def write(self, message: bytes) -> None:
         """Answer a request.
 
-        Raises OSError: ENODEV when the connection has ended, ENOENT if nobody waits for it any more
-        (see `recuse.server.pending_reply`, which takes both for usual), EINVAL if it is malformed.
+        Raises OSError: ENODEV when the connection has ended, ENOENT if nobody waits for it any
+        longer, EINVAL if it is malformed. (`recuse.server.pending_reply` treats the first two as
+        usual.)
         """
         number = self._begin()
         try:
@@ -120,7 +121,7 @@ class Channel:
             self._end()
 
     def ioctl(self, command: int, argument: bytearray) -> int:
-        """Give the descriptor an ioctl with a structure; return its result. Raises OSError."""
+        """Make an ioctl with a structure on the descriptor; return its result. Raises OSError."""
         number = self._begin()
         try:
             result: int = fcntl.ioctl(number, command, argument)
@@ -129,7 +130,7 @@ class Channel:
             self._end()
 
     def close(self) -> None:
-        """Close it, which takes the device away; it is gone when this returns."""
+        """Close it, which removes the device; the device is gone when this returns."""
         with self._lock:
             if not self._closing:
                 self._closing = True
@@ -169,7 +170,7 @@ class DevCuse:
 
         ``ended`` is called, in any thread and perhaps more than once, when the connection has
         ended: after `close`, or because an administrator has written to
-        /sys/class/cuse/NAME/abort.  The device is there until `close` even then.  ``tap`` traces.
+        /sys/class/cuse/NAME/abort. Even then the device is there until `close`. ``tap`` traces.
 
         Raises ValueError or TypeError if the device is not well described (see `Device`).
         """
@@ -191,9 +192,9 @@ class DevCuse:
         return f"/dev/{self.device.name}"
 
     def start(self) -> None:
-        """Make the device, and serve it in threads of its own; there is a node on return.
+        """Make the device, and serve it in threads of its own. On return there is a node.
 
-        Raises KernelError if that cannot be; it is to be closed then, too.
+        Raises KernelError if that is not possible. It has to be closed then, too.
         """
         try:
             self._channel = Channel(self._path)
@@ -204,8 +205,8 @@ class DevCuse:
             self._tapped = Tapped(self._tap, self._send)
             self._send = self._tapped.send
         if os.path.lexists(self.node):
-            # Linux looks for the name among CUSE's devices only: a device called "null" would be
-            # made, and have no node (fs/fuse/cuse.c, cuse_process_init_reply; 6.1).
+            # Linux looks for the name only among CUSE's devices. A device called "null" would be
+            # made without a node (fs/fuse/cuse.c, cuse_process_init_reply; 6.1).
             raise KernelError(f"{self.node} is there already: the device needs another name")
         try:
             self._shake_hands(self._channel)
@@ -220,14 +221,14 @@ class DevCuse:
         self._wait_for_node()
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end of the connection; False if it has not come by then."""
+        """Wait for the end of the connection; False if it has not ended by then."""
         return self._workers.join(timeout_s)
 
     def close(self) -> None:
-        """Take the device away, release the files that programs have open, end the session.
+        """Remove the device, release the files that programs have open, end the session.
 
-        The programs' calls that wait, and later ones, fail.  Plain methods of the author's that run
-        go on in their threads, and nobody hears what they return.
+        Calls of programs that wait fail, and so do later ones. Plain methods of the author's that
+        are running continue in their threads, but their results go nowhere.
         """
         if self._channel is not None:
             self._channel.close()
@@ -237,7 +238,7 @@ class DevCuse:
             tap.removed()
 
     def limits(self) -> Iterator[str]:
-        """What Linux's CUSE does not do for this device, once it is there: a line for each."""
+        """What Linux's CUSE does not do for this device, a line for each. Call it after `start`."""
         device = self.device
         if device.seekable:
             yield f"{self.node}: positions are ignored: reads and writes have offset 0, as in CUSE"
@@ -266,11 +267,11 @@ class DevCuse:
                 )
 
     def _shake_hands(self, channel: Channel) -> None:
-        """Answer CUSE_INIT; OSError with ENODEV if the kernel does not take the answer."""
+        """Answer CUSE_INIT. Raises OSError with ENODEV if the kernel does not accept the answer."""
         while (message := channel.read(self._size)) is None:
             channel.wait()
         self._handle(message)
-        # The device was made while the answer was written, or else the connection ended.
+        # If the connection has not ended, the device was made while the answer was written.
         self._early = channel.read(self._size)
 
     def _receive(self) -> bytes | None:
@@ -299,7 +300,7 @@ class DevCuse:
             time.sleep(_NODE_TICK_S)
 
     def _number(self) -> tuple[int, int]:
-        """The device's major and minor number as sysfs has them; 0, 0 if it is not there."""
+        """The device's major and minor number from sysfs; 0, 0 if it is not there."""
         try:
             major, _, minor = Path(self._sysfs, "dev").read_text().partition(":")
             return int(major), int(minor)
@@ -331,14 +332,14 @@ def serve_kernel(
 ) -> None:
     """Serve devices on the real kernel until a signal to end; for the main thread.
 
-    Also returns when the kernel has ended all connections.  The devices are gone by then.
+    It also returns when the kernel has ended all connections. On return the devices are gone.
 
     Args:
         devices: with different names.
         ready: called with a device's path once it is there, in the calling thread.
-        note: called with a line on each thing that Linux's CUSE does not do, before that.
+        note: called before that, with a line for each thing that Linux's CUSE does not do.
         signals: waits for them.
-        tap: makes what traces a device's connection.
+        tap: makes the tap that traces a device's connection.
 
     Raises:
         KernelError: one of them cannot be served; then none is.

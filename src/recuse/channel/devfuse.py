@@ -85,12 +85,12 @@ class DevFuse:
     ) -> None:
         """Prepare; nothing is opened before `start`.
 
-        ``directory`` is an empty one.  ``ended`` is called, in any thread and perhaps more than
-        once, when the connection has ended: after `close`, or because somebody has unmounted it or
-        written to /sys/fs/fuse/connections/NUMBER/abort.  ``tap`` traces.
+        ``directory`` is an empty one. ``ended`` is called, in any thread and perhaps more than
+        once, when the connection has ended. That is after `close`, or because somebody has
+        unmounted it or written to /sys/fs/fuse/connections/NUMBER/abort. ``tap`` traces.
 
-        Raises ValueError or TypeError if a device is not well described (see `Device`), or if two
-        cannot both have their names.
+        Raises ValueError or TypeError if a device is not well described (see `Device`), or if the
+        names of two devices conflict.
         """
         self.path = os.path.abspath(directory)
         self._devices = {device: MountedDevice(device) for device in devices}
@@ -111,7 +111,7 @@ class DevFuse:
     def start(self) -> None:
         """Mount it, and serve it in threads of its own.
 
-        Raises KernelError if that cannot be; it is to be closed then, too.
+        Raises KernelError if that is not possible. It has to be closed then, too.
         """
         check_directory(self.path)
         try:
@@ -136,13 +136,13 @@ class DevFuse:
             raise KernelError(f"{self.path}: {error.strerror}") from error
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end of the connection; False if it has not come by then."""
+        """Wait for the end of the connection; False if it has not ended by then."""
         return self._workers.join(timeout_s)
 
     def close(self) -> None:
         """Unmount it, release the files that programs have open, end the sessions.
 
-        What programs have mapped they keep.  Their calls that wait, and later ones, fail.
+        Programs keep what they have mapped. Their calls that wait fail, and so do later ones.
         """
         if self._mount:
             self._unmount()
@@ -155,7 +155,7 @@ class DevFuse:
             tap.removed()
 
     def limits(self) -> Iterator[str]:
-        """What such a mount does not do for these devices, once it is there: a line for each."""
+        """What such a mount does not do for these devices, line by line. Call it after `start`."""
         if not self.maps:
             yield (
                 f"{self.path}: programs cannot map these files (ENODEV): this kernel has no FUSE "
@@ -180,7 +180,7 @@ class DevFuse:
         """Unmount it, unless somebody else has."""
         assert self._mount is not None
         try:
-            # Lazily: programs may have files open, or be in the directory.
+            # Lazily, as programs may have files open or be in the directory.
             unmount_only(self.path, self._mount)
         except OSError as error:
             log.error("%s: %s; to unmount it: umount %s", self.path, error.strerror, self.path)
@@ -191,7 +191,7 @@ class DevFuse:
         while (message := channel.read(self._size)) is None:
             channel.wait()
         header = fuse_in_header.unpack(message)
-        # Kernels before 7.36 send less of it.
+        # Kernels before 7.36 send a shorter structure.
         offer = fuse_init_in.unpack(message[_IN:].ljust(fuse_init_in.SIZE, b"\0"))
         if self._tapped is not None:
             self._tapped.request(message)
@@ -221,7 +221,7 @@ class DevFuse:
             max_write=self._max_write,
             time_gran=1,
             max_pages=-(-max(self._max_read, self._max_write) // PAGE_SIZE),
-            # Areas are on no filesystem that is on another one.
+            # Areas are not on a filesystem that lies on another one.
             max_stack_depth=1 if self.maps else 0,
         )
         self._reply(header.unique, out.pack())
@@ -264,7 +264,7 @@ class DevFuse:
             self._fail(unique, errno.ENOSYS)
 
     def _interrupt(self, message: bytes) -> None:
-        """Find the device that answers the request; it does not say which."""
+        """Find the device that answers the request; the INTERRUPT does not say which."""
         answers = [mounted.interrupt(message) for mounted in self._devices.values()]
         if None not in answers:
             self._write(answers[0] or b"")
@@ -299,9 +299,9 @@ def serve_mount(
         devices: with different names.
         directory: an empty one.
         ready: called with each device's path when all are there, in the calling thread.
-        note: called with a line on each thing that is not to be had there, before that.
+        note: called before that, with a line for each thing that such a mount does not do.
         signals: waits for them.
-        tap: makes what traces the connection.
+        tap: makes the tap that traces the connection.
 
     Raises:
         KernelError: they cannot be served.
@@ -323,7 +323,7 @@ def serve_mount(
 
 
 def _mount(path: str, channel: int, max_read: int) -> None:
-    """Mount the connection of /dev/fuse that ``channel`` is. Raises OSError."""
+    """Mount a connection; ``channel`` is its descriptor of /dev/fuse. Raises OSError."""
     options = (
         f"fd={channel},rootmode={DIRECTORY_MODE:o},user_id={os.getuid()},group_id={os.getgid()},"
         f"max_read={max_read},allow_other,default_permissions"

@@ -31,10 +31,10 @@ DIRECTORY_MODE = stat.S_IFDIR | 0o755
 NAME_MAX = 255
 
 _ENTRY_VALID_S = 1 << 30
-"""How long the kernel may keep what a name means: for ever."""
+"""How long the kernel may remember what a name means: for ever."""
 
 Size = Callable[[Device], int]
-"""Tells how large a device's file is now, in bytes."""
+"""Returns the current size of a device's file, in bytes."""
 
 
 class _Node:
@@ -52,11 +52,11 @@ class _Node:
 class Directory:
     """Answers the requests about names and attributes.
 
-    A device is a regular file; a name with "/" has directories.
+    A device is a regular file. If its name has "/", there are directories.
     """
 
     def __init__(self, devices: Iterable[Device], size: Size) -> None:
-        """Make the tree; ValueError if two devices cannot both have their names."""
+        """Make the tree. Raises ValueError if the names of two devices conflict."""
         self._size = size
         self._made = time.time_ns()
         root = _Node(FUSE_ROOT_ID, None, None)
@@ -94,7 +94,7 @@ class Directory:
         return None if node is None else node.device
 
     def answer(self, opcode: int, number: int, body: bytes) -> bytes | None:
-        """Return the payload of an answer, None for a request that is not about names.
+        """Return the payload of an answer; None for a request that is not about names.
 
         Raises OSError.
         """

@@ -1,4 +1,4 @@
-"""The shortest channel: requests are served in the thread that makes them, without any hop."""
+"""The shortest channel: requests are served in the thread that makes them."""
 
 import errno
 
@@ -10,14 +10,14 @@ from recuse.server.session import Session
 from recuse.wire.fuse import FUSE_INTERRUPT
 
 READ_SIZE = 2 << 20
-"""Size of the buffer that requests are read with, in bytes: more than any request has."""
+"""Size of the buffer for reading requests, in bytes: larger than any request."""
 
 
 class InProcessChannel:
     """Joins one CUSE channel of the kernel half with one session."""
 
     def __init__(self, cuse: CuseChannel, session: Session) -> None:
-        """Join them; requests that are pending already, CUSE_INIT at least, are served at once."""
+        """Join them. Requests that are already pending, at least CUSE_INIT, are served at once."""
         self.cuse = cuse
         self.session = session
         self._connection = cuse.connection
@@ -34,7 +34,7 @@ class InProcessChannel:
     def close(self) -> None:
         """End the connection: the device goes, its files are released, the session is closed.
 
-        Done by itself when the connection is aborted: a server ends when its reads fail.
+        This happens by itself when the connection is aborted: a server ends when its reads fail.
         """
         self.cuse.close()
         self.session.close()
@@ -42,8 +42,9 @@ class InProcessChannel:
     def _pump(self) -> None:
         """Serve one request, if there is one.
 
-        One is enough: this is called once for each.  Not for an INTERRUPT that the session sends
-        back because it comes before its request, so one is followed by what is pending then.
+        One is enough, as this is called once for each. That is not so for an INTERRUPT that the
+        session sends back because it came before its request. So after an INTERRUPT, pending
+        requests are served too.
         """
         while self._serve() == FUSE_INTERRUPT:
             pass
@@ -63,7 +64,7 @@ class InProcessChannel:
 def connect(table: DeviceTable, device: Device) -> InProcessChannel:
     """Make ``device`` exist in ``table``, served in this process.
 
-    Raises ValueError or TypeError if it is not well described (`Device`), OSError if the kernel
+    Raises ValueError or TypeError if it is not well described (see `Device`), OSError if the kernel
     half refuses it: EEXIST for its name, EBUSY for its number.
     """
     cuse = CuseChannel(table, descriptors=True)

@@ -1,6 +1,6 @@
 """The server's side of a socket: one device for any number of sandboxes at once.
 
-One connection is one CUSE channel, as one open /dev/cuse is; all share the `Device`.
+One connection is one CUSE channel, like one open /dev/cuse. All share the `Device`.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ class DeviceServer:
     def __init__(
         self, device: Device, path: str, tap: Callable[[], ServerTap] | None = None
     ) -> None:
-        """Listen at ``path``, with mode 0600, and serve whoever connects.
+        """Listen at ``path``, with mode 0600, and serve all that connect.
 
-        The socket of a server that has ended is replaced.  ``tap`` makes what traces a connection.
+        The socket of a server that has ended is replaced. ``tap`` makes the tap that traces a
+        connection.
 
         Raises ValueError or TypeError if the device is not well described (see `Device`), OSError:
         EADDRINUSE if a server is there, EEXIST if something else is, ENAMETOOLONG for a path that
-        no socket can have, or what making it says.
+        no socket can have, or the error of making it.
         """
         check_device(device)
         self.device = device
         self.path = path
-        # asyncio's locks and queues belong to one event loop: it lasts as long as the device.
+        # asyncio's locks and queues belong to one event loop, which lasts as long as the device.
         self._loop = Tasks()
         try:
             self._listener = _listen(path)
@@ -70,9 +71,9 @@ class DeviceServer:
             raise
 
     def close(self) -> None:
-        """End all connections, and then the device; again, do nothing.
+        """End all connections, and then the device; a second call does nothing.
 
-        Waits up to 10 seconds for the methods of the device's files that end is waiting for.
+        Waits up to 10 seconds for the methods of the device's files that the end has to wait for.
         """
         with self._lock:
             if self._closing.is_set():
@@ -144,7 +145,7 @@ class _Client:
         self._send: Callable[[bytes], object] = packets.send
 
     def trace(self, tap: ServerTap, pid: int) -> None:
-        """Have what passes noted; ``pid`` is who joined.  Before `start`."""
+        """Have messages recorded; ``pid`` is the process that joined. Call it before `start`."""
         self._tapped = Tapped(tap, self._packets.send)
         self._send = self._tapped.send
         tap.joined(self._device.name, pid)
@@ -158,11 +159,11 @@ class _Client:
             self._end()
 
     def shutdown(self) -> None:
-        """End the connection; what that means is done in its threads."""
+        """End the connection; its threads do what follows from that."""
         self._packets.shutdown()
 
     def join(self, timeout: float) -> None:
-        """Wait until it has ended, for so many seconds at most."""
+        """Wait until it has ended, at most this many seconds."""
         self._workers.join(timeout)
 
     def _receive(self) -> bytes | None:
@@ -181,7 +182,7 @@ class _Client:
             self._packets.shutdown()
 
     def _end(self) -> None:
-        # Two threads may find the end when one takes over from the other: it is over for both.
+        # Two threads may find the end when one takes over from the other: it is the end for both.
         with self._ending:
             self._session.close()
             self._packets.close()
@@ -194,7 +195,7 @@ class _Client:
 def _listen(path: str) -> socket.socket:
     sock = open_socket()
     try:
-        # bind(2) makes the file with the socket's own mode: it never has another one.
+        # bind(2) makes the file with the socket's own mode, so it never has another one.
         os.fchmod(sock.fileno(), 0o600)
         with locked(os.path.dirname(path) or "."):
             _make_way(path)
@@ -204,7 +205,7 @@ def _listen(path: str) -> socket.socket:
                 if error.errno is None:  # Python's own check of the length
                     raise _os_error(errno.ENAMETOOLONG, path) from error
                 raise OSError(error.errno, error.strerror, path) from error
-            # Before the lock goes: until then a socket looks as if its server had ended.
+            # Before the lock is released: until then a socket looks as if its server had ended.
             sock.listen(_PENDING_CONNECTIONS)
     except BaseException:
         sock.close()
@@ -214,7 +215,7 @@ def _listen(path: str) -> socket.socket:
 
 @contextmanager
 def locked(directory: str) -> Iterator[None]:
-    """Let no other server make or remove a socket in a directory meanwhile."""
+    """Keep other servers from making or removing sockets in a directory meanwhile."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -226,7 +227,7 @@ def locked(directory: str) -> Iterator[None]:
 def _make_way(path: str) -> None:
     """Remove the socket of a server that has ended.
 
-    Raises OSError: EADDRINUSE if it has not, EEXIST if that is something else.
+    Raises OSError: EADDRINUSE if the server is still there, EEXIST if it is something else.
     """
     try:
         mode = os.lstat(path).st_mode

@@ -1,13 +1,14 @@
-"""Messages of the FUSE protocol over a SOCK_SEQPACKET socket, either way.
+"""Messages of the FUSE protocol over a SOCK_SEQPACKET socket, in both directions.
 
-A message is one packet. One of more than `PART` bytes is several: all but the last are of `PART`
-bytes, and the length in the message's header tells how many there are. The kernel limits packets
-(two times net.core.wmem_max for an ordinary user), and a WRITE can have more than that.
+A message is one packet. If it has more than `PART` bytes, it is several: all except the last have
+`PART` bytes, and the length in the message's header shows how many there are. The reason is that
+the kernel limits packets (twice net.core.wmem_max for an ordinary user), and a WRITE can be larger.
 
-Before a message that brings a file descriptor with it (SCM_RIGHTS) comes a packet of one byte that
-says so: who receives descriptors has to be prepared, which costs time with each packet.
+Before a message that carries a file descriptor (SCM_RIGHTS) there is a packet of one byte that says
+so. A receiver has to be prepared for descriptors, and that would cost time with each packet.
 
-There is nothing else on the socket. Whoever sends what is no message loses the connection.
+Nothing else is on the socket. If the other end sends something that is not a message, it loses the
+connection.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from recuse.wire.descriptor import BytesWithDescriptor, OwnedDescriptor
 from recuse.wire.fuse import fuse_in_header, fuse_out_header
 
 PART: Final = 160 << 10
-"""Most bytes of one packet: room for 128 KiB with the headers, and less than Linux's default."""
+"""Most bytes of one packet: room for 128 KiB with headers, and below Linux's default limit."""
 
 MESSAGE_MAX: Final = 2 << 20
-"""Most bytes of a message that is received: more than 1 MiB with its headers."""
+"""Most bytes of a received message: more than 1 MiB with its headers."""
 
 BACKLOG_MAX: Final = 8 << 20
-"""Once so many bytes wait for the other end to take them, nothing more is received from it."""
+"""If this many bytes wait for the other end to take them, nothing more is received from it."""
 
-_COST: Final = 512  # of memory for each packet that waits, besides its bytes
+_COST: Final = 512  # bytes of memory for each waiting packet, in addition to its content
 
 _DESCRIPTOR_FOLLOWS: Final = b"\0"
 _DESCRIPTOR: Final = struct.Struct("=i")
@@ -52,13 +53,13 @@ _log = Log("recuse.channel")
 
 
 def open_socket() -> socket.socket:
-    """Return a new socket of the right kind, with as much room for packets as there may be."""
+    """Return a new socket of the right kind, with the largest buffer that is possible."""
     return _roomy(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC))
 
 
 def _roomy(sock: socket.socket) -> socket.socket:
     try:
-        # socket(7): beyond net.core.wmem_max, for root alone.
+        # socket(7): this exceeds net.core.wmem_max, and is only for root.
         sock.setsockopt(socket.SOL_SOCKET, 32, _BUFFER_SIZE)  # SO_SNDBUFFORCE
     except OSError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_SIZE)
@@ -66,24 +67,24 @@ def _roomy(sock: socket.socket) -> socket.socket:
 
 
 def peer_uid(sock: socket.socket) -> int:
-    """Return the user id of the process at the other end, when it connected or listened."""
+    """Return the user ID of the process at the other end, from when it connected or listened."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _SO_PEERCRED_SIZE)
     return int.from_bytes(credentials[4:8], sys.byteorder)
 
 
 def peer_pid(sock: socket.socket) -> int:
-    """Return the id of that process, 0 if it has none here."""
+    """Return the ID of that process, 0 if it has none here."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _SO_PEERCRED_SIZE)
     return int.from_bytes(credentials[:4], sys.byteorder)
 
 
 def is_trusted(uid: int) -> bool:
-    """Whether a user may be at the other end: ourselves, and root, who may do anything anyway."""
+    """Whether a user may be at the other end: our own, and root, who may do anything anyway."""
     return uid in {0, os.geteuid()}
 
 
 class Packets:
-    """One connection's messages. Sending never waits; any threads may send and receive."""
+    """One connection's messages. Sending never waits. Any thread may send and receive."""
 
     def __init__(self, sock: socket.socket) -> None:
         """Take over a connected socket."""
@@ -102,8 +103,8 @@ class Packets:
     def send(self, message: bytes) -> None:
         """Send a message, or keep it until the other end has room.
 
-        Raises OSError(ENODEV) if the connection has ended.  It ends if what is kept cannot be sent
-        later, for lack of a thread.
+        Raises OSError(ENODEV) if the connection has ended. The connection ends if the message is
+        kept but cannot be sent later, as there is no thread for that.
         """
         with self._lock:
             if self._ended:
@@ -129,9 +130,9 @@ class Packets:
             self._changed.notify_all()
 
     def receive(self) -> bytes | None:
-        """Wait for a message; None when the connection has ended.
+        """Wait for a message; return None when the connection has ended.
 
-        Ends it if what comes is no message, with a warning in the log.
+        If something arrives that is not a message, this ends the connection and logs a warning.
         """
         if self._backlog_bytes > BACKLOG_MAX:
             with self._lock:
@@ -166,7 +167,7 @@ class Packets:
             try:
                 size = self._sock.recv_into(self._buffer, 0, socket.MSG_TRUNC)
             except ConnectionResetError:
-                # The other end was closed with something unread. What it had sent comes after.
+                # The other end was closed with data unread. What it had sent comes after this.
                 continue
             except TimeoutError:
                 self.timed_out = True
@@ -179,9 +180,9 @@ class Packets:
             return bytes(self._buffer[:size]) if size else None
 
     def _receive_descriptor(self) -> bytes | None:
-        """Receive a message with its descriptor; without, if there is no room for one here."""
+        """Receive a message with its descriptor, or without it if there is no room for one here."""
         try:
-            # Not recv_fds and send_fds, which forget their flags.
+            # Not recv_fds and send_fds, as they ignore their flags.
             message, ancillary, _, _ = self._sock.recvmsg(
                 PART, socket.CMSG_SPACE(_DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC
             )
@@ -203,11 +204,11 @@ class Packets:
         self.shutdown()
 
     def set_timeout(self, seconds: float | None) -> None:
-        """Let `receive` end the wait, as if the connection had ended, after so long."""
+        """Let `receive` stop waiting after this time, as if the connection had ended."""
         self._sock.settimeout(seconds)
 
     def shutdown(self) -> None:
-        """End the connection, for both ends: whoever waits here stops waiting."""
+        """End the connection at both ends; all who wait here stop waiting."""
         with self._lock:
             self._end()
 
@@ -220,9 +221,9 @@ class Packets:
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End the connection and give the descriptor back; again, do nothing.
+        """End the connection and close the descriptor; a second call does nothing.
 
-        Not to be called while in `send` or `receive`.
+        It must not be called during `send` or `receive`.
         """
         self.shutdown()
         if self._writer is not None:
@@ -231,7 +232,7 @@ class Packets:
             self._sock.close()
 
     def _write(self) -> None:
-        """Send what could not be sent at once, for as long as the connection lasts."""
+        """Send what could not be sent at once, until the connection ends."""
         while True:
             with self._lock:
                 self._changed.wait_for(lambda: self._backlog or self._ended)
@@ -252,7 +253,7 @@ class Packets:
             with self._lock:
                 if self._ended:
                     return
-                # Only now: whoever sends meanwhile gets in line behind it.
+                # Only now, so that messages sent meanwhile get in line behind it.
                 self._backlog.popleft()
                 self._backlog_bytes -= len(part) + _COST
                 del part  # and its descriptor with it

@@ -1,4 +1,4 @@
-"""Signals that ask a server to end, whichever thread gets them."""
+"""Signals that ask a server to end, in whichever thread they arrive."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from recuse.runtime.locks import new_lock
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 SAME_SIGNAL_S = 1.0
-"""Signals that come within this time are one: timeout(1) sends to the process and to its group."""
+"""Signals within this time count as one: timeout(1) signals the process and its group."""
 
-_WOKEN = b"\0"  # the number of no signal
+_WOKEN = b"\0"  # no signal has this number
 
 
 class EndingSignals:
-    """Waits for a signal to end; a later one ends the process at once. For the main thread."""
+    """Waits for a signal to end. A second one ends the process at once. For the main thread."""
 
     def __init__(self) -> None:
-        # Linux may give a signal to any thread, or give it just before the main thread waits:
-        # neither ends a wait for a lock or a queue. What Python writes into a pipe stays there.
+        # Linux may deliver a signal to another thread, or just before the main thread waits. Then
+        # it does not end a wait for a lock or a queue. But what Python writes to a pipe stays
+        # there.
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._previous_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        # What is ignored (nohup) stays so.
+        # A signal that is ignored (nohup) stays ignored.
         self._previous = {
             number: signal.signal(number, _note)
             for number in ENDING
@@ -40,26 +41,26 @@ class EndingSignals:
         self._lock = new_lock("EndingSignals")
 
     def wait(self) -> bool:
-        """Wait for a signal, True, or for `wake`, False. Once for a signal."""
+        """Wait for a signal (True) or for `wake` (False). Call it only once for a signal."""
         while (number := os.read(self._reader, 1)[0]) not in self._previous:
             if number == _WOKEN[0]:
                 return False
         try:
             self._watcher = threads.start(self._watch, name="recuse-ending")
         except OSError:
-            # Nobody can wait for another one: the next ends the process by itself.
+            # Nobody can wait for another one: the next signal ends the process.
             for signal_number in self._previous:
                 signal.signal(signal_number, signal.SIG_DFL)
         return True
 
     def wake(self) -> None:
-        """End the wait, or the next one, for another reason; any thread may."""
+        """End the wait, or the next one, for another reason. Any thread may call this."""
         with self._lock:
             if self._writer >= 0:
                 os.write(self._writer, _WOKEN)
 
     def close(self) -> None:
-        """Have the signals do what they did before."""
+        """Restore what the signals did before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_writer)
@@ -79,7 +80,7 @@ class EndingSignals:
 
 @contextmanager
 def ending_signals() -> Iterator[EndingSignals]:
-    """Take SIGINT, SIGTERM and SIGHUP for signals to end meanwhile."""
+    """While this is open, take SIGINT, SIGTERM and SIGHUP as signals to end."""
     signals = EndingSignals()
     try:
         yield signals
@@ -88,4 +89,4 @@ def ending_signals() -> Iterator[EndingSignals]:
 
 
 def _note(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing here: that there is a handler has the signal's number written to the pipe."""
+    """Do nothing. As there is a handler, Python writes the signal's number to the pipe."""

@@ -18,17 +18,17 @@ HANDSHAKE_S = 10.0
 """How long a server may take to answer CUSE_INIT."""
 
 RETRY_S = (0.1, 1.0)
-"""Seconds between attempts to reach a server that is away: at first, at most."""
+"""Seconds between attempts to reach a server that is gone: initially, and at most."""
 
 _REFUSED_RETRY_S = 10.0
 _AWAY = {errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EAGAIN}
-_REQUEST_MAX = 1 << 32  # whatever size a request has, it can be sent
+_REQUEST_MAX = 1 << 32  # a request of any size can be sent
 
 _log = Log("recuse.channel")
 
 
 class RemoteError(OSError):
-    """A server cannot be joined; ``strerror`` says why in words for the user."""
+    """A server cannot be joined; ``strerror`` tells the user why."""
 
 
 class Remote:
@@ -40,22 +40,22 @@ class Remote:
     def connect(self, table: DeviceTable) -> RemoteChannel:
         """Make the device exist in ``table``, now and whenever its server is there.
 
-        Raises RemoteError, with the path: ENOENT or ECONNREFUSED if nobody serves there, EPERM if
-        the server is another user's, EPROTOTYPE for a socket of another kind, ECONNRESET if it
-        ends the connection, ETIMEDOUT if it does not answer within 10 seconds, EEXIST or EBUSY if
-        ``table`` has a device of that name or number, EINVAL or EPROTO for a server's bad answer.
+        Raises RemoteError, with the path: ENOENT or ECONNREFUSED if nobody serves there; EPERM if
+        the server is another user's; EPROTOTYPE for a socket of another kind; ECONNRESET if it ends
+        the connection; ETIMEDOUT if it does not answer within 10 seconds; EEXIST or EBUSY if
+        ``table`` has a device of that name or number; EINVAL or EPROTO for a bad answer.
         """
         return RemoteChannel(self.path, table)
 
 
 class RemoteChannel:
-    """What joins a server at a socket to a device table, again each time the server comes back.
+    """Joins a server at a socket to a device table, and again whenever the server comes back.
 
-    One thread reads replies; while the server is away it tries to reach it.
+    One thread reads replies. While the server is gone, this thread tries to reach it.
     """
 
     def __init__(self, path: str, table: DeviceTable) -> None:
-        """Join it; see `Remote.connect`."""
+        """Join the server; see `Remote.connect`."""
         self._path = path
         self._table = table
         self._lock = new_lock("RemoteChannel")
@@ -70,7 +70,7 @@ class RemoteChannel:
 
     @property
     def device(self) -> CharDevice | None:
-        """The device, None while the server is away."""
+        """The device, None while the server is gone."""
         link = self._link
         return None if link is None or link.connection.ended else link.cuse.device
 
@@ -126,15 +126,15 @@ class RemoteChannel:
 
 
 class _Link:
-    """One connection to a server, and the device's channel of the kernel half."""
+    """One connection to a server, and the kernel half's channel of the device."""
 
     def __init__(self, packets: Packets, table: DeviceTable) -> None:
         self.cuse = CuseChannel(table, descriptors=True)
         self.connection: Connection = self.cuse.connection
-        # The device may be back, so a program had better open it again than think of a network.
+        # The device may come back, so a program should open it again, not think of a network.
         self.connection.error_when_aborted = errno.ENODEV
         self._packets = packets
-        # Aborted in this sandbox, by a write to sysfs: then a new one is to be had.
+        # If it is aborted in this sandbox, by a write to sysfs, a new one can be opened.
         self.connection.at_end(self.shutdown)
         # Messages go out in the order in which they are read.
         self._sending = new_rlock("Link.sending")
@@ -148,7 +148,7 @@ class _Link:
         message = self._packets.receive()
         if message is None:
             raise _no_answer(path, self._packets.timed_out)
-        # Before there is a device: requests for it are sent without waiting.
+        # This comes before there is a device, as requests for it are sent without waiting.
         self._packets.set_timeout(None)
         self._take(message)
         if self.cuse.device is None or self.connection.ended:
@@ -157,16 +157,16 @@ class _Link:
             raise _refused(number, path)
 
     def serve(self) -> None:
-        """Take replies until the connection ends; the device is there until `close`."""
+        """Take replies until the connection ends. The device is there until `close`."""
         while (message := self._packets.receive()) is not None:
             self._take(message)
 
     def shutdown(self) -> None:
-        """End the connection; whoever is in `serve` or `shake_hands` returns."""
+        """End the connection; `serve` and `shake_hands` return."""
         self._packets.shutdown()
 
     def close(self) -> None:
-        """End the device and give back what this holds."""
+        """End the device and release what this holds."""
         self.cuse.close()
         self._packets.close()
 
@@ -183,7 +183,7 @@ class _Link:
                 try:
                     self._packets.send(message)
                 except OSError:
-                    # `receive` has learned of it as well, and ends the device.
+                    # `receive` has noticed it as well, and ends the device.
                     return
 
     def _take(self, message: bytes) -> None:
@@ -191,18 +191,18 @@ class _Link:
             self.connection.write(message)
         except OSError as error:
             if error.errno == errno.EINVAL and not self._warned:
-                # Linux would tell the server so; here it has no way of learning it.
+                # Linux would report this to the server. Here there is no way to do that.
                 self._warned = True
                 _log.warning("a server sent %d bytes that are not a reply", len(message))
         if message[8] & 1:
-            # A reply to an INTERRUPT, which may ask for it once more.
+            # A reply to an INTERRUPT may ask for the INTERRUPT again.
             self._send()
 
 
 def _connect(path: str) -> Packets:
     sock = open_socket()
     try:
-        # With a timeout, connect fails at once when too many wait to be accepted.
+        # With a timeout, connect fails at once when too many connections wait to be accepted.
         sock.settimeout(HANDSHAKE_S)
         try:
             sock.connect(path)

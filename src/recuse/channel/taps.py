@@ -1,4 +1,4 @@
-"""Tracing at a server's end: what it gets and what it answers, noted by a tap."""
+"""Tracing at a server's end: a tap records what the server gets and what it answers."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ _log = Log("recuse.channel")
 
 
 class ServerTap(Tap, Protocol):
-    """A tap that can also tell apart connections which share a device."""
+    """A tap that can also distinguish connections which share a device."""
 
     def joined(self, name: str, pid: int) -> None:
-        """Take note of who is at the other end of a connection, for the device of that name."""
+        """Record who is at the other end of a connection, for the device with that name."""
 
     def left(self) -> None:
-        """Take note that the connection has ended."""
+        """Record that the connection has ended."""
 
 
 class Tapped:
-    """Shows a tap what passes a server's connection; an exception of the tap's takes it off."""
+    """Shows a tap the messages of a server's connection; if the tap raises, it is removed."""
 
     def __init__(self, tap: ServerTap, send: Callable[[bytes], object]) -> None:
         self.tap: ServerTap | None = tap
         self._send = send
 
     def request(self, message: bytes) -> None:
-        """Note a request that was read."""
+        """Record a request that was read."""
         tap = self.tap
         if tap is not None:
             try:
@@ -38,17 +38,17 @@ class Tapped:
                 self._failed()
 
     def send(self, message: bytes) -> None:
-        """Note an answer, then send it. Raises what sending raises."""
+        """Record an answer, then send it. Raises what sending raises."""
         tap = self.tap
         if tap is not None:
             try:
-                tap.reply(bytes(message))  # without a descriptor, which a tap might keep
+                tap.reply(bytes(message))  # without a descriptor, as a tap might keep it
             except Exception:
                 self._failed()
         self._send(message)
 
     def take_off(self) -> ServerTap | None:
-        """Note no more; return the tap, None if it is off already."""
+        """Stop recording; return the tap, None if it was already removed."""
         tap, self.tap = self.tap, None
         return tap
 

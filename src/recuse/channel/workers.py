@@ -1,15 +1,15 @@
-"""Threads that take turns to wait for the next thing to do.
+"""Threads that take turns to wait for the next item.
 
-One thread, the leader, receives an item and handles it itself: nothing is handed to another
-thread, which would cost more than most items do. While a handler blocks, nobody receives; a monitor
-notices within :data:`TICK` and lets another thread lead, and the first one steps back when its
-handler returns. So there are as many threads as handlers that block at one moment, and one more.
+One thread, the leader, receives an item and handles it itself. It hands nothing to another thread,
+as that would cost more than most items do. While a handler blocks, nobody receives. A monitor
+notices this within :data:`TICK` and lets another thread lead. The first thread steps back when its
+handler returns. So there is one thread for each handler that is blocking, and one more.
 
-Where no more threads can be started, the monitor itself leads. It is the last thread: what would
-block it must fail instead (`recuse.runtime.threads`), so that everything else goes on. As soon as
-there is another thread, it gives that the lead, or the monitor's part.
+If no more threads can be started, the monitor itself leads. It is the last thread: what would block
+it must fail instead (`recuse.runtime.threads`), so that everything else continues. As soon as there
+is another thread, the monitor gives it the lead, or the monitor's role.
 
-Nothing that a handler, a source or logging raises ends any of these threads.
+None of these threads ends because a handler, a source or logging raises something.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from recuse.runtime.log import Log, report
 from recuse.runtime.threads import LAST_THREADS
 
 TICK = 0.005
-"""Seconds after which, at the latest twice over, a handler counts as blocking."""
+"""Seconds after which a handler counts as blocking; it may take up to twice that."""
 
 _SPARE_THREADS = 8
 _IDLE_TICKS = 100
 
 _RELIEF_S = 0.02
-"""How long what would block waits for a thread before it fails."""
+"""How long a call that would block waits for a thread before it fails."""
 
 _THREAD_S: Final = 2
 _HANDLER_S: Final = 0.1
@@ -44,7 +44,7 @@ _HANDLER_S: Final = 0.1
 _PAUSE_S: Final = 0.01
 _MOST_PAUSE_S: Final = 0.5
 _TRIES: Final = 10
-"""How often in a row receiving may fail, about 3 s in all, before a source counts as broken."""
+"""After this many failures to receive in a row, about 3 s in all, a source counts as broken."""
 
 _log = Log("recuse.channel")
 
@@ -54,8 +54,8 @@ T = TypeVar("T")
 def pass_lead() -> None:
     """Let another thread lead: the calling handler knows that it will block.
 
-    Does nothing in other threads than a leader; nor if there is no other thread, the monitor sees
-    to that then.
+    Does nothing in a thread that is not a leader. If there is no other thread, it also does
+    nothing: the monitor then deals with it.
 
     Raises:
         OSError: EAGAIN if the calling thread must not block.
@@ -74,20 +74,20 @@ class _Turn(Generic[T]):
     __slots__ = ("count", "given", "item", "last", "over")
 
     def __init__(self, item: T | None = None, *, last: bool = False) -> None:
-        """Begin with an item that was received already, if there is one."""
+        """Begin with an item that was already received, if there is one."""
         self.count = 0  # odd while it handles an item
         self.item = item
         self.given = item is not None
         self.last = last
-        """Whether its thread is the monitor, too."""
+        """Whether its thread is also the monitor."""
         self.over = False
 
 
 _MONITOR: Final[_Turn[Any]] = _Turn()
-"""Stands for the monitor's part, where a thread is given a turn."""
+"""Given to a thread in place of a turn: it becomes the monitor."""
 
 _this_thread = threading.local()
-"""``led``: the Workers and the turn that the thread has, or had last."""
+"""``led``: the Workers, and the turn that the thread has or last had."""
 
 
 class Workers(Generic[T]):
@@ -105,14 +105,14 @@ class Workers(Generic[T]):
         """Prepare; :meth:`start` makes the first threads.
 
         Args:
-            receive: waits for an item; None is the end. Called by one thread at a time, but for
-                moments in which leadership changes. What it raises is logged, and it is called
+            receive: waits for an item; None is the end. One thread at a time calls it, except for
+                moments when the leader changes. What it raises is logged, and it is called
                 again.
             handle: handles an item, and may block. An exception that escapes is logged.
-            stuck: told of an item whose handler was found blocking, and given what tells whether it
-                still is.
-            broken: told what ``receive`` raises if it does so each time; that is the end then.
-                Without, it is called again for ever.
+            stuck: called with an item whose handler was found blocking, and with a function that
+                says whether it still is.
+            broken: called with what ``receive`` raises if it does so each time; then this is the
+                end. Without it, receive is called again for ever.
             name: the beginning of the threads' names.
         """
         self._receive = receive
@@ -124,12 +124,12 @@ class Workers(Generic[T]):
         self._lock = new_lock("Workers")
         self._spare = 0
         self._called: queue.SimpleQueue[_Turn[T] | None] = queue.SimpleQueue()
-        """What the spare threads wait for: a turn, the monitor's part, or None at the end."""
+        """What the spare threads wait for: a turn, the monitor's role, or None at the end."""
         self._relief = threading.Condition(self._lock)
         self._wants_relief = False
         self._made = 0
         self._live: dict[threading.Thread, _Turn[T]] = {}
-        """The threads that have not ended, and the turn that each has, or had last."""
+        """The threads that have not ended, and the turn that each has or last had."""
         self._ended = threading.Event()
         self._parked = False
         self._unpark = threading.Event()
@@ -141,7 +141,7 @@ class Workers(Generic[T]):
         """Start leading.
 
         Raises:
-            OSError: EAGAIN if there can be no threads. It is over then.
+            OSError: EAGAIN if no threads can be started. Then these workers have ended.
         """
         try:
             self._make_thread(_MONITOR)
@@ -151,10 +151,10 @@ class Workers(Generic[T]):
             raise
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the end of the source, and of the threads; False if it has not come by then.
+        """Wait for the source and the threads to end; False if they have not by then.
 
-        Threads whose handlers still block then are not waited for but a moment: they end with their
-        handlers.
+        It waits only a moment for threads whose handlers still block: these end when their handlers
+        return.
         """
         if not self._ended.wait(timeout):
             return False
@@ -175,9 +175,9 @@ class Workers(Generic[T]):
         self._made += 1
 
     def _change_leader(self, item: T | None = None) -> bool:
-        """Have another thread lead, which begins with an item if there is one, and return True.
+        """Have another thread lead, and return True; it begins with the item, if there is one.
 
-        Or False if there is no other thread. With the lock held.
+        Return False if there is no other thread. Called with the lock held.
         """
         turn = _Turn(item)
         if not self._give(turn):
@@ -187,7 +187,7 @@ class Workers(Generic[T]):
         return True
 
     def _give(self, turn: _Turn[T]) -> bool:
-        """Give a turn or the monitor's part to another thread, if there is one; with the lock."""
+        """Give a turn, or the monitor's role, to another thread, if there is one; with the lock."""
         if self._spare:
             self._called.put(turn)
             self._spare -= 1
@@ -213,7 +213,7 @@ class Workers(Generic[T]):
                 else:
                     mine = self._wait_for_turn() if self._lead(turn) else None
             except BaseException as error:
-                # Not what a handler raises: for lack of memory, anything may raise.
+                # Not something that a handler raised. Without memory, anything may raise.
                 report(error)
                 turn.count += turn.count % 2
                 time.sleep(_PAUSE_S)
@@ -223,7 +223,7 @@ class Workers(Generic[T]):
             turn = mine
 
     def _lead(self, turn: _Turn[T]) -> bool:
-        """Receive and handle until the turn is over; False at the end of the source."""
+        """Receive and handle until the turn is over; return False at the end of the source."""
         self._live[threading.current_thread()] = turn
         receive, handle = self._receive, self._handle
         _this_thread.led = self, turn
@@ -249,7 +249,7 @@ class Workers(Generic[T]):
             except BaseException:
                 _log.exception("internal error while handling %r", item)
             turn.count += 1
-            # Who waits for the next one here does not keep this one.
+            # While this thread waits for the next item, it does not keep this one.
             item = turn.item = None
         return True
 
@@ -264,7 +264,7 @@ class Workers(Generic[T]):
         turn.item = None
 
     def _try_again(self, error: BaseException) -> bool:
-        """Wait a moment after an error in receiving; False if it is no use."""
+        """Wait a moment after an error in receiving; return False if it is no use to try again."""
         now = time.monotonic()
         if now - self._last_failure > 2 * _MOST_PAUSE_S:
             self._failures = 0
@@ -289,7 +289,7 @@ class Workers(Generic[T]):
                 return _MONITOR
             current = self._turn
             if current.last and current.count % 2:
-                # The last thread does what it cannot refuse: it may leave the lead to this one.
+                # The last thread does what it cannot refuse. It may leave the lead to this one.
                 current.over = True
                 self._turn = _Turn()
                 return self._turn
@@ -315,10 +315,10 @@ class Workers(Generic[T]):
                 _log.exception("internal error while looking at %r", item)
 
     def _monitor(self) -> _Turn[T] | None:
-        """Find turns that stand still. Sleeps for good while nothing happens.
+        """Find turns that are stuck. Sleeps for as long as nothing happens.
 
         Returns:
-            The turn that its thread has when another one is the monitor; None at the end.
+            The turn that the thread gets when another one becomes the monitor; None at the end.
         """
         with self._lock:
             turn = self._turn
@@ -349,7 +349,7 @@ class Workers(Generic[T]):
         return None
 
     def _relieve(self, turn: _Turn[T], count: int) -> _Turn[T] | None:
-        """Have somebody else lead if a turn still stands where it stood.
+        """Have another thread lead, if a turn is still where it was.
 
         Returns:
             The turn that the calling thread has now, if it is no longer the monitor.
@@ -402,8 +402,8 @@ class Workers(Generic[T]):
     def _hand_over(self, turn: _Turn[T]) -> bool:
         """Have another thread be the monitor, so that the calling one may block.
 
-        Waits a moment for one: who blocked may just have answered a program, and this be what the
-        program did next.
+        Waits a moment for one: a handler that was blocking may just have answered a program, and
+        this may be the program's next call.
         """
         with self._lock:
             turn.last = False  # before there is another monitor
