@@ -1,6 +1,6 @@
-"""What every room needs of the interpreter: logging that never fails, threads that may.
+"""What all packages need of the interpreter: logging that never fails, threads that may fail.
 
-`log` is for messages: whatever a program's logging does, the caller goes on. `threads` starts
-threads: that there can be no more is an OSError like any other lack. `room` keeps some descriptors
-free.
+`log` is for messages: the caller continues, whatever a program's logging does. `threads` starts
+threads: if there can be no more, that is an OSError like any other shortage. `room` keeps some
+descriptors free.
 """

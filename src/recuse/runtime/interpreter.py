@@ -1,4 +1,4 @@
-"""Which program runs Python code, for what needs a process of its own."""
+"""Which program runs Python code, for what needs a separate process."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import os
 import sys
 
 NAME = f"python{sys.version_info.major}.{sys.version_info.minor}"
-"""What is looked for where `sys.executable` is no Python."""
+"""The name to look for if `sys.executable` is not Python."""
 
 
 @functools.cache
 def interpreter() -> str | None:
     """Return its path, None if there is none.
 
-    Where Python is embedded, ``sys.executable`` is the program that has it in it, which would start
-    once more, and again from there.
+    If Python is embedded, ``sys.executable`` is the program that embeds it. That program would
+    start again, and so on.
     """
     if "python" in os.path.basename(sys.executable or ""):
         return sys.executable

@@ -1,8 +1,9 @@
 """Logging that never fails its caller.
 
-Handlers and filters are the program's: a test suite's raise for each error, ``sys.stderr`` may be
-closed, memory may be gone. None of that may keep a program waiting for its answer or end a thread
-that others need. What logging raises goes to `threading.excepthook`, as from a thread that ends.
+Handlers and filters belong to the program. A test suite's may raise for each error, ``sys.stderr``
+may be closed, memory may be exhausted. None of this may keep a program waiting for its answer, or
+end a thread that others need. What logging raises goes to `threading.excepthook`, as if a thread
+had ended with it.
 """
 
 import logging
@@ -12,7 +13,7 @@ from typing import Any
 
 
 class Log:
-    """The logger of a name, for use from within recuse: a message is lost rather than raises.
+    """The logger with a name, for use within recuse: it loses a message rather than raise.
 
     The methods are those of `logging.Logger`.
     """
@@ -23,11 +24,11 @@ class Log:
         self._logger = logging.getLogger(name)
 
     def log(self, level: int, message: str, *arguments: object, **options: Any) -> None:
-        """Log a message of a level; ``options`` as for `logging.Logger.log`."""
+        """Log a message with a level; ``options`` as for `logging.Logger.log`."""
         self._log(level, message, arguments, options)
 
     def debug(self, message: str, *arguments: object) -> None:
-        """Log what helps to find a fault of recuse's."""
+        """Log what helps to find a bug in recuse."""
         self._log(logging.DEBUG, message, arguments, {})
 
     def warning(self, message: str, *arguments: object) -> None:
@@ -47,7 +48,7 @@ class Log:
     ) -> None:
         try:
             if self._logger.isEnabledFor(level):
-                # The record is of the third caller from there: the one of `error`, say.
+                # The record belongs to the third caller from there, for example that of `error`.
                 self._logger.log(level, message, *arguments, stacklevel=3, **options)
         except BaseException as error:
             if is_for_main_thread(error):
@@ -56,14 +57,14 @@ class Log:
 
 
 def is_for_main_thread(error: BaseException) -> bool:
-    """Whether it is Ctrl-C or the like: what ends the program and is raised in its main thread."""
+    """Whether it is Ctrl-C or the like: it ends the program and is raised in its main thread."""
     return (
         not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
     )
 
 
 def report(error: BaseException) -> None:
-    """Show an exception that nobody can be told of, and that ends nothing."""
+    """Show an exception that nobody can be told about, and that ends nothing."""
     with suppress(BaseException):
         threading.excepthook(
             threading.ExceptHookArgs(

@@ -1,8 +1,9 @@
-"""Room for descriptors: not all that there may be are kept for long.
+"""Room for descriptors: not all that are allowed are kept for long.
 
-Each open device costs a sandbox a descriptor, and each thread that was seen lately two. But almost
-every call needs some for a moment, an ordinary program's too. So some numbers are left to
-those; numbers are given from the lowest, so the number of a new descriptor says how many there are.
+Each open device costs a sandbox one descriptor, and each recently seen thread costs it two. But
+almost every call needs some for a moment, even a call of an ordinary program. So some numbers are
+left free for that. The lowest free number is used first, so the number of a new descriptor shows
+how many there are.
 """
 
 import contextlib
@@ -16,19 +17,19 @@ from typing import Final
 from recuse.runtime.log import Log
 
 _LEFT: Final = (3, 64)
-"""Numbers for what is needed for a moment: at least, at most; between, about a quarter."""
+"""Numbers left free for short use: at least and at most. In between, about a quarter."""
 
 _told = False
 _log = Log("recuse.runtime")
 
 
 def is_plenty(descriptor: int) -> bool:
-    """Whether half of all descriptors are free: so this one may be kept to save time."""
+    """Whether half of all descriptors are free, so that this one may be kept to save time."""
     return descriptor < resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
 
 def has_room(number: int) -> bool:
-    """Whether so many descriptors can be had."""
+    """Whether this many descriptors are available."""
     try:
         with select.epoll() as lowest:
             return lowest.fileno() <= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - number
@@ -37,10 +38,10 @@ def has_room(number: int) -> bool:
 
 
 def check_room(descriptor: int) -> None:
-    """Check that a new descriptor may be kept; it is still the caller's to close.
+    """Check that a new descriptor may be kept; the caller still has to close it.
 
     Raises:
-        OSError: ENFILE if too few would be left. The machine's table is full, as it were.
+        OSError: ENFILE if too few would be left. The error is as if the machine's table were full.
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     least, most = _LEFT
@@ -50,9 +51,9 @@ def check_room(descriptor: int) -> None:
 
 @contextlib.contextmanager
 def keeping() -> Iterator[None]:
-    """For what makes descriptors that are kept: if there can be no more, that is ENFILE here.
+    """For code that makes descriptors which are kept: if there can be no more, it raises ENFILE.
 
-    EMFILE would say that the caller's own table is full.
+    EMFILE would mean that the caller's own table is full.
     """
     try:
         yield
@@ -63,7 +64,7 @@ def keeping() -> Iterator[None]:
 
 
 def no_room() -> OSError:
-    """The error of what cannot be kept; the user is told once."""
+    """The error for a descriptor that cannot be kept; the user is told once."""
     global _told
     if not _told:
         _told = True

@@ -1,4 +1,4 @@
-"""Starting threads, of which there may be no more; and threads that are the last ones."""
+"""Starting threads, which may fail; and threads that are the last ones."""
 
 import errno
 import threading
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Final
 
 LAST_THREADS: Final[dict[int, Callable[[], bool]]] = {}
-"""Those that must not block, by `threading.get_ident`: there is no other to do their work. With
-each what tries once more to find one.
+"""Threads that must not block, by `threading.get_ident`: no other could do their work. Each has a
+function that tries once more to find another thread.
 
-Hardly ever are there any: look at this before asking `must_not_block`.
+It is almost always empty: look at this before calling `must_not_block`.
 """
 
 
@@ -17,24 +17,24 @@ def start(target: Callable[..., object], *arguments: object, name: str) -> threa
     """Start a daemon thread.
 
     Raises:
-        OSError: EAGAIN if there can be none, for lack of memory or of ids (RLIMIT_NPROC, a
-            cgroup's pids.max), or since the interpreter ends.
+        OSError: EAGAIN if it cannot be started: there is no memory, there are no more IDs
+            (RLIMIT_NPROC, a cgroup's pids.max), or the interpreter is ending.
     """
     try:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
         thread.start()
     except (RuntimeError, MemoryError) as error:
-        # All that the interpreter says is "can't start new thread".
+        # The interpreter only says "can't start new thread".
         raise no_more() from error
     return thread
 
 
 def must_not_block() -> bool:
-    """Whether the calling thread is one of `LAST_THREADS`, and still has to be."""
+    """Whether the calling thread is one of `LAST_THREADS`, and still needs to be."""
     relieve = LAST_THREADS.get(threading.get_ident())
     return relieve is not None and not relieve()
 
 
 def no_more() -> OSError:
-    """The error of what needs another thread and cannot have it."""
+    """The error for what needs another thread and cannot get it."""
     return OSError(errno.EAGAIN, "no more threads can be started")

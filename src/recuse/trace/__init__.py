@@ -1,6 +1,6 @@
-"""Seeing what goes over a connection: one line, or JSON object, for each request and its answer.
+"""Shows the messages of a connection: a line, or JSON object, for each request and its answer.
 
-`recorder` notes the bytes while they pass, in the process that serves, and hands them to a process
-of its own (`writer`), which decodes (`decode`, `names`), pairs (`exchanges`) and prints (`text`,
-`jsonl`) them.  `summary` counts what a trace has.  May import recuse.wire only.
+`recorder` records the bytes as they pass, in the process that serves. It hands them to a separate
+process (`writer`), which decodes (`decode`, `names`), pairs (`exchanges`) and prints (`text`,
+`jsonl`) them. `summary` counts what a trace has. This package may import only recuse.wire.
 """

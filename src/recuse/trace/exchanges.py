@@ -1,6 +1,6 @@
-"""Requests and their answers, paired and decoded; and what else happens to a connection.
+"""Pairs requests with their answers and decodes them; and what else happens to a connection.
 
-Whatever the bytes are, nothing here raises: what cannot be decoded is passed on with the reason.
+Nothing here raises, whatever the bytes are: what cannot be decoded is passed on with the reason.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from recuse.wire.message import decode_reply, decode_request
 from recuse.wire.optable import OPERATIONS
 
 LIMIT = 512
-"""As many bytes of a message are recorded: all of its structure, and some of what follows."""
+"""This many bytes of a message are recorded: all of its structure, and some of what follows."""
 
 OUTSTANDING_MOST = 65536
-"""As many unanswered requests are remembered; more than programs that wait for them can make."""
+"""This many unanswered requests are remembered; programs that wait for theirs make fewer."""
 
 
 class Kind(IntEnum):
-    """What a record is of."""
+    """What a record describes."""
 
     REQUEST = 0
     REPLY = 1
@@ -48,16 +48,18 @@ Record: TypeAlias = "tuple[int, int, int, bytes, int, bytes]"
 """Kind; connection's number; nanoseconds on any clock; the message's first bytes; its length;
 the program's name.
 
-ADDED has the device's name in place of a message and major << 20 | minor as its length, JOINED the
-device's name, the other end's process id as the length, and its program. DROPPED has the number
-of records that are missing before it as the length.
+ADDED has the device's name in place of a message, and major << 20 | minor as its length. JOINED has
+the device's name, the other end's process ID as the length, and its program. DROPPED has as its
+length the number of records that are missing before it.
 """
 
 
 @dataclass(slots=True)
 class Part:
-    """One message decoded: its structure, what follows it (maybe only its start) and how long
-    that is; problem says why it could not be, then data is all after the header.
+    """One decoded message: its structure, and what follows it (maybe only its start).
+
+    size is how long the latter is. problem says why it could not be decoded; then data is
+    everything after the header.
     """
 
     body: Structure | None = None
@@ -65,14 +67,14 @@ class Part:
     size: int = 0
     problem: str | None = None
     file: recuse_ioctl_file | None = None
-    """What an answer to an ioctl brings besides."""
+    """A file that an answer to an ioctl carries in addition."""
 
 
 @dataclass(slots=True)
 class Exchange:
-    """A request and what became of it; times are in nanoseconds, time since the trace's start.
+    """A request and its result. Times are in nanoseconds; time counts from the trace's start.
 
-    error is a positive errno, 0, or None if the server never answered; then answer and latency are
+    error is a positive errno, 0, or None if the server never answered. Then answer and latency are
     None too.
     """
 
@@ -87,9 +89,9 @@ class Exchange:
     answer: Part | None = None
     latency: int | None = None
     lost: bool = False
-    """Messages are missing after the request, maybe its answer."""
+    """Messages are missing after the request, maybe including its answer."""
     connection: int | None = None
-    """Which one of several that share the device."""
+    """Which of several connections that share the device."""
 
     @property
     def name(self) -> str:
@@ -99,7 +101,7 @@ class Exchange:
 
 @dataclass(slots=True)
 class Event:
-    """What is no exchange.
+    """Something that is not an exchange.
 
     kind, and what is in values: "added" (major, minor), "removed", "joined" (pid, program), "left",
     "interrupt" (unique, of: the operation's name), "notification" (code, size), "refused" (size,
@@ -124,7 +126,7 @@ _OUT_HEADER = fuse_out_header.SIZE
 
 
 def _cut(structure: type[Structure] | None, message: bytes, start: int, size: int) -> Part:
-    """Decode a message of ``size`` bytes of which only the first are there."""
+    """Decode a message of ``size`` bytes when only its beginning is there."""
     body = None
     if structure is not None:
         body = structure.unpack(message, start)
@@ -133,7 +135,7 @@ def _cut(structure: type[Structure] | None, message: bytes, start: int, size: in
 
 
 def decode(message: bytes, size: int, opcode: int, *, answer: bool) -> Part:
-    """Decode what follows the header of a message of ``size`` bytes, maybe cut at LIMIT."""
+    """Decode what follows the header of a message of ``size`` bytes, maybe cut off at LIMIT."""
     try:
         if len(message) == size:
             whole = decode_reply(opcode, message) if answer else decode_request(message)
@@ -153,7 +155,7 @@ def decode(message: bytes, size: int, opcode: int, *, answer: bool) -> Part:
 class _Connection:
     device: str = "?"
     number: int | None = None
-    """None where the device's name says enough."""
+    """None if the device's name is enough."""
     outstanding: dict[int, Exchange] = field(default_factory=dict)
 
     def event(
@@ -167,7 +169,7 @@ class _Connection:
 
 
 class Exchanges:
-    """Pairs what was recorded, in the order in which it was."""
+    """Pairs what was recorded, in the order of recording."""
 
     def __init__(self, start: int = 0) -> None:
         self._start = start
@@ -265,7 +267,7 @@ class Exchanges:
             if unique & 1:
                 reason = f"answers INTERRUPT {unique} with error {error}"
             elif self._lossy:
-                return  # the request is most likely among what is missing
+                return  # the request is most likely one of the missing messages
             yield _refused(connection, time, data, size, reason)
             return
         exchange.error = -error
@@ -284,7 +286,7 @@ class Exchanges:
 
 
 def _take_file(part: Part) -> None:
-    """Separate the file that an ioctl has made from its output."""
+    """Separate the file that an ioctl made from its output."""
     body = part.body
     if type(body) is fuse_ioctl_out and body.flags & RECUSE_IOCTL_FILE:
         if len(part.data) < recuse_ioctl_file.SIZE:

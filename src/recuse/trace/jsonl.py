@@ -1,4 +1,4 @@
-"""A trace for programs: one JSON object in each line; docs/tracing.md has the keys."""
+"""A trace for programs: one JSON object per line; docs/tracing.md has the keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recuse.wire.fuse import fuse_ioctl_out, fuse_open_out, fuse_poll_out, fuse_
 VERSION = 1
 
 SHOWN = 64
-"""As many bytes of data are written, in hex."""
+"""This many bytes of data are written, in hex."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -54,7 +54,7 @@ def _connection(item: Exchange | Event) -> dict[str, object]:
 
 
 def record(item: Exchange | Event) -> dict[str, object]:
-    """Return what the line of an exchange or event holds."""
+    """Return the content of the line for an exchange or event."""
     seconds = item.time / 1e9
     if isinstance(item, Event):
         head: dict[str, object]
@@ -95,9 +95,9 @@ class Formatter:
     """Makes lines."""
 
     def start(self, time: str) -> str:
-        """Return the line that tells when the trace began, and this format's version."""
+        """Return the line with the start time of the trace and this format's version."""
         return _encode({"event": "start", "ts": 0.0, "time": time, "version": VERSION}) + "\n"
 
     def line(self, item: Exchange | Event) -> str:
-        """Return the line of an exchange or event, with its end."""
+        """Return the line for an exchange or event, with its newline."""
         return _encode(record(item)) + "\n"

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from recuse.wire import cuse, fuse, ioctl
 
-# asm-generic/fcntl.h, x86: Python's is 0 on 64-bit machines, but not the kernel's.
+# asm-generic/fcntl.h, x86: on 64-bit machines Python's is 0, but the kernel's is not.
 _O_LARGEFILE = 0o100000
 
 _ACCESS = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
@@ -118,17 +118,17 @@ _QUIET = {"lock_owner", "open_flags", "read_flags", "write_flags", "release_flag
 
 
 def is_padding(field: str) -> bool:
-    """Whether a structure's field means nothing."""
+    """Whether a structure's field has no meaning."""
     return field in _UNNAMED or field.startswith(("padding", "unused", "spare"))
 
 
 def is_everywhere(structure: str, field: str) -> bool:
-    """Whether a field has nothing to tell about a request: the lock owner of all transfers."""
+    """Whether a field is the same for all requests: the lock owner of all transfers."""
     return field == "lock_owner" and structure in {"fuse_read_in", "fuse_write_in"}
 
 
 def without_usual(field: str, value: int) -> int:
-    """A field's value without the bit that says that there is such a lock owner."""
+    """A field's value without the bit that says there is such a lock owner."""
     return value & ~_LOCK_OWNER_BIT.get(field, 0)
 
 
@@ -139,12 +139,12 @@ _LOCK_OWNER_BIT = {
 
 
 def is_quiet(field: str) -> bool:
-    """Whether a field is worth a word only if it is not 0."""
+    """Whether a field is only worth printing if it is not 0."""
     return field in _QUIET
 
 
 def _bits(value: int, names: dict[int, str]) -> list[str]:
-    # Those of several bits (O_SYNC has O_DSYNC's) come first.
+    # Those of several bits (O_SYNC includes O_DSYNC) come first.
     found = []
     for bits in sorted(names, key=int.bit_count, reverse=True):
         if bits and value & bits == bits:
@@ -167,7 +167,7 @@ def open_flags(value: int) -> str:
 
 @lru_cache(4096)
 def number(structure: str, field: str, value: int) -> str:
-    """Return what a field's number is called: flags, commands, addresses; else as it is."""
+    """Return the name of a field's number: flags, commands, addresses; otherwise the number."""
     full = f"{structure}.{field}"
     if full in _OPENED:
         return open_flags(value)
@@ -192,12 +192,12 @@ _ESCAPES |= {10: "\\n", 13: "\\r", 9: "\\t", 34: '\\"', 92: "\\\\"}
 
 
 def escape(data: bytes) -> str:
-    r"""Return printable ASCII: other bytes as \xNN, or \n and its like."""
+    r"""Return printable ASCII: other bytes as \xNN, or \n and the like."""
     return data.decode("latin-1").translate(_ESCAPES)
 
 
 def printable(name: str) -> str:
-    """Return a name that does nothing to a terminal, nor to who reads columns."""
+    """Return a name that is safe for a terminal, and for programs that read columns."""
     if name.isascii() and name.isprintable() and " " not in name:
         return name
     return escape(name.encode(errors="surrogateescape")).replace(" ", "\\x20")

@@ -1,8 +1,8 @@
-"""Notes what passes over connections, and hands it to the process that prints it.
+"""Records the messages of connections, and hands them to the process that prints them.
 
-What a request costs here is what tracing costs, so this only keeps the bytes, the time and the
-program's name in a queue.  A thread passes them on in batches.  The queue is bounded: what does
-not fit is counted, and the trace says so.
+The cost of a request here is the cost of tracing. So this only keeps the bytes, the time and the
+program's name in a queue. A thread passes them on in batches. The queue is bounded: what does not
+fit is counted, and the trace says so.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from recuse.wire.fuse import FUSE_OPEN, fuse_in_header
 log = Log("recuse.trace")
 
 QUEUE_MOST = 100_000
-"""Records; with what they keep, 80 MB at most."""
+"""Records; with what they hold, at most 80 MB."""
 
 BATCH = 512
-"""Records of one frame: to marshal them takes 50 us, in which nothing is served."""
+"""Records in one frame: marshalling them takes 50 us, and nothing is served during that."""
 
 INTERVAL_S = 0.02
 """How long records may wait for more."""
 
 BUSY_INTERVAL_S = 0.1
-"""The same where many come: waking a process up less often is what leaves the CPUs to others."""
+"""The same when there are many: waking the process up less often leaves the CPUs to others."""
 
 BUSY = 1000
-"""As many records of one interval are many."""
+"""This many records in one interval count as many."""
 
 _FRESH_NS = 1_000_000
-"""How long a program's name holds: it changes with exec, after which most programs open files."""
+"""How long a program's name is kept: exec changes it, and most programs open files after that."""
 
 _PROGRAMS_MOST = 1024
 _PIPE_SIZE = 1 << 20
 _HEADER_SIZE = fuse_in_header.SIZE
-# In fuse_in_header; of the opcode, the low byte.
+# Positions in fuse_in_header; for the opcode, that of its low byte.
 _PID = slice(32, 36)
 _OPCODE = 4 if sys.byteorder == "little" else 7
 _REQUEST, _REPLY = int(Kind.REQUEST), int(Kind.REPLY)
 
 
 class ConnectionTap:
-    """What is put on one connection (`recuse.kernel.connection.connection.Tap`)."""
+    """The tap for one connection (`recuse.kernel.connection.connection.Tap`)."""
 
     __slots__ = ("_number", "_recorder", "_records")
 
@@ -63,7 +63,7 @@ class ConnectionTap:
         self._number = number
 
     def request(self, message: bytes) -> None:
-        """Note a request, and whose it is."""
+        """Record a request, and its program."""
         now = perf_counter_ns()
         recorder = self._recorder
         pid = message[_PID]
@@ -83,7 +83,7 @@ class ConnectionTap:
             recorder.wake()
 
     def reply(self, message: bytes) -> None:
-        """Note an answer or notification."""
+        """Record an answer or notification."""
         recorder = self._recorder
         if len(self._records) < recorder.room:
             now = perf_counter_ns()
@@ -99,24 +99,24 @@ class ConnectionTap:
             recorder.wake()
 
     def added(self, name: str, major: int, minor: int) -> None:
-        """Note that the device has come into being."""
+        """Record that the device has been added."""
         self._note(Kind.ADDED, os.fsencode(name), major << 20 | minor)
 
     def removed(self) -> None:
-        """Note that it is gone."""
+        """Record that it has been removed."""
         self._note(Kind.REMOVED, b"", 0)
 
     def joined(self, name: str, pid: int) -> None:
-        """Note who is at the other end of a connection to a device that others share."""
+        """Record who is at the other end of a connection to a device that others share."""
         program = self._recorder.look_up(pid.to_bytes(4, sys.byteorder), perf_counter_ns())[1]
         self._note(Kind.JOINED, os.fsencode(name), pid, program)
 
     def left(self) -> None:
-        """Note that this connection has ended."""
+        """Record that this connection has ended."""
         self._note(Kind.LEFT, b"", 0)
 
     def _note(self, kind: Kind, data: bytes, size: int, program: bytes = b"") -> None:
-        # Rare, and a trace without them makes no sense: there is always room.
+        # These are rare, and a trace without them makes no sense: there is always room.
         if self._recorder.room:
             record = (int(kind), self._number, perf_counter_ns(), data, size, program)
             self._records.append(record)
@@ -126,16 +126,16 @@ class ConnectionTap:
 class Recorder:
     """Records to ``output``, a descriptor, until `close`; ``layout`` is "text" or "jsonl".
 
-    Nothing that goes wrong with the output concerns who is traced: tracing stops.
-    Raises OSError if the process that prints cannot be started, or the thread that sends to it.
+    If something goes wrong with the output, tracing stops; the traced programs are not affected.
+    Raises OSError if the process that prints, or the thread that sends to it, cannot be started.
     """
 
     def __init__(self, output: int, layout: str = "text") -> None:
         self.records: deque[Record] = deque()
         self.room = QUEUE_MOST
-        """Records that may wait; 0 when tracing has stopped."""
+        """How many records may wait; 0 when tracing has stopped."""
         self.dropped = 0
-        """Records that did not fit; those of `missing` come to it when the trace tells of them."""
+        """Records that did not fit; `missing` is added to it when the trace reports them."""
         self.missing = 0
         self.programs: dict[bytes, tuple[int, bytes]] = {}
         """By the header's pid: when the name was looked up, and the name."""
@@ -143,9 +143,9 @@ class Recorder:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._connections = 0
-        # A process group of its own gets no signals that are meant for programs; in a session of
-        # its own, Linux would give it half of a CPU whatever its niceness (autogroup). -P: a module
-        # in the working directory is none of the library's.
+        # Its own process group gets no signals that are meant for programs. In its own session,
+        # Linux would give it half of a CPU whatever its niceness (autogroup). -P: a module in the
+        # working directory does not replace one of the library's.
         self._writer = subprocess.Popen(
             [sys.executable, "-P", "-m", "recuse.trace.writer", layout, str(perf_counter_ns())],
             stdin=subprocess.PIPE,
@@ -154,7 +154,7 @@ class Recorder:
         )
         assert self._writer.stdin is not None
         self._pipe = self._writer.stdin.fileno()
-        with suppress(OSError):  # more than an unprivileged user may have in all
+        with suppress(OSError):  # more than all that an unprivileged user may have
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         try:
             self._thread = threads.start(self._send_all, name="recuse-trace")
@@ -170,7 +170,7 @@ class Recorder:
         return ConnectionTap(self, self._connections)
 
     def close(self) -> None:
-        """Have all that was recorded printed.  Interrupted (Ctrl-C), it prints no more of it."""
+        """Have everything recorded printed. If interrupted (Ctrl-C), it prints no more of it."""
         self._closing.set()
         self._wake.set()
         try:
@@ -193,9 +193,9 @@ class Recorder:
             self._writer.stdin.close()
 
     def look_up(self, pid: bytes, now: int) -> tuple[int, bytes]:
-        """Return when and what: the name of a process, which is waiting for its request.
+        """Return the time and the name of a process, which is waiting for its request.
 
-        Of one that has ended meanwhile (a RELEASE may be late) it is what it was last.
+        If the process has ended meanwhile (a RELEASE may be late), it is the last known name.
         """
         number = int.from_bytes(pid, sys.byteorder)
         name = b""
@@ -214,14 +214,14 @@ class Recorder:
     def drop(self) -> None:
         """Count a record that does not fit; more fit when the queue is half empty.
 
-        So that what is missing is in few places, each with many exchanges.
+        This way the missing records are in few places, each with many exchanges.
         """
         if self.room:
             self.missing += 1
             self.room = QUEUE_MOST // 2
 
     def tell_missing(self, now: int) -> None:
-        """Put a record of what is missing in its place."""
+        """Put a record of the missing ones in their place."""
         count, self.missing = self.missing, 0
         if count and self.room:
             self.room = QUEUE_MOST
@@ -236,7 +236,7 @@ class Recorder:
     def _send_all(self) -> None:
         interval = INTERVAL_S
         while True:
-            # A record that comes before this is sent now, one that comes after it wakes us.
+            # A record that comes before this is sent now; one that comes after it wakes us.
             self.awake = False
             if not self.records and not self._closing.is_set():
                 self._wake.wait()
@@ -267,7 +267,7 @@ class Recorder:
             data = data[os.write(self._pipe, data) :]
 
     def _report(self) -> None:
-        """Say that tracing has stopped, if the process that prints has not."""
+        """Report that tracing has stopped, unless the process that prints has done so."""
         status = self._writer.wait()
         if status not in (0, TOLD):
             log.warning("tracing stops: its process ended with status %d", status)

@@ -1,4 +1,4 @@
-"""What a trace in JSON lines comes to: counts, errors, bytes and latencies, as a table."""
+"""A summary of a trace in JSON lines: counts, errors, bytes and latencies, as a table."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ COLUMNS = [
     "p99",
     "max",
 ]
-"""Bytes in are those that programs sent, out those that they got; latencies are microseconds."""
+"""Bytes in are those that programs sent, out those that they got. Latencies are microseconds."""
 
 _LEFT = 2
-"""As many columns are text, and flush left."""
+"""This many columns are text, aligned to the left."""
 
 _MOST = 1e15
 
 
 class TraceError(ValueError):
-    """A line that is none of a trace's; the text says which one and why."""
+    """A line that is not from a trace; the text says which line and why."""
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class Row:
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Return the value that ``percent`` of the values, of which there is one, do not exceed."""
+    """Return the smallest value that ``percent`` of the values (at least one) do not exceed."""
     rank = -(-len(ordered) * percent // 100)
     return ordered[max(int(rank), 1) - 1]
 
@@ -64,7 +64,7 @@ class Summary:
         self.events: Counter[str] = Counter()
 
     def read(self, lines: Iterable[bytes]) -> None:
-        """Add all lines.  Raises TraceError with the number of the first bad one, from 1."""
+        """Add all lines. Raises TraceError with the number of the first bad one, counted from 1."""
         for number, line in enumerate(lines, 1):
             try:
                 self.add(line)
@@ -72,7 +72,7 @@ class Summary:
                 raise TraceError(f"line {number}: {error}") from None
 
     def add(self, line: bytes) -> None:
-        """Add a line.  Raises TraceError if it is malformed; events unknown here are let pass."""
+        """Add a line. Raises TraceError if it is malformed; unknown events are skipped."""
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):
@@ -106,7 +106,7 @@ class Summary:
             row.latencies.append(latency)
 
     def table(self) -> str:
-        """Return the table, and below it the errors by their names and what else there is."""
+        """Return the table, followed by the errors by name and everything else."""
         cells = [COLUMNS]
         for (device, name), row in sorted(self.rows.items()):
             values = [printable(device), printable(name), str(row.count)]
@@ -159,7 +159,7 @@ def _natural(found: dict[str, Any], key: str) -> int:
 
 
 def _aligned(rows: list[list[str]], left: int) -> str:
-    """Return lines whose columns are as wide as they need, the first ``left`` ones flush left."""
+    """Return lines with columns as wide as they need, the first ``left`` aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -17,16 +17,16 @@ from recuse.wire.fuse import (
 from recuse.wire.optable import NONE, OPERATIONS
 
 SHOWN = 32
-"""As many bytes of data are printed."""
+"""This many bytes of data are printed."""
 
 
 def quoted(data: bytes, size: int) -> str:
-    """Return data as a string in quotes; ``size`` says how much there was of it."""
+    """Return data as a string in quotes; ``size`` is how much there was of it."""
     return f'"{names.escape(data[:SHOWN])}"{"..." if size > SHOWN or size > len(data) else ""}'
 
 
 def duration(nanoseconds: int) -> str:
-    """Return a time with three digits at least, and its unit."""
+    """Return a time with at least three digits, and its unit."""
     if nanoseconds < 999_950:
         return f"{nanoseconds / 1e3:.1f} us"
     if nanoseconds < 999_950_000:
@@ -35,7 +35,7 @@ def duration(nanoseconds: int) -> str:
 
 
 _fields: dict[str, tuple[tuple[str, bool], ...]] = {}
-"""By structure, those worth printing; each with whether it is so only if it is not 0."""
+"""By structure, the fields worth printing; each with whether it is only printed if not 0."""
 
 
 def _arguments(body: Structure) -> list[str]:
@@ -78,7 +78,7 @@ def request(exchange: Exchange) -> str:
 
 
 def areas(out: fuse_ioctl_out, data: bytes) -> str:
-    """Return which memory an ioctl's RETRY asks for: in=[address:length ...] out=[...]."""
+    """Return the memory that an ioctl's RETRY asks for: in=[address:length ...] out=[...]."""
     size = fuse_ioctl_iovec.SIZE
     whole = data[: len(data) - len(data) % size]
     found = [f"{base:#x}:{length}" for base, length in struct.iter_unpack("=QQ", whole)]
@@ -87,7 +87,7 @@ def areas(out: fuse_ioctl_out, data: bytes) -> str:
 
 
 def result(exchange: Exchange) -> str:
-    """Return what the request came to."""
+    """Return the result of the request."""
     if exchange.error is None:
         return "? (the answer may be missing)" if exchange.lost else "? (never answered)"
     part = exchange.answer
@@ -144,7 +144,7 @@ def _event(event: Event) -> str:
 
 
 class Formatter:
-    """Makes lines; with ``colour``, what is in the background is dim and errors are red."""
+    """Makes lines; with ``colour``, background activity is dim and errors are red."""
 
     def __init__(self, *, colour: bool = False) -> None:
         self._dim, self._red, self._plain = (
@@ -152,12 +152,12 @@ class Formatter:
         )
 
     def start(self, time: str) -> str:
-        """Return what comes first."""
+        """Return the first line."""
         del time
         return ""
 
     def line(self, item: Exchange | Event) -> str:
-        """Return the line of an exchange or event, with its end."""
+        """Return the line for an exchange or event, with its newline."""
         head = f"{self._dim}{item.time / 1e9:11.6f}{self._plain}"
         device = names.printable(item.device)
         if item.connection is not None:

@@ -1,9 +1,9 @@
 """The process that decodes and prints a trace: `python -m recuse.trace.writer FORMAT START`.
 
-START is when the trace began, by perf_counter_ns.  stdin brings frames of records
-(`recuse.trace.recorder`) until the end of the file, stdout is where the trace goes.  A process of
-its own because decoding in the one that serves would hold its interpreter; and because the trace
-is complete then, however that one ends.
+START is when the trace began, by perf_counter_ns. stdin brings frames of records
+(`recuse.trace.recorder`) until end of file; the trace goes to stdout. It is a separate process for
+two reasons. Decoding in the process that serves would hold up its interpreter. And the trace is
+complete this way, however that process ends.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from recuse.trace import jsonl, text
 from recuse.trace.exchanges import Exchanges, Record
 
 TOLD = 3
-"""The exit status after a failure that the user has been told of."""
+"""The exit status after a failure that was reported to the user."""
 
 FRAME_HEADER = 4
 """Bytes of a frame's length, in the machine's order; the marshalled records follow."""
 
 _NICE = 15
 """Leaves it 3 % of a CPU that programs want for themselves (10: 10 %), enough for 3000 lines a
-second; what is traced there is that much slower."""
+second. What is traced there becomes slower by that much."""
 
 Formatter = text.Formatter | jsonl.Formatter
 
 
 def frames(source: BinaryIO) -> Iterator[list[Record]]:
-    """Yield the records of each frame; one that is cut off at the end is left out."""
+    """Yield the records of each frame; a frame that is cut off at the end is left out."""
     while len(header := source.read(FRAME_HEADER)) == FRAME_HEADER:
         length = int.from_bytes(header, sys.byteorder)
         frame = source.read(length)
@@ -46,7 +46,7 @@ def frames(source: BinaryIO) -> Iterator[list[Record]]:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of it, also to a pipe that somebody has made non-blocking."""
+    """Write all of it, even to a pipe that somebody has made non-blocking."""
     view = memoryview(data)
     while view:
         try:
@@ -58,7 +58,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 def write_trace(
     source: Iterable[list[Record]], formatter: Formatter, descriptor: int, start: int = 0
 ) -> None:
-    """Write the trace of all frames, that began at ``start``.  Raises OSError as writing does."""
+    """Write the trace of all frames; it began at ``start``. Raises OSError as writing does."""
     exchanges = Exchanges(start)
     line = formatter.line
     first = formatter.start(datetime.now(UTC).isoformat(timespec="milliseconds"))
@@ -70,8 +70,8 @@ def write_trace(
 
 
 def main(name: str, start: int) -> int:
-    """Write the trace in the format of that name until stdin ends; returns the exit status."""
-    # The terminal's background may be told not to write (stty tostop).
+    """Write the trace in the named format until stdin ends; return the exit status."""
+    # The terminal may forbid writing from the background (stty tostop).
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     os.nice(_NICE)
     output = sys.stdout.fileno()

@@ -14,33 +14,33 @@ CUSE_INIT_INFO_MAX = 4096
 
 CUSE_UNRESTRICTED_IOCTL = 1 << 0
 
-# Bits that Linux neither offers nor takes.  recuse's kernel half offers them; a server sets them
+# Bits that Linux neither offers nor accepts. recuse's kernel half offers them. A server sets them
 # in its answer only if they were offered.
 RECUSE_SEEKABLE = 1 << 16
 """The device has positions: READ and WRITE carry the real offset, and lseek counts."""
 RECUSE_NODE_INFO = 1 << 17
 """DEVMODE, DEVUID and DEVGID among the info strings say how the device's node looks."""
 RECUSE_NEW_FILES = 1 << 18
-"""Answers to IOCTL may bring an open file with them (RECUSE_IOCTL_FILE)."""
+"""Answers to IOCTL may carry an open file (RECUSE_IOCTL_FILE)."""
 RECUSE_SYSFS = 1 << 19
-"""SUBSYSTEM, ATTRIBUTE and LINK among the info strings say what the device has in /sys besides
-CUSE's own, and the server answers RECUSE_SHOW."""
+"""SUBSYSTEM, ATTRIBUTE and LINK among the info strings say what the device has in /sys in
+addition to CUSE's own files, and the server answers RECUSE_SHOW."""
 RECUSE_MAPPING = 1 << 20
-"""The server answers RECUSE_MMAP.  Offered where answers can bring a file descriptor with them."""
+"""The server answers RECUSE_MMAP. Offered if answers can carry a file descriptor."""
 
 RECUSE_FILE_FLAGS = 1 << 21
-"""IOCTL carries what fcntl has made of the file's O_NONBLOCK (RECUSE_IOCTL_NONBLOCK)."""
+"""IOCTL carries the file's current O_NONBLOCK, as set by fcntl (RECUSE_IOCTL_NONBLOCK)."""
 
 RECUSE_IOCTL_NONBLOCK = 1 << 17
 """In fuse_ioctl_in.flags: the file has O_NONBLOCK now."""
 
 RECUSE_IOCTL_FILE = 1 << 16
-"""In fuse_ioctl_out.flags: a recuse_ioctl_file comes between that structure and the output."""
+"""In fuse_ioctl_out.flags: a recuse_ioctl_file lies between that structure and the output."""
 
 RECUSE_MMAP = 4352
-"""A program wants to map the device: which memory?  A descriptor comes with the answer."""
+"""A program wants to map the device: which memory? The answer carries a descriptor."""
 RECUSE_MMAP_COMMIT = 4353
-"""What became of a RECUSE_MMAP that the server accepted; a refusal makes mmap fail."""
+"""The result of a RECUSE_MMAP that the server accepted; if the server refuses, mmap fails."""
 RECUSE_MUNMAP = 4354
 """The last part of a mapping, and of its copies in child processes, is gone."""
 
@@ -50,7 +50,7 @@ RECUSE_MMAP_DONT_EXPAND = 1 << 1
 """mremap cannot make it longer."""
 
 RECUSE_SHOW = 4356
-"""Asks what is in a declared attribute: its path with a NUL; the answer is a page at the most."""
+"""Asks for a declared attribute's content: its path with a NUL. The answer is one page at most."""
 
 
 @structure
@@ -83,11 +83,11 @@ class cuse_init_out(Structure):
 
 @structure
 class recuse_ioctl_file(Structure):
-    """A new open file of the device, which is the caller's when the ioctl has succeeded.
+    """A new open file of the device, which the caller gets when the ioctl has succeeded.
 
-    fh is its handle, never used for another one; there will be one RELEASE of it, also if the
-    caller cannot have it.  flags are those of open(2): the access mode, and O_CLOEXEC for the
-    descriptor.  offset is where in the output the descriptor's number is to be put, an s32.
+    fh is its handle, never used for another file. There will be one RELEASE of it, even if the
+    caller cannot have it. flags are those of open(2): the access mode, and O_CLOEXEC for the
+    descriptor. offset is the place in the output for the descriptor's number, an s32.
     """
 
     fh: u64 = 0
@@ -109,9 +109,9 @@ class recuse_mmap_in(Structure):
 
 @structure
 class recuse_mmap_out(Structure):
-    """Answer to RECUSE_MMAP, which the memory's descriptor comes with.
+    """Answer to RECUSE_MMAP; it carries the memory's descriptor.
 
-    area is the server's own number for that memory, from 1 on; flags are RECUSE_MMAP_DONT_COPY and
+    area is the server's own number for that memory, at least 1. flags are RECUSE_MMAP_DONT_COPY and
     RECUSE_MMAP_DONT_EXPAND.
     """
 
@@ -123,8 +123,8 @@ class recuse_mmap_out(Structure):
 class recuse_mmap_commit_in(Structure):
     """Request of RECUSE_MMAP_COMMIT; its answer has no payload.
 
-    area is that of the answer to the RECUSE_MMAP with the number mmap_unique, or a negative errno
-    if the mapping failed; addr is where it is.
+    area is from the answer to the RECUSE_MMAP whose number is mmap_unique, or a negative errno if
+    the mapping failed. addr is where it is mapped.
     """
 
     fh: u64 = 0

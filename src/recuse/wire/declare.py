@@ -6,15 +6,15 @@
         error: s32 = 0
         unique: u64 = 0
 
-makes what a dataclass with slots is, whose fields have the offsets that a C compiler gives them, in
-the machine's byte order.  The protocol's padding is made of fields, so the codecs are struct's "="
-formats, which add none; a test compares them with the C header.
+makes something like a dataclass with slots. Its fields have the offsets that a C compiler gives
+them, in the machine's byte order. The protocol's padding is made of fields, so the codecs are
+struct's "=" formats, which add none. A test compares them with the C header.
 
-The standard library's dataclasses take 0.3 ms for each, and 5 ms to be imported, before any program
-starts: so all methods are written here, in one piece, and when the first is called.
+The standard library's dataclasses take 0.3 ms each, and 5 ms to import, before any program starts.
+So all methods are written here, in one piece, when the first is called.
 
-Not frozen: constructing a frozen dataclass with slots costs about four times as much, and one is
-constructed for each message.
+They are not frozen. Constructing a frozen dataclass with slots costs about four times as much, and
+one is constructed for each message.
 """
 
 import struct
@@ -34,7 +34,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Layout(NamedTuple):
-    """How an annotation is laid out: a number, or an array of them (a tuple in Python)."""
+    """The layout of an annotation: a number, or an array of numbers (a tuple in Python)."""
 
     name: str
     code: str
@@ -47,7 +47,7 @@ u64 = Annotated[int, Layout("u64", "Q")]
 s32 = Annotated[int, Layout("s32", "i")]
 s64 = Annotated[int, Layout("s64", "q")]
 
-# Arrays: reserved space, all of it.
+# Arrays: all of them are reserved space.
 u16x1 = Annotated[tuple[int, ...], Layout("u16", "H", 1)]
 u16x11 = Annotated[tuple[int, ...], Layout("u16", "H", 11)]
 u32x6 = Annotated[tuple[int, ...], Layout("u32", "I", 6)]
@@ -68,7 +68,7 @@ class Field(NamedTuple):
 class Structure:
     """What all structures of the protocol can do.
 
-    A class gets methods of its own, __repr__ and __eq__ too, when the first object is made.
+    A class gets its own methods, including __repr__ and __eq__, when the first object is made.
     """
 
     __slots__ = ()
@@ -76,11 +76,11 @@ class Structure:
     SIZE: ClassVar[int]
     """Length in bytes."""
     CODEC: ClassVar[struct.Struct]
-    """All numbers in order, those of inner structures and arrays in their places."""
+    """All numbers in order, including those of inner structures and arrays."""
     FIELDS: ClassVar[tuple[Field, ...]]
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        """Set the fields, which are declared in the order of ``values``; the rest is zero."""
+        """Set the fields: ``values`` are in the order of declaration, and the rest is zero."""
         _write_methods(type(self))
         type(self).__init__(self, *values, **named)
 
@@ -93,7 +93,7 @@ class Structure:
 
     @classmethod
     def unpack(cls, buffer: Buffer, offset: int = 0) -> Self:
-        """Return the structure at ``offset`` in ``buffer``; what follows it is not looked at.
+        """Return the structure at ``offset`` in ``buffer``; anything after it is ignored.
 
         Raises WireError if fewer than SIZE bytes are there.
         """
@@ -105,7 +105,7 @@ S = TypeVar("S", bound=Structure)
 
 
 def field(*, default_factory: type[S]) -> S:
-    """Declare a field that is a structure of its own, all zero by default."""
+    """Declare a field that is itself a structure, by default all zero."""
     made: Any = default_factory
     return made  # type: ignore[no-any-return]
 
@@ -168,8 +168,9 @@ def unpack(buffer, offset=0):
 def _write_methods(cls: type[Structure]) -> None:
     """Give ``cls`` its own methods.
 
-    The source text names each attribute: packing a header takes 90 ns so, and 240 ns by way of
-    operator.attrgetter.  Inner structures and arrays are made of slices of the unpacked numbers.
+    The source text names each attribute. That way packing a header takes 90 ns, compared with
+    240 ns with operator.attrgetter. Inner structures and arrays are made from slices of the
+    unpacked numbers.
     """
     names: dict[str, Any] = {
         "made": cls,
@@ -206,7 +207,7 @@ def _write_methods(cls: type[Structure]) -> None:
     )
     exec(source, names)
     names["unpack"] = staticmethod(names["unpack"])
-    # Those that make an object come last: another thread may do so meanwhile.
+    # The methods that make an object come last, as another thread may make one meanwhile.
     for name in ("pack", "__repr__", "__eq__", "__init__", "unpack"):
         setattr(cls, name, names[name])
 
@@ -214,7 +215,7 @@ def _write_methods(cls: type[Structure]) -> None:
 def _arguments(
     owner: type[Structure], path: str, start: int, names: dict[str, Any]
 ) -> tuple[list[str], list[str], int]:
-    """Return those of CODEC.pack, those of the constructor, and how far these read ``v``.
+    """Return the arguments of CODEC.pack, those of the constructor, and how far these read ``v``.
 
     The classes of inner structures are added to ``names``.
     """

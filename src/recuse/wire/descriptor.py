@@ -1,8 +1,8 @@
-"""Messages that bring a file descriptor with them: answers to RECUSE_MMAP.
+"""Messages that carry a file descriptor: answers to RECUSE_MMAP.
 
-A descriptor is no bytes, and each channel has its own way of passing it on (SCM_RIGHTS over a
-socket). From the server's code that answers to the kernel half's that takes the answer, message and
-descriptor are one object.
+A descriptor is not bytes, and each channel has its own way to pass it on (SCM_RIGHTS over a
+socket). Between the server's code that answers and the kernel half's code that takes the answer,
+message and descriptor are one object.
 """
 
 import os
@@ -10,12 +10,12 @@ from typing import SupportsIndex, overload
 
 
 class OwnedDescriptor:
-    """A descriptor of this process's that is closed once: by `close`, or when nobody has it."""
+    """A descriptor of this process, closed once: by `close`, or when nobody holds it."""
 
     __slots__ = ("_number",)
 
     def __init__(self, number: int) -> None:
-        """Own the descriptor of that number."""
+        """Own the descriptor with that number."""
         self._number = number
 
     def fileno(self) -> int:
@@ -23,7 +23,7 @@ class OwnedDescriptor:
         return self._number
 
     def close(self) -> None:
-        """Close it; again, do nothing."""
+        """Close it; a second call does nothing."""
         number, self._number = self._number, -1
         if number >= 0:
             os.close(number)
@@ -32,7 +32,7 @@ class OwnedDescriptor:
 
 
 class BytesWithDescriptor(bytes):
-    """Bytes that keep their descriptor when something is put before them or cut off."""
+    """Bytes that keep their descriptor when they are prefixed or cut."""
 
     descriptor: OwnedDescriptor
 

@@ -1,7 +1,7 @@
 """Structures that only requests of filesystems carry.
 
-The same header and licence as `recuse.wire.fuse`.  Left out is what only the io_uring transport
-needs.  Names that start with two underscores in the header have none here.
+The same header and licence as `recuse.wire.fuse`. What only the io_uring transport needs is left
+out. Names that start with two underscores in the header have none here.
 """
 
 from recuse.wire.declare import (
@@ -55,7 +55,7 @@ class fuse_sx_time(Structure):
 
 @structure
 class fuse_statx(Structure):
-    """What statx(2) asks for."""
+    """What statx(2) returns."""
 
     mask: u32 = 0
     blksize: u32 = 0
@@ -82,7 +82,7 @@ class fuse_statx(Structure):
 
 @structure
 class fuse_kstatfs(Structure):
-    """What statfs(2) asks for."""
+    """What statfs(2) returns."""
 
     blocks: u64 = 0
     bfree: u64 = 0
@@ -108,7 +108,7 @@ class fuse_file_lock(Structure):
 
 @structure
 class fuse_entry_out(Structure):
-    """Answer to LOOKUP and to requests that make a node; valid times are the caches'."""
+    """Answer to LOOKUP and to requests that make a node; the valid times are for the caches."""
 
     nodeid: u64 = 0
     generation: u64 = 0
@@ -121,7 +121,7 @@ class fuse_entry_out(Structure):
 
 @structure
 class fuse_forget_in(Structure):
-    """Request of FORGET: how many lookups are given back."""
+    """Request of FORGET: how many lookups are taken back."""
 
     nlookup: u64 = 0
 
@@ -144,7 +144,7 @@ class fuse_batch_forget_in(Structure):
 
 @structure
 class fuse_getattr_in(Structure):
-    """Request of GETATTR; fh counts with FUSE_GETATTR_FH."""
+    """Request of GETATTR; fh is valid with FUSE_GETATTR_FH."""
 
     getattr_flags: u32 = 0
     dummy: u32 = 0
@@ -226,7 +226,7 @@ class fuse_link_in(Structure):
 
 @structure
 class fuse_setattr_in(Structure):
-    """Request of SETATTR; ``valid`` (FATTR_*) says which of the others count."""
+    """Request of SETATTR; ``valid`` (FATTR_*) says which of the other fields count."""
 
     valid: u32 = 0
     padding: u32 = 0
@@ -258,7 +258,7 @@ class fuse_create_in(Structure):
 
 @structure
 class create_out(Structure):
-    """Answer to CREATE and TMPFILE: two structures in a row, which the header has no name for."""
+    """Answer to CREATE and TMPFILE: two structures in a row; the header has no name for them."""
 
     entry: fuse_entry_out = field(default_factory=fuse_entry_out)
     open: fuse_open_out = field(default_factory=fuse_open_out)
@@ -419,7 +419,7 @@ class fuse_copy_file_range_out(Structure):
 
 @structure
 class fuse_setupmapping_in(Structure):
-    """Request of SETUPMAPPING: a part of the file into the DAX window."""
+    """Request of SETUPMAPPING: maps a part of the file into the DAX window."""
 
     fh: u64 = 0
     foffset: u64 = 0

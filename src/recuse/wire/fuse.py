@@ -1,4 +1,4 @@
-"""The protocol's constants, and the structures that devices need as well as filesystems.
+"""The protocol's constants, and the structures that both devices and filesystems need.
 
 Those that only filesystems need are in `recuse.wire.filesystem` and `recuse.wire.notify`, CUSE's
 own in `recuse.wire.cuse`.
@@ -35,9 +35,9 @@ FUSE_KERNEL_MINOR_VERSION = 45
 
 FUSE_ROOT_ID = 1
 FUSE_MIN_READ_BUFFER = 8192
-"""Least size of the buffer that a server reads requests with."""
+"""Smallest size of the buffer that a server reads requests with."""
 FUSE_INVALID_UIDGID = 0xFFFFFFFF
-"""uid and gid of a request whose caller's do not exist in the server's user namespace."""
+"""uid and gid of a request if the caller's do not exist in the server's user namespace."""
 FUSE_UNIQUE_RESEND = 1 << 63
 """Set in the unique number of a request that is sent again after FUSE_NOTIFY_RESEND."""
 
@@ -229,7 +229,7 @@ FUSE_SETUPMAPPING_FLAG_READ = 1 << 1
 FUSE_MAX_NR_SECCTX = 31
 FUSE_EXT_GROUPS = 32
 
-# Sizes that structures had in older minors.
+# Sizes of structures in older minor versions.
 FUSE_COMPAT_ENTRY_OUT_SIZE = 120
 FUSE_COMPAT_ATTR_OUT_SIZE = 96
 FUSE_COMPAT_MKNOD_IN_SIZE = 8
@@ -242,7 +242,7 @@ FUSE_COMPAT_22_INIT_OUT_SIZE = 24
 
 @structure
 class fuse_in_header(Structure):
-    """Starts every request; len counts the whole message, total_extlen units of 8 bytes."""
+    """Starts every request. len counts the whole message, total_extlen counts units of 8 bytes."""
 
     len: u32 = 0
     opcode: u32 = 0
@@ -378,7 +378,7 @@ class fuse_write_out(Structure):
 
 @structure
 class fuse_interrupt_in(Structure):
-    """Request of INTERRUPT: the request that is meant."""
+    """Request of INTERRUPT: the request to interrupt."""
 
     unique: u64 = 0
 

@@ -1,8 +1,8 @@
-"""ioctl command numbers: what _IO, _IOR, _IOW and _IOWR of <asm-generic/ioctl.h> make of them.
+"""ioctl command numbers, as _IO, _IOR, _IOW and _IOWR of <asm-generic/ioctl.h> make them.
 
-A command is 32 bits: number (8), type (8), size of the argument (14), direction (2).  Directions
-are the program's: IOC_READ means that it reads, so the device fills the argument in.  This is the
-generic encoding (x86, ARM, RISC-V, s390), not that of MIPS, PowerPC, SPARC and Alpha.
+A command is 32 bits: number (8), type (8), size of the argument (14), direction (2). Directions
+are the program's: IOC_READ means that the program reads, so the device fills in the argument. This
+is the generic encoding (x86, ARM, RISC-V, s390), not that of MIPS, PowerPC, SPARC and Alpha.
 """
 
 import builtins

@@ -1,6 +1,6 @@
 """Whole messages, by the table of operations: header, structure, and what follows.
 
-Requests go from the kernel half to the server half, answers back.  Nothing here copies what
+Requests go from the kernel half to the server half, and answers come back. Nothing here copies what
 follows the structure: payloads are views of the message.
 """
 
@@ -25,7 +25,7 @@ from recuse.wire.optable import (
 
 _EMPTY = memoryview(b"")
 _ERROR_END = -512
-"""-errno is above this: from 512 on are the kernel's internal numbers (ERESTARTSYS)."""
+"""-errno is above this: from 512 up are the kernel's internal numbers (ERESTARTSYS)."""
 
 
 def decode_request(
@@ -33,10 +33,10 @@ def decode_request(
 ) -> tuple[fuse_in_header, Structure | None, memoryview]:
     """Return a request's header, its structure if the operation has one, and what follows it.
 
-    ``message`` is one whole request; ``minor`` and ``flags`` are what INIT agreed on.  For an
-    operation that the table does not have, all after the header is returned as payload, so that
-    it can be answered with ENOSYS.  Extensions are in none of the three: they are the message's
-    last ``8 * header.total_extlen`` bytes.
+    ``message`` is one whole request; ``minor`` and ``flags`` are what INIT agreed on. If the table
+    does not have the operation, everything after the header is returned as payload, so that it can
+    be answered with ENOSYS. Extensions are in none of the three: they are the message's last
+    ``8 * header.total_extlen`` bytes.
     Raises WireError if the lengths in the message do not fit each other and the operation.
     """
     header = fuse_in_header.unpack(message)
@@ -78,10 +78,10 @@ def encode_request(
     minor: int = FUSE_KERNEL_MINOR_VERSION,
     flags: int = 0,
 ) -> bytes:
-    """Return the request of these parts; ``header.len`` is not looked at but computed.
+    """Return the request made of these parts; ``header.len`` is ignored and computed.
 
     ``minor`` and ``flags`` are what INIT agreed on; ``payload`` includes any extensions.
-    Raises WireError if ``body`` is not the operation's structure, or a value fits no field.
+    Raises WireError if ``body`` is not the operation's structure, or if a value does not fit.
     """
     operation = OPERATIONS.get(header.opcode)
     packed = b"" if body is None else body.pack()
@@ -101,8 +101,8 @@ def decode_reply(
 ) -> tuple[fuse_out_header, Structure | None, memoryview]:
     """Return an answer's header, its structure if the operation has one, and what follows it.
 
-    ``opcode`` is that of the request.  An answer with an error has neither; nor has the
-    structure of an operation that the table does not have.
+    ``opcode`` is that of the request. An answer with an error has neither structure nor payload. If
+    the table does not have the operation, there is no structure.
     Raises WireError if lengths do not fit, if the error is not 0 or a negative errno, and for a
     notification (unique 0).
     """
@@ -132,7 +132,7 @@ def decode_reply(
 
 
 def _is_short(short: Short, minor: int, flags: int, length: int | None = None) -> bool:
-    """Say whether a request has the shorter structure; ``length`` is that of a received one."""
+    """Return whether a request has the shorter structure; ``length`` is a received one's."""
     if short.by_length and length is not None:
         return length == short.size
     return minor < short.before_minor or short.without_flag & ~flags != 0
@@ -144,7 +144,7 @@ def _lengthened(structure: type[Structure], short: Buffer) -> Structure:
 
 
 def _check_payload(operation: Operation, body: Any, payload: memoryview) -> None:
-    """Raise WireError if ``payload`` is not what the operation's rule says, given ``body``."""
+    """Raise WireError if ``payload`` breaks the operation's rule, given ``body``."""
     rule = operation.request_payload
     if rule is SIZE:
         fits = len(payload) == body.size

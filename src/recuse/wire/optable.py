@@ -1,7 +1,7 @@
-"""The protocol's operations as data: what each request and each answer is made of.
+"""The protocol's operations as data: what each request and each answer consists of.
 
-The codec of whole messages (`recuse.wire.message`), tracing and tests read this table, so that
-none of them knows operations by itself.
+The codec of whole messages (`recuse.wire.message`), tracing and tests read this table. So none of
+them has to know the operations itself.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Payload(Enum):
     NONE = auto()
     """Nothing."""
     BYTES = auto()
-    """Any number of bytes, that the message itself says nothing about."""
+    """Any number of bytes; the message itself says nothing about them."""
     SIZE = auto()
     """As many bytes as the structure's ``size``."""
     IN_SIZE = auto()
@@ -35,21 +35,21 @@ class Payload(Enum):
 
 
 class Short(NamedTuple):
-    """When a request's structure ends after ``size`` bytes, for minors from 11 on."""
+    """When a request's structure ends after ``size`` bytes, for minor versions from 11 up."""
 
     size: int
     before_minor: int = 0
     without_flag: int = 0
-    """INIT flag whose absence shortens it, or 0."""
+    """The INIT flag whose absence makes it shorter, or 0."""
     by_length: bool = False
-    """The receiver goes by the length: the request is what tells it the minor."""
+    """The receiver decides by the length, as this request is what tells it the minor version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One row: an opcode, its name in the header, and the parts of its messages in their order.
 
-    Behind a request's payload may be extensions (fuse_in_header.total_extlen).
+    Extensions may follow a request's payload (fuse_in_header.total_extlen).
     """
 
     opcode: int
@@ -68,8 +68,8 @@ class Operation:
     record: type[Structure] | None = None
 
 
-# Short names for the table, and for the codec: to look up a member by its enum takes ten times as
-# long as a global name in CPython 3.11, and nearly as long as to unpack a structure.
+# Short names for the table, and for the codec. In CPython 3.11 looking up a member through its enum
+# takes ten times as long as a global name, and nearly as long as unpacking a structure.
 NONE = Payload.NONE
 BYTES = Payload.BYTES
 SIZE = Payload.SIZE
@@ -79,8 +79,8 @@ NAMES = Payload.NAMES
 NAME_VALUE = Payload.NAME_VALUE
 RECORDS = Payload.RECORDS
 
-# An answer to GETXATTR or LISTXATTR with size 0 is a fuse_getxattr_out, else the bytes asked for.
-# A longer INIT or CUSE_INIT than ours is a newer kernel's; what it has more is passed over.
+# An answer to GETXATTR or LISTXATTR is a fuse_getxattr_out if size was 0, otherwise the bytes.
+# An INIT or CUSE_INIT longer than ours is from a newer kernel; the extra part is skipped.
 # fmt: off
 _ROWS = (
     Operation(fuse.FUSE_LOOKUP, "FUSE_LOOKUP", 1, None, NAME, fs.fuse_entry_out),

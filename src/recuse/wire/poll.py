@@ -1,4 +1,4 @@
-"""Events of poll(2), as POLL and its answer have them (linux/poll.h)."""
+"""Events of poll(2), as used in POLL and its answer (linux/poll.h)."""
 
 DEFAULT_POLLMASK = 0x145
-"""POLLIN, POLLOUT, POLLRDNORM and POLLWRNORM: what a file is always that has no poll."""
+"""POLLIN, POLLOUT, POLLRDNORM and POLLWRNORM: a file without poll is always ready for these."""
