@@ -472,7 +472,7 @@ def test_errors(
         ("unix:", "unix:: add the path that `recuse serve` printed, after the colon"),
         (
             "unix:gone",
-            "unix:gone: nobody serves there (recuse serve SPEC... tells where it does)",
+            "unix:gone: nobody serves there (`recuse serve SPEC...` prints where it serves)",
         ),
         ("unix:dead", "unix:dead: its server has ended"),
         ("unix:echo.py", "unix:echo.py: its server has ended"),

@@ -138,8 +138,8 @@ def test_limits(kernel: Kernel) -> None:
     served = kernel(Quiet(seekable=True, mode=0o640, gid=12))
     assert [line.partition(" (")[0] for line in served.limits()] == [
         "/dev/quiet: positions are ignored: reads and writes have offset 0, as in CUSE",
-        "/dev/quiet: mode is 0600, not 0640: that is for udev's rules to say",
-        "/dev/quiet: gid is 0, not 12: that is for udev's rules to say",
+        "/dev/quiet: mode is 0600, not 0640: udev's rules decide that",
+        "/dev/quiet: gid is 0, not 12: udev's rules decide that",
     ]
     os.chmod("/dev/quiet", 0o666)
     assert list(kernel(Quiet(name="free", mode=0o600, uid=0, gid=0)).limits()) == []

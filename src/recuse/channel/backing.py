@@ -217,8 +217,8 @@ class MountedDevice:
             self._open_without_area(message, handle, "has another one")
             return
         self._tell(
-            f"the kernel does not take the device's memory ({os.strerror(number)}; it has to be "
-            "root of the machine itself who serves): programs cannot map it"
+            f"the kernel does not take the device's memory ({os.strerror(number)}; the "
+            "server has to be root of the machine itself): programs cannot map it"
         )
         self._answer_open(message, handle, None)
 

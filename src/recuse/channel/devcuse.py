@@ -263,7 +263,7 @@ class DevCuse:
                 form = "04o" if what == "mode" else "d"
                 yield (
                     f"{self.node}: {what} is {got[what]:{form}}, not {value:{form}}: "
-                    "that is for udev's rules to say"
+                    "udev's rules decide that"
                 )
 
     def _shake_hands(self, channel: Channel) -> None:
@@ -376,7 +376,7 @@ def _why_not_opened(path: str, error: OSError) -> str:
         return f"there is no {path}: `modprobe cuse` as root makes it; `recuse run` needs none"
     if error.errno in (errno.EACCES, errno.EPERM):
         return (
-            f"{path}: permission denied: root may open it, and whom a udev rule allows to; "
+            f"{path}: permission denied: root may open it, and users that a udev rule allows; "
             "`recuse run` needs no rights"
         )
     if error.errno in (errno.ENODEV, errno.ENXIO):

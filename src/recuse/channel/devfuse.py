@@ -172,7 +172,7 @@ class DevFuse:
                 )
             if device.unrestricted and device_uses_memory(device):
                 yield (
-                    f"{node}: ioctls that use other memory than their number tells of fail (EIO): "
+                    f"{node}: ioctls that use memory their number does not describe fail (EIO): "
                     "Linux's FUSE lets none through"
                 )
 

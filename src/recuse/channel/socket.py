@@ -219,7 +219,7 @@ def _connect(path: str) -> Packets:
 
 def _unreachable(error: OSError, path: str) -> RemoteError:
     reasons = {
-        errno.ENOENT: "nobody serves there (recuse serve SPEC... tells where it does)",
+        errno.ENOENT: "nobody serves there (`recuse serve SPEC...` prints where it serves)",
         errno.ECONNREFUSED: "its server has ended",
         errno.EPROTOTYPE: "is a socket of another kind",
         errno.EAGAIN: "its server does not accept connections",

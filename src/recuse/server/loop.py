@@ -200,7 +200,9 @@ class SharedLoop:
         if thread is not threading.current_thread():
             thread.join(STOP_WAIT_S)
             if thread.is_alive():
-                log.error("the event loop has not ended after %s s: a handler goes on", STOP_WAIT_S)
+                log.error(
+                    "the event loop has not ended after %s s: a handler still runs", STOP_WAIT_S
+                )
 
 
 shared = SharedLoop()

@@ -98,7 +98,7 @@ def attributes(node: Node, number: int, told: Any) -> bytes:
             0,
         )
     except struct.error as error:
-        raise Misuse(f"told {brief(told)}, of which a number does not fit: {error}") from None
+        raise Misuse(f"returned {brief(told)}, with a number that does not fit: {error}") from None
 
 
 def _of_stat(number: int, told: os.stat_result) -> bytes:

@@ -21,35 +21,35 @@ if TYPE_CHECKING:
 
 
 class Session(Protocol):
-    """What serves a filesystem, as far as the filesystem needs it."""
+    """Serves a filesystem: the part of it that the filesystem needs."""
 
     def notify(self, code: int, body: Structure | None, data: bytes) -> None:
-        """Tell the kernel half something soon."""
+        """Send the kernel half a notification soon."""
 
     def retrieve(self, number: int, offset: int, size: int) -> Future[bytes]:
-        """Ask the kernel half for some of a node's content."""
+        """Ask the kernel half for part of a node's content."""
 
 
 class Filesystem:
     """A filesystem: its root, and how it is served."""
 
     name: str = "recuse"
-    """Its type is ``fuse.NAME``, which mount(8) and df(1) show."""
+    """The filesystem's type is ``fuse.NAME``, which mount(8) and df(1) show."""
     root: Directory
     cache_s: float = 1.0
-    """How long the kernel may believe what it was told, in seconds, of names and attributes."""
+    """How long the kernel may believe what it was told about names and attributes, in seconds."""
     negative_cache_s: float = 0.0
-    """How long that there is no such name."""
+    """How long it may believe that a name does not exist, in seconds."""
     read_only: bool = False
     passthrough: bool = False
-    """Whether files may have `OpenFile.backing`; not together with ``writeback``."""
+    """Whether files may have `OpenFile.backing`. Not possible together with ``writeback``."""
     writeback: bool = False
-    """Whether the kernel may keep what is written for a while, and write it in larger pieces."""
+    """Whether the kernel may hold back written data for a while, and write it in larger pieces."""
     xattrs: bool = False
-    """Whether nodes may have extended attributes. If not, the kernel is told so once and asks no
-    more, which makes listings much quicker."""
+    """Whether nodes may have extended attributes. If not, the kernel is told so once and does not
+    ask again, which makes listings much faster."""
     posix_locks: bool = False
-    """Whether locks of fcntl(2) come to `OpenFile.set_lock`, say to be seen by other machines."""
+    """Whether fcntl(2) locks go to `OpenFile.set_lock`, for example so other machines see them."""
     flock_locks: bool = False
     """The same for flock(2)."""
     max_read: int = 1 << 20
@@ -58,14 +58,14 @@ class Filesystem:
 
     _last_number: int = 1
     _sessions: tuple[Session, ...] = ()
-    """Those that serve it now."""
+    """The sessions that serve it now."""
 
     def __init__(self, root: Directory | None = None) -> None:
         if root is not None:
             self.root = root
 
     def statistics(self) -> Any:
-        """Return `Statistics`, or what `os.statvfs` does, for statfs(2)."""
+        """Return `Statistics`, or the result of `os.statvfs`, for statfs(2)."""
         return Statistics()
 
     def names_changed(self) -> None:
@@ -73,14 +73,14 @@ class Filesystem:
         self.notify(FUSE_NOTIFY_INC_EPOCH, None)
 
     def prune(self, nodes: Iterable[Node]) -> None:
-        """Have the kernel forget nodes that no program uses, so that memory gets free (6.19)."""
+        """Have the kernel forget nodes that no program uses, to free memory (6.19)."""
         numbers = [node._number for node in nodes if node._number]
         if numbers:
             data = struct.pack(f"={len(numbers)}Q", *numbers)
             self.notify(FUSE_NOTIFY_PRUNE, fuse_notify_prune_out(count=len(numbers)), data)
 
     def resend(self) -> None:
-        """Have the kernel send all requests again that it waits for (6.9).
+        """Have the kernel resend all requests that it waits for (6.9).
 
         For a server that takes over the connection of one that has ended. Requests that are being
         answered here come a second time.
@@ -99,7 +99,7 @@ class Filesystem:
         raise error(errno.ENODEV)
 
     def sync(self) -> Awaitable[None] | None:
-        """Have all of the filesystem safe when this returns: syncfs(2)."""
+        """Make sure that all of the filesystem is safe when this returns: syncfs(2)."""
 
     def close(self) -> None:
-        """The filesystem is served no more."""
+        """Called when the filesystem is no longer served."""

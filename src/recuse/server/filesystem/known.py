@@ -1,4 +1,4 @@
-"""The nodes that a kernel half knows, by number, and how often it was told of each.
+"""The nodes that a kernel half knows, by number, and how often it was told about each.
 
 LOOKUP, and every other answer with an entry, adds one to the count of a node. FORGET takes some of
 it back (fs/fuse/inode.c, fuse_iget, fuse_evict_inode). A node that the kernel half has forgotten

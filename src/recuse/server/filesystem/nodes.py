@@ -39,20 +39,20 @@ Attributed: TypeAlias = "Node | Attributes | os.stat_result"
 
 
 class Owner(Protocol):
-    """A node's filesystem, as far as the node needs it."""
+    """A node's filesystem: the part of it that the node needs."""
 
     def notify(self, code: int, body: Structure, data: bytes) -> None:
-        """Tell the kernel half something soon, if there is one."""
+        """Send the kernel half a notification soon, if there is a kernel half."""
 
     def retrieve(self, number: int, offset: int, size: int) -> Future[bytes]:
-        """Ask the kernel half for some of a node's content. Raises OSError: ENODEV."""
+        """Ask the kernel half for part of a node's content. Raises OSError: ENODEV."""
 
 
 class Node:
-    """A file of whatever kind. The same object is the same file, whatever names it has.
+    """A file of any kind. The same object is the same file, even under several names.
 
-    Attributes may be set on the class or on the object; `change` sets them, and `attributes`
-    tells them.
+    Attributes may be set on the class or on the object. `change` sets them, and `attributes`
+    returns them.
     """
 
     kind: ClassVar[int] = 0
@@ -60,19 +60,19 @@ class Node:
     mode: int = 0o644
     """Permission bits, 0 to 0o7777."""
     size: int | None = 0
-    """In bytes; None if it is not known before the end is read: programs get it by reading."""
+    """In bytes. None if it is not known before the end is read: programs find it by reading."""
     nlink: int = 1
     uid: int = UID
-    """By default the user who serves; likewise the group."""
+    """By default the user who serves; the group likewise."""
     gid: int = GID
     rdev: int = 0
     atime_ns: int = STARTED_NS
     mtime_ns: int = STARTED_NS
     ctime_ns: int = STARTED_NS
     btime_ns: int | None = None
-    """When it was made, for statx(2); None if that is not known."""
+    """When it was made, for statx(2). None if not known."""
     cache_s: float | None = None
-    """How long the kernel may believe what it was told of this node; None: `Filesystem.cache_s`."""
+    """How long the kernel may believe what it knows about this node. None: `Filesystem.cache_s`."""
 
     _number: int = 0
     """Its number in its filesystem, 0 before it has one."""
@@ -80,14 +80,14 @@ class Node:
     """Set with the number."""
 
     def attributes(self) -> Attributed | Awaitable[Attributed]:
-        """Return what stat(2) tells: this node, by default, whose attributes are read."""
+        """Return the result for stat(2). By default it is this node, with its attributes."""
         return self
 
     def change(self, changes: Changes) -> Awaitable[None] | None:
         """Change attributes, as chmod, chown, truncate and utimensat do.
 
-        By default they are set on the object, ``size`` by `RegularFile.truncate`. Whether the
-        program may do that, the kernel has checked (``default_permissions``).
+        By default this sets them on the object, and ``size`` with `RegularFile.truncate`. The
+        kernel has already checked that the program may do this (``default_permissions``).
 
         Raises OSError.
         """
@@ -103,7 +103,7 @@ class Node:
         return None
 
     def get_xattr(self, name: str) -> Buffer | Awaitable[Buffer]:
-        """Return an extended attribute. Raises OSError: ENODATA if there is none of that name."""
+        """Return an extended attribute. Raises OSError: ENODATA if it does not exist."""
         raise error(errno.ENODATA)
 
     def list_xattr(self) -> Iterable[str] | Awaitable[Iterable[str]]:
@@ -113,19 +113,19 @@ class Node:
     def set_xattr(self, name: str, value: bytes, flags: int) -> Awaitable[None] | None:
         """Set an extended attribute.
 
-        ``flags``: `os.XATTR_CREATE` (EEXIST if it is there), `os.XATTR_REPLACE` (ENODATA if not).
+        ``flags``: `os.XATTR_CREATE` (EEXIST if it exists), `os.XATTR_REPLACE` (ENODATA if not).
         """
         raise error(errno.EOPNOTSUPP)
 
     def remove_xattr(self, name: str) -> Awaitable[None] | None:
-        """Remove an extended attribute. Raises OSError: ENODATA if there is none of that name."""
+        """Remove an extended attribute. Raises OSError: ENODATA if it does not exist."""
         raise error(errno.EOPNOTSUPP)
 
     def changed(self, offset: int = 0, length: int = 0) -> None:
-        """Say that something else has changed the node: what the kernel has of it is not true.
+        """Report that something else has changed the node: what the kernel has cached is wrong.
 
-        That is its attributes, and of its content ``length`` bytes from ``offset`` on; 0: all to
-        the end. Callable from any thread and method; it returns before the kernel knows.
+        That is the attributes, and ``length`` bytes of content starting at ``offset``; 0: all to
+        the end. Callable from any thread and method. It returns before the kernel knows.
         """
         body = fuse_notify_inval_inode_out(ino=self._number, off=offset, len=length)
         self._notify(FUSE_NOTIFY_INVAL_INODE, body)
@@ -140,7 +140,7 @@ class Node:
             self._filesystem.notify(code, body, data)
 
     def forgotten(self) -> None:
-        """The kernel knows the node no more: no request is about it before it is found again."""
+        """Called when the kernel has forgotten the node; new requests come only after a lookup."""
 
 
 class RegularFile(Node):
@@ -149,7 +149,7 @@ class RegularFile(Node):
     kind = stat.S_IFREG
 
     def __init__(self, content: Buffer | None = None) -> None:
-        """Make one; with ``content`` it is read-only and has that."""
+        """Make one. With ``content``, it is read-only and has that content."""
         if content is not None:
             self.content = bytes(content)
             self.size = len(self.content)
@@ -157,48 +157,48 @@ class RegularFile(Node):
     content: bytes = b""
 
     def open(self, request: OpenRequest) -> File | Awaitable[File]:
-        """Return an open file; by default one that reads and writes by the node's methods.
+        """Return an open file. By default it reads and writes with the node's methods.
 
-        Raises OSError to refuse. Whether the program may open it, the kernel has checked.
+        Raises OSError to refuse. The kernel has already checked that the program may open it.
         """
         del request
         return NodeFile(self)
 
     def read(self, size: int, offset: int) -> Buffer | Awaitable[Buffer]:
-        """Return at most ``size`` bytes from ``offset`` on; fewer only at the end."""
+        """Return at most ``size`` bytes starting at ``offset``; fewer only at the end."""
         return self.content[offset : offset + size]
 
     def write(self, data: bytes, offset: int) -> int | Awaitable[int | None] | None:
-        """Take what is written at ``offset``; return how many bytes of it, None for all."""
+        """Take data written at ``offset``; return how many bytes were taken, None for all."""
         raise error(errno.EBADF)
 
     def store(self, offset: int, data: bytes) -> None:
-        """Give the kernel some of the file's content before a program reads it.
+        """Give the kernel part of the file's content before a program reads it.
 
-        The file is longer by that, if it was shorter. Callable from any thread and method; it
-        returns before the kernel has it.
+        If the file is too short for that, it grows. Callable from any thread and method.
+        It returns before the kernel has the content.
         """
         body = fuse_notify_store_out(nodeid=self._number, offset=offset, size=len(data))
         self._notify(FUSE_NOTIFY_STORE, body, data)
 
     def retrieve(self, offset: int, size: int) -> Future[bytes]:
-        """Ask for what the kernel has of the file's content: ``size`` bytes at most.
+        """Ask for what the kernel has of the file's content, at most ``size`` bytes.
 
-        Not to be waited for in a method, whose program may hold up the answer. The result may be
-        shorter. Raises OSError: ENODEV if the filesystem is not served, or the kernel does not
-        know the file.
+        Do not wait for it in a method: the program that called may hold up the answer. The result
+        may be shorter. Raises OSError: ENODEV if the filesystem is not served, or the kernel does
+        not know the file.
         """
         if self._filesystem is None:
             raise error(errno.ENODEV)
         return self._filesystem.retrieve(self._number, offset, size)
 
     def truncate(self, size: int) -> None:
-        """Make the file that long, with zeros at the end if it was shorter."""
+        """Change the file to this size; if it was shorter, zeros are added at the end."""
         raise error(errno.EPERM)
 
 
 class NodeFile(OpenFile):
-    """An open file that reads and writes by the methods of its node."""
+    """An open file that reads and writes with the methods of its node."""
 
     def __init__(self, node: RegularFile) -> None:
         self.node = node
@@ -217,7 +217,7 @@ class Symlink(Node):
         self.size = len(os.fsencode(target))
 
     def readlink(self) -> str | Awaitable[str]:
-        """Return what it leads to."""
+        """Return its target."""
         return self.target
 
 
@@ -225,7 +225,7 @@ class Special(Node):
     """A FIFO, a socket or a device node, which the kernel opens itself."""
 
     def __init__(self, mode: int, rdev: int = 0) -> None:
-        """Make one of a type and permissions, as mknod(2) does."""
+        """Make one with a type and permissions, as mknod(2) does."""
         self.kind = stat.S_IFMT(mode)  # type: ignore[misc]
         self.mode = stat.S_IMODE(mode)
         self.rdev = rdev
@@ -238,9 +238,9 @@ Entries: TypeAlias = "Mapping[str, Node] | Iterable[Listed] | AsyncIterable[List
 class Directory(Node):
     """A directory.
 
-    A read-only one defines `entries`, and `lookup` if finding one name is quicker than going
-    through all. A method that is missing answers EPERM; all that would change something answer
-    EROFS in a filesystem that is `Filesystem.read_only`.
+    A read-only one defines `entries`, and `lookup` if finding one name is faster than going
+    through all. A missing method answers EPERM. In a filesystem that is `Filesystem.read_only`,
+    everything that would change something answers EROFS.
     """
 
     kind = stat.S_IFDIR
@@ -248,21 +248,22 @@ class Directory(Node):
     nlink = 2
 
     def __init__(self, children: Mapping[str, Node] | None = None) -> None:
-        """Make one; with ``children`` it has these."""
+        """Make one. With ``children``, it contains these."""
         self.children: dict[str, Node] = dict(children or {})
 
     def entries(self) -> Entries:
-        """Return what is in the directory, without "." and "..".
+        """Return the content of the directory, without "." and "..".
 
-        By name a `Node`; or pairs of these, or an `Entry` where the node is yet to be made, in any
-        order; an iterator, plain or asynchronous, is asked for as many as a program reads.
+        It is a mapping from name to `Node`, or pairs of these in any order. An `Entry` may replace
+        a pair if the node has not been made yet. An iterator, plain or asynchronous, is only read
+        as far as a program reads.
         """
         return self.children
 
     def lookup(self, name: str) -> Node | Awaitable[Node | None] | None:
-        """Return the node of a name, None if there is none.
+        """Return the node with a name, None if there is none.
 
-        By default it is looked for in `entries`.
+        By default this searches `entries`.
         """
         entries = self.entries()
         if isinstance(entries, Mapping):
@@ -275,9 +276,9 @@ class Directory(Node):
         return None
 
     def create(self, name: str, mode: int) -> Any:
-        """Make a regular file; return its node, or node and open `File`.
+        """Make a regular file; return its node, or its node and an open `File`.
 
-        ``mode`` are the permission bits without the program's umask. Raises OSError: EEXIST.
+        ``mode`` has the permission bits, with the program's umask removed. Raises OSError: EEXIST.
         """
         raise error(errno.EPERM)
 
@@ -294,37 +295,37 @@ class Directory(Node):
         raise error(errno.EPERM)
 
     def link(self, name: str, node: Node) -> Awaitable[None] | None:
-        """Give a node another name."""
+        """Give a node an additional name."""
         raise error(errno.EPERM)
 
     def unlink(self, name: str) -> Awaitable[None] | None:
-        """Take a name away that is no directory's."""
+        """Remove a name that is not a directory's."""
         raise error(errno.EPERM)
 
     def rmdir(self, name: str) -> Awaitable[None] | None:
-        """Take a directory away. Raises OSError: ENOTEMPTY if something is in it."""
+        """Remove a directory. Raises OSError: ENOTEMPTY if it is not empty."""
         raise error(errno.EPERM)
 
     def rename(
         self, name: str, directory: Directory, new_name: str, flags: int
     ) -> Awaitable[None] | None:
-        """Give what has a name another one, perhaps in another directory.
+        """Rename something, perhaps into another directory.
 
-        What had that name before is gone then: ENOTEMPTY if it is a directory with something in
-        it. ``flags``: `RENAME_NOREPLACE` (EEXIST instead), `RENAME_EXCHANGE` (both stay).
+        Whatever had the new name before is then gone. ENOTEMPTY if that is a directory that is not
+        empty. ``flags``: `RENAME_NOREPLACE` (EEXIST instead), `RENAME_EXCHANGE` (both stay).
         """
         raise error(errno.EPERM)
 
     def entry_changed(self, name: str) -> None:
-        """Say that something else has changed what a name stands for, or made or removed it.
+        """Report that something else has changed what a name stands for, or made or removed it.
 
-        Programs that use the old node go on with it. Callable from any thread and method; it
-        returns before the kernel knows.
+        Programs that use the old node keep it. Callable from any thread and method. It returns
+        before the kernel knows.
         """
         self._forget_name(name, 0)
 
     def entry_expired(self, name: str) -> None:
-        """Have the kernel look a name up again when it is used next, and keep it until then."""
+        """Have the kernel look up a name again when it is next used, but keep it until then."""
         self._forget_name(name, FUSE_EXPIRE_ONLY)
 
     def _forget_name(self, name: str, flags: int) -> None:
@@ -333,7 +334,7 @@ class Directory(Node):
         self._notify(FUSE_NOTIFY_INVAL_ENTRY, body, encoded + b"\0")
 
     def entry_removed(self, name: str, node: Node) -> None:
-        """Say that something else has removed a name: who watches the directory is told."""
+        """Report that something else has removed a name: watchers of the directory are told."""
         encoded = os.fsencode(name)
         body = fuse_notify_delete_out(parent=self._number, child=node._number, namelen=len(encoded))
         self._notify(FUSE_NOTIFY_DELETE, body, encoded + b"\0")
@@ -343,7 +344,7 @@ class Directory(Node):
         raise error(errno.EOPNOTSUPP)
 
     def sync(self, data_only: bool) -> Awaitable[None] | None:
-        """Have all that is in the directory safe when this returns (fsync of a directory)."""
+        """Make sure that all in the directory is safe when this returns (fsync of a directory)."""
 
 
 RENAME_NOREPLACE: Final = 1
