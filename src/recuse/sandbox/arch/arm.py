@@ -22,4 +22,4 @@ SYSCALLS: Final = {call.name: call.number for call in CALLS}
 INJECTED: Final[dict[str, int]] = {}
 REGISTERS: Final[tuple[Registers, ...]] = ()
 MMAP_UNIT: Final = 4096
-"""No thread of such a program is made to call anything."""
+"""No thread of such a program is ever made to make a call."""

@@ -82,7 +82,7 @@ def in_memory(is_register: Callable[[int], object]) -> bytes:
     def byte(mode: int, is_base: Callable[[int], object]) -> bytes:
         return one_byte(lambda n: n >> 6 == mode and is_register(n >> 3 & 7) and is_base(n & 7))
 
-    # Base 4 says that another byte follows, with the bases; 5 without an offset is none at all.
+    # Base 4 means that another byte with the bases follows. Base 5 without an offset means no base.
     places = (
         byte(0, lambda base: base not in {4, 5}),
         byte(0, lambda base: base == 5) + rb".{4}",

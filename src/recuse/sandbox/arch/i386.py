@@ -42,8 +42,8 @@ REGISTERS: Final = (
     x86_64.REGISTERS[0]._replace(arguments=(5, 11, 12, 13, 14, 4)),
 )
 """``struct user_regs_struct32`` (asm/user32.h): eax for number and result; the arguments are in
-ebx, ecx, edx, esi, edi and ebp. A 64-bit program can make 32-bit calls too (``int $0x80``), and has
-its own registers then."""
+ebx, ecx, edx, esi, edi and ebp. A 64-bit program can make 32-bit calls too (``int $0x80``), and
+then has its own registers."""
 
 _STAT = struct.Struct("=IIHHHHIIIIIIIIIIxxxxxxxx")
 _STAT64 = struct.Struct("=QxxxxIIIIIQxxxxqIQIIIIIIQ")
@@ -51,9 +51,9 @@ _LOW: Final = 0xFFFFFFFF
 
 
 def pack_stat(status: Status) -> bytes:
-    """Encode a ``compat_stat`` (64 bytes; arch/x86/include/asm/compat.h), of ``stat`` and its like.
+    """Encode a ``compat_stat`` (64 bytes; arch/x86/include/asm/compat.h), for stat and others.
 
-    What does not fit is cut off.
+    Bits that do not fit are cut off.
     """
     return _STAT.pack(
         status.device & _LOW,

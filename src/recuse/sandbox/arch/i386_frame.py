@@ -131,14 +131,14 @@ def _patterns() -> _Patterns:
     others = (
         moves,
         rb"[\x50-\x57]",  # push %register
-        rb"\xe8.{4}\x81[\xc1-\xc7].{4}",  # call of the next instruction's address, add to that
+        rb"\xe8.{4}\x81[\xc1-\xc7].{4}",  # call of the next instruction, and add to its address
     )
     # call *%gs:0x10; int $0x80; call of a function
     call = rb"(?:\x65\xff\x15\x10\x00\x00\x00|\xcd\x80|\xe8.{4})\Z"
     return _Patterns(
         re.compile(rb"\xb8(?P<number>.{4})(?:" + b"|".join(others) + rb")*" + call, re.DOTALL),
         re.compile(
-            # Nothing between: it could change the register.
+            # Nothing may be in between: it could change the register.
             rb"\x89(?P<register>%b)%b" % (one_byte(lambda n: n & 0xC7 == 0xC0 and n & 0x38), call),
             re.DOTALL,
         ),

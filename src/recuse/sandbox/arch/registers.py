@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 
 class Registers(NamedTuple):
-    """What ptrace(2) gives and takes as NT_PRSTATUS; the members are indices into it."""
+    """What ptrace(2) reads and writes as NT_PRSTATUS; the members are indices into it."""
 
     type: type[ctypes.Array[Any]]
     """All of them: unsigned numbers of the same size."""
     number: int
-    """Has a call's number when a thread makes one."""
+    """Holds the number of a call when a thread makes it."""
     arguments: tuple[int, ...]
     result: int
     instruction: int
     stack: int
     original: int | None
-    """Has the number of the call that the kernel believes a thread to be in, -1 for none. None if
-    that is no member: then it is NT_ARM_SYSTEM_CALL."""
+    """Holds the number of the call in which the kernel believes the thread to be, or -1. None if it
+    is not a member: it is NT_ARM_SYSTEM_CALL then."""
     instruction_size: int
-    """Bytes of the instruction that makes a call."""
+    """The size in bytes of the instruction that makes a call."""

@@ -15,13 +15,13 @@ AUDIT_ARCH: Final = 0xC000003E
 """What seccomp_data.arch says for a 64-bit system call (linux/audit.h)."""
 
 FOREIGN_CALL_BIT: Final = 0x40000000
-"""Set in the number of an x32 system call: same architecture, other argument layouts. 0 where
-there is nothing like that."""
+"""Set in the number of an x32 system call: the same architecture, but other argument layouts. It is
+0 on architectures without such calls."""
 
 CALLS: Final = entries(X86_64)
 SYSCALLS: Final = {call.name: call.number for call in CALLS}
-"""The number of every system call that recuse traps or makes, by name. Another architecture lacks
-some of them (aarch64 has no open, stat or fork): what it lacks is not trapped."""
+"""The number of every system call that recuse traps or makes, by name. Other architectures lack
+some of them (aarch64 has no open, stat or fork), and do not trap these."""
 
 ADDRESS_LIMIT: Final = 0x7FFFFFFFF000
 """The end of user space with four-level page tables (TASK_SIZE_MAX)."""

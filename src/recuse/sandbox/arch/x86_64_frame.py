@@ -110,7 +110,7 @@ class Interrupted:
     def _on_stack(
         self, found: re.Match[bytes], stack: int, read: Callable[[int, int], bytes]
     ) -> int:
-        """The number at the offset that was found from the stack pointer, or the frame pointer."""
+        """The number at the offset that was found, from the stack pointer or the frame pointer."""
         base = stack if found["base"] == _FROM_STACK else self._registers[_RBP]
         (offset,) = _OFFSET.unpack(found["offset"])
         return int.from_bytes(read(base + offset, 4), "little")
@@ -170,7 +170,7 @@ def _patterns() -> _Patterns:
     return _Patterns(
         re.compile(rb"(?:(?<![\x40-\x4f])\xb8|\x48\xc7\xc0)(?P<number>.{4})" + end, re.DOTALL),
         re.compile(
-            # Nothing between: it could change the register.
+            # Nothing may be in between: it could change the register.
             rb"(?:[\x44\x4c]\x89(?P<upper>%b)|(?:\x48|(?<![\x40-\x4f]))\x89(?P<lower>%b))\x0f\x05\Z"
             % (to_eax, to_eax_not_from),
             re.DOTALL,

@@ -40,8 +40,9 @@ _F_SETPIPE_SZ: Final = 1031
 
 
 class PipeEnd:
-    """The programs' end of a pipe, as it is made to look from ours: see
-    `recuse.sandbox.files.native_end.NativeEnd`.
+    """The programs' end of a pipe, controlled from recuse's end.
+
+    See `recuse.sandbox.files.native_end.NativeEnd`.
     """
 
     __slots__ = ("_count", "_lock", "link", "ours", "severed", "theirs")

@@ -161,7 +161,7 @@ class ReadinessRefresher:
             sleeps = who.sleeps()
             with self.lock:
                 if self.sleepers.get(tid) is not who:
-                    continue  # it has made another call since, which has asked
+                    continue  # it has made another call since, and that call has asked
                 if not sleeps:
                     del self.sleepers[tid]
                     continue

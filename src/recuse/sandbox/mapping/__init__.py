@@ -1,1 +1,1 @@
-"""Memory that programs have mapped, and when they let it go."""
+"""Memory that programs have mapped, and when they unmap it."""

@@ -1,11 +1,11 @@
 """Memory of devices that programs have mapped, and when they unmap it.
 
 No call that ends a mapping is trapped, because the kernel's own bookkeeping shows the end. Each
-mapping is made from its own open file description of the memory's memfd, and holds a lock on one
-byte of it, a different byte each (F_OFD_SETLK). Once it is mapped, all descriptors of that
-description are closed. Only the memory map keeps it, with what fork copies of it and what partial
-munmaps, mremap and mprotect leave of it. When the last part goes, by unmapping, exec, exit or
-SIGKILL, the description ends, and its lock too. inotify reports that some description of a memfd
+mapping is made from its own open file description of the memory's memfd. The description holds a
+lock on one byte of it, a different byte for each (F_OFD_SETLK). Once it is mapped, all descriptors
+of that description are closed. Only the memory map keeps it, with what fork copies of it and what
+partial munmaps, mremap and mprotect leave of it. When the last part goes, by unmapping, exec, exit
+or SIGKILL, the description ends, and its lock too. inotify reports that some description of a memfd
 has ended (IN_CLOSE), and the locks say which (F_OFD_GETLK).
 
 A server may share the same memory with several sandboxes, whose locks are then in the same file. So
@@ -182,7 +182,7 @@ class MemoryMaps:
         return memfd
 
     def _start(self) -> None:
-        """Make what watching needs, all of it or nothing; raises OSError as that does."""
+        """Make everything that watching needs, or nothing. Raises the OSError of what failed."""
         if self._workers is not None:
             return
         with contextlib.ExitStack() as made:
@@ -259,7 +259,7 @@ class MemoryMaps:
                 self._wake()  # to tell the servers
 
     def _wake(self) -> None:
-        """Have who waits for events look around."""
+        """Wake the thread that waits for events."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_write, b"\0")
 
@@ -274,7 +274,7 @@ class MemoryMaps:
                 if self._closed:
                     return None
                 if any(number == self._wake_read for number, _ in found):
-                    # Another thread may have read it: while one takes over, both wait.
+                    # Another thread may have read it: during a change of leaders, both wait.
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_read, 4096)
                 if found:

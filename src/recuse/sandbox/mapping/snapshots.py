@@ -121,7 +121,7 @@ class Copy:
 
     @property
     def memory(self) -> OwnedDescriptor:
-        """What is to be mapped: the one that owns it."""
+        """The memory to be mapped: the object that owns it."""
         return self._memory
 
     def append(self, data: Buffer) -> None:

@@ -92,8 +92,8 @@ def _list_apart(
 ) -> int:
     """Do :func:`_list` where the caller's descriptor cannot be copied: the kernel lists its part.
 
-    How far a listing has come with recuse's entries is remembered by the descriptor's number, as
-    long as its position stays at the end of the native entries.
+    How far a listing has come with recuse's entries is remembered by the descriptor's number. That
+    lasts as long as its position stays at the end of the native entries.
     """
     number = signed32(call.a0)
     listings = machine.tree.listings

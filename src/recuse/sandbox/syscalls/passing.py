@@ -40,8 +40,8 @@ _MOST_MESSAGES: Final = 1024
 _MOST_CONTROL: Final = 1 << 16
 
 _Form = tuple[struct.Struct, struct.Struct, int]
-"""How to read a ``struct msghdr`` (the address and length of its control data, and the bytes around
-them) and a ``struct cmsghdr``, and how many more bytes a ``struct mmsghdr`` has."""
+"""How to read a ``struct msghdr`` and a ``struct cmsghdr``, and how many more bytes a ``struct
+mmsghdr`` has. Of the first only the address and length of the control data are read."""
 _WIDE: Final[_Form] = struct.Struct("=32xQQ8x"), struct.Struct("=Qii"), 8
 _NARROW: Final[_Form] = struct.Struct("=16xII4x"), struct.Struct("=Iii"), 4
 

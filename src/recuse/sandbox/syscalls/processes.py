@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def clone(call: TrappedCall, machine: Machine) -> int:
-    """``clone(flags, ...)`` of a process with namespaces of its own, mounts or users among them."""
+    """``clone(flags, ...)`` of a process that gets its own namespaces of mounts or users."""
     machine.tree.many_roots = True
     machine.tasks.alike = False
     return PROCEED

@@ -9,8 +9,8 @@ When the handler returns, by rt_sigreturn(2), its frame on the stack has the reg
 the thread continues. They may say that the thread comes out of a call with EINTR. If that call
 would not have failed natively, the frame is changed so that the thread makes the call again. A call
 that may have been interrupted while the kernel waited for something keeps its EINTR. A call for a
-device is made again, and its server is then told of the signal (:attr:`SignalWatch.owed`), as if it
-had come a moment later.
+device is made again. Then its server is told of the signal (:attr:`SignalWatch.owed`), as if the
+signal had come a moment later.
 
 The opposite happens to poll and related calls. If the handler has SA_RESTART and they were not
 received, the kernel makes them again, but natively they always fail with EINTR.
@@ -76,7 +76,7 @@ carrier."""
 _LOCK_NB: Final = 4
 
 _SOCKETCALL_EVENTS: Final = {
-    **dict.fromkeys((5, 10, 12, 17, 18, 19), _READABLE),  # accept, recv and their kin
+    **dict.fromkeys((5, 10, 12, 17, 18, 19), _READABLE),  # accept, recv and related calls
     **dict.fromkeys((9, 11, 16, 20), _WRITABLE),  # send
 }
 """linux/net.h: the calls that wait, and for which events."""
@@ -395,7 +395,7 @@ def _made_anew(
     if machine.signals.has_ended(call.tid, made.after):
         return None  # it was received, and its device has returned EINTR
     if made.after == call.instruction:
-        number: int | None = call.number  # the end of another handler, by the same code
+        number: int | None = call.number  # the end of another handler, in the same code
     else:
         read = partial(read_memory, call.tid)
         number = made.number_of(read(made.after - _CODE_SIZE, _CODE_SIZE), read)

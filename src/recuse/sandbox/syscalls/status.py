@@ -172,7 +172,7 @@ def _readlink(
 
 
 def readlink(call: TrappedCall, machine: Machine) -> int:
-    """``readlink(path, buf, size)``: a device is no link, ``/proc/self/fd/N`` is one to it."""
+    """``readlink(path, buf, size)``: a device is no link, but ``/proc/self/fd/N`` links to it."""
     found = inspected(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return _readlink(call, machine, found, call.a1, signed32(call.a2))
 

@@ -82,7 +82,7 @@ def _go(call: TrappedCall, directory: int | NativeFile) -> int:
 
 
 def getcwd(call: TrappedCall, machine: Machine) -> int:
-    """``getcwd(buf, size)``, which the C library's function of that name calls."""
+    """``getcwd(buf, size)``, which the C library's function of the same name calls."""
     location = machine.tree.directory(call.tid, AT_FDCWD)
     if location is None:
         return PROCEED

@@ -101,7 +101,7 @@ _Act = Callable[["TrappedCall", "Machine", Found | None, int], int]
 
 
 def _by_path(act: _Act, find: Callable[..., Found | None], flags: int = 0) -> Handler:
-    """``act(path, name, ...)``, and with AT_SYMLINK_NOFOLLOW its namesake for links."""
+    """``act(path, name, ...)``; with AT_SYMLINK_NOFOLLOW, the call of that kind for links."""
 
     def handle(call: TrappedCall, machine: Machine) -> int:
         return act(call, machine, find(call, machine, AT_FDCWD, call.a0, flags), call.a1)

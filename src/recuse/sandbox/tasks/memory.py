@@ -161,7 +161,7 @@ def write_memory(tid: int, address: int, data: Buffer) -> int:
 
 
 class _PyBuffer(ctypes.Structure):
-    """``Py_buffer``, of which only the address is used."""
+    """``Py_buffer``. Only its address is used."""
 
     _fields_ = (
         ("buf", ctypes.c_void_p),

@@ -67,7 +67,7 @@ class LostRightsError(BaseException):
 
     def stop(self) -> None:
         """Never return. Another thread takes over meanwhile."""
-        _log.error("a thread of recuse's cannot get its own rights back, and serves no more")
+        _log.error("one of recuse's threads cannot get its own rights back, and stops serving")
         threading.Event().wait()
 
 
@@ -175,7 +175,8 @@ _becoming = 0
 def _stay_dumpable(own: OwnRights) -> None:
     """Let others look into this process again, which the kernel forbids after a change of IDs.
 
-    Not while a thread has another *effective* user: its files in ``/proc`` would be that user's.
+    This must wait while a thread has another *effective* user: its files in ``/proc`` would be that
+    user's.
     """
     if own.dumpable:
         with _becoming_lock:
@@ -202,7 +203,7 @@ class Acting:
         self._fewer = _Capabilities(few, own.permitted, own.inheritable)
         self._many = _Capabilities(had.capabilities, own.permitted, own.inheritable)
         self._steps: list[tuple[Callable[[], object], Callable[[], object]]] = []
-        """What takes something on, and what takes it back."""
+        """Pairs of functions: one takes something on, the other takes it back."""
         if theirs.groups != had.groups:
             self._steps.append((_Groups(theirs.groups).take, _Groups(had.groups).take))
         if theirs.gid != had.gid:

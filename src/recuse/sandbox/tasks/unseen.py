@@ -6,11 +6,11 @@ Nothing can be copied to them or from them, so they cannot be served, and the ke
 calls. But natively a device's descriptor is a socket with a byte of recuse's in it. Reading or
 writing that must fail rather than succeed.
 
-The process cannot be asked which of its descriptors are devices. What is known is from before: what
-a thread had under a number when it was last seen, what a process had when it executed its program,
-and what its parents have. What such a process does to its descriptors is not seen. If it dup's a
-device to another number, that is taken for a file. If it has a file under the number of a device
-that is open elsewhere, that is taken for the device.
+Such a process cannot be asked which of its descriptors are devices. What is known is from before:
+what a thread had under a number when it was last seen, and what a process had when it executed its
+program. The same is known of its parents. What the process does to its descriptors is not seen. If
+it dup's a device to another number, that is taken for a file. If it has a file under the number of
+a device that is open elsewhere, that is taken for the device.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ the methods that make the transitions:
 
 A call is RUNNING when it is received. ANSWERED is final: a second answer has no effect, and is
 logged as an internal error. A call that is dropped before it is answered is answered with EIO, and
-that is logged too. So a waiting call must be referred to by what it waits for, and by nothing else:
-the watch for signals does not keep a call alive.
+that is logged too. So what a call waits for must hold a reference to the call, and nothing else
+may: the watch for signals does not keep a call alive.
 
 The kernel takes one answer only, and an answer cannot be taken back. So a call may be over in any
 of these states: its thread was killed, or :meth:`give_up` has answered because the call's owner is

@@ -254,7 +254,7 @@ class TrappedCall(OwedCall):
         The first time, this leaves the handler by an exception, which undoes whatever rights it has
         taken on and closes what it has opened. When the answer is there, the handler starts again,
         asks again, and gets the answer. So a path may lead through any number of directories whose
-        servers have to be asked, and nothing is held while a server takes its time.
+        servers must be asked. Nothing is held while a server takes its time.
 
         Args:
             question: what is asked. The same question has the same answer during a call.

@@ -1,10 +1,11 @@
 """System calls that a program's thread makes on the supervisor's behalf.
 
 Some results can only be made by the thread itself, such as a mapping in its address space. While
-the thread waits in a trapped call, the supervisor attaches to it as a debugger does (ptrace(2)),
-answers the call, and stops the thread before it sees the answer. For each call that it is to make,
-the thread is sent back to its system call instruction with other registers. At last it is let go
-with its own registers and the result that it should see. All signals except SIGKILL wait meanwhile.
+the thread waits in a trapped call, the supervisor attaches to it as a debugger does (ptrace(2)). It
+answers the call, and stops the thread before the thread sees the answer. For each call that it is
+to make, the thread is sent back to its system call instruction with other registers. At last it is
+let go with its own registers and the result that it should see. All signals except SIGKILL wait
+meanwhile.
 
 A thread that already has a debugger (strace, gdb) cannot have a second one: EPERM. ptrace knows its
 tracers as threads, so everything that is done to one program's thread is done in one thread here.

@@ -171,7 +171,7 @@ class DeviceFiles:
         return found
 
     def anonymous_or_none(self, device: CharDevice) -> Location | None:
-        """The same; None if the device's ioctls have not made any files yet."""
+        """Like :meth:`anonymous`; None if the device's ioctls have not made any files yet."""
         return self._anonymous.get(device.serial)
 
     def directory(self, path: bytes) -> Location:

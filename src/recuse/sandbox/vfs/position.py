@@ -1,7 +1,7 @@
 """Where a walk is: in a tree of recuse's, or natively, where descriptors hold what it has reached.
 
 The kernel itself says what a name is in a native directory, which mounts are on it, and what is
-above it, in the thread's own mount namespace and below its own root. The descriptors open nothing
+above it. It does so for the thread's own mount namespace and root. The descriptors open nothing
 (O_PATH). What is mounted or added in the sandbox is found by what a directory *is*.
 """
 

@@ -117,9 +117,9 @@ class Tree:
         Raises:
             AbsentError: if only the last name is missing, in a directory of recuse's.
             OutsideError: if it leads through recuse's trees to a native file.
-            OSError: ENOTDIR if a file of recuse's is not the last name, ENOENT if a name before the
-                last is missing in a directory of recuse's, EACCES if one may not be searched,
-                ELOOP, EXDEV if it leaves its scope; ENFILE if the supervisor has no descriptors
+            OSError: ENOTDIR if a file of recuse's is not the last name; ENOENT if a name before the
+                last is missing in a directory of recuse's; EACCES if one may not be searched;
+                ELOOP; EXDEV if it leaves its scope; ENFILE if the supervisor has no descriptors
                 left.
             UnansweredError: if a tree has to ask its server (`TrappedCall.ask`).
         """

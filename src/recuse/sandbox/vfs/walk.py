@@ -356,7 +356,7 @@ class Walk(Position):
         return self.placeholders.standing_for(native_files.status(name, dir_fd=here.file))
 
     def _opened(self, target: bytes) -> Location | None:
-        """The location of an open file of recuse's, by what a link to it reads."""
+        """The location of an open file of recuse's; ``target`` is what a link to it reads."""
         if not target.startswith((b"socket:[", b"pipe:[")):
             return None
         file = self._files.by_link(target.decode())

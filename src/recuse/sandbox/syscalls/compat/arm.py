@@ -33,8 +33,8 @@ _MOST_POLLED: Final = 1 << 16
 @functools.cache
 def _tell() -> None:
     _log.warning(
-        "a 32-bit program has a device's descriptor; its calls on it fail (ENOSYS), since devices "
-        "are for 64-bit programs on arm64"
+        "a 32-bit program has a device's descriptor; its calls on it fail (ENOSYS), because only "
+        "64-bit programs can use devices on arm64"
     )
 
 

@@ -200,25 +200,25 @@ def fstatat64(call: TrappedCall, machine: Machine) -> int:
 
 
 def _id(number: int) -> int:
-    """A 16-bit id as one of 32 bits, where -1 stays -1 (low2highuid)."""
+    """A 16-bit ID as a 32-bit one; -1 stays -1 (low2highuid)."""
     number &= 0xFFFF
     return 0xFFFFFFFF if number == 0xFFFF else number
 
 
 def chown(call: TrappedCall, machine: Machine) -> int:
-    """``chown(path, uid, gid)`` with ids of 16 bits."""
+    """``chown(path, uid, gid)`` with 16-bit IDs."""
     call.a1, call.a2 = _id(call.a1), _id(call.a2)
     return attributes.chown(call, machine)
 
 
 def lchown(call: TrappedCall, machine: Machine) -> int:
-    """``lchown(path, uid, gid)`` with ids of 16 bits."""
+    """``lchown(path, uid, gid)`` with 16-bit IDs."""
     call.a1, call.a2 = _id(call.a1), _id(call.a2)
     return attributes.lchown(call, machine)
 
 
 def fchown(call: TrappedCall, machine: Machine) -> int:
-    """``fchown(fd, uid, gid)`` with ids of 16 bits."""
+    """``fchown(fd, uid, gid)`` with 16-bit IDs."""
     call.a1, call.a2 = _id(call.a1), _id(call.a2)
     return attributes.fchown(call, machine)
 
@@ -242,12 +242,12 @@ def futimesat(call: TrappedCall, machine: Machine) -> int:
 
 
 def utimensat(call: TrappedCall, machine: Machine) -> int:
-    """``utimensat(dirfd, path, times, flags)`` with times of 32 bits."""
+    """``utimensat(dirfd, path, times, flags)`` with 32-bit times."""
     return attributes.utimensat(call, machine, _TIMES32)
 
 
 def socketcall(call: TrappedCall, machine: Machine) -> Outcome:
-    """``socketcall(call, args)``: what older C libraries use for all that sockets can do."""
+    """``socketcall(call, args)``, which older C libraries use for all calls of sockets."""
     which = signed32(call.a0)
     if which in (_SYS_SOCKET, _SYS_SOCKETPAIR):
         return PROCEED
@@ -259,7 +259,7 @@ def socketcall(call: TrappedCall, machine: Machine) -> Outcome:
 
 
 def ppoll(call: TrappedCall, machine: Machine) -> Outcome:
-    """``ppoll(fds, nfds, timeout, mask, size)`` with times of 32 bits."""
+    """``ppoll(fds, nfds, timeout, mask, size)`` with 32-bit times."""
     return poll.ppoll(call, machine, _SECONDS32)
 
 
@@ -281,7 +281,7 @@ def select(call: TrappedCall, machine: Machine) -> Outcome:
 
 
 def pselect6(call: TrappedCall, machine: Machine) -> Outcome:
-    """``pselect6(nfds, in, out, exceptions, timeout, mask)`` with times of 32 bits."""
+    """``pselect6(nfds, in, out, exceptions, timeout, mask)`` with 32-bit times."""
     return poll.pselect6(call, machine, _SECONDS32, word=4)
 
 
@@ -291,7 +291,7 @@ def pselect6_time64(call: TrappedCall, machine: Machine) -> Outcome:
 
 
 def io_submit(call: TrappedCall, machine: Machine) -> int:
-    """``io_submit(context, count, blocks)`` with pointers of 32 bits to the same structures."""
+    """``io_submit(context, count, blocks)`` with 32-bit pointers to the same structures."""
     call.a1 = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF
     return aio.io_submit(call, machine, aio.COMPAT_POINTER)
 
