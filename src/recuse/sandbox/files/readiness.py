@@ -209,7 +209,7 @@ class Readiness:
         )
 
     def feed(self, fetch: Callable[[], int]) -> None:
-        """Refill what :attr:`hungry` misses. OSError as ``fetch``, as for :meth:`show`."""
+        """Get more of what :attr:`hungry` says is running out. OSError as for :meth:`show`."""
         with self._lock:
             full = self._end.full
             self._end.lower(fetch, drain=full, fill=False, spare=True)

@@ -143,7 +143,9 @@ class FileTable:
         return self._by_link.get(link)
 
     def install(self, call: TrappedCall, file: FileDescription, *, cloexec: bool) -> int | None:
-        """Give the caller a descriptor of a new file; return its number, None if it is gone.
+        """Give the caller a descriptor of a new file, and return its number.
+
+        Return None if the caller is gone.
 
         Raises:
             OSError: EMFILE; ENODEV if the sandbox has ended meanwhile. The file is then released,

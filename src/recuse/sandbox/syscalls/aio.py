@@ -8,7 +8,8 @@ same control block, which ends with the same number of bytes (:class:`_Completio
 
 If a device's control block comes after another file's, the call ends before it, with the number of
 control blocks submitted so far. Programs submit the rest by another call. The call also ends before
-a transfer that has failed, or fails if that is the first: no operation ends with just any error.
+a transfer that has failed, or fails if that is the first: no operation can be made to end with any
+given error.
 """
 
 from __future__ import annotations

@@ -296,7 +296,7 @@ def install(call: TrappedCall, machine: Machine, file: FileDescription, flags: i
 
 
 def _legacy(flags: int) -> int:
-    """The flags without those that older calls do not know and so ignore (build_open_how)."""
+    """The flags of a call that ignores flags it does not know (build_open_how)."""
     flags &= _KNOWN_FLAGS
     return flags & _PATH_FLAGS if flags & O_PATH else flags
 

@@ -66,7 +66,7 @@ _MOST_FILES: Final = 256
 """How many files of a call are looked at."""
 
 _FALLS_ASLEEP_S: Final = 0.0001
-"""How long a thread that is about to wait usually takes to fall asleep, at most."""
+"""How long a thread that is about to wait usually takes to fall asleep."""
 
 _OPENED_AT_ONCE: Final = frozenset({1, 5, 10, *range(136, 144)})
 """Majors of devices whose open never waits: /dev/null and similar devices, /dev/tty, misc devices,

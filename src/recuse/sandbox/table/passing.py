@@ -427,7 +427,8 @@ ELSEWHERE: Final = {
 """Why a call that is trapped on other machines passes (it has a ``-`` behind its number)."""
 
 ON_ARM: Final = (
-    "32-bit programs see no devices on arm64. Trapped are only calls that could reach one whose "
-    "descriptor they inherit, and calls that change what recuse remembers of a process."
+    "32-bit programs see no devices on arm64. Two kinds of calls are trapped: those that could "
+    "reach a device whose descriptor they inherit, and those that change what recuse remembers of "
+    "a process."
 )
 """Why a call that is trapped on other machines passes there."""

@@ -197,7 +197,7 @@ class TrappedCall(OwedCall):
             and device.connection is connection
             and self.tid in connection.abandoned
         ):
-            self.give_up(errno.ECONNABORTED)  # fails if an mmap was already done by its thread
+            self.give_up(errno.ECONNABORTED)  # no effect if its thread has already done an mmap
 
     def _watch(self) -> None:
         if self.id not in self.trap.waiting:

@@ -2,9 +2,9 @@
 
 The filter is fixed once it is installed, and sees only a call's number and its arguments as
 numbers. It decides by the call's number alone, as :mod:`recuse.sandbox.table` says, except for a
-few calls. Of ``fcntl`` it traps certain commands, and of ``clone`` what makes namespaces. Of
-``mmap`` it lets pass what maps no file, and what the C library's loader maps. ``sendmsg`` and
-``io_submit`` pass if they are made as only recuse has them made.
+few calls. It traps ``fcntl`` for certain commands, and ``clone`` if it makes namespaces. It lets
+``mmap`` pass if it maps no file, or if the C library's loader maps one. It lets ``sendmsg`` and
+``io_submit`` pass if they are made in a way that only recuse uses.
 
 The filter does *not* look at descriptor numbers. A device has the ordinary, lowest number that the
 program would get from the kernel, and dup2, SCM_RIGHTS or a shell may move it anywhere. At each

@@ -124,7 +124,7 @@ class Injection:
         Raises:
             OSError: EPERM if it has a debugger, or may not be looked into. The call still waits,
                 and the caller must answer it.
-            GoneError: the same, but the call needs no answer.
+            GoneError: if the thread has ended. The call needs no answer then.
         """
         # This comes first: nothing may fail once the thread is attached.
         self._call.attend(self._look)

@@ -104,7 +104,7 @@ class Waiting(Generic[C]):
         return all(signals.sure for signals in self.found)
 
     def can_start_anew(self) -> bool:
-        """Whether all signals that interrupted the caller are such that it need not notice them.
+        """Whether the caller need not notice any of the signals that interrupted it.
 
         An example is the terminal's Ctrl-Z: the program should stop, and later continue.
         """

@@ -164,7 +164,7 @@ class CuseNode(Node):
         self.rdev = rdev
 
     def at(self, native: os.stat_result) -> Node:
-        """The same device at a native node that has the same number."""
+        """Make a node like this one for a native node that has the same number."""
         second = CuseNode(_identity(native), 0, self.rdev)
         second.resemble(native)
         return second
@@ -182,7 +182,7 @@ class DeviceNode(Node):
         self.rdev = os.makedev(device.major, device.minor)
 
     def at(self, native: os.stat_result) -> Node:
-        """The same device at a native node that has the same number."""
+        """Make a node like this one for a native node that has the same number."""
         second = DeviceNode(_identity(native), 0, self.device)
         second.resemble(native)
         return second
