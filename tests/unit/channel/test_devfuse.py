@@ -236,7 +236,7 @@ def test_ioctls_that_use_other_memory_are_among_the_limits(
     assert bool(lines) == told
     del files  # of which the module would have kept hold
     if told:
-        assert lines[0].startswith(f"{directory}/plain: ioctls that use other memory than")
+        assert lines[0].startswith(f"{directory}/plain: ioctls that use memory")
     assert not any("(EIO)" in x for x in DevFuse([Plain()], str(directory)).limits())
     assert not any(
         "(EIO)" in x for x in DevFuse([Asked(unrestricted=False)], str(directory)).limits()
