@@ -1,10 +1,10 @@
 """Directory listings that show devices (fs/readdir.c; Linux 6.1).
 
 The kernel lists the native entries, and recuse's entries follow after the last one. recuse's own
-directories have no native entries: the "." and ".." of their shadows are not theirs. The supervisor
-makes the native call itself, on a copy of the caller's descriptor. The copy shares its position, so
-the position also says how far a listing has come with recuse's entries. So rewinddir, seekdir, dup
-and fork work as always.
+directories have no native entries: the "." and ".." of their placeholders are not theirs. The
+supervisor makes the native call itself, on a copy of the caller's descriptor. The copy shares its
+position, so the position also says how far a listing has come with recuse's entries. So rewinddir,
+seekdir, dup and fork work as always.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """chdir and getcwd (fs/open.c, fs/d_path.c; Linux 6.1).
 
-For a directory that exists only here, its shadow (:mod:`recuse.sandbox.vfs.placeholder_dirs`)
+For a directory that exists only here, its placeholder (:mod:`recuse.sandbox.vfs.placeholder_dirs`)
 becomes the working directory. Only the thread itself can go there. From there the sandbox's tree
 resolves relative paths, and fork, exec and threads inherit it like any other working directory.
 """

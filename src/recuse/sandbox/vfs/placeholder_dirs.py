@@ -1,14 +1,14 @@
 """Real, empty directories that stand for directories of the sandbox while these are open.
 
-A program that has opened such a directory holds a descriptor of its shadow. All calls about it are
-answered from the sandbox's nodes. The shadow is empty, so no names except "." and ".." are found in
-it natively.
+A program that has opened such a directory holds a descriptor of its placeholder. All calls about it
+are answered from the sandbox's nodes. The placeholder is empty, so no names except "." and ".." are
+found in it natively.
 
-A shadow is removed as soon as it is made, and only held open. So nothing is left behind if a
+A placeholder is removed as soon as it is made, and only held open. So nothing is left behind if a
 process is killed. For the kernel it is still a directory, but nothing can be made in it. It is as
-deep below the removed directory of all shadows as the directory it stands for is below the root. So
-".." natively leads to nothing that exists either. Shadows are known by device and inode number. No
-other directory has the same numbers while they are held.
+deep below the removed directory of all placeholders as the directory it stands for is below the
+root. So ".." natively leads to nothing that exists either. Placeholders are known by device and
+inode number. No other directory has the same numbers while they are held.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ _OPEN = os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
 
 
 class PlaceholderDirs:
-    """All shadows of a sandbox. There is none before a program opens such a directory."""
+    """All placeholders of a sandbox. There is none before a program opens such a directory."""
 
     def __init__(self) -> None:
         self._lock = new_lock("PlaceholderDirs")
         self._root = b""
         self._held: dict[Location, int] = {}
-        """The descriptors of their shadows."""
+        """The descriptors of their placeholders."""
         self._standing: dict[tuple[int, int], Location] = {}
-        """What a shadow stands for, by its device and inode number."""
+        """What a placeholder stands for, by its device and inode number."""
         self._gone: deque[Location] = deque()
         """The directories that are held although they were removed."""
         self.used = False
         """Whether there are any."""
 
     def open(self, location: Location) -> int:
-        """Return a new descriptor of a directory's shadow.
+        """Return a new descriptor of a directory's placeholder.
 
         Raises:
             OSError: EACCES if there is no place to make it; ENOENT if the directory has been
@@ -65,8 +65,8 @@ class PlaceholderDirs:
     def removed(self, directory: Dentry) -> None:
         """A directory was removed. Whoever has it open finds nothing there any more.
 
-        For a few such directories recuse reports that as long as the shadow is held. In the others
-        the kernel finds nothing either.
+        For a few such directories recuse reports that as long as the placeholder is held. In the
+        others the kernel finds nothing either.
         """
         with self._lock:
             self._gone += [location for location in self._held if location.dentry is directory]
@@ -94,11 +94,11 @@ class PlaceholderDirs:
                     os.rmdir(place)
 
     def standing_for(self, status: os.stat_result) -> Location | None:
-        """What a directory stands for; None if it is no shadow."""
+        """What a directory stands for; None if it is no placeholder."""
         return self._standing.get((status.st_dev, status.st_ino)) if self.used else None
 
     def close(self) -> None:
-        """Close all shadows."""
+        """Close all placeholders."""
         with self._lock:
             held, self._held = self._held, {}
             self.used = False

@@ -181,7 +181,7 @@ class Tree:
             and path.startswith(b".")
             and self._in_shadow(native[: start - 1])
         ):
-            return False  # a shadow has a native "." and ".." of its own
+            return False  # a placeholder has a native "." and ".." of its own
         # /proc/devices is hidden in every sandbox, and is recognised by its name only: a symbolic
         # link with another name leads to the native one.
         devices = self.devices
@@ -214,7 +214,7 @@ class Tree:
         if parent.st_dev == self.devices.proc_device:
             return False  # /proc/self there is not the program's
         if self.placeholders.used and not path.startswith(b"/"):
-            return False  # the working directory may be a shadow
+            return False  # the working directory may be a placeholder
         if not opened and self._goes_through_magic(above, start):
             return False
         return not (follow and looks and native_files.is_link(native))

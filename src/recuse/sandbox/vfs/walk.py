@@ -114,7 +114,7 @@ class Walk(Position):
             if error.errno in _OWN_LACKS:
                 raise os_error(errno.ENFILE) from None  # the path may be recuse's
             if self.through_ours:
-                raise  # in a directory's shadow, the kernel would get somewhere else
+                raise  # in a directory's placeholder, the kernel would get somewhere else
             return None
 
     def _begin(self, base: int, path: bytes) -> None:
