@@ -181,3 +181,24 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 print(seen > 0, os.getcwd(), len(os.listdir('/proc/self/fd')))
 """
     assert run(script).startswith("True / ")
+
+
+def test_a_directory_that_has_gone_is_missing_by_links_to_it(box: Sandbox, start: Start) -> None:
+    script = f"""
+fd = os.open({PLACE!r}, os.O_RDONLY)
+os.chdir({PLACE!r})
+print("there", flush=True)
+sys.stdin.readline()
+for link in f"/proc/self/fd/{{fd}}", "/proc/self/cwd", f"/proc/{{os.getpid()}}/fd/{{fd}}":
+    paths = [link + end for end in ("/", "/.", "/event9", "/..")]
+    calls = os.stat, os.listdir, os.mkdir, os.readlink, os.chdir, os.open
+    print(*{{attempt(call, path, *[0] * (call is os.open)) for path in paths for call in calls}})
+"""
+    with start(box, script) as program:
+        assert program.stdout.readline() == b"there\n"
+        assert box._machine is not None
+        box._machine._channels[1].close()
+        program.stdin.write(b"\n")
+        program.stdin.close()
+        assert program.stdout.read() == b"ENOENT\n" * 3
+        assert program.wait(PATIENCE_S) == 0

@@ -153,6 +153,8 @@ class Walk(Position):
                     try:
                         found = self._step(name, names, follow)
                     except FileNotFoundError:
+                        if self.here is None:
+                            raise  # the name was found; the directory behind it has gone
                         added = self._added(name, hiding=False)
                         if added is None:
                             raise
