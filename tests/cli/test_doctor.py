@@ -281,6 +281,21 @@ def test_here() -> None:
 
 
 @on_supported
+@pytest.mark.right("namespaces")
+def test_where_dev_is_empty() -> None:
+    """What an experiment uses itself is no condition: `recuse run` needs nothing in /dev."""
+    script = 'mount -t tmpfs none /dev && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "-",
+         sys.executable, "-m", "recuse.cli.main", "doctor"],
+        capture_output=True, check=False, encoding="utf-8",
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.returncode == 0, done.stdout
+    assert "[ok] adding descriptors " in done.stdout
+
+
+@on_supported
 def test_where_seccomp_is_forbidden() -> None:
     status, checks = run_doctor(SECCOMP)
     assert status == 1
