@@ -47,6 +47,8 @@ def _wakes_receivers_at_end(release: str) -> bool:
     return number is not None and (int(number[1]), int(number[2])) >= (6, 11)
 
 
+_OF_NOBODY: Final = (errno.ENOENT, errno.ESRCH, errno.EINPROGRESS, errno.EBADF, errno.ENOTTY)
+
 POLLS_FIRST: Final = not _wakes_receivers_at_end(os.uname().release)
 
 
@@ -58,7 +60,7 @@ class Listener:
     """Owns the listener descriptor.
 
     Each method that answers returns whether the call was still there. If a thread or its process
-    was killed, the call is simply gone, and that is no error.
+    was killed, or the call was answered before, it is simply gone, and that is no error.
     """
 
     def __init__(self, descriptor: int, *, polls_first: bool = POLLS_FIRST) -> None:
@@ -164,7 +166,7 @@ class Listener:
         """Install a copy of ``descriptor`` in the caller at its lowest free number.
 
         Returns:
-            The number, or None if the caller is gone.
+            The number, or None if the caller is gone or has its answer.
 
         Raises:
             TableFullError: the caller's table is full.
@@ -186,12 +188,12 @@ class Listener:
 
         A device may answer long after the last program has ended and the listener was closed. The
         listener's number is then -1 (ValueError), or for a moment may be another file's. EBADF may
-        also be about the descriptor to be added, while the program still waits.
+        also be about the descriptor to be added, while the program still waits. EINPROGRESS means
+        that the call was answered, and its thread has not run since.
         """
         if isinstance(error, ValueError):
             return True
-        gone = error.errno in (errno.ENOENT, errno.ESRCH, errno.EBADF, errno.ENOTTY)
-        return gone and not self.alive(call_id)
+        return error.errno in _OF_NOBODY and not self.alive(call_id)
 
     def close(self) -> None:
         """Close the listener. Calls that wait, and all later ones, fail with ENOSYS."""

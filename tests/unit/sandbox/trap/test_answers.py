@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import logging
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +19,13 @@ from recuse.sandbox.tasks.memory import HiddenError, UnreadableError
 from recuse.sandbox.trap import answers
 from recuse.sandbox.trap.answers import ANSWERED, PROCEED, TRANSITIONS, CallError, State
 from recuse.sandbox.trap.call import TrappedCall
-from recuse.sandbox.trap.listener import TableFullError
+from recuse.sandbox.trap.listener import Listener, TableFullError
+from recuse.sandbox.trap.signals import ERESTARTSYS
 
 from ..support import Found, NoSignals, Programs, made_call, mistakes  # noqa: F401 - a fixture
+
+SEND, ID_VALID = 0xC0182101, 0x40082102
+"""linux/seccomp.h"""
 
 
 def attend(call: TrappedCall) -> None:
@@ -66,6 +72,24 @@ def in_state(state: State) -> tuple[TrappedCall, Programs]:
         METHODS[method](call)
     assert call.state is state
     return call, programs
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The errors that a call was answered with, for a caller that does not run to take them."""
+    taken: list[int] = []
+
+    def ioctl(descriptor: int, command: int, data: bytes, *args: object) -> int:
+        if command == ID_VALID and taken:
+            raise OSError(errno.ENOENT, "")
+        if taken:  # kernel/seccomp.c: the state is SECCOMP_NOTIFY_REPLIED
+            raise OSError(errno.EINPROGRESS, "")
+        if command == SEND:
+            taken.append(struct.unpack("=QqiI", data)[2])
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    return taken
 
 
 @pytest.mark.parametrize("state", State)
@@ -147,6 +171,49 @@ def test_who_gives_up_for_another_makes_no_mistake_of_its_answer() -> None:
     assert not call.give_up(errno.ECONNABORTED)
     assert not call.answer(5)
     assert programs.answers == ["ECONNABORTED"]
+
+
+# The caller takes its answer when it runs again. Until then the kernel knows the call as answered.
+
+OWNERS: dict[str, Callable[[TrappedCall], object]] = {
+    "answer": lambda call: call.answer(5),
+    "fail": lambda call: call.fail(errno.EBADF),
+    "proceed": TrappedCall.proceed,
+    "restart": TrappedCall.restart,
+    "hold": attend,
+    "finish": lambda call: call.finish(5, None),
+    "finish with an error": lambda call: call.finish(None, OSError(errno.EIO, "")),
+    "raised": lambda call: call.raised(OSError(errno.EIO, "")),
+}
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_an_answer_after_one_that_is_not_taken_yet(owner: str, kernel: list[int]) -> None:
+    call = made_call(Listener(100))
+    assert call.give_up(ERESTARTSYS)
+    assert call.add_descriptor(5, cloexec=True) is None
+    OWNERS[owner](call)
+    assert call.state is State.ANSWERED
+    assert call.trap.waiting == {}
+    assert kernel == [-ERESTARTSYS]
+
+
+def test_who_gives_up_after_an_answer_that_is_not_taken_yet(kernel: list[int]) -> None:
+    call = made_call(Listener(100))
+    assert call.answer(5)
+    assert not call.give_up(ERESTARTSYS)
+    assert kernel == [0]
+
+
+def test_one_that_is_dropped_before_its_answer_is_taken(
+    kernel: list[int],
+    mistakes: list[str],  # noqa: F811
+) -> None:
+    call = made_call(Listener(100))
+    assert call.give_up(ERESTARTSYS)
+    del call
+    assert kernel == [-ERESTARTSYS]
+    assert mistakes == []
 
 
 def test_what_cannot_be_sent_is_still_owed() -> None:

@@ -7,10 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
+from recuse.cli import probes
+from recuse.sandbox.arch import SUPPORTED
 from recuse.sandbox.trap.listener import Listener, _wakes_receivers_at_end
 
 Make = Callable[[int, bool], Listener]
 
+on_supported = pytest.mark.skipif(not SUPPORTED, reason="an architecture without a sandbox")
 
 VALID = 0x40082102
 
@@ -31,10 +34,36 @@ def listener(monkeypatch: pytest.MonkeyPatch) -> Make:
     return make
 
 
-@pytest.mark.parametrize("error", [errno.ENOENT, errno.ESRCH, errno.EBADF, errno.ENOTTY])
+@pytest.mark.parametrize(
+    "error", [errno.ENOENT, errno.ESRCH, errno.EINPROGRESS, errno.EBADF, errno.ENOTTY]
+)
 def test_a_caller_that_is_gone_is_no_error(listener: Make, error: int) -> None:
     assert listener(error, False).add_descriptor(1, 5, cloexec=False) is None
     assert listener(error, False).answer(1, 0) is False
+    assert listener(error, False).fail(1, errno.EIO) is False
+    assert listener(error, False).proceed(1) is False
+
+
+@on_supported
+def test_the_kernel_takes_one_answer() -> None:
+    """Also while the caller has not yet run to take the first one."""
+    found: list[object] = []
+    mask = os.sched_getaffinity(0)
+
+    def answer(listener: Listener, call: int) -> None:
+        found.append(listener.answer(call, 5))
+        found.append(listener.alive(call))
+        found.append(listener.add_descriptor(call, 0, cloexec=True))
+        found.append(listener.fail(call, errno.EIO))
+
+    # On the same CPU, the caller hardly ever runs before this thread sleeps again.
+    os.sched_setaffinity(0, {min(mask)})
+    try:
+        for _ in range(10):
+            assert probes._trap(probes._NEW_LISTENER, answer) == 5
+    finally:
+        os.sched_setaffinity(0, mask)
+    assert found == [True, False, None, False] * 10
 
 
 def test_a_bad_descriptor_is_an_error_for_a_caller_that_waits(listener: Make) -> None:
