@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -187,6 +188,15 @@ def test_descriptors(run: Run, disk: Disk) -> None:
 
 def test_a_device_is_no_socket_however_it_is_asked(run: Run) -> None:
     assert run("socket") == ["shutdown: -1 ENOTSOCK", "socketcall: -1 ENOTSOCK"]
+
+
+def test_a_devices_name_is_in_use_however_a_socket_asks_for_it(run: Run) -> None:
+    try:
+        assert run("bind") == ["bind: -1 EADDRINUSE", "socketcall: -1 EADDRINUSE", "no name: 0"]
+        assert not os.path.lexists("/dev/echo")
+    finally:
+        if Path("/dev/echo").is_socket():
+            os.unlink("/dev/echo")
 
 
 def test_names(run: Run) -> None:

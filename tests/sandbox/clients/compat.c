@@ -18,6 +18,7 @@
 #include <sys/sysmacros.h>
 #include <sys/time.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <utime.h>
@@ -175,6 +176,14 @@ static void act(const char *what)
         say("shutdown", shutdown(device, SHUT_RDWR));
         unsigned long args[] = {device, SHUT_RDWR};
         say("socketcall", syscall(SYS_socketcall, 13, args));
+    } else if (!strcmp(what, "bind")) {
+        struct sockaddr_un address = {AF_UNIX, "/dev/echo"};
+        unsigned long args[] = {socket(AF_UNIX, SOCK_STREAM, 0), (unsigned long) &address,
+                                sizeof address};
+        say("bind", syscall(SYS_bind, args[0], &address, sizeof address));
+        say("socketcall", syscall(SYS_socketcall, 2, args));
+        args[2] = sizeof address.sun_family;
+        say("no name", syscall(SYS_socketcall, 2, args));
     } else if (!strcmp(what, "pass")) {
         /* To a child through a socket: sendmsg is a second way to have two of it. */
         int ends[2];

@@ -1,4 +1,4 @@
-"""Calls that make, move and remove names (fs/namei.c, fs/open.c; Linux 6.1).
+"""Calls that make, move and remove names (fs/namei.c, fs/open.c, net/unix/af_unix.c; Linux 6.1).
 
 A sandbox's nodes exist as long as their devices do. So no name can be made in a node's place, and
 none of their names can be removed.
@@ -7,11 +7,15 @@ none of their names can be removed.
 from __future__ import annotations
 
 import errno
+import socket
 import stat
+import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.processes import socket_call
+from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.vfs.dentry import Addition, Location, Mount
 from recuse.sandbox.vfs.resolve import AT_FDCWD, AbsentError
 
@@ -22,18 +26,30 @@ if TYPE_CHECKING:
 
 _AT_REMOVEDIR: Final = 0x200
 
+# struct sockaddr_un: the family, then a path that need not end with a NUL.
+_FAMILY_SIZE: Final = 2
+_ADDRESS_SIZE: Final = 110
+
 
 def _at(call: TrappedCall, machine: Machine, base: int, address: int) -> Location | None:
     """What of recuse's has exactly that name, without following links."""
-    path = machine.strings.read(call.tid, address)
+    return _at_path(call, machine, base, machine.strings.read(call.tid, address))
+
+
+def _at_path(call: TrappedCall, machine: Machine, base: int, path: bytes) -> Location | None:
     found = machine.tree.find(call, base, path, follow=False) if path else None
     return found.location if found is not None and not found.link else None
 
 
 def _make(call: TrappedCall, machine: Machine, base: int, address: int) -> int:
+    return _make_path(call, machine, base, machine.strings.read(call.tid, address), errno.EEXIST)
+
+
+def _make_path(call: TrappedCall, machine: Machine, base: int, path: bytes, exists: int) -> int:
+    """Let the kernel make a name, unless that is recuse's (``exists``) or in its directory."""
     try:
-        if _at(call, machine, base, address) is not None:
-            raise os_error(errno.EEXIST)
+        if _at_path(call, machine, base, path) is not None:
+            raise os_error(exists)
     except AbsentError:
         raise os_error(errno.EPERM) from None  # no directory of /sys allows that
     return PROCEED
@@ -86,6 +102,31 @@ def _see_number(machine: Machine, mode: int, number: int) -> None:
     devices = machine.tree.devices
     if stat.S_ISCHR(mode & 0xFFFF) and number & 0xFFFFFFFF in devices.by_number:
         devices.numbers_elsewhere = True
+
+
+def bind(call: TrappedCall, machine: Machine) -> int:
+    """``bind(fd, address, length)``, which makes a name if it is a Unix socket's address.
+
+    Whether the descriptor is a Unix socket is not checked. If it is something else, EADDRINUSE and
+    EPERM come instead of the kernel's ENOTSOCK or EAFNOSUPPORT. In either case nothing is made.
+    """
+    socket_call(call, machine)
+    path = _unix_path(call)
+    return _make_path(call, machine, AT_FDCWD, path, errno.EADDRINUSE) if path else PROCEED
+
+
+def _unix_path(call: TrappedCall) -> bytes:
+    """The path in a socket's address (arguments 1 and 2); empty if it has none or is wrong."""
+    length = signed32(call.a2)
+    if not _FAMILY_SIZE < length <= _ADDRESS_SIZE:
+        return b""
+    try:
+        data = read_memory(call.tid, call.a1, length)
+    except OSError:
+        return b""  # EFAULT
+    if len(data) < length or int.from_bytes(data[:_FAMILY_SIZE], sys.byteorder) != socket.AF_UNIX:
+        return b""
+    return data[_FAMILY_SIZE:].partition(b"\0")[0]  # an abstract name begins with a NUL
 
 
 def symlinkat(call: TrappedCall, machine: Machine) -> int:
@@ -181,6 +222,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     "mknod": mknod,
     "mkdirat": make_at,
     "mknodat": mknodat,
+    "bind": bind,
     "symlink": make_second,
     "symlinkat": symlinkat,
     "link": link,

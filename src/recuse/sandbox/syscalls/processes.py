@@ -116,7 +116,6 @@ HANDLERS: Final[dict[str, Handler]] = {
             "getsockname",
             "getpeername",
             "shutdown",
-            "bind",
             "connect",
             "listen",
             "accept",

@@ -119,7 +119,7 @@ getsockopt           55   209   365   295  processes    always
 setsockopt           54   208   366   294  processes    always
 getsockname          51   204   367   286  processes    always
 getpeername          52   205   368   287  processes    always
-bind                 49   200   361   282  processes    always
+bind                 49   200   361   282  names        always
 connect              42   203   362   283  processes    always
 listen               50   201   363   284  processes    always
 accept               43   202     .   285  processes    always

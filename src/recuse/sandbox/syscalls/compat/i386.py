@@ -78,8 +78,8 @@ _ARGUMENTS = struct.Struct("=3I")
 # linux/net.h: the calls of socketcall(2) that make a socket.
 _SYS_SOCKET: Final = 1
 _SYS_SOCKETPAIR: Final = 8
-_SENDING: Final = {16: passing.send_message, 20: passing.send_messages}
-"""The calls that send messages."""
+_OF_SOCKETS: Final = {2: names.bind, 16: passing.send_message, 20: passing.send_messages}
+"""The calls that need more than to see whether they are made on a device."""
 
 
 def _as(name: str) -> Handler:
@@ -253,8 +253,8 @@ def socketcall(call: TrappedCall, machine: Machine) -> Outcome:
         return PROCEED
     words = read_memory(call.tid, call.a1, 12)
     call.a0, call.a1, call.a2 = _ARGUMENTS.unpack(words.ljust(12, b"\0"))
-    if which in _SENDING and len(words) == _ARGUMENTS.size:
-        return _SENDING[which](call, machine)
+    if which in _OF_SOCKETS and len(words) == _ARGUMENTS.size:
+        return _OF_SOCKETS[which](call, machine)
     return processes.socket_call(call, machine)
 
 
