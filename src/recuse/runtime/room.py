@@ -6,12 +6,11 @@ left free for that. The lowest free number is used first, so the number of a new
 how many there are.
 """
 
-import contextlib
 import errno
 import os
 import resource
 import select
-from collections.abc import Iterator
+from types import TracebackType
 from typing import Final
 
 from recuse.runtime.log import Log
@@ -49,18 +48,33 @@ def check_room(descriptor: int) -> None:
         raise no_room()
 
 
-@contextlib.contextmanager
-def keeping() -> Iterator[None]:
+class _Keeping:
+    """See `keeping`. One object serves all: it has no state."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            raise no_room() from None
+
+
+_KEEPING: Final = _Keeping()
+
+
+def keeping() -> _Keeping:
     """For code that makes descriptors which are kept: if there can be no more, it raises ENFILE.
 
     EMFILE would mean that the caller's own table is full.
     """
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EMFILE:
-            raise
-        raise no_room() from None
+    return _KEEPING
 
 
 def no_room() -> OSError:
