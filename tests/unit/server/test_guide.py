@@ -81,7 +81,17 @@ def test_mailbox(guide: Guide, serve: Serve) -> None:
         return fuse_poll_out.unpack(peer.call(FUSE_POLL, fuse_poll_in(fh=fh))).revents
 
     assert ready(first) == select.POLLOUT
-    assert peer.fails(FUSE_READ, fuse_read_in(fh=first, size=9)) == 11
+    nonblocking = fuse_read_in(fh=first, size=9, flags=os.O_RDWR | os.O_NONBLOCK)
+    assert peer.fails(FUSE_READ, nonblocking) == 11
+    waiting = [peer.post_read(first), peer.post_read(first)]
+    peer.write(second, b"one")
+    peer.write(second, b"two")
+    assert sorted(peer.answer(one) for one in waiting) == [b"one", b"two"]
+    assert peer.fails(FUSE_READ, nonblocking) == 11
+    waiting = [peer.post_read(first)]
+    peer.interrupt(waiting[0])
+    with pytest.raises(Exception, match="EINTR"):
+        peer.answer(waiting[0])
     peer.write(second, b"letter")
     assert ready(first) == ready(second) == select.POLLIN | select.POLLOUT
     assert peer.read(first) == b"letter"
