@@ -12,6 +12,7 @@ one terminal::
 The proposal of direct mmap for FUSE (2009) came with an example of the same name that does this.
 """
 
+import errno
 from collections.abc import Iterator
 from threading import Event, Lock, Thread
 
@@ -19,6 +20,8 @@ import recuse
 from recuse import Area, Mapping, MmapRequest, OpenRequest
 
 COLUMNS = 80
+SIZE_MOST = 1 << 20
+"""The largest area, in bytes: to look for a zero copies all of it."""
 DELAY_S = 0.001
 
 
@@ -94,7 +97,9 @@ class FmmapFile(recuse.File):
         self.shown = False
 
     def mmap(self, request: MmapRequest) -> Area:
-        """Share the user's area; the first mapping creates it."""
+        """Share the user's area; the first mapping creates it. ENOMEM beyond SIZE_MOST."""
+        if request.size > SIZE_MOST:
+            raise OSError(errno.ENOMEM, f"an area has at most {SIZE_MOST} bytes")
         device = self.device
         with device.lock:
             if self.uid not in device.users:

@@ -83,6 +83,30 @@ def test_each_user_has_an_area(run: Run) -> None:
     assert [picture.split()[:2] for picture in pictures] == [["0:", "4096"], ["65534:", "8192"]]
 
 
+LARGE = """
+import errno, mmap, os
+fd = os.open("/dev/fmmap", os.O_RDWR)
+mmap.mmap(fd, 4096)
+for size, offset in [(64 << 40, 0), (4096, 64 << 40), (1 << 20, 4096)]:
+    try:
+        mmap.mmap(fd, size, offset=offset)
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+memory = mmap.mmap(fd, 1 << 20)
+ones = memory[:].count(1)
+while memory[:].count(1) == ones:
+    pass
+print(os.read(fd, 1000).decode().split()[1])
+"""
+
+
+def test_an_area_has_a_largest_size(run: Run) -> None:
+    outcome = run("fmmap.py", sys.executable, "-c", LARGE)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.decode().split() == ["ENOMEM", "ENOMEM", "ENOMEM", str(1 << 20)]
+    assert outcome.stderr == b""
+
+
 def test_the_client_tells_how_it_is_used(run: Run) -> None:
     outcome = run("fmmap.py", sys.executable, CLIENT, "/dev/fmmap")
     assert outcome.returncode == 2
