@@ -14,6 +14,7 @@ from recuse.wire.cuse import CUSE_INIT, RECUSE_IOCTL_FILE, recuse_ioctl_file
 from recuse.wire.declare import Structure
 from recuse.wire.errors import WireError
 from recuse.wire.fuse import (
+    FUSE_INIT,
     FUSE_INTERRUPT,
     FUSE_NOTIFY_POLL,
     fuse_in_header,
@@ -103,9 +104,10 @@ class Exchange:
 class Event:
     """Something that is not an exchange.
 
-    kind, and what is in values: "added" (major, minor), "removed", "joined" (pid, program), "left",
-    "interrupt" (unique, of: the operation's name), "notification" (code, size), "refused" (size,
-    reason: a message that answers nothing; data has its first bytes), "dropped" (count).
+    kind, and what is in values: "added" (major, minor) and "removed", both with mount=True if it is
+    not a device but a mount; "joined" (pid, program), "left", "interrupt" (unique, of: the
+    operation's name), "notification" (code, size), "refused" (size, reason: a message that answers
+    nothing; data has its first bytes), "dropped" (count).
     connection is as in `Exchange`.
     """
 
@@ -156,7 +158,13 @@ class _Connection:
     device: str = "?"
     number: int | None = None
     """None if the device's name is enough."""
+    mount: bool = False
+    """It is a filesystem's on a directory, not a device's."""
     outstanding: dict[int, Exchange] = field(default_factory=dict)
+
+    def kind(self) -> dict[str, int | str]:
+        """What an event says of it."""
+        return {"mount": True} if self.mount else {}
 
     def event(
         self,
@@ -190,10 +198,10 @@ class Exchanges:
         elif kind == Kind.ADDED:
             connection.device = _text(data)
             numbers = {"major": size >> 20, "minor": size & 0xFFFFF}
-            yield connection.event(time, "added", {**numbers})
+            yield connection.event(time, "added", {**numbers, **connection.kind()})
         elif kind == Kind.REMOVED:
             yield from self._unanswered(connection)
-            yield connection.event(time, "removed")
+            yield connection.event(time, "removed", connection.kind())
         elif kind == Kind.JOINED:
             connection.device, connection.number = _text(data), number
             yield connection.event(time, "joined", {"pid": size, "program": _text(program)})
@@ -230,6 +238,8 @@ class Exchanges:
             of = meant.name if meant is not None else "?"
             yield connection.event(time, "interrupt", {"unique": part.body.unique, "of": of})
             return
+        if opcode == FUSE_INIT:
+            connection.mount = True
         name = _text(program)
         exchange = Exchange(time, connection.device, unique, opcode, pid, name, part)
         exchange.connection = connection.number

@@ -125,9 +125,11 @@ def _program(name: str, pid: int) -> str:
 def _event(event: Event) -> str:
     values = event.values
     if event.kind == "added":
+        if values.get("mount"):
+            return "mounted"
         return f"device added, {values['major']}:{values['minor']}"
     if event.kind == "removed":
-        return "device removed"
+        return "unmounted" if values.get("mount") else "device removed"
     if event.kind == "joined":
         return f"joined by {_program(str(values['program']), int(values['pid']))}"
     if event.kind == "left":

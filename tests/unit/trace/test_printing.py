@@ -201,6 +201,15 @@ def test_what_is_not_answered_says_so_at_the_end() -> None:
     ]
 
 
+def test_a_mount_is_no_device() -> None:
+    init = asked(fuse.FUSE_INIT, fuse.fuse_init_in(major=7))
+    added = (Kind.ADDED, 1, ANSWERED, b"/mnt", 0, b"")
+    shown = [" ".join(line.split()[1:]) for line in lines(init, added, REMOVED)]
+    assert (shown[0], shown[-1]) == ("/mnt -- mounted", "/mnt -- unmounted")
+    found = objects(init, added, REMOVED)
+    assert [one["mount"] for one in found if one["event"] != "exchange"] == [True, True]
+
+
 def test_a_request_without_answer_is_printed_at_once() -> None:
     forget = asked(fuse.FUSE_FORGET, _structure(fuse.FUSE_FORGET))
     assert lines(forget, REMOVED)[0].startswith(f"{HEAD}FORGET(nlookup=0) = (no answer)\n")
