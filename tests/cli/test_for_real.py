@@ -65,6 +65,16 @@ def test_exit_status(argv: list[str], status: int, message: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (status, "", message)
 
 
+@pytest.mark.parametrize("name", ["cuse", "cuse/x", "null/x"])
+def test_a_name_that_is_taken(name: str) -> None:
+    done = run("-d", f"echo.py,name={name}", "true")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr == (
+        f"recuse: /dev/{name}: recuse or another device has that name, or a part of it; "
+        "choose another with name=...\n"
+    )
+
+
 def test_a_script_whose_interpreter_is_missing() -> None:
     script = Path("script")
     script.write_text("#!/no/such/interpreter\n", encoding="utf-8")

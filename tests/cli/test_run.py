@@ -139,6 +139,12 @@ def os_error(code: int, filename: str | None = None) -> OSError:
             125,
             "No such file or directory; run `recuse doctor` to see what is missing here",
         ),
+        (
+            os_error(errno.EEXIST, "/dev/cuse"),
+            125,
+            "/dev/cuse: recuse or another device has that name, or a part of it; "
+            "choose another with name=...",
+        ),
         (SandboxError("not here: see `recuse doctor`"), 125, "not here: see `recuse doctor`"),
     ],
 )
@@ -172,7 +178,13 @@ def test_a_script_without_its_interpreter(
             "no program given: add it after the options (see recuse run --help)",
         ),
         (["--nonsense"], 2, "No such option '--nonsense' (see recuse run --help)"),
-        (["-d"], 2, "Option '-d' requires an argument (see recuse --help)"),
+        (["-d"], 2, "Option '-d' requires an argument (see recuse run --help)"),
+        (
+            ["-d", "echo.py,mode=999", "x"],
+            125,
+            "echo.py: ValueError: Echo.mode is 999: not 0 to 0o777; octal numbers are written "
+            "0o..., such as 0o660",
+        ),
         (["-d", "gone.py", "x"], 125, "gone.py: no such file"),
         (
             ["-d", "echo.py", "-d", "./echo.py", "x"],
@@ -264,6 +276,31 @@ def test_without_a_command_there_is_help() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert "doctor" in done.stderr
+
+
+def test_without_a_subcommand_there_is_help_too() -> None:
+    done = recuse("trace")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == recuse("trace", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("--version=1", "recuse"),
+        ("doctor --json=1", "recuse doctor"),
+        ("mount -o", "recuse mount"),
+        ("trace -h=1", "recuse trace"),
+        ("trace summary -x", "recuse trace summary"),
+        ("umount --lazy=1 x", "recuse umount"),
+    ],
+)
+def test_a_mistake_points_to_the_help_of_its_command(
+    capsys: pytest.CaptureFixture[str], line: str, command: str
+) -> None:
+    assert main(line.split()) == 2
+    assert capsys.readouterr().err.endswith(f" (see {command} --help)\n")
 
 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:

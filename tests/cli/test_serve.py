@@ -475,7 +475,8 @@ def test_errors(
             "unix:gone: nobody serves there (`recuse serve SPEC...` prints where it serves)",
         ),
         ("unix:dead", "unix:dead: its server has ended"),
-        ("unix:echo.py", "unix:echo.py: its server has ended"),
+        ("unix:echo.py", "unix:echo.py: is not a socket"),
+        ("unix:.", "unix:.: is not a socket"),
     ],
 )
 def test_nobody_to_join(spec: str, message: str) -> None:

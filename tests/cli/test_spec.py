@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import recuse.server.filesystem.filesystem  # noqa: F401  # once: each test forgets its imports
 from recuse.cli.spec import Spec, SpecError, load, parse
 
 ECHO = """
@@ -276,7 +277,20 @@ def test_arguments_that_do_not_fit(directory: Path, init: str, text: str, messag
         ("gone.py", "gone.py: no such file"),
         (".", ".: no such module"),
         ("echo-device", "echo-device: no such module"),
-        ("./", "./: no such file"),
+        ("./", "./: is a directory: name a file"),
+        (
+            "fs.py",
+            "fs.py: is a filesystem, not a device: use `recuse mount fs.py DIR`",
+        ),
+        (
+            "fs.py:Hello",
+            "fs.py:Hello: is a filesystem, not a device: use `recuse mount fs.py:Hello DIR`",
+        ),
+        (
+            "made.py",
+            "made.py: is a filesystem, not a device: use `recuse mount made.py DIR`",
+        ),
+        ("imports.py", "imports.py: has no device class"),
         ("no_such_module:Echo", "no_such_module: no such module (to name a file, write FILE.py)"),
         ("no_such.module:Echo", "no_such.module: no such module"),
         ("json.no_such:Echo", "json.no_such: no such module"),
@@ -298,6 +312,9 @@ def test_what_cannot_be_loaded(directory: Path, text: str, message: str) -> None
     write(directory, "echo.py", ECHO)
     write(directory, "kinds.py", KINDS)
     write(directory, "none.py", "from recuse.server.device import Device\nx = 1\n")
+    write(directory, "imports.py", "from recuse import Filesystem\n")
+    write(directory, "fs.py", "import recuse\nclass Hello(recuse.Filesystem):\n    pass\n")
+    write(directory, "made.py", "import recuse\none = recuse.Filesystem(recuse.Directory())\n")
     assert error_of(text).startswith(message)
 
 

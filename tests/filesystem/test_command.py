@@ -112,7 +112,12 @@ def test_in_the_background(command: Command, directory: Path) -> None:
         (f"{HELLO},nothing=1", f"recuse: {HELLO}: Hello has no argument nothing; it takes "),
         (
             f"{EXAMPLES}/echo.py",
-            f"recuse: {EXAMPLES}/echo.py: has no filesystem class (a subclass of "
+            f"recuse: {EXAMPLES}/echo.py: is a device, not a filesystem: "
+            f"use `recuse run -d {EXAMPLES}/echo.py PROGRAM`\n",
+        ),
+        (
+            f"{EXAMPLES}/fmmap_client.py",
+            f"recuse: {EXAMPLES}/fmmap_client.py: has no filesystem class (a subclass of "
             "recuse.Filesystem)\n",
         ),
         (f"{EXAMPLES}/mirrorfs.py", "Mirror needs source=... after a comma\n"),
@@ -169,7 +174,7 @@ def test_what_a_server_in_the_background_says_later(
     ("arguments", "message"),
     [
         (["-o", "ro,nonsense"], "-o nonsense: is no option; there are allow_other, "),
-        (["--private"], "mount takes a program: add -- PROGRAM (see recuse mount --help)"),
+        (["--private"], "--private needs a program: add -- PROGRAM (see recuse mount --help)"),
         (["--", "true"], "mount takes no program without --private"),
         (["--private", "--background", "--", "true"], "cannot be combined"),
     ],
@@ -262,8 +267,10 @@ def test_with_a_trace(serve: Serve, directory: Path, tmp_path: Path) -> None:
     assert (directory / "hello").read_bytes() == b"Hello, world!\n"
     assert server.end(signal.SIGTERM) == (0, "")
     text = trace.read_text(encoding="utf-8")
-    for part in ("INIT(", 'LOOKUP("hello', "OPEN(", "READ("):
+    for part in ("INIT(", " -- mounted\n", 'LOOKUP("hello', "OPEN(", "READ("):
         assert part in text
+    assert text.endswith(f" {directory} -- unmounted\n")
+    assert "device" not in text
 
 
 def test_for_one_program(command: Command, directory: Path) -> None:
@@ -274,7 +281,8 @@ def test_for_one_program(command: Command, directory: Path) -> None:
     done = command("mount", "--private", MEMORY, str(directory), "--", "sh", "-c", "kill -9 $$")
     assert done.returncode == 128 + 9
     done = command("mount", "--private", MEMORY, str(directory), "--", "/there/is/no/such")
-    assert (done.returncode, done.stderr) == (127, "recuse: /there/is/no/such: not found\n")
+    message = "recuse: /there/is/no/such: not found; is it installed, and on the PATH?\n"
+    assert (done.returncode, done.stderr) == (127, message)
     done = command("mount", "--private", MEMORY, f"{directory}/none", "--", "true")
     assert done.returncode == 125
 

@@ -65,11 +65,12 @@ def connect(table: DeviceTable, device: Device) -> InProcessChannel:
     """Make ``device`` exist in ``table``, served in this process.
 
     Raises ValueError or TypeError if it is not well described (see `Device`), OSError if the kernel
-    half refuses it: EEXIST for its name, EBUSY for its number.
+    half refuses it: EEXIST for its name, EBUSY for its number; its ``filename`` is the node's path.
     """
-    cuse = CuseChannel(table, descriptors=True)
+    cuse = CuseChannel(table, descriptors=True, quiet=True)
     channel = InProcessChannel(cuse, Session(device))
     if channel.device is None:
         channel.close()
-        raise cuse.error or os_error(errno.EIO)
+        error = cuse.error or os_error(errno.EIO)
+        raise OSError(error.errno, error.strerror, f"/dev/{device.name}")
     return channel

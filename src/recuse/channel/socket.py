@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 
 from recuse.channel.packets import Packets, is_trusted, open_socket, peer_uid
@@ -129,7 +130,7 @@ class _Link:
     """One connection to a server, and the kernel half's channel of the device."""
 
     def __init__(self, packets: Packets, table: DeviceTable) -> None:
-        self.cuse = CuseChannel(table, descriptors=True)
+        self.cuse = CuseChannel(table, descriptors=True, quiet=True)
         self.connection: Connection = self.cuse.connection
         # The device may come back, so a program should open it again, not think of a network.
         self.connection.error_when_aborted = errno.ENODEV
@@ -218,6 +219,8 @@ def _connect(path: str) -> Packets:
 
 
 def _unreachable(error: OSError, path: str) -> RemoteError:
+    if error.errno == errno.ECONNREFUSED and not _is_socket(path):
+        return RemoteError(errno.ECONNREFUSED, "is not a socket", path)
     reasons = {
         errno.ENOENT: "nobody serves there (`recuse serve SPEC...` prints where it serves)",
         errno.ECONNREFUSED: "its server has ended",
@@ -227,6 +230,14 @@ def _unreachable(error: OSError, path: str) -> RemoteError:
     if error.errno is None:  # Python's own check of the length
         return RemoteError(errno.ENAMETOOLONG, "too long for the path of a socket", path)
     return RemoteError(error.errno, reasons.get(error.errno, os.strerror(error.errno)), path)
+
+
+def _is_socket(path: str) -> bool:
+    """Whether there is a socket at that path; true if nobody can say."""
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return True
 
 
 def _no_answer(path: str, timed_out: bool) -> RemoteError:

@@ -16,7 +16,34 @@ def _print_version(context: click.Context, _option: click.Parameter, wanted: boo
         context.exit()
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+class _Command(click.Command):
+    """Has each mistake in its arguments point to its own help. click does not know of all whose."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
+
+class _Group(_Command, click.Group):
+    command_class = _Command
+    group_class = type
+
+
+def _help_without_command(context: click.Context) -> None:
+    """Print the help as it is if there is no subcommand. click would make an error of it."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+
+
+@click.group(
+    cls=_Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -28,12 +55,10 @@ def _print_version(context: click.Context, _option: click.Parameter, wanted: boo
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Character devices and filesystems written in Python, for unmodified programs."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help(), err=True)
-        context.exit(2)
+    _help_without_command(context)
 
 
-class _TracingCommand(click.Command):
+class _TracingCommand(_Command):
     """Accepts `--trace` without a value too. click would take the next argument as its value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -102,9 +127,11 @@ def run(specs: tuple[str, ...], trace: str | None, trace_format: str, argv: tupl
     return run_program(specs, argv, trace, trace_format)
 
 
-@cli.group(short_help="Evaluate a trace.")
-def trace() -> None:
+@cli.group(invoke_without_command=True, short_help="Evaluate a trace.")
+@click.pass_context
+def trace(context: click.Context) -> None:
     """Evaluate a trace that --trace=FILE --trace-format jsonl has written."""
+    _help_without_command(context)
 
 
 @trace.command(short_help="Add up a trace.")
@@ -198,10 +225,11 @@ def mount(
     """
     if background and private:
         raise click.UsageError("--background cannot be combined with --private")
-    if private != bool(argv):
-        lack = "a program: add -- PROGRAM" if private else "no program without --private"
-        raise click.UsageError(f"mount takes {lack}")
+    if argv and not private:
+        raise click.UsageError("mount takes no program without --private")
     if private:
+        if not argv:
+            raise click.UsageError("--private needs a program: add -- PROGRAM")
         from recuse.cli.private import run_private
 
         return run_private(spec, directory, options, argv, trace=trace, layout=trace_format)

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 from recuse.channel.mounting import MountError
 from recuse.channel.unmounting import call
-from recuse.cli.failure import NOT_EXECUTABLE, NOT_FOUND, Failure
+from recuse.cli.failure import Failure
 from recuse.cli.mount import make_mount
-from recuse.cli.run import configure_logging, recording
+from recuse.cli.run import configure_logging, not_started, recording
 
 # linux/sched.h, linux/mount.h
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
@@ -75,10 +75,7 @@ def _run(argv: Sequence[str]) -> int:
         try:
             program = subprocess.Popen(argv)
         except OSError as error:
-            missing = error.errno == errno.ENOENT
-            reason = "not found" if missing else f"cannot be executed: {error.strerror}"
-            status = NOT_FOUND if missing else NOT_EXECUTABLE
-            raise Failure(f"{argv[0]}: {reason}", status) from error
+            raise not_started(error, argv[0]) from error
         while (code := program.poll()) is None:
             for number in os.read(received, 256):
                 if number in _PASSED_ON:

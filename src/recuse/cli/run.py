@@ -126,8 +126,19 @@ def _explain(error: OSError, program: str) -> Failure:
 
         if (lack := lacks(error.errno)) is not None:
             return Failure(lack)
+        if error.filename is not None and error.errno == errno.EEXIST:
+            return Failure(
+                f"{error.filename}: recuse or another device has that name, or a part of it; "
+                "choose another with name=..."
+            )
         return Failure(f"{reason}; run `recuse doctor` to see what is missing here")
+    return not_started(error, program)
+
+
+def not_started(error: OSError, program: str) -> Failure:
+    """Say why a program cannot be executed."""
     if error.errno != errno.ENOENT:
+        reason = error.strerror or str(error)
         return Failure(f"{program}: cannot be executed: {reason}", NOT_EXECUTABLE)
     if os.path.dirname(program) and os.path.exists(program):
         return Failure(f"{program}: cannot be executed: its interpreter is missing", NOT_EXECUTABLE)

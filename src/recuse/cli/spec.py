@@ -141,7 +141,10 @@ def load_module(spec: Spec) -> ModuleType:
 def _load_file(path: str) -> ModuleType:
     """Import a file by its path, once for all the options that name it."""
     if not os.path.isfile(path):
-        raise SpecError(f"{path}: no such file")
+        is_directory = os.path.isdir(path)
+        raise SpecError(
+            f"{path}: {'is a directory: name a file' if is_directory else 'no such file'}"
+        )
     full_path = os.path.realpath(path)
     # Not its bare name: echo.py in two directories are two modules, and neither is to be taken
     # for a module of the same name elsewhere.
@@ -224,6 +227,15 @@ def choose_class(spec: Spec, module: ModuleType, kind: Kind) -> type[Any]:
     name = spec.class_name
     if name is None:
         if not choices:
+            _check_other_kind(
+                spec,
+                kind,
+                (
+                    value
+                    for value in vars(module).values()
+                    if not isinstance(value, type) or value.__module__ == module.__name__
+                ),
+            )
             raise SpecError(
                 f"{spec.source}: has no {kind.word} class (a subclass of {_named(kind)})"
             )
@@ -235,8 +247,24 @@ def choose_class(spec: Spec, module: ModuleType, kind: Kind) -> type[Any]:
     if value is None:
         raise SpecError(f"{spec.source}: has no class {name}{_but(choices)}")
     if not (isinstance(value, type) and issubclass(value, kind.base)):
+        _check_other_kind(spec, kind, [value])
         raise SpecError(f"{spec.source}: {name} is not a subclass of {_named(kind)}{_but(choices)}")
     return value
+
+
+def _check_other_kind(spec: Spec, kind: Kind, values: Iterable[object]) -> None:
+    """Raise SpecError if one of what the spec may mean is for the other command."""
+    from recuse.server.filesystem.filesystem import Filesystem
+
+    other = Filesystem if kind.base is Device else Device
+    for value in values:
+        if isinstance(value, other) or (isinstance(value, type) and issubclass(value, other)):
+            named = spec.source if spec.class_name is None else f"{spec.source}:{spec.class_name}"
+            raise SpecError(
+                f"{named}: is a filesystem, not a device: use `recuse mount {named} DIR`"
+                if other is Filesystem
+                else f"{named}: is a device, not a filesystem: use `recuse run -d {named} PROGRAM`"
+            )
 
 
 def _named(kind: Kind) -> str:

@@ -41,6 +41,8 @@ def check_attribute(device: object, attribute: str) -> None:
         unset = value is None and attribute in ("uid", "gid")
         if not unset and not (isinstance(value, int) and least <= value <= most):
             wrong = f"not {least} to {most}"
+            if attribute == "mode":
+                wrong = f"not {least} to {most:#o}; octal numbers are written 0o..., such as 0o660"
     if wrong is not None:
         raise ValueError(f"{type(device).__name__}.{attribute} is {value!r}: {wrong}")
 

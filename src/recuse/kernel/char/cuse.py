@@ -75,13 +75,19 @@ class CuseChannel:
         gid: int = 0,
         *,
         descriptors: bool = False,
+        quiet: bool = False,
     ) -> None:
-        """Make it; with ``descriptors`` the server's answers can carry file descriptors."""
+        """Make it; with ``descriptors`` the server's answers can carry file descriptors.
+
+        With ``quiet`` the log does not say why there is no device: whoever made this reports
+        `error`.
+        """
         self.device: CharDevice | None = None
         self.error: OSError | None = None
         """Why there is no device: EPROTO for a bad version, EINVAL, EEXIST, EBUSY (see the log)."""
         self._table = table
         self._closed = False
+        self._quiet = quiet
         self._offered = (
             CUSE_UNRESTRICTED_IOCTL
             | RECUSE_SEEKABLE
@@ -123,7 +129,7 @@ class CuseChannel:
         try:
             self._create(reply)
         except OSError as error:
-            if not self.connection.ended:
+            if not (self._quiet or self.connection.ended):
                 log.error("CUSE: no device: %s", error.strerror)
             self.error = error.with_traceback(None)
             self.connection.refuse()
