@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recuse.sandbox import Sandbox
+from recuse.sandbox.vfs import resolve
 
 from .conftest import Clients, Fifo, Shells
 
@@ -392,6 +393,24 @@ def test_a_device_in_a_directory_that_exists(make_echo: type[Fifo], shells: Shel
         assert shells(sandbox)("echo x > /dev/shm/echo; cd /dev/shm; ls echo; cat echo") == (
             "echo\nx\n"
         )
+
+
+def test_a_device_hides_a_file_that_comes_later(
+    make_echo: type[Fifo], shells: Shells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "LOOK_AGAIN_S", 0)
+    native = Path("/dev/shm/recuse-later")
+    (tmp_path / "link").symlink_to(native)
+    with Sandbox(make_echo(name="shm/recuse-later")) as sandbox:
+        shell = shells(sandbox)
+        paths = str(native), f"{tmp_path}/link", "/dev/../dev/shm/recuse-later"
+        try:
+            assert [shell(f"echo x > {path}; cat {path}") for path in paths] == ["x\n"] * 3
+            native.write_text("native", encoding="utf-8")
+            assert [shell(f"echo x > {path}; cat {path}") for path in paths] == ["x\n"] * 3
+            assert native.read_text(encoding="utf-8") == "native"
+        finally:
+            native.unlink(missing_ok=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes nobody")

@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import stat
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -42,6 +43,8 @@ PROC_DEVICES: Final = b"/proc/devices"
 
 _FIRST_INODE = 0x7EC00000
 _PROC_BLOCK_SIZE: Final = 1024
+
+_TICK_NS: Final = 50_000_000
 
 
 def majors_in_use() -> set[int]:
@@ -103,6 +106,8 @@ class DeviceFiles:
         self.proc_device = _filesystem(b"/proc")
         """The device number of the supervisor's /proc."""
         self._majors_in_use = majors_in_use()
+        self._looked_at: dict[bytes, int] = {}
+        """When each native directory had last changed when it was looked at."""
         self._lock = new_lock("DeviceFiles")
 
     def add(self, device: CharDevice) -> None:
@@ -214,12 +219,35 @@ class DeviceFiles:
 
     def _put(self, directory: Dentry, path: bytes, node: Node) -> Dentry:
         dentry = directory.add(path.rpartition(b"/")[2], node)
+        self._hide(path, node)
+        return dentry
+
+    def _hide(self, path: bytes, node: Node) -> None:
+        """Hide what is natively at a node's path, if anything."""
         with contextlib.suppress(OSError):
             native = os.lstat(path)
             self.hidden[native.st_dev, native.st_ino] = node
             self.hides_links = self.hides_links or stat.S_ISLNK(native.st_mode)
             self.hides_files = self.hides_files or path != PROC_DEVICES
-        return dentry
+
+    def look_again(self) -> None:
+        """Hide native files that have appeared at the paths of nodes since these were added.
+
+        A directory in which there is a new name has another time of change.
+        """
+        for directory, addition in self._mounts.hiding():
+            try:
+                changed = os.stat(directory).st_mtime_ns
+            except OSError:
+                continue
+            if self._looked_at.get(directory) == changed:
+                continue
+            with self._lock:
+                for name, child in list(addition.tree.root.children.items()):
+                    self._hide(os.path.join(directory, name), child.node)
+            # Within one tick of the clock, the next change has the same time.
+            if time.time_ns() - changed > _TICK_NS:
+                self._looked_at[directory] = changed
 
     def _new_directory_of(self, path: bytes) -> Dentry:
         if self._mounts.at(path) is not None:

@@ -108,6 +108,10 @@ class Mounts:
         """Whether a tree is mounted on a directory above that path."""
         return path.startswith(tuple(one.rstrip(b"/") + b"/" for one in self._mounted))
 
+    def hiding(self) -> list[tuple[bytes, Addition]]:
+        """The additions that hide native files, each with its directory's path."""
+        return list(self._quick.items())
+
     def hiding_at(self, path: bytes) -> Addition | None:
         """What hides native files in the directory with that path."""
         return self._quick.get(path)

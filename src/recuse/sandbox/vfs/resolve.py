@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 import stat
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from recuse.kernel.errors import os_error
@@ -62,6 +63,10 @@ _OF_THE_READER = (b"/proc/self", b"/proc/thread-self", b"/dev/fd", b"/dev/std")
 """How paths begin that depend on who looks at them."""
 
 
+LOOK_AGAIN_S = 0.01
+"""How old the knowledge may be of which native files are hidden, for paths that are not a node's
+very own: one through a symbolic link, say."""
+
 Path = str | bytes | os.PathLike[str]
 
 Listed = Location | tuple[Addition, ...]
@@ -86,6 +91,8 @@ class Tree:
         see each of them. From then on each lookup asks the kernel for the thread's root, which
         takes 6 us."""
         self._own_root = native_files.place_of(b"/")
+        self._look_again = 0.0
+        """When to look again for native files that a device hides."""
 
     def find(
         self,
@@ -130,6 +137,9 @@ class Tree:
             location = mounts.quickly(path)
             if location is not None and not (follow and location.dentry.node.is_link):
                 return Found(location)
+        if (now := monotonic()) >= self._look_again:
+            self._look_again = now + LOOK_AGAIN_S
+            self.devices.look_again()
         if not scope and not (self.devices.hides_links or mounts.covers_files):
             acting = None if self._tasks.alike else self._tasks.get(tid).acting
             if own_root or acting is not None:
