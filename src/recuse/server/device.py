@@ -167,18 +167,13 @@ File._ioctl_table = IoctlTable(File)
 # What a session does with a file.  These are not methods, so authors can use any names.
 
 
-def attach(file: File, device: "Device | None" = None) -> None:
-    """Make a file one of the device's, or of a filesystem's, before programs use it."""
-    if device is not None:
-        file.device = device
-    # In one step: one file may be returned for two opens at once.
-    vars(file).setdefault("_pollers", Pollers())
-
-
 def notify_once(file: File, kh: Kh, send: Send) -> None:
     """Have the next `File.wake_pollers` notify the poller ``kh`` through ``send``."""
-    if file._pollers is not None:
-        file._pollers.add(kh, send)
+    pollers = file._pollers
+    if pollers is None:
+        # In one step: two threads may poll the file at once.
+        pollers = vars(file).setdefault("_pollers", Pollers())
+    pollers.add(kh, send)
 
 
 def find_handler(file: File, command: int) -> IoctlHandler:

@@ -12,7 +12,6 @@ from recuse.runtime.log import Log
 from recuse.server.device import (
     Device,
     File,
-    attach,
     check_device,
     device_info,
     makes_files,
@@ -248,7 +247,7 @@ class Session:
 
     def _add(self, file: File) -> int:
         """Add a new file and return its handle. Raises OSError if the session has closed."""
-        attach(file, self.device)
+        file.device = self.device
         if makes_files(file):
             self._has_kinds_of_files = True
         handle = next(self._handles)

@@ -42,22 +42,32 @@ class Identities:
 
     def add(self, file: FileDescription) -> None:
         """Register a programs' end under a number that no other end in the table has."""
-        theirs = number = file.end.theirs
+        number = file.end.theirs
+        if number in self._by_slot:
+            self._add_copy(file, number)
+        else:
+            self._add_as(file, number)
+
+    def _add_as(self, file: FileDescription, number: int) -> None:
+        if self._can_compare:
+            slot = EPOLL_SLOT.pack(self._epoll.fileno(), number, 0)
+            file.slot = ctypes.create_string_buffer(slot, len(slot))
+        self._by_slot[number] = file
+        file.slot_number = number
+        self._epoll.register(number, 0)
+
+    def _add_copy(self, file: FileDescription, number: int) -> None:
+        """Register a copy of the end, whose own number another end has in the table."""
         with contextlib.ExitStack() as copies:
             while number in self._by_slot:
                 try:
-                    number = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, number + 1)
+                    number = fcntl.fcntl(file.end.theirs, fcntl.F_DUPFD_CLOEXEC, number + 1)
                 except OSError:  # no higher number is left, so this end cannot be compared
                     self._by_slot[number].slot = None
-                    break
+                    self._epoll.register(number, 0)
+                    return
                 copies.callback(os.close, number)
-            else:
-                if self._can_compare:
-                    slot = EPOLL_SLOT.pack(self._epoll.fileno(), number, 0)
-                    file.slot = ctypes.create_string_buffer(slot, len(slot))
-                self._by_slot[number] = file
-                file.slot_number = number
-            self._epoll.register(number, 0)
+            self._add_as(file, number)
 
     def remove(self, file: FileDescription) -> None:
         """The last reference is gone. Another end may have the number already."""

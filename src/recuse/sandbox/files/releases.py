@@ -7,7 +7,6 @@ must find the file released, as after a close that waits for RELEASE.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 
 from recuse.sandbox.errands import Errands
@@ -26,13 +25,13 @@ class PendingReleases:
         """
         self._lock = lock
         self._errands = errands
-        self._counts: Counter[Node] = Counter()
+        self._counts: dict[Node, int] = {}
         self._settled = threading.Condition(lock)
         self._waiting: list[tuple[Node, Callable[[], None]]] = []
 
     def begin(self, node: Node) -> None:
         """Do :meth:`releasing` with the lock held."""
-        self._counts[node] += 1
+        self._counts[node] = self._counts.get(node, 0) + 1
 
     def releasing(self, node: Node) -> None:
         """A file of the node, or a mapping of one, is being released until :meth:`released`."""
@@ -42,11 +41,14 @@ class PendingReleases:
     def released(self, node: Node) -> None:
         """One of these releases has ended."""
         with self._lock:
-            self._counts[node] -= 1
-            if self._counts[node]:
+            left = self._counts[node] - 1
+            if left:
+                self._counts[node] = left
                 return
             del self._counts[node]
             self._settled.notify_all()
+            if not self._waiting:
+                return
             ready = [go_on for waited_for, go_on in self._waiting if waited_for is node]
             self._waiting = [waiting for waiting in self._waiting if waiting[0] is not node]
         for go_on in ready:

@@ -19,7 +19,6 @@ import functools
 import os
 import select
 import threading
-from collections import Counter
 from collections.abc import Callable
 
 from recuse.channel.workers import Workers
@@ -67,7 +66,7 @@ class FileTable:
         self._pid = os.getpid()
         self._identities = Identities()
         self.pending = PendingReleases(self._lock, errands)
-        self._sources: Counter[PollSource] = Counter()
+        self._sources: dict[PollSource, int] = {}
         """For each source, how many open files it has."""
         self.refresher = ReadinessRefresher(errands)
         self._epoll = select.epoll()
@@ -183,7 +182,7 @@ class FileTable:
             self._by_link[file.link] = file
             self._by_end[file.end.ours] = file
             if (source := file.poll_source) is not None:
-                self._sources[source] += 1
+                self._sources[source] = self._sources.get(source, 0) + 1
             self._epoll.register(file.end.ours, 0)  # hang-ups are always reported
             self._identities.add(file)
 
@@ -238,8 +237,10 @@ class FileTable:
             file.end.close()
             self._identities.remove(file)
             if (source := file.poll_source) is not None:
-                self._sources[source] -= 1
-                if not self._sources[source]:
+                left = self._sources[source] - 1
+                if left:
+                    self._sources[source] = left
+                else:
                     del self._sources[source]
             if file.readiness is not None:
                 self.refresher.watched.discard(file.readiness)

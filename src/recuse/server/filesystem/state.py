@@ -9,7 +9,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from recuse.server.device import File, attach
+from recuse.server.device import File
 from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem import encoding
 from recuse.server.filesystem.filesystem import Filesystem
@@ -122,7 +122,6 @@ class State:
         """``struct fuse_open_out`` for an open file. Raises Misuse if it is not a File."""
         if not isinstance(file, File):
             raise Misuse(f"returned {brief(file)}, not a File")
-        attach(file)
         file.flags = flags
         of_ours = file if isinstance(file, OpenFile) else None
         direct = node.size is None or (of_ours is not None and of_ours.direct)
