@@ -131,6 +131,10 @@ class Contents:
         if valid & FATTR_MTIME:
             now = valid & FATTR_MTIME_NOW
             changes.mtime_ns = time.time_ns() if now else request.mtime * _NS + request.mtimensec
+        elif valid & FATTR_SIZE and valid & FATTR_FH:
+            # ftruncate(2) changes it even if the size stays. Linux leaves that to the server
+            # (fs/fuse/dir.c, update_mtime).
+            changes.mtime_ns = time.time_ns()
         if valid & FATTR_CTIME:
             changes.ctime_ns = request.ctime * _NS + request.ctimensec
         if valid & FATTR_FH:

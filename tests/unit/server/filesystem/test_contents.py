@@ -352,6 +352,18 @@ def test_a_change_by_an_open_file_names_it(serve_filesystem: ServeFilesystem) ->
     assert size == 3
 
 
+def test_ftruncate_changes_the_time_and_truncate_need_not(
+    serve_filesystem: ServeFilesystem,
+) -> None:
+    file = Kept(b"text")
+    peer = serve_filesystem(tree(file=file))
+    number = peer.lookup("file").nodeid
+    fh = peer.open_node(number).fh
+    file.mtime_ns = 0
+    assert change(peer, number, valid=FATTR_SIZE, size=4).attr.mtime == 0
+    assert change(peer, number, valid=FATTR_SIZE | FATTR_FH, fh=fh, size=4).attr.mtime > 0
+
+
 def test_a_directory_has_no_size_to_change(serve_filesystem: ServeFilesystem) -> None:
     peer = serve_filesystem(tree())
     body = fuse_setattr_in(valid=FATTR_SIZE, size=3)
