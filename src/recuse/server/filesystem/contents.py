@@ -182,10 +182,7 @@ class Contents:
     def _read(self, pending: PendingReply, number: int) -> None:
         del number
         handle, offset, size, flags = pick_read(pending.message)
-        file = self._state.files.get(handle)
-        if file is None:
-            pending.fail(errno.EBADF)
-            return
+        file = self._state.file(handle)
         if file.flags != flags:
             file.flags = flags
         self._run(pending, file.read, read_answer, size, size, offset)
@@ -197,10 +194,7 @@ class Contents:
         data = message[WRITE_DATA : WRITE_DATA + size]
         if len(data) != size:
             raise WireError(f"{len(data)} bytes of data, not {size}")
-        file = self._state.files.get(handle)
-        if file is None:
-            pending.fail(errno.EBADF)
-            return
+        file = self._state.file(handle)
         if file.flags != flags:
             file.flags = flags
         self._run(pending, file.write, write_answer, size, data, offset)
