@@ -47,6 +47,7 @@ garbage is collected in any thread, in the middle of anything.
     DeviceTable: the devices, by name and number
     FileLocks: who has locked a device with flock, and who waits for that
     StringReader: the descriptors of the programs' memories
+    FilesystemSession: whether a session of a filesystem has been closed
     Modes: which files of a filesystem use the page cache, and which a backing file
     Notifications: the thread that sends a filesystem's notifications
     KnownNodes: which nodes of a filesystem the kernel half knows, and how often

@@ -2,12 +2,19 @@
 
 import errno
 import logging
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from recuse.runtime.log import Log
-from recuse.wire.fuse import fuse_out_header
+from recuse.wire.errors import WireError
+from recuse.wire.fuse import (
+    FUSE_BATCH_FORGET,
+    FUSE_FORGET,
+    FUSE_NOTIFY_REPLY,
+    fuse_out_header,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,6 +23,9 @@ Send = Callable[[bytes], object]
 """Sends the bytes of an answer to the other end; raises OSError if they are not wanted there."""
 
 log = Log("recuse.server")
+
+NO_REPLY = frozenset({FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_REPLY})
+"""Requests that nobody waits for."""
 
 _pack_out_header = fuse_out_header.CODEC.pack
 _OUT_HEADER_SIZE = fuse_out_header.SIZE
@@ -88,6 +98,22 @@ class PendingReply:
             )
             return False
         return True
+
+
+def answer_fault(pending: PendingReply, error: BaseException) -> None:
+    """Answer a request that was malformed, or that a session failed to serve; log that."""
+    malformed = isinstance(error, struct.error | WireError)
+    if not pending.answered and pending.opcode not in NO_REPLY:
+        pending.fail(errno.ENOMEM if isinstance(error, MemoryError) else errno.EIO)
+    if malformed:
+        log.error("request %d, opcode %d, is malformed: %s", pending.unique, pending.opcode, error)
+    else:
+        log.error(
+            "internal error in request %d, opcode %d",
+            pending.unique,
+            pending.opcode,
+            exc_info=error,
+        )
 
 
 def discard(awaitable: Awaitable[Any]) -> None:

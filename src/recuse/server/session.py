@@ -37,7 +37,7 @@ from recuse.server.dispatch import (
 from recuse.server.errors import Misuse, brief
 from recuse.server.ioctl_retries import IoctlCall, IoctlRetries
 from recuse.server.mappings import Mappings
-from recuse.server.pending_reply import PendingReply, Send
+from recuse.server.pending_reply import NO_REPLY, PendingReply, Send, answer_fault
 from recuse.server.request import OpenRequest
 from recuse.server.runner import Runner, Step
 from recuse.server.sysfs import Link, encoded, show_answer
@@ -62,14 +62,11 @@ from recuse.wire.cuse import (
 )
 from recuse.wire.errors import WireError
 from recuse.wire.fuse import (
-    FUSE_BATCH_FORGET,
-    FUSE_FORGET,
     FUSE_INTERRUPT,
     FUSE_IOCTL,
     FUSE_IOCTL_UNRESTRICTED,
     FUSE_KERNEL_MINOR_VERSION,
     FUSE_KERNEL_VERSION,
-    FUSE_NOTIFY_REPLY,
     FUSE_OPEN,
     FUSE_POLL,
     FUSE_POLL_SCHEDULE_NOTIFY,
@@ -89,7 +86,6 @@ LEAST_MINOR = 11
 
 _O_NONBLOCK = os.O_NONBLOCK
 _HEADER_SIZE = fuse_in_header.SIZE
-_NO_REPLY = frozenset({FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_REPLY})
 
 
 class Session:
@@ -163,21 +159,15 @@ class Session:
         serve = self._serve.get(opcode)
         pending = PendingReply(message, opcode, unique, reply)
         if serve is None:
-            if opcode not in _NO_REPLY:
+            if opcode not in NO_REPLY:
                 pending.fail(errno.ENOSYS)
         elif self._closed:
             pending.fail(errno.ENODEV)
         else:
             try:
                 serve(pending)
-            except (struct.error, WireError) as error:
-                pending.fail(errno.EIO)
-                log.error("request %d, opcode %d, is malformed: %s", unique, opcode, error)
             except BaseException as error:
-                if not pending.answered:
-                    lack = isinstance(error, MemoryError)
-                    pending.fail(errno.ENOMEM if lack else errno.EIO)
-                log.exception("internal error in request %d, opcode %d", unique, opcode)
+                answer_fault(pending, error)
 
     def close(self) -> None:
         """End the session: the connection is gone, or is about to go.

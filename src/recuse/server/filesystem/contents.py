@@ -233,7 +233,7 @@ class Contents:
             pending.fail(errno.ENOSYS)
             return
         (size,) = _pick_getxattr(pending.message)
-        name = _xattr_name(pending.message, HEADER + fuse_getxattr_in.SIZE)
+        name, _ = _xattr_name(pending.message, HEADER + fuse_getxattr_in.SIZE)
         self._run(pending, node.get_xattr, _sized, size, name)
 
     @property
@@ -256,8 +256,8 @@ class Contents:
         message = pending.message
         size, flags = _pick_setxattr(message)
         start = HEADER + self._state.setxattr_size
-        name = _xattr_name(message, start)
-        value = message[message.index(0, start) + 1 :][:size]
+        name, after = _xattr_name(message, start)
+        value = message[after : after + size]
         node = self._state.known.get(number)
         self._run(pending, node.set_xattr, nothing, None, name, value, flags)
 
@@ -266,12 +266,16 @@ class Contents:
             pending.fail(errno.ENOSYS)
             return
         self._check_changes()
-        name = _xattr_name(pending.message, HEADER)
+        name, _ = _xattr_name(pending.message, HEADER)
         self._run(pending, self._state.known.get(number).remove_xattr, nothing, None, name)
 
 
-def _xattr_name(message: bytes, start: int) -> str:
-    return os.fsdecode(message[start : message.index(0, start)])
+def _xattr_name(message: bytes, start: int) -> tuple[str, int]:
+    """Return the name that begins at ``start``, and where what follows it begins."""
+    end = message.find(0, start)
+    if end < 0:
+        raise WireError("a name without an end")
+    return os.fsdecode(message[start:end]), end + 1
 
 
 def _target(returned: Any, _: None) -> bytes:

@@ -144,10 +144,10 @@ class Names:
             file = node.open(request)
             if hasattr(file, "__await__"):
                 return self._opened_later(node, file, flags)
-        return self._state.entry(node, self._state.opened(node, file, flags))
+        return self._state.entry_opened(node, file, flags)
 
     async def _opened_later(self, node: RegularFile, file: Any, flags: int) -> bytes:
-        payload = self._state.entry(node, self._state.opened(node, await file, flags))
+        payload = self._state.entry_opened(node, await file, flags)
         return payload if isinstance(payload, bytes) else await payload
 
     def _mkdir(self, pending: PendingReply, number: int) -> None:

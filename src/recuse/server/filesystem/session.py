@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Final
 
+from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.server.dispatch import pick_head, pick_interrupt
 from recuse.server.filesystem.contents import Contents
@@ -19,7 +20,7 @@ from recuse.server.filesystem.names import Names
 from recuse.server.filesystem.notify import Notifications
 from recuse.server.filesystem.passthrough import BackingFiles
 from recuse.server.filesystem.state import HEADER, State
-from recuse.server.pending_reply import PendingReply, Send
+from recuse.server.pending_reply import NO_REPLY, PendingReply, Send, answer_fault
 from recuse.server.runner import Runner, Step
 from recuse.wire.declare import Structure
 from recuse.wire.errors import WireError
@@ -74,7 +75,6 @@ log = Log("recuse.server")
 LEAST_MINOR: Final = 31
 """Linux 5.2."""
 
-_NO_REPLY: Final = frozenset({FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_REPLY})
 _ENTRIES: Final = frozenset({FUSE_LOOKUP, FUSE_MKDIR, FUSE_MKNOD, FUSE_SYMLINK, FUSE_LINK})
 """Requests whose answer tells the kernel half about a node."""
 _MAKING: Final = frozenset({FUSE_CREATE, FUSE_TMPFILE})
@@ -133,6 +133,7 @@ class FilesystemSession:
         """Minor version of the protocol: the lower of the two halves' versions."""
         self._runner = Runner(self._undelivered, lambda _: None, refuses_enosys=True)
         self._state = State(filesystem, self._runner, owner)
+        self._lock = new_lock("FilesystemSession")
         self._closed = False
         self._notifications: Notifications | None = None
         self._serve = {
@@ -168,15 +169,8 @@ class FilesystemSession:
                 serve(pending, _pick_number(message)[0])
         except OSError as error:
             pending.fail(error.errno or errno.EIO)
-        except (struct.error, WireError, ValueError) as error:
-            if not pending.answered and opcode not in _NO_REPLY:
-                pending.fail(errno.EIO)
-            log.error("request %d, opcode %d, is malformed: %s", unique, opcode, error)
         except BaseException as error:
-            if not pending.answered and opcode not in _NO_REPLY:
-                lack = isinstance(error, MemoryError)
-                pending.fail(errno.ENOMEM if lack else errno.EIO)
-            log.exception("internal error in request %d, opcode %d", unique, opcode)
+            answer_fault(pending, error)
 
     def notify(self, code: int, body: Structure | None, data: bytes) -> None:
         """See `recuse.server.filesystem.filesystem.Session`; nothing happens before INIT."""
@@ -194,23 +188,22 @@ class FilesystemSession:
 
         See `recuse.server.session.Session.close`.
         """
-        if not self._closed:
+        with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            others = (one for one in self.filesystem._sessions if one is not self)
-            self.filesystem._sessions = tuple(others)
-            if self._notifications is not None:
-                self._notifications.close()
-            self._runner.end(self._ending)
+        others = (one for one in self.filesystem._sessions if one is not self)
+        self.filesystem._sessions = tuple(others)
+        if self._notifications is not None:
+            self._notifications.close()
+        self._runner.end(self._ending)
 
     def _ending(self) -> Iterator[Step]:
-        state = self._state
-        for handle in list(state.files):
-            file = state.closed(handle)
-            if file is not None:
-                awaitable = self._runner.quietly(file.release)
-                if awaitable is not None:
-                    yield file.release, awaitable
-        for node in state.known.forget_all():
+        for file in self._state.release_all():
+            awaitable = self._runner.quietly(file.release)
+            if awaitable is not None:
+                yield file.release, awaitable
+        for node in self._state.known.forget_all():
             self._runner.quietly(node.forgotten)
         self._runner.quietly(self.filesystem.close)
 
@@ -231,7 +224,7 @@ class FilesystemSession:
                 self._notifications.retrieved(pending.unique, pending.message)
         elif opcode == FUSE_DESTROY:
             pending.reply(b"")
-        elif opcode not in _NO_REPLY:
+        elif opcode not in NO_REPLY:
             pending.fail(errno.ENOSYS)
 
     def _batch_forget(self, message: bytes) -> None:

@@ -6,7 +6,7 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from recuse.server.device import File
@@ -52,6 +52,8 @@ class State:
         self._attributes = encoding.attributes if owner == encoding.Owner() else owner.of
         self.setxattr_size = FUSE_COMPAT_SETXATTR_IN_SIZE
         """How long a request to set an extended attribute is up to the name."""
+        self._released = False
+        """Whether all open files are being released, as the session ends."""
 
     def valid_of(self, node: Node) -> tuple[int, int]:
         """How long the kernel half may believe what it is told about a node."""
@@ -119,7 +121,12 @@ class State:
         return encoding.statx(attributes, node.btime_ns, self.valid_of(node))
 
     def opened(self, node: Node, file: object, flags: int) -> bytes:
-        """``struct fuse_open_out`` for an open file. Raises Misuse if it is not a File."""
+        """``struct fuse_open_out`` for an open file.
+
+        Raises:
+            Misuse: it is not a File.
+            OSError: ENODEV if the session has closed; then the file is released.
+        """
         if not isinstance(file, File):
             raise Misuse(f"returned {brief(file)}, not a File")
         file.flags = flags
@@ -130,7 +137,36 @@ class State:
         if of_ours is None or type(of_ours).flush is OpenFile.flush:
             how |= FOPEN_NOFLUSH
         self.files[handle] = file
+        if self._released:
+            self.drop(handle)
+            raise OSError(errno.ENODEV, "the session has closed")
         return fuse_open_out(fh=handle, open_flags=how, backing_id=backing).pack()
+
+    def entry_opened(self, node: Node, file: object, flags: int) -> bytes | Awaitable[bytes]:
+        """`entry` and `opened` in one answer. If it cannot be made, the file is released."""
+        opened = self.opened(node, file, flags)
+        handle = fuse_open_out.unpack(opened).fh
+        try:
+            payload = self.entry(node, opened)
+        except BaseException:
+            self.drop(handle)
+            raise
+        return payload if isinstance(payload, bytes) else self._or_drop(payload, handle)
+
+    async def _or_drop(self, payload: Awaitable[bytes], handle: int) -> bytes:
+        try:
+            return await payload
+        except BaseException:
+            self.drop(handle)
+            raise
+
+    def release_all(self) -> Iterator[File]:
+        """Remove and return all open files, one by one; those opened later are released at once."""
+        self._released = True
+        for handle in list(self.files):
+            file = self.closed(handle)
+            if file is not None:
+                yield file
 
     def file(self, handle: int) -> File:
         """Return an open file. Raises OSError: EBADF."""

@@ -1,0 +1,166 @@
+"""The end of a session, and what is opened meanwhile."""
+
+import errno
+import threading
+from typing import Any
+
+import pytest
+
+from recuse import Directory, Filesystem, OpenFile, OpenRequest, RegularFile
+from recuse.wire.filesystem import fuse_create_in
+from recuse.wire.fuse import FUSE_CREATE, FUSE_OPEN, FUSE_OPENDIR, FUSE_TMPFILE, fuse_open_in
+
+from ..conftest import WAIT_S, Failure, Told
+from .conftest import ServeFilesystem
+
+
+class Counted(OpenFile):
+    """Counts its releases."""
+
+    def __init__(self) -> None:
+        self.released = 0
+
+    def release(self) -> None:
+        self.released += 1
+
+
+class Slow(RegularFile):
+    """Opens only when it is told to."""
+
+    def __init__(self) -> None:
+        self.file = Counted()
+        self.opening = threading.Event()
+        self.go_on = threading.Event()
+
+    def open(self, request: OpenRequest) -> OpenFile:
+        self.opening.set()
+        assert self.go_on.wait(WAIT_S)
+        return self.file
+
+
+class Making(Directory):
+    """Makes one file, again and again."""
+
+    def __init__(self, node: RegularFile) -> None:
+        super().__init__({"file": node})
+
+    def create(self, name: str, mode: int) -> Any:
+        return self.children["file"]
+
+    def tmpfile(self, mode: int) -> Any:
+        return self.children["file"]
+
+
+@pytest.mark.parametrize("opcode", [FUSE_OPEN, FUSE_CREATE, FUSE_TMPFILE])
+def test_an_open_that_ends_after_the_session(
+    serve_filesystem: ServeFilesystem, opcode: int
+) -> None:
+    node = Slow()
+    peer = serve_filesystem(Filesystem(Making(node)))
+    number = peer.lookup("file").nodeid
+    requests: dict[int, Any] = {
+        FUSE_OPEN: (FUSE_OPEN, number, fuse_open_in(flags=2)),
+        FUSE_CREATE: (FUSE_CREATE, 1, fuse_create_in(flags=2, mode=0o100644), "new"),
+        FUSE_TMPFILE: (FUSE_TMPFILE, 1, fuse_create_in(flags=2, mode=0o100644), "new"),
+    }
+    sent: list[int] = []
+    opener = threading.Thread(target=lambda: sent.append(peer.send(*requests[opcode])))
+    opener.start()
+    assert node.opening.wait(WAIT_S)
+    peer.session.close()
+    assert node.file.released == 0
+    node.go_on.set()
+    opener.join(WAIT_S)
+    with pytest.raises(Failure) as caught:
+        peer.answer(sent[0])
+    assert caught.value.number == errno.ENODEV
+    assert node.file.released == 1
+
+
+def test_an_open_while_files_are_released(serve_filesystem: ServeFilesystem) -> None:
+    releasing, go_on = threading.Event(), threading.Event()
+
+    class Last(OpenFile):
+        def release(self) -> None:
+            releasing.set()
+            assert go_on.wait(WAIT_S)
+
+    class Opened(RegularFile):
+        def open(self, request: OpenRequest) -> OpenFile:
+            return Last()
+
+    slow = Slow()
+    root = Directory({"first": Opened(), "second": slow})
+    peer = serve_filesystem(Filesystem(root))
+    peer.open_node(peer.lookup("first").nodeid)
+    number = peer.lookup("second").nodeid
+    opener = threading.Thread(target=peer.send, args=(FUSE_OPEN, number, fuse_open_in(flags=2)))
+    opener.start()
+    assert slow.opening.wait(WAIT_S)
+    closer = threading.Thread(target=peer.session.close)
+    closer.start()
+    assert releasing.wait(WAIT_S)
+    slow.go_on.set()
+    opener.join(WAIT_S)
+    go_on.set()
+    closer.join(WAIT_S)
+    assert slow.file.released == 1
+
+
+def test_it_ends_once(serve_filesystem: ServeFilesystem) -> None:
+    """`close` in many threads at once."""
+    for _ in range(50):
+        closed: list[int] = []
+
+        class Ending(Filesystem):
+            root = Directory()
+
+            def close(self, closed: list[int] = closed) -> None:
+                closed.append(1)
+
+        peer = serve_filesystem(Ending())
+        together = threading.Barrier(8)
+
+        def end(session: Any = peer.session, together: threading.Barrier = together) -> None:
+            together.wait(WAIT_S)
+            session.close()
+
+        threads = [threading.Thread(target=end) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert closed == [1]
+
+
+def test_directories_are_not_opened_after_it(serve_filesystem: ServeFilesystem) -> None:
+    peer = serve_filesystem(Filesystem(Directory()))
+    peer.session.close()
+    assert peer.refuses(FUSE_OPENDIR, 1, fuse_open_in()) == errno.ENODEV
+
+
+def test_a_file_of_a_node_that_tells_no_attributes(
+    serve_filesystem: ServeFilesystem, told: Told
+) -> None:
+    """The program gets no descriptor, so nobody would release the file later."""
+
+    class Silent(Slow):
+        def attributes(self) -> Any:
+            raise OSError(errno.EUCLEAN, "no")
+
+    class Mute(Slow):
+        async def attributes(self) -> Any:
+            raise OSError(errno.EUCLEAN, "no")
+
+    class Wrong(Slow):
+        def attributes(self) -> Any:
+            return 5
+
+    for kind, number in ((Silent, errno.EUCLEAN), (Mute, errno.EUCLEAN), (Wrong, errno.EIO)):
+        node = kind()
+        node.go_on.set()
+        peer = serve_filesystem(Filesystem(Making(node)))
+        request = fuse_create_in(flags=2, mode=0o100644)
+        assert peer.refuses(FUSE_CREATE, 1, request, "new") == number
+        assert node.file.released == 1
+    assert told.line().startswith("Making.create returned 5, not a Node")
