@@ -17,7 +17,7 @@ import stat
 import time
 
 import recuse
-from recuse import RENAME_EXCHANGE, RENAME_NOREPLACE, Attributes, Node, NodeFile, OpenRequest
+from recuse import RENAME_EXCHANGE, RENAME_NOREPLACE, Node, NodeFile, OpenRequest
 
 PAGE = 4096
 ZEROS = bytes(PAGE)
@@ -78,19 +78,7 @@ class MemoryFile(MemoryNode, recuse.RegularFile):
     def __init__(self, mode: int, directory: "MemoryDirectory") -> None:
         super().__init__(mode, directory)
         self.pages: dict[int, bytearray] = {}
-
-    def attributes(self) -> Attributes:
-        return Attributes(
-            self.kind | self.mode,
-            self.size,
-            self.nlink,
-            self.uid,
-            self.gid,
-            atime_ns=self.atime_ns,
-            mtime_ns=self.mtime_ns,
-            ctime_ns=self.ctime_ns,
-            blocks=len(self.pages) * PAGE // 512,
-        )
+        self.blocks = 0
 
     def open(self, request: OpenRequest) -> "MemoryOpenFile":
         return MemoryOpenFile(self)
@@ -109,6 +97,7 @@ class MemoryFile(MemoryNode, recuse.RegularFile):
             low, high = max(offset, start), min(end, start + PAGE)
             page[low - start : high - start] = data[low - offset : high - offset]
         self.size = max(self.size, end)
+        self.blocks = len(self.pages) * PAGE // 512
         self.touch()
 
     def truncate(self, size: int) -> None:
@@ -116,6 +105,7 @@ class MemoryFile(MemoryNode, recuse.RegularFile):
             del self.pages[number]
         if (page := self.pages.get(size // PAGE)) is not None:
             page[size % PAGE :] = bytes(PAGE - size % PAGE)
+        self.blocks = len(self.pages) * PAGE // 512
         if size != self.size:
             self.size = size
             self.touch()

@@ -126,6 +126,7 @@ mkdir d e; touch d/a d/b; old d d/a; echo x >>d/a; new d d/a
 old d; touch d/c; new d; old d; rm d/c; new d; old d; mkdir d/s; new d; old d; rmdir d/s; new d
 old d d/a; ln d/a d/l; new d d/a; old d e d/a; mv d/a e/; new d e e/a
 old e/a; chmod 600 e/a; new e/a; old e/a; truncate -s 100 e/a; new e/a; old e/a; : >e/a; new e/a
+touch -d @-1000.25 e/a; stat -c %.2Y e/a
 """,
     )
 

@@ -127,16 +127,16 @@ class Contents:
             changes.size = request.size
         if valid & FATTR_ATIME:
             now = valid & FATTR_ATIME_NOW
-            changes.atime_ns = time.time_ns() if now else request.atime * _NS + request.atimensec
+            changes.atime_ns = time.time_ns() if now else _time_ns(request.atime, request.atimensec)
         if valid & FATTR_MTIME:
             now = valid & FATTR_MTIME_NOW
-            changes.mtime_ns = time.time_ns() if now else request.mtime * _NS + request.mtimensec
+            changes.mtime_ns = time.time_ns() if now else _time_ns(request.mtime, request.mtimensec)
         elif valid & FATTR_SIZE and valid & FATTR_FH:
             # ftruncate(2) changes it even if the size stays. Linux leaves that to the server
             # (fs/fuse/dir.c, update_mtime).
             changes.mtime_ns = time.time_ns()
         if valid & FATTR_CTIME:
-            changes.ctime_ns = request.ctime * _NS + request.ctimensec
+            changes.ctime_ns = _time_ns(request.ctime, request.ctimensec)
         if valid & FATTR_FH:
             changes.file = self._state.files.get(request.fh)
         return changes
@@ -268,6 +268,10 @@ class Contents:
         self._check_changes()
         name, _ = _xattr_name(pending.message, HEADER)
         self._run(pending, self._state.known.get(number).remove_xattr, nothing, None, name)
+
+
+def _time_ns(seconds: int, nanoseconds: int) -> int:
+    return encoding.signed(seconds) * _NS + nanoseconds
 
 
 def _xattr_name(message: bytes, start: int) -> tuple[str, int]:

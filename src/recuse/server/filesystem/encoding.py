@@ -24,6 +24,8 @@ ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLW
 """What files without a poll method are ready for (linux/poll.h, DEFAULT_POLLMASK)."""
 
 _NS = 10**9
+_U64 = (1 << 64) - 1
+"""What makes of seconds before 1970 the unsigned ones that the protocol has."""
 _pack_attr = fuse_attr.CODEC.pack
 _pack_entry = struct.Struct("=QQQQII").pack
 """fuse_entry_out without its attributes, which follow."""
@@ -62,17 +64,20 @@ def valid(seconds: float) -> tuple[int, int]:
     return divmod(int(min(max(seconds, 0.0), _MOST_VALID_S) * _NS), _NS)
 
 
+def signed(seconds: int) -> int:
+    """Seconds as the protocol has them, of 64 bits: they are negative before 1970."""
+    return seconds - (seconds >> 63 << 64)
+
+
 def attributes(node: Node, number: int, told: Any) -> bytes:
     """``struct fuse_attr`` for what `Node.attributes` has returned.
 
     Raises Misuse if it is of the wrong type or out of range.
     """
     if isinstance(told, Node):
-        size = told.size or 0
-        mode, blocks, block_size = node.kind | told.mode & 0o7777, (size + 511) >> 9, 4096
+        size, mode, block_size = told.size or 0, node.kind | told.mode & 0o7777, 4096
     elif isinstance(told, Attributes):
         size, mode, block_size = told.size, told.mode, told.block_size
-        blocks = (size + 511) >> 9 if told.blocks is None else told.blocks
     elif isinstance(told, os.stat_result):
         return _of_stat(number, told)
     else:
@@ -82,10 +87,10 @@ def attributes(node: Node, number: int, told: Any) -> bytes:
         return _pack_attr(
             number,
             size,
-            blocks,
-            atime // _NS,
-            mtime // _NS,
-            ctime // _NS,
+            (size + 511) >> 9 if told.blocks is None else told.blocks,
+            atime // _NS & _U64,
+            mtime // _NS & _U64,
+            ctime // _NS & _U64,
             atime % _NS,
             mtime % _NS,
             ctime % _NS,
@@ -106,9 +111,9 @@ def _of_stat(number: int, told: os.stat_result) -> bytes:
         number,
         told.st_size,
         told.st_blocks,
-        told.st_atime_ns // _NS,
-        told.st_mtime_ns // _NS,
-        told.st_ctime_ns // _NS,
+        told.st_atime_ns // _NS & _U64,
+        told.st_mtime_ns // _NS & _U64,
+        told.st_ctime_ns // _NS & _U64,
         told.st_atime_ns % _NS,
         told.st_mtime_ns % _NS,
         told.st_ctime_ns % _NS,
@@ -150,10 +155,10 @@ def statx(packed: bytes, btime_ns: int | None, attr_valid: tuple[int, int]) -> b
         ino=attr.ino,
         size=attr.size,
         blocks=attr.blocks,
-        atime=fuse_sx_time(attr.atime, attr.atimensec),
+        atime=fuse_sx_time(signed(attr.atime), attr.atimensec),
         btime=born,
-        ctime=fuse_sx_time(attr.ctime, attr.ctimensec),
-        mtime=fuse_sx_time(attr.mtime, attr.mtimensec),
+        ctime=fuse_sx_time(signed(attr.ctime), attr.ctimensec),
+        mtime=fuse_sx_time(signed(attr.mtime), attr.mtimensec),
         rdev_major=os.major(attr.rdev),
         rdev_minor=os.minor(attr.rdev),
     )

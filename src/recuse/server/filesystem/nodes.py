@@ -61,6 +61,8 @@ class Node:
     """Permission bits, 0 to 0o7777."""
     size: int | None = 0
     """In bytes. None if it is not known before the end is read: programs find it by reading."""
+    blocks: int | None = None
+    """In blocks of 512 bytes. None: as many as the size needs."""
     nlink: int = 1
     uid: int = UID
     """By default the user who serves; the group likewise."""

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -333,6 +334,44 @@ def test_changes_are_kept_on_the_node(serve_filesystem: ServeFilesystem) -> None
     attr = change(peer, number, valid=FATTR_MTIME | FATTR_MTIME_NOW).attr
     assert abs(attr.mtime - now) < 3600
     assert peer.getattr(number).attr == attr
+
+
+def test_times_before_1970(serve_filesystem: ServeFilesystem) -> None:
+    """The protocol's seconds are unsigned, the kernel's are not (fs/fuse/inode.c)."""
+    file = Kept(b"text")
+    peer = serve_filesystem(tree(file=file))
+    number = peer.lookup("file").nodeid
+    valid = FATTR_ATIME | FATTR_MTIME
+    seconds = 2**64 - 1000
+    change(peer, number, valid=valid, atime=seconds, atimensec=5, mtime=seconds, mtimensec=6)
+    assert (file.atime_ns, file.mtime_ns) == (5 - 1000 * 10**9, 6 - 1000 * 10**9)
+    attr = peer.getattr(number).attr
+    assert (attr.atime, attr.atimensec, attr.mtime, attr.mtimensec) == (seconds, 5, seconds, 6)
+    answer = fuse_statx_out.unpack(peer.ask(FUSE_STATX, number, bytes(24)))
+    assert (answer.stat.atime.tv_sec, answer.stat.mtime.tv_nsec) == (-1000, 6)
+
+
+def test_times_before_1970_of_a_stat_result(
+    serve_filesystem: ServeFilesystem, tmp_path: Path
+) -> None:
+    class Told(Kept):
+        def attributes(self) -> os.stat_result:
+            return os.stat(tmp_path)
+
+    os.utime(tmp_path, ns=(-1, -2))
+    peer = serve_filesystem(tree(file=Told()))
+    attr = peer.lookup("file").attr
+    assert (attr.atime, attr.atimensec) == (2**64 - 1, 999999999)
+    assert (attr.mtime, attr.mtimensec) == (2**64 - 1, 999999998)
+
+
+def test_blocks(serve_filesystem: ServeFilesystem) -> None:
+    file = Kept(b"x" * 513)
+    peer = serve_filesystem(tree(file=file))
+    number = peer.lookup("file").nodeid
+    assert peer.getattr(number).attr.blocks == 2
+    file.blocks = 7
+    assert peer.getattr(number).attr.blocks == 7
 
 
 def test_a_change_by_an_open_file_names_it(serve_filesystem: ServeFilesystem) -> None:
