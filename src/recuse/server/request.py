@@ -22,7 +22,8 @@ from recuse.wire.fuse import (
 CURRENT: ContextVar[PendingReply] = ContextVar("recuse.request")
 """The request whose handler runs; set by the session."""
 
-# Not from wire's table of all operations: building that would delay each start of a program.
+# Not from wire's table of all operations, which is imported only where it is needed, as what is for
+# filesystems alone: building it would delay each start of a program.
 _OPERATIONS = {
     FUSE_OPEN: "open",
     FUSE_READ: "read",
@@ -52,9 +53,15 @@ class Request:
     def operation(self) -> str:
         """The operation: "open", "read", "write", "ioctl", "poll" or "release".
 
-        Or "mmap", "mmap_commit" (in `File.mapped`), "munmap" or "show" (a file in sysfs).
+        For devices also "mmap", "mmap_commit" (in `File.mapped`), "munmap" or "show" (a file in
+        sysfs). For filesystems the protocol's name in small letters: "lookup", "readdirplus"...
         """
-        return _OPERATIONS[self._pending.opcode]
+        opcode = self._pending.opcode
+        if opcode in _OPERATIONS:
+            return _OPERATIONS[opcode]
+        from recuse.wire.optable import OPERATIONS  # noqa: PLC0415  # as said above
+
+        return OPERATIONS[opcode].name.removeprefix("FUSE_").lower()
 
     @property
     def unique(self) -> int:
@@ -95,6 +102,49 @@ class Request:
             return False
         call = fuse_ioctl_in.unpack(self._pending.message, fuse_in_header.SIZE)
         return bool(call.flags & FUSE_IOCTL_COMPAT)
+
+    @property
+    def umask(self) -> int:
+        """The program's umask, if a filesystem makes something for it; otherwise 0.
+
+        The modes that methods get do not have its bits any more, unless `Served.posix_acls` is set.
+        """
+        from recuse.server.filesystem import extensions  # noqa: PLC0415  # as said above
+
+        return extensions.umask(self._pending.opcode, self._pending.message)
+
+    @property
+    def kill_suidgid(self) -> bool:
+        """Whether the file loses set-user-ID and set-group-ID if what is asked for succeeds.
+
+        The latter only if the group may execute it. Always False without `Served.handle_killpriv`,
+        except where an access control list is set (`Served.posix_acls`): that takes set-group-ID
+        away from the file of a program that is not in its group.
+        """
+        from recuse.server.filesystem import extensions  # noqa: PLC0415  # as said above
+
+        return extensions.kill_suidgid(self._pending.opcode, self._pending.message)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Supplementary groups of the program, if a filesystem makes something for it.
+
+        It is only the directory's group, if it is one of the program's (Linux 6.4): whoever makes a
+        file with set-group-ID there may keep that.
+        """
+        from recuse.server.filesystem import extensions  # noqa: PLC0415  # as said above
+
+        return extensions.groups(self._pending.message)
+
+    @property
+    def security_contexts(self) -> dict[str, bytes]:
+        """The extended attributes with security contexts that what is made must have.
+
+        Always empty without `Served.security_contexts`, or if Linux uses nothing such as SELinux.
+        """
+        from recuse.server.filesystem import extensions  # noqa: PLC0415  # as said above
+
+        return extensions.security_contexts(self._pending.message)
 
     def _header(self) -> fuse_in_header:
         return fuse_in_header.unpack(self._pending.message)

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from recuse.runtime.locks import new_lock
@@ -49,14 +49,13 @@ class Runner:
         undelivered: Callable[[PendingReply, bytes], None],
         failed: Callable[[PendingReply], None],
         *,
-        refuses_enosys: bool = False,
+        refuses_enosys: Container[int] = (FUSE_OPEN,),
     ) -> None:
         """Make it.
 
         ``undelivered`` is called for successes that the other end does not accept, ``failed`` for
-        requests that were answered with an error. With ``refuses_enosys``, no method may answer
-        ENOSYS, as the kernel half would remember it for ever. Otherwise only methods that open
-        may not.
+        requests that were answered with an error. Methods may not answer the opcodes in
+        ``refuses_enosys`` with ENOSYS, as the kernel half would remember it for ever.
         """
         self._refuses_enosys = refuses_enosys
         self._undelivered = undelivered
@@ -256,8 +255,7 @@ class Runner:
         if isinstance(error, OSError) and is_errno(error.errno):
             number = error.errno
             logged = pending.opcode in (FUSE_RELEASE, RECUSE_MUNMAP)
-            final = self._refuses_enosys or pending.opcode == FUSE_OPEN
-            if final and number == errno.ENOSYS:
+            if number == errno.ENOSYS and pending.opcode in self._refuses_enosys:
                 # The kernel half would never send such a request again.
                 complaint = "%s raised ENOSYS: EIO for the program"
                 number = errno.EIO

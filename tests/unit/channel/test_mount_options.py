@@ -16,7 +16,6 @@ from recuse.channel.mount_options import (
 )
 from recuse.server.filesystem.attributes import Attributes
 from recuse.server.filesystem.encoding import Owner, attributes
-from recuse.server.filesystem.nodes import Directory
 from recuse.wire.filesystem import fuse_attr
 
 
@@ -82,8 +81,8 @@ def test_all_options_are_accepted() -> None:
 
 def test_another_owner() -> None:
     told = Attributes(mode=0o100640, uid=1, gid=2)
-    plain = fuse_attr.unpack(attributes(Directory(), 5, told))
+    plain = fuse_attr.unpack(attributes(5, told))
     assert (plain.mode, plain.uid, plain.gid, plain.ino) == (0o100640, 1, 2, 5)
-    changed = fuse_attr.unpack(Owner(7, 8, 0o22).of(Directory(), 5, told))
+    changed = fuse_attr.unpack(Owner(7, 8, 0o22).of(5, told))
     assert (changed.mode, changed.uid, changed.gid, changed.ino) == (0o100755, 7, 8, 5)
-    assert Owner().of(Directory(), 5, told) == attributes(Directory(), 5, told)
+    assert Owner().of(5, told) == attributes(5, told)

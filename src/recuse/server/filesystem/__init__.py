@@ -1,7 +1,16 @@
 """Filesystems: what an author subclasses, and the session that serves them.
 
-The authors' API is `filesystem`, `nodes`, `open_file` and `attributes`. `session` connects the
-protocol to it. `names`, `contents` and `file_calls` have the operations. `known` has the numbers of
-nodes, `listing` the open directories. `passthrough` has what several opens of one file must agree
-on, and `notify` sends what the kernel did not ask for.
+Authors have two levels, which are served alike (`served`). One is `filesystem`, `nodes` and
+`open_file`: a tree of objects. The other is `inodes`: a method for each operation. Both use the
+values in `attributes`.
+
+`session` connects the protocol to either `level`, after `init` has agreed with the kernel half on
+what is used. `requests` takes messages apart, `answers` and `encoding` put them together, and
+`extensions` reads what comes with some of them.
+
+`node_level` has the operations on nodes, in `names`, `contents` and `file_calls`, with what they
+share in `state`. `known` has the numbers of nodes, `listing` the open directories.
+
+`passthrough` has what several opens of one file must agree on, `undelivered` what is taken back if
+the kernel half did not get an answer, and `notify` sends what it did not ask for.
 """

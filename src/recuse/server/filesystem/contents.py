@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from recuse.server.dispatch import (
     WRITE_DATA,
     pick_read,
-    pick_release,
     pick_write,
-    picker,
     read_answer,
     release_answer,
     write_answer,
 )
-from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem import encoding
-from recuse.server.filesystem.attributes import Changes
-from recuse.server.filesystem.names import as_it_is, nothing
+from recuse.server.filesystem.answers import (
+    as_it_is,
+    nothing,
+    target,
+    xattr_names,
+    xattr_value,
+)
+from recuse.server.filesystem.attributes import Changes, Lock
+from recuse.server.filesystem.level import Operation
 from recuse.server.filesystem.nodes import Node, RegularFile, Symlink
 from recuse.server.filesystem.open_file import OpenFile
-from recuse.server.filesystem.state import HEADER, Operation, State, of_kind
+from recuse.server.filesystem.requests import (
+    GETXATTR_NAME,
+    HEADER,
+    changing,
+    pick_flush,
+    pick_fsync,
+    pick_getxattr,
+    pick_open,
+    pick_release,
+    setting_xattr,
+    text_at,
+)
+from recuse.server.filesystem.state import InTurn, State, of_kind
 from recuse.server.pending_reply import PendingReply
 from recuse.server.request import OpenRequest
 from recuse.wire.errors import WireError
-from recuse.wire.filesystem import (
-    fuse_getxattr_in,
-    fuse_getxattr_out,
-    fuse_setattr_in,
-    fuse_setxattr_in,
-)
 from recuse.wire.fuse import (
-    FATTR_ATIME,
-    FATTR_ATIME_NOW,
-    FATTR_CTIME,
-    FATTR_FH,
-    FATTR_GID,
-    FATTR_MODE,
-    FATTR_MTIME,
-    FATTR_MTIME_NOW,
-    FATTR_SIZE,
-    FATTR_UID,
     FUSE_FLUSH,
     FUSE_FSYNC,
     FUSE_FSYNC_FDATASYNC,
@@ -54,24 +57,13 @@ from recuse.wire.fuse import (
     FUSE_READ,
     FUSE_READLINK,
     FUSE_RELEASE,
+    FUSE_RELEASE_FLOCK_UNLOCK,
     FUSE_REMOVEXATTR,
     FUSE_SETATTR,
     FUSE_SETXATTR,
     FUSE_STATFS,
     FUSE_WRITE,
-    fuse_flush_in,
-    fuse_fsync_in,
-    fuse_open_in,
 )
-
-_pick_open = picker(fuse_open_in, "flags").unpack_from
-_pick_flush = picker(fuse_flush_in, "fh").unpack_from
-_pick_fsync = picker(fuse_fsync_in, "fh", "fsync_flags").unpack_from
-_pick_getxattr = picker(fuse_getxattr_in, "size").unpack_from
-_pick_setxattr = picker(fuse_setxattr_in, "size", "flags").unpack_from
-_NS: Final = 10**9
-_XATTR_MAX: Final = 65536
-_pack_xattr_size = fuse_getxattr_out.CODEC.pack
 
 
 class Contents:
@@ -111,69 +103,34 @@ class Contents:
     def _setattr(self, pending: PendingReply, number: int) -> None:
         node = self._state.known.get(number)
         self._check_changes()
-        changes = self._changes(fuse_setattr_in.unpack(pending.message, HEADER))
+        changes, handle = changing(pending.message)
+        if handle is not None:
+            changes.file = self._state.files.get(handle)
         self._run(pending, node.change, self._changed, node, changes)
-
-    def _changes(self, request: fuse_setattr_in) -> Changes:
-        valid = request.valid
-        changes = Changes()
-        if valid & FATTR_MODE:
-            changes.mode = request.mode & 0o7777
-        if valid & FATTR_UID:
-            changes.uid = request.uid
-        if valid & FATTR_GID:
-            changes.gid = request.gid
-        if valid & FATTR_SIZE:
-            changes.size = request.size
-        if valid & FATTR_ATIME:
-            now = valid & FATTR_ATIME_NOW
-            changes.atime_ns = time.time_ns() if now else _time_ns(request.atime, request.atimensec)
-        if valid & FATTR_MTIME:
-            now = valid & FATTR_MTIME_NOW
-            changes.mtime_ns = time.time_ns() if now else _time_ns(request.mtime, request.mtimensec)
-        elif valid & FATTR_SIZE and valid & FATTR_FH:
-            # ftruncate(2) changes it even if the size stays. Linux leaves that to the server
-            # (fs/fuse/dir.c, update_mtime).
-            changes.mtime_ns = time.time_ns()
-        if valid & FATTR_CTIME:
-            changes.ctime_ns = _time_ns(request.ctime, request.ctimensec)
-        if valid & FATTR_FH:
-            changes.file = self._state.files.get(request.fh)
-        return changes
 
     def _changed(self, _: Any, node: Node) -> Any:
         return self._state.attr(node)
 
     def _readlink(self, pending: PendingReply, number: int) -> None:
         link: Symlink = of_kind(self._state.known.get(number), Symlink)
-        self._run(pending, link.readlink, _target, None)
+        self._run(pending, link.readlink, target, None)
 
     def _statfs(self, pending: PendingReply, number: int) -> None:
         del number
         self._run(pending, self._state.filesystem.statistics, encoding.statistics, None)
 
     def _open(self, pending: PendingReply, number: int) -> None:
-        (flags,) = _pick_open(pending.message)
+        (flags,) = pick_open(pending.message)
         node: RegularFile = of_kind(self._state.known.get(number), RegularFile)
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             self._check_changes()
         if flags & os.O_TRUNC:
             # With FUSE_ATOMIC_O_TRUNC nobody else truncates it.
-            self._run(pending, self._truncate_and_open, self._opened, (node, flags), node, pending)
-            return
-        self._run(pending, node.open, self._opened, (node, flags), OpenRequest(pending))
-
-    def _truncate_and_open(self, node: RegularFile, pending: PendingReply) -> Any:
-        now = time.time_ns()
-        changed = node.change(Changes(size=0, mtime_ns=now))
-        if changed is not None:
-            return self._open_later(changed, node, pending)
-        return node.open(OpenRequest(pending))
-
-    async def _open_later(self, changed: Any, node: RegularFile, pending: PendingReply) -> Any:
-        await changed
-        file = node.open(OpenRequest(pending))
-        return await file if hasattr(file, "__await__") else file
+            truncate = partial(node.change, Changes(size=0, mtime_ns=time.time_ns()))
+            method: Callable[..., Any] = InTurn(truncate, node.open)
+        else:
+            method = node.open
+        self._run(pending, method, self._opened, (node, flags), OpenRequest(pending))
 
     def _opened(self, file: Any, context: tuple[RegularFile, int]) -> bytes:
         node, flags = context
@@ -201,16 +158,22 @@ class Contents:
 
     def _flush(self, pending: PendingReply, number: int) -> None:
         del number
-        (handle,) = _pick_flush(pending.message)
+        handle, owner = pick_flush(pending.message)
         file = self._state.file(handle)
-        if isinstance(file, OpenFile):
-            self._run(pending, file.flush, nothing, None)
-        else:
+        if not isinstance(file, OpenFile):
             pending.reply(b"")
+        elif self._state.filesystem.posix_locks:
+            # Linux leaves it to the server to unlock what was locked with fcntl(2) by the program
+            # that closes a descriptor (fs/fuse/file.c, fuse_setlk).
+            unlock, arguments = file.set_lock, (Lock(fcntl.F_UNLCK), owner, False)
+            method = InTurn(file.flush, unlock, anyway=True)
+            self._run(pending, method, nothing, None, *arguments)
+        else:
+            self._run(pending, file.flush, nothing, None)
 
     def _fsync(self, pending: PendingReply, number: int) -> None:
         del number
-        handle, flags = _pick_fsync(pending.message)
+        handle, flags = pick_fsync(pending.message)
         data_only = bool(flags & FUSE_FSYNC_FDATASYNC)
         file = self._state.file(handle)
         if isinstance(file, OpenFile):
@@ -220,21 +183,25 @@ class Contents:
 
     def _release(self, pending: PendingReply, number: int) -> None:
         del number
-        (handle,) = pick_release(pending.message)
+        handle, flags, owner = pick_release(pending.message)
         file = self._state.closed(handle)
         if file is None:
             pending.fail(errno.EBADF)
-            return
-        self._run(pending, file.release, release_answer, None)
+        elif flags & FUSE_RELEASE_FLOCK_UNLOCK and isinstance(file, OpenFile):
+            unlock = partial(file.set_lock, Lock(fcntl.F_UNLCK, flock=True), owner, False)
+            method = InTurn(unlock, file.release, anyway=True)
+            self._run(pending, method, release_answer, None)
+        else:
+            self._run(pending, file.release, release_answer, None)
 
     def _getxattr(self, pending: PendingReply, number: int) -> None:
         node = self._state.known.get(number)
         if type(node).get_xattr is Node.get_xattr and self._no_xattrs:
             pending.fail(errno.ENOSYS)
             return
-        (size,) = _pick_getxattr(pending.message)
-        name, _ = _xattr_name(pending.message, HEADER + fuse_getxattr_in.SIZE)
-        self._run(pending, node.get_xattr, _sized, size, name)
+        (size,) = pick_getxattr(pending.message)
+        name, _ = text_at(pending.message, GETXATTR_NAME)
+        self._run(pending, node.get_xattr, xattr_value, size, name)
 
     @property
     def _no_xattrs(self) -> bool:
@@ -245,19 +212,15 @@ class Contents:
         if self._no_xattrs:
             pending.fail(errno.ENOSYS)
             return
-        (size,) = _pick_getxattr(pending.message)
-        self._run(pending, self._state.known.get(number).list_xattr, _listed, size)
+        (size,) = pick_getxattr(pending.message)
+        self._run(pending, self._state.known.get(number).list_xattr, xattr_names, size)
 
     def _setxattr(self, pending: PendingReply, number: int) -> None:
         if self._no_xattrs:
             pending.fail(errno.ENOSYS)
             return
         self._check_changes()
-        message = pending.message
-        size, flags = _pick_setxattr(message)
-        start = HEADER + self._state.setxattr_size
-        name, after = _xattr_name(message, start)
-        value = message[after : after + size]
+        name, value, flags = setting_xattr(pending.message, self._state.setxattr_size)
         node = self._state.known.get(number)
         self._run(pending, node.set_xattr, nothing, None, name, value, flags)
 
@@ -266,40 +229,5 @@ class Contents:
             pending.fail(errno.ENOSYS)
             return
         self._check_changes()
-        name, _ = _xattr_name(pending.message, HEADER)
+        name, _ = text_at(pending.message, HEADER)
         self._run(pending, self._state.known.get(number).remove_xattr, nothing, None, name)
-
-
-def _time_ns(seconds: int, nanoseconds: int) -> int:
-    return encoding.signed(seconds) * _NS + nanoseconds
-
-
-def _xattr_name(message: bytes, start: int) -> tuple[str, int]:
-    """Return the name that begins at ``start``, and where what follows it begins."""
-    end = message.find(0, start)
-    if end < 0:
-        raise WireError("a name without an end")
-    return os.fsdecode(message[start:end]), end + 1
-
-
-def _target(returned: Any, _: None) -> bytes:
-    if not isinstance(returned, str | bytes):
-        raise Misuse(f"returned {brief(returned)}, not a str")
-    return os.fsencode(returned)
-
-
-def _sized(returned: Any, room: int) -> bytes:
-    """An attribute's value, or its size if the program only asks for that."""
-    try:
-        value = bytes(memoryview(returned))
-    except TypeError:
-        raise Misuse(f"returned {brief(returned)}, not bytes") from None
-    if not room:
-        return _pack_xattr_size(len(value), 0)
-    if len(value) > room:
-        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
-    return value
-
-
-def _listed(returned: Any, room: int) -> bytes:
-    return _sized(b"".join(os.fsencode(name) + b"\0" for name in returned), room)

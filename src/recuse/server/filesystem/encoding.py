@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem.attributes import Attributes, Statistics
 from recuse.server.filesystem.nodes import Node
+from recuse.server.filesystem.requests import signed
 from recuse.wire.filesystem import (
     fuse_attr,
     fuse_kstatfs,
@@ -46,9 +47,9 @@ class Owner(NamedTuple):
     umask: int | None = None
     """Permission bits that are always off; all others are on for everybody."""
 
-    def of(self, node: Node, number: int, told: Any) -> bytes:
+    def of(self, number: int, told: Any) -> bytes:
         """See `attributes`."""
-        packed = bytearray(attributes(node, number, told))
+        packed = bytearray(attributes(number, told))
         if self.umask is not None:
             (mode,) = _U32.unpack_from(packed, _MODE)
             _U32.pack_into(packed, _MODE, stat.S_IFMT(mode) | 0o777 & ~self.umask)
@@ -64,18 +65,13 @@ def valid(seconds: float) -> tuple[int, int]:
     return divmod(int(min(max(seconds, 0.0), _MOST_VALID_S) * _NS), _NS)
 
 
-def signed(seconds: int) -> int:
-    """Seconds as the protocol has them, of 64 bits: they are negative before 1970."""
-    return seconds - (seconds >> 63 << 64)
-
-
-def attributes(node: Node, number: int, told: Any) -> bytes:
+def attributes(number: int, told: Any) -> bytes:
     """``struct fuse_attr`` for what `Node.attributes` has returned.
 
     Raises Misuse if it is of the wrong type or out of range.
     """
     if isinstance(told, Node):
-        size, mode, block_size = told.size or 0, node.kind | told.mode & 0o7777, 4096
+        size, mode, block_size = told.size or 0, told.kind | told.mode & 0o7777, 4096
     elif isinstance(told, Attributes):
         size, mode, block_size = told.size, told.mode, told.block_size
     elif isinstance(told, os.stat_result):

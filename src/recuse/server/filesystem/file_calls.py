@@ -4,42 +4,39 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
 
 from recuse.server.device import File, notify_once
 from recuse.server.dispatch import (
     IOCTL_DATA,
     pick_ioctl,
     pick_poll,
-    picker,
     poll_answer,
     write_answer,
 )
-from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem import encoding
-from recuse.server.filesystem.attributes import Lock
-from recuse.server.filesystem.names import as_it_is, nothing
+from recuse.server.filesystem.answers import as_it_is, copied, lock, nothing
+from recuse.server.filesystem.answers import offset as offset_answer
+from recuse.server.filesystem.level import Operation
 from recuse.server.filesystem.open_file import OpenFile
-from recuse.server.filesystem.state import HEADER, Operation, State
+from recuse.server.filesystem.requests import (
+    MOST_COPIED,
+    locking,
+    pick_copy,
+    pick_fallocate,
+    pick_lseek,
+)
+from recuse.server.filesystem.state import State
 from recuse.server.ioctl_retries import IoctlCall
 from recuse.server.pending_reply import PendingReply
+from recuse.server.runner import Answer
 from recuse.wire.errors import WireError
-from recuse.wire.filesystem import (
-    fuse_copy_file_range_in,
-    fuse_fallocate_in,
-    fuse_file_lock,
-    fuse_lk_in,
-    fuse_lk_out,
-    fuse_lseek_in,
-    fuse_lseek_out,
-)
 from recuse.wire.fuse import (
     FUSE_ACCESS,
     FUSE_COPY_FILE_RANGE,
+    FUSE_COPY_FILE_RANGE_64,
     FUSE_FALLOCATE,
     FUSE_GETLK,
     FUSE_IOCTL,
-    FUSE_LK_FLOCK,
     FUSE_LSEEK,
     FUSE_POLL,
     FUSE_POLL_SCHEDULE_NOTIFY,
@@ -48,10 +45,6 @@ from recuse.wire.fuse import (
     FUSE_STATX,
     FUSE_SYNCFS,
 )
-
-_pick_fallocate = picker(fuse_fallocate_in, "fh", "offset", "length", "mode").unpack_from
-_pick_lseek = picker(fuse_lseek_in, "fh", "offset", "whence").unpack_from
-_pack_lseek = fuse_lseek_out.CODEC.pack
 
 
 class FileCalls:
@@ -72,6 +65,7 @@ class FileCalls:
             FUSE_FALLOCATE: self._fallocate,
             FUSE_LSEEK: self._lseek,
             FUSE_COPY_FILE_RANGE: self._copy_file_range,
+            FUSE_COPY_FILE_RANGE_64: self._copy_file_range,
             FUSE_STATX: self._statx,
             FUSE_SYNCFS: self._syncfs,
             FUSE_ACCESS: self._access,
@@ -112,40 +106,42 @@ class FileCalls:
 
     def _getlk(self, pending: PendingReply, number: int) -> None:
         del number
-        request = fuse_lk_in.unpack(pending.message, HEADER)
-        file = self._open_file(request.fh, errno.EINVAL)
-        self._run(pending, file.get_lock, _lock_answer, None, _lock(request), request.owner)
+        handle, asked, owner = locking(pending.message)
+        file = self._open_file(handle, errno.EINVAL)
+        self._run(pending, file.get_lock, lock, None, asked, owner)
 
     def _setlk(self, pending: PendingReply, number: int) -> None:
         del number
-        request = fuse_lk_in.unpack(pending.message, HEADER)
-        file = self._open_file(request.fh, errno.EINVAL)
+        handle, asked, owner = locking(pending.message)
+        file = self._open_file(handle, errno.EINVAL)
         wait = pending.opcode == FUSE_SETLKW
-        self._run(pending, file.set_lock, nothing, None, _lock(request), request.owner, wait)
+        self._run(pending, file.set_lock, nothing, None, asked, owner, wait)
 
     def _fallocate(self, pending: PendingReply, number: int) -> None:
         del number
-        handle, offset, length, mode = _pick_fallocate(pending.message)
+        handle, offset, length, mode = pick_fallocate(pending.message)
         file = self._open_file(handle, errno.EOPNOTSUPP)
         self._run(pending, file.allocate, nothing, None, mode, offset, length)
 
     def _lseek(self, pending: PendingReply, number: int) -> None:
-        handle, offset, whence = _pick_lseek(pending.message)
+        handle, offset, whence = pick_lseek(pending.message)
         file = self._open_file(handle, errno.EINVAL)
         if type(file).seek is OpenFile.seek:
             size = self._state.known.get(number).size or 0
-            self._run(pending, _seek_without_holes, _seek_answer, None, size, offset, whence)
+            self._run(pending, _seek_without_holes, offset_answer, None, size, offset, whence)
         else:
-            self._run(pending, file.seek, _seek_answer, None, offset, whence)
+            self._run(pending, file.seek, offset_answer, None, offset, whence)
 
     def _copy_file_range(self, pending: PendingReply, number: int) -> None:
         del number
-        request = fuse_copy_file_range_in.unpack(pending.message, HEADER)
-        file = self._open_file(request.fh_in, errno.EOPNOTSUPP)
-        other = self._open_file(request.fh_out, errno.EOPNOTSUPP)
-        size = min(request.len, 0x7FFFF000)
-        arguments = request.off_in, other, request.off_out, size
-        self._run(pending, file.copy_to, write_answer, size, *arguments)
+        handle, offset, _, other_handle, other_offset, length, _ = pick_copy(pending.message)
+        file = self._open_file(handle, errno.EOPNOTSUPP)
+        other = self._open_file(other_handle, errno.EOPNOTSUPP)
+        answer: Answer = copied
+        if pending.opcode == FUSE_COPY_FILE_RANGE:
+            # The answer has only 32 bits for it.
+            length, answer = min(length, MOST_COPIED), write_answer
+        self._run(pending, file.copy_to, answer, length, offset, other, other_offset, length)
 
     def _statx(self, pending: PendingReply, number: int) -> None:
         node = self._state.known.get(number)
@@ -161,28 +157,7 @@ class FileCalls:
         pending.fail(errno.ENOSYS)
 
 
-def _lock(request: fuse_lk_in) -> Lock:
-    asked = request.lk
-    flock = bool(request.lk_flags & FUSE_LK_FLOCK)
-    return Lock(asked.type, asked.start, asked.end, asked.pid, flock)
-
-
-def _lock_answer(returned: Any, _: None) -> bytes:
-    if not isinstance(returned, Lock):
-        raise Misuse(f"returned {brief(returned)}, not a Lock")
-    lock = fuse_file_lock(
-        start=returned.start, end=returned.end, type=returned.type, pid=returned.pid
-    )
-    return fuse_lk_out(lk=lock).pack()
-
-
 def _seek_without_holes(size: int, offset: int, whence: int) -> int:
     if offset >= size:
         raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
     return offset if whence == os.SEEK_DATA else size
-
-
-def _seek_answer(returned: Any, _: None) -> bytes:
-    if not isinstance(returned, int) or not 0 <= returned < 1 << 63:
-        raise Misuse(f"returned {brief(returned)}, not an offset")
-    return _pack_lseek(returned)

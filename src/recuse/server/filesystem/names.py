@@ -8,24 +8,37 @@ import stat
 import struct
 from typing import Any, Final
 
-from recuse.server.dispatch import picker
 from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem import encoding
+from recuse.server.filesystem.answers import as_it_is, nothing
+from recuse.server.filesystem.level import Operation
 from recuse.server.filesystem.listing import Item, Listing
 from recuse.server.filesystem.nodes import Directory, Node, RegularFile
-from recuse.server.filesystem.state import HEADER, Operation, State, made, name_at, of_kind
+from recuse.server.filesystem.requests import (
+    CREATE_NAME,
+    HEADER,
+    LINK_NAME,
+    MKDIR_NAME,
+    MKNOD_NAME,
+    name_at,
+    name_of,
+    pick_create,
+    pick_fsync,
+    pick_link,
+    pick_mkdir,
+    pick_mknod,
+    pick_readdir,
+    pick_release,
+    renaming,
+    text_at,
+)
+from recuse.server.filesystem.state import State, made, of_kind
 from recuse.server.pending_reply import PendingReply
 from recuse.server.request import OpenRequest
 from recuse.wire.filesystem import (
     fuse_attr,
-    fuse_create_in,
     fuse_dirent,
     fuse_entry_out,
-    fuse_link_in,
-    fuse_mkdir_in,
-    fuse_mknod_in,
-    fuse_rename2_in,
-    fuse_rename_in,
 )
 from recuse.wire.fuse import (
     FUSE_CREATE,
@@ -45,21 +58,8 @@ from recuse.wire.fuse import (
     FUSE_SYMLINK,
     FUSE_TMPFILE,
     FUSE_UNLINK,
-    fuse_fsync_in,
     fuse_open_out,
-    fuse_read_in,
-    fuse_release_in,
 )
-
-_pick_mknod = picker(fuse_mknod_in, "mode", "rdev").unpack_from
-_pick_mkdir = picker(fuse_mkdir_in, "mode").unpack_from
-_pick_rename = picker(fuse_rename_in, "newdir").unpack_from
-_pick_rename2 = picker(fuse_rename2_in, "newdir", "flags").unpack_from
-_pick_link = picker(fuse_link_in, "oldnodeid").unpack_from
-_pick_create = picker(fuse_create_in, "flags", "mode").unpack_from
-_pick_readdir = picker(fuse_read_in, "fh", "offset", "size").unpack_from
-_pick_fsync = picker(fuse_fsync_in, "fsync_flags").unpack_from
-_pick_release = picker(fuse_release_in, "fh").unpack_from
 
 _pack_dirent = fuse_dirent.CODEC.pack
 _NO_ENTRY: Final = bytes(fuse_entry_out.SIZE)
@@ -88,7 +88,7 @@ class Names:
             FUSE_UNLINK: self._unlink,
             FUSE_RMDIR: self._rmdir,
             FUSE_RENAME: self._rename,
-            FUSE_RENAME2: self._rename2,
+            FUSE_RENAME2: self._rename,
             FUSE_OPENDIR: self._opendir,
             FUSE_READDIR: self._readdir,
             FUSE_READDIRPLUS: self._readdir,
@@ -108,7 +108,7 @@ class Names:
 
     def _lookup(self, pending: PendingReply, number: int) -> None:
         directory = self._directory(number)
-        name, _ = name_at(pending.message, HEADER)
+        name = name_of(pending.message)
         self._run(pending, directory.lookup, self._found, None, name)
 
     def _found(self, node: Any, _: None) -> Any:
@@ -123,14 +123,14 @@ class Names:
         return self._state.entry(node)
 
     def _create(self, pending: PendingReply, number: int) -> None:
-        flags, mode = _pick_create(pending.message)
-        name, _ = name_at(pending.message, HEADER + fuse_create_in.SIZE)
+        flags, mode = pick_create(pending.message)
+        name, _ = name_at(pending.message, CREATE_NAME)
         directory = self._changing(number)
         context = flags, OpenRequest(pending)
         self._run(pending, directory.create, self._created, context, name, stat.S_IMODE(mode))
 
     def _tmpfile(self, pending: PendingReply, number: int) -> None:
-        flags, mode = _pick_create(pending.message)
+        flags, mode = pick_create(pending.message)
         directory = self._changing(number)
         context = flags, OpenRequest(pending)
         self._run(pending, directory.tmpfile, self._created, context, stat.S_IMODE(mode))
@@ -151,14 +151,14 @@ class Names:
         return payload if isinstance(payload, bytes) else await payload
 
     def _mkdir(self, pending: PendingReply, number: int) -> None:
-        (mode,) = _pick_mkdir(pending.message)
-        name, _ = name_at(pending.message, HEADER + fuse_mkdir_in.SIZE)
+        (mode,) = pick_mkdir(pending.message)
+        name, _ = name_at(pending.message, MKDIR_NAME)
         directory = self._changing(number)
         self._run(pending, directory.mkdir, self._entry, None, name, stat.S_IMODE(mode))
 
     def _mknod(self, pending: PendingReply, number: int) -> None:
-        mode, rdev = _pick_mknod(pending.message)
-        name, _ = name_at(pending.message, HEADER + fuse_mknod_in.SIZE)
+        mode, rdev = pick_mknod(pending.message)
+        name, _ = name_at(pending.message, MKNOD_NAME)
         directory = self._changing(number)
         if stat.S_ISREG(mode):
             self._run(pending, directory.create, self._made_file, None, name, stat.S_IMODE(mode))
@@ -175,12 +175,12 @@ class Names:
         message = pending.message
         name, target = name_at(message, HEADER)
         directory = self._changing(number)
-        leads_to = os.fsdecode(message[target:].partition(b"\0")[0])
+        leads_to, _ = text_at(message, target)
         self._run(pending, directory.symlink, self._entry, None, name, leads_to)
 
     def _link(self, pending: PendingReply, number: int) -> None:
-        (old,) = _pick_link(pending.message)
-        name, _ = name_at(pending.message, HEADER + fuse_link_in.SIZE)
+        (old,) = pick_link(pending.message)
+        name, _ = name_at(pending.message, LINK_NAME)
         directory = self._changing(number)
         node = self._state.known.get(old)
         self._run(pending, directory.link, self._linked, node, name, node)
@@ -189,26 +189,15 @@ class Names:
         return self._state.entry(node)
 
     def _unlink(self, pending: PendingReply, number: int) -> None:
-        name, _ = name_at(pending.message, HEADER)
+        name = name_of(pending.message)
         self._run(pending, self._changing(number).unlink, nothing, None, name)
 
     def _rmdir(self, pending: PendingReply, number: int) -> None:
-        name, _ = name_at(pending.message, HEADER)
+        name = name_of(pending.message)
         self._run(pending, self._changing(number).rmdir, nothing, None, name)
 
     def _rename(self, pending: PendingReply, number: int) -> None:
-        (target,) = _pick_rename(pending.message)
-        self._move(pending, number, target, 0, HEADER + fuse_rename_in.SIZE)
-
-    def _rename2(self, pending: PendingReply, number: int) -> None:
-        target, flags = _pick_rename2(pending.message)
-        self._move(pending, number, target, flags, HEADER + fuse_rename2_in.SIZE)
-
-    def _move(
-        self, pending: PendingReply, number: int, target: int, flags: int, start: int
-    ) -> None:
-        name, after = name_at(pending.message, start)
-        new_name, _ = name_at(pending.message, after)
+        name, target, new_name, flags = renaming(pending.message, pending.opcode)
         directory, other = self._changing(number), self._directory(target)
         self._run(pending, directory.rename, nothing, None, name, other, new_name, flags)
 
@@ -216,21 +205,22 @@ class Names:
         listing = Listing(self._directory(number))
         handle = self._state.handle()
         self._state.listings[handle] = listing
-        pending.reply(fuse_open_out(fh=handle).pack())
+        if not pending.reply(fuse_open_out(fh=handle).pack()):
+            self._state.drop(handle)
 
     def _releasedir(self, pending: PendingReply, number: int) -> None:
         del number
-        (handle,) = _pick_release(pending.message)
+        handle = pick_release(pending.message)[0]
         self._state.listings.pop(handle, None)
         pending.reply(b"")
 
     def _fsyncdir(self, pending: PendingReply, number: int) -> None:
-        (flags,) = _pick_fsync(pending.message)
+        _, flags = pick_fsync(pending.message)
         data_only = bool(flags & FUSE_FSYNC_FDATASYNC)
         self._run(pending, self._directory(number).sync, nothing, None, data_only)
 
     def _readdir(self, pending: PendingReply, number: int) -> None:
-        handle, offset, size = _pick_readdir(pending.message)
+        handle, offset, size = pick_readdir(pending.message)
         listing = self._state.listings.get(handle)
         if listing is None:
             pending.fail(errno.EBADF)
@@ -314,13 +304,3 @@ class _Page:
         self._parts.append(part.ljust(length, b"\0"))
         self._room -= length
         return True
-
-
-def nothing(_: Any, __: Any) -> bytes:
-    """The answer to a success that needs no payload."""
-    return b""
-
-
-def as_it_is(payload: Any, _: None) -> Any:
-    """An answer that a method has already made."""
-    return payload

@@ -14,7 +14,6 @@ from typing import Protocol
 
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
-from recuse.server.filesystem.open_file import OpenFile
 from recuse.wire.fuse import FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH
 
 log = Log("recuse.server")
@@ -60,14 +59,20 @@ class Modes:
         are not in here."""
 
     def open(
-        self, handle: int, number: int, file: OpenFile | None, direct: bool
+        self, handle: int, number: int, descriptor: int | None, direct: bool, keep_cache: bool
     ) -> tuple[int, int]:
         """Decide how an open file of a node is read and written.
+
+        Args:
+            handle: the open file's.
+            number: the node's.
+            descriptor: of its backing file, if it has one.
+            direct: whether it bypasses the page cache.
+            keep_cache: whether what the page cache has is still valid.
 
         Returns:
             FOPEN_ flags, and the backing file's number.
         """
-        descriptor = None if file is None else file.backing
         with self._lock:
             inode = self._inodes.get(number)
             if descriptor is not None and (inode is None or not inode.cached):
@@ -81,7 +86,7 @@ class Modes:
             inode = self._inodes.setdefault(number, _Inode())
             inode.cached += 1
             self._opens[handle] = number, False
-        return FOPEN_KEEP_CACHE if file is not None and file.keep_cache else 0, 0
+        return FOPEN_KEEP_CACHE if keep_cache else 0, 0
 
     def _back(self, inode: _Inode, descriptor: int) -> bool:
         """Make a descriptor the inode's backing file, if it has none. Called with the lock held."""

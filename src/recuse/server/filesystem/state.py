@@ -7,7 +7,7 @@ import itertools
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Final
+from typing import Any
 
 from recuse.server.device import File
 from recuse.server.errors import Misuse, brief
@@ -18,21 +18,13 @@ from recuse.server.filesystem.listing import Listing
 from recuse.server.filesystem.nodes import Node
 from recuse.server.filesystem.open_file import OpenFile
 from recuse.server.filesystem.passthrough import Modes
-from recuse.server.pending_reply import PendingReply, discard
+from recuse.server.pending_reply import discard
 from recuse.server.runner import Runner
-from recuse.wire.errors import WireError
 from recuse.wire.fuse import (
     FOPEN_NOFLUSH,
     FUSE_COMPAT_SETXATTR_IN_SIZE,
-    fuse_in_header,
     fuse_open_out,
 )
-
-HEADER: Final = fuse_in_header.SIZE
-NAME_MAX: Final = 255
-
-Operation = Callable[[PendingReply, int], None]
-"""Answers a request about the node with a number, or makes sure that it is answered."""
 
 
 class State:
@@ -81,7 +73,7 @@ class State:
     def _entry(self, node: Node, told: Any, tail: bytes) -> bytes:
         valid = self.valid_of(node)
         # Count it last: if something failed after that, a FORGET would be due that never comes.
-        attributes = self._attributes(node, self.known.number(node), told)
+        attributes = self._attributes(self.known.number(node), told)
         return encoding.entry(self.known.know(node), valid, valid) + attributes + tail
 
     def entry_now(self, node: Node) -> bytes | None:
@@ -104,7 +96,7 @@ class State:
 
     def _attr(self, node: Node, told: Any) -> bytes:
         head = encoding.attr_head(self.valid_of(node))
-        return head + self._attributes(node, self.known.number(node), told)
+        return head + self._attributes(self.known.number(node), told)
 
     def statx(self, node: Node) -> bytes | Awaitable[bytes]:
         """``struct fuse_statx_out`` for a node."""
@@ -117,7 +109,7 @@ class State:
         return self._statx(node, await told)
 
     def _statx(self, node: Node, told: Any) -> bytes:
-        attributes = self._attributes(node, self.known.number(node), told)
+        attributes = self._attributes(self.known.number(node), told)
         return encoding.statx(attributes, node.btime_ns, self.valid_of(node))
 
     def opened(self, node: Node, file: object, flags: int) -> bytes:
@@ -133,8 +125,12 @@ class State:
         of_ours = file if isinstance(file, OpenFile) else None
         direct = node.size is None or (of_ours is not None and of_ours.direct)
         handle = self.handle()
-        how, backing = self.modes.open(handle, self.known.number(node), of_ours, direct)
-        if of_ours is None or type(of_ours).flush is OpenFile.flush:
+        descriptor = None if of_ours is None else of_ours.backing
+        keep_cache = of_ours is not None and of_ours.keep_cache
+        number = self.known.number(node)
+        how, backing = self.modes.open(handle, number, descriptor, direct, keep_cache)
+        flushes = of_ours is not None and type(of_ours).flush is not OpenFile.flush
+        if not flushes and not self.filesystem.posix_locks:
             how |= FOPEN_NOFLUSH
         self.files[handle] = file
         if self._released:
@@ -189,30 +185,13 @@ class State:
         file = self.closed(handle)
         if file is not None:
             self.runner.quietly_later(file.release)
+        self.listings.pop(handle, None)
 
     def forget(self, number: int, count: int) -> None:
         """Take back ``count`` of the times that the kernel half was told about a node."""
         node = self.known.forget(number, count)
         if node is not None:
             self.runner.quietly(node.forgotten)
-
-
-def name_at(message: bytes, start: int) -> tuple[str, int]:
-    """Return the name that begins at ``start``, and where it ends.
-
-    Raises:
-        OSError: ENAMETOOLONG, which the kernel leaves to the server to check.
-        WireError: it has no end, or it is not a valid name.
-    """
-    end = message.find(0, start)
-    if end < 0:
-        raise WireError("a name without an end")
-    name = message[start:end]
-    if len(name) > NAME_MAX:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    if not name or b"/" in name:
-        raise WireError(f"{name!r} is not a valid name")
-    return os.fsdecode(name), end + 1
 
 
 def made(returned: Any) -> tuple[Any, Any]:
@@ -231,3 +210,49 @@ def of_kind(node: object, kind: type[Node]) -> Any:
         number = errno.ENOTDIR if kind.kind == stat.S_IFDIR else errno.EINVAL
         raise OSError(number, os.strerror(number))
     return node
+
+
+class InTurn:
+    """Calls two methods one after the other, either of which may be ``async def``.
+
+    It gets the arguments of the second, returns what that returns, and is called so in the log.
+    """
+
+    def __init__(
+        self, first: Callable[[], Any], second: Callable[..., Any], *, anyway: bool = False
+    ) -> None:
+        """Make it; with ``anyway``, the second is called even if the first fails."""
+        self._first = first
+        self._second = second
+        self._anyway = anyway
+        self.__self__ = getattr(second, "__self__", None)
+        self.__name__ = getattr(second, "__name__", "")
+
+    def __call__(self, *arguments: Any) -> Any:
+        try:
+            returned = self._first()
+        except BaseException as error:
+            last: Any = self._second(*arguments) if self._anyway else None
+            if hasattr(last, "__await__"):
+                return self._fail_after(last, error)
+            raise
+        if hasattr(returned, "__await__"):
+            return self._later(returned, arguments)
+        return self._second(*arguments)
+
+    async def _later(self, first: Awaitable[Any], arguments: tuple[Any, ...]) -> Any:
+        try:
+            await first
+        except BaseException:
+            if self._anyway:
+                await _awaited(self._second(*arguments))
+            raise
+        return await _awaited(self._second(*arguments))
+
+    async def _fail_after(self, last: Awaitable[Any], error: BaseException) -> None:
+        await last
+        raise error
+
+
+async def _awaited(returned: Any) -> Any:
+    return await returned if hasattr(returned, "__await__") else returned

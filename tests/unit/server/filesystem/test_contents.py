@@ -48,11 +48,13 @@ from recuse.wire.fuse import (
     FOPEN_KEEP_CACHE,
     FOPEN_NOFLUSH,
     FUSE_COPY_FILE_RANGE,
+    FUSE_COPY_FILE_RANGE_64,
     FUSE_CREATE,
     FUSE_FALLOCATE,
     FUSE_FLUSH,
     FUSE_FSYNC,
     FUSE_FSYNC_FDATASYNC,
+    FUSE_GETATTR,
     FUSE_GETLK,
     FUSE_GETXATTR,
     FUSE_INTERRUPT,
@@ -199,6 +201,9 @@ def test_what_only_filesystems_ask_of_files(serve_filesystem: ServeFilesystem) -
         fh_in=fh, off_in=1, nodeid_out=number, fh_out=fh, off_out=2, len=9
     )
     assert peer.ask(FUSE_COPY_FILE_RANGE, number, copy) == b"\3" + bytes(7)
+    copy.len = 1 << 40
+    assert peer.ask(FUSE_COPY_FILE_RANGE, number, copy) == b"\3" + bytes(7)
+    assert peer.ask(FUSE_COPY_FILE_RANGE_64, number, copy) == b"\3" + bytes(7)
     peer.ask(FUSE_RELEASE, number, fuse_release_in(fh=fh))
     assert file.asked == [
         "flush",
@@ -206,6 +211,8 @@ def test_what_only_filesystems_ask_of_files(serve_filesystem: ServeFilesystem) -
         ("sync", True),
         ("allocate", 1, 5, 6),
         ("copy", 1, True, 2, 9),
+        ("copy", 1, True, 2, 0x7FFFF000),
+        ("copy", 1, True, 2, 1 << 40),
         "release",
     ]
 
@@ -574,10 +581,17 @@ def test_who_asks_and_interrupts(serve_filesystem: ServeFilesystem) -> None:
             assert (request.uid, request.gid, request.pid) == (1000, 100, 77)
             assert request.operation == "write"
 
-    peer = serve_filesystem(tree(file=Opened(Slow())))
+    class Asked(Opened):
+        def attributes(self) -> Node:
+            assert current_request().operation in ("lookup", "getattr")
+            assert repr(current_request()).endswith(" by 77>")
+            return self
+
+    peer = serve_filesystem(tree(file=Asked(Slow())))
     number = peer.lookup("file").nodeid
     fh = peer.open_node(number).fh
     assert peer.write_node(number, fh, b"x") == 1
+    peer.ask(FUSE_GETATTR, number, bytes(16))
     unique = peer.send(FUSE_READ, number, fuse_read_in(fh=fh, size=1))
     assert begun.wait(20)
     peer.send(FUSE_INTERRUPT, 0, fuse_interrupt_in(unique=unique))

@@ -29,6 +29,7 @@ from recuse.wire.fuse import (
     FUSE_MKDIR,
     FUSE_MKNOD,
     FUSE_OPENDIR,
+    FUSE_READDIRPLUS,
     FUSE_READLINK,
     FUSE_RENAME,
     FUSE_RENAME2,
@@ -36,6 +37,7 @@ from recuse.wire.fuse import (
     FUSE_SYMLINK,
     FUSE_UNLINK,
     fuse_open_out,
+    fuse_read_in,
 )
 
 from ..conftest import Told
@@ -265,7 +267,7 @@ def test_listings_show_each_name_once(names: list[str], size: int, plus: bool) -
     assert len(set(known)) == len(known) == (len(names) if plus else 0)
     for number in known:
         peer.forget(number, 1)
-    assert len(peer.session._state.known) == 1
+    assert len(peer.session._level.state.known) == 1
 
 
 def test_offsets_stay_and_the_beginning_reads_anew(serve_filesystem: ServeFilesystem) -> None:
@@ -286,7 +288,7 @@ def test_what_does_not_fit_is_not_counted(serve_filesystem: ServeFilesystem) -> 
     peer = serve_filesystem(tree(**{f"f{index}": RegularFile(b"") for index in range(9)}))
     fh = fuse_open_out.unpack(peer.ask(FUSE_OPENDIR, 1, bytes(8))).fh
     shown = peer.list_page(fh, 0, 160 * 4 + 8, plus=True)
-    assert len(peer.session._state.known) == 1 + len(shown) - 2
+    assert len(peer.session._level.state.known) == 1 + len(shown) - 2
 
 
 # Changes
@@ -408,3 +410,24 @@ def test_operations_of_directories_on_files_are_enotdir(serve_filesystem: ServeF
     assert peer.refuses(FUSE_LOOKUP, number, b"", "x") == errno.ENOTDIR
     assert peer.refuses(FUSE_OPENDIR, number, bytes(8)) == errno.ENOTDIR
     assert peer.refuses(FUSE_READLINK, 1) == errno.EINVAL
+
+
+def test_a_listing_that_is_not_taken(serve_filesystem: ServeFilesystem) -> None:
+    """The kernel half sends no FORGET for it, as for a LOOKUP."""
+    peer = serve_filesystem(Filesystem(Directory({"a": RegularFile(b""), "bcd": RegularFile(b"")})))
+    fh = fuse_open_out.unpack(peer.ask(FUSE_OPENDIR, 1, bytes(8))).fh
+    peer.refuse = OSError(errno.ENOENT, "killed")
+    peer.send(FUSE_READDIRPLUS, 1, fuse_read_in(fh=fh, size=4096))
+    peer.refuse = None
+    known = peer.session._level.state.known
+    assert len(known) == 1
+    assert len(peer.list_page(fh, plus=True)) == 4
+    assert len(known) == 3
+
+
+def test_a_directory_that_is_not_opened(serve_filesystem: ServeFilesystem) -> None:
+    peer = serve_filesystem(Filesystem(Directory()))
+    peer.refuse = OSError(errno.ENOENT, "killed")
+    peer.send(FUSE_OPENDIR, 1, bytes(8))
+    peer.refuse = None
+    assert peer.session._level.state.listings == {}

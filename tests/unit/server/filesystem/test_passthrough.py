@@ -65,10 +65,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=opens, inode=st.integers(1, 3), direct=st.booleans(), backed=st.booleans())
     def open(self, inode: int, direct: bool, backed: bool) -> int:
-        file = OpenFile()
-        file.backing = inode if backed else None
         self.handles += 1
-        flags, number = self.modes.open(self.handles, inode, file, direct)
+        descriptor = inode if backed else None
+        flags, number = self.modes.open(self.handles, inode, descriptor, direct, False)
         assert bool(flags & FOPEN_PASSTHROUGH) == bool(number)
         if number:
             assert backed

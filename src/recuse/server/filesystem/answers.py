@@ -1,0 +1,86 @@
+"""Makes the payloads of answers from what authors' methods return. These functions have no state.
+
+Those with two arguments are what `recuse.server.runner.Runner.run` takes. They raise Misuse if it
+is nothing that the method may return.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+from recuse.server.errors import Misuse, brief
+from recuse.server.filesystem.attributes import Lock
+from recuse.wire.filesystem import (
+    fuse_copy_file_range_out,
+    fuse_file_lock,
+    fuse_getxattr_out,
+    fuse_lk_out,
+    fuse_lseek_out,
+)
+
+_pack_xattr_size = fuse_getxattr_out.CODEC.pack
+_pack_lseek = fuse_lseek_out.CODEC.pack
+_pack_copied = fuse_copy_file_range_out.CODEC.pack
+
+
+def nothing(_: Any, __: Any) -> bytes:
+    """The answer to a success that needs no payload."""
+    return b""
+
+
+def as_it_is(payload: Any, _: None) -> Any:
+    """An answer that a method has already made."""
+    return payload
+
+
+def target(returned: Any, _: None) -> bytes:
+    """What a symbolic link leads to."""
+    if not isinstance(returned, str | bytes):
+        raise Misuse(f"returned {brief(returned)}, not a str")
+    return os.fsencode(returned)
+
+
+def xattr_value(returned: Any, room: int) -> bytes:
+    """An attribute's value, or its size if the program only asks for that (no room)."""
+    try:
+        value = bytes(memoryview(returned))
+    except TypeError:
+        raise Misuse(f"returned {brief(returned)}, not bytes") from None
+    if not room:
+        return _pack_xattr_size(len(value), 0)
+    if len(value) > room:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value
+
+
+def xattr_names(returned: Any, room: int) -> bytes:
+    """The names of the attributes, or the size of that."""
+    return xattr_value(b"".join(os.fsencode(name) + b"\0" for name in returned), room)
+
+
+def lock(returned: Any, _: None) -> bytes:
+    """The lock that conflicts."""
+    if not isinstance(returned, Lock):
+        raise Misuse(f"returned {brief(returned)}, not a Lock")
+    told = fuse_file_lock(
+        start=returned.start, end=returned.end, type=returned.type, pid=returned.pid
+    )
+    return fuse_lk_out(lk=told).pack()
+
+
+def offset(returned: Any, _: None) -> bytes:
+    """Where data or a hole begins."""
+    if not isinstance(returned, int) or not 0 <= returned < 1 << 63:
+        raise Misuse(f"returned {brief(returned)}, not an offset")
+    return _pack_lseek(returned)
+
+
+def copied(returned: Any, length: int) -> bytes:
+    """How many bytes were copied, in 64 bits; None is all of them."""
+    if returned is None:
+        return _pack_copied(length)
+    if not isinstance(returned, int) or not 0 <= returned <= length:
+        raise Misuse(f"returned {brief(returned)}, not a number of bytes up to {length}")
+    return _pack_copied(returned)

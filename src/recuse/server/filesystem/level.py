@@ -1,0 +1,47 @@
+"""What a session needs of a level: a way to write filesystems, with nodes or with inodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from recuse.server.pending_reply import PendingReply
+
+if TYPE_CHECKING:
+    from recuse.server.filesystem.passthrough import Modes
+    from recuse.server.filesystem.undelivered import Promises
+    from recuse.server.runner import Step
+
+Operation = Callable[[PendingReply, int], None]
+"""Answers a request about the node with a number, or makes sure that it is answered."""
+
+
+class Level(Protocol):
+    """Serves one filesystem to one session."""
+
+    modes: Modes
+
+    def operations(self) -> dict[int, Operation]:
+        """By opcode; the session answers ENOSYS to others."""
+
+    def flags(self) -> int:
+        """Return the capabilities (INIT) that are to be taken for its operations."""
+
+    def begin(self, setxattr_size: int) -> None:
+        """Get ready for requests, which come after this; SETXATTR has that size up to the name.
+
+        Raises:
+            OSError: the filesystem cannot be served.
+        """
+
+    def forget(self, number: int, count: int) -> None:
+        """Take back ``count`` of the times that the kernel half was told about a node."""
+
+    def undelivered(self, promises: Promises) -> None:
+        """Take back what an answer promised that the kernel half has not received."""
+
+    def ending(self) -> Iterator[Step]:
+        """Release all that is open, forget all nodes, and tell the filesystem that this is the end.
+
+        Each step is something to wait for.
+        """
