@@ -50,6 +50,8 @@ garbage is collected in any thread, in the middle of anything.
     FilesystemSession: whether a session of a filesystem has been closed
     Modes: which files of a filesystem use the page cache, and which a backing file
     Notifications: the thread that sends a filesystem's notifications
+    InodeTable: the inodes of a filesystem, and how often each was looked up
+    InodeLock: who may change a directory or write to a file, and who waits for that
     KnownNodes: which nodes of a filesystem the kernel half knows, and how often
     DeviceFiles: the devices' nodes, and their directories
         Mounts: where trees of files appear

@@ -67,10 +67,14 @@ class KnownNodes:
             self._lookups.pop(number, None)
             return self._by_number.pop(number, None) if number != FUSE_ROOT_ID else None
 
+    def all_but_root(self) -> list[Node]:
+        """Return the nodes that the kernel half knows."""
+        return [node for number, node in [*self._by_number.items()] if number != FUSE_ROOT_ID]
+
     def forget_all(self) -> list[Node]:
         """Return all nodes that the kernel half knew: the connection is over."""
         with self._lock:
-            left = [node for number, node in self._by_number.items() if number != FUSE_ROOT_ID]
+            left = self.all_but_root()
             self._by_number.clear()
             self._lookups.clear()
         return left

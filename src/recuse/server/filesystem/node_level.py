@@ -63,6 +63,13 @@ class NodeLevel:
         if promises.handle is not None:
             self.state.drop(promises.handle)
 
+    def left(self) -> list[str]:
+        """See `recuse.server.filesystem.session.FilesystemSession.left`."""
+        state = self.state
+        left = [f"{file!r} is open" for file in [*state.files.values()]]
+        left += [f"{listing.directory!r} is open" for listing in [*state.listings.values()]]
+        return left + [f"{node!r} is known" for node in state.known.all_but_root()]
+
     def ending(self) -> Iterator[Step]:
         for file in self.state.release_all():
             awaitable = self._runner.quietly(file.release)

@@ -119,6 +119,13 @@ class FilesystemSession:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         return self._notifications.retrieve(number, offset, size)
 
+    def left(self) -> list[str]:
+        """What the kernel half has open or knows now, besides the root: some words for each.
+
+        Empty for `Inodes`, who count for themselves.
+        """
+        return self._level.left() if isinstance(self._level, NodeLevel) else []
+
     def close(self) -> None:
         """End the session: the connection is gone, or is about to go.
 

@@ -1,0 +1,192 @@
+"""Changes of attributes: chmod, chown, truncate, utimensat (fs/attr.c, fs/fuse/dir.c)."""
+
+import errno
+import stat
+from typing import Final
+
+from recuse.kernel.connection.operation import Operation
+from recuse.kernel.errors import os_error
+from recuse.kernel.fs.asking import ask
+from recuse.kernel.fs.attributes import Handle, allowed, check_kind, refresh
+from recuse.kernel.fs.credentials import CAP_CHOWN, CAP_FOWNER, CAP_FSETID, FileCaller
+from recuse.kernel.fs.inodes import Inode
+from recuse.kernel.fs.permission import MAY_WRITE, permission
+from recuse.kernel.fs.superblock import Superblock
+from recuse.runtime.records import record
+from recuse.wire.filesystem import fuse_attr_out, fuse_setattr_in
+from recuse.wire.fuse import (
+    FATTR_ATIME,
+    FATTR_ATIME_NOW,
+    FATTR_FH,
+    FATTR_GID,
+    FATTR_KILL_SUIDGID,
+    FATTR_LOCKOWNER,
+    FATTR_MODE,
+    FATTR_MTIME,
+    FATTR_MTIME_NOW,
+    FATTR_SIZE,
+    FATTR_UID,
+    FUSE_ATOMIC_O_TRUNC,
+    FUSE_HANDLE_KILLPRIV,
+    FUSE_HANDLE_KILLPRIV_V2,
+    FUSE_SETATTR,
+)
+
+NOW: Final = -1
+"""As a time to set: the server's present time."""
+_NS: Final = 10**9
+_MASK64: Final = (1 << 64) - 1
+_SETGID_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
+
+
+@record
+class Changes:
+    """What SETATTR is to change; None: nothing. Times are in nanoseconds, or NOW."""
+
+    mode: int | None = None
+    """Permission bits."""
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    file: Handle | None = None
+    """The open file, for ftruncate(2). (fchmod and others go without.)"""
+    opening: bool = False
+    """The size is 0 because of O_TRUNC."""
+
+
+def change_attributes(
+    superblock: Superblock, caller: FileCaller, inode: Inode, changes: Changes
+) -> Operation[None]:
+    """Do `set_attributes` with the inode's lock."""
+    yield from superblock.lock(inode)
+    try:
+        yield from set_attributes(superblock, caller, inode, changes)
+    finally:
+        superblock.unlock(inode)
+
+
+def set_attributes(
+    superblock: Superblock, caller: FileCaller, inode: Inode, changes: Changes
+) -> Operation[None]:
+    """Change a node's attributes, with its lock held (notify_change, fuse_setattr).
+
+    Raises OSError: EACCES, EPERM, EROFS, EFBIG, EIO, or what the server answers.
+    """
+    inode.check()
+    allowed(superblock, caller)
+    if superblock.options.read_only:
+        raise os_error(errno.EROFS)
+    if superblock.options.default_permissions:
+        yield from _may_change(superblock, caller, inode, changes)
+    if changes.opening and superblock.has(FUSE_ATOMIC_O_TRUNC):
+        return  # OPEN has done it
+    yield from _kill_privileges(superblock, caller, inode, changes)
+    request = _request(superblock, caller, inode, changes)
+    if not request.valid:
+        return
+    try:
+        payload = yield from ask(
+            caller, FUSE_SETATTR, inode.nodeid, request.pack(), fuse_attr_out.SIZE
+        )
+    except OSError as error:
+        if error.errno == errno.EINTR:
+            inode.outdate()
+        raise
+    out = fuse_attr_out.unpack(payload)
+    check_kind(inode, out.attr)
+    superblock.new_version()
+    inode.update(out.attr, superblock.until(out.attr_valid, out.attr_valid_nsec), 0)
+
+
+def _may_change(
+    superblock: Superblock, caller: FileCaller, inode: Inode, changes: Changes
+) -> Operation[None]:
+    """Check what is asked for, and take out of it what is not granted."""
+    # fs/attr.c, may_setattr and setattr_prepare
+    attr = inode.attr
+    owner = caller.uid == attr.uid
+    if not caller.may(CAP_CHOWN):
+        if changes.uid is not None and not (owner and changes.uid == attr.uid):
+            raise os_error(errno.EPERM)
+        mine = changes.gid == attr.gid or (changes.gid is not None and caller.is_in(changes.gid))
+        if changes.gid is not None and not (owner and mine):
+            raise os_error(errno.EPERM)
+    if changes.mode is not None:
+        if not owner and not caller.may(CAP_FOWNER):
+            raise os_error(errno.EPERM)
+        gid = attr.gid if changes.gid is None else changes.gid
+        if not caller.is_in(gid) and not caller.may(CAP_FSETID):
+            changes.mode &= ~stat.S_ISGID
+    times = (changes.atime_ns, changes.mtime_ns)
+    if times != (None, None) and not owner and not caller.may(CAP_FOWNER):
+        if times != (NOW, NOW):
+            raise os_error(errno.EPERM)
+        yield from permission(superblock, caller, inode, MAY_WRITE)
+
+
+def _kill_privileges(
+    superblock: Superblock, caller: FileCaller, inode: Inode, changes: Changes
+) -> Operation[None]:
+    """Take away the set-user-ID bit if the owner or the size changes, unless the server does."""
+    # fs/open.c, chown_common and do_truncate; fs/fuse/dir.c, fuse_setattr.
+    kills = False
+    if not inode.is_directory:
+        if changes.uid is not None or changes.gid is not None:
+            kills = True
+        elif changes.size is not None:
+            kills = not caller.may(CAP_FSETID)
+    if not kills or superblock.has(FUSE_HANDLE_KILLPRIV | FUSE_HANDLE_KILLPRIV_V2):
+        return
+    if not inode.attr.mode & (stat.S_ISUID | stat.S_ISGID):
+        return
+    yield from refresh(superblock, caller, inode, changes.file)
+    killed = without_privileges(inode.attr.mode)
+    if killed != inode.attr.mode:
+        changes.mode = stat.S_IMODE(killed)
+
+
+def without_privileges(mode: int) -> int:
+    """A mode after a write: without set-user-ID and, if the group may execute, set-group-ID."""
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & _SETGID_GROUP == _SETGID_GROUP else mode
+
+
+def _request(
+    superblock: Superblock, caller: FileCaller, inode: Inode, changes: Changes
+) -> fuse_setattr_in:
+    """Make the request (iattr_to_fattr)."""
+    request = fuse_setattr_in()
+    if changes.mode is not None:
+        request.valid |= FATTR_MODE
+        request.mode = inode.kind | changes.mode & 0o7777
+    if changes.uid is not None:
+        request.valid |= FATTR_UID
+        request.uid = changes.uid
+    if changes.gid is not None:
+        request.valid |= FATTR_GID
+        request.gid = changes.gid
+    if changes.atime_ns is not None:
+        request.valid |= FATTR_ATIME | (FATTR_ATIME_NOW if changes.atime_ns == NOW else 0)
+        if changes.atime_ns != NOW:
+            request.atime, request.atimensec = _time(changes.atime_ns)
+    if changes.mtime_ns is not None:
+        request.valid |= FATTR_MTIME | (FATTR_MTIME_NOW if changes.mtime_ns == NOW else 0)
+        if changes.mtime_ns != NOW:
+            request.mtime, request.mtimensec = _time(changes.mtime_ns)
+    if changes.size is not None:
+        request.valid |= FATTR_SIZE | FATTR_LOCKOWNER
+        request.size = changes.size
+        request.lock_owner = caller.owner
+        if not caller.may(CAP_FSETID) and superblock.has(FUSE_HANDLE_KILLPRIV_V2):
+            request.valid |= FATTR_KILL_SUIDGID
+    if changes.file is not None and changes.file.fh is not None and request.valid:
+        request.valid |= FATTR_FH
+        request.fh = changes.file.fh
+    return request
+
+
+def _time(ns: int) -> tuple[int, int]:
+    seconds, nanoseconds = divmod(ns, _NS)
+    return seconds & _MASK64, nanoseconds

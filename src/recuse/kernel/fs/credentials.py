@@ -1,0 +1,69 @@
+"""Who makes a system call on files: the part of ``struct cred`` that permission checks look at."""
+
+import errno
+from collections.abc import Collection
+from typing import Final
+
+from recuse.kernel.caller import Caller
+from recuse.kernel.errors import os_error
+from recuse.wire.declare import Buffer
+
+# linux/capability.h, as bits.
+CAP_CHOWN: Final = 1 << 0
+CAP_DAC_OVERRIDE: Final = 1 << 1
+CAP_DAC_READ_SEARCH: Final = 1 << 2
+CAP_FOWNER: Final = 1 << 3
+CAP_FSETID: Final = 1 << 4
+CAP_SYS_ADMIN: Final = 1 << 21
+CAP_MKNOD: Final = 1 << 27
+ALL_CAPABILITIES: Final = (1 << 41) - 1
+
+
+class _NoMemory:
+    """Memory of a caller whose system calls have no pointers."""
+
+    def read(self, address: int, size: int) -> bytes:
+        del address, size
+        raise os_error(errno.EFAULT)
+
+    def write(self, address: int, data: Buffer) -> int:
+        del address, data
+        raise os_error(errno.EFAULT)
+
+    def writable(self, address: int, size: int) -> int:
+        del address, size
+        return 0
+
+
+class FileCaller(Caller):
+    """A thread in a system call on files.
+
+    groups are its supplementary groups, capabilities the effective ones (CAP_ bits), umask what
+    the permissions of new files lack.
+    """
+
+    __slots__ = ("capabilities", "groups", "umask")
+
+    def __init__(
+        self,
+        pid: int,
+        uid: int,
+        gid: int,
+        *,
+        groups: Collection[int] = (),
+        capabilities: int = 0,
+        umask: int = 0o022,
+        owner: int = 0,
+    ) -> None:
+        super().__init__(pid, uid, gid, _NoMemory(), owner, bool(capabilities & CAP_FSETID))
+        self.groups = frozenset(groups)
+        self.capabilities = capabilities
+        self.umask = umask
+
+    def may(self, capability: int) -> bool:
+        """Whether it has a capability (CAP_)."""
+        return bool(self.capabilities & capability)
+
+    def is_in(self, gid: int) -> bool:
+        """Whether it is in a group."""
+        return gid == self.gid or gid in self.groups

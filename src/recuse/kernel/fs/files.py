@@ -1,0 +1,176 @@
+"""Open files of a filesystem: what all kinds have (fs/fuse/file.c).
+
+`recuse.kernel.files` has what they share with devices, and when they are released.
+"""
+
+import errno
+import os
+from typing import Final
+
+from recuse.kernel.connection.operation import Operation
+from recuse.kernel.connection.request import Request
+from recuse.kernel.errors import os_error
+from recuse.kernel.files import FuseFile
+from recuse.kernel.fs.asking import ask
+from recuse.kernel.fs.credentials import CAP_FSETID, FileCaller
+from recuse.kernel.fs.dentries import Dentry
+from recuse.kernel.fs.inodes import Inode
+from recuse.kernel.fs.superblock import Superblock
+from recuse.wire.fuse import (
+    FOPEN_CACHE_DIR,
+    FOPEN_KEEP_CACHE,
+    FOPEN_NOFLUSH,
+    FUSE_ATOMIC_O_TRUNC,
+    FUSE_FLUSH,
+    FUSE_FSYNC,
+    FUSE_FSYNC_FDATASYNC,
+    FUSE_FSYNCDIR,
+    FUSE_HANDLE_KILLPRIV_V2,
+    FUSE_NO_OPEN_SUPPORT,
+    FUSE_NO_OPENDIR_SUPPORT,
+    FUSE_OPEN,
+    FUSE_OPEN_KILL_SUIDGID,
+    FUSE_OPENDIR,
+    FUSE_RELEASE,
+    FUSE_RELEASEDIR,
+    fuse_flush_in,
+    fuse_fsync_in,
+    fuse_open_in,
+    fuse_open_out,
+    fuse_release_in,
+)
+
+OPEN_ONLY: Final = os.O_CREAT | os.O_EXCL | os.O_NOCTTY
+"""Flags that concern only the opening (fuse_send_open)."""
+
+
+class FilesystemFile(FuseFile):
+    """What a descriptor (and its copies) of a file or directory refers to.
+
+    open_flags
+        FOPEN_ bits: what the server has said about reading and writing it.
+    position
+        In bytes; in a directory, what the server calls its offset.
+    """
+
+    __slots__ = ("dentry", "inode", "open_flags", "position", "superblock")
+
+    def __init__(
+        self, superblock: Superblock, dentry: Dentry, flags: int, opened: fuse_open_out | None
+    ) -> None:
+        """Make it; ``opened`` is None if the server does not know about open files."""
+        connection = superblock.connection
+        fh = None if opened is None else opened.fh
+        super().__init__(connection, fh, flags, connection.polled.next_kh())
+        assert dentry.inode is not None
+        self.superblock = superblock
+        self.dentry = dentry
+        self.inode: Inode = dentry.inode
+        self.position = 0
+        if opened is not None:
+            self.open_flags = opened.open_flags
+        else:
+            self.open_flags = FOPEN_KEEP_CACHE
+            if self.inode.is_directory:
+                self.open_flags |= FOPEN_CACHE_DIR
+
+    @property
+    def handle(self) -> int:
+        """What requests name it by."""
+        return self.fh or 0
+
+    @property
+    def readable(self) -> bool:
+        """Whether it was opened for reading."""
+        return self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
+
+    @property
+    def writable(self) -> bool:
+        """Whether it was opened for writing."""
+        return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
+
+    def flush(self, caller: FileCaller) -> Operation[None]:
+        """Do what each close(2) of a descriptor does; its error is close's (fuse_flush)."""
+        return self.running(self._flush(caller))
+
+    def _flush(self, caller: FileCaller) -> Operation[None]:
+        inode, superblock = self.inode, self.superblock
+        inode.check()
+        if inode.is_directory or self.open_flags & FOPEN_NOFLUSH:
+            return
+        body = fuse_flush_in(fh=self.handle, lock_owner=caller.owner)
+        yield from ask_once(superblock, caller, FUSE_FLUSH, inode, body.pack())
+
+    def sync(self, caller: FileCaller, data_only: bool = False) -> Operation[None]:
+        """Do fsync(2) or fdatasync(2) (fuse_fsync)."""
+        return self.running(self._sync(caller, data_only))
+
+    def _sync(self, caller: FileCaller, data_only: bool) -> Operation[None]:
+        inode, superblock = self.inode, self.superblock
+        inode.check()
+        opcode = FUSE_FSYNCDIR if inode.is_directory else FUSE_FSYNC
+        flags = FUSE_FSYNC_FDATASYNC if data_only else 0
+        body = fuse_fsync_in(fh=self.handle, fsync_flags=flags).pack()
+        yield from superblock.lock(inode)
+        try:
+            yield from ask_once(superblock, caller, opcode, inode, body)
+        finally:
+            superblock.unlock(inode)
+
+    def _send_release(self) -> Operation[None]:
+        self._connection.polled.remove(self.kh)
+        if self.fh is not None:
+            # The header names no caller (fs/fuse/file.c, fuse_prepare_release: nocreds).
+            opcode = FUSE_RELEASEDIR if self.inode.is_directory else FUSE_RELEASE
+            release = fuse_release_in(fh=self.fh, flags=self.flags)
+            yield Request(opcode, release.pack(), nodeid=self.inode.nodeid, force=True)
+
+
+def ask_once(
+    superblock: Superblock, caller: FileCaller, opcode: int, inode: Inode, body: bytes
+) -> Operation[None]:
+    """Send a request that a server need not know: after ENOSYS it is not sent any more."""
+    if opcode in superblock.lacks:
+        return
+    try:
+        yield from ask(caller, opcode, inode.nodeid, body)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        superblock.lacks.add(opcode)
+
+
+def send_open(
+    superblock: Superblock, caller: FileCaller, inode: Inode, flags: int
+) -> Operation[fuse_open_out | None]:
+    """Send OPEN or OPENDIR; None if the server does not want to know (fuse_file_open)."""
+    directory = inode.is_directory
+    opcode = FUSE_OPENDIR if directory else FUSE_OPEN
+    if opcode in superblock.lacks:
+        return None
+    told = flags & ~OPEN_ONLY
+    if not superblock.has(FUSE_ATOMIC_O_TRUNC):
+        told &= ~os.O_TRUNC
+    body = fuse_open_in(flags=told, open_flags=kill_flag(superblock, caller, flags))
+    try:
+        payload = yield from ask(caller, opcode, inode.nodeid, body.pack(), fuse_open_out.SIZE)
+    except OSError as error:
+        may_lack = FUSE_NO_OPENDIR_SUPPORT if directory else FUSE_NO_OPEN_SUPPORT
+        if error.errno != errno.ENOSYS or not superblock.has(may_lack):
+            raise
+        superblock.lacks.add(opcode)
+        return None
+    return fuse_open_out.unpack(payload)
+
+
+def kill_flag(superblock: Superblock, caller: FileCaller, flags: int) -> int:
+    """FUSE_OPEN_KILL_SUIDGID if opening truncates for somebody who may not keep these bits."""
+    kills = flags & os.O_TRUNC and not flags & os.O_EXCL and not caller.may(CAP_FSETID)
+    if kills and superblock.has(FUSE_HANDLE_KILLPRIV_V2):
+        return FUSE_OPEN_KILL_SUIDGID
+    return 0
+
+
+def bad_descriptor() -> OSError:
+    """The error of a call that the file was not opened for."""
+    return os_error(errno.EBADF)

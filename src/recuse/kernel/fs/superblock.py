@@ -1,0 +1,223 @@
+"""One mounted filesystem: its connection, its root and what its server can do.
+
+`struct fuse_conn`, `struct fuse_mount` and `struct super_block` in Linux, where several mounts may
+share a connection. INIT is sent as soon as a channel reads.
+"""
+
+import itertools
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from recuse.kernel.connection.connection import Connection
+from recuse.kernel.connection.operation import Operation
+from recuse.kernel.connection.request import FINISHED, Reply, Request
+from recuse.kernel.connection.submit import log, tell
+from recuse.kernel.errors import os_error
+from recuse.kernel.fs.dentries import Dentry
+from recuse.kernel.fs.inodes import Inode, InodeTable
+from recuse.kernel.fs.options import Agreed, MountOptions, agree, offer
+from recuse.kernel.fs.turns import GRANTED, Turn
+from recuse.wire.filesystem import (
+    fuse_attr,
+    fuse_batch_forget_in,
+    fuse_forget_in,
+    fuse_forget_one,
+)
+from recuse.wire.fuse import (
+    FUSE_BATCH_FORGET,
+    FUSE_FORGET,
+    FUSE_INIT,
+    FUSE_MIN_READ_BUFFER,
+    FUSE_NOTIFY_REPLY,
+    FUSE_ROOT_ID,
+    fuse_in_header,
+    fuse_init_out,
+    fuse_out_header,
+)
+
+_MOST_FORGETS: Final = (
+    FUSE_MIN_READ_BUFFER - fuse_in_header.SIZE - fuse_batch_forget_in.SIZE
+) // fuse_forget_one.SIZE
+"""In one BATCH_FORGET: as many as fit into the smallest buffer that a server may read with."""
+
+
+_OPCODE: Final = 4
+"""Where the low byte of the opcode is in a message."""
+_UNIQUE_AT: Final = 8
+_UNIQUE: Final = struct.Struct("=Q")
+_HEADER: Final = fuse_out_header.SIZE
+
+
+class FilesystemConnection(Connection):
+    """A connection whose operations also wait for each other.
+
+    ``notified`` takes its notifications; it gets the code, what follows the header, and the size
+    of that, of which the end may be missing.
+    """
+
+    def __init__(
+        self,
+        init: Request,
+        accept: Callable[[Reply], None],
+        notified: Callable[[int, bytes, int], None],
+    ) -> None:
+        super().__init__(init, accept)
+        self._notified = notified
+        self._retrievals: deque[int] = deque()
+        """The numbers that the server gave to the NOTIFY_REPLYs that it has not read."""
+
+    def submit(self, request: Request, done: Callable[[Reply], None] | None = None) -> None:
+        """See `recuse.kernel.connection.submit.SubmitSide.submit`."""
+        if isinstance(request, Turn):
+            request.done = done
+            if request.lock.take(request):
+                self.grant(request)
+        else:
+            super().submit(request, done)
+
+    def grant(self, turn: Turn) -> None:
+        """Let an operation continue that waits for a lock."""
+        with self._lock:
+            turn.reply = GRANTED
+            turn.state = FINISHED
+        tell(turn)
+
+    def answer_retrieve(self, request: Request, unique: int) -> None:
+        """Send a NOTIFY_REPLY, with the number that the server gave to its question."""
+        self._retrievals.append(unique)
+        self.submit(request)
+
+    def read(self, size: int, finished: list[Request] | None = None) -> bytes:
+        """See `recuse.kernel.connection.connection.Connection.read`."""
+        message = super().read(size, finished)
+        if message[_OPCODE] == FUSE_NOTIFY_REPLY:
+            unique = _UNIQUE.pack(self._retrievals.popleft())
+            message = message[:_UNIQUE_AT] + unique + message[_UNIQUE_AT + _UNIQUE.size :]
+        return message
+
+    def _notification(self, code: int, message: bytes, size: int) -> None:
+        self._notified(code, bytes(message[_HEADER:]), size)
+
+
+class Superblock:
+    """A mounted filesystem.
+
+    lacks
+        The operations (FUSE_) that the server has answered with ENOSYS: they are not sent again.
+    epoch
+        Names looked up before the last FUSE_NOTIFY_INC_EPOCH have a smaller one.
+    """
+
+    def __init__(
+        self,
+        options: MountOptions,
+        notified: "Callable[[Superblock, int, bytes, int], None]",
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Mount it; ``clock`` returns nanoseconds, by which names and attributes expire."""
+        self.options = options
+        self.clock = clock
+        self.agreed = Agreed()
+        self.lacks: set[int] = set()
+        self.epoch = 0
+        self.attr_version = 1
+        self._versions = itertools.count(2)
+        self._forgets: deque[tuple[int, int]] = deque()
+        self.inodes = InodeTable(self)
+        attr = fuse_attr(ino=FUSE_ROOT_ID, nlink=1, mode=options.root_mode)
+        self.root = Dentry(b"", self.inodes.get(FUSE_ROOT_ID, 0, attr, 0, 0))
+        self.renaming = Inode(self, 0, 0, fuse_attr())
+        """Its lock is held by a rename from one directory to another (s_vfs_rename_mutex)."""
+        init = Request(FUSE_INIT, offer(), 0, fuse_init_out.SIZE)
+        self.connection = FilesystemConnection(
+            init, self._accept, lambda code, body, size: notified(self, code, body, size)
+        )
+
+    def _accept(self, reply: Reply) -> None:
+        try:
+            if reply.error:
+                raise os_error(-reply.error)
+            self.agreed = agree(reply.payload)
+        except OSError as error:
+            if not self.connection.ended:
+                log.error("FUSE: the server's answer to INIT is no use: %s", error.strerror)
+            self.connection.refuse()
+            return
+        self.connection.initialised(self.agreed.minor, self.agreed.max_write)
+
+    def has(self, flag: int) -> bool:
+        """Whether INIT has agreed on a flag (FUSE_)."""
+        return bool(self.agreed.flags & flag)
+
+    @property
+    def max_read(self) -> int:
+        """Most bytes of a READ."""
+        return min(self.options.max_read, self.agreed.max_pages * 4096)
+
+    @property
+    def max_write(self) -> int:
+        """Most bytes of a WRITE."""
+        return min(self.agreed.max_write, self.agreed.max_pages * 4096)
+
+    def new_version(self) -> int:
+        """Return the version of attributes that are changed now; older replies are then stale."""
+        self.attr_version = version = next(self._versions)
+        return version
+
+    def until(self, seconds: int, nanoseconds: int) -> int:
+        """When something expires that is valid for so long; 0 if it was never valid."""
+        # fs/fuse/dir.c, time_to_jiffies.
+        if not seconds and not nanoseconds:
+            return 0
+        return self.clock() + seconds * 10**9 + min(nanoseconds, 10**9 - 1)
+
+    def expired(self, until: int) -> bool:
+        """Whether that time has come."""
+        return until < self.clock()
+
+    # Locks
+
+    def lock(self, inode: Inode, shared: bool = False) -> Operation[None]:
+        """Wait for an inode's lock; give it back with `unlock`."""
+        yield Turn(inode.lock, shared)
+
+    def unlock(self, inode: Inode, shared: bool = False) -> None:
+        """Give it back."""
+        inode.lock.give_back(shared, self.connection.grant)
+
+    # Forgetting
+
+    def forget(self, nodeid: int, lookups: int) -> None:
+        """Take back lookups of a node, with the next `send_forgets`. Takes no lock."""
+        self._forgets.append((nodeid, lookups))
+
+    def send_forgets(self) -> None:
+        """Send FORGET and BATCH_FORGET for all inodes that are gone.
+
+        Whoever drives operations calls this after each, and must not hold any lock.
+        """
+        # fs/fuse/dev.c, fuse_read_forget.
+        while self._forgets and not self.connection.ended:
+            batch: list[tuple[int, int]] = []
+            try:
+                while len(batch) < _MOST_FORGETS:
+                    batch.append(self._forgets.popleft())
+            except IndexError:
+                pass  # another thread may take some as well
+            if len(batch) == 1:
+                nodeid, lookups = batch[0]
+                body = fuse_forget_in(nlookup=lookups).pack()
+                request = Request(FUSE_FORGET, body, nodeid=nodeid, no_reply=True)
+            else:
+                body = fuse_batch_forget_in(count=len(batch)).pack()
+                body += b"".join(fuse_forget_one(*one).pack() for one in batch)
+                request = Request(FUSE_BATCH_FORGET, body, no_reply=True)
+            if batch:
+                self.connection.submit(request)
+
+    def drop_caches(self) -> None:
+        """Forget all names that nothing uses, and with them their inodes."""
+        self.root.shrink()

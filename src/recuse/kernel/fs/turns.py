@@ -1,0 +1,77 @@
+"""Inode locks: who may change a directory or write to a file now (``i_rwsem`` in Linux).
+
+An operation cannot wait in a thread. It yields a `Turn`, as it yields a request, and gets a reply
+when it has the lock. `recuse.kernel.fs.superblock.FilesystemConnection` tells turns and requests
+apart.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from recuse.kernel.connection.request import Reply, Request
+from recuse.runtime.locks import new_lock
+
+GRANTED: Final = Reply(0)
+
+
+class Turn(Request):
+    """An operation's place in the queue for a lock. It is not sent to the server."""
+
+    def __init__(self, lock: "InodeLock", shared: bool) -> None:
+        super().__init__(0)
+        self.lock = lock
+        self.shared = shared
+
+
+class InodeLock:
+    """Held by one operation alone, or shared by several; first come, first served."""
+
+    __slots__ = ("_exclusive", "_shared", "_waiting")
+
+    def __init__(self) -> None:
+        self._exclusive = False
+        self._shared = 0
+        self._waiting: deque[Turn] = deque()
+
+    @property
+    def held(self) -> bool:
+        """Whether an operation has it."""
+        return self._exclusive or self._shared > 0
+
+    def take(self, turn: Turn) -> bool:
+        """Take the lock, or stand in line; return whether it was free."""
+        with _guard:
+            if self._waiting or not self._fits(turn):
+                self._waiting.append(turn)
+                return False
+            self._add(turn)
+            return True
+
+    def give_back(self, shared: bool, grant: Callable[[Turn], None]) -> None:
+        """Release the lock; ``grant`` is called for those who have it now."""
+        granted = []
+        with _guard:
+            if shared:
+                self._shared -= 1
+            else:
+                self._exclusive = False
+            while self._waiting and self._fits(self._waiting[0]):
+                turn = self._waiting.popleft()
+                self._add(turn)
+                granted.append(turn)
+        for turn in granted:
+            grant(turn)
+
+    def _fits(self, turn: Turn) -> bool:
+        return not self._exclusive and (turn.shared or not self._shared)
+
+    def _add(self, turn: Turn) -> None:
+        if turn.shared:
+            self._shared += 1
+        else:
+            self._exclusive = True
+
+
+_guard = new_lock("InodeLock")
+"""Of all inode locks: it is held for a few instructions, and there are very many of them."""

@@ -1,0 +1,106 @@
+"""Runs the kernel half's operations to their end, in the thread that wants their result."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Protocol, TypeVar
+from weakref import WeakSet
+
+from recuse.kernel.connection.operation import Operation, failure
+from recuse.kernel.connection.request import Reply, Request
+from recuse.kernel.fs.superblock import Superblock
+
+T = TypeVar("T")
+
+Path = str | bytes
+
+
+class Closable(Protocol):
+    """An open file."""
+
+    def close(self) -> None:
+        """Close it, if that has not been done."""
+
+
+class Driver:
+    """Runs operations on one filesystem. Thread-safe."""
+
+    def __init__(self, superblock: Superblock, timeout_s: float) -> None:
+        self.superblock = superblock
+        self._timeout_s = timeout_s
+        self._waiting: set[Request] = set()
+        self._open: WeakSet[Closable] = WeakSet()
+
+    def run(self, operation: Operation[T], *paths: Path) -> T:
+        """Return an operation's result.
+
+        Raises OSError with the paths as ``filename`` and ``filename2``; TimeoutError if the
+        filesystem does not answer in time, which also ends the connection.
+        """
+        reply: Reply | None = None
+        try:
+            while True:
+                request = operation.send(reply)  # type: ignore[arg-type]  # None starts it
+                reply = self._reply(request)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        except TimeoutError:
+            raise
+        except Exception as exception:
+            error = failure(exception)
+        finally:
+            operation.close()
+            self.superblock.send_forgets()
+        # Not from within the clause: what an exception remembers keeps inodes in use.
+        raise OSError(error.errno, error.strerror, *_names(paths))
+
+    def _reply(self, request: Request) -> Reply:
+        connection = self.superblock.connection
+        connection.submit(request)
+        if request.reply is None:
+            arrived = threading.Event()
+            if connection.watch(request, lambda _: arrived.set()):
+                self._wait(request, arrived)
+        assert request.reply is not None
+        return request.reply
+
+    def _wait(self, request: Request, arrived: threading.Event) -> None:
+        connection = self.superblock.connection
+        self._waiting.add(request)
+        try:
+            if not arrived.wait(self._timeout_s):
+                connection.abort()
+                raise TimeoutError(
+                    f"no answer in {self._timeout_s:g} s, to opcode {request.opcode}"
+                )
+        except KeyboardInterrupt:
+            connection.interrupt(request)
+            raise
+        finally:
+            self._waiting.discard(request)
+
+    def opened(self, file: Closable) -> None:
+        """Note a file that a test has opened."""
+        self._open.add(file)
+
+    def close_files(self) -> None:
+        """Close all files that are still open."""
+        for file in list(self._open):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def interrupt(self, fatal: bool) -> int:
+        """Interrupt all requests that wait for their answer; return how many there were."""
+        waiting = list(self._waiting)
+        for request in waiting:
+            self.superblock.connection.interrupt(request, fatal=fatal)
+        return len(waiting)
+
+
+def _names(paths: tuple[Path, ...]) -> tuple[Path | None, ...]:
+    """The last arguments of an OSError about these paths."""
+    if len(paths) == 2:
+        return paths[0], None, paths[1]
+    return paths

@@ -1,0 +1,181 @@
+"""What a test has open: a descriptor's calls, without a descriptor."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from recuse.kernel.fs.attributes import get_attributes
+from recuse.kernel.fs.changes import NOW, Changes, change_attributes
+from recuse.kernel.fs.directories import Directory, DirectoryEntry
+from recuse.kernel.fs.files import FilesystemFile
+from recuse.kernel.fs.regular import RegularFile
+from recuse.testing.status import stat_result
+
+if TYPE_CHECKING:
+    from recuse.kernel.connection.operation import Operation
+    from recuse.kernel.fs.credentials import FileCaller
+    from recuse.testing.driver import Driver, Path
+
+T = TypeVar("T")
+
+_READ_SIZE = 1 << 17
+
+
+class OpenedFile:
+    """What files and directories have when they are open. A context manager, which closes it."""
+
+    __test__ = False
+
+    def __init__(
+        self, driver: Driver, caller: FileCaller, file: FilesystemFile, path: Path, device: int
+    ) -> None:
+        self._driver = driver
+        self._caller = caller
+        self._file = file
+        self._device = device
+        self.path = path
+        """What it was opened by."""
+        self.closed = False
+        driver.opened(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path!r}{' closed' if self.closed else ''}>"
+
+    def __del__(self) -> None:
+        if not self.closed:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only what is missing is looked for here.
+        if name == "_file":
+            raise ValueError(f"{self!r}: a call on a closed file")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _run(self, operation: Operation[T]) -> T:
+        return self._driver.run(operation, self.path)
+
+    def flush(self) -> None:
+        """Do what closing a copy of the descriptor does. Raises the filesystem's OSError."""
+        self._run(self._file.flush(self._caller))
+
+    def close(self) -> None:
+        """Flush and release it, once; it is closed even if that raises the OSError of flush."""
+        if self.closed:
+            return
+        self.closed = True
+        file = self._file
+        try:
+            self.flush()
+        finally:
+            del self._file  # the inode may go now
+            self._run(file.release())
+
+    def stat(self) -> os.stat_result:
+        """Return its attributes (fstat)."""
+        superblock, file = self._file.superblock, self._file
+        operation = get_attributes(superblock, self._caller, file.inode, file=file)
+        return stat_result(self._run(file.running(operation)), self._device)
+
+    def chmod(self, mode: int) -> None:
+        """Change its permission bits."""
+        self._change(Changes(mode=mode & 0o7777))
+
+    def chown(self, uid: int = -1, gid: int = -1) -> None:
+        """Change its owner and group; -1: not."""
+        self._change(Changes(uid=None if uid < 0 else uid, gid=None if gid < 0 else gid))
+
+    def utime(self, ns: tuple[int, int] | None = None) -> None:
+        """Set its times of access and change, in nanoseconds; by default to the present."""
+        atime, mtime = (NOW, NOW) if ns is None else ns
+        self._change(Changes(atime_ns=atime, mtime_ns=mtime))
+
+    def _change(self, changes: Changes) -> None:
+        file = self._file
+        operation = change_attributes(file.superblock, self._caller, file.inode, changes)
+        self._run(file.running(operation))
+
+    def fsync(self) -> None:
+        """Have the filesystem make it safe."""
+        self._run(self._file.sync(self._caller))
+
+
+class TestDirectory(OpenedFile):
+    """An open directory, as `PathCalls.open_directory` returns it."""
+
+    _file: Directory
+
+    def read_entries(self) -> list[DirectoryEntry]:
+        """Return the next entries, as many as the filesystem gives at once; none at the end."""
+        return self._run(self._file.read_entries(self._caller))
+
+    def __iter__(self) -> Iterator[DirectoryEntry]:
+        """Go through what follows, with "." and ".."."""
+        while entries := self.read_entries():
+            yield from entries
+
+    def seek(self, offset: int) -> None:
+        """Go to the `DirectoryEntry.offset` of an entry, and so behind it; 0: to the beginning."""
+        self._file.seek(offset)
+
+
+class TestFile(OpenedFile):
+    """An open regular file, as `PathCalls.open` returns it."""
+
+    _file: RegularFile
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at the position, which then moves: up to ``size`` bytes, or all that follows."""
+        if size >= 0:
+            return self._run(self._file.read(self._caller, size))
+        parts = []
+        while part := self.read(_READ_SIZE):
+            parts.append(part)
+        return b"".join(parts)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Read up to ``size`` bytes from ``offset`` on."""
+        return self._run(self._file.read(self._caller, size, offset))
+
+    def write(self, data: bytes) -> int:
+        """Write at the position, which then moves; return how many bytes were taken."""
+        return self._run(self._file.write(self._caller, bytes(data)))
+
+    def pwrite(self, data: bytes, offset: int) -> int:
+        """Write at ``offset``; return how many bytes were taken."""
+        return self._run(self._file.write(self._caller, bytes(data), offset))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position and return it; SEEK_DATA and SEEK_HOLE ask the filesystem."""
+        return self._run(self._file.seek(self._caller, offset, whence))
+
+    def truncate(self, size: int) -> None:
+        """Change its size. Raises OSError: EINVAL if it is not open for writing."""
+        self._run(self._file.truncate(self._caller, size))
+
+    def fdatasync(self) -> None:
+        """Have the filesystem make its content safe."""
+        self._run(self._file.sync(self._caller, data_only=True))
+
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        """Reserve room, or with a mode (FALLOC_FL_) make holes or zeros."""
+        self._run(self._file.allocate(self._caller, mode, offset, length))
+
+    def copy_file_range(self, other: TestFile, size: int, offset: int, other_offset: int) -> int:
+        """Copy bytes to another file; return how many were copied."""
+        operation = self._file.copy_to(self._caller, offset, other._file, other_offset, size)
+        return self._run(operation)
