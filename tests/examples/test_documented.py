@@ -27,6 +27,8 @@ PROGRAMS = {
     "ffmpeg": "ffmpeg",
     "busybox": "busybox-static",
     "picocom": "picocom",
+    "zip": "zip",
+    "/usr/include/linux": "linux-libc-dev",
     "/usr/share/doc/libfuse3-dev/examples/cuse_client.c": "libfuse3-dev",
 }
 
@@ -101,6 +103,7 @@ def directory(tmp_path: Path) -> Path:
 def test_the_files_that_show_how_to_try_them() -> None:
     assert [path.name for path in DOCSTRINGS] == [
         *[
+            "archive.py",
             "camera.py",
             "echo.py",
             "eeprom.py",
