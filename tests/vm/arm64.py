@@ -56,7 +56,7 @@ PACKAGES = (
     "diffutils", "findutils", "grep", "sed", "gawk", "tar", "hostname",
     "i2c-tools", "v4l-utils",
     # What compiles their clients.
-    "gcc", "libc6-dev", "linux-libc-dev", "libfuse3-dev", "pkg-config",
+    "gcc", "libc6-dev", "linux-libc-dev", "libfuse3-dev", "libfuse-dev", "pkg-config",
 )  # fmt: skip
 """Debian packages of the guest; they bring those that they depend on."""
 
