@@ -7,6 +7,7 @@ module is imported with the first coroutine too, so programs with plain methods 
 import asyncio
 import atexit
 import errno
+import inspect
 import os
 import select
 import socket
@@ -50,22 +51,10 @@ class Tasks:
         """
 
         def begin() -> None:
-            task = self.loop.create_task(_outcome(awaitable))
+            task = self.loop.create_task(self._run(awaitable, done, pending))
             self._tasks[task] = pending
-            task.add_done_callback(finish)
             if pending is not None:
                 pending.task = task
-                if pending.interrupted or self._ending:
-                    task.cancel()
-
-        def finish(task: asyncio.Task[tuple[Any, BaseException | None]]) -> None:
-            del self._tasks[task]
-            if task.cancelled():
-                # Before its first step, as `_outcome` would have caught anything later.
-                discard(awaitable)
-                done(None, asyncio.CancelledError())
-            else:
-                done(*task.result())
 
         try:
             # The callback, and so the task, runs in a copy of this thread's context, which has the
@@ -74,6 +63,27 @@ class Tasks:
         except RuntimeError:
             return False
         return True
+
+    # The task tells of its end itself, as a callback of the loop's would run a turn later. So it
+    # must not be cancelled before its first step.
+
+    async def _run(
+        self, awaitable: Awaitable[Any], done: Done, pending: PendingReply | None
+    ) -> None:
+        outcome: tuple[Any, BaseException | None]
+        if pending is not None and (pending.interrupted or self._ending):
+            discard(awaitable)
+            outcome = None, asyncio.CancelledError()
+        else:
+            try:
+                outcome = await awaitable, None
+            except BaseException as error:
+                # If the task raised KeyboardInterrupt or SystemExit, the loop would stop for all.
+                outcome = None, error
+        task = asyncio.current_task()
+        assert task is not None
+        del self._tasks[task]
+        done(*outcome)
 
     def interrupt(self, pending: PendingReply) -> None:
         """Cancel the request's task, if it has one by now."""
@@ -95,7 +105,9 @@ class Tasks:
         """Cancel the tasks, including those that begin from now on, and wait for all."""
         self._ending = True
         for task, pending in self._tasks.items():
-            if pending is not None:
+            coroutine = task.get_coro()
+            assert inspect.iscoroutine(coroutine)
+            if pending is not None and inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED:
                 task.cancel()
         while tasks := self._tasks.keys() - {asyncio.current_task()}:
             await asyncio.wait(tasks)
@@ -134,17 +146,6 @@ class Tasks:
     def release(self) -> None:
         """Give up the loop."""
         shared.release()
-
-
-async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
-    """Return its result, or what it raised.
-
-    A task that raises KeyboardInterrupt or SystemExit would stop the loop for everybody.
-    """
-    try:
-        return await awaitable, None
-    except BaseException as error:
-        return None, error
 
 
 class SharedLoop:
@@ -250,6 +251,9 @@ def _run(started: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> 
                     # A callback's SystemExit, for example. It must not end the shared loop.
                     report(error)
                     time.sleep(_PAUSE_S)
+            if not loop.is_closed():
+                # What is left begins before the runner cancels it.
+                loop.run_until_complete(asyncio.sleep(0))
     except BaseException as error:
         if started.done():
             report(error)

@@ -25,6 +25,7 @@ from recuse.wire.fuse import (
     fuse_open_in,
     fuse_read_in,
     fuse_write_in,
+    fuse_write_out,
 )
 
 from .conftest import Failure, Peer, Serve, Told
@@ -520,6 +521,27 @@ def test_close_on_the_loop_itself(serve: Serve) -> None:
     for thread in threading.enumerate():
         if thread.name == "recuse-async":  # which ends later, as it has closed the device itself
             thread.join(WAIT_S)
+
+
+def test_what_has_not_begun_when_the_session_closes_is_answered_and_never_begins(
+    serve: Serve,
+) -> None:
+    begun: list[int] = []
+
+    class Closing(File):
+        async def write(self, data: bytes, offset: int) -> None:
+            begun.append(offset)
+            # On the loop, so that the second write's task is made before the first step of the end.
+            second.append(peer.post(FUSE_WRITE, fuse_write_in(fh=fh, size=1, offset=1), b"x"))
+            peer.session.close()
+
+    second: list[int] = []
+    peer = serve(Closing)
+    fh = peer.open()
+    first = peer.post(FUSE_WRITE, fuse_write_in(fh=fh, size=1), b"x")
+    assert outcome(peer, first) == fuse_write_out(size=1).pack()
+    assert outcome(peer, second[0]) == errno.ECONNABORTED
+    assert begun == [0]
 
 
 def test_tasks_that_handlers_leave_behind_end_with_the_loop(serve: Serve) -> None:
