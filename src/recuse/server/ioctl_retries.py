@@ -67,7 +67,9 @@ class Round:
 
 def total(areas: list[Span]) -> int:
     """Return the number of bytes in areas."""
-    # Mostly there is one area, and for one this is three times as fast as the sum.
+    # Mostly there is one area or none, and for these this is three times as fast as the sum.
+    if not areas:
+        return 0
     return areas[0][1] if len(areas) == 1 else sum(size for _, size in areas)
 
 

@@ -200,7 +200,9 @@ def _fits(memory: Memory, areas: Sequence[IoVec], size: int) -> bool:
 
 def _total(areas: Sequence[IoVec]) -> int:
     """Return the number of bytes in areas."""
-    # Mostly there is one area, and for one this is three times as fast as the sum.
+    # Mostly there is one area or none, and for these this is three times as fast as the sum.
+    if not areas:
+        return 0
     return areas[0][1] if len(areas) == 1 else sum(length for _, length in areas)
 
 
