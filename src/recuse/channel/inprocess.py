@@ -23,7 +23,7 @@ class InProcessChannel:
         self._connection = cuse.connection
         self._connection.on_pending = self._pump
         self._connection.at_end(self.close)
-        while self._serve() >= 0:
+        while self._pump():
             pass
 
     @property
@@ -39,26 +39,24 @@ class InProcessChannel:
         self.cuse.close()
         self.session.close()
 
-    def _pump(self) -> None:
-        """Serve one request, if there is one.
+    def _pump(self) -> bool:
+        """Serve one request, if there is one, and return whether there was.
 
         One is enough, as this is called once for each. That is not so for an INTERRUPT that the
         session sends back because it came before its request. So after an INTERRUPT, pending
         requests are served too.
         """
-        while self._serve() == FUSE_INTERRUPT:
-            pass
-
-    def _serve(self) -> int:
-        """Serve one request and return the low byte of its opcode, -1 if there is none."""
-        try:
-            message = self._connection.read(READ_SIZE)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.ENODEV):
-                return -1
-            raise
-        self.session.handle(message, self._connection.write)
-        return message[4]
+        connection = self._connection
+        while True:
+            try:
+                message = connection.read(READ_SIZE)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.ENODEV):
+                    return False
+                raise
+            self.session.handle(message, connection.write)
+            if message[4] != FUSE_INTERRUPT:  # the low byte of the opcode
+                return True
 
 
 def connect(table: DeviceTable, device: Device) -> InProcessChannel:

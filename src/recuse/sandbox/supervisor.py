@@ -86,10 +86,12 @@ class Supervisor:
                 result = self._handle_compat(call)
             if result == PROCEED:
                 call.proceed()
-            elif not isinstance(result, int):
-                call.take(result)
-            elif result != ANSWERED:
+            elif result == ANSWERED:
+                pass
+            elif isinstance(result, int):
                 call.answer(result)
+            else:
+                call.take(result)
         except UnansweredError as asked:
             handle = partial(self._handlers[call.number], call, self._machine)
             call.take(call.answered(asked, handle, self._machine.errands))

@@ -44,7 +44,7 @@ class SubmitSide:
 
     def __init__(self, init: Request, accept: Callable[[Reply], None]) -> None:
         self.state = _INITIALISING
-        self.on_pending: Callable[[], None] | None = None
+        self.on_pending: Callable[[], object] | None = None
         self.minor = 0
         """Of the protocol version that both sides speak, 7.minor."""
         self.error_when_aborted = errno.ENOTCONN

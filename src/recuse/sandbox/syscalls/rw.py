@@ -105,12 +105,12 @@ def write(call: TrappedCall, machine: Machine) -> Outcome:
 
 def pread64(call: TrappedCall, machine: Machine) -> Outcome:
     """``pread64(fd, buf, count, offset)``."""
-    return PROCEED if signed64(call.a3) < 0 else _plain(call, machine, _O_RDONLY, call.a3)
+    return PROCEED if call.a3 >> 63 else _plain(call, machine, _O_RDONLY, call.a3)
 
 
 def pwrite64(call: TrappedCall, machine: Machine) -> Outcome:
     """``pwrite64(fd, buf, count, offset)``."""
-    return PROCEED if signed64(call.a3) < 0 else _plain(call, machine, _O_WRONLY, call.a3)
+    return PROCEED if call.a3 >> 63 else _plain(call, machine, _O_WRONLY, call.a3)
 
 
 def vectored(  # noqa: PLR0917 - by position, as every readv calls it

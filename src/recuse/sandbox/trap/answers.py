@@ -175,7 +175,7 @@ class OwedCall:
 
     def caller(self) -> Caller:
         """The caller, for the kernel half. OSError: ESRCH if it is gone."""
-        task = self.task
+        task = self._task or self.task
         who = task.credentials
         memory = CallerMemory(self.trap.listener, self.id, self.tid, task.writable)
         return Caller(self.tid, who.uid, who.gid, memory, task.owner, who.keeps_suid)

@@ -136,7 +136,7 @@ class Listener:
     def alive(self, call_id: int) -> bool:
         """Whether the call still waits. If so, its tid still means the same thread."""
         try:
-            fcntl.ioctl(self._descriptor, _ID_VALID, _ID.pack(call_id))
+            fcntl.ioctl(self._descriptor, _ID_VALID, bytearray(_ID.pack(call_id)))
         except (OSError, ValueError):
             return False
         return True
@@ -155,7 +155,8 @@ class Listener:
 
     def _send(self, call_id: int, response: bytes) -> bool:
         try:
-            fcntl.ioctl(self._descriptor, _SEND, response)
+            # Given bytes, fcntl.ioctl first fails to use them for output, which takes 0.3 us.
+            fcntl.ioctl(self._descriptor, _SEND, bytearray(response))
         except (OSError, ValueError) as error:
             if self._is_gone(call_id, error):
                 return False
