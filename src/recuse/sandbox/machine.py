@@ -64,7 +64,7 @@ class Machine:
             self.tasks = Tasks()
             made.callback(self.tasks.close)
             self.memory_maps = MemoryMaps(self.files.pending)
-            self.tree = Tree(self.tasks, self.files)
+            self.tree = Tree(self.tasks, self.files.by_link)
             self.table = DeviceTable(self._added, self.tree.devices.remove, majors_in_use())
             self.tree.devices.add_machine(self.table)
             self.table.tap = tap

@@ -58,11 +58,12 @@ class FileTable:
         """
         self._errands = errands
         self._lock = new_lock("FileTable")
-        self._by_link: dict[str, FileDescription] = {}
+        self.by_link: dict[str, FileDescription] = {}
+        """By what the link ``/proc/PID/fd/N`` of its descriptors reads."""
         self._by_end: dict[int, FileDescription] = {}
         self._seen: dict[tuple[Tid, int], FileDescription] = {}
         """What was last found there, by thread and number."""
-        self.unseen = Unseen(self._seen, self._by_link)
+        self.unseen = Unseen(self._seen, self.by_link)
         self._pid = os.getpid()
         self._identities = Identities()
         self.pending = PendingReleases(self._lock, errands)
@@ -83,7 +84,7 @@ class FileTable:
             raise
 
     def __len__(self) -> int:
-        return len(self._by_link)
+        return len(self.by_link)
 
     def find(self, tid: Tid, number: int) -> FileDescription | None:
         """The file behind descriptor ``number`` of thread ``tid``; None if it is not recuse's.
@@ -91,7 +92,7 @@ class FileTable:
         Raises:
             OSError: EIO if it may be recuse's, but nobody may look into the process.
         """
-        if not self._by_link:
+        if not self.by_link:
             return None
         number &= 0xFFFFFFFF  # the kernel takes descriptors as 32-bit numbers
         seen = self._seen.get((tid, number))
@@ -110,7 +111,7 @@ class FileTable:
             return None
         except OSError:
             return None
-        found = self._by_link.get(link)
+        found = self.by_link.get(link)
         if found is not None and found.slot is not None:
             self.note(tid, number, found)
         return found
@@ -134,12 +135,8 @@ class FileTable:
 
     def by_inode(self, inode: str) -> FileDescription | None:
         """The file whose descriptor has that inode number, as an epoll's fdinfo shows it."""
-        by_link = self._by_link
+        by_link = self.by_link
         return by_link.get(f"socket:[{inode}]") or by_link.get(f"pipe:[{inode}]")
-
-    def by_link(self, link: str) -> FileDescription | None:
-        """The file whose ``/proc/PID/fd`` link reads ``link``."""
-        return self._by_link.get(link)
 
     def install(self, call: TrappedCall, file: FileDescription, *, cloexec: bool) -> int | None:
         """Give the caller a descriptor of a new file, and return its number.
@@ -179,7 +176,7 @@ class FileTable:
             if self._epoll.closed:
                 file.end.close()
                 raise os_error(errno.ENODEV)
-            self._by_link[file.link] = file
+            self.by_link[file.link] = file
             self._by_end[file.end.ours] = file
             if (source := file.poll_source) is not None:
                 self._sources[source] = self._sources.get(source, 0) + 1
@@ -203,7 +200,7 @@ class FileTable:
     def _close_end(self, file: FileDescription) -> None:
         """Close the supervisor's end. Its hang-up no longer reports the last close."""
         with self._lock:
-            if self._by_link.get(file.link) is not file:
+            if self.by_link.get(file.link) is not file:
                 return
             del self._by_end[file.end.ours]
             self._epoll.unregister(file.end.ours)
@@ -228,7 +225,7 @@ class FileTable:
         """Close a file's end and release it: no reference is left, or it was never installed."""
         node = file.node
         with self._lock:
-            if self._by_link.pop(file.link, None) is None:
+            if self.by_link.pop(file.link, None) is None:
                 return  # another thread was first
             if file.end.ours >= 0:
                 del self._by_end[file.end.ours]
@@ -299,7 +296,7 @@ class FileTable:
         self._wake()
         self._workers.join()
         with self._lock:
-            left = list(self._by_link.values())
+            left = list(self.by_link.values())
         for file in left:
             self.drop(file)
         # A release that takes its time is left behind by the threads that make it.

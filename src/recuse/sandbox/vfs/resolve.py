@@ -174,15 +174,17 @@ class Tree:
         The supervisor looks at it. So paths through ``/proc/self`` are walked, and so are paths
         through links like ``/proc/PID/fd/N``, which say where they lead only when followed.
         """
-        of_self = path.startswith(b"/proc/self/")
-        if of_self:
-            path = b"/proc/%d/" % self._tasks.get(tid).tgid + path[len(b"/proc/self/") :]
-        elif path.startswith(_OF_THE_READER):
-            return False
-        native = path if path.startswith(b"/") else start_of(tid, base) + b"/" + path
-        opened = (
-            len(self._files) or of_self or (self.placeholders.used and path.startswith(b"/proc/"))
-        )
+        of_self = False
+        if not path.startswith(b"/"):
+            native = start_of(tid, base) + b"/" + path
+        else:
+            if path.startswith(_OF_THE_READER):
+                of_self = path.startswith(b"/proc/self/")
+                if not of_self:
+                    return False
+                path = b"/proc/%d/" % self._tasks.get(tid).tgid + path[len(b"/proc/self/") :]
+            native = path
+        opened = self._files or of_self or (self.placeholders.used and path.startswith(b"/proc/"))
         start = len(native) - len(path)
         if opened and self._goes_through_magic(native, start):
             return False

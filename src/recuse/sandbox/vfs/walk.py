@@ -6,8 +6,8 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.tasks.tasks import Credentials, in_our_namespace, numbers_in
@@ -52,14 +52,8 @@ class OpenFile(Protocol):
     """Where it was found."""
 
 
-class OpenFiles(Protocol):
-    """All open files of recuse's that programs have."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def by_link(self, link: str) -> OpenFile | None:
-        """The open file whose link in ``/proc/PID/fd`` reads ``link``."""
+OpenFiles: TypeAlias = Mapping[str, OpenFile]
+"""All open files of recuse's that programs have, by what their links in ``/proc/PID/fd`` read."""
 
 
 class Walk(Position):
@@ -361,5 +355,5 @@ class Walk(Position):
         """The location of an open file of recuse's; ``target`` is what a link to it reads."""
         if not target.startswith((b"socket:[", b"pipe:[")):
             return None
-        file = self._files.by_link(target.decode())
+        file = self._files.get(target.decode())
         return file.location if file is not None else None
