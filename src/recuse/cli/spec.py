@@ -13,8 +13,9 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from recuse.runtime.records import NamedTuple
 from recuse.server.device import Device, check_device
 
 if TYPE_CHECKING:

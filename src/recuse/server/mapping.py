@@ -1,7 +1,6 @@
 """What an author learns of the memory that programs map."""
 
-from typing import NamedTuple
-
+from recuse.runtime.records import NamedTuple
 from recuse.server.areas import Area
 from recuse.server.pending_reply import PendingReply
 from recuse.server.request import Request

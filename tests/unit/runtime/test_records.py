@@ -1,11 +1,13 @@
 """Records: classes that are their fields."""
 
+import pickle
 import threading
+import typing
 from typing import Any
 
 import pytest
 
-from recuse.runtime.records import field, record
+from recuse.runtime.records import NamedTuple, field, record
 
 
 def make() -> Any:
@@ -66,3 +68,50 @@ def test_several_threads_may_make_the_first() -> None:
     for thread in threads:
         thread.join()
     assert found == [3] * 8
+
+
+class Place(NamedTuple):
+    """Where it is."""
+
+    row: int
+    column: int = 7
+    """Counted from the left."""
+    undefined: "NotThere | None" = None  # type: ignore[name-defined]  # noqa: F821 - not evaluated
+
+    @property
+    def sum(self) -> int:
+        return self.row + self.column
+
+    @classmethod
+    def first(cls) -> "Place":
+        return cls(0, 0)
+
+    def __str__(self) -> str:
+        return f"{self.row}:{self.column}"
+
+
+class SamePlace(typing.NamedTuple):
+    row: int
+    column: int = 7
+    undefined: Any = None
+
+
+def test_a_named_tuple_is_as_the_standard_librarys() -> None:
+    place, same = Place(1), SamePlace(1)
+    assert isinstance(place, tuple)
+    assert tuple(place) == tuple(same)
+    assert hash(place) == hash(same)
+    assert place._fields == same._fields
+    assert place._field_defaults == same._field_defaults
+    assert repr(place) == repr(same).replace("SamePlace", "Place")
+    assert tuple(place._replace(row=2)) == (2, 7, None)
+    assert pickle.loads(pickle.dumps(place)) == place
+    assert (Place.__module__, Place.__doc__) == (__name__, "Where it is.")
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'row'"):
+        Place()  # type: ignore[call-arg]
+    with pytest.raises(AttributeError):
+        place.other = 1  # type: ignore[attr-defined]
+
+
+def test_a_named_tuple_has_methods_of_its_own() -> None:
+    assert (Place(1, 2).sum, Place.first().row, str(Place(1))) == (3, 0, "1:7")

@@ -4,13 +4,12 @@ import errno
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
 from recuse.kernel.connection.connection import Connection, Tap
 from recuse.kernel.errors import os_error
 from recuse.kernel.locks import FileLocks
 from recuse.runtime.locks import new_lock
-from recuse.runtime.records import field, record
+from recuse.runtime.records import NamedTuple, field, record
 
 MAJOR_MAX = 511
 MINOR_MAX = (1 << 20) - 1

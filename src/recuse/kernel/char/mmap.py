@@ -19,12 +19,13 @@ what READ returns at that moment, if the file has positions (`do_copy`).
 
 import errno
 import os
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import MOST_PAGES, PAGE_SIZE, Request
 from recuse.kernel.errors import os_error
+from recuse.runtime.records import NamedTuple
 from recuse.wire.cuse import (
     RECUSE_MMAP,
     RECUSE_MMAP_COMMIT,

@@ -10,13 +10,13 @@ import errno
 import functools
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.char.devices import CharDevice
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import PAGE_SIZE, Request
 from recuse.kernel.errors import os_error
+from recuse.runtime.records import NamedTuple
 from recuse.wire.cuse import RECUSE_SHOW
 
 CLASS = "/sys/class/cuse"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import Any
+
+from recuse.runtime.records import NamedTuple
 
 
 class Registers(NamedTuple):

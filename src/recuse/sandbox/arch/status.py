@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from recuse.runtime.records import NamedTuple
 
 
 class Status(NamedTuple):

@@ -11,8 +11,9 @@ import functools
 import re
 import struct
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
+from recuse.runtime.records import NamedTuple
 from recuse.sandbox.arch.code import leaves_eax, one_byte
 
 SIZE: Final = 176

@@ -12,11 +12,12 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.connection.operation import run
 from recuse.runtime.locks import new_lock
+from recuse.runtime.records import NamedTuple
 from recuse.sandbox.files.native_end import (
     EPOLLET,
     POLLERR,

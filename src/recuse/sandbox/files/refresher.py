@@ -6,9 +6,10 @@ import contextlib
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from recuse.runtime.locks import new_lock
+from recuse.runtime.records import NamedTuple
 
 if TYPE_CHECKING:
     from recuse.kernel.caller import Caller

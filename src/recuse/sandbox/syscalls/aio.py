@@ -21,9 +21,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.records import NamedTuple
 from recuse.sandbox.abilities import may_trace
 from recuse.sandbox.files.native_end import POLLERR, POLLHUP
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed64

@@ -10,9 +10,10 @@ import errno
 import socket
 import stat
 import sys
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
+from recuse.runtime.records import NamedTuple
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.processes import socket_call
 from recuse.sandbox.tasks.memory import read_memory

@@ -20,12 +20,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from recuse.kernel.errors import os_error
 from recuse.runtime import threads
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
+from recuse.runtime.records import NamedTuple
 from recuse.sandbox.arch import arch
 from recuse.sandbox.tasks.status import ThreadStatus
 

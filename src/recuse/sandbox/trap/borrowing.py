@@ -15,10 +15,11 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
+from recuse.runtime.records import NamedTuple
 from recuse.sandbox.tasks.fetch import can_fetch, fetch_descriptor
 from recuse.sandbox.tasks.memory import write_memory
 from recuse.sandbox.trap.answers import ANSWERED, PROCEED

@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import Final, NamedTuple
+from typing import Final
 
+from recuse.runtime.records import NamedTuple
 from recuse.sandbox.tasks.status import ThreadStatus
 from recuse.wire.ids import Tgid, Tid
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from recuse.runtime.records import NamedTuple
 from recuse.sandbox.vfs import native_files
 from recuse.sandbox.vfs.nodes import Node
 

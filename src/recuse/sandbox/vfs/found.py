@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
 
+from recuse.runtime.records import NamedTuple
 from recuse.sandbox.vfs import native_files
 from recuse.sandbox.vfs.dentry import Location, lone
 from recuse.sandbox.vfs.nodes import Node, native_node

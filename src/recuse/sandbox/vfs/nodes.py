@@ -7,12 +7,13 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.char.devices import CharDevice
 from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
+from recuse.runtime.records import NamedTuple
 from recuse.sandbox.arch.status import Status
 from recuse.sandbox.vfs import native_files
 
