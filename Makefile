@@ -10,7 +10,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .PHONY: help install demo test test-vm test-arm64 lint bench clean
 
 help:
-	@echo 'make demo     run real programs against devices written in Python'
+	@echo 'make demo     run real programs against devices and filesystems written in Python'
 	@echo 'make test     check style, types and behaviour'
 	@echo 'make test-vm  test on other kernels, in a virtual machine'
 	@echo 'make test-arm64  test on Linux for arm64, in a virtual machine'
@@ -62,13 +62,13 @@ bench:
 # Each line that is run is shown before what it prints.
 define DEMO
 show() {
-    printf '\n$$ $(RECUSE) run -d %s -- sh\n' "$$1"
-    $(RECUSE) run -d "$$1" -- sh -c \
+    printf '\n$$ $(RECUSE) %s -- sh\n' "$$*"
+    $(RECUSE) "$$@" -- sh -c \
         'while read -r line; do printf "    $$ %s\n" "$$line"; eval "$$line" </dev/null || exit; done'
 }
 
 echo 'A device is a class of a few lines. These are the programs of your system, unchanged:'
-show examples/echo.py <<'END'
+show run -d examples/echo.py <<'END'
 ls -l /dev/echo
 echo hello >/dev/echo
 cat /dev/echo
@@ -76,7 +76,7 @@ END
 
 echo
 echo 'A device can have positions, and take arguments:'
-show examples/memory.py,size=0x1000 <<'END'
+show run -d examples/memory.py,size=0x1000 <<'END'
 echo recuse | dd of=/dev/memory bs=1 seek=1000 status=none
 dd if=/dev/memory bs=1 skip=1000 count=6 status=none | od -c
 wc -c </dev/memory
@@ -86,21 +86,36 @@ echo
 echo 'A camera, which shares memory with the programs that use it:'
 mkdir -p build
 if command -v v4l2-ctl >/dev/null; then
-show examples/camera.py <<'END'
+show run -d examples/camera.py <<'END'
 v4l2-ctl -d 9 --set-ctrl brightness=120 --get-ctrl brightness,test_pattern
 v4l2-ctl -d 9 --set-fmt-video pixelformat=MJPG --stream-mmap --stream-skip 9 --stream-count 1 --stream-to build/camera.jpeg
 END
 else
-show examples/camera.py <<'END'
+show run -d examples/camera.py <<'END'
 $(BIN)/python -c 'from linuxpy.video.device import Device, VideoCapture as V; d = Device.from_id(9); d.open(); v = V(d); v.set_format(640, 480, "MJPG"); v.open(); open("build/camera.jpeg", "wb").write(bytes(next(iter(v))))'
 END
 fi
 echo 'The picture that it took is in build/camera.jpeg.'
 
+echo
+echo 'A filesystem is a class, too. This one shows what is in an archive:'
+mkdir -p build/files
+trap 'rmdir build/files; rm build/files.tar.gz' EXIT
+tar -czf build/files.tar.gz --exclude=__pycache__ -C examples .
+if lack=$$($(RECUSE) mount --private examples/hellofs.py build/files -- true 2>&1); then
+show mount --private examples/archive.py,path=build/files.tar.gz build/files <<'END'
+ls build/files | wc -l
+grep -rl tarfile build/files
+cmp build/files/echo.py examples/echo.py && echo equal
+END
+else
+echo "Nothing can be mounted here: $$lack"
+fi
+
 command -v i2cdetect >/dev/null || exit 0
 echo
 echo 'An I2C bus with a memory chip at 0x50 and a thermometer at 0x48, all of it ioctl calls:'
-show examples/eeprom.py,celsius=21.5 <<'END'
+show run -d examples/eeprom.py,celsius=21.5 <<'END'
 i2cdetect -y 9
 i2cset -y 9 0x50 0x00 0x68 0x65 0x6c 0x6c 0x6f i
 i2cdump -y -r 0x00-0x0f 9 0x50 b

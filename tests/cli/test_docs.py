@@ -1,5 +1,6 @@
 """What the documents say is so: the README's device works, commands and packages are described."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -24,7 +25,7 @@ def code_blocks(name: str) -> list[str]:
 
 
 def test_the_readmes_device(tmp_path: Path) -> None:
-    device, _ = code_blocks("README.md")
+    device, _, _ = code_blocks("README.md")
     (tmp_path / "echo.py").write_text(device, encoding="utf-8")
     (line,) = re.findall(r"^    \.venv/bin/recuse (run .*echo\.py.*)$", text_of("README.md"), re.M)
     done = subprocess.run(
@@ -38,11 +39,27 @@ def test_the_readmes_device(tmp_path: Path) -> None:
 
 
 def test_the_readmes_test() -> None:
-    device, test = code_blocks("README.md")
+    device, test, _ = code_blocks("README.md")
     done = subprocess.run(
         [sys.executable, "-c", device + test], capture_output=True, text=True, check=False
     )
     assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_the_readmes_filesystem(tmp_path: Path) -> None:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("/dev/fuse is missing, or may not be opened")
+    (tmp_path / "hello.py").write_text(code_blocks("README.md")[2], encoding="utf-8")
+    (tmp_path / "files").mkdir()
+    (line,) = re.findall(r"^    \.venv/bin/recuse (mount .*)$", text_of("README.md"), re.M)
+    done = subprocess.run(
+        [sys.executable, "-m", "recuse.cli.main", *shlex.split(line)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("Hello, world!\n", "", 0)
 
 
 def test_the_readmes_two_commands() -> None:
