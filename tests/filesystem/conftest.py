@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from recuse.channel.io_uring import Ring
+from recuse.channel.rings import PARAMETER
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 RECUSE = [sys.executable, "-m", "recuse.cli.main"]
@@ -32,6 +35,29 @@ def why_not_mounted() -> str:
         return "" if shutil.which("fusermount3") else "fusermount3 is missing"
     done = subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True)
     return "this root may not mount" if done.returncode else ""
+
+
+@functools.cache
+def why_no_rings() -> str:
+    """Why there is no FUSE over io_uring here; "" if there is."""
+    try:
+        on = PARAMETER.read_text(encoding="ascii").strip() == "Y"
+    except OSError:
+        return "this kernel has no FUSE over io_uring (Linux 6.14, CONFIG_FUSE_IO_URING)"
+    if not on:
+        return f"it is off; root turns it on: echo Y >{PARAMETER}"
+    try:
+        Ring(1).close()
+    except OSError as error:
+        return f"io_uring: {error.strerror}"
+    return ""
+
+
+@pytest.fixture
+def rings(mounts: None) -> None:
+    """Skip the test where there is no FUSE over io_uring."""
+    if reason := why_no_rings():
+        pytest.skip(reason)
 
 
 @pytest.fixture

@@ -93,8 +93,8 @@ class Channel:
         finally:
             self._end()
 
-    def wait(self) -> None:
-        """Wait until `read` would return something, or raise.
+    def wait(self, other: int = -1) -> None:
+        """Wait until `read` would return something, or raise; or until ``other`` can be read.
 
         Raises OSError with ENODEV after `close`.
         """
@@ -102,6 +102,8 @@ class Channel:
         try:
             poll = select.poll()
             poll.register(number, select.POLLIN)
+            if other >= 0:
+                poll.register(other, select.POLLIN)
             poll.register(self._wake, select.POLLIN)
             poll.poll()
         finally:

@@ -14,14 +14,18 @@ from recuse.channel.devcuse import Channel
 from recuse.channel.guard import Guard
 from recuse.channel.mount_options import parse_options
 from recuse.channel.mounting import MountError, Source, check_directory, mount_at, mount_detached
+from recuse.channel.ring_entry import Entry
+from recuse.channel.rings import PARAMETER, Rings
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.unmounting import Identity, identity, unmount
 from recuse.channel.workers import Workers
 from recuse.runtime import threads
 from recuse.runtime.log import Log
+from recuse.server.dispatch import pick_interrupt
 from recuse.server.filesystem.encoding import Owner
 from recuse.server.filesystem.filesystem import Filesystem
 from recuse.server.filesystem.session import FilesystemSession
+from recuse.server.pending_reply import Send
 from recuse.wire.errors import WireError
 from recuse.wire.filesystem import (
     FUSE_DEV_IOC_BACKING_CLOSE,
@@ -53,6 +57,7 @@ _LEAST_READ = 8192
 _UID = slice(24, 28)
 """Of fuse_in_header: who asks."""
 _OPCODE = slice(4, 8)
+_INTERRUPT = FUSE_INTERRUPT.to_bytes(4, sys.byteorder)
 _FOR_ALL = frozenset(
     {
         *(FUSE_INIT, FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_DESTROY),
@@ -116,9 +121,10 @@ class Mount:
         self._guard: Guard | None = None
         self._tap = tap
         self._tapped: Tapped | None = None
-        self._send: Callable[[bytes], object] = lambda _: None
+        self._send: Send = lambda _: None
         self._size = max(self._session.request_size, _LEAST_READ)
-        self._workers: Workers[bytes] = Workers(
+        self._rings: Rings | None = None
+        self._workers: Workers[bytes | Entry] = Workers(
             self._receive, self._handle, name="recuse-filesystem"
         )
 
@@ -147,6 +153,11 @@ class Mount:
             return self._identity is not None and identity(self._directory) == self._identity
         except OSError:
             return False
+
+    @property
+    def uses_io_uring(self) -> bool:
+        """Whether programs' requests come by io_uring, once it is mounted."""
+        return self._rings is not None
 
     def start(self) -> None:
         """Mount it and serve it; on return it answers.
@@ -184,6 +195,8 @@ class Mount:
         self._unmount()
         if self._channel is not None:
             self._channel.close()
+        if self._rings is not None:
+            self._rings.close()
         if self._guard is not None:
             self._guard.close()
             self._guard = None
@@ -223,28 +236,56 @@ class Mount:
 
     def _serve(self, channel: Channel) -> None:
         """Answer the first request, and have threads answer the others. Raises OSError."""
-        self._send = channel.write
+        self._send = put = channel.write
         if self._tap is not None:
-            self._tapped = Tapped(self._tap, self._send)
-            self._send = self._tapped.send
+            self._tapped = Tapped(self._tap, channel.write)
+            put = self._tapped.send
         errors: list[int] = []
 
         def send(answer: bytes) -> None:
             if not errors:
                 errors.append(fuse_out_header.unpack(answer).error)
-            self._send(answer)
+            put(answer)
 
         while (message := channel.read(self._size)) is None:
             channel.wait()
         if self._tapped is not None:
             self._tapped.request(message)
+        self._prepare_rings(channel)
         self._session.handle(message, send)
         if errors != [0]:
             number = -errors[0] if errors else errno.EPROTO
             raise OSError(number, os.strerror(number))
         if self._tap is not None:
             self._tap.added(self.path, 0, 0)
+        self._start_rings()
         self._workers.start()
+
+    def _prepare_rings(self, channel: Channel) -> None:
+        if not self._options.io_uring:
+            return
+        self._rings = Rings(self._handle_one)
+        try:
+            self._rings.prepare(channel.number, self._session.payload_size, channel.write)
+            self._session.offers_rings = True
+        except OSError as error:
+            self._do_without_rings(error)
+
+    def _start_rings(self) -> None:
+        if self._rings is None:
+            return
+        try:
+            if not self._session.uses_rings:
+                raise OSError(errno.EOPNOTSUPP, f"the kernel does not offer it ({PARAMETER})")
+            self._rings.start()
+        except OSError as error:
+            self._do_without_rings(error)
+
+    def _do_without_rings(self, error: OSError) -> None:
+        assert self._rings is not None
+        self._rings.close()
+        self._rings = None
+        log.warning("%s: served without io_uring: %s", self._filesystem.name, error.strerror)
 
     def _unmount(self) -> None:
         """Have it written what was changed, and unmounted; the threads still serve meanwhile."""
@@ -282,34 +323,66 @@ class Mount:
             if self.is_mounted:
                 log.error("%s: %s; to unmount it: umount %s", directory, error.strerror, directory)
 
-    def _receive(self) -> bytes | None:
-        assert self._channel is not None
+    def _receive(self) -> bytes | Entry | None:
+        channel, rings = self._channel, self._rings
+        assert channel is not None
         try:
-            while (message := self._channel.read(self._size)) is None:
-                self._channel.wait()
+            while True:
+                if rings is not None and (entry := rings.receive()) is not None:
+                    return entry
+                if (message := channel.read(self._size)) is not None:
+                    return message
+                channel.wait(-1 if rings is None else rings.fileno())
         except OSError as error:
             if error.errno not in (errno.ENODEV, errno.ECONNABORTED):
                 log.exception("%s: /dev/fuse cannot be read", self._filesystem.name)
             self._ended()
             return None
-        return message
 
-    def _handle(self, message: bytes) -> None:
-        if self._tapped is not None:
-            self._tapped.request(message)
+    def _handle(self, item: bytes | Entry) -> None:
+        rings = self._rings
+        if rings is None:
+            assert isinstance(item, bytes)
+            self._handle_one(item, self._send)
+        elif isinstance(item, Entry):
+            rings.serve_shared(item)
+        elif item[_OPCODE] == _INTERRUPT:
+            self._interrupt(rings, item)
+        else:
+            self._handle_one(item, self._send)
+
+    def _handle_one(self, message: bytes, send: Send) -> None:
+        tapped = self._tapped
+        if tapped is not None:
+            tapped.request(message)
+            send = tapped.recording(send)
         try:
             if self._refuses and _is_others(message):
-                self._refuse(message)
+                _refuse(message, send)
             else:
-                self._session.handle(message, self._send)
+                self._session.handle(message, send)
         except WireError as error:
             log.error("%s: %s", self._filesystem.name, error)
 
-    def _refuse(self, message: bytes) -> None:
-        unique = fuse_in_header.unpack(message).unique
-        answer = fuse_out_header(len=fuse_out_header.SIZE, error=-errno.EACCES, unique=unique)
-        with contextlib.suppress(OSError):  # nobody waits for it any more
-            self._send(answer.pack())
+    def _interrupt(self, rings: Rings, message: bytes) -> None:
+        refusals: list[bytes] = []
+
+        def try_to() -> bool:
+            refusals.clear()
+            self._handle_one(message, refusals.append)
+            return not refusals
+
+        rings.interrupt(pick_interrupt(message)[0], try_to)
+        for refusal in refusals:
+            with contextlib.suppress(OSError):  # it came by a ring, or is answered
+                self._send(refusal)
+
+
+def _refuse(message: bytes, send: Send) -> None:
+    unique = fuse_in_header.unpack(message).unique
+    answer = fuse_out_header(len=fuse_out_header.SIZE, error=-errno.EACCES, unique=unique)
+    with contextlib.suppress(OSError):  # nobody waits for it any more
+        send(answer.pack())
 
 
 def _is_others(message: bytes) -> bool:

@@ -43,7 +43,7 @@ _OPPOSITES: Final = {
     "nostrictatime": MS_STRICTATIME,
     "nolazytime": MS_LAZYTIME,
 }
-_WITHOUT_VALUE: Final = {"allow_other", "allow_root", "nonempty"}
+_WITHOUT_VALUE: Final = {"allow_other", "allow_root", "io_uring", "nonempty"}
 _DECIMAL: Final = {"uid", "gid", "max_read"}
 _TEXT: Final = {"fsname", "subtype"}
 # What is so anyway.
@@ -60,6 +60,7 @@ class Options(NamedTuple):
     allow_other: bool = False
     allow_root: bool = False
     nonempty: bool = False
+    io_uring: bool = False
     fsname: str | None = None
     subtype: str | None = None
     max_read: int | None = None

@@ -39,13 +39,25 @@ class Tapped:
 
     def send(self, message: bytes) -> None:
         """Record an answer, then send it. Raises what sending raises."""
+        self._answer(message)
+        self._send(message)
+
+    def recording(self, send: Callable[[bytes], object]) -> Callable[[bytes], None]:
+        """Return what records an answer, then sends it by another way."""
+
+        def record_and_send(message: bytes) -> None:
+            self._answer(message)
+            send(message)
+
+        return record_and_send
+
+    def _answer(self, message: bytes) -> None:
         tap = self.tap
         if tap is not None:
             try:
                 tap.reply(bytes(message))  # without a descriptor, as a tap might keep it
             except Exception:
                 self._failed()
-        self._send(message)
 
     def take_off(self) -> ServerTap | None:
         """Stop recording; return the tap, None if it was already removed."""

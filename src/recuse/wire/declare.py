@@ -48,6 +48,7 @@ s32 = Annotated[int, Layout("s32", "i")]
 s64 = Annotated[int, Layout("s64", "q")]
 
 # Arrays: all of them are reserved space.
+u8x6 = Annotated[tuple[int, ...], Layout("u8", "B", 6)]
 u16x1 = Annotated[tuple[int, ...], Layout("u16", "H", 1)]
 u16x11 = Annotated[tuple[int, ...], Layout("u16", "H", 11)]
 u32x6 = Annotated[tuple[int, ...], Layout("u32", "I", 6)]

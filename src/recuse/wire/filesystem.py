@@ -1,7 +1,7 @@
 """Structures that only requests of filesystems carry.
 
-The same header and licence as `recuse.wire.fuse`. What only the io_uring transport needs is left
-out. Names that start with two underscores in the header have none here.
+The same header and licence as `recuse.wire.fuse`. Names that start with two underscores in the
+header have none here.
 """
 
 from recuse.wire.declare import (

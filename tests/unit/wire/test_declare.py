@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recuse.wire import cuse, filesystem, fuse, notify
+from recuse.wire import cuse, filesystem, fuse, notify, uring
 from recuse.wire.declare import Field, Structure
 from recuse.wire.errors import WireError
 
@@ -17,7 +17,7 @@ LAYOUT = Path(__file__).with_name("layout_7_45.txt")
 
 
 def structures() -> Iterator[type[Structure]]:
-    for module in (fuse, filesystem, notify, cuse):
+    for module in (fuse, filesystem, notify, cuse, uring):
         for value in vars(module).values():
             if isinstance(value, type) and value.__module__ == module.__name__:
                 yield value
@@ -27,6 +27,7 @@ STRUCTURES = {made.__name__: made for made in structures()}
 every_structure = pytest.mark.parametrize("made", STRUCTURES.values(), ids=STRUCTURES)
 
 LIMITS = {
+    "u8": (0, 2**8 - 1),
     "u16": (0, 2**16 - 1),
     "u32": (0, 2**32 - 1),
     "u64": (0, 2**64 - 1),

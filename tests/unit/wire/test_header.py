@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from recuse.wire import cuse, filesystem, fuse, ioctl, notify
+from recuse.wire import cuse, filesystem, fuse, ioctl, notify, uring
 from recuse.wire.declare import Structure
 
 HEADER = "/usr/include/linux/fuse.h"
-MODULES = (fuse, filesystem, notify, cuse)
+MODULES = (fuse, filesystem, notify, cuse, uring)
 
 # What headers older than 7.45 may lack, such as the 7.38 of Debian 12.
 NEWER_STRUCTURES = {
@@ -24,6 +24,8 @@ NEWER_STRUCTURES = {
     "fuse_statx_out",
     "fuse_supp_groups",
     "fuse_sx_time",
+    "fuse_uring_cmd_req",
+    "fuse_uring_ent_in_out",
 }
 NEWER_FIELDS = {
     "fuse_init_out.max_stack_depth",
@@ -42,6 +44,8 @@ NEWER_CONSTANTS = {
     "FUSE_EXT_GROUPS": 32,
     "FUSE_HAS_RESEND": 1 << 39,
     "FUSE_INVALID_UIDGID": 2**32 - 1,
+    "FUSE_IO_URING_CMD_COMMIT_AND_FETCH": 2,
+    "FUSE_IO_URING_CMD_REGISTER": 1,
     "FUSE_NOTIFY_INC_EPOCH": 8,
     "FUSE_NOTIFY_PRUNE": 9,
     "FUSE_NOTIFY_RESEND": 7,
@@ -51,9 +55,11 @@ NEWER_CONSTANTS = {
     "FUSE_REQUEST_TIMEOUT": 1 << 42,
     "FUSE_STATX": 52,
     "FUSE_UNIQUE_RESEND": 1 << 63,
+    "FUSE_URING_IN_OUT_HEADER_SZ": 128,
+    "FUSE_URING_OP_IN_OUT_SZ": 128,
 }
 
-SIZES = {"u16": 2, "u32": 4, "u64": 8, "s32": 4, "s64": 8}
+SIZES = {"u8": 1, "u16": 2, "u32": 4, "u64": 8, "s32": 4, "s64": 8}
 
 Ask = Callable[[dict[str, str]], dict[str, int]]
 

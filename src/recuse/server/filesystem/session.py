@@ -34,12 +34,16 @@ from recuse.wire.fuse import (
     FUSE_INTERRUPT,
     FUSE_KERNEL_MINOR_VERSION,
     FUSE_NOTIFY_REPLY,
+    FUSE_OVER_IO_URING,
     FUSE_PASSTHROUGH,
     FUSE_SETXATTR_EXT,
 )
 
 _NO_OTHER_OWNER: Final = Owner()
 _ALL_OPCODES: Final = range(1 << 32)
+_LEAST_RING_PAGES: Final = 32
+"""So that all fits into a ring's memory that may come: names, listings, ioctls, extended attributes
+of 64 KiB."""
 
 
 class FilesystemSession:
@@ -76,12 +80,22 @@ class FilesystemSession:
         self._lock = new_lock("FilesystemSession")
         self._closed = False
         self._notifications: Notifications | None = None
+        self.offers_rings = False
+        """Whether the channel can have requests by io_uring; it says so before the first one."""
+        self.uses_rings = False
+        """Whether the two halves have agreed on that."""
         self._serve = self._level.operations()
 
     @property
     def request_size(self) -> int:
         """Most bytes in a request: the size of buffer that a channel must read with."""
         return self.filesystem.max_write + PAGE
+
+    @property
+    def payload_size(self) -> int:
+        """Most bytes that follow the headers of a request or an answer which come by io_uring."""
+        most = max(self.filesystem.max_read, self.filesystem.max_write)
+        return max(-(-most // PAGE), _LEAST_RING_PAGES) * PAGE
 
     def handle(self, message: bytes, reply: Send) -> None:
         """Answer one request through ``reply``, exactly once, if it needs an answer.
@@ -166,9 +180,13 @@ class FilesystemSession:
 
     def _init(self, pending: PendingReply) -> None:
         has_backing = self._backing is not None
-        out = negotiate(self.filesystem, self._level.flags(), pending.message, has_backing)
+        wanted = self._level.flags() | (FUSE_OVER_IO_URING if self.offers_rings else 0)
+        out = negotiate(self.filesystem, wanted, pending.message, has_backing)
         self.minor = out.minor
         taken = out.flags | out.flags2 << 32
+        if taken & FUSE_OVER_IO_URING:
+            self.uses_rings = True
+            out.max_pages = self.payload_size // PAGE
         if taken & FUSE_PASSTHROUGH:
             self._level.modes.channel = self._backing
         extended = taken & FUSE_SETXATTR_EXT

@@ -1,0 +1,190 @@
+"""The ring of one CPU, and the thread that serves the programs which run there.
+
+The kernel puts a request on the queue of the CPU that the program runs on. The thread stays on that
+CPU, too, so the kernel goes on with it as soon as the program waits: the other CPUs need not wake.
+
+The ring has one entry. While the thread handles its request, the kernel has none that belongs to
+this thread. So whatever a method does, even if it uses the filesystem itself, no request waits for
+the thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from recuse.channel.io_uring import DEFER_TASKRUN, SINGLE_ISSUER, Ring
+from recuse.channel.ring_entry import Entry
+from recuse.channel.shared_ring import OVER, SharedRing
+from recuse.runtime import threads
+from recuse.runtime.log import Log
+from recuse.wire.uring import FUSE_IO_URING_CMD_COMMIT_AND_FETCH, FUSE_IO_URING_CMD_REGISTER
+
+log = Log("recuse.channel")
+
+_END: Final = 0
+_REQUEST: Final = 1
+_SUBMISSIONS: Final = 4
+_JOIN_S: Final = 2.0
+_PAUSE_S: Final = 0.01
+_LACK: Final = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})
+
+
+class CpuRing:
+    """One thread with its ring."""
+
+    def __init__(self, cpu: int, serve: Callable[[Entry], None], end: int) -> None:
+        """Prepare.
+
+        Args:
+            cpu: whose queue it is.
+            serve: handles an entry's request, and raises nothing; it may be answered later.
+            end: a descriptor that can be read when this is to end.
+        """
+        self.cpu = cpu
+        self.taken = 0
+        """How many requests it has taken."""
+        self.waiting = False
+        """Whether the kernel has its entry, or is about to get it."""
+        self._serve = serve
+        self._end = end
+        self._closing = False
+        self._started = False
+        self._answered: queue.SimpleQueue[Entry] = queue.SimpleQueue()
+        self._ring: Ring | None = None
+        self._entry: Entry | None = None
+        self._shared: SharedRing | None = None
+        self._go = threading.Event()
+        self._results: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+        """How `prepare` and `start` have gone, in the thread."""
+        self._thread: threading.Thread | None = None
+
+    def prepare(self, number: int, size: int) -> None:
+        """Start the thread, which makes a ring on an open /dev/fuse; then call `check`.
+
+        ``size`` is the most bytes of a payload. Raises OSError.
+        """
+        self._thread = threads.start(self._work, number, size, name="recuse-ring")
+
+    def start(self, shared: SharedRing) -> None:
+        """Have it take requests; then call `check`.
+
+        ``shared`` takes those of its CPU that it cannot take.
+        """
+        self._shared = shared
+        self._go.set()
+
+    def check(self) -> None:
+        """Wait until the thread has done that. Raises OSError if it could not."""
+        error = self._results.get()
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """End it. Its thread may still be in a method; but the kernel gives it nothing more."""
+        self._closing = True
+        self._go.set()
+        # The thread looks at `_closing` after it has set `waiting`.
+        if not self.waiting and self._ring is not None:
+            self._ring.close()
+
+    def join(self) -> None:
+        """Wait until it has ended, unless it is in a method."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread() and self.waiting:
+            thread.join(_JOIN_S)
+
+    @property
+    def node(self) -> int:
+        """See `Entry.node`."""
+        return 0 if self._entry is None else self._entry.node
+
+    def holds(self, unique: int) -> bool:
+        """See `Entry.holds`."""
+        return self._entry is not None and self._entry.holds(unique)
+
+    def _work(self, number: int, size: int) -> None:
+        try:
+            try:
+                ring, entry = self._make(number, size)
+            except OSError as error:
+                self._results.put(error)
+                return
+            self._results.put(None)
+            self._go.wait()
+            self._take_turns(ring, entry)
+        except BaseException as error:
+            if not self._closing:  # then the ring may be closed at any time
+                log.exception("internal error in the ring of CPU %d", self.cpu)
+            self._report(OSError(errno.EIO, repr(error)))
+        finally:
+            self.waiting = False
+            if self._ring is not None:
+                self._ring.close()
+
+    def _make(self, number: int, size: int) -> tuple[Ring, Entry]:
+        try:
+            os.sched_setaffinity(0, {self.cpu})
+        except OSError as error:  # it works all the same, only slower
+            log.debug("a thread cannot stay on CPU %d: %s", self.cpu, error.strerror)
+        self._entry = Entry(self.cpu, size, self._answered.put)
+        self._ring = Ring(_SUBMISSIONS, SINGLE_ISSUER | DEFER_TASKRUN)
+        self._ring.register_file(number)
+        return self._ring, self._entry
+
+    def _take_turns(self, ring: Ring, entry: Entry) -> None:
+        shared = self._shared
+        if shared is None:
+            return  # it was closed before it was started
+        serve, answered, iovec, cpu = self._serve, self._answered, entry.iovec, self.cpu
+        ring.add_poll(self._end, _END)
+        ring.add_command(FUSE_IO_URING_CMD_REGISTER, _REQUEST, iovec, (0, 0, cpu))
+        ring.submit()
+        if not ring.has_completions:  # an entry that is not taken comes back at once
+            self._report(None)
+        while self._receive(ring):
+            self.taken += 1
+            if shared.asleep:
+                shared.wake()
+            serve(entry)
+            if not entry.answered:
+                shared.relieve(cpu)
+            answered.get()
+            if self._closing:
+                return
+            commit = (0, entry.unique, cpu)
+            ring.add_command(FUSE_IO_URING_CMD_COMMIT_AND_FETCH, _REQUEST, iovec, commit)
+
+    def _receive(self, ring: Ring) -> bool:
+        """Submit, and wait for a request; False at the end."""
+        self.waiting = True
+        while not self._closing:
+            while (completion := ring.next()) is not None:
+                what, result = completion
+                if what == _REQUEST:
+                    self.waiting = False
+                    return self._is_request(result)
+            try:
+                ring.submit(1)
+            except OSError as error:
+                if error.errno not in _LACK:
+                    raise
+                time.sleep(_PAUSE_S)
+        return False
+
+    def _is_request(self, result: int) -> bool:
+        if result and -result not in OVER:
+            log.debug("CPU %d: %s", self.cpu, os.strerror(-result))
+        self._report(OSError(-result, os.strerror(-result)) if result else None)
+        return not result
+
+    def _report(self, error: OSError | None) -> None:
+        """Say how `start` has gone, if that was not said yet."""
+        if not self._started:
+            self._started = True
+            self._results.put(error)

@@ -1,0 +1,120 @@
+"""The memory in which a FUSE ring has one request at a time, and its answer."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from recuse.wire.errors import WireError
+from recuse.wire.fuse import fuse_in_header, fuse_out_header
+from recuse.wire.uring import (
+    FUSE_URING_IN_OUT_HEADER_SZ,
+    FUSE_URING_OP_IN_OUT_SZ,
+    fuse_uring_ent_in_out,
+)
+
+_IN: Final = fuse_in_header.SIZE
+_OUT: Final = fuse_out_header.SIZE
+_BODY: Final = FUSE_URING_IN_OUT_HEADER_SZ
+_ENTRY: Final = _BODY + FUSE_URING_OP_IN_OUT_SZ
+_HEADERS: Final = _ENTRY + fuse_uring_ent_in_out.SIZE
+_PAYLOAD_SIZE: Final = _ENTRY + 16
+_IOVEC: Final = 512
+"""Where the two pieces of memory are described, which each command refers to."""
+_PAGE: Final = mmap.PAGESIZE
+_unpack_head = struct.Struct("=IiQ").unpack_from
+"""Of a request: length, opcode, unique. Of an answer: length, error, unique."""
+_unpack_node = struct.Struct("=4xi8xQ").unpack_from
+_unpack_u32 = struct.Struct("=I").unpack_from
+_pack_entry = fuse_uring_ent_in_out.CODEC.pack_into
+_pack_out_header = fuse_out_header.CODEC.pack
+
+
+class Entry:
+    """One entry of a queue, which belongs to the kernel while no request is in it.
+
+    Its memory is only addresses until it is used: a page for the headers, and the payload.
+    """
+
+    def __init__(self, queue: int, size: int, ready: Callable[[Entry], object]) -> None:
+        """Make one.
+
+        Args:
+            queue: the CPU whose requests it is for.
+            size: most bytes of a payload.
+            ready: called with it when its request was answered, in any thread.
+
+        Raises OSError: ENOMEM.
+        """
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        self._memory = mmap.mmap(-1, _PAGE + size, flags)
+        # A child needs none of it, and the kernel shall not write to a page that both have.
+        self._memory.madvise(mmap.MADV_DONTFORK)
+        self._payload = memoryview(self._memory)[_PAGE:]
+        self._ready = ready
+        self.queue = queue
+        self.index = 0
+        """Among the entries of its ring."""
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        struct.pack_into("@4N", self._memory, _IOVEC, address, _HEADERS, address + _PAGE, size)
+        self.iovec = address + _IOVEC
+        """The address of two iovecs."""
+        self.opcode = self.unique = 0
+        """Of its request, or of the last one."""
+        self.answered = True
+        """Whether there is none, or it was answered."""
+
+    def take(self) -> bytes:
+        """Return the request that the kernel has put there, as a read of /dev/fuse gives it.
+
+        Raises:
+            WireError: the parts do not fit together.
+            MemoryError
+        """
+        memory = self._memory
+        self.answered = False
+        length, self.opcode, self.unique = _unpack_head(memory)
+        (payload,) = _unpack_u32(memory, _PAYLOAD_SIZE)
+        end = _BODY + length - _IN - payload
+        if not _BODY <= end <= _ENTRY or payload > len(self._payload):
+            raise WireError(f"a request of {length} bytes with a payload of {payload}")
+        if not payload:
+            return memory[:_IN] + memory[_BODY:end]
+        return b"".join((memory[:_IN], memory[_BODY:end], self._payload[:payload]))
+
+    def answer(self, message: bytes) -> None:
+        """Answer the request with a message as /dev/fuse takes it.
+
+        Raises OSError: EINVAL if it does not fit; the program then gets EIO.
+        """
+        size = len(message) - _OUT
+        if size > len(self._payload):
+            self.fail(errno.EIO)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if size:
+            self._payload[:size] = memoryview(message)[_OUT:]
+        self._memory[:_OUT] = message[:_OUT]
+        _pack_entry(self._memory, _ENTRY, 0, self.unique, size, 0, 0)
+        self.answered = True
+        self._ready(self)
+
+    def fail(self, number: int) -> None:
+        """Answer with an errno; 0 is success."""
+        self.answer(_pack_out_header(_OUT, -number, self.unique))
+
+    @property
+    def node(self) -> int:
+        """The node that its request is about, if that is not answered; otherwise 0."""
+        opcode, node = _unpack_node(self._memory)
+        return node if opcode > 0 else 0
+
+    def holds(self, unique: int) -> bool:
+        """Whether this request is there and not answered, even if nobody has taken it yet."""
+        opcode: int
+        _, opcode, own = _unpack_head(self._memory)
+        return opcode > 0 and bool(own == unique)

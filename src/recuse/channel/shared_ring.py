@@ -1,0 +1,284 @@
+"""The ring of the requests that no CPU's own thread takes.
+
+It has entries for the queues of CPUs without a thread (those this process may not use, and those
+that are off), and for a CPU whose thread is in a method that blocks, or waits for an `async def`
+one. The threads that read /dev/fuse take these requests.
+
+One thread submits for all: it gives the kernel the answers, and more entries when a queue has run
+out of them. It never runs a method. The kernel copies a request in the thread that submitted the
+entry, so that has to be one which nothing holds up (fs/fuse/dev_uring.c, fuse_uring_send_in_task).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from recuse.channel.io_uring import Ring
+from recuse.channel.ring_entry import Entry
+from recuse.channel.workers import TICK
+from recuse.runtime import threads
+from recuse.runtime.locks import new_lock
+from recuse.runtime.log import Log, report
+from recuse.wire.fuse import FUSE_NOTIFY_RETRIEVE, fuse_out_header
+from recuse.wire.notify import fuse_notify_retrieve_out
+from recuse.wire.uring import FUSE_IO_URING_CMD_COMMIT_AND_FETCH, FUSE_IO_URING_CMD_REGISTER
+
+log = Log("recuse.channel")
+
+OVER: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.ENODEV})
+"""With these, entries come back at the end of the connection."""
+
+NUDGE: Final = 1 << 62
+"""The unique of a request that is only there to have the kernel look at a queue (`_nudge`)."""
+
+_SUBMISSIONS: Final = 64
+_MOST_AT_ONCE: Final = 32
+_IDLE_TICKS: Final = 100
+_JOIN_S: Final = 2.0
+
+
+class Queue(Protocol):
+    """What has to be known of a CPU's thread."""
+
+    taken: int
+    waiting: bool
+
+    @property
+    def node(self) -> int:
+        """See `Entry.node`."""
+
+
+class SharedRing:
+    """The ring, and the thread that submits to it."""
+
+    def __init__(
+        self,
+        number: int,
+        size: int,
+        own: Sequence[Queue | None],
+        notify: Callable[[bytes], object],
+    ) -> None:
+        """Make the ring on an open /dev/fuse, and start the thread.
+
+        Args:
+            number: the descriptor of /dev/fuse.
+            size: most bytes of a payload.
+            own: for each queue, the thread of its CPU, if there is one.
+            notify: sends a notification to the kernel.
+
+        Raises OSError.
+        """
+        self._size = size
+        self._own = own
+        self._notify = notify
+        self._lock = new_lock("SharedRing")
+        self._free = [0] * len(own)
+        """How many entries of each queue the kernel has."""
+        self._committed = [0] * len(own)
+        self._seen = [-1] * len(own)
+        """What `taken` and `_committed` were, at the last look."""
+        self._entries: list[Entry] = []
+        self._inbox: queue.SimpleQueue[Entry | int | None] = queue.SimpleQueue()
+        """Entries that were answered; queues that may have run out of entries."""
+        self.asleep = False
+        """Whether the thread looks at nothing until it is woken."""
+        self._closing = False
+        self._full = False
+        self._ring = Ring(_SUBMISSIONS)
+        try:
+            self._ring.register_file(number)
+            self._thread = threads.start(self._work, name="recuse-shared-ring")
+        except OSError:
+            self._ring.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return a descriptor that can be read when `receive` has something."""
+        return self._ring.fd
+
+    def start(self) -> None:
+        """Give each queue without a thread an entry."""
+        for number, thread in enumerate(self._own):
+            if thread is None:
+                self._inbox.put(number)
+
+    def wake(self) -> None:
+        """Have the thread look whether methods block."""
+        self.asleep = False
+        self._inbox.put(None)
+
+    def relieve(self, number: int) -> None:
+        """Make sure that a queue has an entry: a thread waits for an answer."""
+        self._inbox.put(number)
+
+    def receive(self) -> Entry | None:
+        """Return an entry with a request, None if there is none. Raises OSError."""
+        ring = self._ring
+        with self._lock:
+            if ring.fd < 0 or not ring.has_completions:
+                return None
+        # What was seen to be there can be read after the lock was taken again, on any machine.
+        with self._lock:
+            if ring.fd < 0:
+                return None
+            ring.flush()
+            while (completion := ring.next()) is not None:
+                index, result = completion
+                entry = self._entries[index]
+                self._free[entry.queue] -= 1
+                if not result:
+                    return entry
+                if -result not in OVER:
+                    log.error("an entry of queue %d is lost: %s", entry.queue, os.strerror(-result))
+        return None
+
+    def holds(self, unique: int) -> bool:
+        """Whether a request is in one of the entries, and not answered."""
+        return any(entry.holds(unique) for entry in list(self._entries))
+
+    def close(self) -> None:
+        """End it; the kernel gives it nothing more."""
+        self._closing = True
+        self._inbox.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join(_JOIN_S)
+
+    def _work(self) -> None:
+        idle = 0
+        try:
+            while not self._closing:
+                try:
+                    self._asleep_or_not(idle)
+                    self._do(self._inbox.get(timeout=None if self.asleep else TICK))
+                except queue.Empty:
+                    self._ring.submit()  # what could not be submitted before
+                    idle = 0 if self._look() else idle + 1
+                except BaseException as error:
+                    report(error)  # without memory, anything may raise
+                else:
+                    idle = 0
+        finally:
+            with self._lock:
+                self._ring.close()
+
+    def _asleep_or_not(self, idle: int) -> None:
+        # Threads look at `asleep` after they have become busy.
+        self.asleep = idle > _IDLE_TICKS
+        if self.asleep and (self._look() or self._ring.added):
+            self.asleep = False
+
+    def _do(self, job: Entry | int | None) -> None:
+        """Do what is asked for, and what else has been asked for by now."""
+        dry: set[int] = set()
+        for _ in range(_SUBMISSIONS):
+            if isinstance(job, Entry):
+                self._commit(job)
+            elif job is not None:
+                dry.add(job)
+            try:
+                job = self._inbox.get_nowait()
+            except queue.Empty:
+                break
+        else:
+            self._inbox.put(job)
+        self._ring.submit()
+        for number in dry:
+            if self._is_dry(number):
+                self._grow(number)
+
+    def _commit(self, entry: Entry) -> None:
+        with self._lock:
+            self._free[entry.queue] += 1
+            self._committed[entry.queue] += 1
+            index = entry.index
+        self._ring.add_command(
+            FUSE_IO_URING_CMD_COMMIT_AND_FETCH,
+            index,
+            entry.iovec,
+            (0, entry.unique, entry.queue),
+        )
+
+    def _look(self) -> bool:
+        """Relieve queues on which nothing happens; return whether any is busy."""
+        busy = False
+        for number, thread in enumerate(self._own):
+            done = self._committed[number] + (0 if thread is None else thread.taken)
+            if self._is_dry(number):
+                busy = True
+                if done == self._seen[number]:
+                    self._grow(number)
+            elif thread is not None and not thread.waiting:
+                busy = True
+            self._seen[number] = done
+        return busy
+
+    def _is_dry(self, number: int) -> bool:
+        thread = self._own[number]
+        return not self._free[number] and (thread is None or not thread.waiting)
+
+    def _grow(self, number: int) -> None:
+        """Give a queue twice as many entries as it has here."""
+        count = sum(entry.queue == number for entry in self._entries)
+        made = []
+        try:
+            for _ in range(min(max(count, 1), _MOST_AT_ONCE)):
+                made.append(Entry(number, self._size, self._inbox.put))
+        except OSError as error:
+            if not self._full:
+                self._full = True
+                log.error("no memory for more requests at once: %s", error.strerror)
+        for entry in made:
+            with self._lock:
+                entry.index = len(self._entries)
+                self._entries.append(entry)
+                self._free[number] += 1
+            self._ring.add_command(
+                FUSE_IO_URING_CMD_REGISTER, entry.index, entry.iovec, (0, 0, number)
+            )
+        self._ring.submit()
+        if count or self._own[number] is not None:
+            self._nudge(number, len(made))
+
+    def _nudge(self, number: int, count: int) -> None:
+        """Have the kernel look at what waits on a queue, which has new entries.
+
+        It does so for an entry that is answered, not for a new one. So a request has to take each
+        new entry: we ask, on that CPU, for nothing of the content of a file. It can be any regular
+        file that the kernel knows, such as those for which programs wait.
+        """
+        usual = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, {number})
+            try:
+                nodes = self._nodes(number)
+                for _ in range(count):
+                    if not any(map(self._retrieve_nothing, nodes)):
+                        log.debug("queue %d: no file is known", number)
+                        break
+            finally:
+                os.sched_setaffinity(0, usual)
+        except OSError as error:
+            log.debug("queue %d: %s", number, error.strerror)
+
+    def _nodes(self, number: int) -> set[int]:
+        """What the requests of a queue are about that are not answered."""
+        thread = self._own[number]
+        nodes = {entry.node for entry in self._entries if entry.queue == number}
+        if thread is not None:
+            nodes.add(thread.node)
+        return nodes - {0}
+
+    def _retrieve_nothing(self, node: int) -> bool:
+        body = fuse_notify_retrieve_out(notify_unique=NUDGE, nodeid=node).pack()
+        size = fuse_out_header.SIZE + len(body)
+        header = fuse_out_header(len=size, error=FUSE_NOTIFY_RETRIEVE)
+        try:
+            self._notify(header.pack() + body)
+        except OSError:  # it is no regular file, or the connection has ended
+            return False
+        return True

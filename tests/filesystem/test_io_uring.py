@@ -1,0 +1,574 @@
+"""FUSE over io_uring: what is different from /dev/fuse, above all when methods block."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import recuse
+from recuse import Directory, Filesystem, Mount, RegularFile
+from recuse.channel.io_uring import Ring
+from recuse.channel.rings import Rings
+from recuse.cli.filesystem_spec import load_filesystem
+from recuse.server.filesystem.session import FilesystemSession
+from recuse.wire.fuse import FUSE_INIT, FUSE_READ
+
+from .conftest import EXAMPLES, PATIENCE_S, Serve, is_mounted
+
+MEMORY = f"{EXAMPLES}/memoryfs.py"
+CPUS = sorted(os.sched_getaffinity(0))
+
+
+@pytest.fixture
+def detached(rings: None) -> None:
+    """Skip the test for those who cannot mount without a directory."""
+    if os.geteuid():
+        pytest.skip("only root may")
+
+
+class Gate:
+    """Where methods wait until the test lets them go on."""
+
+    def __init__(self) -> None:
+        self.came = threading.Semaphore(0)
+        self.open = threading.Event()
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many methods have come here."""
+        for _ in range(count):
+            assert self.came.acquire(timeout=PATIENCE_S)
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open.set()
+
+
+class Blocking(RegularFile):
+    """A file whose read waits, and occupies its thread."""
+
+    size = None
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def read(self, size: int, offset: int) -> Any:
+        self.gate.came.release()
+        self.gate.open.wait(PATIENCE_S)
+        return b"" if offset else b"at last\n"
+
+
+class Waiting(Blocking):
+    """The same, as a coroutine."""
+
+    async def read(self, size: int, offset: int) -> bytes:
+        self.gate.came.release()
+        while not self.gate.open.is_set():
+            await asyncio.sleep(0.001)
+        return b"" if offset else b"at last\n"
+
+
+def tree(**files: RegularFile) -> Filesystem:
+    return Filesystem(Directory({"hello": RegularFile(b"Hello, world!\n"), **files}))
+
+
+def python(code: str, mount: Mount, *args: str, cpu: int | None = None) -> subprocess.Popen[str]:
+    """A program in the root directory of a mount, on one CPU."""
+    pin = "" if cpu is None else f"import os; os.sched_setaffinity(0, {{{cpu}}})\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", pin + code, *args],
+        cwd=mount.path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result(program: subprocess.Popen[str]) -> str:
+    """What a program has printed, if it has succeeded."""
+    output, errors = program.communicate(timeout=PATIENCE_S)
+    assert not program.returncode, errors
+    return output
+
+
+READERS = """
+import sys, threading
+def read():
+    with open(sys.argv[1]) as file:
+        texts.append(file.read())
+texts = []
+threads = [threading.Thread(target=read) for _ in range(int(sys.argv[2]))]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(set(texts), len(texts))
+"""
+STAT = "import os; print(os.stat('hello').st_size)"
+
+
+@pytest.mark.usefixtures("detached")
+@pytest.mark.parametrize("cpu", CPUS)
+def test_the_thread_of_a_cpu_serves_it(cpu: int) -> None:
+    with Mount(tree(), None, "io_uring") as mount:
+        assert mount.uses_io_uring
+        (ring,) = [ring for ring in mount._rings._cpus if ring.cpu == cpu]  # type: ignore[union-attr]
+        before = ring.taken
+        assert result(python("print(open('hello').read())", mount, cpu=cpu)) == "Hello, world!\n\n"
+        # LOOKUP, OPEN, READ.
+        assert ring.taken >= before + 3
+    assert not mount.uses_io_uring or not ring.waiting
+
+
+@pytest.mark.usefixtures("detached")
+def test_where_this_process_may_not_run() -> None:
+    if len(CPUS) == 1:
+        pytest.skip("there is only one CPU")
+    os.sched_setaffinity(0, CPUS[1:])
+    try:
+        with Mount(tree(), None, "io_uring") as mount:
+            assert mount.uses_io_uring
+            assert [ring.cpu for ring in mount._rings._cpus] == CPUS[1:]  # type: ignore[union-attr]
+            for cpu in CPUS:
+                assert result(python(STAT, mount, cpu=cpu)) == "14\n"
+    finally:
+        os.sched_setaffinity(0, CPUS)
+
+
+@pytest.mark.usefixtures("detached")
+@pytest.mark.parametrize("kind", [Blocking, Waiting])
+@pytest.mark.parametrize("count", [1, 40])
+def test_methods_that_wait_hold_nobody_up(kind: type[Blocking], count: int) -> None:
+    with Gate() as gate, Mount(tree(waits=kind(gate)), None, "io_uring") as mount:
+        readers = python(READERS, mount, "waits", str(count), cpu=CPUS[0])
+        gate.wait_for(count)
+        for cpu in CPUS:
+            assert result(python(STAT, mount, cpu=cpu)) == "14\n"
+        gate.open.set()
+        assert result(readers) == f"{{'at last\\n'}} {count}\n"
+
+
+class Recursive(RegularFile):
+    """A file that gets its content from the same filesystem."""
+
+    size = None
+    directory = ""
+
+    def read(self, size: int, offset: int) -> bytes:
+        if offset:
+            return b""
+        with open(f"{self.directory}/hello", "rb") as file:
+            return file.read()
+
+
+@pytest.mark.usefixtures("detached")
+def test_a_method_that_uses_its_own_mount() -> None:
+    with Mount(tree(again=Recursive()), None, "io_uring") as mount:
+        Recursive.directory = mount.path
+        for cpu in CPUS:
+            done = python("print(open('again').read(), end='')", mount, cpu=cpu)
+            assert result(done) == "Hello, world!\n"
+
+
+MUCH = """
+import os
+data = os.urandom(3 << 20)
+number = os.open("content", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+assert os.pwrite(number, data, 0) == len(data)
+assert os.pread(number, len(data), 0) == data
+value = os.urandom(65536)
+os.setxattr("content", "user.much", value)
+assert os.getxattr("content", "user.much") == value
+"""
+
+
+@pytest.mark.usefixtures("detached")
+@pytest.mark.parametrize("most", [4096, 1 << 20])
+def test_large_requests(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = set()
+    handle = FilesystemSession.handle
+
+    def note(self: FilesystemSession, message: bytes, reply: Any) -> None:
+        sizes.add(len(message))
+        handle(self, message, reply)
+
+    monkeypatch.setattr(FilesystemSession, "handle", note)
+    filesystem = load_filesystem(MEMORY)
+    filesystem.max_read = filesystem.max_write = most
+    with Mount(filesystem, None, "io_uring") as mount:
+        assert mount.uses_io_uring
+        result(python(MUCH, mount))
+    assert max(sizes) == max(most + 80, 65536 + 66)
+
+
+@pytest.mark.usefixtures("detached")
+def test_long_listings() -> None:
+    names = {f"{number:0>250}": RegularFile(b"x" * number) for number in range(2000)}
+    with Mount(Filesystem(Directory(dict(names))), None, "io_uring") as mount:
+        code = "import os; print(sum(entry.stat().st_size for entry in os.scandir()))"
+        assert result(python(code, mount)) == f"{sum(range(2000))}\n"
+        (longest,) = [name for name in os.listdir(mount.path) if name.endswith("1999")]
+        assert os.stat(longest, dir_fd=mount.fileno()).st_size == 1999
+
+
+class Raising(RegularFile):
+    """A file that cannot be read."""
+
+    size = None
+
+    def read(self, size: int, offset: int) -> bytes:
+        if offset == 0:
+            raise RuntimeError("on purpose")
+        raise OSError(errno.EUCLEAN, os.strerror(errno.EUCLEAN))
+
+
+@pytest.mark.usefixtures("detached")
+def test_a_method_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    with Mount(tree(raises=Raising()), None, "io_uring") as mount:
+        number = os.open("raises", os.O_RDONLY, dir_fd=mount.fileno())
+        for offset, expected in ((0, errno.EIO), (10, errno.EUCLEAN), (0, errno.EIO)):
+            with pytest.raises(OSError, match=os.strerror(expected)):
+                os.pread(number, 10, offset)
+        os.close(number)
+    assert "on purpose" in caplog.text
+
+
+@pytest.mark.usefixtures("detached")
+def test_an_internal_error_is_an_answer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = FilesystemSession.handle
+
+    def broken(self: FilesystemSession, message: bytes, reply: Any) -> None:
+        if b"hello" in message:
+            raise RuntimeError("on purpose")
+        handle(self, message, reply)
+
+    monkeypatch.setattr(FilesystemSession, "handle", broken)
+    with Mount(tree(), None, "io_uring") as mount:
+        for _ in range(3):
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                os.stat("hello", dir_fd=mount.fileno())
+        os.listdir(mount.path)
+    assert "on purpose" in caplog.text
+
+
+class Interruptible(Blocking):
+    """A file whose read ends when its program gets a signal."""
+
+    def read(self, size: int, offset: int) -> bytes:
+        request = recuse.current_request()
+        self.gate.came.release()
+        while not request.interrupted:
+            assert not self.gate.open.wait(0.001)
+        raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+
+
+SIGNALLED = """
+import os, signal
+def handler(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGUSR1, handler)
+try:
+    open("waits").read()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.usefixtures("detached")
+@pytest.mark.parametrize("kind", [Interruptible, Waiting])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
+def test_a_program_that_gets_a_signal(kind: type[Blocking], number: int) -> None:
+    with Gate() as gate, Mount(tree(waits=kind(gate)), None, "io_uring") as mount:
+        program = python(SIGNALLED, mount)
+        gate.wait_for(1)
+        program.send_signal(number)
+        output, _ = program.communicate(timeout=PATIENCE_S)
+        if number == signal.SIGKILL:
+            assert program.returncode == -number
+        else:
+            assert output == "interrupted\n"
+        assert result(python(STAT, mount)) == "14\n"
+
+
+@pytest.mark.usefixtures("detached")
+def test_an_interrupt_that_is_faster_than_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The request is there, but its thread has not taken it yet.
+    late = threading.Event()
+    refused = threading.Event()
+    serve = Rings.serve
+    interrupt = Rings.interrupt
+
+    def serve_late(self: Rings, entry: Any) -> None:
+        if entry._memory[4] == FUSE_READ:
+            late.set()
+            assert refused.wait(PATIENCE_S)
+        serve(self, entry)
+
+    def tell(self: Rings, unique: int, try_to: Callable[[], bool]) -> None:
+        def try_and_tell() -> bool:
+            could = try_to()
+            if not could:
+                refused.set()
+            return could
+
+        interrupt(self, unique, try_and_tell)
+
+    monkeypatch.setattr(Rings, "serve", serve_late)
+    monkeypatch.setattr(Rings, "interrupt", tell)
+    with Gate() as gate, Mount(tree(waits=Interruptible(gate)), None, "io_uring") as mount:
+        program = python(SIGNALLED, mount)
+        assert late.wait(PATIENCE_S)
+        program.send_signal(signal.SIGUSR1)
+        assert result(program) == "interrupted\n"
+
+
+@pytest.mark.usefixtures("detached")
+def test_many_programs_at_once() -> None:
+    code = """
+import os, sys, threading
+def work(index):
+    for turn in range(20):
+        with open("hello") as file: assert file.read() == "Hello, world!\\n"
+        name = f"{index}-{turn}"
+        with open(name, "w") as file: file.write(name)
+        os.rename(name, name + "x")
+        with open(name + "x") as file: assert file.read() == name
+        os.unlink(name + "x")
+        done.append(index)
+done = []
+threads = [threading.Thread(target=work, args=(index,)) for index in range(64)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(done), os.listdir())
+"""
+    with Mount(load_filesystem(MEMORY), None, "io_uring") as mount:
+        Path(mount.path, "hello").write_text("Hello, world!\n", encoding="ascii")
+        assert result(python(code, mount)) == "1280 ['hello']\n"
+
+
+@pytest.mark.usefixtures("detached")
+@pytest.mark.parametrize("kind", [Blocking, Waiting])
+def test_the_end_while_methods_wait(kind: type[Blocking]) -> None:
+    with Gate() as gate:
+        mount = Mount(tree(waits=kind(gate)), None, "io_uring")
+        with mount:
+            readers = python(READERS, mount, "waits", "5", cpu=CPUS[0])
+            gate.wait_for(5)
+        readers.communicate(timeout=PATIENCE_S)
+        assert readers.returncode == 0  # its threads have failed
+
+
+@pytest.mark.usefixtures("rings", "root")
+def test_aborted(directory: Path) -> None:
+    ended = threading.Event()
+    with Gate() as gate:
+        mount = Mount(tree(waits=Blocking(gate)), directory, "io_uring", ended=ended.set)
+        with mount:
+            readers = python(READERS, mount, "waits", "3", cpu=CPUS[0])
+            gate.wait_for(3)
+            abort(directory)
+            readers.communicate(timeout=PATIENCE_S)
+            assert ended.wait(PATIENCE_S)
+            with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+                os.stat(directory / "not known yet")
+        for ring in mount._rings._cpus:  # type: ignore[union-attr]
+            if ring.cpu != CPUS[0]:
+                assert not ring.waiting
+    assert not is_mounted(directory)
+
+
+def abort(directory: Path) -> None:
+    """End the connection of what is mounted on a directory, as an administrator does."""
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        fields = line.split()
+        if fields[4] == str(directory):
+            (minor,) = fields[2].split(":")[1:]
+            connections = "/sys/fs/fuse/connections"
+            script = f"mount -t fusectl none {connections} && echo 1 >{connections}/{minor}/abort"
+            subprocess.run(["unshare", "-m", "sh", "-c", script], check=True, timeout=PATIENCE_S)
+            return
+    raise AssertionError("it is not mounted")
+
+
+@pytest.mark.usefixtures("rings", "root")
+def test_unmounted_by_somebody_else(directory: Path) -> None:
+    ended = threading.Event()
+    with Mount(tree(), directory, "io_uring", ended=ended.set) as mount:
+        assert result(python(STAT, mount)) == "14\n"
+        subprocess.run(["umount", directory], check=True, timeout=PATIENCE_S)
+        assert ended.wait(PATIENCE_S)
+        assert mount.join(PATIENCE_S)
+
+
+@pytest.mark.usefixtures("rings", "root")
+def test_a_busy_mount_that_is_closed(directory: Path) -> None:
+    with Gate() as gate:
+        with Mount(tree(waits=Blocking(gate)), directory, "io_uring") as mount:
+            inside = python("import os\nprint(1, flush=True)\ninput()\nos.stat('hello')", mount)
+            reader = python(READERS, mount, "waits", "1")
+            gate.wait_for(1)
+        # Nobody serves it any more, and nothing hangs.
+        reader.communicate(timeout=PATIENCE_S)
+        _, errors = inside.communicate("\n", timeout=PATIENCE_S)
+        assert os.strerror(errno.ENOTCONN) in errors or "EOF" in errors
+
+
+BUSY = """
+import asyncio, os, sys, threading
+from recuse import Directory, Filesystem, Mount, RegularFile
+
+class Blocking(RegularFile):
+    size = None
+    def read(self, size, offset):
+        print("reads", flush=True)
+        threading.Event().wait()
+
+class Waiting(RegularFile):
+    size = None
+    async def read(self, size, offset):
+        print("reads", flush=True)
+        await asyncio.Event().wait()
+
+tree = Directory({"hello": RegularFile(b"Hello, world!\\n"), "a": Blocking(), "b": Waiting()})
+mount = Mount(Filesystem(tree), sys.argv[1], "io_uring")
+mount.start()
+assert mount.uses_io_uring
+print("mounted", flush=True)
+input()
+"""
+
+
+@pytest.mark.usefixtures("rings", "root")
+@pytest.mark.parametrize("end", ["kill", "exit"])
+def test_a_server_that_ends_without_closing(directory: Path, end: str) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", BUSY, directory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    assert server.stdin is not None
+    assert server.stdout.readline() == "mounted\n"
+    readers = [subprocess.Popen(["cat", directory / name]) for name in ("a", "b")]
+    for _ in readers:
+        assert server.stdout.readline() == "reads\n"
+    os.stat(directory / "hello")
+    if end == "kill":
+        server.kill()
+    else:
+        server.stdin.close()
+    server.stdout.close()
+    server.wait(PATIENCE_S)
+    for reader in readers:
+        assert reader.wait(PATIENCE_S) == 1
+    # The process that watches over it unmounts it.
+    while is_mounted(directory):
+        with contextlib.suppress(OSError):
+            os.stat(directory)
+    server.stdin.close()
+
+
+@pytest.mark.usefixtures("rings", "root")
+def test_passthrough(serve: Serve, directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"below\n")
+    spec = f"{EXAMPLES}/mirrorfs.py,source={tmp_path}"
+    server = serve("-o", "io_uring", spec, str(directory))
+    assert server.line() == str(directory)
+    assert (directory / "file").read_bytes() == b"below\n"
+    (directory / "file").write_bytes(b"written\n")
+    assert (tmp_path / "file").read_bytes() == b"written\n"
+    assert server.end(signal.SIGTERM) == (0, "")
+
+
+def served_without(caplog: pytest.LogCaptureFixture, filesystem: Filesystem | None = None) -> Mount:
+    """Mount with the option, see that it works without rings, and end it."""
+    with Mount(filesystem or tree(), None, "io_uring") as mount:
+        assert not mount.uses_io_uring
+        for cpu in CPUS:
+            assert result(python(STAT, mount, cpu=cpu)) == "14\n"
+    assert "served without io_uring: " in caplog.text
+    return mount
+
+
+@pytest.mark.usefixtures("detached")
+def test_where_the_kernel_does_not_offer_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = FilesystemSession.handle
+
+    def older(self: FilesystemSession, message: bytes, reply: Any) -> None:
+        # Without FUSE_OVER_IO_URING, flag 41, in INIT.
+        if message[4] == FUSE_INIT:
+            message = message[:57] + bytes([message[57] & ~2]) + message[58:]
+        handle(self, message, reply)
+
+    monkeypatch.setattr(FilesystemSession, "handle", older)
+    served_without(caplog)
+    assert "the kernel does not offer it" in caplog.text
+
+
+@pytest.mark.usefixtures("detached")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.ENOMEM])
+@pytest.mark.parametrize("which", [1, len(CPUS) + 1])
+def test_where_it_is_forbidden(
+    number: int, which: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = []
+    init = Ring.__init__
+
+    def refused(self: Ring, *args: int) -> None:
+        made.append(self)
+        if len(made) == which:
+            raise OSError(number, os.strerror(number))
+        init(self, *args)
+
+    monkeypatch.setattr(Ring, "__init__", refused)
+    served_without(caplog)
+    assert os.strerror(number) in caplog.text
+
+
+@pytest.mark.usefixtures("detached")
+def test_where_the_kernel_refuses_an_entry(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # It finds the memory too small when it has been told already that there are rings.
+    monkeypatch.setattr(FilesystemSession, "payload_size", 4096)
+    served_without(caplog)
+    assert os.strerror(errno.EINVAL) in caplog.text
+
+
+@pytest.mark.usefixtures("detached")
+def test_where_no_more_descriptors_are_allowed(caplog: pytest.LogCaptureFixture) -> None:
+    used = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    filesystem = tree()
+    mount = Mount(filesystem, None, "io_uring")
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    assert highest < soft
+    # Room for the mount itself: /dev/fuse, the mount's context, its root, an eventfd.
+    holes = highest + 1 - used
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + max(0, 5 - holes), hard))
+    try:
+        mount.start()
+    except recuse.MountError:
+        pass  # even that was too little
+    else:
+        assert not mount.uses_io_uring
+        assert os.strerror(errno.EMFILE) in caplog.text
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        mount.close()
