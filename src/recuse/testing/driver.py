@@ -16,6 +16,10 @@ T = TypeVar("T")
 Path = str | bytes
 
 
+class _NoAnswer(TimeoutError):
+    """Not to be confused with the filesystem's ETIMEDOUT."""
+
+
 class Closable(Protocol):
     """An open file."""
 
@@ -46,7 +50,7 @@ class Driver:
         except StopIteration as stop:
             result: T = stop.value
             return result
-        except TimeoutError:
+        except _NoAnswer:
             raise
         except Exception as exception:
             error = failure(exception)
@@ -72,9 +76,7 @@ class Driver:
         try:
             if not arrived.wait(self._timeout_s):
                 connection.abort()
-                raise TimeoutError(
-                    f"no answer in {self._timeout_s:g} s, to opcode {request.opcode}"
-                )
+                raise _NoAnswer(f"no answer in {self._timeout_s:g} s, to opcode {request.opcode}")
         except KeyboardInterrupt:
             connection.interrupt(request)
             raise

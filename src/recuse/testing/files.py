@@ -78,12 +78,12 @@ class OpenedFile:
         if self.closed:
             return
         self.closed = True
-        file = self._file
         try:
             self.flush()
         finally:
-            del self._file  # the inode may go now
-            self._run(file.release())
+            release = self._file.release()
+            del self._file  # its node is forgotten if nothing else uses it
+            self._run(release)
 
     def stat(self) -> os.stat_result:
         """Return its attributes (fstat)."""

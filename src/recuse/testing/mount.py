@@ -95,7 +95,9 @@ class TestMount(PathCalls):
             self.close()
         else:
             # What failed is more interesting than what is left because of that.
+            self._ended = True
             self._channel.close()
+            self._driver.close_files()
 
     def close(self) -> None:
         """End it, once: close all files, forget all nodes, end the session.
@@ -162,9 +164,9 @@ class TestMount(PathCalls):
 
     def _leaks(self) -> list[str]:
         """Close and forget all there is; return what the filesystem still has."""
+        self._driver.close_files()
         if self._superblock.connection.ended:
             return []
-        self._driver.close_files()
         self.drop_caches()
         left = self._session.left()
         if left:

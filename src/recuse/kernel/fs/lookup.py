@@ -5,12 +5,12 @@ import errno
 from recuse.kernel.caller import Caller
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.errors import os_error
-from recuse.kernel.fs.asking import NAME_MAX, ask_for_entry, inode_of, named
+from recuse.kernel.fs.asking import NAME_MAX, ask_for_entry, inode_of, is_invalid_entry, named
 from recuse.kernel.fs.dentries import Dentry
 from recuse.kernel.fs.inodes import Inode, is_invalid
 from recuse.kernel.fs.superblock import Superblock
 from recuse.wire.filesystem import fuse_entry_out
-from recuse.wire.fuse import FUSE_LOOKUP, FUSE_ROOT_ID
+from recuse.wire.fuse import FUSE_LOOKUP
 
 
 def directory_of(dentry: Dentry) -> Inode:
@@ -115,12 +115,9 @@ def _look_up(
     if entry is None or not entry.nodeid:
         dentry = directory.put(name, None)
     else:
-        if is_invalid(entry.attr):
+        if is_invalid_entry(entry):
             raise os_error(errno.EIO)
-        found = inode_of(superblock, entry, version)
-        if found.nodeid == FUSE_ROOT_ID:
-            raise os_error(errno.EIO)
-        dentry = directory.put(name, found)
+        dentry = directory.put(name, inode_of(superblock, entry, version))
         inode.advise_plus = True
     if entry is not None:
         set_validity(superblock, dentry, entry)

@@ -123,6 +123,7 @@ def agree(payload: bytes | memoryview) -> Agreed:
     pages = _DEFAULT_PAGES
     if flags & FUSE_MAX_PAGES:
         pages = min(MOST_PAGES, max(out.max_pages, 1))
-    return Agreed(
-        min(out.minor, FUSE_KERNEL_MINOR_VERSION), flags, max(out.max_write, PAGE_SIZE), pages
-    )
+    minor = min(out.minor, FUSE_KERNEL_MINOR_VERSION)
+    # No WRITE has more pages, so nobody needs a larger buffer.
+    max_write = min(max(out.max_write, PAGE_SIZE), MOST_PAGES * PAGE_SIZE)
+    return Agreed(minor, flags, max_write, pages)

@@ -13,7 +13,7 @@ from typing import Final
 
 from recuse.kernel.connection.connection import Connection
 from recuse.kernel.connection.operation import Operation
-from recuse.kernel.connection.request import FINISHED, Reply, Request
+from recuse.kernel.connection.request import FINISHED, PAGE_SIZE, Reply, Request
 from recuse.kernel.connection.submit import log, tell
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.dentries import Dentry
@@ -99,7 +99,7 @@ class FilesystemConnection(Connection):
         return message
 
     def _notification(self, code: int, message: bytes, size: int) -> None:
-        self._notified(code, bytes(message[_HEADER:]), size)
+        self._notified(code, bytes(message[_HEADER:]), size - _HEADER)
 
 
 class Superblock:
@@ -155,12 +155,12 @@ class Superblock:
     @property
     def max_read(self) -> int:
         """Most bytes of a READ."""
-        return min(self.options.max_read, self.agreed.max_pages * 4096)
+        return min(self.options.max_read, self.agreed.max_pages * PAGE_SIZE)
 
     @property
     def max_write(self) -> int:
         """Most bytes of a WRITE."""
-        return min(self.agreed.max_write, self.agreed.max_pages * 4096)
+        return min(self.agreed.max_write, self.agreed.max_pages * PAGE_SIZE)
 
     def new_version(self) -> int:
         """Return the version of attributes that are changed now; older replies are then stale."""
