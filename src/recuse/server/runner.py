@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Awaitable, Callable, Container, Iterator
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
@@ -27,6 +27,15 @@ CLOSE_WAIT_S = 5.0
 
 _ERRNO_END = 512
 """Errnos are below this. From here up are the kernel's internal numbers (ERESTARTSYS)."""
+
+_NAMED = {
+    FileNotFoundError: errno.ENOENT,
+    FileExistsError: errno.EEXIST,
+    IsADirectoryError: errno.EISDIR,
+    NotADirectoryError: errno.ENOTDIR,
+    PermissionError: errno.EACCES,
+}
+"""Exceptions that libraries raise without the errno that their name says."""
 
 Answer = Callable[[Any, Any], bytes | Awaitable[bytes]]
 """Makes an answer's payload from what a method returned and the context given to `Runner.run`.
@@ -252,8 +261,9 @@ class Runner:
         """Answer for a method that raised ``error``; only after that, log what has to be logged."""
         complaint: str | None = None
         logged = False
-        if isinstance(error, OSError) and is_errno(error.errno):
-            number = error.errno
+        stands_for = errno_of(error)
+        if stands_for is not None:
+            number = stands_for
             logged = pending.opcode in (FUSE_RELEASE, RECUSE_MUNMAP)
             if number == errno.ENOSYS and pending.opcode in self._refuses_enosys:
                 # The kernel half would never send such a request again.
@@ -277,7 +287,7 @@ class Runner:
             log.error("%s %s: EIO for the program", label(method), error)
             return
         what = type(error).__name__
-        if isinstance(error, OSError) and not is_errno(error.errno):
+        if isinstance(error, OSError) and errno_of(error) is None:
             what = f"{what} with errno {error.errno}, which is not one"
         log.error("%s raised %s", label(method), what, exc_info=error)
 
@@ -286,9 +296,14 @@ def _as_it_is(payload: bytes, _: object) -> bytes:
     return payload
 
 
-def is_errno(number: object) -> TypeGuard[int]:
-    """Whether this is a number that an answer may carry: 1 to 511."""
-    return isinstance(number, int) and 0 < number < _ERRNO_END
+def errno_of(error: BaseException) -> int | None:
+    """Return the errno that an answer to the program may carry for ``error``, 1 to 511, or None."""
+    if not isinstance(error, OSError):
+        return None
+    number = error.errno
+    if number is None:
+        return next((number for kind, number in _NAMED.items() if isinstance(error, kind)), None)
+    return number if isinstance(number, int) and 0 < number < _ERRNO_END else None
 
 
 _NEVER_REFUSED = frozenset({FUSE_POLL, FUSE_RELEASE, RECUSE_MUNMAP})

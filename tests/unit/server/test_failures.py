@@ -36,6 +36,14 @@ class Nasty:
         raise ZeroDivisionError("repr")
 
 
+NAMED: dict[type[OSError], int] = {
+    FileNotFoundError: errno.ENOENT,
+    FileExistsError: errno.EEXIST,
+    IsADirectoryError: errno.EISDIR,
+    NotADirectoryError: errno.ENOTDIR,
+    PermissionError: errno.EACCES,
+}
+
 CRASHES = [
     ZeroDivisionError("0"),
     KeyboardInterrupt(),
@@ -99,10 +107,18 @@ def test_what_escapes_is_eio_and_a_traceback(
         InterruptedError(errno.EINTR, "interrupted"),
         OSError(1, "least"),
         OSError(511, "most"),
+        FileNotFoundError("name"),
+        FileExistsError(),
+        IsADirectoryError("name"),
+        NotADirectoryError("name"),
+        PermissionError("no"),
     ],
     ids=repr,
 )
 def test_os_errors_are_answers(serve: Serve, error: OSError) -> None:
+    """Those about files say by their name which errno they are."""
+    number = error.errno or NAMED[type(error)]
+
     class ProbeFile(File):
         def read(self, size: int, offset: int) -> bytes:
             raise error
@@ -116,9 +132,9 @@ def test_os_errors_are_answers(serve: Serve, error: OSError) -> None:
 
     peer = serve(ProbeFile)
     fh = peer.open()
-    assert peer.fails(FUSE_READ, fuse_read_in(fh=fh, size=1)) == error.errno
-    assert peer.fails(FUSE_WRITE, fuse_write_in(fh=fh, size=1), b"x") == error.errno
-    assert peer.fails(FUSE_IOCTL, fuse_ioctl_in(fh=fh, cmd=1)) == error.errno
+    assert peer.fails(FUSE_READ, fuse_read_in(fh=fh, size=1)) == number
+    assert peer.fails(FUSE_WRITE, fuse_write_in(fh=fh, size=1), b"x") == number
+    assert peer.fails(FUSE_IOCTL, fuse_ioctl_in(fh=fh, cmd=1)) == number
 
 
 @pytest.mark.parametrize("later", [False, True])
