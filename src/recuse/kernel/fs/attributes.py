@@ -84,6 +84,7 @@ def truncated(superblock: Superblock, inode: Inode) -> None:
     """Note that OPEN has truncated a file (fuse_truncate_update_attr)."""
     inode.attr_version = superblock.new_version()
     inode.attr.size = 0
+    inode.pages.drop()
     inode.outdate(MODIFIED_SIZE)
 
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 from recuse.kernel.errors import os_error
+from recuse.kernel.fs.pages import Pages
 from recuse.kernel.fs.turns import InodeLock
 from recuse.runtime.locks import new_lock
 from recuse.wire.filesystem import fuse_attr
+from recuse.wire.fuse import FUSE_AUTO_INVAL_DATA, FUSE_EXPLICIT_INVAL_DATA
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
         def expired(self, until: int) -> bool:
             """Whether a time has come."""
+
+        def has(self, flag: int) -> bool:
+            """Whether INIT has agreed on a flag."""
 
 
 # linux/stat.h: which attributes are known to be out of date.
@@ -77,6 +82,8 @@ class Inode:
     advise_plus, from_plus
         For the adaptive choice of READDIRPLUS: names in it were looked up after a listing; its
         attributes came with a listing and have not been used yet.
+    pages
+        What is known of a regular file's content.
     target
         What a symbolic link holds, if the server lets it be remembered.
     """
@@ -95,6 +102,7 @@ class Inode:
         "lookups",
         "nodeid",
         "outdated",
+        "pages",
         "removed",
         "target",
         "valid_until",
@@ -117,6 +125,7 @@ class Inode:
         self.from_plus = False
         self.alias: Callable[[], Any] | None = None
         self.target: bytes | None = None
+        self.pages = Pages() if stat.S_ISREG(attr.mode) else _NO_PAGES
         self.lock = InodeLock()
 
     def __del__(self) -> None:
@@ -164,9 +173,26 @@ class Inode:
             self.outdate()
             return
         self.attr_version = self._superblock.attr_version
+        if len(self.pages):
+            self._update_pages(attr)
         self.attr = attr
         self.valid_until = valid_until
         self.outdated = 0
+
+    def _update_pages(self, attr: fuse_attr) -> None:
+        """Give up content that the server says has changed."""
+        old = self.attr
+        if attr.size != old.size:
+            self.pages.truncate(attr.size)
+            gone = not self._superblock.has(FUSE_EXPLICIT_INVAL_DATA)
+        else:
+            newer = (attr.mtime, attr.mtimensec) != (old.mtime, old.mtimensec)
+            gone = newer and self._superblock.has(FUSE_AUTO_INVAL_DATA)
+        if gone:
+            self.pages.drop()
+
+
+_NO_PAGES: Final = Pages()
 
 
 class InodeTable:

@@ -69,10 +69,13 @@ def _exactly(body: bytes, size: int) -> None:
 
 def _inval_inode(superblock: Superblock, body: bytes) -> None:
     _exactly(body, fuse_notify_inval_inode_out.SIZE)
-    inode = _known(superblock, fuse_notify_inval_inode_out.unpack(body).ino)
+    told = fuse_notify_inval_inode_out.unpack(body)
+    inode = _known(superblock, told.ino)
     inode.attr_version = superblock.new_version()
     inode.outdate()
     inode.target = None
+    if told.off >= 0:
+        inode.pages.drop(told.off, max(told.len, 0))
 
 
 def _named(body: bytes, fixed: int, namelen: int) -> bytes:
@@ -128,7 +131,6 @@ def _delete(superblock: Superblock, body: bytes) -> None:
 
 
 def _store(superblock: Superblock, body: bytes) -> None:
-    """The content goes into the page cache, which there is not; only the size counts here."""
     if len(body) < fuse_notify_store_out.SIZE:
         raise os_error(errno.EINVAL)
     told = fuse_notify_store_out.unpack(body)
@@ -138,14 +140,16 @@ def _store(superblock: Superblock, body: bytes) -> None:
     if end > inode.attr.size:
         inode.attr_version = superblock.new_version()
         inode.attr.size = end
+    inode.pages.store(told.offset, body[fuse_notify_store_out.SIZE :], inode.attr.size)
 
 
 def _retrieve(superblock: Superblock, body: bytes) -> None:
-    """There is no page cache, so nothing of the content is here."""
     _exactly(body, fuse_notify_retrieve_out.SIZE)
     told = fuse_notify_retrieve_out.unpack(body)
-    _known(superblock, told.nodeid)
-    answer = fuse_notify_retrieve_in(offset=told.offset, size=0).pack()
+    inode = _known(superblock, told.nodeid)
+    size = max(min(told.size, superblock.max_write, inode.attr.size - told.offset), 0)
+    data = inode.pages.content(told.offset, size)
+    answer = fuse_notify_retrieve_in(offset=told.offset, size=len(data)).pack() + data
     request = Request(FUSE_NOTIFY_REPLY, answer, nodeid=told.nodeid, no_reply=True)
     superblock.connection.answer_retrieve(request, told.notify_unique)
 

@@ -22,7 +22,13 @@ from recuse.kernel.fs.regular import RegularFile
 from recuse.kernel.fs.superblock import Superblock
 from recuse.kernel.fs.walk import Last, Walk
 from recuse.wire.filesystem import create_out, fuse_create_in
-from recuse.wire.fuse import FUSE_ATOMIC_O_TRUNC, FUSE_CREATE, FUSE_TMPFILE, fuse_open_out
+from recuse.wire.fuse import (
+    FOPEN_KEEP_CACHE,
+    FUSE_ATOMIC_O_TRUNC,
+    FUSE_CREATE,
+    FUSE_TMPFILE,
+    fuse_open_out,
+)
 
 _ACCESS: Final = {
     os.O_RDONLY: MAY_READ,
@@ -217,6 +223,8 @@ def _open_file(
     if inode.is_directory:
         return Directory(superblock, dentry, flags & _SETTABLE, opened)
     file = RegularFile(superblock, dentry, flags & _SETTABLE, opened)
+    if not file.open_flags & FOPEN_KEEP_CACHE:
+        inode.pages.drop()
     if not flags & os.O_TRUNC:
         return file
     if superblock.has(FUSE_ATOMIC_O_TRUNC):

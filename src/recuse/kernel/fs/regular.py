@@ -1,8 +1,4 @@
-"""Open regular files: read, write and what else only they have (fs/fuse/file.c).
-
-Nothing is kept of what is read or written: each read asks the server, whether the file uses the
-page cache on Linux or not. Otherwise the two differ as they do there.
-"""
+"""Open regular files: read, write and what else only they have (fs/fuse/file.c)."""
 
 import errno
 import os
@@ -108,30 +104,41 @@ class RegularFile(FilesystemFile):
         return b"".join(parts)
 
     def _read_cached(self, caller: FileCaller, start: int, size: int) -> Operation[bytes]:
-        """Ask for whole pages up to the file's end; what the server lacks of them is zeros."""
+        """Take pages from the cache, and ask for those that are not there."""
         # mm/filemap.c, filemap_read; fs/fuse/file.c, fuse_readahead and fuse_short_read.
-        inode, superblock = self.inode, self.superblock
+        inode = self.inode
         parts: list[bytes] = []
-        page = start - start % PAGE_SIZE
+        number = start // PAGE_SIZE
         end = min(start + size, inode.attr.size)
-        while page < end:
-            pages = -(-(end - page) // PAGE_SIZE)
-            asked = min(pages * PAGE_SIZE, superblock.max_read)
-            version = superblock.attr_version
-            try:
-                part = yield from self._ask(caller, page, asked, 0)
-            except OSError:
-                if page <= start:
-                    raise
-                break
-            if len(part) < asked:
-                self._found_end(page + len(part), version)
+        while number * PAGE_SIZE < end:
+            page = inode.pages.get(number)
+            if page is None:
+                try:
+                    page = yield from self._fetch(caller, number, end)
+                except OSError:
+                    if number * PAGE_SIZE <= start:
+                        raise
+                    end = number * PAGE_SIZE
+                    break
                 end = min(end, inode.attr.size)
-                part = part.ljust(asked, b"\0")
-            parts.append(part)
-            page += asked
+            parts.append(page)
+            number += len(page) // PAGE_SIZE
         skipped = start % PAGE_SIZE
         return b"".join(parts)[skipped : skipped + max(end - start, 0)]
+
+    def _fetch(self, caller: FileCaller, number: int, end: int) -> Operation[bytes]:
+        """Ask for whole pages, as many as are missing in a row; what the server lacks is zeros."""
+        inode, superblock = self.inode, self.superblock
+        most = min(-(-end // PAGE_SIZE) - number, max(superblock.max_read // PAGE_SIZE, 1))
+        asked = inode.pages.lack(number, most) * PAGE_SIZE
+        version, kept = superblock.attr_version, inode.pages.version
+        data = yield from self._ask(caller, number * PAGE_SIZE, asked, 0)
+        if len(data) < asked:
+            self._found_end(number * PAGE_SIZE + len(data), version)
+        data = data.ljust(asked, b"\0")
+        if inode.pages.version == kept:
+            inode.pages.keep(number, data)
+        return data
 
     def _found_end(self, end: int, version: int) -> None:
         """Note that a file is shorter than was believed, if nothing has changed it since."""
@@ -228,11 +235,18 @@ class RegularFile(FilesystemFile):
             if count < len(part):
                 error = errno.EIO
         if done:
+            self._keep_written(start, data[:done])
             written(superblock, inode, start + done)
         elif error:
             inode.outdate(MODIFIED)
             raise os_error(error)
         return done
+
+    def _keep_written(self, start: int, data: bytes) -> None:
+        if self.is_direct:
+            self.inode.pages.drop(start, len(data))
+        else:
+            self.inode.pages.write(start, data)
 
     def truncate(self, caller: FileCaller, size: int) -> Operation[None]:
         """Do ftruncate(2).
@@ -325,6 +339,7 @@ class RegularFile(FilesystemFile):
                 refused = False
             if refused:
                 raise os_error(errno.EOPNOTSUPP)
+            inode.pages.drop(offset, length)
             written(superblock, inode, 0 if mode & _KEEP_SIZE else offset + length)
         finally:
             superblock.unlock(inode)
@@ -398,6 +413,7 @@ class RegularFile(FilesystemFile):
                 copied = fuse_copy_file_range_out.unpack(payload).bytes_copied
             if copied > size:
                 raise os_error(errno.EIO)
+            other.inode.pages.drop(other_offset, copied)
             written(superblock, other.inode, other_offset + copied)
             return copied
         return None

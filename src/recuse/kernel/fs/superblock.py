@@ -219,5 +219,7 @@ class Superblock:
                 self.connection.submit(request)
 
     def drop_caches(self) -> None:
-        """Forget all names that nothing uses, and with them their inodes."""
+        """Forget all names that nothing uses, with them their inodes, and all content."""
         self.root.shrink()
+        for inode in self.inodes.all():
+            inode.pages.drop()

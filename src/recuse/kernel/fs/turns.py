@@ -32,7 +32,7 @@ class InodeLock:
     def __init__(self) -> None:
         self._exclusive = False
         self._shared = 0
-        self._waiting: deque[Turn] = deque()
+        self._waiting: deque[Turn] | None = None
 
     @property
     def held(self) -> bool:
@@ -43,6 +43,8 @@ class InodeLock:
         """Take the lock, or stand in line; return whether it was free."""
         with _guard:
             if self._waiting or not self._fits(turn):
+                if self._waiting is None:
+                    self._waiting = deque()
                 self._waiting.append(turn)
                 return False
             self._add(turn)
