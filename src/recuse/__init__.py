@@ -14,8 +14,18 @@ if TYPE_CHECKING:
     from recuse.sandbox import Sandbox, SandboxError
     from recuse.server.areas import Area
     from recuse.server.device import Device, File
-    from recuse.server.filesystem.attributes import Attributes, Changes, Entry, Lock, Statistics
+    from recuse.server.filesystem.attributes import (
+        Attributes,
+        Changes,
+        DirectoryEntry,
+        Entry,
+        InodeEntry,
+        Lock,
+        Opened,
+        Statistics,
+    )
     from recuse.server.filesystem.filesystem import Filesystem
+    from recuse.server.filesystem.inodes import ROOT_INODE, Inodes
     from recuse.server.filesystem.nodes import (
         RENAME_EXCHANGE,
         RENAME_NOREPLACE,
@@ -44,14 +54,18 @@ _HOMES = {
     "IOWR": "wire.ioctl",
     "RENAME_EXCHANGE": "server.filesystem.nodes",
     "RENAME_NOREPLACE": "server.filesystem.nodes",
+    "ROOT_INODE": "server.filesystem.inodes",
     "Area": "server.areas",
     "Attributes": "server.filesystem.attributes",
     "Changes": "server.filesystem.attributes",
     "Device": "server.device",
     "Directory": "server.filesystem.nodes",
+    "DirectoryEntry": "server.filesystem.attributes",
     "Entry": "server.filesystem.attributes",
     "File": "server.device",
     "Filesystem": "server.filesystem.filesystem",
+    "InodeEntry": "server.filesystem.attributes",
+    "Inodes": "server.filesystem.inodes",
     "Link": "server.sysfs",
     "Lock": "server.filesystem.attributes",
     "Mapping": "server.mapping",
@@ -63,6 +77,7 @@ _HOMES = {
     "NodeFile": "server.filesystem.nodes",
     "OpenFile": "server.filesystem.open_file",
     "OpenRequest": "server.request",
+    "Opened": "server.filesystem.attributes",
     "RegularFile": "server.filesystem.nodes",
     "Request": "server.request",
     "Sandbox": "sandbox",
@@ -82,14 +97,18 @@ __all__ = [
     "IOWR",
     "RENAME_EXCHANGE",
     "RENAME_NOREPLACE",
+    "ROOT_INODE",
     "Area",
     "Attributes",
     "Changes",
     "Device",
     "Directory",
+    "DirectoryEntry",
     "Entry",
     "File",
     "Filesystem",
+    "InodeEntry",
+    "Inodes",
     "Link",
     "Lock",
     "Mapping",
@@ -101,6 +120,7 @@ __all__ = [
     "NodeFile",
     "OpenFile",
     "OpenRequest",
+    "Opened",
     "RegularFile",
     "Request",
     "Sandbox",

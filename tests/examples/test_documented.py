@@ -111,6 +111,7 @@ def test_the_files_that_show_how_to_try_them() -> None:
             "gpiochip.py",
             "hellofs.py",
             "keyboard.py",
+            "loopbackfs.py",
             "memory.py",
             "memoryfs.py",
             "mirrorfs.py",

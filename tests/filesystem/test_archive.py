@@ -37,7 +37,9 @@ LARGE = random.Random(12).randbytes(1 << 20) * 3
 
 
 def archive(path: Path) -> Filesystem:
-    return load_filesystem(f"{SPEC}{path}")
+    filesystem = load_filesystem(f"{SPEC}{path}")
+    assert isinstance(filesystem, Filesystem)
+    return filesystem
 
 
 def sh(directory: Path, script: str) -> str:

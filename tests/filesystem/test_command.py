@@ -93,6 +93,19 @@ def test_what_is_not_unmounted(command: Command, directory: Path) -> None:
         assert (done.returncode, done.stderr) == (1, f"recuse: {path}: {reason}\n")
 
 
+def test_a_filesystem_of_inodes(command: Command, directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    spec = f"{EXAMPLES}/loopbackfs.py,source={tmp_path / 'source'},name=mine,read_only=1"
+    done = command("mount", "--background", spec, str(directory))
+    assert (done.stdout, done.stderr, done.returncode) == (f"{directory}\n", "", 0)
+    (tmp_path / "source" / "file").write_text("hello")
+    assert (directory / "file").read_text() == "hello"
+    with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+        (directory / "file").write_text("bye")
+    assert f" {directory} fuse.mine ro," in Path("/proc/self/mounts").read_text()
+    assert command("umount", str(directory)).returncode == 0
+
+
 def test_in_the_background(command: Command, directory: Path) -> None:
     done = command("mount", "--background", f"{MEMORY},name=mine", str(directory))
     assert (done.stdout, done.stderr, done.returncode) == (f"{directory}\n", "", 0)
@@ -118,10 +131,14 @@ def test_in_the_background(command: Command, directory: Path) -> None:
         (
             f"{EXAMPLES}/fmmap_client.py",
             f"recuse: {EXAMPLES}/fmmap_client.py: has no filesystem class (a subclass of "
-            "recuse.Filesystem)\n",
+            "recuse.Filesystem or recuse.Inodes)\n",
         ),
         (f"{EXAMPLES}/mirrorfs.py", "Mirror needs source=... after a comma\n"),
         (f"{EXAMPLES}/mirrorfs.py,source=/none", "No such file or directory"),
+        (
+            f"{EXAMPLES}/loopbackfs.py,source=/,xattrs=1",
+            "Loopback has no argument xattrs; it takes source, name, cache_s, read_only",
+        ),
     ],
 )
 def test_what_cannot_be_mounted(

@@ -25,7 +25,7 @@ class Place(NamedTuple):
     ordinary: Path
 
 
-@pytest.fixture(scope="module", params=["memory", "mirror"])
+@pytest.fixture(scope="module", params=["memory", "mirror", "loopback"])
 def served(request: pytest.FixtureRequest) -> Iterator[Place]:
     """One mount for all tests of this file."""
     if reason := why_not_mounted():
@@ -36,7 +36,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Place]:
         for made in ("mount", "source", "ordinary"):
             (top / made).mkdir()
         spec = f"{EXAMPLES}/{request.param}fs.py"
-        if request.param == "mirror":
+        if request.param != "memory":
             spec += f",source={top / 'source'}"
         options = ["-o", "allow_other"] if os.geteuid() == 0 else []
         server = Server(spec, str(top / "mount"), *options)

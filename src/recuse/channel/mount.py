@@ -23,7 +23,7 @@ from recuse.runtime import threads
 from recuse.runtime.log import Log
 from recuse.server.dispatch import pick_interrupt
 from recuse.server.filesystem.encoding import Owner
-from recuse.server.filesystem.filesystem import Filesystem
+from recuse.server.filesystem.served import Served
 from recuse.server.filesystem.session import FilesystemSession
 from recuse.server.pending_reply import Send
 from recuse.wire.errors import WireError
@@ -88,7 +88,7 @@ class Mount:
 
     def __init__(
         self,
-        filesystem: Filesystem,
+        filesystem: Served,
         directory: str | os.PathLike[str] | None = None,
         options: str = "",
         *,
@@ -98,7 +98,7 @@ class Mount:
         r"""Prepare; nothing is opened before :meth:`start`.
 
         Args:
-            filesystem: what is mounted.
+            filesystem: what is mounted: a `Filesystem` or `Inodes`.
             directory: where: an empty one. None: nowhere.
             options: as after mount(8)'s ``-o``: ``"ro,allow_other"`` (docs/mounting.md).
             ended: called, in any thread and perhaps more than once, when the connection has ended:

@@ -217,7 +217,7 @@ def mount(
 ) -> int:
     """Mount a filesystem written in Python on DIR, until Ctrl-C, SIGTERM or `recuse umount DIR`.
 
-    SPEC is a file with a Filesystem class (hellofs.py), a class or an object in a file
+    SPEC is a file with a Filesystem or Inodes class (hellofs.py), a class or an object in a file
     (hellofs.py:Hello) or in a module. Arguments follow after commas, as for `recuse run`.
 
     It prints the directory when the filesystem answers. Root can mount; other users need

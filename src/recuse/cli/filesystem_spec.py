@@ -18,15 +18,21 @@ from recuse.cli.spec import (
     parse,
 )
 from recuse.server.filesystem.filesystem import Filesystem
+from recuse.server.filesystem.inodes import Inodes
+from recuse.server.filesystem.served import Served
 
 _PLAIN = (str, int, float, bool)
 
 
 class _FilesystemKind(Kind):
     @property
+    def named(self) -> str:
+        return "recuse.Filesystem or recuse.Inodes"
+
+    @property
     def common(self) -> dict[str, Parameter]:
-        """What `Filesystem` declares, as far as it can be written as text."""
-        hints = typing.get_type_hints(Filesystem, localns={"Directory": object})
+        """What the base class declares, as far as it can be written as text."""
+        hints = typing.get_type_hints(self.base, localns={"Directory": object})
         return {
             name: Parameter(name, Parameter.KEYWORD_ONLY, annotation=hint)
             for name, hint in hints.items()
@@ -34,10 +40,15 @@ class _FilesystemKind(Kind):
         }
 
 
-_FILESYSTEM = _FilesystemKind(Filesystem, "filesystem")
+_FILESYSTEM = _FilesystemKind(Served, "filesystem")
 
 
-def load_filesystem(text: str) -> Filesystem:
+def _kind_of(cls: type) -> Kind:
+    base = Inodes if issubclass(cls, Inodes) else Filesystem
+    return _FilesystemKind(base, _FILESYSTEM.word)
+
+
+def load_filesystem(text: str) -> Served:
     """Import what a SPEC names, and make the filesystem, unless the module has.
 
     Raises:
@@ -48,30 +59,30 @@ def load_filesystem(text: str) -> Filesystem:
     filesystem = _instance(spec, module)
     if filesystem is None:
         cls = choose_class(spec, module, _FILESYSTEM)
-        arguments, attributes = convert_arguments(spec, cls, _FILESYSTEM)
+        arguments, attributes = convert_arguments(spec, cls, _kind_of(cls))
         try:
             made = cls(**arguments)
         except Exception as error:
             raise SpecError(locate(error, module.__file__, spec.source)) from error
-        filesystem = typing.cast(Filesystem, made)
+        filesystem = typing.cast(Served, made)
     else:
         attributes = _attributes(spec, filesystem)
     for name, value in attributes.items():
         setattr(filesystem, name, value)
-    if not hasattr(filesystem, "root"):
+    if isinstance(filesystem, Filesystem) and not hasattr(filesystem, "root"):
         raise SpecError(f"{spec.source}: {type(filesystem).__name__} has no root: a Directory")
     return filesystem
 
 
-def _instance(spec: Spec, module: ModuleType) -> Filesystem | None:
+def _instance(spec: Spec, module: ModuleType) -> Served | None:
     """The filesystem that is named, or the only one that the module has made."""
     if spec.class_name is not None:
         named = getattr(module, spec.class_name, None)
-        return named if isinstance(named, Filesystem) else None
+        return named if isinstance(named, Served) else None
     made = {
         id(value): (name, value)
         for name, value in vars(module).items()
-        if isinstance(value, Filesystem)
+        if isinstance(value, Served)
     }
     if len(made) > 1:
         options = " or ".join(f"{spec.source}:{name}" for name, _ in made.values())
@@ -79,13 +90,14 @@ def _instance(spec: Spec, module: ModuleType) -> Filesystem | None:
     return next((value for _, value in made.values()), None)
 
 
-def _attributes(spec: Spec, filesystem: Filesystem) -> dict[str, object]:
+def _attributes(spec: Spec, filesystem: Served) -> dict[str, object]:
     """What to set on a filesystem that is made already."""
-    known = _FILESYSTEM.common
+    kind = _kind_of(type(filesystem))
+    known = kind.common
     for key in spec.arguments:
         if key not in known:
             raise SpecError(
                 f"{spec.source}: {type(filesystem).__name__} is made already; what can be set is "
                 + ", ".join(known)
             )
-    return convert_arguments(spec, Filesystem, _FILESYSTEM)[1]
+    return convert_arguments(spec, kind.base, kind)[1]

@@ -117,6 +117,11 @@ class Kind(NamedTuple):
     """For one of them."""
 
     @property
+    def named(self) -> str:
+        """The base classes, in messages."""
+        return f"recuse.{self.base.__name__}"
+
+    @property
     def common(self) -> "dict[str, inspect.Parameter]":
         """The attributes that each has, and that a spec may set."""
         import inspect
@@ -237,9 +242,7 @@ def choose_class(spec: Spec, module: ModuleType, kind: Kind) -> type[Any]:
                     if not isinstance(value, type) or value.__module__ == module.__name__
                 ),
             )
-            raise SpecError(
-                f"{spec.source}: has no {kind.word} class (a subclass of {_named(kind)})"
-            )
+            raise SpecError(f"{spec.source}: has no {kind.word} class (a subclass of {kind.named})")
         if len(choices) > 1:
             options = _one_of(f"{spec.source}:{choice}" for choice in choices)
             raise SpecError(f"{spec.source}: has several {kind.word} classes: choose {options}")
@@ -249,27 +252,23 @@ def choose_class(spec: Spec, module: ModuleType, kind: Kind) -> type[Any]:
         raise SpecError(f"{spec.source}: has no class {name}{_but(choices)}")
     if not (isinstance(value, type) and issubclass(value, kind.base)):
         _check_other_kind(spec, kind, [value])
-        raise SpecError(f"{spec.source}: {name} is not a subclass of {_named(kind)}{_but(choices)}")
+        raise SpecError(f"{spec.source}: {name} is not a subclass of {kind.named}{_but(choices)}")
     return value
 
 
 def _check_other_kind(spec: Spec, kind: Kind, values: Iterable[object]) -> None:
     """Raise SpecError if one of what the spec may mean is for the other command."""
-    from recuse.server.filesystem.filesystem import Filesystem
+    from recuse.server.filesystem.served import Served
 
-    other = Filesystem if kind.base is Device else Device
+    other = Served if kind.base is Device else Device
     for value in values:
         if isinstance(value, other) or (isinstance(value, type) and issubclass(value, other)):
             named = spec.source if spec.class_name is None else f"{spec.source}:{spec.class_name}"
             raise SpecError(
                 f"{named}: is a filesystem, not a device: use `recuse mount {named} DIR`"
-                if other is Filesystem
+                if other is Served
                 else f"{named}: is a device, not a filesystem: use `recuse run -d {named} PROGRAM`"
             )
-
-
-def _named(kind: Kind) -> str:
-    return f"recuse.{kind.base.__name__}"
 
 
 def _but(choices: Iterable[str]) -> str:

@@ -38,6 +38,10 @@ class Attributes:
     """In blocks of 512 bytes. None: as many as the size needs."""
     block_size: int = 4096
     """Best size of a transfer, as ``st_blksize``."""
+    btime_ns: int | None = None
+    """When it was made, for statx(2). None if not known."""
+    ino: int = 0
+    """As ``st_ino``. 0: the number that the node has in the protocol."""
 
 
 @record
@@ -66,6 +70,66 @@ class Entry(NamedTuple):
     """The type bits of ``st_mode``; 0 if not known."""
     ino: int = 0
     """As ``st_ino``, if known."""
+
+
+@record
+class InodeEntry:
+    """What a name stands for, at the level of inodes.
+
+    **It counts as one lookup** of the inode, as does each other answer with one. `Inodes.forget`
+    takes them back, also those of an answer that nobody waited for any longer.
+    """
+
+    ino: int
+    """The inode's number, 1 or more. In an answer to `Inodes.lookup` also 0: there is no such name,
+    and the kernel may believe that for ``entry_cache_s``."""
+    attributes: Attributes | os.stat_result | None
+    """None only if there is no such name."""
+    generation: int = 0
+    """Tells apart files that have the same number one after the other. NFS needs it."""
+    cache_s: float | None = None
+    """How long the kernel may believe the attributes, in seconds. None: `Served.cache_s`."""
+    entry_cache_s: float | None = None
+    """How long it may believe what the name stands for. None: `Served.cache_s`."""
+
+
+@record
+class Opened:
+    """How a file or directory was opened, at the level of inodes."""
+
+    fh: object = None
+    """Anything: it comes back with each operation on the open file."""
+    direct: bool = False
+    """Whether reads and writes come as they are made, bypassing the kernel's page cache."""
+    keep_cache: bool = False
+    """Whether what the kernel has cached from earlier opens is still valid."""
+    backing: int | None = None
+    """A descriptor that the kernel reads, writes and maps instead of asking (passthrough). It must
+    stay open until `Inodes.release`. If the kernel cannot do this, `read` and `write` come."""
+    nonseekable: bool = False
+    """Whether programs cannot seek in it."""
+    flushed: bool = True
+    """Whether `Inodes.flush` is to come when a program closes a descriptor of it (Linux 5.16)."""
+    parallel_writes: bool = False
+    """Whether several writes may come at once, if it is ``direct`` (6.2)."""
+    cache_entries: bool = False
+    """For a directory: whether the kernel may remember its entries, until it is changed."""
+
+
+@record
+class DirectoryEntry:
+    """One name in a directory, at the level of inodes."""
+
+    name: str
+    offset: int
+    """Where the next entry is found: any number but 0, and not the same for two entries."""
+    ino: int = 0
+    """As ``st_ino``. Programs skip an entry with 0."""
+    kind: int = 0
+    """The type bits of ``st_mode``; 0 if not known."""
+    entry: InodeEntry | None = None
+    """In an answer to `Inodes.readdirplus`, except for "." and "..": what the name stands for. It
+    replaces ``ino`` and ``kind``. None: the kernel has to look it up."""
 
 
 class Lock(NamedTuple):

@@ -27,6 +27,7 @@ from recuse.server.filesystem.answers import (
     xattr_value,
 )
 from recuse.server.filesystem.attributes import Changes, Lock
+from recuse.server.filesystem.in_turn import InTurn
 from recuse.server.filesystem.level import Operation
 from recuse.server.filesystem.nodes import Node, RegularFile, Symlink
 from recuse.server.filesystem.open_file import OpenFile
@@ -42,7 +43,7 @@ from recuse.server.filesystem.requests import (
     setting_xattr,
     text_at,
 )
-from recuse.server.filesystem.state import InTurn, State, of_kind
+from recuse.server.filesystem.state import State, of_kind
 from recuse.server.pending_reply import PendingReply
 from recuse.server.request import OpenRequest
 from recuse.wire.errors import WireError

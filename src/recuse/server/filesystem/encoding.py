@@ -74,6 +74,7 @@ def attributes(number: int, told: Any) -> bytes:
         size, mode, block_size = told.size or 0, told.kind | told.mode & 0o7777, 4096
     elif isinstance(told, Attributes):
         size, mode, block_size = told.size, told.mode, told.block_size
+        number = told.ino or number
     elif isinstance(told, os.stat_result):
         return _of_stat(number, told)
     else:
@@ -123,9 +124,13 @@ def _of_stat(number: int, told: os.stat_result) -> bytes:
     )
 
 
-def entry(number: int, entry_valid: tuple[int, int], attr_valid: tuple[int, int]) -> bytes:
+def entry(
+    number: int, entry_valid: tuple[int, int], attr_valid: tuple[int, int], generation: int = 0
+) -> bytes:
     """``struct fuse_entry_out`` without its attributes; number 0: there is no such name."""
-    return _pack_entry(number, 0, entry_valid[0], attr_valid[0], entry_valid[1], attr_valid[1])
+    entry_s, entry_ns = entry_valid
+    attr_s, attr_ns = attr_valid
+    return _pack_entry(number, generation, entry_s, attr_s, entry_ns, attr_ns)
 
 
 def attr_head(attr_valid: tuple[int, int]) -> bytes:

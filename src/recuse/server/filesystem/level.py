@@ -34,8 +34,8 @@ class Level(Protocol):
             OSError: the filesystem cannot be served.
         """
 
-    def forget(self, number: int, count: int) -> None:
-        """Take back ``count`` of the times that the kernel half was told about a node."""
+    def forget(self, forgotten: list[tuple[int, int]]) -> None:
+        """Take back some of the times that the kernel half was told about nodes, by number."""
 
     def undelivered(self, promises: Promises) -> None:
         """Take back what an answer promised that the kernel half has not received."""

@@ -13,6 +13,7 @@ from recuse.server.filesystem.level import Operation
 from recuse.server.filesystem.names import Names
 from recuse.server.filesystem.state import State
 from recuse.wire.fuse import (
+    FUSE_ATOMIC_O_TRUNC,
     FUSE_DO_READDIRPLUS,
     FUSE_FLOCK_LOCKS,
     FUSE_POSIX_LOCKS,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from recuse.server.filesystem.undelivered import Promises
     from recuse.server.runner import Runner, Step
 
-_ALWAYS: Final = FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO
+_ALWAYS: Final = FUSE_ATOMIC_O_TRUNC | FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO
 
 
 class NodeLevel:
@@ -54,8 +55,9 @@ class NodeLevel:
     def begin(self, setxattr_size: int) -> None:
         self.state.setxattr_size = setxattr_size
 
-    def forget(self, number: int, count: int) -> None:
-        self.state.forget(number, count)
+    def forget(self, forgotten: list[tuple[int, int]]) -> None:
+        for number, count in forgotten:
+            self.state.forget(number, count)
 
     def undelivered(self, promises: Promises) -> None:
         for number in promises.nodes:

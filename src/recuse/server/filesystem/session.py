@@ -160,8 +160,8 @@ class FilesystemSession:
         if opcode == FUSE_INIT:
             self._init(pending)
         elif opcode in (FUSE_FORGET, FUSE_BATCH_FORGET):
-            for number, count in forgetting(pending.message, opcode, pick_node(pending.message)[0]):
-                self._level.forget(number, count)
+            forgotten = forgetting(pending.message, opcode, pick_node(pending.message)[0])
+            self._level.forget(list(forgotten))
         elif opcode == FUSE_INTERRUPT:
             self._interrupt(pending)
         elif opcode == FUSE_NOTIFY_REPLY:
@@ -204,4 +204,10 @@ class FilesystemSession:
 def _level(filesystem: Served, runner: Runner, owner: Owner) -> Level:
     if isinstance(filesystem, Filesystem):
         return NodeLevel(filesystem, runner, owner)
+    # Few filesystems need it.
+    from recuse.server.filesystem.inode_level import InodeLevel  # noqa: PLC0415
+    from recuse.server.filesystem.inodes import Inodes  # noqa: PLC0415
+
+    if isinstance(filesystem, Inodes):
+        return InodeLevel(filesystem, runner, owner)
     raise TypeError(f"{type(filesystem).__name__} is neither a Filesystem nor Inodes")

@@ -6,12 +6,13 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 from recuse.server.device import File
 from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem import encoding
+from recuse.server.filesystem.attributes import Attributes
 from recuse.server.filesystem.filesystem import Filesystem
 from recuse.server.filesystem.known import KnownNodes
 from recuse.server.filesystem.listing import Listing
@@ -110,7 +111,8 @@ class State:
 
     def _statx(self, node: Node, told: Any) -> bytes:
         attributes = self._attributes(self.known.number(node), told)
-        return encoding.statx(attributes, node.btime_ns, self.valid_of(node))
+        btime_ns = told.btime_ns if isinstance(told, Attributes) else node.btime_ns
+        return encoding.statx(attributes, btime_ns, self.valid_of(node))
 
     def opened(self, node: Node, file: object, flags: int) -> bytes:
         """``struct fuse_open_out`` for an open file.
@@ -210,49 +212,3 @@ def of_kind(node: object, kind: type[Node]) -> Any:
         number = errno.ENOTDIR if kind.kind == stat.S_IFDIR else errno.EINVAL
         raise OSError(number, os.strerror(number))
     return node
-
-
-class InTurn:
-    """Calls two methods one after the other, either of which may be ``async def``.
-
-    It gets the arguments of the second, returns what that returns, and is called so in the log.
-    """
-
-    def __init__(
-        self, first: Callable[[], Any], second: Callable[..., Any], *, anyway: bool = False
-    ) -> None:
-        """Make it; with ``anyway``, the second is called even if the first fails."""
-        self._first = first
-        self._second = second
-        self._anyway = anyway
-        self.__self__ = getattr(second, "__self__", None)
-        self.__name__ = getattr(second, "__name__", "")
-
-    def __call__(self, *arguments: Any) -> Any:
-        try:
-            returned = self._first()
-        except BaseException as error:
-            last: Any = self._second(*arguments) if self._anyway else None
-            if hasattr(last, "__await__"):
-                return self._fail_after(last, error)
-            raise
-        if hasattr(returned, "__await__"):
-            return self._later(returned, arguments)
-        return self._second(*arguments)
-
-    async def _later(self, first: Awaitable[Any], arguments: tuple[Any, ...]) -> Any:
-        try:
-            await first
-        except BaseException:
-            if self._anyway:
-                await _awaited(self._second(*arguments))
-            raise
-        return await _awaited(self._second(*arguments))
-
-    async def _fail_after(self, last: Awaitable[Any], error: BaseException) -> None:
-        await last
-        raise error
-
-
-async def _awaited(returned: Any) -> Any:
-    return await returned if hasattr(returned, "__await__") else returned

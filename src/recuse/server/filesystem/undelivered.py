@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
+from recuse.runtime.records import NamedTuple
 from recuse.wire.filesystem import fuse_dirent, fuse_entry_out
 from recuse.wire.fuse import (
     FUSE_CREATE,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from recuse.server.filesystem.filesystem import Filesystem
+from recuse.server.filesystem.served import Served
 from recuse.server.filesystem.session import FilesystemSession
 from recuse.wire.declare import Structure
 from recuse.wire.filesystem import (
@@ -60,7 +60,7 @@ class Listed(NamedTuple):
 class FilesystemPeer(Peer):
     """Sends requests about nodes to a filesystem's session."""
 
-    def __init__(self, filesystem: Filesystem) -> None:
+    def __init__(self, filesystem: Served) -> None:
         super().__init__(FilesystemSession(filesystem))
         self.filesystem = filesystem
         self.notified: list[int] = []
@@ -162,7 +162,7 @@ class FilesystemPeer(Peer):
         return found
 
 
-ServeFilesystem = Callable[[Filesystem], FilesystemPeer]
+ServeFilesystem = Callable[[Served], FilesystemPeer]
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def serve_filesystem() -> Iterator[ServeFilesystem]:
     """Serves filesystems, which have shaken hands, and ends their sessions."""
     peers: list[FilesystemPeer] = []
 
-    def make(filesystem: Filesystem) -> FilesystemPeer:
+    def make(filesystem: Served) -> FilesystemPeer:
         peer = FilesystemPeer(filesystem)
         peers.append(peer)
         peer.init_filesystem()
