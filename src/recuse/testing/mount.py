@@ -22,7 +22,7 @@ from recuse.testing.paths import PathCalls
 from recuse.testing.recording import Recorder, Sent
 
 if TYPE_CHECKING:
-    from recuse.server.filesystem.filesystem import Filesystem
+    from recuse.server.filesystem.served import Served
 
 _devices: Final = itertools.count(1)
 _owners: Final = itertools.count(1)
@@ -43,7 +43,7 @@ class TestMount(PathCalls):
 
     def __init__(
         self,
-        filesystem: Filesystem,
+        filesystem: Served,
         *,
         default_permissions: bool = True,
         allow_other: bool = True,
@@ -54,7 +54,7 @@ class TestMount(PathCalls):
         """Begin to serve it.
 
         Args:
-            filesystem: what is tested.
+            filesystem: what is tested: a `Filesystem` or `Inodes`.
             default_permissions: permissions are checked by the modes of files, as Linux does it for
                 all mounts of `recuse mount`. Otherwise the filesystem is asked (ACCESS).
             allow_other: others than the user who runs the test may use it too.
