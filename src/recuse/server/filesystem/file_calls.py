@@ -37,6 +37,7 @@ from recuse.wire.fuse import (
     FUSE_FALLOCATE,
     FUSE_GETLK,
     FUSE_IOCTL,
+    FUSE_IOCTL_DIR,
     FUSE_LSEEK,
     FUSE_POLL,
     FUSE_POLL_SCHEDULE_NOTIFY,
@@ -81,7 +82,9 @@ class FileCalls:
     def _ioctl(self, pending: PendingReply, number: int) -> None:
         del number
         message = pending.message
-        _, handle, _, command, argument, in_size, out_size = pick_ioctl(message)
+        _, handle, flags, command, argument, in_size, out_size = pick_ioctl(message)
+        if flags & FUSE_IOCTL_DIR:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
         data = message[IOCTL_DATA : IOCTL_DATA + in_size]
         if len(data) != in_size:
             raise WireError(f"{len(data)} bytes of data, not {in_size}")

@@ -44,8 +44,8 @@ class Served:
     list, so ``mode`` comes without the program's umask removed: `Request.umask` has it."""
     handle_killpriv: bool = False
     """Whether the filesystem itself takes set-user-ID and set-group-ID away from files that are
-    written, truncated or given away, and their file capabilities. `Request.kill_suidgid` says when.
-    This spares the kernel a request before writes."""
+    written, truncated or given away, and their file capabilities: `Request.kill_suidgid` says when,
+    in changes that may have nothing else. Otherwise the kernel does, and asks more often."""
     explicit_invalidation: bool = False
     """Whether the kernel keeps a file's cached content even if size or time have changed, until it
     is told otherwise."""
