@@ -8,6 +8,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import select
 import stat
 import struct
@@ -465,5 +466,7 @@ def test_a_request_may_take_too_long(directory: Path) -> None:
     recorder.add("file", b"content")
     with mounted(recorder, directory, FUSE_REQUEST_TIMEOUT):
         script = "print(open(sys.argv[1]).read())"
-        assert "Software caused connection abort" in python(directory, script, "file")
-        recorder.go_on.set()
+        try:
+            assert re.search("Errno (103|107)", python(directory, script, "file"))
+        finally:
+            recorder.go_on.set()
