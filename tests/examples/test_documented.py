@@ -1,4 +1,4 @@
-"""What the examples' docstrings and docs/examples.md show, is so."""
+"""What the examples' docstrings and the two pages about them show, is so."""
 
 import ast
 import os
@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[2]
 DOCSTRINGS = sorted(
     path for path in (ROOT / "examples").glob("*.py") if "    $ " in path.read_text()
 )
-SECTIONS = re.split(r"^(?=## )", (ROOT / "docs" / "examples.md").read_text(), flags=re.MULTILINE)
+SECTIONS = [
+    section
+    for name in ("examples.md", "example-filesystems.md")
+    for section in re.split(r"^(?=## )", (ROOT / "docs" / name).read_text(), flags=re.MULTILINE)[1:]
+]
 
 PROGRAMS = {
     "gcc": "gcc",
@@ -108,6 +112,7 @@ def test_the_files_that_show_how_to_try_them() -> None:
             "echo.py",
             "eeprom.py",
             "framebuffer.py",
+            "fsspecfs.py",
             "gpiochip.py",
             "hellofs.py",
             "keyboard.py",
@@ -134,7 +139,7 @@ def test_docstrings(path: Path, directory: Path, needs: Callable[..., Path]) -> 
         play(textwrap.dedent(block), directory)
 
 
-@pytest.mark.parametrize("text", SECTIONS[1:], ids=lambda text: text.split("\n")[0][3:])
+@pytest.mark.parametrize("text", SECTIONS, ids=lambda text: text.split("\n")[0][3:])
 def test_docs(text: str, directory: Path, needs: Callable[..., Path]) -> None:
     """Sessions are played; what is shown of Python is a file that begins with its name."""
     mounts_if_needed(text)
