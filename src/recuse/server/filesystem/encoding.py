@@ -75,6 +75,8 @@ def attributes(number: int, told: Any) -> bytes:
     elif isinstance(told, Attributes):
         size, mode, block_size = told.size, told.mode, told.block_size
         number = told.ino or number
+        if not stat.S_IFMT(mode):
+            raise Misuse(f"returned {brief(told)}, whose mode has no type, such as stat.S_IFREG")
     elif isinstance(told, os.stat_result):
         return _of_stat(number, told)
     else:

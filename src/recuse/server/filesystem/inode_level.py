@@ -60,13 +60,13 @@ class InodeLevel:
         self._inodes.init()
 
     def forget(self, forgotten: list[tuple[int, int]]) -> None:
-        self._runner.quietly_later(self._inodes.forget, forgotten)
+        self.state.forget(forgotten)
 
     def undelivered(self, promises: Promises) -> None:
         if promises.handle is not None:
             self.state.drop(promises.handle)
         if promises.nodes:
-            self.forget([(number, 1) for number in promises.nodes])
+            self.state.forget([(number, 1) for number in promises.nodes])
 
     def ending(self) -> Iterator[Step]:
         for held in self.state.release_all():

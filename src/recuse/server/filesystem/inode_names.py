@@ -196,7 +196,7 @@ class _Page:
                 if not self._add(entry):
                     break
         except BaseException:
-            self._take_back(self._told)
+            self._state.forget(self._told)
             raise
         return b"".join(self._parts)
 
@@ -207,7 +207,7 @@ class _Page:
                 if not self._add(entry):
                     break
         except BaseException:
-            self._take_back(self._told)
+            self._state.forget(self._told)
             raise
         finally:
             if hasattr(iterator, "aclose"):
@@ -231,7 +231,7 @@ class _Page:
             lookup = [(entry.ino, 1)]
             if length > self._room or name in (b".", b".."):
                 # It is not sent, or the kernel half does not count it.
-                self._take_back(lookup)
+                self._state.forget(lookup)
                 head = _NO_ENTRY
             else:
                 self._told += lookup
@@ -241,7 +241,3 @@ class _Page:
         self._parts.append(part.ljust(length, b"\0"))
         self._room -= length
         return True
-
-    def _take_back(self, lookups: list[tuple[int, int]]) -> None:
-        if lookups:
-            self._state.runner.quietly_later(self._state.inodes.forget, lookups)

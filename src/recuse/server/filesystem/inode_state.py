@@ -76,6 +76,11 @@ class InodeState:
         head = encoding.entry(returned.ino, entry_valid, valid, returned.generation)
         return head + attributes + tail
 
+    def forget(self, forgotten: list[tuple[int, int]]) -> None:
+        """Have the author take back lookups, except at the end, when they are all over."""
+        if forgotten and not self._released:
+            self.runner.quietly_later(self.inodes.forget, forgotten)
+
     def found(self, returned: Any, _: None) -> bytes:
         """The answer to LOOKUP."""
         if returned is None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from recuse import (
+    Attributes,
     Changes,
     DirectoryEntry,
     InodeEntry,
@@ -309,6 +310,29 @@ def test_forgetting_later(serve_filesystem: ServeFilesystem) -> None:
     assert forgotten.wait(WAIT_S)
 
 
+def test_nothing_is_forgotten_after_the_end(serve_filesystem: ServeFilesystem) -> None:
+    finding, go_on = threading.Event(), threading.Event()
+
+    class Slow(Small):
+        def lookup(self, parent: int, name: str) -> InodeEntry | None:
+            finding.set()
+            assert go_on.wait(WAIT_S)
+            return super().lookup(parent, name)
+
+        async def forget(self, inodes: list[tuple[int, int]]) -> None:
+            raise AssertionError
+
+    peer = serve_filesystem(inodes := Slow())
+    finder = threading.Thread(target=peer.send, args=(fuse.FUSE_LOOKUP, 1, b"", "file"))
+    finder.start()
+    assert finding.wait(WAIT_S)
+    peer.session.close()
+    peer.refuse = OSError(errno.ENODEV, "the connection has ended")
+    go_on.set()
+    finder.join(WAIT_S)
+    assert inodes.asked == ["destroy"]
+
+
 def test_the_end(serve_filesystem: ServeFilesystem) -> None:
     class Later(Small):
         async def release(self, ino: int, fh: object) -> None:
@@ -396,6 +420,7 @@ class Wrong(Small):
         (fuse.FUSE_LOOKUP, 5, "lookup returned 5, not an InodeEntry"),
         (fuse.FUSE_LOOKUP, InodeEntry(-1, FILE), "not an InodeEntry with a number"),
         (fuse.FUSE_LOOKUP, InodeEntry(2, None), "lookup returned None, not Attributes"),
+        (fuse.FUSE_LOOKUP, InodeEntry(2, Attributes(0o644)), "whose mode has no type"),
         (fuse.FUSE_CREATE, ENTRY, "not an InodeEntry and what `open` returns"),
         (fuse.FUSE_CREATE, (5, 6), "create returned 5, not an InodeEntry"),
         (fuse.FUSE_CREATE, (InodeEntry(0, None), 6), "not an InodeEntry with a number"),
