@@ -266,8 +266,9 @@ class MemoryMaps:
     def _wait_for_end(self) -> Mapped | None:
         assert self._epoll is not None
         while True:
-            with contextlib.suppress(IndexError):
-                return self._gone.popleft()
+            if self._gone:
+                with contextlib.suppress(IndexError):
+                    return self._gone.popleft()
             timeout = _RECHECKS_S[self._rechecks] if self._doubtful else None
             found = self._epoll.poll(timeout)
             with self._lock:

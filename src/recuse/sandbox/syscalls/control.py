@@ -41,9 +41,11 @@ _SETFL_MASK: Final = os.O_APPEND | os.O_NONBLOCK | arch.O_DIRECT | os.O_NOATIME
 
 def ioctl(call: TrappedCall, machine: Machine) -> Outcome:
     """``ioctl(fd, command, argument)``."""
-    file = machine.files.find_opened(call.tid, call.a0)
+    file = machine.files.find(call.tid, call.a0)
     if file is None:
         return PROCEED
+    if not file.opened:
+        raise os_error(errno.EBADF)
     command = call.a1 & 0xFFFFFFFF
     if command in _FOR_ALL_FILES:
         return PROCEED

@@ -87,32 +87,38 @@ class _Mapper:
     See `recuse.kernel.char.mmap.Mapper`.
     """
 
-    __slots__ = ("_access", "_call", "_maps", "_stack", "mapping")
+    __slots__ = ("_access", "_call", "_hold", "_maps", "mapping")
 
-    def __init__(
-        self, call: TrappedCall, maps: MemoryMaps, access: int, stack: contextlib.ExitStack
-    ) -> None:
+    def __init__(self, call: TrappedCall, maps: MemoryMaps, access: int) -> None:
         self._call = call
         self._maps = maps
         self._access = access
-        self._stack = stack
-        """At its end, the thread is let go with the result of its call."""
+        self._hold: Hold | None = None
         self.mapping: _Mapping | None = None
         """Set as soon as the thread makes calls for recuse."""
 
     def map(self, memory: OwnedDescriptor, wanted: MmapCall, flags: int) -> int:
         """Map the memory and return the address."""
         call = self._call
-        hold = self._maps.hold(memory, self._access)
-        self._stack.callback(self._maps.abandon, hold)
+        hold = self._hold = self._maps.hold(memory, self._access)
         try:
-            thread = self._stack.enter_context(Injection(call))
-            self.mapping = _Mapping(thread, hold, wanted, flags)
-            return self.mapping.make(
+            mapping = _Mapping(Injection(call), hold, wanted, flags)
+            mapping.thread.attach()
+            self.mapping = mapping
+            return mapping.make(
                 compat.MMAP_UNIT if call.arch == compat.AUDIT_ARCH else arch.MMAP_UNIT
             )
         except GoneError:
             raise os_error(errno.EINTR) from None
+
+    def end(self) -> None:
+        """Let the thread go with the result of its call. If nothing was mapped, hold nothing."""
+        try:
+            if self.mapping is not None:
+                self.mapping.thread.let_go()
+        finally:
+            if self._hold is not None:
+                self._maps.abandon(self._hold)
 
     def unmap(self) -> None:
         """Undo the mapping, if the caller is still there."""
@@ -136,8 +142,8 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
         return PROCEED
     wanted = MmapCall(call.a0, call.a1, signed32(call.a2), signed32(flags), call.a5)
     maps = machine.memory_maps
-    with contextlib.ExitStack() as stack:
-        mapper = _Mapper(call, maps, file.flags & os.O_ACCMODE, stack)
+    mapper = _Mapper(call, maps, file.flags & os.O_ACCMODE)
+    try:
         step = file.mmap(call.caller(), mapper, wanted)
         try:
             mapped = call.complete(step.device, step.operation)
@@ -154,6 +160,8 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
         maps.keep(mapping.hold, file, mapped, dont_expand=dont_expand)
         mapping.populate()
         mapping.thread.result = mapping.address
+    finally:
+        mapper.end()
     return ANSWERED
 
 

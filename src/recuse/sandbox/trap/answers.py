@@ -175,7 +175,9 @@ class OwedCall:
 
     def caller(self) -> Caller:
         """The caller, for the kernel half. OSError: ESRCH if it is gone."""
-        task = self._task or self.task
+        task = self._task
+        if task is None:  # as `task` does, but sooner
+            task = self._task = self.trap.tasks.get(self.tid)
         who = task.credentials
         memory = CallerMemory(self.trap.listener, self.id, self.tid, task.writable)
         return Caller(self.tid, who.uid, who.gid, memory, task.owner, who.keeps_suid)

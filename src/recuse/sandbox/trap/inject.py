@@ -88,10 +88,10 @@ class GoneError(Exception):
 
 
 class Injection:
-    """A thread that makes calls for recuse during a ``with`` block.
+    """A thread that makes calls for recuse during a ``with`` block, or from `attach` to `let_go`.
 
-    Its own call is answered at the end of the block, with `result`. Each method raises GoneError if
-    the thread has been killed meanwhile, or runs again.
+    Its own call is answered at the end, with `result`. Each method raises GoneError if the thread
+    has been killed meanwhile, or runs again.
 
     A thread that is killed does not end before its tracer looks. Until then the first thread of its
     process does not end either, and this tracer may wait for the tracer of that one. So another
@@ -119,7 +119,12 @@ class Injection:
         """What the thread's own call returns at the end; a negative errno makes it fail."""
 
     def __enter__(self) -> Injection:
-        """Attach to the thread.
+        """Attach to the thread. Raises what `attach` raises."""
+        self.attach()
+        return self
+
+    def attach(self) -> None:
+        """Attach to the thread, until `let_go`.
 
         Raises:
             OSError: EPERM if it has a debugger, or may not be looked into. The call still waits,
@@ -136,7 +141,6 @@ class Injection:
                 _tell_once()
             raise
         self._ours = True
-        return self
 
     @property
     def narrow(self) -> bool:
@@ -158,10 +162,11 @@ class Injection:
 
     def take_back(self, number: int) -> None:
         """Close a descriptor that was given, as far as the program's seccomp filters allow it."""
-        for name, *args in (("close", number), ("close_range", number, number, 0)):
+        try:
+            self.call("close", number)
+        except OSError:
             with contextlib.suppress(OSError):
-                self.call(name, *args)
-                return
+                self.call("close_range", number, number, 0)
 
     def call(
         self,
@@ -243,10 +248,15 @@ class Injection:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let the thread go, with the result that it should see."""
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Let the thread run on, with the result that it should see."""
         try:
-            with self._busy, contextlib.suppress(GoneError):
+            with self._busy:
                 self._let_go()
+        except GoneError:
+            pass
         finally:
             self._call.leave()
 
