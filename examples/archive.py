@@ -157,7 +157,7 @@ class Archive(recuse.Filesystem):
                 raise
             raise ValueError(f"{path}: {error}") from error
         for lack, names in self.lacks.items():
-            log.warning("%s: %s: %s (1 of %d)", path, names[0], lack, len(names))
+            log.warning("%s: %r: %s (1 of %d)", path, names[0], lack, len(names))
 
     def close(self) -> None:
         self.closing.close()
@@ -194,7 +194,7 @@ class Archive(recuse.Filesystem):
         with tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as tar:
             for info in tar:
                 if info.size < 0:
-                    raise tarfile.ReadError(f"{info.name}: size {info.size}")
+                    raise tarfile.ReadError(f"{info.name!r}: size {info.size}")
                 if info.islnk():
                     self.put_link(info.name, info.linkname)
                     continue
@@ -259,7 +259,7 @@ class Archive(recuse.Filesystem):
         if isinstance(node, Directory):
             return self.directory(names)
         if not names:
-            self.lack("no name for a file", repr(path))
+            self.lack("no name for a file", path)
             return node
         children = self.directory(names[:-1]).children
         if names[-1] in children:

@@ -119,10 +119,11 @@ def damage_is_eio(name: str) -> Iterator[None]:
     try:
         yield
     except NotImplementedError as error:
-        log.warning("%s: %s", name, error)
+        log.warning("%r: %s", name, error)
         raise OSError(errno.EOPNOTSUPP, str(error)) from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:
+        # EINVAL is an offset that cannot be.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        log.warning("%s: damaged: %s", name, error)
+        log.warning("%r is damaged: %s", name, error)
         raise OSError(errno.EIO, str(error)) from error

@@ -224,7 +224,7 @@ def test_odd_names_and_duplicates(
         assert (directory / "linked").stat().st_nlink == 1
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
         "'../..': no name for a file (1 of 1)",
-        "none: a hard link to nothing (1 of 2)",
+        "'none': a hard link to nothing (1 of 2)",
     ]
 
 
@@ -436,7 +436,7 @@ def test_encrypted_members(
         with pytest.raises(PermissionError):
             (directory / "secret").read_bytes()
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
-        "secret: encrypted, so no program can read it (1 of 1)"
+        "'secret': encrypted, so no program can read it (1 of 1)"
     ]
 
 
@@ -458,7 +458,7 @@ def test_a_damaged_member(
         for _ in range(2):
             with pytest.raises(OSError, match=os.strerror(errno.EIO)):
                 (directory / "damaged").read_bytes()
-    assert caplog.records[0].getMessage().startswith("damaged: damaged: ")
+    assert caplog.records[0].getMessage().startswith("'damaged' is damaged: ")
     assert all(record.exc_info is None for record in caplog.records)
 
 
