@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from recuse.sandbox.syscalls import FAMILIES
+from recuse.sandbox.syscalls.families import FAMILIES
 from recuse.sandbox.table.passing import ELSEWHERE, ON_ARM
 
 from . import rows

@@ -13,8 +13,9 @@ import pytest
 
 from recuse.sandbox import table
 from recuse.sandbox.arch import MACHINE, arch, compat, i386, name_of, x86_64
-from recuse.sandbox.syscalls import FAMILIES, compat_handlers, handlers, sigreturn
+from recuse.sandbox.syscalls import compat_handlers, handlers, sigreturn
 from recuse.sandbox.syscalls.compat.i386 import OWN
+from recuse.sandbox.syscalls.families import FAMILIES
 
 from . import rows
 

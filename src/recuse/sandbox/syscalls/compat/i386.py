@@ -18,22 +18,17 @@ from recuse.sandbox.syscalls import (
     aio,
     attributes,
     control,
-    epoll,
     filesystems,
-    listing,
-    locks,
     mmap,
     names,
-    opening,
     passing,
     poll,
     processes,
     rw,
     sigreturn,
     status,
-    workdir,
-    xattrs,
 )
+from recuse.sandbox.syscalls.families import FAMILIES
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.lookup import (
     AT_SYMLINK_NOFOLLOW,
@@ -50,22 +45,7 @@ if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
 
 _NATIVE: Final[dict[str, Handler]] = {
-    **rw.HANDLERS,
-    **control.HANDLERS,
-    **opening.HANDLERS,
-    **status.HANDLERS,
-    **attributes.HANDLERS,
-    **names.HANDLERS,
-    **workdir.HANDLERS,
-    **listing.HANDLERS,
-    **locks.HANDLERS,
-    **processes.HANDLERS,
-    **passing.HANDLERS,
-    **poll.HANDLERS,
-    **epoll.HANDLERS,
-    **aio.HANDLERS,
-    **mmap.HANDLERS,
-    **xattrs.HANDLERS,
+    name: handler for family in FAMILIES.values() for name, handler in family.HANDLERS.items()
 }
 
 _LOFF = struct.Struct("=q")

@@ -1,0 +1,48 @@
+"""All families of system calls: for each, the module with its handlers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from recuse.sandbox.syscalls import (
+    aio,
+    attributes,
+    control,
+    epoll,
+    filesystems,
+    listing,
+    locks,
+    mmap,
+    names,
+    opening,
+    passing,
+    poll,
+    processes,
+    rw,
+    sigreturn,
+    status,
+    workdir,
+    xattrs,
+)
+
+FAMILIES: Final = {
+    "aio": aio,
+    "attributes": attributes,
+    "control": control,
+    "epoll": epoll,
+    "filesystems": filesystems,
+    "listing": listing,
+    "locks": locks,
+    "mmap": mmap,
+    "names": names,
+    "opening": opening,
+    "passing": passing,
+    "poll": poll,
+    "processes": processes,
+    "rw": rw,
+    "sigreturn": sigreturn,
+    "status": status,
+    "workdir": workdir,
+    "xattrs": xattrs,
+}
+"""The modules, by the names that :mod:`recuse.sandbox.table` uses for them."""
