@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import errno
@@ -10,6 +11,7 @@ import mmap
 import os
 import re
 import select
+import signal
 import stat
 import struct
 import subprocess
@@ -22,16 +24,18 @@ from typing import Any
 import pytest
 
 from recuse import Directory, Filesystem, Lock, Mount, OpenFile, RegularFile
+from recuse.cli.filesystem_spec import load_filesystem
 from recuse.wire.fuse import (
     FUSE_ALLOW_IDMAP,
     FUSE_CREATE_SUPP_GROUP,
     FUSE_DIRECT_IO_ALLOW_MMAP,
+    FUSE_PASSTHROUGH,
     FUSE_REQUEST_TIMEOUT,
     fuse_in_header,
     fuse_init_in,
 )
 
-from .conftest import PATIENCE_S
+from .conftest import EXAMPLES, PATIENCE_S
 from .recorder import Making, Recorder
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -135,6 +139,72 @@ def test_the_time_of_birth(directory: Path) -> None:
 def acl(*entries: tuple[int, int, int]) -> bytes:
     """The value of system.posix_acl_access (linux/posix_acl_xattr.h)."""
     return struct.pack("=I", 2) + b"".join(struct.pack("=HHI", *entry) for entry in entries)
+
+
+def test_passthrough(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(b"content")
+    loopback: Any = load_filesystem(f"{EXAMPLES}/loopbackfs.py,source={tmp_path / 'source'}")
+    asked: list[Any] = []
+    loopback.read = loopback.write = lambda *arguments: asked.append(arguments)
+    with mounted(loopback, directory, FUSE_PASSTHROUGH):
+        assert (directory / "file").read_bytes() == b"content"
+        (directory / "file").write_bytes(b"other content")
+    assert (tmp_path / "source" / "file").read_bytes() == b"other content"
+    assert asked == []
+
+
+def test_asynchronous_methods(directory: Path) -> None:
+    class Later(Making):
+        async def lookup(self, parent: int, name: str) -> Any:  # type: ignore[override]
+            await asyncio.sleep(0)
+            return super().lookup(parent, name)
+
+        async def getattr(self, ino: int, fh: Any) -> Any:  # type: ignore[override]
+            await asyncio.sleep(0)
+            return super().getattr(ino, fh)
+
+        async def readdir(self, ino: int, fh: Any, offset: int) -> Any:  # type: ignore[override]
+            await asyncio.sleep(0)
+            return super().readdir(ino, fh, offset)
+
+        async def read(self, ino: int, fh: Any, size: int, offset: int) -> Any:  # type: ignore[override]
+            await asyncio.sleep(0)
+            return super().read(ino, fh, size, offset)
+
+        async def create(self, parent: int, name: str, mode: int, flags: int) -> Any:
+            await asyncio.sleep(0)
+            return super().create(parent, name, mode, flags)
+
+    recorder = Later()
+    for number in range(300):
+        recorder.add(f"file{number}", b"content")
+    with mounted(recorder, directory):
+        script = "ls | wc -l; cat file7; echo new >new; cat new; ls -l | grep -c file; find | wc -l"
+        done = subprocess.run(
+            ["sh", "-c", script], cwd=directory, capture_output=True, check=False, text=True
+        )
+    assert (done.stdout, done.stderr) == ("300\ncontentnew\n300\n302\n", "")
+
+
+def test_a_program_that_is_killed_while_it_waits(directory: Path) -> None:
+    class Slow(Making):
+        waiting, over = threading.Event(), threading.Event()
+
+        async def lookup(self, parent: int, name: str) -> Any:  # type: ignore[override]
+            self.waiting.set()
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                self.over.set()
+
+    recorder = Slow()
+    with mounted(recorder, directory):
+        program = subprocess.Popen(["cat", "slow"], cwd=directory)
+        assert recorder.waiting.wait(PATIENCE_S)
+        program.kill()
+        assert program.wait(PATIENCE_S) == -signal.SIGKILL
+        assert recorder.over.is_set()
 
 
 def test_access_control_lists(directory: Path) -> None:

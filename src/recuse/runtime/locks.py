@@ -50,6 +50,7 @@ garbage is collected in any thread, in the middle of anything.
     FilesystemSession: whether a session of a filesystem has been closed
     SharedRing: the entries of a mount's ring, and how many of them the kernel has
     Modes: which files of a filesystem use the page cache, and which a backing file
+        Channel
     Notifications: the thread that sends a filesystem's notifications
     InodeTable: the inodes of a filesystem, and how often each was looked up
     InodeLock: who may change a directory or write to a file, and who waits for that

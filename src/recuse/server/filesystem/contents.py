@@ -207,7 +207,10 @@ class Contents:
     @property
     def _no_xattrs(self) -> bool:
         """Whether no node of the filesystem has any: then the kernel does not ask again."""
-        return not self._state.filesystem.xattrs
+        filesystem = self._state.filesystem
+        # Access control lists and security contexts are such attributes.
+        wanted = filesystem.xattrs or filesystem.posix_acls or filesystem.security_contexts
+        return not wanted
 
     def _listxattr(self, pending: PendingReply, number: int) -> None:
         if self._no_xattrs:

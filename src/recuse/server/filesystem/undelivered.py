@@ -1,7 +1,7 @@
 """What an answer promises the kernel half, in case that it does not receive it.
 
-That happens if the program was killed meanwhile. Then no FORGET or RELEASE comes for what the
-answer told it about (fs/fuse/dev.c, fuse_dev_do_write: ENOENT).
+That happens if the connection has ended, or if nobody waits for the answer any longer. Then no
+FORGET or RELEASE comes for what the answer told it about (fs/fuse/dev.c, fuse_dev_do_write).
 """
 
 from __future__ import annotations
