@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import random
 import stat
 import tarfile
@@ -84,6 +85,17 @@ def test_undamaged(tmp_path: Path, kind: str) -> None:
     (tmp_path / "a").write_bytes(PACKED[kind])
     with TestMount(load_filesystem(f"{EXAMPLES}/archive.py,path={tmp_path}/a")) as mount:
         assert list(use(mount)) == [CONTENT] * 4
+
+
+def test_a_member_before_the_beginning(tmp_path: Path) -> None:
+    content = bytearray(PACKED["zip"])
+    content[-6] += 10  # where the directory is supposed to be: then the zip begins before the file
+    (tmp_path / "a").write_bytes(content)
+    with (
+        TestMount(load_filesystem(f"{EXAMPLES}/archive.py,path={tmp_path}/a")) as mount,
+        pytest.raises(OSError, match=os.strerror(errno.EIO)),
+    ):
+        mount.read_bytes("d/0")
 
 
 @pytest.mark.parametrize("kind", KINDS)

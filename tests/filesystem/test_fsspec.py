@@ -306,7 +306,8 @@ def test_without_fsspec(command: Command, directory: Path, tmp_path: Path) -> No
     (tmp_path / "fsspec.py").write_text(
         "raise ModuleNotFoundError('No module named fsspec', name='fsspec')\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
     done = command("mount", f"{SPEC}memory://", str(directory), env=environment)
     assert done.returncode == 1
     assert done.stderr.endswith("ModuleNotFoundError: fsspec is needed: pip install fsspec\n")
