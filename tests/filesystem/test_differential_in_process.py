@@ -1,15 +1,16 @@
-"""Random calls on Linux's tmpfs and, without a mount, on examples/memoryfs.py: they do the same."""
+"""Random calls on Linux's tmpfs and, without a mount, on the examples: they do the same."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from .test_differential import CALLS, STARTED, Caller, attributes
 _ACCESS = os.O_ACCMODE
 
 
-def _memory() -> Any:
-    spec = util.spec_from_file_location("memoryfs_in_process", EXAMPLES / "memoryfs.py")
+@functools.cache
+def _example(name: str) -> Any:
+    spec = util.spec_from_file_location(f"{name}_in_process", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = util.module_from_spec(spec)
@@ -35,7 +37,12 @@ def _memory() -> Any:
     return module
 
 
-MEMORY = _memory()
+MAKERS: dict[str, Callable[[Path], Any]] = {
+    "memory": lambda _: _example("memoryfs").MemoryFilesystem(),
+    "mirror": lambda source: _example("mirrorfs").Mirror(str(source)),
+    "loopback": lambda source: _example("loopbackfs").Loopback(str(source)),
+}
+"""What is compared with a tmpfs; the last two show a directory of one."""
 
 
 class InProcess(Caller):
@@ -188,13 +195,14 @@ def tmpfs() -> Iterator[Path]:
         yield Path(made)
 
 
-def compare(tmpfs: Path, calls: list[tuple[Any, ...]]) -> None:
+def compare(tmpfs: Path, maker: str, calls: list[tuple[Any, ...]]) -> None:
     """Make the calls in both, in new directories."""
-    top = tmpfs / "here"
+    top, source = tmpfs / "here", tmpfs / "source"
     top.mkdir()
+    source.mkdir()
     native = Caller(top)
     try:
-        with TestMount(MEMORY.MemoryFilesystem()) as mount:
+        with TestMount(MAKERS[maker](source)) as mount:
             ours = InProcess(mount)
             for call in calls:
                 assert (call, ours.call(*call)) == (call, native.call(*call))
@@ -203,6 +211,7 @@ def compare(tmpfs: Path, calls: list[tuple[Any, ...]]) -> None:
     finally:
         native.close()
         shutil.rmtree(top)
+        shutil.rmtree(source)
 
 
 def has_no_fifo(call: tuple[Any, ...]) -> bool:
@@ -213,15 +222,17 @@ def has_no_fifo(call: tuple[Any, ...]) -> bool:
 OURS = st.lists(CALLS.filter(has_no_fifo), min_size=5, max_size=40)
 
 
-@settings(max_examples=300, suppress_health_check=[*HealthCheck])
+@pytest.mark.parametrize("maker", MAKERS)
+@settings(max_examples=100, suppress_health_check=[*HealthCheck])
 @given(OURS)
-def test_as_tmpfs_does(tmpfs: Path, calls: list[tuple[Any, ...]]) -> None:
-    compare(tmpfs, STARTED + calls)
+def test_as_tmpfs_does(tmpfs: Path, maker: str, calls: list[tuple[Any, ...]]) -> None:
+    compare(tmpfs, maker, STARTED + calls)
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, suppress_health_check=[*HealthCheck])
+@pytest.mark.parametrize("maker", MAKERS)
+@settings(max_examples=1500, suppress_health_check=[*HealthCheck])
 @given(st.lists(CALLS.filter(has_no_fifo), min_size=20, max_size=80))
 @pytest.mark.timeout(600)
-def test_as_tmpfs_does_for_long(tmpfs: Path, calls: list[tuple[Any, ...]]) -> None:
-    compare(tmpfs, STARTED + calls)
+def test_as_tmpfs_does_for_long(tmpfs: Path, maker: str, calls: list[tuple[Any, ...]]) -> None:
+    compare(tmpfs, maker, STARTED + calls)

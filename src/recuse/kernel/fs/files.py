@@ -26,8 +26,6 @@ from recuse.wire.fuse import (
     FUSE_FSYNC_FDATASYNC,
     FUSE_FSYNCDIR,
     FUSE_HANDLE_KILLPRIV_V2,
-    FUSE_NO_OPEN_SUPPORT,
-    FUSE_NO_OPENDIR_SUPPORT,
     FUSE_OPEN,
     FUSE_OPEN_KILL_SUIDGID,
     FUSE_OPENDIR,
@@ -144,8 +142,7 @@ def send_open(
     superblock: Superblock, caller: FileCaller, inode: Inode, flags: int
 ) -> Operation[fuse_open_out | None]:
     """Send OPEN or OPENDIR; None if the server does not want to know (fuse_file_open)."""
-    directory = inode.is_directory
-    opcode = FUSE_OPENDIR if directory else FUSE_OPEN
+    opcode = FUSE_OPENDIR if inode.is_directory else FUSE_OPEN
     if opcode in superblock.lacks:
         return None
     told = flags & ~OPEN_ONLY
@@ -155,8 +152,8 @@ def send_open(
     try:
         payload = yield from ask(caller, opcode, inode.nodeid, body.pack(), fuse_open_out.SIZE)
     except OSError as error:
-        may_lack = FUSE_NO_OPENDIR_SUPPORT if directory else FUSE_NO_OPEN_SUPPORT
-        if error.errno != errno.ENOSYS or not superblock.has(may_lack):
+        # FUSE_NO_OPEN_SUPPORT and FUSE_NO_OPENDIR_SUPPORT only tell the server that this is so.
+        if error.errno != errno.ENOSYS:
             raise
         superblock.lacks.add(opcode)
         return None
