@@ -201,6 +201,8 @@ def compare(tmpfs: Path, maker: str, calls: list[tuple[Any, ...]]) -> None:
     top.mkdir()
     source.mkdir()
     native = Caller(top)
+    if maker != "memory":
+        calls = [call for call in calls if call[0] != "rename" or not call[3]]  # they refuse flags
     try:
         with TestMount(MAKERS[maker](source)) as mount:
             ours = InProcess(mount)
@@ -231,7 +233,7 @@ def test_as_tmpfs_does(tmpfs: Path, maker: str, calls: list[tuple[Any, ...]]) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("maker", MAKERS)
-@settings(max_examples=1500, suppress_health_check=[*HealthCheck])
+@settings(max_examples=500, suppress_health_check=[*HealthCheck])
 @given(st.lists(CALLS.filter(has_no_fifo), min_size=20, max_size=80))
 @pytest.mark.timeout(600)
 def test_as_tmpfs_does_for_long(tmpfs: Path, maker: str, calls: list[tuple[Any, ...]]) -> None:

@@ -88,7 +88,8 @@ class OpenedFile:
     def stat(self) -> os.stat_result:
         """Return its attributes (fstat)."""
         superblock, file = self._file.superblock, self._file
-        operation = get_attributes(superblock, self._caller, file.inode, file=file)
+        # Linux does not say which open file it was (fs/fuse/dir.c, fuse_getattr).
+        operation = get_attributes(superblock, self._caller, file.inode)
         return stat_result(self._run(file.running(operation)), self._device)
 
     def chmod(self, mode: int) -> None:

@@ -140,7 +140,8 @@ class TestMount(PathCalls):
     @contextlib.contextmanager
     def recording(self) -> Iterator[list[Sent]]:
         """Record the requests that the filesystem gets, in a list that grows meanwhile."""
-        recorder = Recorder()
+        agreed = self._superblock.agreed
+        recorder = Recorder(agreed.minor, agreed.flags)
         self._superblock.connection.tap = recorder
         try:
             yield recorder.sent

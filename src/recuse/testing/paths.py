@@ -329,19 +329,31 @@ class PathCalls:
 
     def getxattr(self, path: Path, name: str) -> bytes:
         """Return an extended attribute."""
-        return self._at(
+        return self._sized(
             path,
-            lambda walk, inode: xattrs.get_xattr(
-                walk.superblock, walk.caller, inode, os.fsencode(name)
+            128,
+            lambda walk, inode, size: xattrs.get_xattr(
+                walk.superblock, walk.caller, inode, os.fsencode(name), size
             ),
         )
 
     def listxattr(self, path: Path) -> list[str]:
         """Return the names of a file's extended attributes."""
-        listed = self._at(
-            path, lambda walk, inode: xattrs.list_xattr(walk.superblock, walk.caller, inode)
+        listed = self._sized(
+            path,
+            256,
+            lambda walk, inode, size: xattrs.list_xattr(walk.superblock, walk.caller, inode, size),
         )
         return [os.fsdecode(name) for name in listed]
+
+    def _sized(self, path: Path, size: int, then: Callable[[Walk, Inode, int], Operation[T]]) -> T:
+        """Ask with a small buffer first, as `os.getxattr` and `os.listxattr` do."""
+        try:
+            return self._at(path, lambda walk, inode: then(walk, inode, size))
+        except OSError as error:
+            if error.errno != errno.ERANGE:
+                raise
+        return self._at(path, lambda walk, inode: then(walk, inode, xattrs.MOST_SIZE))
 
     def setxattr(self, path: Path, name: str, value: bytes, flags: int = 0) -> None:
         """Set an extended attribute; flags: `os.XATTR_CREATE`, `os.XATTR_REPLACE`."""

@@ -23,13 +23,15 @@ class Sent(NamedTuple):
 class Recorder:
     """A connection's tap that keeps its requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, minor: int, flags: int) -> None:
+        """Make one for what INIT has agreed on."""
+        self._minor, self._flags = minor, flags
         self.sent: list[Sent] = []
 
     def request(self, message: bytes) -> None:
         """Record a request."""
         try:
-            header, body, payload = decode_request(message)
+            header, body, payload = decode_request(message, self._minor, self._flags)
         except WireError:
             header, body, payload = fuse_in_header.unpack(message), None, memoryview(b"")
         operation = OPERATIONS.get(header.opcode)

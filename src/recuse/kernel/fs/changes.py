@@ -7,10 +7,11 @@ from typing import Final
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.asking import ask
-from recuse.kernel.fs.attributes import Handle, allowed, check_kind, refresh
+from recuse.kernel.fs.attributes import Handle, allowed, check_kind
 from recuse.kernel.fs.credentials import CAP_CHOWN, CAP_FOWNER, CAP_FSETID, FileCaller
 from recuse.kernel.fs.inodes import Inode
 from recuse.kernel.fs.permission import MAY_WRITE, permission
+from recuse.kernel.fs.privileges import lose_privileges
 from recuse.kernel.fs.superblock import Superblock
 from recuse.runtime.records import record
 from recuse.wire.filesystem import fuse_attr_out, fuse_setattr_in
@@ -27,7 +28,6 @@ from recuse.wire.fuse import (
     FATTR_SIZE,
     FATTR_UID,
     FUSE_ATOMIC_O_TRUNC,
-    FUSE_HANDLE_KILLPRIV,
     FUSE_HANDLE_KILLPRIV_V2,
     FUSE_SETATTR,
 )
@@ -36,7 +36,6 @@ NOW: Final = -1
 """As a time to set: the server's present time."""
 _NS: Final = 10**9
 _MASK64: Final = (1 << 64) - 1
-_SETGID_GROUP: Final = stat.S_ISGID | stat.S_IXGRP
 
 
 @record
@@ -80,9 +79,13 @@ def set_attributes(
         raise os_error(errno.EROFS)
     if superblock.options.default_permissions:
         yield from _may_change(superblock, caller, inode, changes)
+    given_away = changes.uid is not None or changes.gid is not None
+    if given_away or changes.size is not None:
+        mode = yield from lose_privileges(superblock, caller, inode, given_away)
+        if mode is not None and changes.mode is None:
+            changes.mode = mode
     if changes.opening and superblock.has(FUSE_ATOMIC_O_TRUNC):
         return  # OPEN has done it
-    yield from _kill_privileges(superblock, caller, inode, changes)
     request = _request(superblock, caller, inode, changes)
     if not request.valid:
         return
@@ -124,33 +127,6 @@ def _may_change(
         if times != (NOW, NOW):
             raise os_error(errno.EPERM)
         yield from permission(superblock, caller, inode, MAY_WRITE)
-
-
-def _kill_privileges(
-    superblock: Superblock, caller: FileCaller, inode: Inode, changes: Changes
-) -> Operation[None]:
-    """Take away the set-user-ID bit if the owner or the size changes, unless the server does."""
-    # fs/open.c, chown_common and do_truncate; fs/fuse/dir.c, fuse_setattr.
-    kills = False
-    if not inode.is_directory:
-        if changes.uid is not None or changes.gid is not None:
-            kills = True
-        elif changes.size is not None:
-            kills = not caller.may(CAP_FSETID)
-    if not kills or superblock.has(FUSE_HANDLE_KILLPRIV | FUSE_HANDLE_KILLPRIV_V2):
-        return
-    if not inode.attr.mode & (stat.S_ISUID | stat.S_ISGID):
-        return
-    yield from refresh(superblock, caller, inode, changes.file)
-    killed = without_privileges(inode.attr.mode)
-    if killed != inode.attr.mode:
-        changes.mode = stat.S_IMODE(killed)
-
-
-def without_privileges(mode: int) -> int:
-    """A mode after a write: without set-user-ID and, if the group may execute, set-group-ID."""
-    mode &= ~stat.S_ISUID
-    return mode & ~stat.S_ISGID if mode & _SETGID_GROUP == _SETGID_GROUP else mode
 
 
 def _request(

@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import PAGE_SIZE
@@ -24,6 +24,9 @@ from recuse.wire.fuse import (
     fuse_read_in,
 )
 
+GETDENTS_SIZE: Final = 32768
+"""How much the C library asks for at once."""
+
 
 class DirectoryEntry(NamedTuple):
     """One entry of a directory, as getdents(2) returns it."""
@@ -41,15 +44,19 @@ class Directory(FilesystemFile):
 
     __slots__ = ()
 
-    def read_entries(self, caller: FileCaller) -> Operation[list[DirectoryEntry]]:
+    def read_entries(
+        self, caller: FileCaller, size: int = GETDENTS_SIZE
+    ) -> Operation[list[DirectoryEntry]]:
         """Return more entries, as many as the server gives at once; none at the end.
+
+        ``size`` is that of the caller's buffer, in bytes.
 
         Raises OSError: ENOENT if the directory was removed, EIO for an answer that cannot be true,
         or what the server answers.
         """
-        return self.running(self._read_entries(caller))
+        return self.running(self._read_entries(caller, size))
 
-    def _read_entries(self, caller: FileCaller) -> Operation[list[DirectoryEntry]]:
+    def _read_entries(self, caller: FileCaller, size: int) -> Operation[list[DirectoryEntry]]:
         # fs/readdir.c, iterate_dir; fs/fuse/readdir.c, fuse_readdir_uncached.
         inode, superblock = self.inode, self.superblock
         yield from superblock.lock(inode, shared=True)
@@ -59,12 +66,13 @@ class Directory(FilesystemFile):
             inode.check()
             allowed(superblock, caller)
             plus = self._uses_plus()
+            size = min(max(size, PAGE_SIZE), superblock.agreed.max_pages * PAGE_SIZE)
             body = fuse_read_in(
-                fh=self.handle, offset=self.position, size=PAGE_SIZE, flags=self.flags
+                fh=self.handle, offset=self.position, size=size, flags=self.flags
             ).pack()
             version = superblock.attr_version
             opcode = FUSE_READDIRPLUS if plus else FUSE_READDIR
-            payload = bytes((yield from ask(caller, opcode, inode.nodeid, body, PAGE_SIZE, 0)))
+            payload = bytes((yield from ask(caller, opcode, inode.nodeid, body, size, 0)))
             inode.outdate(STATX_ATIME)
             entries = []
             for entry, linked in parse(payload, plus):

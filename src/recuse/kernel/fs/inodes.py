@@ -82,6 +82,8 @@ class Inode:
     advise_plus, from_plus
         For the adaptive choice of READDIRPLUS: names in it were looked up after a listing; its
         attributes came with a listing and have not been used yet.
+    is_plain
+        It is known to have neither set-user-ID nor capabilities (S_NOSEC).
     pages
         What is known of a regular file's content.
     target
@@ -98,6 +100,7 @@ class Inode:
         "bad",
         "from_plus",
         "generation",
+        "is_plain",
         "lock",
         "lookups",
         "nodeid",
@@ -121,6 +124,7 @@ class Inode:
         self.lookups = 0
         self.bad = False
         self.removed = False
+        self.is_plain = False
         self.advise_plus = False
         self.from_plus = False
         self.alias: Callable[[], Any] | None = None

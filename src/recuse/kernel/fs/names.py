@@ -133,9 +133,6 @@ def make_link(
         if error.errno == errno.EINTR:
             inode.outdate()
         raise
-    inode.attr_version = superblock.new_version()
-    inode.attr.nlink += 1
-    inode.outdate()
 
 
 def _may_link(caller: FileCaller, inode: Inode) -> None:
@@ -244,7 +241,7 @@ def _unlinked(superblock: Superblock, child: Dentry, victim: Inode) -> None:
         victim.removed = victim.is_directory
     else:
         attr.nlink -= 1
-    victim.outdate()
+    victim.outdate(STATX_CTIME)
 
 
 class Rename:
@@ -308,7 +305,8 @@ class Rename:
         source = old.inode
         if source is None:
             raise os_error(errno.ENOENT)
-        new = yield from _find(superblock, caller, new_directory, self._new_name, again=True)
+        again = not flags & RENAME_EXCHANGE  # LOOKUP_RENAME_TARGET
+        new = yield from _find(superblock, caller, new_directory, self._new_name, again)
         self._check_kinds(source, old, new)
         target = new.inode
         if target is source:

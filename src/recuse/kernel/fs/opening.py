@@ -80,8 +80,9 @@ def _find_or_create(
     parent = directory_of(last.directory)
     again = walk.again or bool(flags & os.O_EXCL)
     yield from permission(superblock, caller, parent, MAY_EXEC)
-    if not again:
-        # Usually it is there.
+    known = last.directory.children.get(last.name)
+    if known is not None and known.inode is not None and not again:
+        # lookup_fast_for_open
         found = yield from lookup(superblock, caller, last.directory, last.name)
         if found.inode is not None:
             return found
@@ -229,7 +230,6 @@ def _open_file(
         return file
     if superblock.has(FUSE_ATOMIC_O_TRUNC):
         truncated(superblock, inode)
-        return file
     error = None
     yield from superblock.lock(inode)
     try:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import stat
 from typing import Final
 
 from recuse.kernel.connection.operation import Operation
@@ -10,10 +9,11 @@ from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.asking import ask
 from recuse.kernel.fs.attributes import get_attributes, written
-from recuse.kernel.fs.changes import Changes, change_attributes, set_attributes, without_privileges
-from recuse.kernel.fs.credentials import CAP_FSETID, FileCaller
+from recuse.kernel.fs.changes import Changes, change_attributes, set_attributes
+from recuse.kernel.fs.credentials import CAP_FOWNER, CAP_FSETID, FileCaller
 from recuse.kernel.fs.files import FilesystemFile, bad_descriptor
 from recuse.kernel.fs.inodes import MODIFIED, STATX_ATIME, STATX_SIZE
+from recuse.kernel.fs.privileges import lose_privileges
 from recuse.wire.filesystem import (
     fuse_copy_file_range_in,
     fuse_copy_file_range_out,
@@ -27,7 +27,6 @@ from recuse.wire.fuse import (
     FUSE_COPY_FILE_RANGE,
     FUSE_COPY_FILE_RANGE_64,
     FUSE_FALLOCATE,
-    FUSE_HANDLE_KILLPRIV,
     FUSE_HANDLE_KILLPRIV_V2,
     FUSE_LSEEK,
     FUSE_READ,
@@ -183,7 +182,7 @@ class RegularFile(FilesystemFile):
                 start = inode.attr.size
             if start >= _MOST_POSITION:
                 raise os_error(errno.EFBIG)
-            yield from self._kill_privileges(caller)
+            yield from self._lose_privileges(caller)
             done = yield from self._write_parts(caller, data, start)
         finally:
             superblock.unlock(inode)
@@ -191,17 +190,15 @@ class RegularFile(FilesystemFile):
             self.position = start + done
         return done
 
-    def _kill_privileges(self, caller: FileCaller) -> Operation[None]:
-        """Take away the set-user-ID bit before a write (file_remove_privs)."""
+    def _lose_privileges(self, caller: FileCaller) -> Operation[None]:
+        """Take away what a file loses when it is written (file_remove_privs)."""
         inode, superblock = self.inode, self.superblock
-        handled = superblock.has(FUSE_HANDLE_KILLPRIV | FUSE_HANDLE_KILLPRIV_V2)
-        if handled or caller.may(CAP_FSETID):
-            return
-        mode = inode.attr.mode
-        if without_privileges(mode) != mode:
-            changes = Changes(mode=stat.S_IMODE(without_privileges(mode)))
-            as_root = FileCaller(caller.pid, caller.uid, caller.gid, capabilities=-1)
-            yield from set_attributes(superblock, as_root, inode, changes)
+        mode = yield from lose_privileges(superblock, caller, inode)
+        if mode is not None:
+            as_owner = FileCaller(
+                caller.pid, caller.uid, caller.gid, capabilities=CAP_FOWNER | CAP_FSETID
+            )
+            yield from set_attributes(superblock, as_owner, inode, Changes(mode=mode))
 
     def _write_parts(self, caller: FileCaller, data: bytes, start: int) -> Operation[int]:
         # fuse_perform_write, fuse_direct_io
@@ -211,7 +208,7 @@ class RegularFile(FilesystemFile):
             flags |= FUSE_WRITE_KILL_SUIDGID
         done = error = 0
         while done < len(data) and not error:
-            part = data[done : done + superblock.max_write]
+            part = data[done : done + self._most_written(start + done)]
             body = fuse_write_in(
                 fh=self.handle,
                 offset=start + done,
@@ -241,6 +238,12 @@ class RegularFile(FilesystemFile):
             inode.outdate(MODIFIED)
             raise os_error(error)
         return done
+
+    def _most_written(self, position: int) -> int:
+        """Most bytes of a WRITE there: what begins in a page ends with it (Linux 6.18)."""
+        most = self.superblock.max_write
+        inside = position % PAGE_SIZE
+        return min(most, PAGE_SIZE - inside) if inside and not self.is_direct else most
 
     def _keep_written(self, start: int, data: bytes) -> None:
         if self.is_direct:
@@ -327,7 +330,7 @@ class RegularFile(FilesystemFile):
         body = fuse_fallocate_in(fh=self.handle, offset=offset, length=length, mode=mode).pack()
         yield from superblock.lock(inode)
         try:
-            yield from self._kill_privileges(caller)
+            yield from self._lose_privileges(caller)
             try:
                 yield from ask(caller, FUSE_FALLOCATE, inode.nodeid, body)
             except OSError as error:
