@@ -48,6 +48,7 @@ def failing(code: int) -> Callable[..., Any]:
         ("open_device", doctor.check_dev_fuse),
         ("open_device", doctor.check_dev_cuse),
         ("mount_filesystem", doctor.check_mounts),
+        ("fuse_over_io_uring", doctor.check_io_uring),
     ],
 )
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL, errno.ENOSYS])

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from recuse.channel.io_uring import Ring
 from recuse.channel.rings import PARAMETER
+from recuse.cli.probes import fuse_over_io_uring
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -41,16 +41,28 @@ def why_not_mounted() -> str:
 def why_no_rings() -> str:
     """Why there is no FUSE over io_uring here; "" if there is."""
     try:
-        on = PARAMETER.read_text(encoding="ascii").strip() == "Y"
-    except OSError:
-        return "this kernel has no FUSE over io_uring (Linux 6.14, CONFIG_FUSE_IO_URING)"
-    if not on:
-        return f"it is off; root turns it on: echo Y >{PARAMETER}"
-    try:
-        Ring(1).close()
+        fuse_over_io_uring()
     except OSError as error:
-        return f"io_uring: {error.strerror}"
+        return f"FUSE over io_uring: {error.strerror}; root turns it on: echo Y >{PARAMETER}"
     return ""
+
+
+TRANSPORTS = (
+    pytest.param("no_io_uring"),
+    pytest.param("io_uring", marks=pytest.mark.slow),
+)
+"""What the requests come by, as an option."""
+
+
+@pytest.fixture(scope="module", params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """One of `TRANSPORTS`; skip the test where this is not possible."""
+    if reason := why_not_mounted():
+        pytest.skip(reason)
+    if request.param == "io_uring" and (reason := why_no_rings()):
+        pytest.skip(reason)
+    option: str = request.param
+    return option
 
 
 @pytest.fixture

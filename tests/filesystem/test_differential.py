@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .conftest import EXAMPLES, Server, is_mounted, why_not_mounted
+from .conftest import EXAMPLES, Server, is_mounted
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
@@ -34,16 +34,14 @@ class Places(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def places() -> Iterator[Places]:
-    if reason := why_not_mounted():
-        pytest.skip(reason)
+def places(transport: str) -> Iterator[Places]:
     if " /dev/shm tmpfs " not in Path("/proc/self/mounts").read_text(encoding="utf-8"):
         pytest.skip("/dev/shm is no tmpfs")
     with (
         tempfile.TemporaryDirectory(prefix="mounted-") as mounted,
         tempfile.TemporaryDirectory(prefix="tmpfs-", dir="/dev/shm") as tmpfs,
     ):
-        server = Server(f"{EXAMPLES}/memoryfs.py", mounted)
+        server = Server(f"{EXAMPLES}/memoryfs.py", mounted, "-o", transport)
         try:
             assert server.line() == mounted
             yield Places(Path(mounted), Path(tmpfs))

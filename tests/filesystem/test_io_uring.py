@@ -19,6 +19,8 @@ import pytest
 
 import recuse
 from recuse import Directory, Filesystem, Mount, RegularFile
+from recuse.channel import mount as mount_module
+from recuse.channel.devcuse import Channel
 from recuse.channel.io_uring import Ring
 from recuse.channel.rings import Rings
 from recuse.cli.filesystem_spec import load_filesystem
@@ -129,7 +131,7 @@ def test_the_thread_of_a_cpu_serves_it(cpu: int) -> None:
         assert result(python("print(open('hello').read())", mount, cpu=cpu)) == "Hello, world!\n\n"
         # LOOKUP, OPEN, READ.
         assert ring.taken >= before + 3
-    assert not mount.uses_io_uring or not ring.waiting
+    assert not ring.waiting
 
 
 @pytest.mark.usefixtures("detached")
@@ -371,6 +373,39 @@ def test_the_end_while_methods_wait(kind: type[Blocking]) -> None:
         assert readers.returncode == 0  # its threads have failed
 
 
+@pytest.mark.usefixtures("detached")
+@pytest.mark.parametrize("can_abort", [True, False])
+@pytest.mark.parametrize("kind", [RegularFile, Blocking, Waiting])
+def test_a_file_that_stays_open(
+    can_abort: bool, kind: type[RegularFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_abort:  # as for an ordinary user where no fusectl is mounted
+        monkeypatch.setattr(mount_module, "abort", lambda connection: None)
+    with Gate() as gate:
+        file = RegularFile(b"text") if kind is RegularFile else kind(gate)  # type: ignore[arg-type]
+        mount = Mount(tree(file=file), None, "io_uring")
+        with mount:
+            number = os.open("file", os.O_RDONLY, dir_fd=mount.fileno())
+            if kind is not RegularFile:
+                reader = python(READERS, mount, "file", "1", cpu=CPUS[0])
+                gate.wait_for(1)
+        for _ in range(3):
+            for cpu in CPUS:
+                os.sched_setaffinity(0, {cpu})
+                with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+                    os.read(number, 1)
+        os.sched_setaffinity(0, CPUS)
+        os.close(number)
+        gate.open.set()
+        if kind is not RegularFile:
+            reader.communicate(timeout=PATIENCE_S)
+        # Then the threads end, and what they have open is closed.
+        rings = mount._rings
+        assert rings is not None
+        rings.join()
+        assert not any(ring.waiting for ring in rings._cpus)
+
+
 @pytest.mark.usefixtures("rings", "root")
 def test_aborted(directory: Path) -> None:
     ended = threading.Event()
@@ -384,9 +419,6 @@ def test_aborted(directory: Path) -> None:
             assert ended.wait(PATIENCE_S)
             with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
                 os.stat(directory / "not known yet")
-        for ring in mount._rings._cpus:  # type: ignore[union-attr]
-            if ring.cpu != CPUS[0]:
-                assert not ring.waiting
     assert not is_mounted(directory)
 
 
@@ -500,7 +532,7 @@ def served_without(caplog: pytest.LogCaptureFixture, filesystem: Filesystem | No
         assert not mount.uses_io_uring
         for cpu in CPUS:
             assert result(python(STAT, mount, cpu=cpu)) == "14\n"
-    assert "served without io_uring: " in caplog.text
+    assert "no io_uring: " in caplog.text
     return mount
 
 
@@ -508,15 +540,16 @@ def served_without(caplog: pytest.LogCaptureFixture, filesystem: Filesystem | No
 def test_where_the_kernel_does_not_offer_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    handle = FilesystemSession.handle
+    read = Channel.read
 
-    def older(self: FilesystemSession, message: bytes, reply: Any) -> None:
+    def older(self: Channel, size: int) -> bytes | None:
+        message = read(self, size)
         # Without FUSE_OVER_IO_URING, flag 41, in INIT.
-        if message[4] == FUSE_INIT:
-            message = message[:57] + bytes([message[57] & ~2]) + message[58:]
-        handle(self, message, reply)
+        if message is not None and message[4] == FUSE_INIT:
+            return message[:57] + bytes([message[57] & ~2]) + message[58:]
+        return message
 
-    monkeypatch.setattr(FilesystemSession, "handle", older)
+    monkeypatch.setattr(Channel, "read", older)
     served_without(caplog)
     assert "the kernel does not offer it" in caplog.text
 

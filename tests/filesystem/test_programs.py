@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from .conftest import EXAMPLES, PATIENCE_S, Server, is_mounted, why_not_mounted
+from .conftest import EXAMPLES, PATIENCE_S, Server, is_mounted
 
 Needs = Callable[..., Path]
 
@@ -26,10 +26,8 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=["memory", "mirror", "loopback"])
-def served(request: pytest.FixtureRequest) -> Iterator[Place]:
+def served(request: pytest.FixtureRequest, transport: str) -> Iterator[Place]:
     """One mount for all tests of this file."""
-    if reason := why_not_mounted():
-        pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="mounted-") as name:
         top = Path(name)
         top.chmod(0o755)
@@ -38,7 +36,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Place]:
         spec = f"{EXAMPLES}/{request.param}fs.py"
         if request.param != "memory":
             spec += f",source={top / 'source'}"
-        options = ["-o", "allow_other"] if os.geteuid() == 0 else []
+        options = ["-o", f"allow_other,{transport}" if os.geteuid() == 0 else transport]
         server = Server(spec, str(top / "mount"), *options)
         try:
             assert server.line() == str(top / "mount")

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from recuse.channel.io_uring import DEFER_TASKRUN, SINGLE_ISSUER, Ring
+from recuse.channel.io_uring import DEFER_TASKRUN, SINGLE_ISSUER, Ring, fuse_command
 from recuse.channel.ring_entry import Entry
 from recuse.channel.shared_ring import OVER, SharedRing
 from recuse.runtime import threads
@@ -27,8 +27,6 @@ from recuse.wire.uring import FUSE_IO_URING_CMD_COMMIT_AND_FETCH, FUSE_IO_URING_
 
 log = Log("recuse.channel")
 
-_END: Final = 0
-_REQUEST: Final = 1
 _SUBMISSIONS: Final = 4
 _JOIN_S: Final = 2.0
 _PAUSE_S: Final = 0.01
@@ -38,13 +36,12 @@ _LACK: Final = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})
 class CpuRing:
     """One thread with its ring."""
 
-    def __init__(self, cpu: int, serve: Callable[[Entry], None], end: int) -> None:
+    def __init__(self, cpu: int, serve: Callable[[Entry], None]) -> None:
         """Prepare.
 
         Args:
             cpu: whose queue it is.
             serve: handles an entry's request, and raises nothing; it may be answered later.
-            end: a descriptor that can be read when this is to end.
         """
         self.cpu = cpu
         self.taken = 0
@@ -52,8 +49,6 @@ class CpuRing:
         self.waiting = False
         """Whether the kernel has its entry, or is about to get it."""
         self._serve = serve
-        self._end = end
-        self._closing = False
         self._started = False
         self._answered: queue.SimpleQueue[Entry] = queue.SimpleQueue()
         self._ring: Ring | None = None
@@ -85,19 +80,18 @@ class CpuRing:
         if error is not None:
             raise error
 
-    def close(self) -> None:
-        """End it. Its thread may still be in a method; but the kernel gives it nothing more."""
-        self._closing = True
-        self._go.set()
-        # The thread looks at `_closing` after it has set `waiting`.
-        if not self.waiting and self._ring is not None:
-            self._ring.close()
-
     def join(self) -> None:
-        """Wait until it has ended, unless it is in a method."""
+        """Wait for its end, with that of the connection, unless it is in a method."""
+        self._go.set()  # if it was never started
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread() and self.waiting:
-            thread.join(_JOIN_S)
+        if thread is None or thread is threading.current_thread():
+            return
+        end = time.monotonic() + _JOIN_S
+        while thread.is_alive() and (self.waiting or not self._started):
+            thread.join(_PAUSE_S)
+            if time.monotonic() > end:
+                log.error("the thread of CPU %d does not end", self.cpu)
+                return
 
     @property
     def node(self) -> int:
@@ -119,8 +113,7 @@ class CpuRing:
             self._go.wait()
             self._take_turns(ring, entry)
         except BaseException as error:
-            if not self._closing:  # then the ring may be closed at any time
-                log.exception("internal error in the ring of CPU %d", self.cpu)
+            log.exception("internal error in the ring of CPU %d", self.cpu)
             self._report(OSError(errno.EIO, repr(error)))
         finally:
             self.waiting = False
@@ -141,9 +134,9 @@ class CpuRing:
         shared = self._shared
         if shared is None:
             return  # it was closed before it was started
-        serve, answered, iovec, cpu = self._serve, self._answered, entry.iovec, self.cpu
-        ring.add_poll(self._end, _END)
-        ring.add_command(FUSE_IO_URING_CMD_REGISTER, _REQUEST, iovec, (0, 0, cpu))
+        serve, answered, iovecs, cpu = self._serve, self._answered, entry.iovecs, self.cpu
+        commit = fuse_command(FUSE_IO_URING_CMD_COMMIT_AND_FETCH, 0, iovecs, cpu)
+        ring.add(fuse_command(FUSE_IO_URING_CMD_REGISTER, 0, iovecs, cpu))
         ring.submit()
         if not ring.has_completions:  # an entry that is not taken comes back at once
             self._report(None)
@@ -155,29 +148,20 @@ class CpuRing:
             if not entry.answered:
                 shared.relieve(cpu)
             answered.get()
-            if self._closing:
-                return
-            commit = (0, entry.unique, cpu)
-            ring.add_command(FUSE_IO_URING_CMD_COMMIT_AND_FETCH, _REQUEST, iovec, commit)
+            ring.add(commit, entry.unique)
 
     def _receive(self, ring: Ring) -> bool:
         """Submit, and wait for a request; False at the end."""
         self.waiting = True
-        while not self._closing:
-            while (completion := ring.next()) is not None:
-                what, result = completion
-                if what == _REQUEST:
-                    self.waiting = False
-                    return self._is_request(result)
+        while (completion := ring.next()) is None:
             try:
                 ring.submit(1)
             except OSError as error:
                 if error.errno not in _LACK:
                     raise
                 time.sleep(_PAUSE_S)
-        return False
-
-    def _is_request(self, result: int) -> bool:
+        self.waiting = False
+        result = completion[1]
         if result and -result not in OVER:
             log.debug("CPU %d: %s", self.cpu, os.strerror(-result))
         self._report(OSError(-result, os.strerror(-result)) if result else None)

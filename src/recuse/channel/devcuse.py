@@ -93,6 +93,20 @@ class Channel:
         finally:
             self._end()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the connection has ended, from either side."""
+        try:
+            number = self._begin()
+        except OSError:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(number, 0)
+            return any(events & select.POLLERR for _, events in poll.poll(0))
+        finally:
+            self._end()
+
     def wait(self, other: int = -1) -> None:
         """Wait until `read` would return something, or raise; or until ``other`` can be read.
 

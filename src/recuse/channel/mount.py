@@ -15,9 +15,9 @@ from recuse.channel.guard import Guard
 from recuse.channel.mount_options import parse_options
 from recuse.channel.mounting import MountError, Source, check_directory, mount_at, mount_detached
 from recuse.channel.ring_entry import Entry
-from recuse.channel.rings import PARAMETER, Rings
+from recuse.channel.rings import PARAMETER, Rings, is_offered
 from recuse.channel.taps import ServerTap, Tapped
-from recuse.channel.unmounting import Identity, identity, unmount
+from recuse.channel.unmounting import Identity, abort, connection_of, identity, unmount
 from recuse.channel.workers import Workers
 from recuse.runtime import threads
 from recuse.runtime.log import Log
@@ -118,6 +118,7 @@ class Mount:
         self._channel: Channel | None = None
         self._root = -1
         self._identity: Identity | None = None
+        self._connection: int | None = None
         self._guard: Guard | None = None
         self._tap = tap
         self._tapped: Tapped | None = None
@@ -157,7 +158,7 @@ class Mount:
     @property
     def uses_io_uring(self) -> bool:
         """Whether programs' requests come by io_uring, once it is mounted."""
-        return self._rings is not None
+        return self._rings is not None and self._rings.ready
 
     def start(self) -> None:
         """Mount it and serve it; on return it answers.
@@ -169,6 +170,7 @@ class Mount:
         source = Source(filesystem.name, filesystem.max_read, filesystem.read_only)
         if self._directory is None:
             number, self._root = mount_detached(source, options)
+            self._connection = connection_of(self._root)
         else:
             check_directory(self._directory, options.nonempty)
             number = mount_at(self._directory, source, options)
@@ -194,9 +196,10 @@ class Mount:
         """
         self._unmount()
         if self._channel is not None:
+            has_ended = self._rings is None or self._end_connection(self._channel)
             self._channel.close()
-        if self._rings is not None:
-            self._rings.close()
+            if self._rings is not None and has_ended:
+                self._rings.join()
         if self._guard is not None:
             self._guard.close()
             self._guard = None
@@ -232,6 +235,7 @@ class Mount:
         """Have it unmounted if this process is killed. Raises OSError."""
         self._identity = identity(directory)
         if self._identity is not None:
+            self._connection = int(self._identity.device.partition(":")[2])
             self._guard = Guard(directory, self._identity)
 
     def _serve(self, channel: Channel) -> None:
@@ -251,7 +255,7 @@ class Mount:
             channel.wait()
         if self._tapped is not None:
             self._tapped.request(message)
-        self._prepare_rings(channel)
+        self._prepare_rings(channel, message)
         self._session.handle(message, send)
         if errors != [0]:
             number = -errors[0] if errors else errno.EPROTO
@@ -261,22 +265,35 @@ class Mount:
         self._start_rings()
         self._workers.start()
 
-    def _prepare_rings(self, channel: Channel) -> None:
+    def _end_connection(self, channel: Channel) -> bool:
+        """End it though programs have files open; return whether it has ended.
+
+        Otherwise it lasts until they are closed, as the rings keep /dev/fuse open.
+        """
+        assert self._rings is not None
+        self._rings.close()
+        if not channel.has_ended and self._connection is not None:
+            abort(self._connection)
+        return channel.has_ended
+
+    def _prepare_rings(self, channel: Channel, message: bytes) -> None:
         if not self._options.io_uring:
             return
         self._rings = Rings(self._handle_one)
         try:
-            self._rings.prepare(channel.number, self._session.payload_size, channel.write)
+            if not is_offered(message):
+                raise OSError(errno.EOPNOTSUPP, f"the kernel does not offer it ({PARAMETER})")
+            self._rings.prepare(channel.number, self._session.payload_size)
             self._session.offers_rings = True
         except OSError as error:
             self._do_without_rings(error)
+            self._rings.join()
+            self._rings = None
 
     def _start_rings(self) -> None:
         if self._rings is None:
             return
         try:
-            if not self._session.uses_rings:
-                raise OSError(errno.EOPNOTSUPP, f"the kernel does not offer it ({PARAMETER})")
             self._rings.start()
         except OSError as error:
             self._do_without_rings(error)
@@ -284,8 +301,7 @@ class Mount:
     def _do_without_rings(self, error: OSError) -> None:
         assert self._rings is not None
         self._rings.close()
-        self._rings = None
-        log.warning("%s: served without io_uring: %s", self._filesystem.name, error.strerror)
+        log.warning("%s: no io_uring: %s", self._filesystem.name, error.strerror)
 
     def _unmount(self) -> None:
         """Have it written what was changed, and unmounted; the threads still serve meanwhile."""

@@ -43,12 +43,18 @@ _OPPOSITES: Final = {
     "nostrictatime": MS_STRICTATIME,
     "nolazytime": MS_LAZYTIME,
 }
-_WITHOUT_VALUE: Final = {"allow_other", "allow_root", "io_uring", "nonempty"}
+_WITHOUT_VALUE: Final = {"allow_other", "allow_root", "nonempty"}
+_IO_URING: Final = {"io_uring": True, "no_io_uring": False}
 _DECIMAL: Final = {"uid", "gid", "max_read"}
 _TEXT: Final = {"fsname", "subtype"}
 # What is so anyway.
 _NOTHING: Final = {"defaults", "default_permissions", "auto_unmount"}
-NAMES: Final = sorted({*FLAGS, *_OPPOSITES, *_WITHOUT_VALUE, *_DECIMAL, *_TEXT, "umask", *_NOTHING})
+NAMES: Final = sorted(
+    {
+        *(*FLAGS, *_OPPOSITES, *_WITHOUT_VALUE, *_IO_URING),
+        *(*_DECIMAL, *_TEXT, "umask", *_NOTHING),
+    }
+)
 _MOST: Final = (1 << 32) - 2
 
 
@@ -89,6 +95,8 @@ def parse_options(text: str) -> Options:
             flags &= ~_OPPOSITES[name]
         elif name in _WITHOUT_VALUE:
             chosen[name] = True
+        elif name in _IO_URING:
+            chosen["io_uring"] = _IO_URING[name]
         elif name in _TEXT:
             chosen[name] = value
         elif name in _DECIMAL or name == "umask":

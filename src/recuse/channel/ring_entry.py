@@ -31,7 +31,8 @@ _unpack_head = struct.Struct("=IiQ").unpack_from
 """Of a request: length, opcode, unique. Of an answer: length, error, unique."""
 _unpack_node = struct.Struct("=4xi8xQ").unpack_from
 _unpack_u32 = struct.Struct("=I").unpack_from
-_pack_entry = fuse_uring_ent_in_out.CODEC.pack_into
+_pack_u32 = struct.Struct("=I").pack_into
+_SMALL: Final = 4096
 _pack_out_header = fuse_out_header.CODEC.pack
 
 
@@ -62,7 +63,7 @@ class Entry:
         """Among the entries of its ring."""
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         struct.pack_into("@4N", self._memory, _IOVEC, address, _HEADERS, address + _PAGE, size)
-        self.iovec = address + _IOVEC
+        self.iovecs = address + _IOVEC
         """The address of two iovecs."""
         self.opcode = self.unique = 0
         """Of its request, or of the last one."""
@@ -96,10 +97,14 @@ class Entry:
         if size > len(self._payload):
             self.fail(errno.EIO)
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        if size:
+        memory = self._memory
+        if size > _SMALL:
             self._payload[:size] = memoryview(message)[_OUT:]
-        self._memory[:_OUT] = message[:_OUT]
-        _pack_entry(self._memory, _ENTRY, 0, self.unique, size, 0, 0)
+        elif size:
+            memory[_PAGE : _PAGE + size] = message[_OUT:]
+        memory[:_OUT] = message[:_OUT]
+        # All else in fuse_uring_ent_in_out is as it was in the request.
+        _pack_u32(memory, _PAYLOAD_SIZE, size)
         self.answered = True
         self._ready(self)
 

@@ -21,7 +21,13 @@ from recuse.channel.shared_ring import NUDGE, SharedRing
 from recuse.runtime.log import Log
 from recuse.server.pending_reply import Send
 from recuse.wire.errors import WireError
-from recuse.wire.fuse import FUSE_NOTIFY_REPLY
+from recuse.wire.fuse import (
+    FUSE_INIT_EXT,
+    FUSE_NOTIFY_REPLY,
+    FUSE_OVER_IO_URING,
+    fuse_in_header,
+    fuse_init_in,
+)
 
 log = Log("recuse.channel")
 
@@ -40,30 +46,29 @@ class Rings:
         self._handle = handle
         self._cpus: list[CpuRing] = []
         self._shared: SharedRing | None = None
-        self._end = -1
+        self.ready = False
+        """Whether the kernel sends its requests here."""
+        self._closing = False
 
-    def prepare(self, number: int, size: int, notify: Callable[[bytes], object]) -> None:
+    def prepare(self, number: int, size: int) -> None:
         """Make all that could fail, before the kernel is told that there are rings.
 
         Args:
             number: the descriptor of /dev/fuse.
             size: most bytes of a payload (`FilesystemSession.payload_size`).
-            notify: sends a notification to the kernel.
 
         Raises OSError; `close` it then.
         """
-        self._end = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         usable = os.sched_getaffinity(0)
         own: list[CpuRing | None] = [
-            CpuRing(cpu, self.serve, self._end) if cpu in usable else None
-            for cpu in range(possible_cpus())
+            CpuRing(cpu, self.serve) if cpu in usable else None for cpu in range(possible_cpus())
         ]
         self._cpus = [ring for ring in own if ring is not None]
         for ring in self._cpus:
             ring.prepare(number, size)
         for ring in self._cpus:
             ring.check()
-        self._shared = SharedRing(number, size, own, notify)
+        self._shared = SharedRing(number, size, own, self.serve)
 
     def start(self) -> None:
         """Give the kernel the entries: it has been told that there are rings.
@@ -76,31 +81,35 @@ class Rings:
             ring.start(self._shared)
         for ring in self._cpus:
             ring.check()
+        self.ready = True
 
     def close(self) -> None:
-        """End them: the connection has ended, or it ends now."""
-        for ring in self._cpus:
-            ring.close()
-        if self._end >= 0:
-            os.eventfd_write(self._end, 1)
+        """Handle no more requests: they are refused until the end of the connection.
+
+        Only then it ends. If a ring was closed before, a request that was just on its way there
+        would never be answered (fs/fuse/dev_uring.c, Linux 6.18).
+        """
+        self._closing = True
         if self._shared is not None:
             self._shared.close()
+
+    def join(self) -> None:
+        """Wait for the end of the threads, after that of the connection."""
+        if self._shared is not None:
+            self._shared.join()
         for ring in self._cpus:
             ring.join()
-        if self._end >= 0:
-            os.close(self._end)
-            self._end = -1
 
     def fileno(self) -> int:
         """Return a descriptor that can be read when `receive` has something; -1 if there is none.
 
         The threads that read /dev/fuse wait for it, too.
         """
-        return -1 if self._shared is None else self._shared.fileno()
+        return self._shared.fileno() if self._shared is not None and self.ready else -1
 
     def receive(self) -> Entry | None:
         """Return an entry with a request that no CPU's thread takes, None if there is none."""
-        return None if self._shared is None else self._shared.receive()
+        return self._shared.receive() if self._shared is not None and self.ready else None
 
     def serve_shared(self, entry: Entry) -> None:
         """Handle a request that `receive` has returned."""
@@ -117,6 +126,8 @@ class Rings:
                 if entry.unique != NUDGE:
                     self._handle(message, lambda _: None)
                 entry.fail(0)
+            elif self._closing:
+                entry.fail(errno.ENOTCONN)
             else:
                 self._handle(message, entry.answer)
         except (WireError, MemoryError) as error:
@@ -139,6 +150,14 @@ class Rings:
 
     def _holds(self, unique: int) -> bool:
         return any(ring.holds(unique) for ring in (*self._cpus, self._shared) if ring is not None)
+
+
+def is_offered(message: bytes) -> bool:
+    """Whether the kernel offers rings in its INIT."""
+    # Kernels before 7.36 send a shorter structure.
+    offer = fuse_init_in.unpack(message[fuse_in_header.SIZE :].ljust(fuse_init_in.SIZE, b"\0"))
+    flags = offer.flags | offer.flags2 << 32
+    return bool(offer.flags & FUSE_INIT_EXT and flags & FUSE_OVER_IO_URING)
 
 
 def possible_cpus() -> int:

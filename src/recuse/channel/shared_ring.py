@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from recuse.channel.io_uring import Ring
+from recuse.channel.io_uring import Ring, fuse_command
 from recuse.channel.ring_entry import Entry
 from recuse.channel.workers import TICK
 from recuse.runtime import threads
@@ -61,7 +61,7 @@ class SharedRing:
         number: int,
         size: int,
         own: Sequence[Queue | None],
-        notify: Callable[[bytes], object],
+        serve: Callable[[Entry], None],
     ) -> None:
         """Make the ring on an open /dev/fuse, and start the thread.
 
@@ -69,13 +69,13 @@ class SharedRing:
             number: the descriptor of /dev/fuse.
             size: most bytes of a payload.
             own: for each queue, the thread of its CPU, if there is one.
-            notify: sends a notification to the kernel.
+            serve: answers an entry's request after `close`; it must not block then.
 
         Raises OSError.
         """
         self._size = size
         self._own = own
-        self._notify = notify
+        self._serve = serve
         self._lock = new_lock("SharedRing")
         self._free = [0] * len(own)
         """How many entries of each queue the kernel has."""
@@ -90,11 +90,13 @@ class SharedRing:
         self._closing = False
         self._full = False
         self._ring = Ring(_SUBMISSIONS)
+        self._number = -1
         try:
+            self._number = os.dup(number)
             self._ring.register_file(number)
             self._thread = threads.start(self._work, name="recuse-shared-ring")
         except OSError:
-            self._ring.close()
+            self._close()
             raise
 
     def fileno(self) -> int:
@@ -114,7 +116,8 @@ class SharedRing:
 
     def relieve(self, number: int) -> None:
         """Make sure that a queue has an entry: a thread waits for an answer."""
-        self._inbox.put(number)
+        if not self._free[number]:
+            self._inbox.put(number)
 
     def receive(self) -> Entry | None:
         """Return an entry with a request, None if there is none. Raises OSError."""
@@ -142,17 +145,22 @@ class SharedRing:
         return any(entry.holds(unique) for entry in list(self._entries))
 
     def close(self) -> None:
-        """End it; the kernel gives it nothing more."""
+        """Have it end with the connection. Until then it takes its requests itself."""
         self._closing = True
         self._inbox.put(None)
+
+    def join(self) -> None:
+        """Wait for its end."""
         if self._thread is not threading.current_thread():
             self._thread.join(_JOIN_S)
 
     def _work(self) -> None:
         idle = 0
         try:
-            while not self._closing:
+            while True:
                 try:
+                    if self._is_over():
+                        break
                     self._asleep_or_not(idle)
                     self._do(self._inbox.get(timeout=None if self.asleep else TICK))
                 except queue.Empty:
@@ -163,12 +171,27 @@ class SharedRing:
                 else:
                     idle = 0
         finally:
-            with self._lock:
-                self._ring.close()
+            self._close()
+
+    def _close(self) -> None:
+        with self._lock:
+            self._ring.close()
+            if self._number >= 0:
+                os.close(self._number)
+                self._number = -1
+
+    def _is_over(self) -> bool:
+        """Whether it was closed and the kernel has none of its entries any more."""
+        if not self._closing:
+            return False
+        while (entry := self.receive()) is not None:
+            self._serve(entry)
+        with self._lock:
+            return not any(self._free)
 
     def _asleep_or_not(self, idle: int) -> None:
         # Threads look at `asleep` after they have become busy.
-        self.asleep = idle > _IDLE_TICKS
+        self.asleep = idle > _IDLE_TICKS and not self._closing
         if self.asleep and (self._look() or self._ring.added):
             self.asleep = False
 
@@ -195,13 +218,11 @@ class SharedRing:
         with self._lock:
             self._free[entry.queue] += 1
             self._committed[entry.queue] += 1
-            index = entry.index
-        self._ring.add_command(
-            FUSE_IO_URING_CMD_COMMIT_AND_FETCH,
-            index,
-            entry.iovec,
-            (0, entry.unique, entry.queue),
-        )
+        self._add(FUSE_IO_URING_CMD_COMMIT_AND_FETCH, entry, entry.unique)
+
+    def _add(self, command: int, entry: Entry, commit_id: int = 0) -> None:
+        submission = fuse_command(command, entry.index, entry.iovecs, entry.queue)
+        self._ring.add(submission, commit_id)
 
     def _look(self) -> bool:
         """Relieve queues on which nothing happens; return whether any is busy."""
@@ -237,9 +258,7 @@ class SharedRing:
                 entry.index = len(self._entries)
                 self._entries.append(entry)
                 self._free[number] += 1
-            self._ring.add_command(
-                FUSE_IO_URING_CMD_REGISTER, entry.index, entry.iovec, (0, 0, number)
-            )
+            self._add(FUSE_IO_URING_CMD_REGISTER, entry)
         self._ring.submit()
         if count or self._own[number] is not None:
             self._nudge(number, len(made))
@@ -278,7 +297,7 @@ class SharedRing:
         size = fuse_out_header.SIZE + len(body)
         header = fuse_out_header(len=size, error=FUSE_NOTIFY_RETRIEVE)
         try:
-            self._notify(header.pack() + body)
+            os.write(self._number, header.pack() + body)
         except OSError:  # it is no regular file, or the connection has ended
             return False
         return True

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from typing import Final, NamedTuple
 
 HELPER: Final = "fusermount3"
@@ -21,6 +22,14 @@ HELPER_S: Final = 30.0
 
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
+_CONNECTIONS: Final = "/sys/fs/fuse/connections"
+# The same numbers on every architecture.
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_CREATE: Final = 6
+_CLOEXEC: Final = 1
+_AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x1000, 0x4000
+_STATX_SIZE: Final = 256
+_STX_DEV_MINOR: Final = 140
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 """White space and backslashes in /proc/self/mountinfo."""
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -85,6 +94,55 @@ def unmount(path: str, lazy: bool) -> None:
         call(_libc.umount2(os.fsencode(path), flags))
     except PermissionError:
         _helper_unmounts(path, lazy)
+
+
+def connection_of(root: int) -> int | None:
+    """The number of the FUSE connection of a mount whose root directory is open.
+
+    It does not ask who serves it. None if that cannot be found out.
+    """
+    status = ctypes.create_string_buffer(_STATX_SIZE)
+    if _libc.statx(root, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, status):
+        return None
+    return int.from_bytes(status.raw[_STX_DEV_MINOR : _STX_DEV_MINOR + 4], sys.byteorder)
+
+
+def abort(connection: int) -> None:
+    """End a FUSE connection at once, if that is possible; programs get ENOTCONN.
+
+    Its owner may do that where fusectl is mounted, and root anywhere.
+    """
+    try:
+        directory = os.open(_CONNECTIONS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if _abort(directory, connection):
+                return
+        finally:
+            os.close(directory)
+        context = call(_libc.syscall(_FSOPEN, b"fusectl", _CLOEXEC))
+        try:
+            call(_libc.syscall(_FSCONFIG, context, _CREATE, None, None, 0))
+            directory = call(_libc.syscall(_FSMOUNT, context, _CLOEXEC, 0))
+        finally:
+            os.close(context)
+        try:
+            _abort(directory, connection)
+        finally:
+            os.close(directory)
+    except OSError:
+        return  # it is not the user's, or fusectl is missing
+
+
+def _abort(directory: int, connection: int) -> bool:
+    try:
+        control = os.open(f"{connection}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    try:
+        os.write(control, b"1")
+    finally:
+        os.close(control)
+    return True
 
 
 def unmount_only(path: str, mounted: Identity) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from recuse.channel.rings import PARAMETER
 from recuse.cli import probes
 from recuse.cli.version import version
 from recuse.sandbox.abilities import may_copy_memory, may_trace
@@ -255,6 +256,15 @@ def check_mounts() -> Finding:
     return Finding(True, f"`recuse mount` works, by {way}")
 
 
+def check_io_uring() -> Finding:
+    return _try(
+        probes.fuse_over_io_uring,
+        "`recuse mount -o io_uring` works",
+        f"mounts work without it; to have it (Linux 6.14), as root: echo Y >{PARAMETER}; in a "
+        "container, seccomp may forbid io_uring, and elsewhere the sysctl kernel.io_uring_disabled",
+    )
+
+
 def check_dev_cuse() -> Finding:
     return _device("/dev/cuse", "to have it, modprobe cuse as root, if the kernel has that module")
 
@@ -289,6 +299,7 @@ SURROUNDINGS = (
     Check("no_new_privs", check_no_new_privileges, required=False),
     Check("/dev/fuse", check_dev_fuse, required=False),
     Check("mounts", check_mounts, required=False, rests_on="/dev/fuse"),
+    Check("io_uring", check_io_uring, required=False, rests_on="mounts"),
     Check("/dev/cuse", check_dev_cuse, required=False),
 )
 

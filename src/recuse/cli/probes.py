@@ -15,6 +15,8 @@ import stat
 import struct
 from collections.abc import Callable, Iterator
 
+from recuse.channel.io_uring import Ring
+from recuse.channel.rings import PARAMETER
 from recuse.channel.unmounting import HELPER
 from recuse.sandbox.arch import arch
 from recuse.sandbox.files.identity import EPOLL_SLOT, KCMP_EPOLL_TFD
@@ -241,6 +243,17 @@ def compare_with_child() -> None:
 def open_device(path: str) -> None:
     """Open and close a device node for reading and writing."""
     os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+
+def fuse_over_io_uring() -> None:
+    """See whether the kernel's FUSE can use io_uring, and make a ring."""
+    try:
+        on = PARAMETER.read_text(encoding="ascii").strip() == "Y"
+    except OSError:
+        raise OSError(errno.ENOSYS, "this kernel does not have it") from None
+    if not on:
+        raise OSError(errno.EOPNOTSUPP, "it is turned off")
+    Ring(1).close()
 
 
 def mount_filesystem() -> str:

@@ -82,8 +82,6 @@ class FilesystemSession:
         self._notifications: Notifications | None = None
         self.offers_rings = False
         """Whether the channel can have requests by io_uring; it says so before the first one."""
-        self.uses_rings = False
-        """Whether the two halves have agreed on that."""
         self._serve = self._level.operations()
 
     @property
@@ -185,7 +183,6 @@ class FilesystemSession:
         self.minor = out.minor
         taken = out.flags | out.flags2 << 32
         if taken & FUSE_OVER_IO_URING:
-            self.uses_rings = True
             out.max_pages = self.payload_size // PAGE
         if taken & FUSE_PASSTHROUGH:
             self._level.modes.channel = self._backing
