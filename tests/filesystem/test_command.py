@@ -191,6 +191,7 @@ def test_what_a_server_in_the_background_says_later(
     ("arguments", "message"),
     [
         (["-o", "ro,nonsense"], "-o nonsense: is no option; there are allow_other, "),
+        (["--background", "-o", "uid=x"], "-o uid=x: uid is a number (see recuse mount --help)"),
         (["--private"], "--private needs a program: add -- PROGRAM (see recuse mount --help)"),
         (["--", "true"], "mount takes no program without --private"),
         (["--private", "--background", "--", "true"], "cannot be combined"),

@@ -12,7 +12,7 @@ import selectors
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from recuse.cli.failure import Failure, reporting
 from recuse.runtime.interpreter import NAME, interpreter
@@ -24,9 +24,17 @@ _RUN = (
 
 
 def start_in_background(
-    spec: str, directory: str, options: Sequence[str], trace: str | None, layout: str
+    spec: str,
+    directory: str,
+    options: Sequence[str],
+    trace: str | None = None,
+    layout: str = "text",
+    *,
+    ready: Callable[[str], object] = print,
 ) -> int:
     """Start `serve` in a process of its own, and return when it answers, or with its exit status.
+
+    `ready` is told where it is mounted.
 
     Raises:
         Failure: there is no interpreter for it.
@@ -51,8 +59,7 @@ def start_in_background(
             pipe.write(json.dumps([sys.path, arguments]).encode())
         said = _listen(server)
         if said.endswith(b"\n"):
-            sys.stdout.write(os.fsdecode(said))
-            sys.stdout.flush()
+            ready(os.fsdecode(said[:-1]))
             server.returncode = 0  # it is nobody's child, but goes on
             return 0
         code = server.wait()

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+USAGE = 2
+"""An argument is wrong; click has the same status."""
 FAILED = 125
 """Recuse itself failed; env(1) and timeout(1) use the same status."""
 NOT_EXECUTABLE = 126

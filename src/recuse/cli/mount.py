@@ -12,7 +12,7 @@ from recuse.channel.mounting import MountError
 from recuse.channel.signals import EndingSignals, ending_signals
 from recuse.channel.taps import ServerTap
 from recuse.channel.unmounting import identity, is_fuse, unmount
-from recuse.cli.failure import FAILED, Failure
+from recuse.cli.failure import FAILED, USAGE, Failure
 from recuse.cli.filesystem_spec import load_filesystem
 from recuse.cli.run import configure_logging, recording
 from recuse.cli.spec import SpecError
@@ -69,8 +69,7 @@ def make_mount(
     """Prepare the mount of a filesystem that a SPEC names.
 
     Raises:
-        Failure: with a message for the user, and that status.
-        click.UsageError: an option is wrong.
+        Failure: with a message for the user, and that status, or USAGE if an option is wrong.
     """
     try:
         filesystem = load_filesystem(spec)
@@ -79,7 +78,7 @@ def make_mount(
     try:
         return Mount(filesystem, directory, ",".join(options), ended=ended, tap=tap)
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise Failure(f"{error} (see recuse mount --help)", USAGE) from error
 
 
 def _wait(mount: Mount, signals: EndingSignals) -> None:
