@@ -80,6 +80,11 @@ class Options(NamedTuple):
         return [name for name, flag in FLAGS.items() if self.flags & flag]
 
 
+def split_options(text: str) -> list[str]:
+    r"""Split at the commas, but for ``\,``, which stays as it is; there are no empty ones."""
+    return [word for word in re.split(r"(?<!\\),", text) if word]
+
+
 def parse_options(text: str) -> Options:
     r"""Take ``ro,fsname=thing`` apart; a comma in a value is written ``\,``.
 
@@ -87,7 +92,7 @@ def parse_options(text: str) -> Options:
     """
     flags = Options().flags
     chosen: dict[str, object] = {}
-    for word in filter(None, re.split(r"(?<!\\),", text)):
+    for word in split_options(text):
         name, equals, value = word.replace("\\,", ",").partition("=")
         if name in FLAGS:
             flags |= FLAGS[name]

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from recuse.channel.devcuse import KernelError
 from recuse.channel.mount_options import MS_RDONLY, Options
-from recuse.channel.unmounting import HELPER, HELPER_S, call
+from recuse.channel.unmounting import HELPER, HELPER_S, call, identity
 
 DEV_FUSE: Final = "/dev/fuse"
 
@@ -49,7 +49,10 @@ def check_directory(path: str, nonempty: bool = False) -> None:
     try:
         if not stat.S_ISDIR(os.stat(path).st_mode):
             raise MountError(f"{path}: not a directory")
-        if not nonempty and os.listdir(path):
+        found = identity(path)
+        # To look into one of autofs would have it wait for this mount.
+        waits = found is not None and found.kind == "autofs"
+        if not nonempty and not waits and os.listdir(path):
             raise MountError(f"{path}: not empty; a mount would hide what is there")
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):

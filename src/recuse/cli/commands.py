@@ -273,6 +273,11 @@ def invoke(args: Sequence[str]) -> int:
     Raises:
         Failure: with what to tell the user.
     """
+    if len(args) == 4 and args[2] == "-o" and args[0] not in cli.commands:
+        from recuse.cli.mount_helper import mount_for_mount8
+
+        spec, directory, _, options = args
+        return mount_for_mount8(spec, directory, options)
     try:
         # Not click's own mode: that would print its errors over several lines.
         status = cli.main(args, prog_name="recuse", standalone_mode=False)
