@@ -11,7 +11,7 @@ Try it on an empty directory, here `files`::
 """
 
 import contextlib
-import errno
+import ctypes
 import os
 import stat
 import threading
@@ -21,6 +21,8 @@ import recuse
 from recuse import Changes, DirectoryEntry, InodeEntry, Opened
 
 Made = tuple[InodeEntry, Opened]
+
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Loopback(recuse.Inodes):
@@ -154,10 +156,11 @@ class Loopback(recuse.Inodes):
         os.rmdir(name, dir_fd=self.descriptors[parent])
 
     def rename(self, parent: int, name: str, new_parent: int, new_name: str, flags: int) -> None:
-        if flags:  # Python has no renameat2(2)
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        ends = {"src_dir_fd": self.descriptors[parent], "dst_dir_fd": self.descriptors[new_parent]}
-        os.rename(name, new_name, **ends)
+        old = self.descriptors[parent], os.fsencode(name)
+        new = self.descriptors[new_parent], os.fsencode(new_name)
+        if libc.renameat2(*old, *new, flags):  # Python has none
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
     # ---- directories: what is opened is a list of names
 

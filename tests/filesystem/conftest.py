@@ -105,7 +105,14 @@ def is_mounted(path: Path) -> bool:
 class Server:
     """A process that mounts, and what it prints."""
 
-    def __init__(self, *args: str, command: tuple[str, ...] = (), **environment: str) -> None:
+    def __init__(
+        self,
+        *args: str,
+        command: tuple[str, ...] = (),
+        life_s: float = PATIENCE_S,
+        **environment: str,
+    ) -> None:
+        """Start it; after its life it is killed, should a test hang."""
         self.process = subprocess.Popen(
             [*command, *RECUSE, "mount", *args],
             stdout=subprocess.PIPE,
@@ -113,7 +120,7 @@ class Server:
             text=True,
             env={**os.environ, **environment},
         )
-        self._alarm = threading.Timer(PATIENCE_S, self.process.kill)
+        self._alarm = threading.Timer(life_s, self.process.kill)
         self._alarm.start()
 
     def line(self) -> str:

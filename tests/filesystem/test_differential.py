@@ -26,6 +26,9 @@ _OLD_NS = 10**12
 """Times before this one were set by a call; others are when something happened."""
 
 
+LONG_S = 600
+
+
 class Places(NamedTuple):
     """Two directories that have to stay equal."""
 
@@ -33,15 +36,25 @@ class Places(NamedTuple):
     tmpfs: Path
 
 
+@pytest.fixture(scope="module", params=["memory", "loopback"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The example that is served."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def places(transport: str) -> Iterator[Places]:
+def places(kind: str, transport: str) -> Iterator[Places]:
     if " /dev/shm tmpfs " not in Path("/proc/self/mounts").read_text(encoding="utf-8"):
         pytest.skip("/dev/shm is no tmpfs")
     with (
         tempfile.TemporaryDirectory(prefix="mounted-") as mounted,
         tempfile.TemporaryDirectory(prefix="tmpfs-", dir="/dev/shm") as tmpfs,
+        tempfile.TemporaryDirectory(prefix="source-", dir="/dev/shm") as source,
     ):
-        server = Server(f"{EXAMPLES}/memoryfs.py", mounted, "-o", transport)
+        spec = f"{EXAMPLES}/{kind}fs.py"
+        if kind == "loopback":
+            spec += f",source={source}"
+        server = Server(spec, mounted, "-o", transport, life_s=LONG_S)
         try:
             assert server.line() == mounted
             yield Places(Path(mounted), Path(tmpfs))
@@ -278,9 +291,10 @@ def test_as_tmpfs_does(places: Places, calls: list[tuple[Any, ...]]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["memory"], indirect=True)
 @settings(max_examples=1500, suppress_health_check=[*HealthCheck])
 @given(st.lists(CALLS, min_size=20, max_size=80))
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(LONG_S)
 def test_as_tmpfs_does_for_long(places: Places, calls: list[tuple[Any, ...]]) -> None:
     compare(places, STARTED + calls)
 

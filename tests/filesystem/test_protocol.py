@@ -425,7 +425,9 @@ def test_more_than_one_mebibyte_in_a_request(directory: Path) -> None:
             assert os.preadv(descriptor, [found], 0) == 4 << 20
             assert found[:] == content[:]
             os.close(descriptor)
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         pytest.skip("the limit may not be changed")
     finally:
         recorder.opened.direct = False
@@ -458,14 +460,17 @@ def test_file_handles_outlive_what_the_kernel_knows(directory: Path) -> None:
     with mounted(recorder, directory):
         handle, number = FileHandle(bytes=128), ctypes.c_int()
         arguments = os.fsencode(directory / "file"), ctypes.byref(handle), ctypes.byref(number), 0
-        assert _libc.name_to_handle_at(-100, *arguments) == 0
+        _checked(_libc.name_to_handle_at(-100, *arguments))
         recorder.prune([2])
         if not recorder.forgotten.wait(1):
             pytest.skip("this kernel does not prune")
         recorder.asked.clear()
         root = os.open(directory, os.O_RDONLY)
-        descriptor = _libc.open_by_handle_at(root, ctypes.byref(handle), os.O_RDONLY)
-        assert descriptor >= 0, os.strerror(ctypes.get_errno())
+        try:
+            opened = _libc.open_by_handle_at(root, ctypes.byref(handle), os.O_RDONLY)
+            descriptor = _checked(opened)
+        except PermissionError:
+            pytest.skip("this root may not open file handles")
         assert "lookup" in recorder.asked
         assert os.read(descriptor, 100) == b"content"
         os.close(descriptor)
@@ -479,6 +484,7 @@ def _checked(result: int) -> int:
     return result
 
 
+@pytest.mark.right("user namespaces")
 def test_mounts_with_other_ids(directory: Path, tmp_path: Path) -> None:
     class Mapped(Making):
         idmapped = True
