@@ -39,6 +39,21 @@ def test_hello_is_listed_and_read() -> None:
         assert error_of(mount.write_bytes, "hello", b"x") == "EPERM"
 
 
+def test_a_tree_may_be_shown_by_several_filesystems() -> None:
+    """A root that is an attribute of the class is the same for all its objects."""
+
+    class Shared(Filesystem):
+        root = Directory({"a": RegularFile(b"a"), "b": RegularFile(b"b")})
+
+    with TestMount(Shared()) as first, TestMount(Shared()) as second:
+        assert first.read_text("a") == "a"
+        for mount in (second, first):
+            assert mount.read_text("b") == "b"
+            assert mount.read_text("a") == "a"
+            assert mount.stat("a").st_ino != mount.stat("b").st_ino
+        assert first.stat("a").st_ino == second.stat("a").st_ino
+
+
 def test_what_is_written_is_read() -> None:
     with memory() as mount:
         mount.mkdir("d")

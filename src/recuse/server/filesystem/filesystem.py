@@ -30,8 +30,6 @@ class Filesystem(Served):
     flock_locks: bool = False
     """The same for flock(2)."""
 
-    _last_number: int = 1
-
     def __init__(self, root: Directory | None = None) -> None:
         if root is not None:
             self.root = root

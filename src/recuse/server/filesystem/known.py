@@ -8,6 +8,7 @@ keeps its number: the same object is the same file.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 
 from recuse.runtime.locks import new_lock
@@ -24,6 +25,11 @@ class KnownNodes:
         self._lock = new_lock("KnownNodes")
         self._by_number: dict[int, Node] = {}
         self._lookups: dict[int, int] = {}
+        root = vars(filesystem.root)
+        # A tree has one sequence of numbers, whichever filesystem shows it.
+        self._numbers: itertools.count[int] = root.setdefault(
+            "_numbers", itertools.count(FUSE_ROOT_ID + 1)
+        )
         filesystem.root._number = FUSE_ROOT_ID
         filesystem.root._filesystem = filesystem
         self._by_number[FUSE_ROOT_ID] = filesystem.root
@@ -41,17 +47,15 @@ class KnownNodes:
     def number(self, node: Node) -> int:
         """Return a node's number, 1 for the root. A node without one gets one now."""
         if not node._number:
-            with self._lock:
-                if not node._number:
-                    filesystem = self._filesystem
-                    filesystem._last_number += 1
-                    node._filesystem = filesystem
-                    node._number = filesystem._last_number
+            # In one step: several sessions, even of several filesystems, may have the same tree.
+            vars(node).setdefault("_number", next(self._numbers))
         return node._number
 
     def know(self, node: Node) -> int:
         """Note that the kernel half is told about a node once more; return its number."""
         number = self.number(node)
+        if node._filesystem is not self._filesystem:
+            node._filesystem = self._filesystem
         with self._lock:
             self._lookups[number] = self._lookups.get(number, 0) + 1
             self._by_number[number] = node
