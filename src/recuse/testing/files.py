@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import select
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from recuse.kernel.fs import file_calls
 from recuse.kernel.fs.attributes import get_attributes
 from recuse.kernel.fs.changes import NOW, Changes, change_attributes
 from recuse.kernel.fs.directories import Directory, DirectoryEntry
 from recuse.kernel.fs.files import FilesystemFile
 from recuse.kernel.fs.regular import RegularFile
+from recuse.server.filesystem.attributes import Lock
+from recuse.testing.memory import ArgumentMemory
 from recuse.testing.status import stat_result
 
 if TYPE_CHECKING:
@@ -167,6 +173,52 @@ class TestFile(OpenedFile):
     def truncate(self, size: int) -> None:
         """Change its size. Raises OSError: EINVAL if it is not open for writing."""
         self._run(self._file.truncate(self._caller, size))
+
+    def lock(self, kind: int, start: int = 0, length: int = 0, *, wait: bool = False) -> None:
+        """Lock bytes for this user's process (F_RDLCK, F_WRLCK) or unlock them (F_UNLCK).
+
+        Length 0: up to the end. `TestMount.as_user` gives another process. Raises OSError: EAGAIN;
+        EOPNOTSUPP if the filesystem leaves locks to the kernel (`Filesystem.posix_locks`).
+        """
+        self._run(file_calls.set_lock(self._file, self._caller, kind, start, length, wait))
+
+    def conflicting_lock(self, kind: int, start: int = 0, length: int = 0) -> Lock | None:
+        """Return the lock that is in the way of one like that; None if none is (F_GETLK)."""
+        found = self._run(file_calls.get_lock(self._file, self._caller, kind, start, length))
+        return None if found is None else Lock(found.type, found.start, found.end, found.pid)
+
+    def flock(self, operation: int) -> None:
+        """Lock or unlock the whole file, as `fcntl.flock` does (`Filesystem.flock_locks`)."""
+        self._run(file_calls.flock(self._file, self._caller, operation))
+
+    def ioctl(self, command: int, argument: int | bytes = 0) -> int | bytes:
+        """Make a command of the filesystem's own, as `fcntl.ioctl` does.
+
+        With bytes it returns what has become of them.
+        """
+        if isinstance(argument, int):
+            return self._run(file_calls.ioctl(self._file, self._caller, command, argument))
+        memory = ArgumentMemory(argument)
+        caller = self._caller.with_memory(memory)
+        self._run(file_calls.ioctl(self._file, caller, command, ArgumentMemory.ADDRESS))
+        return bytes(memory.data)
+
+    def poll(self, events: int, timeout_s: float = 0) -> int:
+        """Return which of ``events`` (`select.POLLIN`...) it is ready for; maybe others too.
+
+        If it is ready for none, wait for that, at most ``timeout_s`` seconds; then return 0.
+        """
+        woken = threading.Event()
+        self._file.wake_pollers = woken.set
+        end = time.monotonic() + timeout_s
+        while True:
+            left = end - time.monotonic()
+            ready = self._run(file_calls.poll(self._file, self._caller, events, left > 0))
+            ready &= events | select.POLLERR | select.POLLHUP
+            if ready or left <= 0:
+                return ready
+            woken.wait(left)
+            woken.clear()
 
     def fdatasync(self) -> None:
         """Have the filesystem make its content safe."""

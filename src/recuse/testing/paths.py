@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs import names, xattrs
-from recuse.kernel.fs.attributes import get_attributes, statfs
+from recuse.kernel.fs.attributes import get_attributes, get_birth_time, statfs
 from recuse.kernel.fs.changes import NOW, Changes, change_attributes
 from recuse.kernel.fs.directories import Directory, DirectoryEntry
 from recuse.kernel.fs.files import FilesystemFile
@@ -262,6 +262,12 @@ class PathCalls:
             follow_symlinks,
         )
         return stat_result(attr, self._device)
+
+    def birth_time_ns(self, path: Path) -> int | None:
+        """Return when a file was made, in nanoseconds (statx); None if that is not known."""
+        return self._at(
+            path, lambda walk, inode: get_birth_time(walk.superblock, walk.caller, inode)
+        )
 
     def lstat(self, path: Path) -> os.stat_result:
         """Return a file's attributes, or those of the symbolic link that it is."""

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from recuse.kernel.caller import Caller, Memory
-from recuse.kernel.char.devices import CharDevice
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import MAX_PAGES, PAGE_SIZE, Request
 from recuse.kernel.errors import os_error
@@ -46,10 +45,21 @@ class Released(Protocol):
         """Release it, if nobody gets it."""
 
 
+class IoctlRules(Protocol):
+    """What do_ioctl needs of a device; see `recuse.kernel.char.devices.CharDevice`."""
+
+    unrestricted: bool
+    new_files: bool
+    file_flags: bool
+
+
 class IoctlFile(Protocol[NewFile_co]):
     """What do_ioctl needs of a file."""
 
-    device: CharDevice
+    @property
+    def device(self) -> IoctlRules:
+        """Its device."""
+
     fh: int | None
     flags: int
 

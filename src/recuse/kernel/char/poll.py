@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from recuse.kernel.caller import Caller
-    from recuse.kernel.char.devices import CharDevice
+    from recuse.kernel.connection.connection import Connection
     from recuse.kernel.connection.operation import Operation
 
 log = Log("recuse.kernel")
@@ -34,10 +34,24 @@ POLL_KNOWN: Final = 0x27FF
 """All events that exist: POLLIN to POLLMSG, and POLLRDHUP (linux/poll.h, demangle_poll)."""
 
 
+class PolledDevice(Protocol):
+    """What do_poll needs of a device, or a filesystem."""
+
+    no_poll: bool
+    """The server has answered POLL with ENOSYS."""
+
+    @property
+    def connection(self) -> "Connection":
+        """The connection to its server."""
+
+
 class PolledFile(Protocol):
     """What do_poll needs of a file."""
 
-    device: "CharDevice"
+    @property
+    def device(self) -> PolledDevice:
+        """Its device, or its filesystem."""
+
     fh: int | None
     kh: Kh
     wake_pollers: "Callable[[], None]"

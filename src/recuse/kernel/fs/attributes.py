@@ -3,13 +3,22 @@
 import errno
 import os
 import stat
-from typing import Protocol
+from typing import Final, Protocol
 
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.asking import ask
 from recuse.kernel.fs.credentials import FileCaller
-from recuse.kernel.fs.inodes import MODIFIED_SIZE, STATX_BASIC_STATS, Inode, is_invalid
+from recuse.kernel.fs.inodes import (
+    MODIFIED_SIZE,
+    MOST_SIZE,
+    STATX_BASIC_STATS,
+    STATX_BTIME,
+    STATX_SIZE,
+    STATX_TYPE,
+    Inode,
+    is_invalid,
+)
 from recuse.kernel.fs.superblock import Superblock
 from recuse.wire.filesystem import (
     fuse_attr,
@@ -17,8 +26,12 @@ from recuse.wire.filesystem import (
     fuse_getattr_in,
     fuse_kstatfs,
     fuse_statfs_out,
+    fuse_statx_in,
+    fuse_statx_out,
 )
-from recuse.wire.fuse import FUSE_GETATTR, FUSE_GETATTR_FH, FUSE_STATFS
+from recuse.wire.fuse import FUSE_GETATTR, FUSE_GETATTR_FH, FUSE_STATFS, FUSE_STATX
+
+_STATX_MINOR: Final = 39
 
 
 class Handle(Protocol):
@@ -93,6 +106,36 @@ def written(superblock: Superblock, inode: Inode, end: int) -> None:
     inode.attr_version = superblock.new_version()
     inode.attr.size = max(inode.attr.size, end)
     inode.outdate(MODIFIED_SIZE)
+
+
+def get_birth_time(
+    superblock: Superblock, caller: FileCaller, inode: Inode
+) -> Operation[int | None]:
+    """Return when a node was made, in nanoseconds (STATX_BTIME); None if the server does not say.
+
+    Raises OSError: EACCES, EIO, or what the server answers.
+    """
+    # fs/fuse/dir.c, fuse_do_statx
+    inode.check()
+    allowed(superblock, caller)
+    if FUSE_STATX in superblock.lacks or superblock.agreed.minor < _STATX_MINOR:
+        return None
+    body = fuse_statx_in(sx_mask=STATX_BASIC_STATS | STATX_BTIME).pack()
+    try:
+        payload = yield from ask(caller, FUSE_STATX, inode.nodeid, body, fuse_statx_out.SIZE)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        superblock.lacks.add(FUSE_STATX)
+        return None
+    told = fuse_statx_out.unpack(payload).stat
+    wrong_size = told.mask & STATX_SIZE and told.size > MOST_SIZE
+    if wrong_size or (told.mask & STATX_TYPE and stat.S_IFMT(told.mode) != inode.kind):
+        inode.bad = True
+        raise os_error(errno.EIO)
+    if not told.mask & STATX_BTIME:
+        return None
+    return told.btime.tv_sec * 10**9 + told.btime.tv_nsec
 
 
 def statfs(

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Collection
 from typing import Final
 
-from recuse.kernel.caller import Caller
+from recuse.kernel.caller import Caller, Memory
 from recuse.kernel.errors import os_error
 from recuse.wire.declare import Buffer
 
@@ -54,11 +54,26 @@ class FileCaller(Caller):
         capabilities: int = 0,
         umask: int = 0o022,
         owner: int = 0,
+        memory: Memory | None = None,
     ) -> None:
-        super().__init__(pid, uid, gid, _NoMemory(), owner, bool(capabilities & CAP_FSETID))
+        keeps_suid = bool(capabilities & CAP_FSETID)
+        super().__init__(pid, uid, gid, memory or _NoMemory(), owner, keeps_suid)
         self.groups = frozenset(groups)
         self.capabilities = capabilities
         self.umask = umask
+
+    def with_memory(self, memory: Memory) -> "FileCaller":
+        """The same caller, in a system call that has pointers into this memory."""
+        return FileCaller(
+            self.pid,
+            self.uid,
+            self.gid,
+            groups=self.groups,
+            capabilities=self.capabilities,
+            umask=self.umask,
+            owner=self.owner,
+            memory=memory,
+        )
 
     def may(self, capability: int) -> bool:
         """Whether it has a capability (CAP_)."""

@@ -5,6 +5,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Final
 
 from recuse.kernel.connection.operation import Operation
@@ -30,6 +31,7 @@ from recuse.wire.fuse import (
     FUSE_OPEN_KILL_SUIDGID,
     FUSE_OPENDIR,
     FUSE_RELEASE,
+    FUSE_RELEASE_FLOCK_UNLOCK,
     FUSE_RELEASEDIR,
     fuse_flush_in,
     fuse_fsync_in,
@@ -49,9 +51,16 @@ class FilesystemFile(FuseFile):
         FOPEN_ bits: what the server has said about reading and writing it.
     position
         In bytes; in a directory, what the server calls its offset.
+    flocked
+        The server has been asked for a lock of flock(2), which ends with the file.
+    wake_pollers
+        Called, in one of the server's threads, when a poll that waits should be made again.
     """
 
-    __slots__ = ("dentry", "inode", "open_flags", "position", "superblock")
+    __slots__ = (
+        *("dentry", "flocked", "inode", "open_flags", "position"),
+        *("superblock", "wake_pollers"),
+    )
 
     def __init__(
         self, superblock: Superblock, dentry: Dentry, flags: int, opened: fuse_open_out | None
@@ -65,12 +74,19 @@ class FilesystemFile(FuseFile):
         self.dentry = dentry
         self.inode: Inode = dentry.inode
         self.position = 0
+        self.flocked = False
+        self.wake_pollers: Callable[[], None] = _nobody
         if opened is not None:
             self.open_flags = opened.open_flags
         else:
             self.open_flags = FOPEN_KEEP_CACHE
             if self.inode.is_directory:
                 self.open_flags |= FOPEN_CACHE_DIR
+
+    @property
+    def device(self) -> Superblock:
+        """What `recuse.kernel.char.poll` needs."""
+        return self.superblock
 
     @property
     def handle(self) -> int:
@@ -121,6 +137,9 @@ class FilesystemFile(FuseFile):
             # The header names no caller (fs/fuse/file.c, fuse_prepare_release: nocreds).
             opcode = FUSE_RELEASEDIR if self.inode.is_directory else FUSE_RELEASE
             release = fuse_release_in(fh=self.fh, flags=self.flags)
+            if self.flocked:
+                release.release_flags = FUSE_RELEASE_FLOCK_UNLOCK
+                release.lock_owner = self.kh
             yield Request(opcode, release.pack(), nodeid=self.inode.nodeid, force=True)
 
 
@@ -171,3 +190,7 @@ def kill_flag(superblock: Superblock, caller: FileCaller, flags: int) -> int:
 def bad_descriptor() -> OSError:
     """The error of a call that the file was not opened for."""
     return os_error(errno.EBADF)
+
+
+def _nobody() -> None:
+    pass

@@ -48,6 +48,7 @@ STATX_INO: Final = 0x100
 STATX_SIZE: Final = 0x200
 STATX_BLOCKS: Final = 0x400
 STATX_BASIC_STATS: Final = 0x7FF
+STATX_BTIME: Final = 0x800
 MODIFIED: Final = STATX_MTIME | STATX_CTIME | STATX_BLOCKS
 """FUSE_STATX_MODIFY: what a write changes."""
 MODIFIED_SIZE: Final = MODIFIED | STATX_SIZE
@@ -56,12 +57,12 @@ _TYPES: Final = frozenset({
     *(stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR),
     *(stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK),
 })  # fmt: skip
-_MOST_SIZE: Final = (1 << 63) - 1
+MOST_SIZE: Final = (1 << 63) - 1
 
 
 def is_invalid(attr: fuse_attr) -> bool:
     """Whether no file can have such attributes (fuse_invalid_attr)."""
-    return stat.S_IFMT(attr.mode) not in _TYPES or attr.size > _MOST_SIZE
+    return stat.S_IFMT(attr.mode) not in _TYPES or attr.size > MOST_SIZE
 
 
 class Inode:

@@ -122,6 +122,8 @@ class Superblock:
         self.clock = clock
         self.agreed = Agreed()
         self.lacks: set[int] = set()
+        self.no_poll = False
+        """The same for POLL, as devices have it."""
         self.epoch = 0
         self.attr_version = 1
         self._versions = itertools.count(2)
