@@ -3,9 +3,10 @@
  *
  *     client [-t SECONDS] [-n OPERATIONS] PATH WORK...
  *
- * WORK is read:SIZE, write:SIZE, ioctl:16, openclose, wake, map:SIZE or copy:SIZE; read:SIZEx8 is done by eight threads at
- * once, each with a buffer of its own. For each the client warms up, checks what
- * came back, and prints one line: the work, the operations done and the nanoseconds they took.
+ * WORK is read:SIZE, write:SIZE, ioctl:16, openclose, stat, create, wake, map:SIZE or copy:SIZE;
+ * read:SIZEx8 is done by eight threads at once, each with a buffer of its own. For each the client
+ * warms up, checks what came back, and prints one line: the work, the operations done and the
+ * nanoseconds they took.
  * -t sets for how long each work is timed (default 0.25 s; the warm-up takes a fifth of it more);
  * -n times exactly so many operations instead.
  *
@@ -16,6 +17,9 @@
  * the time is that between the device's wake-up and the client's return from poll.
  *
  * map is mmap and munmap of so many bytes, none of which is touched; copy is memcpy out of a mapping.
+ *
+ * stat is statx with AT_STATX_FORCE_SYNC, for which the kernel asks the server; create makes a new
+ * file "new" beside PATH, closes it and removes it.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -31,6 +35,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -44,7 +49,7 @@
 #define WAKE_SOON _IOC(_IOC_NONE, 'E', 0x70, 0)
 #define WOKEN_AT _IOC(_IOC_READ, 'E', 0x71, 8)
 
-enum kind { READ, WRITE, IOCTL, OPENCLOSE, WAKE, MAP, COPY };
+enum kind { READ, WRITE, IOCTL, OPENCLOSE, STAT, CREATE, WAKE, MAP, COPY };
 
 struct work {
     enum kind kind;
@@ -106,6 +111,7 @@ static void *map(const struct work *work)
 static void operate(const struct work *work, uint64_t count)
 {
     ssize_t got = 0;
+    struct statx status;
     int fd;
 
     for (; count > 0; count--) {
@@ -122,6 +128,13 @@ static void operate(const struct work *work, uint64_t count)
         case OPENCLOSE:
             fd = open(work->path, O_RDONLY | O_CLOEXEC);
             got = fd < 0 || close(fd) < 0 ? -1 : (ssize_t)work->size;
+            break;
+        case STAT:
+            got = statx(AT_FDCWD, work->path, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &status);
+            break;
+        case CREATE:
+            fd = open(work->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+            got = fd < 0 || close(fd) < 0 || unlink(work->path) < 0 ? -1 : 0;
             break;
         case MAP:
             got = munmap(map(work), work->size) < 0 ? -1 : (ssize_t)work->size;
@@ -263,6 +276,17 @@ static void measure(const char *name, const struct work *work, uint64_t duration
     fflush(stdout);
 }
 
+/* The path of another file in the same directory. */
+static char *beside(const char *path, const char *name)
+{
+    const char *slash = strrchr(path, '/');
+    char *made;
+
+    if (asprintf(&made, "%.*s%s", slash ? (int)(slash - path + 1) : 0, path, name) < 0)
+        fail("no memory");
+    return made;
+}
+
 static struct work parse(const char *text, const char *path)
 {
     struct work work = {.path = path, .threads = 1, .fd = -1};
@@ -281,6 +305,12 @@ static struct work parse(const char *text, const char *path)
         work.kind = COPY;
     else if (strcmp(text, "openclose") == 0)
         work.kind = OPENCLOSE;
+    else if (strcmp(text, "stat") == 0)
+        work.kind = STAT;
+    else if (strcmp(text, "create") == 0) {
+        work.kind = CREATE;
+        work.path = beside(path, "new"); /* kept until the end */
+    }
     else if (strcmp(text, "wake") == 0)
         work.kind = WAKE;
     else
@@ -311,7 +341,7 @@ int main(int argc, char **argv)
     for (; optind < argc; optind++) {
         struct work work = parse(argv[optind], path);
 
-        if (work.kind != OPENCLOSE) {
+        if (work.kind != OPENCLOSE && work.kind != STAT && work.kind != CREATE) {
             work.fd = open(path, O_RDWR | O_CLOEXEC);
             if (work.fd < 0)
                 fail("%s: %s", path, strerror(errno));

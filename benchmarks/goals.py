@@ -72,6 +72,33 @@ def _ratios(results: Results) -> Iterator[Goal]:
         yield Goal(f"{copy}, {placement}", figure, 1.05, "x plain memory")
 
 
+def _mounts(results: Results) -> Iterator[Goal]:
+    def best(placement: str, work: workloads.Work, base: str, *ours: str) -> float | None:
+        """The lower one of both transports' medians, over the base's."""
+        ratios = [results.ratio(placement, peer, work.name, base) for peer in ours]
+        return min((ratio for ratio in ratios if ratio is not None), default=None)
+
+    plain = peers.MOUNT, peers.MOUNT_RINGS
+    limits = [
+        (workloads.READ_16, peers.LIBFUSE_MULTI, 0.7),
+        (workloads.READ_16, peers.PYFUSE3, 0.25),
+    ]
+    limits += [(work, peers.LIBFUSE_MULTI, 1.1) for work in (workloads.READ_1M, workloads.WRITE_1M)]
+    for base in (peers.PYFUSE3, peers.MFUSEPY):
+        limits += [(work, base, 0.5) for work in workloads.NAMES]
+    for work, base, limit in limits:
+        figure = best(FREE, work, base, *plain)
+        yield Goal(f"{work.name} of a mount, {FREE}", figure, limit, f"x {base}")
+    for base in (peers.PYFUSE3, peers.MFUSEPY):
+        figure = best(PINNED, workloads.READ_16, base, *plain)
+        yield Goal(f"{workloads.READ_16.name} of a mount, {PINNED}", figure, 1.0, f"x {base}")
+    asynchronous = peers.MOUNT_ASYNC, peers.MOUNT_ASYNC_RINGS
+    figure = best(PINNED, workloads.READ_16, peers.PYFUSE3, *asynchronous)
+    yield Goal(
+        f"async {workloads.READ_16.name} of a mount, {PINNED}", figure, 0.5, f"x {peers.PYFUSE3}"
+    )
+
+
 def evaluate(results: Results, startup: Startup | None, memory: Memory | None) -> list[Goal]:
     """All goals, whatever was measured."""
     added = startup.inside.median - startup.outside.median if startup else None
@@ -79,6 +106,7 @@ def evaluate(results: Results, startup: Startup | None, memory: Memory | None) -
     grown = (memory.late - memory.early) / (1 << 20) if memory else None
     return [
         *_ratios(results),
+        *_mounts(results),
         Goal("start-up: `recuse run -- /bin/true` over /bin/true", added, 0.08, "s more"),
         Goal("start-up: `Sandbox.run` of /bin/true over /bin/true", another, 0.01, "s more"),
         Goal("the supervisor's memory over a million operations", grown, FLAT_MIB, "MiB more"),

@@ -1,5 +1,6 @@
 /*
- * The benchmark's libfuse server: one file, "bench", on kernel FUSE with direct_io.
+ * The benchmark's libfuse server: one file, "bench", on kernel FUSE with direct_io, and another one
+ * that can be made and removed, "new".
  *
  *     libfuse_server [-s] MOUNTPOINT
  *
@@ -19,11 +20,14 @@
 
 #define NAME "bench"
 #define FILE_INODE 2
+#define NEW_NAME "new"
+#define NEW_INODE 3
 #define LARGEST (1 << 20)
 #define IOCTL_SIZE 16
 #define IOCTL_COMMAND _IOC(_IOC_READ, 'E', 0x18, IOCTL_SIZE)
 
 static char fill[LARGEST];
+static int new_is_there;
 
 static int attributes(fuse_ino_t inode, struct stat *out)
 {
@@ -39,19 +43,47 @@ static int attributes(fuse_ino_t inode, struct stat *out)
         out->st_size = LARGEST;
         return 0;
     }
+    if (inode == NEW_INODE) {
+        out->st_mode = S_IFREG | 0600;
+        return 0;
+    }
     return ENOENT;
 }
 
 static void on_lookup(fuse_req_t request, fuse_ino_t parent, const char *name)
 {
-    struct fuse_entry_param entry = {.ino = FILE_INODE, .attr_timeout = 3600, .entry_timeout = 3600};
+    struct fuse_entry_param entry = {.attr_timeout = 3600, .entry_timeout = 3600};
 
-    if (parent != FUSE_ROOT_ID || strcmp(name, NAME) != 0) {
+    if (parent == FUSE_ROOT_ID && strcmp(name, NAME) == 0)
+        entry.ino = FILE_INODE;
+    else if (parent == FUSE_ROOT_ID && strcmp(name, NEW_NAME) == 0 && new_is_there)
+        entry.ino = NEW_INODE;
+    if (attributes(entry.ino, &entry.attr))
         fuse_reply_err(request, ENOENT);
+    else
+        fuse_reply_entry(request, &entry);
+}
+
+static void on_create(fuse_req_t request, fuse_ino_t parent, const char *name, mode_t mode,
+                      struct fuse_file_info *file)
+{
+    struct fuse_entry_param entry = {.ino = NEW_INODE, .attr_timeout = 3600, .entry_timeout = 3600};
+
+    (void)mode;
+    if (parent != FUSE_ROOT_ID || strcmp(name, NEW_NAME) != 0) {
+        fuse_reply_err(request, EACCES);
         return;
     }
-    attributes(FILE_INODE, &entry.attr);
-    fuse_reply_entry(request, &entry);
+    new_is_there = 1;
+    attributes(NEW_INODE, &entry.attr);
+    fuse_reply_create(request, &entry, file);
+}
+
+static void on_unlink(fuse_req_t request, fuse_ino_t parent, const char *name)
+{
+    (void)parent, (void)name;
+    new_is_there = 0;
+    fuse_reply_err(request, 0);
 }
 
 static void on_getattr(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info *file)
@@ -100,6 +132,8 @@ static void on_ioctl(fuse_req_t request, fuse_ino_t inode, unsigned int command,
 
 static const struct fuse_lowlevel_ops operations = {
     .lookup = on_lookup,
+    .create = on_create,
+    .unlink = on_unlink,
     .getattr = on_getattr,
     .open = on_open,
     .read = on_read,

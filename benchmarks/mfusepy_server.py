@@ -21,6 +21,7 @@ from typing import Any
 import mfusepy
 
 NAME = "/bench"
+NEW_NAME = "/new"
 LARGEST = 1 << 20
 # One object for each size that is asked for, so that slicing is not what gets measured.
 ANSWERS = {size: b"R" * size for size in (16, 4096, 131072, LARGEST)}
@@ -29,6 +30,7 @@ IOCTL_COMMAND = 0x80104518  # EVIOCGKEY(16), as in client.c
 
 class Bench(mfusepy.Operations):
     use_ns = True
+    new_is_there = False
 
     def init(self, path: str) -> None:
         print("ready", flush=True)
@@ -38,7 +40,16 @@ class Bench(mfusepy.Operations):
             return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 1}
         if path == NAME:
             return {"st_mode": stat.S_IFREG | 0o666, "st_nlink": 1, "st_size": LARGEST}
+        if path == NEW_NAME and self.new_is_there:
+            return {"st_mode": stat.S_IFREG | 0o600, "st_nlink": 1}
         raise mfusepy.FuseOSError(errno.ENOENT)
+
+    def create(self, path: str, mode: int, fi: Any = None) -> int:
+        self.new_is_there = True
+        return 0
+
+    def unlink(self, path: str) -> None:
+        self.new_is_there = False
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
         return ANSWERS.get(size) or b"R" * size

@@ -53,12 +53,6 @@ class AsyncBench(Bench):
     file = AsyncFile
 
 
-class Fresh(RegularFile):
-    """A file whose attributes the kernel does not keep."""
-
-    cache_s = 0.0
-
-
 class Root(Directory):
     """A directory in which files can be made."""
 
@@ -75,7 +69,7 @@ def main() -> None:
     options = flags[1] if flags else ""
     bench = AsyncBench() if "async" in options else Bench()
     options = ",".join(word for word in options.split(",") if word != "async")
-    filesystem = Filesystem(Root({"bench": bench, "fresh": Fresh(b"")}))
+    filesystem = Filesystem(Root({"bench": bench}))
     filesystem.name = "recuse-bench"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with Mount(filesystem, mountpoint, options) as mount:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,18 +18,24 @@ from benchmarks.workloads import (
     COPY_1M,
     IOCTL_16,
     MAP_1M,
+    NAMES,
     OPEN_CLOSE,
     READ_1M,
     READ_16_BY_8,
     READS,
     WAKE_UP,
     WRITE_16,
+    WRITES,
     Work,
 )
 
 RECUSE_PLAIN = "recuse plain"
 RECUSE_ASYNC = "recuse async"
 RECUSE_DEFAULT = "recuse defaults"
+MOUNT = "mount"
+MOUNT_RINGS = "mount io_uring"
+MOUNT_ASYNC = "mount async"
+MOUNT_ASYNC_RINGS = "async io_uring"
 LIBFUSE_MULTI = "libfuse multi"
 LIBFUSE_SINGLE = "libfuse single"
 PYFUSE3 = "pyfuse3"
@@ -41,6 +48,8 @@ FILE = "file"
 FILE_SANDBOX = "file sandboxed"
 
 DEVICE_WORKS = (*READS, READ_16_BY_8, WRITE_16, IOCTL_16)
+MOUNT_WORKS = (*READS, READ_16_BY_8, *WRITES, *NAMES)
+LIBFUSE_WORKS = (*MOUNT_WORKS, IOCTL_16)
 LARGEST = 1 << 20
 
 UMOCKDEV_DEVICE = """\
@@ -110,6 +119,13 @@ def _python_server(tools: Tools, package: str) -> Iterator[Target]:
 
 
 @contextmanager
+def _recuse_mount(tools: Tools, options: str = "") -> Iterator[Target]:
+    command = [sys.executable, str(HERE / "mount_server.py"), "-o", options]
+    with _mounted(tools, command) as target:
+        yield target
+
+
+@contextmanager
 def _umockdev(tools: Tools) -> Iterator[Target]:
     program = shutil.which("umockdev-run")
     if not program:
@@ -158,10 +174,14 @@ def peers(tools: Tools) -> tuple[Peer, ...]:
         Peer(RECUSE_PLAIN, (*DEVICE_WORKS, WAKE_UP, *maps), lambda: _recuse(tools, "Plain")),
         Peer(RECUSE_ASYNC, (*DEVICE_WORKS, WAKE_UP, *maps), lambda: _recuse(tools, "Async")),
         Peer(RECUSE_DEFAULT, (READ_1M, IOCTL_16), lambda: _recuse(tools, "Default")),
-        Peer(LIBFUSE_MULTI, DEVICE_WORKS, lambda: _libfuse(tools)),
-        Peer(LIBFUSE_SINGLE, DEVICE_WORKS, lambda: _libfuse(tools, "-s")),
-        Peer(PYFUSE3, rw, lambda: _python_server(tools, "pyfuse3")),
-        Peer(MFUSEPY, DEVICE_WORKS, lambda: _python_server(tools, "mfusepy")),
+        Peer(MOUNT, MOUNT_WORKS, lambda: _recuse_mount(tools)),
+        Peer(MOUNT_RINGS, MOUNT_WORKS, lambda: _recuse_mount(tools, "io_uring")),
+        Peer(MOUNT_ASYNC, MOUNT_WORKS, lambda: _recuse_mount(tools, "async")),
+        Peer(MOUNT_ASYNC_RINGS, MOUNT_WORKS, lambda: _recuse_mount(tools, "async,io_uring")),
+        Peer(LIBFUSE_MULTI, LIBFUSE_WORKS, lambda: _libfuse(tools)),
+        Peer(LIBFUSE_SINGLE, LIBFUSE_WORKS, lambda: _libfuse(tools, "-s")),
+        Peer(PYFUSE3, MOUNT_WORKS, lambda: _python_server(tools, "pyfuse3")),
+        Peer(MFUSEPY, LIBFUSE_WORKS, lambda: _python_server(tools, "mfusepy")),
         Peer(UMOCKDEV, (IOCTL_16,), lambda: _umockdev(tools)),
         Peer(TMPFS, rw, lambda: _file(tools, shared, False)),
         Peer(TMPFS_SANDBOX, rw, lambda: _file(tools, shared, True)),

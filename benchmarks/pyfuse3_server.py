@@ -21,6 +21,8 @@ import trio
 
 NAME = b"bench"
 FILE_INODE = 2
+NEW_NAME = b"new"
+NEW_INODE = 3
 LARGEST = 1 << 20
 # One object for each size that is asked for, so that slicing is not what gets measured.
 ANSWERS = {size: b"R" * size for size in (16, 4096, 131072, LARGEST)}
@@ -36,16 +38,29 @@ def attributes(inode: int) -> Any:
     elif inode == FILE_INODE:
         entry.st_mode = stat.S_IFREG | 0o666
         entry.st_size = LARGEST
+    elif inode == NEW_INODE:
+        entry.st_mode = stat.S_IFREG | 0o600
     else:
         raise pyfuse3.FUSEError(errno.ENOENT)
     return entry
 
 
 class Bench(pyfuse3.Operations):
+    new_is_there = False
+
+    async def create(self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
+        self.new_is_there = True
+        return pyfuse3.FileInfo(fh=NEW_INODE), attributes(NEW_INODE)
+
+    async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
+        self.new_is_there = False
+
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> Any:
-        if (parent_inode, name) != (pyfuse3.ROOT_INODE, NAME):
-            raise pyfuse3.FUSEError(errno.ENOENT)
-        return attributes(FILE_INODE)
+        if (parent_inode, name) == (pyfuse3.ROOT_INODE, NAME):
+            return attributes(FILE_INODE)
+        if name == NEW_NAME and self.new_is_there:
+            return attributes(NEW_INODE)
+        raise pyfuse3.FUSEError(errno.ENOENT)
 
     async def getattr(self, inode: int, ctx: Any) -> Any:
         return attributes(inode)

@@ -15,6 +15,8 @@ from benchmarks.peers import (
     LIBFUSE_MULTI,
     LIBFUSE_SINGLE,
     MEMORY,
+    MOUNT,
+    MOUNT_RINGS,
     RECUSE_PLAIN,
     UMOCKDEV,
 )
@@ -140,6 +142,17 @@ def test_goal_for_mapped_memory() -> None:
     assert goal.figure == pytest.approx(1.0526, abs=0.001)
 
 
+def test_goals_for_mounts_take_the_faster_transport() -> None:
+    found = results(
+        (FREE, MOUNT, READ_1M.name, 130.0),
+        (FREE, MOUNT_RINGS, READ_1M.name, 110.0),
+        (FREE, LIBFUSE_MULTI, READ_1M.name, 100.0),
+    )
+    goal = judged(found, "read 1 MiB of a mount, free")
+    assert goal.figure == pytest.approx(1.1)
+    assert goal.limit == 1.1
+
+
 def test_goals_for_startup_and_memory() -> None:
     startup = Startup(Summary(0.001, 0, 0), Summary(0.08, 0, 0), Summary(0.012, 0, 0))
     memory = Memory(10**6, early=30.0 * MIB, late=32.0 * MIB, highest=32.0 * MIB)
@@ -154,7 +167,7 @@ def test_goals_for_startup_and_memory() -> None:
 
 def test_goal_that_was_not_measured_is_neither_met_nor_missed() -> None:
     everything = goals.evaluate(Results(), None, None)
-    assert len(everything) == 13
+    assert len(everything) == 26
     assert {goal.met for goal in everything} == {None}
     assert all(str(goal).startswith("NOT MEASURED") for goal in everything)
 
@@ -208,7 +221,7 @@ def test_document_holds_samples_ratios_and_what_is_missing() -> None:
         "ratio_libfuse_multi": None,
         "ratio_libfuse_single": 0.25,
     }
-    assert [goal["met"] for goal in document["goals"]] == [None] * 13
+    assert [goal["met"] for goal in document["goals"]] == [None] * 26
 
 
 def test_camera() -> None:
