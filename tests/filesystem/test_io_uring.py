@@ -27,7 +27,7 @@ from recuse.cli.filesystem_spec import load_filesystem
 from recuse.server.filesystem.session import FilesystemSession
 from recuse.wire.fuse import FUSE_INIT, FUSE_READ
 
-from .conftest import EXAMPLES, PATIENCE_S, Serve, is_mounted
+from .conftest import EXAMPLES, PATIENCE_S, Serve, Somebody, is_mounted
 
 MEMORY = f"{EXAMPLES}/memoryfs.py"
 CPUS = sorted(os.sched_getaffinity(0))
@@ -605,3 +605,44 @@ def test_where_no_more_descriptors_are_allowed(caplog: pytest.LogCaptureFixture)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         mount.close()
+
+
+@pytest.mark.usefixtures("rings")
+def test_with_a_trace(serve: Serve, directory: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    server = serve(f"--trace={trace}", "-o", "io_uring", MEMORY, str(directory))
+    assert server.line()
+    (directory / "file").write_text("text", encoding="ascii")
+    assert server.end(signal.SIGTERM) == (0, "")
+    text = trace.read_text(encoding="utf-8")
+    for part in ("INIT(", 'LOOKUP("file', "CREATE(", "WRITE("):
+        assert part in text
+    # Each has its answer.
+    (created,) = [line for line in text.splitlines() if "CREATE(" in line]
+    assert " = " in created, created
+
+
+@pytest.mark.usefixtures("rings")
+def test_an_ordinary_user(somebody: Somebody, needs: Callable[..., Path]) -> None:
+    needs("fusermount3", "fuse3")
+    spec = f"{somebody.home}/examples/memoryfs.py"
+    place = str(somebody.directory)
+    done = somebody.recuse("mount", "--background", "-o", "io_uring", spec, place)
+    assert (done.stdout, done.stderr, done.returncode) == (f"{place}\n", "", 0)
+    try:
+        script = f"echo text >{place}/file; cat {place}/file"
+        assert somebody.run("sh", "-c", script).stdout == "text\n"
+    finally:
+        assert somebody.recuse("umount", place).returncode == 0
+
+
+@pytest.mark.usefixtures("rings")
+def test_for_one_program_of_an_ordinary_user(somebody: Somebody) -> None:
+    if somebody.run("unshare", "-Urm", "true").returncode:
+        pytest.skip("there are no user namespaces for ordinary users")
+    spec = f"{somebody.home}/examples/memoryfs.py"
+    place = str(somebody.directory)
+    script = f"cd {place}; echo text >file; cat file"
+    arguments = ["mount", "--private", "-o", "io_uring", spec, place, "--", "sh", "-c", script]
+    done = somebody.recuse(*arguments)
+    assert (done.stdout, done.stderr, done.returncode) == ("text\n", "", 0)
