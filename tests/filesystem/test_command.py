@@ -161,8 +161,9 @@ def test_what_a_server_in_the_background_says_at_its_start(
     assert done.stderr == "x" * 200_000 + f"\nrecuse: {path}:3: OSError: [Errno 5] no\n"
 
 
+@pytest.mark.parametrize("log", ["a file", "systemd's journal"])
 def test_what_a_server_in_the_background_says_later(
-    command: Command, directory: Path, tmp_path: Path
+    command: Command, directory: Path, tmp_path: Path, log: str
 ) -> None:
     path = tmp_path / "fs.py"
     path.write_text(
@@ -170,21 +171,54 @@ def test_what_a_server_in_the_background_says_later(
         "class Bad(RegularFile):\n    size = None\n    def read(self, size, offset): return 1/0\n"
         "fs = Filesystem(Directory({'bad': Bad()}))\n"
     )
-    log = tmp_path / "log"
-    with log.open("wb") as file:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / "log").open("wb") as file:
+        errors = file.fileno() if log == "a file" else theirs.fileno()
+        status = os.fstat(theirs.fileno())
         done = subprocess.run(
             [*command("--version").args[:-1], "mount", "--background", path, directory],
             stdout=subprocess.PIPE,
-            stderr=file,
+            stderr=errors,
             check=False,
             timeout=PATIENCE_S,
+            env={**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"},
         )
-    assert done.stdout == os.fsencode(f"{directory}\n")
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        (directory / "bad").read_bytes()
-    assert command("umount", str(directory)).returncode == 0
-    until(lambda: servers_of(directory) == [])
-    assert "recuse: ZeroDivisionError: division by zero\n" in log.read_text(encoding="utf-8")
+        theirs.close()
+        assert done.stdout == os.fsencode(f"{directory}\n")
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            (directory / "bad").read_bytes()
+        assert command("umount", str(directory)).returncode == 0
+        until(lambda: servers_of(directory) == [])
+        said = (tmp_path / "log").read_bytes() if log == "a file" else ours.recv(1 << 20)
+    assert b"recuse: ZeroDivisionError: division by zero\n" in said
+
+
+@pytest.mark.parametrize(
+    ("end", "ended"),
+    [
+        ("os.kill(os.getpid(), 9)", (128 + 9, "Killed")),
+        ("os._exit(0)", (1, "it did not say why")),
+    ],
+)
+def test_a_server_in_the_background_that_ends_without_a_word(
+    command: Command, directory: Path, tmp_path: Path, end: str, ended: tuple[int, str]
+) -> None:
+    path = tmp_path / "fs.py"
+    path.write_text(f"import os\n{end}\n", encoding="utf-8")
+    done = command("mount", "--background", str(path), str(directory))
+    message = f"recuse: {path}: the server has ended: {ended[1]}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (ended[0], "", message)
+
+
+@pytest.mark.parametrize("root", ["", '"text"'])
+def test_a_filesystem_without_a_root(
+    command: Command, directory: Path, tmp_path: Path, root: str
+) -> None:
+    path = tmp_path / "fs.py"
+    path.write_text(f"from recuse import *\nfs = Filesystem({root})\n", encoding="utf-8")
+    done = command("mount", str(path), str(directory))
+    message = f"recuse: {path}: Filesystem has no root: a Directory\n"
+    assert (done.returncode, done.stderr) == (1, message)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +226,7 @@ def test_what_a_server_in_the_background_says_later(
     [
         (["-o", "ro,nonsense"], "-o nonsense: is no option; there are allow_other, "),
         (["--background", "-o", "uid=x"], "-o uid=x: uid is a number (see recuse mount --help)"),
+        (["--background", "--trace"], "--background --trace: nobody would see it: add a file, "),
         (["--private"], "--private needs a program: add -- PROGRAM (see recuse mount --help)"),
         (["--", "true"], "mount takes no program without --private"),
         (["--private", "--background", "--", "true"], "cannot be combined"),
@@ -337,7 +372,7 @@ def test_an_ordinary_user(somebody: Somebody, needs: Callable[..., Path]) -> Non
     needs("fusermount3", "fuse3")
     directory = somebody.directory
     spec = f"{somebody.home}/examples/memoryfs.py"
-    done = somebody.recuse("mount", "--background", spec, str(directory))
+    done = somebody.recuse("mount", "--background", "-o", "relatime", spec, str(directory))
     assert (done.stdout, done.stderr, done.returncode) == (f"{directory}\n", "", 0)
     script = f"echo text >{directory}/file; cat {directory}/file"
     assert somebody.run("sh", "-c", script).stdout == "text\n"

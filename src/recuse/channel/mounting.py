@@ -236,7 +236,8 @@ def _helper_options(source: Source, options: Options) -> str:
         f"subtype={_escaped(_type(source, options))}",
         f"max_read={_max_read(source, options)}",
         "default_permissions",
-        *options.flag_names,
+        # It does not know what is so anyway.
+        *(name for name in options.flag_names if name != "relatime"),
     ]
     if source.read_only and not options.flags & MS_RDONLY:
         words.append("ro")

@@ -9,12 +9,13 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from recuse.cli.failure import Failure, reporting
+from recuse.cli.failure import USAGE, Failure, reporting
 from recuse.runtime.interpreter import NAME, interpreter
 
 _RUN = (
@@ -37,13 +38,15 @@ def start_in_background(
     `ready` is told where it is mounted.
 
     Raises:
-        Failure: there is no interpreter for it.
+        Failure: with a message for the user, who has none of the server's.
     """
     program = interpreter()
     if program is None:
         raise Failure(f"--background needs {NAME}, and there is none on the PATH")
-    # What is written to a file later is of use there; elsewhere somebody else may read it.
-    log = None if _is_file(2) else subprocess.PIPE
+    # What is written to a log later is of use there; elsewhere somebody else may read it.
+    log = None if _is_log(2) else subprocess.PIPE
+    if trace == "-" and log is not None:
+        raise Failure("--background --trace: nobody would see it: add a file, --trace=FILE", USAGE)
     server = subprocess.Popen(
         # The arguments are for those who look for it in a list of processes.
         [program, "-c", _RUN, "recuse", "mount", spec, directory],
@@ -63,7 +66,10 @@ def start_in_background(
             server.returncode = 0  # it is nobody's child, but goes on
             return 0
         code = server.wait()
-        return code if code > 0 else 128 - code if code else 1
+        if code <= 0:
+            reason = signal.strsignal(-code) if code else "it did not say why"
+            raise Failure(f"{spec}: the server has ended: {reason}", 128 - code if code else 1)
+        return code
     except BaseException:
         server.terminate()
         raise
@@ -111,7 +117,7 @@ def _let_go(path: str) -> None:
     sys.stderr.flush()
     said = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1) if _is_file(2) else (0, 1, 2):
+    for number in (0, 1) if _is_log(2) else (0, 1, 2):
         os.dup2(nothing, number)
     os.close(nothing)
     with contextlib.suppress(BrokenPipeError):
@@ -119,8 +125,11 @@ def _let_go(path: str) -> None:
     os.close(said)
 
 
-def _is_file(number: int) -> bool:
+def _is_log(number: int) -> bool:
+    """Whether a descriptor is a file, or systemd's journal (systemd.exec(5), JOURNAL_STREAM)."""
     try:
-        return stat.S_ISREG(os.fstat(number).st_mode)
+        status = os.fstat(number)
     except OSError:
         return False
+    journal = os.environ.get("JOURNAL_STREAM")
+    return stat.S_ISREG(status.st_mode) or f"{status.st_dev}:{status.st_ino}" == journal

@@ -19,6 +19,7 @@ from recuse.cli.spec import (
 )
 from recuse.server.filesystem.filesystem import Filesystem
 from recuse.server.filesystem.inodes import Inodes
+from recuse.server.filesystem.nodes import Directory
 from recuse.server.filesystem.served import Served
 
 _PLAIN = (str, int, float, bool)
@@ -69,7 +70,8 @@ def load_filesystem(text: str) -> Served:
         attributes = _attributes(spec, filesystem)
     for name, value in attributes.items():
         setattr(filesystem, name, value)
-    if isinstance(filesystem, Filesystem) and not hasattr(filesystem, "root"):
+    root = getattr(filesystem, "root", None)
+    if isinstance(filesystem, Filesystem) and not isinstance(root, Directory):
         raise SpecError(f"{spec.source}: {type(filesystem).__name__} has no root: a Directory")
     return filesystem
 
