@@ -115,18 +115,20 @@ class FilesystemSession:
                 pending.fail(errno.ENODEV)
             else:
                 serve(pending, pick_node(message)[0])
-        except OSError as error:
-            pending.fail(error.errno or errno.EIO)
         except BaseException as error:
-            answer_fault(pending, error)
+            waits = opcode not in NO_REPLY and not pending.answered
+            if waits and isinstance(error, OSError):
+                pending.fail(error.errno or errno.EIO)
+            else:
+                answer_fault(pending, error)
 
     def notify(self, code: int, body: Structure | None, data: bytes) -> None:
-        """See `recuse.server.filesystem.filesystem.Session`; nothing happens before INIT."""
+        """See `recuse.server.filesystem.served.Session`; nothing happens before INIT."""
         if self._notifications is not None:
             self._notifications.put(code, body, data)
 
     def retrieve(self, number: int, offset: int, size: int) -> Future[bytes]:
-        """See `recuse.server.filesystem.filesystem.Session`."""
+        """See `recuse.server.filesystem.served.Session`."""
         if self._notifications is None or self._closed:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         return self._notifications.retrieve(number, offset, size)
@@ -190,6 +192,9 @@ class FilesystemSession:
         self._level.begin(fuse_setxattr_in.SIZE if extended else FUSE_COMPAT_SETXATTR_IN_SIZE)
         self._notifications = Notifications(pending.send)
         add_session(self.filesystem, self)
+        if self._closed:
+            remove_session(self.filesystem, self)
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         pending.reply(out.pack())
 
     def _undelivered(self, pending: PendingReply, payload: bytes) -> None:

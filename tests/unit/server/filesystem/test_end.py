@@ -7,8 +7,17 @@ from typing import Any
 import pytest
 
 from recuse import Directory, Filesystem, OpenFile, OpenRequest, RegularFile
+from recuse.server.filesystem.served import sessions_of
 from recuse.wire.filesystem import fuse_create_in
-from recuse.wire.fuse import FUSE_CREATE, FUSE_OPEN, FUSE_OPENDIR, FUSE_TMPFILE, fuse_open_in
+from recuse.wire.fuse import (
+    FUSE_CREATE,
+    FUSE_FORGET,
+    FUSE_LOOKUP,
+    FUSE_OPEN,
+    FUSE_OPENDIR,
+    FUSE_TMPFILE,
+    fuse_open_in,
+)
 
 from ..conftest import WAIT_S, Failure, Told
 from .conftest import ServeFilesystem
@@ -164,3 +173,34 @@ def test_a_file_of_a_node_that_tells_no_attributes(
         assert peer.refuses(FUSE_CREATE, 1, request, "new") == number
         assert node.file.released == 1
     assert told.line().startswith("Making.create returned 5, not a Node")
+
+
+def test_nothing_begins_after_it(serve_filesystem: ServeFilesystem) -> None:
+    filesystem = Filesystem(Directory())
+    peer = serve_filesystem(filesystem)
+    peer.session.close()
+    with pytest.raises(Failure) as caught:
+        peer.init_filesystem()
+    assert caught.value.number == errno.ENODEV
+    assert sessions_of(filesystem) == []
+
+
+def test_what_fails_after_the_answer(
+    serve_filesystem: ServeFilesystem, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is logged; there is no second answer, and the channel's thread goes on."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    peer = serve_filesystem(Filesystem(Directory({"file": RegularFile(b"")})))
+    monkeypatch.setattr(peer.session._level, "undelivered", fail)
+    monkeypatch.setattr(peer.session._level, "forget", fail)
+    peer.refuse = OSError(errno.ENOENT, "gone")
+    peer.send(FUSE_LOOKUP, 1, b"", "file")
+    line, _ = told.traceback()
+    assert line.startswith("internal error in request")
+    peer.refuse = None
+    unique = peer.send(FUSE_FORGET, 1, bytes(8))
+    assert unique not in peer.answers
+    assert told.traceback()[0].startswith("internal error in request")
