@@ -101,8 +101,7 @@ class Stream:
         return self.end - len(self.kept)
 
     def read(self, size: int, offset: int) -> bytes:
-        # Further than to the last byte: at the end, the checksum is looked at.
-        while self.end <= offset + size:
+        while self.end < offset + size:
             piece = self.file.read(BLOCK)
             if not piece:
                 break

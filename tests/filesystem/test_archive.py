@@ -13,12 +13,15 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from recuse import Filesystem, Mount
 from recuse.cli.filesystem_spec import load_filesystem
@@ -32,6 +35,8 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 SPEC = f"{EXAMPLES}/archive.py,path="
 SECONDS = 1_600_000_000
+SIZE = 1 << 18
+"""A multiple of all blocks: no read goes past the end by itself."""
 LARGE = random.Random(12).randbytes(1 << 20) * 3
 """It goes beyond what is kept of a stream."""
 
@@ -66,6 +71,13 @@ def tar_of(*members: tarfile.TarInfo, content: bytes = b"text\n", mode: str = "w
                 member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return packed.getvalue()
+
+
+def end(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Put a member into the directory whose content was written to the file itself."""
+    assert packed.fp is not None
+    packed.filelist.append(info)
+    vars(packed).update(start_dir=packed.fp.tell(), _didModify=True)
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, linkname: str = "") -> tarfile.TarInfo:
@@ -270,8 +282,7 @@ def test_a_stored_member_of_5_gib(tmp_path: Path, directory: Path) -> None:
         for offset in (0, 1 << 32, size - 4):
             file.seek(len(header) + offset)
             file.write(b"here")
-        packed.filelist.append(info)
-        vars(packed).update(start_dir=file.tell(), _didModify=True)
+        end(packed, info)
     with Mount(archive(tmp_path / "a.zip"), directory):
         assert (directory / "large").stat().st_size == size
         for offset in (0, 1 << 32, size - 4):
@@ -355,6 +366,31 @@ def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     for magic, opener in list(compressions.items()):
         monkeypatch.setitem(compressions, magic, counting(opener))
     return names
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.usefixtures("begun")
+@given(st.lists(st.tuples(st.integers(0, len(LARGE)), st.integers(1, 1 << 20)), max_size=20))
+def test_parts_in_any_order(parts: list[tuple[int, int]]) -> None:
+    unpack = sys.modules["unpack"]
+    begun = 0
+
+    def begin() -> io.BytesIO:
+        nonlocal begun
+        begun += 1
+        return io.BytesIO(LARGE)
+
+    unpacker = unpack.Unpacker(begin)
+    furthest = 0
+    for offset, size in parts:
+        before = begun
+        assert unpacker.read(size, offset) == LARGE[offset : offset + size]
+        furthest = max(furthest, offset + size)
+        # Parts that the kernel has asked for at once are not further apart than that.
+        if offset >= furthest - unpack.KEPT:
+            assert begun == before
+        assert len(unpacker.streams) <= unpack.STREAMS
+    unpacker.close()
 
 
 @pytest.mark.parametrize(("kind", "count"), [("gz", 10), ("bz2", 2), ("xz", 2)])
@@ -447,19 +483,39 @@ def test_a_damaged_member(
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", method) as packed:
         for name in ("before", "damaged", "after"):
-            # A multiple of a page: nobody reads past the end.
-            packed.writestr(name, random.Random(name).randbytes(1 << 16))
+            packed.writestr(name, random.Random(name).randbytes(SIZE))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     with Mount(archive(path), directory):
         for name in ("before", "after"):
-            assert (directory / name).read_bytes() == random.Random(name).randbytes(1 << 16)
+            assert (directory / name).read_bytes() == random.Random(name).randbytes(SIZE)
         for _ in range(2):
             with pytest.raises(OSError, match=os.strerror(errno.EIO)):
                 (directory / "damaged").read_bytes()
     assert caplog.records[0].getMessage().startswith("'damaged' is damaged: ")
     assert all(record.exc_info is None for record in caplog.records)
+
+
+def test_a_wrong_checksum_after_the_last_byte(tmp_path: Path, directory: Path) -> None:
+    """An empty block is between them: nobody needs to unpack that to have all bytes."""
+    content = b"text" * (SIZE // 4)
+    packer = zlib.compressobj(wbits=-15)
+    data = packer.compress(content) + packer.flush(zlib.Z_FULL_FLUSH) + packer.flush()
+    for wrong in (0, 1):
+        with open(tmp_path / "a", "wb") as file, zipfile.ZipFile(file, "w") as packed:
+            info = zipfile.ZipInfo("file")
+            info.compress_type, info.header_offset = zipfile.ZIP_DEFLATED, 0
+            info.file_size, info.compress_size = SIZE, len(data)
+            info.CRC = zlib.crc32(content) ^ wrong
+            file.write(info.FileHeader() + data)
+            end(packed, info)
+        with Mount(archive(tmp_path / "a"), directory):
+            if not wrong:
+                assert (directory / "file").read_bytes() == content
+            else:
+                with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                    (directory / "file").read_bytes()
 
 
 def test_a_damaged_header_of_a_zip_member(tmp_path: Path, directory: Path) -> None:

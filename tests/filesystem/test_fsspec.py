@@ -225,17 +225,32 @@ def test_when_it_is_stored(show: Show, tmp_path: Path) -> None:
     assert os.listdir(source) == []
 
 
-def test_close_tells_that_it_cannot_be_stored(show: Show, tmp_path: Path) -> None:
+def test_what_is_stored_is_not_stored_again(show: Show, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    shown = show(f"file://{source}")
+    with open(shown / "file", "wb", buffering=0) as file:
+        file.write(b"text")
+        os.fsync(file.fileno())
+        (source / "file").unlink()
+    assert os.listdir(source) == []
+
+
+def test_close_tells_that_it_cannot_be_stored(
+    serve: Serve, directory: Path, tmp_path: Path
+) -> None:
     source = tmp_path / "source"
     (source / "d").mkdir(parents=True)
-    shown = show(f"file://{source}")
-    descriptor = os.open(shown / "d/file", os.O_WRONLY | os.O_CREAT)
+    server = serve(f"{SPEC}file://{source}", str(directory))
+    assert server.line() == str(directory)
+    descriptor = os.open(directory / "d/file", os.O_WRONLY | os.O_CREAT)
     os.write(descriptor, b"text")
     shutil.rmtree(source / "d")
     with pytest.raises(FileNotFoundError):
         os.close(descriptor)
-    # It is there again in time for the last attempt.
-    (source / "d").mkdir()
+    server.process.terminate()
+    # That was tried once more, and then it was lost.
+    assert server.end()[1].count("Spooled.release raised FileNotFoundError\n") == 1
 
 
 def test_what_fsspec_cannot(show: Show, tmp_path: Path) -> None:
