@@ -48,6 +48,8 @@ def failing(code: int) -> Callable[..., Any]:
         ("open_device", doctor.check_dev_fuse),
         ("open_device", doctor.check_dev_cuse),
         ("mount_filesystem", doctor.check_mounts),
+        ("mount_privately", doctor.check_private_mounts),
+        ("command_for_mount8", doctor.check_fstab),
         ("fuse_over_io_uring", doctor.check_io_uring),
     ],
 )
@@ -175,6 +177,17 @@ def test_how_an_ordinary_user_mounts(
     assert finding.good == bool(mode & 0o4000)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert not doctor.check_mounts().good
+
+
+def test_what_mount8_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("_SBIN", "_WITHOUT_PATH"):
+        monkeypatch.setattr(probes, name, str(tmp_path))
+    assert doctor.check_fstab().text == "mount.fuse3 is missing"
+    for name in ("mount.fuse3", "recuse"):
+        (tmp_path / name).touch(0o755)
+        text = doctor.check_fstab().text
+        expected = "mount(8) does not find recuse" if name == "mount.fuse3" else "works, by "
+        assert expected in text
 
 
 # ---- the report

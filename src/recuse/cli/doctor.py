@@ -246,14 +246,35 @@ def check_dev_fuse() -> Finding:
 
 def check_mounts() -> Finding:
     advice = (
-        "filesystems cannot be mounted: install the package fuse3, for fusermount3; or use "
-        "`recuse mount --private`; in a container, --cap-add SYS_ADMIN"
+        "filesystems cannot be mounted for all programs: install the package fuse3, for "
+        "fusermount3; in a container, --cap-add SYS_ADMIN"
     )
     try:
         way = probes.mount_filesystem()
     except OSError as error:
         return Finding(False, error.strerror or str(error), advice)
     return Finding(True, f"`recuse mount` works, by {way}")
+
+
+def check_private_mounts() -> Finding:
+    return _try(
+        probes.mount_privately,
+        "`recuse mount --private` works",
+        "mounts for one program need user namespaces: see /proc/sys/user/max_user_namespaces, or "
+        "kernel.apparmor_restrict_unprivileged_userns; in a container, --cap-add SYS_ADMIN",
+    )
+
+
+def check_fstab() -> Finding:
+    advice = (
+        "`recuse mount` does not need it; for `mount -t fuse.recuse` and fstab, install the "
+        "package fuse3, and make a link to this command: /usr/local/bin/recuse"
+    )
+    try:
+        command = probes.command_for_mount8()
+    except OSError as error:
+        return Finding(False, error.strerror or str(error), advice)
+    return Finding(True, f"`mount -t fuse.recuse` works, by {command}")
 
 
 def check_io_uring() -> Finding:
@@ -299,6 +320,8 @@ SURROUNDINGS = (
     Check("no_new_privs", check_no_new_privileges, required=False),
     Check("/dev/fuse", check_dev_fuse, required=False),
     Check("mounts", check_mounts, required=False, rests_on="/dev/fuse"),
+    Check("private mounts", check_private_mounts, required=False, rests_on="/dev/fuse"),
+    Check("fstab", check_fstab, required=False, rests_on="mounts"),
     Check("io_uring", check_io_uring, required=False, rests_on="mounts"),
     Check("/dev/cuse", check_dev_cuse, required=False),
 )

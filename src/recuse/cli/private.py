@@ -40,7 +40,7 @@ def run_private(
     configure_logging()
     # Before there are threads: with some, a process cannot have a new user namespace.
     try:
-        _leave()
+        leave()
     except OSError as error:
         raise Failure(f"--private: {_explain(error)}") from error
     with recording(trace, layout) as recorder:
@@ -53,7 +53,7 @@ def run_private(
             raise Failure(str(error)) from error
 
 
-def _leave() -> None:
+def leave() -> None:
     """Have mounts of our own, and be allowed to make some. Raises OSError."""
     uid, gid = os.geteuid(), os.getegid()
     if uid != 0 or _libc.unshare(_CLONE_NEWNS):

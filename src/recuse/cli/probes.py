@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from recuse.channel.io_uring import Ring
 from recuse.channel.rings import PARAMETER
 from recuse.channel.unmounting import HELPER
+from recuse.cli.private import leave
 from recuse.sandbox.arch import arch
 from recuse.sandbox.files.identity import EPOLL_SLOT, KCMP_EPOLL_TFD
 from recuse.sandbox.tasks.memory import UnreadableError, read_memory
@@ -37,6 +38,10 @@ _SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17
 
 _FSOPEN, _FSOPEN_CLOEXEC = 430, 1
 """linux/mount.h"""
+
+_SBIN = "/sbin:/usr/sbin"
+_WITHOUT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where shells look for a command if there is no PATH."""
 
 _GETPGID = arch.SYSCALLS["getpgid"]
 """The call that the experiments trap: it is harmless, and Python itself does not make it."""
@@ -269,3 +274,31 @@ def mount_filesystem() -> str:
             raise PermissionError(errno.EPERM, f"{program} is not set-user-ID root") from None
         return HELPER
     return "mount(2)"
+
+
+def mount_privately() -> None:
+    """Begin to mount a filesystem with mounts of our own, in a child."""
+
+    def begin(theirs: socket.socket) -> None:
+        try:
+            leave()
+            _check(_libc.syscall(_FSOPEN, b"fuse", _FSOPEN_CLOEXEC))
+        except OSError as error:
+            theirs.send(bytes([error.errno or errno.EIO]))
+        else:
+            theirs.send(b"\0")
+
+    with _child(begin) as (_, ours):
+        (number,) = ours.recv(1)
+    if number:
+        raise OSError(number, os.strerror(number))
+
+
+def command_for_mount8() -> str:
+    """Find what mount(8) needs for the type fuse.recuse; return which `recuse` it runs."""
+    if shutil.which("mount.fuse3", path=_SBIN) is None:
+        raise FileNotFoundError(errno.ENOENT, "mount.fuse3 is missing")
+    command = shutil.which("recuse", path=_WITHOUT_PATH)
+    if command is None:
+        raise FileNotFoundError(errno.ENOENT, "mount(8) does not find recuse")
+    return command
