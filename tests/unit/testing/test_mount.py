@@ -7,6 +7,7 @@ import stat
 import threading
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -474,6 +475,40 @@ def test_many_threads_change_one_directory() -> None:
             thread.join(60)
         assert len(mount.listdir()) == 160
     assert Counting.worst == 1
+
+
+def test_threads_move_everything_everywhere() -> None:
+    """Locks are taken in an order in which nobody waits for himself, and all are given back."""
+    with memory() as mount:
+        for directory in ("a", "b", "a/c"):
+            mount.mkdir(directory)
+
+        def work(seed: int) -> None:
+            random = Random(seed)
+            places = ["a/x", "b/x", "a/c/x", "a/y", "b/y", "a/c/y", "a/c", "b/c"]
+            for _ in range(150):
+                one, other = random.choice(places), random.choice(places)
+                name, *arguments = random.choice([
+                    ("rename", one, other),
+                    ("rename", one, other, RENAME_EXCHANGE),
+                    ("mkdir", one),
+                    ("rmdir", one),
+                    ("write_text", one, "text"),
+                    ("unlink", one),
+                    ("link", one, other),
+                    ("listdir", "a"),
+                    ("drop_caches",),
+                ])  # fmt: skip
+                error_of(getattr(mount, str(name)), *arguments)
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+        assert not any(inode.lock.held for inode in mount._superblock.inodes.all())
+        assert set(mount.listdir()) == {"a", "b"}
 
 
 def test_the_mirror_shows_a_directory(tmp_path: Path) -> None:

@@ -184,7 +184,13 @@ class Superblock:
 
     def lock(self, inode: Inode, shared: bool = False) -> Operation[None]:
         """Wait for an inode's lock; give it back with `unlock`."""
-        yield Turn(inode.lock, shared)
+        turn = Turn(inode.lock, shared)
+        try:
+            yield turn
+        except GeneratorExit:
+            # Nobody continues the operation, so nobody would give it back.
+            inode.lock.leave(turn, self.connection.grant)
+            raise
 
     def unlock(self, inode: Inode, shared: bool = False) -> None:
         """Give it back."""

@@ -22,6 +22,7 @@ class Turn(Request):
         super().__init__(0)
         self.lock = lock
         self.shared = shared
+        self.granted = False
 
 
 class InodeLock:
@@ -52,27 +53,47 @@ class InodeLock:
 
     def give_back(self, shared: bool, grant: Callable[[Turn], None]) -> None:
         """Release the lock; ``grant`` is called for those who have it now."""
-        granted = []
         with _guard:
-            if shared:
-                self._shared -= 1
-            else:
-                self._exclusive = False
-            while self._waiting and self._fits(self._waiting[0]):
-                turn = self._waiting.popleft()
-                self._add(turn)
-                granted.append(turn)
+            self._remove(shared)
+            granted = self._next()
         for turn in granted:
             grant(turn)
+
+    def leave(self, turn: Turn, grant: Callable[[Turn], None]) -> None:
+        """Give up a place in the line, or the lock if it was granted meanwhile."""
+        with _guard:
+            if turn.granted:
+                self._remove(turn.shared)
+            elif self._waiting and turn in self._waiting:
+                self._waiting.remove(turn)
+            granted = self._next()
+        for other in granted:
+            grant(other)
+
+    def _next(self) -> list[Turn]:
+        """Those who are first in line and can have the lock now."""
+        granted = []
+        while self._waiting and self._fits(self._waiting[0]):
+            turn = self._waiting.popleft()
+            self._add(turn)
+            granted.append(turn)
+        return granted
 
     def _fits(self, turn: Turn) -> bool:
         return not self._exclusive and (turn.shared or not self._shared)
 
     def _add(self, turn: Turn) -> None:
+        turn.granted = True
         if turn.shared:
             self._shared += 1
         else:
             self._exclusive = True
+
+    def _remove(self, shared: bool) -> None:
+        if shared:
+            self._shared -= 1
+        else:
+            self._exclusive = False
 
 
 _guard = new_lock("InodeLock")

@@ -24,6 +24,20 @@ def test_others_wait_in_line() -> None:
     assert not lock.held
 
 
+def test_whoever_leaves_the_line_holds_nobody_up() -> None:
+    lock = InodeLock()
+    turns = [Turn(lock, shared) for shared in (True, False, True)]
+    assert [lock.take(turn) for turn in turns] == [True, False, False]
+    granted: list[Turn] = []
+    lock.leave(turns[1], granted.append)
+    assert granted == turns[2:]
+    for turn in (turns[0], turns[2]):
+        lock.leave(turn, granted.append)  # they have it
+    lock.leave(Turn(lock, False), granted.append)  # it never asked
+    assert granted == turns[2:]
+    assert not lock.held
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans())))
 def test_nobody_is_alone_with_others_and_nobody_is_left(steps: list[tuple[bool, bool]]) -> None:
     lock = InodeLock()
