@@ -62,26 +62,29 @@ class Driver:
 
     def _reply(self, request: Request) -> Reply:
         connection = self.superblock.connection
-        connection.submit(request)
-        if request.reply is None:
-            arrived = threading.Event()
-            if connection.watch(request, lambda _: arrived.set()):
-                self._wait(request, arrived)
+        # First of all: whoever sees that the filesystem has it, may interrupt it.
+        self._waiting.add(request)
+        try:
+            connection.submit(request)
+            if request.reply is None:
+                arrived = threading.Event()
+                if connection.watch(request, lambda _: arrived.set()):
+                    self._wait(request, arrived)
+        finally:
+            self._waiting.discard(request)
         assert request.reply is not None
         return request.reply
 
     def _wait(self, request: Request, arrived: threading.Event) -> None:
         connection = self.superblock.connection
-        self._waiting.add(request)
         try:
-            if not arrived.wait(self._timeout_s):
-                connection.abort()
-                raise _NoAnswer(f"no answer in {self._timeout_s:g} s, to opcode {request.opcode}")
+            if arrived.wait(self._timeout_s):
+                return
         except KeyboardInterrupt:
             connection.interrupt(request)
             raise
-        finally:
-            self._waiting.discard(request)
+        connection.abort()
+        raise _NoAnswer(f"no answer in {self._timeout_s:g} s, to opcode {request.opcode}")
 
     def opened(self, file: Closable) -> None:
         """Note a file that a test has opened."""
