@@ -24,6 +24,8 @@ from recuse.wire.filesystem import (
 )
 from recuse.wire.fuse import (
     FUSE_BATCH_FORGET,
+    FUSE_IOCTL,
+    FUSE_IOCTL_DIR,
     FUSE_LINK,
     FUSE_LOOKUP,
     FUSE_MKDIR,
@@ -36,6 +38,7 @@ from recuse.wire.fuse import (
     FUSE_RMDIR,
     FUSE_SYMLINK,
     FUSE_UNLINK,
+    fuse_ioctl_in,
     fuse_open_out,
     fuse_read_in,
 )
@@ -431,3 +434,10 @@ def test_a_directory_that_is_not_opened(serve_filesystem: ServeFilesystem) -> No
     peer.send(FUSE_OPENDIR, 1, bytes(8))
     peer.refuse = None
     assert peer.session._level.state.listings == {}
+
+
+def test_a_directory_has_no_ioctls(serve_filesystem: ServeFilesystem) -> None:
+    peer = serve_filesystem(Filesystem(Directory()))
+    fh = fuse_open_out.unpack(peer.ask(FUSE_OPENDIR, 1, bytes(8))).fh
+    body = fuse_ioctl_in(fh=fh, flags=FUSE_IOCTL_DIR, cmd=6)
+    assert peer.refuses(FUSE_IOCTL, 1, body) == errno.ENOTTY
