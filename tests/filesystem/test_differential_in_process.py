@@ -187,8 +187,18 @@ class InProcess(Caller):
                 yield from self._tree(path)
 
 
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """What TestMount has, too."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def tmpfs() -> Iterator[Path]:
+    if os.geteuid():
+        pytest.skip("only root may look at all files that the calls make")
     if " /dev/shm tmpfs " not in Path("/proc/self/mounts").read_text(encoding="utf-8"):
         pytest.skip("/dev/shm is no tmpfs")
     with tempfile.TemporaryDirectory(prefix="tmpfs-", dir="/dev/shm") as made:

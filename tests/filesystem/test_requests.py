@@ -21,7 +21,9 @@ from recuse.testing import TestMount
 from .conftest import PATIENCE_S
 from .recording_server import record
 from .test_differential import Caller
-from .test_differential_in_process import MAKERS, InProcess
+from .test_differential_in_process import MAKERS, InProcess, umask
+
+__all__ = ["umask"]  # a fixture
 
 RELEASE = "6.18"
 CALLS: list[tuple[Any, ...]] = [

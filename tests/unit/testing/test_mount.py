@@ -138,13 +138,13 @@ def test_attributes_are_changed() -> None:
             file.chmod(0o600)
             file.utime((5, 6))
             assert file.stat().st_mtime_ns == 6
-        mount.as_user(0).chown("a", 1000, 1001)
-        assert (mount.stat("a").st_uid, mount.stat("a").st_gid) == (1000, 1001)
         mount.setxattr("a", "user.x", b"value")
         assert mount.listxattr("a") == ["user.x"]
         assert mount.getxattr("a", "user.x") == b"value"
         mount.removexattr("a", "user.x")
         assert error_of(mount.getxattr, "a", "user.x") == "ENODATA"
+        mount.as_user(0).chown("a", 1000, 1001)
+        assert (mount.stat("a").st_uid, mount.stat("a").st_gid) == (1000, 1001)
         assert mount.statvfs().f_namemax == 255
 
 
