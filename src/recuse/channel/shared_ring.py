@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import queue
+import select
 import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -38,6 +39,7 @@ NUDGE: Final = 1 << 62
 
 _SUBMISSIONS: Final = 64
 _MOST_AT_ONCE: Final = 32
+_CLOSED_TICK_S: Final = 0.05
 _IDLE_TICKS: Final = 100
 _JOIN_S: Final = 2.0
 
@@ -88,6 +90,7 @@ class SharedRing:
         self.asleep = False
         """Whether the thread looks at nothing until it is woken."""
         self._closing = False
+        self._tick_s = TICK
         self._full = False
         self._ring = Ring(_SUBMISSIONS)
         self._number = -1
@@ -147,6 +150,7 @@ class SharedRing:
     def close(self) -> None:
         """Have it end with the connection. Until then it takes its requests itself."""
         self._closing = True
+        self._tick_s = _CLOSED_TICK_S
         self._inbox.put(None)
 
     def join(self) -> None:
@@ -162,7 +166,7 @@ class SharedRing:
                     if self._is_over():
                         break
                     self._asleep_or_not(idle)
-                    self._do(self._inbox.get(timeout=None if self.asleep else TICK))
+                    self._do(self._inbox.get(timeout=None if self.asleep else self._tick_s))
                 except queue.Empty:
                     self._ring.submit()  # what could not be submitted before
                     idle = 0 if self._look() else idle + 1
@@ -181,13 +185,17 @@ class SharedRing:
                 self._number = -1
 
     def _is_over(self) -> bool:
-        """Whether it was closed and the kernel has none of its entries any more."""
+        """Whether it was closed, the connection has ended, and the kernel has no entry any more."""
         if not self._closing:
             return False
         while (entry := self.receive()) is not None:
             self._serve(entry)
         with self._lock:
-            return not any(self._free)
+            if any(self._free):
+                return False
+        poll = select.poll()
+        poll.register(self._number, 0)
+        return bool(poll.poll(0))  # only POLLERR is left to report
 
     def _asleep_or_not(self, idle: int) -> None:
         # Threads look at `asleep` after they have become busy.
