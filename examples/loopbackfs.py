@@ -21,6 +21,7 @@ import recuse
 from recuse import Changes, DirectoryEntry, InodeEntry, Opened
 
 Made = tuple[InodeEntry, Opened]
+Names = list[tuple[str, int]]
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -99,6 +100,8 @@ class Loopback(recuse.Inodes):
             atime = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
             mtime = now.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
             os.utime(place, ns=(atime, mtime))
+        elif changes.size is changes.uid is changes.gid is changes.mode is None:
+            os.chown(place, -1, -1)  # that changes st_ctime
         return self.getattr(ino, fh)
 
     def getxattr(self, ino: int, name: str) -> bytes:
@@ -162,17 +165,18 @@ class Loopback(recuse.Inodes):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 
-    # ---- directories: what is opened is a list of names
+    # ---- directories: what is opened is a list of names and inode numbers
 
-    def opendir(self, ino: int, flags: int) -> list[str]:
-        return os.listdir(self.place(ino))
+    def opendir(self, ino: int, flags: int) -> Names:
+        with os.scandir(self.place(ino)) as entries:
+            return [(entry.name, entry.inode()) for entry in entries]
 
-    def readdir(self, ino: int, fh: list[str], offset: int) -> Iterator[DirectoryEntry]:
-        for index, name in enumerate(fh[offset:], offset + 1):
-            yield DirectoryEntry(name, index, ino=index)
+    def readdir(self, ino: int, fh: Names, offset: int) -> Iterator[DirectoryEntry]:
+        for index, (name, number) in enumerate(fh[offset:], offset + 1):
+            yield DirectoryEntry(name, index, ino=number)
 
-    def readdirplus(self, ino: int, fh: list[str], offset: int) -> Iterator[DirectoryEntry]:
-        for index, name in enumerate(fh[offset:], offset + 1):
+    def readdirplus(self, ino: int, fh: Names, offset: int) -> Iterator[DirectoryEntry]:
+        for index, (name, _) in enumerate(fh[offset:], offset + 1):
             with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
                 yield DirectoryEntry(name, index, entry=self.lookup(ino, name))
 

@@ -24,6 +24,8 @@ class MirrorNode(Node):
     """A file of the directory that is shown.  Two names of a file are one node."""
 
     known: "WeakValueDictionary[tuple[int, int], MirrorNode]"
+    device: int
+    """``st_dev`` of the directory that is shown."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -37,7 +39,13 @@ class MirrorNode(Node):
         return f"/proc/self/fd/{self.descriptor}"
 
     def attributes(self) -> os.stat_result:
-        return os.fstat(self.descriptor)
+        # They are the same as long as the file is there, whatever the kernel forgets of it.
+        found = os.fstat(self.descriptor)
+        if found.st_dev == self.device:
+            return found
+        # Something else is mounted there, and other files may have its numbers.
+        times = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        return os.stat_result((found.st_mode, 0, *found[2:]), times)
 
     def change(self, changes: Changes) -> None:
         if changes.size is not None:
@@ -52,6 +60,8 @@ class MirrorNode(Node):
             atime = now.st_atime_ns if changes.atime_ns is None else changes.atime_ns
             mtime = now.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
             os.utime(self.place, ns=(atime, mtime))
+        elif changes.size is changes.uid is changes.gid is changes.mode is None:
+            os.chown(self.place, -1, -1)  # that changes st_ctime
 
     def get_xattr(self, name: str) -> bytes:
         return os.getxattr(self.place, name)
@@ -115,8 +125,7 @@ class MirrorDirectory(MirrorNode, recuse.Directory):
         try:
             with os.scandir(descriptor) as entries:
                 for entry in entries:
-                    directory = entry.is_dir(follow_symlinks=False)
-                    yield Entry(entry.name, stat.S_IFDIR if directory else 0)
+                    yield Entry(entry.name, kind_of(entry), entry.inode())
         finally:
             os.close(descriptor)
 
@@ -127,7 +136,7 @@ class MirrorDirectory(MirrorNode, recuse.Directory):
         if node is None:
             kind = KINDS.get(stat.S_IFMT(found.st_mode), MirrorSpecial)
             node = self.known[found.st_dev, found.st_ino] = kind(descriptor)
-            node.known = self.known
+            node.known, node.device = self.known, self.device
         else:
             os.close(descriptor)
         return node
@@ -178,6 +187,15 @@ class MirrorDirectory(MirrorNode, recuse.Directory):
         os.rename(name, new_name, **ends)
 
 
+def kind_of(entry: "os.DirEntry[str]") -> int:
+    """Tell directories, files and links apart, as far as the listing does."""
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    return stat.S_IFLNK if entry.is_symlink() else 0
+
+
 KINDS: dict[int, type[MirrorNode]] = {
     stat.S_IFDIR: MirrorDirectory,
     stat.S_IFREG: MirrorFile,
@@ -197,6 +215,7 @@ class Mirror(recuse.Filesystem):
     def __init__(self, source: str) -> None:
         root = MirrorDirectory(os.open(source, os.O_PATH | os.O_DIRECTORY))
         root.known = WeakValueDictionary()
+        root.device = os.fstat(root.descriptor).st_dev
         super().__init__(root)
 
     def statistics(self) -> os.statvfs_result:

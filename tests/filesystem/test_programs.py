@@ -465,3 +465,38 @@ for path in ("f", "d"):
     print(os.listxattr(path), fails(os.removexattr, path, "user.a"))
 """,
     )
+
+
+def test_inode_numbers(place: Place) -> None:
+    """Listings and stat agree about them, also when the kernel has forgotten the files."""
+    same_python(
+        place,
+        """
+names = ["file", "directory", "link", "fifo"]
+os.close(os.open("file", os.O_CREAT)); os.mkdir("directory"); os.symlink("x", "link")
+os.mkfifo("fifo"); os.link("file", "hard")
+def numbers():
+    return {name: os.lstat(name).st_ino for name in sorted(os.listdir("."))}
+before = numbers()
+if os.geteuid() == 0:
+    open("/proc/sys/vm/drop_caches", "w").write("2")
+for _ in range(3):  # the kernel asks for attributes with the names once, and then for names only
+    listed = [(entry.name, entry.inode()) for entry in os.scandir(".")]
+    print(sorted(listed) == sorted(before.items()), len(set(before.values())))
+print(numbers() == before)
+""",
+    )
+
+
+def test_a_change_of_nothing(place: Place) -> None:
+    same_python(
+        place,
+        """
+os.close(os.open("f", os.O_CREAT))
+for change in (lambda: os.chown("f", -1, -1), lambda: os.chmod("f", 0o644), lambda: os.utime("f")):
+    before = os.stat("f")
+    while os.stat("f").st_ctime_ns == before.st_ctime_ns:
+        change()
+print(os.stat("f").st_ctime_ns > before.st_ctime_ns)
+""",
+    )

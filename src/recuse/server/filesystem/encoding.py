@@ -68,7 +68,8 @@ def valid(seconds: float) -> tuple[int, int]:
 def attributes(number: int, told: Any) -> bytes:
     """``struct fuse_attr`` for what `Node.attributes` has returned.
 
-    Raises Misuse if it is of the wrong type or out of range.
+    If it has no inode number, programs see the node's number in the protocol. Raises Misuse if it
+    is of the wrong type or out of range.
     """
     if isinstance(told, Node):
         size, mode, block_size = told.size or 0, told.kind | told.mode & 0o7777, 4096
@@ -107,7 +108,7 @@ def attributes(number: int, told: Any) -> bytes:
 
 def _of_stat(number: int, told: os.stat_result) -> bytes:
     return _pack_attr(
-        number,
+        told.st_ino or number,
         told.st_size,
         told.st_blocks,
         told.st_atime_ns // _NS & _U64,

@@ -82,7 +82,11 @@ class Node:
     """Set with the number."""
 
     def attributes(self) -> Attributed | Awaitable[Attributed]:
-        """Return the result for stat(2). By default it is this node, with its attributes."""
+        """Return the result for stat(2). By default it is this node, with its attributes.
+
+        Its inode number is what programs see. 0: the number that the node has in the protocol,
+        which another object for the same file does not share.
+        """
         return self
 
     def change(self, changes: Changes) -> Awaitable[None] | None:

@@ -237,6 +237,7 @@ def test_attributes_from_stat(serve_filesystem: ServeFilesystem) -> None:
     here = os.stat(__file__)
     attr = serve_filesystem(tree(file=Real())).lookup("file").attr
     assert (attr.mode, attr.size, attr.blocks) == (here.st_mode, here.st_size, here.st_blocks)
+    assert attr.ino == here.st_ino
     assert attr.mtime * 10**9 + attr.mtimensec == here.st_mtime_ns
 
 
