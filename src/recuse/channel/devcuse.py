@@ -40,6 +40,10 @@ MOST_DATA = MAX_PAGES * PAGE_SIZE
 """Most data that an ioctl can carry, in bytes, whatever max_write is: 32 pages
 (fs/fuse/ioctl.c, fuse_do_ioctl, Linux 6.1)."""
 
+_GATHER_MS = 1
+"""If requests come by a ring, only FORGET and INTERRUPT come here: one read for many FORGETs spares
+the other threads from being held up by each."""
+
 NODE_WAIT_S = 2.0
 """How long udev may take to make a node, if the kernel makes none (no devtmpfs on /dev)."""
 
@@ -119,7 +123,10 @@ class Channel:
             if other >= 0:
                 poll.register(other, select.POLLIN)
             poll.register(self._wake, select.POLLIN)
-            poll.poll()
+            ready = poll.poll()
+            if other >= 0 and ready == [(number, select.POLLIN)]:
+                poll.unregister(number)
+                poll.poll(_GATHER_MS)
         finally:
             self._end()
 
