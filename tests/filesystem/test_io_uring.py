@@ -362,6 +362,17 @@ print(len(done), os.listdir())
         assert result(python(code, mount)) == "1280 ['hello']\n"
 
 
+def wait_for_end_of(mount: Mount) -> None:
+    """Wait until threads that were in methods have ended, too, and closed their rings."""
+    rings = mount._rings
+    assert rings is not None
+    rings.join()
+    for ring in rings._cpus:
+        assert ring._thread is not None
+        ring._thread.join(PATIENCE_S)
+        assert not ring._thread.is_alive()
+
+
 @pytest.mark.usefixtures("detached")
 @pytest.mark.parametrize("kind", [Blocking, Waiting])
 def test_the_end_while_methods_wait(kind: type[Blocking]) -> None:
@@ -372,6 +383,7 @@ def test_the_end_while_methods_wait(kind: type[Blocking]) -> None:
             gate.wait_for(5)
         readers.communicate(timeout=PATIENCE_S)
         assert readers.returncode == 0  # its threads have failed
+    wait_for_end_of(mount)
 
 
 @pytest.mark.usefixtures("detached")
@@ -401,10 +413,7 @@ def test_a_file_that_stays_open(
         if kind is not RegularFile:
             reader.communicate(timeout=PATIENCE_S)
         # Then the threads end, and what they have open is closed.
-        rings = mount._rings
-        assert rings is not None
-        rings.join()
-        assert not any(ring.waiting for ring in rings._cpus)
+        wait_for_end_of(mount)
 
 
 @pytest.mark.usefixtures("rings", "root")
@@ -420,6 +429,7 @@ def test_aborted(directory: Path) -> None:
             assert ended.wait(PATIENCE_S)
             with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
                 os.stat(directory / "not known yet")
+    wait_for_end_of(mount)
     assert not is_mounted(directory)
 
 
@@ -436,7 +446,8 @@ def test_unmounted_by_somebody_else(directory: Path) -> None:
 @pytest.mark.usefixtures("rings", "root")
 def test_a_busy_mount_that_is_closed(directory: Path) -> None:
     with Gate() as gate:
-        with Mount(tree(waits=Blocking(gate)), directory, "io_uring") as mount:
+        mount = Mount(tree(waits=Blocking(gate)), directory, "io_uring")
+        with mount:
             inside = python("import os\nprint(1, flush=True)\ninput()\nos.stat('hello')", mount)
             reader = python(READERS, mount, "waits", "1")
             gate.wait_for(1)
@@ -444,6 +455,7 @@ def test_a_busy_mount_that_is_closed(directory: Path) -> None:
         reader.communicate(timeout=PATIENCE_S)
         _, errors = inside.communicate("\n", timeout=PATIENCE_S)
         assert os.strerror(errno.ENOTCONN) in errors or "EOF" in errors
+    wait_for_end_of(mount)
 
 
 BUSY = """
