@@ -210,6 +210,20 @@ def test_a_server_in_the_background_that_ends_without_a_word(
     assert (done.returncode, done.stdout, done.stderr) == (ended[0], "", message)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("background", [[], ["--background"]])
+def test_a_signal_while_a_filesystem_is_loaded(
+    serve: Serve, directory: Path, tmp_path: Path, background: list[str], number: int
+) -> None:
+    path = tmp_path / "fs.py"
+    begun = tmp_path / "begun"
+    path.write_text(f"import time\nopen({str(begun)!r}, 'w').close()\ntime.sleep({PATIENCE_S})\n")
+    server = serve(*background, str(path), str(directory))
+    until(begun.exists)
+    assert server.end(number)[0] != 0
+    until(lambda: servers_of(directory) == [])
+
+
 @pytest.mark.parametrize("root", ["", '"text"'])
 def test_a_filesystem_without_a_root(
     command: Command, directory: Path, tmp_path: Path, root: str

@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from recuse.cli.failure import USAGE, Failure, reporting
 from recuse.runtime.interpreter import NAME, interpreter
@@ -55,6 +56,7 @@ def start_in_background(
         stderr=log,
         start_new_session=True,
     )
+    previous = {number: _have_it_end_us(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         assert server.stdin is not None
         with contextlib.suppress(BrokenPipeError), server.stdin as pipe:
@@ -74,9 +76,23 @@ def start_in_background(
         server.terminate()
         raise
     finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         for stream in (server.stdout, server.stderr):
             if stream is not None:
                 stream.close()
+
+
+def _have_it_end_us(number: int) -> Any:
+    """Have a signal end the server, too, unless it is ignored; returns what it did before."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise Failure(f"not mounted: {signal.strsignal(number)}", 128 + number)
+
+    previous = signal.getsignal(number)
+    if previous is not signal.SIG_IGN:
+        signal.signal(number, end)
+    return previous
 
 
 def _listen(server: "subprocess.Popen[bytes]") -> bytes:

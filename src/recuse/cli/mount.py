@@ -17,6 +17,7 @@ from recuse.cli.filesystem_spec import load_filesystem
 from recuse.cli.run import configure_logging, recording
 from recuse.cli.spec import SpecError
 from recuse.runtime.log import Log
+from recuse.server.filesystem.served import Served
 
 log = Log("recuse.cli")
 
@@ -41,12 +42,12 @@ def serve_mount(
         Failure: with a message for the user.
     """
     configure_logging()
+    # Signals have their usual effect until it is loaded: that may take for ever.
+    filesystem = load(spec, MOUNT_FAILED)
     # The trace is complete before signals have their usual effect again.
     with ending_signals() as signals, recording(trace, layout) as recorder:
         tap = None if recorder is None else recorder.connection()
-        mount = make_mount(
-            spec, directory, options, status=MOUNT_FAILED, ended=signals.wake, tap=tap
-        )
+        mount = make_mount(filesystem, directory, options, ended=signals.wake, tap=tap)
         try:
             with mount:
                 ready(mount.path)
@@ -57,24 +58,31 @@ def serve_mount(
     return 0
 
 
+def load(spec: str, status: int = FAILED) -> Served:
+    """Make the filesystem that a SPEC names.
+
+    Raises:
+        Failure: with a message for the user, and that status.
+    """
+    try:
+        return load_filesystem(spec)
+    except SpecError as error:
+        raise Failure(str(error), status) from error
+
+
 def make_mount(
-    spec: str,
+    filesystem: Served,
     directory: str,
     options: Sequence[str],
     *,
-    status: int = FAILED,
     ended: Callable[[], object] = lambda: None,
     tap: ServerTap | None = None,
 ) -> Mount:
-    """Prepare the mount of a filesystem that a SPEC names.
+    """Prepare the mount of a filesystem.
 
     Raises:
-        Failure: with a message for the user, and that status, or USAGE if an option is wrong.
+        Failure: an option is wrong; with a message for the user.
     """
-    try:
-        filesystem = load_filesystem(spec)
-    except SpecError as error:
-        raise Failure(str(error), status) from error
     try:
         return Mount(filesystem, directory, ",".join(options), ended=ended, tap=tap)
     except ValueError as error:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from recuse.channel.mounting import MountError
 from recuse.channel.unmounting import call
 from recuse.cli.failure import Failure
-from recuse.cli.mount import make_mount
+from recuse.cli.mount import load, make_mount
 from recuse.cli.run import configure_logging, not_started, recording
 
 # linux/sched.h, linux/mount.h
@@ -45,7 +45,7 @@ def run_private(
         raise Failure(f"--private: {_explain(error)}") from error
     with recording(trace, layout) as recorder:
         tap = None if recorder is None else recorder.connection()
-        mount = make_mount(spec, directory, options, tap=tap)
+        mount = make_mount(load(spec), directory, options, tap=tap)
         try:
             with mount:
                 return _run(argv)
