@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -33,14 +34,38 @@ class Listing:
         self.directory = directory
         self.items: list[Item] = []
         self._iterator: Iterator[Any] | AsyncIterator[Any] | None = None
+        self._live: Mapping[str, Node] | None = None
+        self._is_snapshot = False
+        self._old = 0
+        """How many of the items an earlier request may have read."""
 
     def begin(self) -> None:
         """Read the directory from the start. Raises what `Directory.entries` raises."""
         entries = self.directory.entries()
+        is_live = entries is getattr(self.directory, "children", None)
+        self._live = entries if is_live else None
+        self._is_snapshot = isinstance(entries, Mapping)
         if isinstance(entries, Mapping):
             entries = list(entries.items())
         self.items = []
+        self._old = 0
         self._iterator = aiter(entries) if isinstance(entries, AsyncIterable) else iter(entries)
+
+    def resume(self) -> None:
+        """Read on, in another request: programs may have changed the directory meanwhile."""
+        self._old = sys.maxsize if self._is_snapshot else len(self.items)
+
+    def is_current(self, index: int) -> bool:
+        """Whether an item's name means its node now.
+
+        The kernel half lets no program change the directory during one request for entries, but
+        does so between two. It believes the entries of READDIRPLUS: with an old one, a name that
+        was removed would be there again.
+        """
+        if self._live is not None:
+            item = self.items[index]
+            return self._live.get(os.fsdecode(item.name)) is item.node
+        return index >= self._old
 
     @property
     def is_asynchronous(self) -> bool:

@@ -12,7 +12,7 @@ from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem import encoding
 from recuse.server.filesystem.answers import as_it_is, nothing
 from recuse.server.filesystem.level import Operation
-from recuse.server.filesystem.listing import Item, Listing
+from recuse.server.filesystem.listing import Listing
 from recuse.server.filesystem.nodes import Directory, Node, RegularFile
 from recuse.server.filesystem.requests import (
     CREATE_NAME,
@@ -231,6 +231,8 @@ class Names:
     def _list(self, listing: Listing, number: int, offset: int, size: int, plus: bool) -> Any:
         if offset == 0:
             listing.begin()
+        else:
+            listing.resume()
         page = _Page(self._state, number, size, plus)
         if listing.is_asynchronous:
             return page.fill_later(listing, offset)
@@ -254,7 +256,7 @@ class _Page:
             while offset - 2 >= len(listing.items):
                 if not listing.advance():
                     return b"".join(self._parts)
-            if not self._add(listing.items[offset - 2], offset + 1):
+            if not self._add(listing, offset - 2, offset + 1):
                 break
             offset += 1
         return b"".join(self._parts)
@@ -266,7 +268,7 @@ class _Page:
             while offset - 2 >= len(listing.items):
                 if not await listing.advance_later():
                     return b"".join(self._parts)
-            if not self._add(listing.items[offset - 2], offset + 1):
+            if not self._add(listing, offset - 2, offset + 1):
                 break
             offset += 1
         return b"".join(self._parts)
@@ -279,11 +281,14 @@ class _Page:
             offset += 1
         return offset
 
-    def _add(self, item: Item, following: int) -> bool:
+    def _add(self, listing: Listing, index: int, following: int) -> bool:
+        item = listing.items[index]
         node = item.node
         ino = item.ino or _UNKNOWN_INO
         if node is not None:
             ino = self._state.known.number(node)
+            if self._plus and not listing.is_current(index):
+                node = None  # the kernel half has to look the name up
         return self._put(item.name, ino, item.kind, following, node)
 
     def _put(self, name: bytes, ino: int, kind: int, following: int, node: Node | None) -> bool:

@@ -288,6 +288,41 @@ def test_offsets_stay_and_the_beginning_reads_anew(serve_filesystem: ServeFilesy
     assert "f0" not in again
 
 
+class Snapshot(Directory):
+    """A directory that lists a copy of its children."""
+
+    def entries(self) -> dict[str, Node]:
+        return dict(self.children)
+
+
+class Generated(Directory):
+    """One that lists them one by one."""
+
+    def entries(self) -> Iterator[tuple[str, Node]]:
+        yield from self.children.items()
+
+
+@pytest.mark.parametrize("kind", [Directory, Snapshot, Generated])
+def test_names_that_were_removed_do_not_come_back(
+    serve_filesystem: ServeFilesystem, kind: type[Directory]
+) -> None:
+    """Between two requests for entries a program may remove those that were read before."""
+    directory = kind({f"f{index}": RegularFile(b"") for index in range(9)})
+    peer = serve_filesystem(Filesystem(directory))
+    fh = fuse_open_out.unpack(peer.ask(FUSE_OPENDIR, 1, bytes(8))).fh
+    first = peer.list_page(fh, 0, 160 * 5, plus=True)
+    assert all(one.entry is not None and one.entry.nodeid for one in first[2:])
+    if kind is Generated:
+        directory.children = {}
+    else:
+        del directory.children["f2"], directory.children["f8"]
+    for offset in (2, first[-1].offset):
+        for one in peer.list_page(fh, offset, 160 * 20, plus=True):
+            is_new = kind is Generated and one.name > first[-1].name
+            believed = one.entry is not None and one.entry.nodeid
+            assert not believed or one.name in directory.children or is_new
+
+
 def test_what_does_not_fit_is_not_counted(serve_filesystem: ServeFilesystem) -> None:
     peer = serve_filesystem(tree(**{f"f{index}": RegularFile(b"") for index in range(9)}))
     fh = fuse_open_out.unpack(peer.ask(FUSE_OPENDIR, 1, bytes(8))).fh

@@ -1,0 +1,66 @@
+"""Two places, a mount and an ordinary directory, and programs that have to do the same in both."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from difflib import unified_diff
+from pathlib import Path
+from typing import NamedTuple
+
+_PATIENCE_S = 60
+
+
+class Place(NamedTuple):
+    """A mount that is served, and an ordinary directory."""
+
+    kind: str
+    mounted: Path
+    ordinary: Path
+
+
+def run(directory: Path, argv: list[str]) -> tuple[int, str]:
+    """Return a program's exit status and what it prints."""
+    done = subprocess.run(
+        argv,
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        timeout=_PATIENCE_S,
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC", "HOME": "/nowhere"},
+    )
+    return done.returncode, done.stdout.decode(errors="replace").replace(str(directory), "HERE")
+
+
+def same_program(place: Place, argv: list[str]) -> str:
+    """Run a program in both; return what it prints, which has to be the same."""
+    here, there = (run(top, argv) for top in (place.mounted, place.ordinary))
+    lines = unified_diff(there[1].splitlines(), here[1].splitlines(), n=1, lineterm="")
+    assert here == there, "\n".join(lines)
+    assert here[0] == 0, here[1]
+    return here[1]
+
+
+def same(place: Place, script: str) -> str:
+    """The same for a script of the shell."""
+    return same_program(place, ["bash", "-ec", script])
+
+
+PYTHON = """
+import ctypes, errno, fcntl, mmap, os, stat, sys, threading
+def fails(function, *arguments, **named):
+    try:
+        function(*arguments, **named)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "succeeds"
+"""
+
+
+def same_python(place: Place, code: str) -> str:
+    """The same for Python code, which may use `fails`."""
+    return same_program(place, ["python3", "-c", PYTHON + code])
+
+
