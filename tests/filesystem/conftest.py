@@ -17,6 +17,8 @@ import pytest
 from recuse.channel.rings import PARAMETER
 from recuse.cli.probes import fuse_over_io_uring
 
+from .places import Place
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 RECUSE = [sys.executable, "-m", "recuse.cli.main"]
@@ -100,6 +102,19 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 def is_mounted(path: Path) -> bool:
     """Whether something is, without asking who serves it."""
     return f" {path} " in Path("/proc/self/mounts").read_text(encoding="utf-8")
+
+
+def abort(directory: Path) -> None:
+    """End the connection of what is mounted on a directory, as an administrator does."""
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        fields = line.split()
+        if fields[4] == str(directory):
+            (minor,) = fields[2].split(":")[1:]
+            connections = "/sys/fs/fuse/connections"
+            script = f"mount -t fusectl recuse {connections}; echo 1 >{connections}/{minor}/abort"
+            subprocess.run(["unshare", "-m", "sh", "-c", script], check=True, timeout=PATIENCE_S)
+            return
+    raise AssertionError("it is not mounted")
 
 
 class Server:
@@ -218,3 +233,39 @@ def somebody() -> Iterator[Somebody]:
         if is_mounted(made.directory):
             subprocess.run(["umount", "-l", made.directory], check=False, timeout=PATIENCE_S)
             pytest.fail("it is still mounted")
+
+
+@pytest.fixture(scope="module", params=["memory", "mirror", "loopback"])
+def served(request: pytest.FixtureRequest, transport: str) -> Iterator[Place]:
+    """One mount for all tests of a file."""
+    with tempfile.TemporaryDirectory(prefix="mounted-") as name:
+        top = Path(name)
+        top.chmod(0o755)
+        for made in ("mount", "source", "ordinary"):
+            (top / made).mkdir()
+        spec = f"{EXAMPLES}/{request.param}fs.py"
+        if request.param != "memory":
+            spec += f",source={top / 'source'}"
+        options = ["-o", f"allow_other,{transport}" if os.geteuid() == 0 else transport]
+        server = Server(spec, str(top / "mount"), *options)
+        try:
+            assert server.line() == str(top / "mount")
+            yield Place(request.param, top / "mount", top / "ordinary")
+        finally:
+            server.process.terminate()
+            errors = server.end()[1]
+            if is_mounted(top / "mount"):
+                subprocess.run(["umount", "-l", top / "mount"], check=False)
+        assert errors == ""
+
+
+@pytest.fixture
+def place(served: Place) -> Iterator[Place]:
+    """A new directory on each; what is in them is removed, by rm."""
+    here = Path("test")
+    for top in (served.mounted, served.ordinary):
+        (top / here).mkdir()
+    yield Place(served.kind, served.mounted / here, served.ordinary / here)
+    for top in (served.mounted, served.ordinary):
+        subprocess.run(["rm", "-r", top / here], check=True, timeout=PATIENCE_S)
+        assert os.listdir(top) == []

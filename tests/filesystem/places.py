@@ -62,5 +62,3 @@ def fails(function, *arguments, **named):
 def same_python(place: Place, code: str) -> str:
     """The same for Python code, which may use `fails`."""
     return same_program(place, ["python3", "-c", PYTHON + code])
-
-

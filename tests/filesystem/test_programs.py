@@ -3,89 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from difflib import unified_diff
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from .conftest import EXAMPLES, PATIENCE_S, Server, is_mounted
+from .places import Place, same, same_python
 
 Needs = Callable[..., Path]
-
-
-class Place(NamedTuple):
-    """A mount that is served, and an ordinary directory."""
-
-    kind: str
-    mounted: Path
-    ordinary: Path
-
-
-@pytest.fixture(scope="module", params=["memory", "mirror", "loopback"])
-def served(request: pytest.FixtureRequest, transport: str) -> Iterator[Place]:
-    """One mount for all tests of this file."""
-    with tempfile.TemporaryDirectory(prefix="mounted-") as name:
-        top = Path(name)
-        top.chmod(0o755)
-        for made in ("mount", "source", "ordinary"):
-            (top / made).mkdir()
-        spec = f"{EXAMPLES}/{request.param}fs.py"
-        if request.param != "memory":
-            spec += f",source={top / 'source'}"
-        options = ["-o", f"allow_other,{transport}" if os.geteuid() == 0 else transport]
-        server = Server(spec, str(top / "mount"), *options)
-        try:
-            assert server.line() == str(top / "mount")
-            yield Place(request.param, top / "mount", top / "ordinary")
-        finally:
-            server.process.terminate()
-            errors = server.end()[1]
-            if is_mounted(top / "mount"):
-                subprocess.run(["umount", "-l", top / "mount"], check=False)
-        assert errors == ""
-
-
-@pytest.fixture
-def place(served: Place) -> Iterator[Place]:
-    """A new directory on each; what is in them is removed, by rm."""
-    here = Path("test")
-    for top in (served.mounted, served.ordinary):
-        (top / here).mkdir()
-    yield Place(served.kind, served.mounted / here, served.ordinary / here)
-    for top in (served.mounted, served.ordinary):
-        subprocess.run(["rm", "-r", top / here], check=True, timeout=PATIENCE_S)
-        assert os.listdir(top) == []
-
-
-def run(directory: Path, argv: list[str]) -> tuple[int, str]:
-    done = subprocess.run(
-        argv,
-        cwd=directory,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-        timeout=PATIENCE_S,
-        env={"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC", "HOME": "/nowhere"},
-    )
-    return done.returncode, done.stdout.decode(errors="replace").replace(str(directory), "HERE")
-
-
-def same_program(place: Place, argv: list[str]) -> str:
-    """Run a program in both; return what it prints, which has to be the same."""
-    here, there = (run(top, argv) for top in (place.mounted, place.ordinary))
-    lines = unified_diff(there[1].splitlines(), here[1].splitlines(), n=1, lineterm="")
-    assert here == there, "\n".join(lines)
-    assert here[0] == 0, here[1]
-    return here[1]
-
-
-def same(place: Place, script: str) -> str:
-    return same_program(place, ["bash", "-ec", script])
 
 
 def test_coreutils(place: Place) -> None:
@@ -261,21 +186,6 @@ find . -empty -type f | sort; find a/b -depth -delete; find . | sort
 """,
     )
     assert "./a/b/c/3" in output
-
-
-PYTHON = """
-import ctypes, errno, fcntl, mmap, os, stat, sys, threading
-def fails(function, *arguments, **named):
-    try:
-        function(*arguments, **named)
-    except OSError as error:
-        return errno.errorcode[error.errno]
-    return "succeeds"
-"""
-
-
-def same_python(place: Place, code: str) -> str:
-    return same_program(place, ["python3", "-c", PYTHON + code])
 
 
 def test_mapped_files(place: Place) -> None:
@@ -498,5 +408,55 @@ for change in (lambda: os.chown("f", -1, -1), lambda: os.chmod("f", 0o644), lamb
     while os.stat("f").st_ctime_ns == before.st_ctime_ns:
         change()
 print(os.stat("f").st_ctime_ns > before.st_ctime_ns)
+""",
+    )
+
+
+def test_how_editors_save(place: Place, needs: Needs) -> None:
+    """By writing the file anew, or a new file that takes the place of the old one."""
+    needs("ed", "ed")
+    needs("vim.tiny", "vim-tiny")
+    output = same(
+        place,
+        """
+umask 022; show() { stat -c '%A %h %s' text; cat text; ls -A; }
+printf 'one\\ntwo\\n' >text; chmod 640 text; ln text other
+printf '1a\\nbetween\\n.\\nw\\nq\\n' | ed -s text; show
+for copy in yes no auto; do
+TERM=dumb vim.tiny -Nu NONE -es -c "set backup backupcopy=$copy" -c '%s/n/N/gi' -c 'normal Goend' \\
+  -c wq text; show; done; cat other
+sed -i s/e/E/ text; show; perl -pi.bak -e 's/t/T/' text; show; cat text.bak
+""",
+    )
+    assert "bETweeN" in output
+
+
+def test_64_threads(place: Place) -> None:
+    same_python(
+        place,
+        """
+os.mkdir("all")
+together = threading.Barrier(64)
+problems = []
+def work(number):
+    together.wait()
+    mine = f"all/{number}"
+    for step in range(6):
+        content = b"%d %d\\n" % (number, step) * 3000
+        with open(mine, "wb") as file:
+            file.write(content)
+        with open(mine, "rb") as file:
+            if file.read() != content:
+                problems.append((number, step))
+        os.rename(mine, "last"); os.link("first", f"all/{number}-{step}")
+        if number not in map(int, (name.split("-")[0] for name in os.listdir("all"))):
+            problems.append((number, "not listed"))
+open("first", "w").close()
+threads = [threading.Thread(target=work, args=(number,)) for number in range(64)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+number, step = open("last").readline().split()
+print(problems, step, open("last").read() == f"{number} {step}\\n" * 3000)
+print(sorted(os.listdir("all")), os.stat("first").st_nlink, os.stat("last").st_nlink)
 """,
     )

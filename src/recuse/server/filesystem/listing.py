@@ -41,7 +41,7 @@ class Listing:
 
     def begin(self) -> None:
         """Read the directory from the start. Raises what `Directory.entries` raises."""
-        entries = self.directory.entries()
+        entries: Any = self.directory.entries()
         is_live = entries is getattr(self.directory, "children", None)
         self._live = entries if is_live else None
         self._is_snapshot = isinstance(entries, Mapping)
@@ -97,11 +97,18 @@ class Listing:
 
 def _item(entry: Any) -> Item:
     if isinstance(entry, Entry):
-        return Item(os.fsencode(entry.name), None, stat.S_IFMT(entry.kind), entry.ino)
+        return Item(_name(entry.name), None, stat.S_IFMT(entry.kind), entry.ino)
     try:
         name, node = entry
     except (TypeError, ValueError):
         raise Misuse(f"listed {brief(entry)}, not a name and a node, or an Entry") from None
     if not isinstance(node, Node) or not isinstance(name, str):
         raise Misuse(f"listed {brief(entry)}, not a name and a node, or an Entry")
-    return Item(os.fsencode(name), node, node.kind, 0)
+    return Item(_name(name), node, node.kind, 0)
+
+
+def _name(name: str) -> bytes:
+    encoded = os.fsencode(name)
+    if not encoded or b"/" in encoded or b"\0" in encoded:
+        raise Misuse(f"listed {brief(name)}, which no file can be called")
+    return encoded
