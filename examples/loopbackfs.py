@@ -188,10 +188,14 @@ class Loopback(recuse.Inodes):
         return Opened(descriptor, backing=descriptor)
 
     def create(self, parent: int, name: str, mode: int, flags: int) -> Made:
-        exclusive = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-        os.close(os.open(name, exclusive, 0o600, dir_fd=self.descriptors[parent]))
-        entry = self.made(parent, name, mode)
-        return entry, self.open(entry.ino, flags)
+        # Opened before it gets its permissions, which may not allow that: git makes such files.
+        flags = flags & os.O_ACCMODE | os.O_CREAT | os.O_EXCL
+        descriptor = os.open(name, flags, 0o600, dir_fd=self.descriptors[parent])
+        try:
+            return self.made(parent, name, mode), Opened(descriptor, backing=descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
 
     def tmpfile(self, parent: int, mode: int, flags: int) -> Made:
         access = flags & os.O_ACCMODE

@@ -152,10 +152,15 @@ class MirrorDirectory(MirrorNode, recuse.Directory):
             os.chmod(node.place, mode | (inherited if directory else 0))
         return node
 
-    def create(self, name: str, mode: int) -> MirrorNode:
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-        os.close(os.open(name, flags, 0o600, dir_fd=self.descriptor))
-        return self._made(name, mode)
+    def create(self, name: str, mode: int) -> tuple[MirrorNode, MirrorOpenFile]:
+        # Opened before it gets its permissions, which may not allow that: git makes such files.
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
+        file = MirrorOpenFile(os.open(name, flags, 0o600, dir_fd=self.descriptor))
+        try:
+            return self._made(name, mode), file
+        except OSError:
+            file.release()
+            raise
 
     def mkdir(self, name: str, mode: int) -> MirrorNode:
         os.mkdir(name, 0o700, dir_fd=self.descriptor)
