@@ -327,5 +327,6 @@ def test_100000_nodes_are_forgotten(
             pass  # they come in batches, between other requests
         pages.append(int(status.read_text(encoding="ascii").split()[1]))
     assert int((directory / "made").read_bytes()) == 100_000
-    assert max(pages[1:]) < pages[0] * 1.1
+    # 75,000 nodes more would be four times that. (How many are there at once, varies.)
+    assert max(pages) - pages[0] < 2500
     assert server.end(signal.SIGTERM) == (0, "")
