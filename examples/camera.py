@@ -30,7 +30,7 @@ from v4l2 import VIDEO_MAJOR, Prioritised, handles, invalid, is_capture
 from v4l2controls import Control, Controls, heading, menu, switch
 from v4l2queue import READ_BUFFERS, Queue, QueueFile
 
-from recuse import Device, OpenRequest
+from recuse import ArgumentError, Device, OpenRequest
 
 log = logging.getLogger("recuse.camera")
 
@@ -88,13 +88,13 @@ class Camera(Device):
         green and blue.  Without ``streaming`` the camera says that it has no buffers to map:
         programs read(2) frames, which is all that Linux's own CUSE allows.
 
-        Raises ValueError for less than one frame a second, TypeError if ``draw`` is not a function,
-        as on a command line.
+        Raises ArgumentError for less than one frame a second, or if ``draw`` is not a function (a
+        command line cannot have one).
         """
         if fps < 1:
-            raise ValueError(f"{fps} frames a second")
+            raise ArgumentError(f"fps={fps}: at least one frame a second")
         if draw is not None and not callable(draw):
-            raise TypeError("draw must be a Python function")
+            raise ArgumentError("draw must be a Python function")
         super().__init__(name=f"video{number}", major=VIDEO_MAJOR, minor=number)
         self.card = f"recuse camera {number}"
         self.sysfs = {"name": f"{self.card}\n", "index": "0\n", "dev_debug": "0\n"}

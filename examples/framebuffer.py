@@ -29,7 +29,17 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from recuse import Area, Device, File, Memory, MmapRequest, OpenRequest, current_request, ioctl
+from recuse import (
+    Area,
+    ArgumentError,
+    Device,
+    File,
+    Memory,
+    MmapRequest,
+    OpenRequest,
+    current_request,
+    ioctl,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -125,11 +135,11 @@ class Framebuffer(Device):
         shown.
         """
         if depth not in COLOURS:
-            raise ValueError(f"depth={depth}: must be 32 or 16")
+            raise ArgumentError(f"depth={depth}: must be 32 or 16")
         if min(width, height) < 8 or pages < 1:
-            raise ValueError(f"{pages} pages of {width} x {height}: 1 of 8 x 8 is the smallest")
+            raise ArgumentError(f"{pages} pages of {width} x {height}: 1 of 8 x 8 is the smallest")
         if png is not None and not png.parent.is_dir():
-            raise ValueError(f"{png.parent}: no such directory")
+            raise ArgumentError(f"{png.parent}: no such directory")
         super().__init__(name=f"fb{number}", major=FB_MAJOR, minor=number, seekable=True)
         self.png = png
         self.saving = Lock()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from recuse.sandbox import Sandbox, SandboxError
     from recuse.server.areas import Area
     from recuse.server.device import Device, File
+    from recuse.server.errors import ArgumentError
     from recuse.server.filesystem.attributes import (
         Attributes,
         Changes,
@@ -56,6 +57,7 @@ _HOMES = {
     "RENAME_NOREPLACE": "server.filesystem.nodes",
     "ROOT_INODE": "server.filesystem.inodes",
     "Area": "server.areas",
+    "ArgumentError": "server.errors",
     "Attributes": "server.filesystem.attributes",
     "Changes": "server.filesystem.attributes",
     "Device": "server.device",
@@ -99,6 +101,7 @@ __all__ = [
     "RENAME_NOREPLACE",
     "ROOT_INODE",
     "Area",
+    "ArgumentError",
     "Attributes",
     "Changes",
     "Device",

@@ -353,6 +353,15 @@ def test_a_constructor_that_fails(directory: Path) -> None:
     assert error_of("echo.py,size=3") == "echo.py:7: KeyError: 3"
 
 
+def test_a_constructor_that_refuses_its_arguments(directory: Path) -> None:
+    init = (
+        "def __init__(self, size: int):\n        raise ArgumentError('a size of 3')\n    def open("
+    )
+    text = "from recuse import ArgumentError\n" + ECHO.replace("def open(", init)
+    write(directory, "echo.py", text)
+    assert error_of("echo.py,size=3") == "echo.py: a size of 3"
+
+
 @pytest.mark.parametrize("name", ["", "/dev/echo", "a/../b", "x" * 65, "a\tb"])
 @pytest.mark.parametrize("constructor", ["", "def __init__(self): pass\n    "])
 def test_bad_names(directory: Path, name: str, constructor: str) -> None:

@@ -43,8 +43,8 @@ def test_pictures_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("draw=x", "TypeError: draw must be a Python function"),
-        ("fps=0", "ValueError: 0 frames a sec"),
+        ("draw=x", "camera.py: draw must be a Python function"),
+        ("fps=0", "camera.py: fps=0: at least one"),
     ],
 )
 def test_what_a_camera_is_not_made_of(argument: str, message: str) -> None:

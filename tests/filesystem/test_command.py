@@ -255,6 +255,29 @@ def test_arguments_that_are_wrong(
     assert done.stderr.count("\n") == 1
 
 
+def test_a_constructor_that_takes_anything(
+    serve: Serve, command: Command, directory: Path, tmp_path: Path
+) -> None:
+    """It does not get what every filesystem has: that is set."""
+    path = tmp_path / "fs.py"
+    path.write_text(
+        "from recuse import ArgumentError, Directory, Filesystem, RegularFile\n"
+        "class Any(Filesystem):\n"
+        "    def __init__(self, **options):\n"
+        "        if 'no' in options: raise ArgumentError(f'no={options[\"no\"]}: no')\n"
+        "        super().__init__(Directory(dict.fromkeys(options, RegularFile(b''))))\n"
+    )
+    server = serve(f"{path},name=any,read_only=yes,colour=1", str(directory))
+    assert server.line()
+    assert os.listdir(directory) == ["colour"]
+    assert re.search(rf" {directory} fuse.any ro,", Path("/proc/self/mounts").read_text())
+    assert server.end(signal.SIGTERM) == (0, "")
+    done = command("mount", f"{path},cache_s=x", str(directory))
+    assert "cache_s must be a number" in done.stderr
+    done = command("mount", f"{path},no=1", str(directory))
+    assert (done.returncode, done.stderr) == (1, f"recuse: {path}: no=1: no\n")
+
+
 def test_an_object_of_a_module(
     serve: Serve, command: Command, directory: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from recuse.runtime.records import NamedTuple
 from recuse.server.device import Device, check_device
+from recuse.server.errors import ArgumentError
 
 if TYPE_CHECKING:
     import inspect
@@ -196,7 +197,12 @@ def _search(directory: str) -> None:
 
 
 def locate(error: BaseException, path: str | None, shown: str) -> str:
-    """An exception in one line, with the last line of the file at `path` that led to it."""
+    """An exception in one line, with the last line of the file at `path` that led to it.
+
+    Of an `ArgumentError`, the text alone: no line of the source is to be mended.
+    """
+    if isinstance(error, ArgumentError):
+        return f"{shown}: {error}"
     line = 0
     traceback = error.__traceback__
     while traceback is not None:
@@ -320,10 +326,14 @@ def convert_arguments(
     for key, text in spec.arguments.items():
         if key in named:
             arguments[key] = _convert(spec, key, text, named[key].annotation, cls)
-        elif takes_any:
-            arguments[key] = _convert_passed_on(spec, key, text, cls, kind)
+        elif takes_any and (base := _base_that_takes(key, cls, kind)):
+            arguments[key] = _convert(
+                spec, key, text, inspect.signature(base).parameters[key].annotation, base
+            )
         elif key in common:
             attributes[key] = _convert(spec, key, text, common[key].annotation, kind.base)
+        elif takes_any:
+            arguments[key] = text
         else:
             takes = ", ".join([*named, *(name for name in common if name not in named)])
             raise SpecError(
@@ -339,16 +349,15 @@ def convert_arguments(
     return arguments, attributes
 
 
-def _convert_passed_on(spec: Spec, key: str, text: str, cls: type[Any], kind: Kind) -> object:
-    """Convert what a constructor seems to pass on to a base class; text if none knows it."""
+def _base_that_takes(key: str, cls: type[Any], kind: Kind) -> type[Any] | None:
+    """The base class to whose constructor another one, with `**`, seems to pass an argument on."""
     from inspect import signature
 
     for base in cls.__mro__[1:]:
-        if issubclass(base, kind.base) and "__init__" in vars(base):
-            named = _keywords(signature(base).parameters)
-            if key in named:
-                return _convert(spec, key, text, named[key].annotation, base)
-    return text
+        takes = issubclass(base, kind.base) and "__init__" in vars(base)
+        if takes and key in _keywords(signature(base).parameters):
+            return base
+    return None
 
 
 def _keywords(parameters: Mapping[str, "inspect.Parameter"]) -> dict[str, "inspect.Parameter"]:

@@ -1,4 +1,12 @@
-"""How the server half tells an author of a mistake."""
+"""Mistakes: an author's, and those of whoever uses what the author wrote."""
+
+
+class ArgumentError(ValueError):
+    """What the constructor of a device or filesystem raises for arguments that it cannot take.
+
+    Whoever wrote them on a command line sees the text alone, in one line: "depth=8: must be 32 or
+    16". Of any other exception, they see its type and its place in the source as well.
+    """
 
 
 class Misuse(Exception):
