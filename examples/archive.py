@@ -35,7 +35,6 @@ from recuse import Directory, Node, OpenRequest
 SPECIAL = {
     tarfile.CHRTYPE: stat.S_IFCHR,
     tarfile.BLKTYPE: stat.S_IFBLK,
-    tarfile.FIFOTYPE: stat.S_IFIFO,
 }
 ENCRYPTED, UTF_8 = 1, 0x800
 UNIX = 3
@@ -43,7 +42,9 @@ DOS_DIRECTORY = 0x10
 UNIX_TIME = 0x5455
 LOCAL_HEADER = struct.Struct("<26xHH")
 """The lengths of a name and of extra fields, after which the content of a zip's member begins."""
-PATH_MAX = 4095
+NAME_MAX, PATH_MAX = 255, 4095
+OWNERS, MAJORS, MINORS = range((1 << 32) - 1), range(1 << 12), range(1 << 20)
+"""What Linux can have.  An archive may have more."""
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class ZipSymlink(recuse.Symlink):
 
     def readlink(self) -> str:
         with damage_is_eio(self.member.name):
-            return os.fsdecode(self.member.source().read(min(self.size, PATH_MAX), 0))
+            return os.fsdecode(self.member.source().read(self.size, 0))
 
 
 class Header(tarfile.TarInfo):
@@ -144,18 +145,17 @@ class Archive(recuse.Filesystem):
         super().__init__(Directory())
         self.lacks: dict[str, list[str]] = {}
         self.closing = ExitStack()
-        descriptor = os.open(path, os.O_RDONLY)
-        self.closing.callback(os.close, descriptor)
-        self.stored = Stored(descriptor)
-        # Each open of this has a position of its own, in the same file even if that is renamed.
-        self.path = f"/proc/self/fd/{descriptor}"
         try:
+            descriptor = os.open(path, os.O_RDONLY)
+            self.closing.callback(os.close, descriptor)
+            self.stored = Stored(descriptor)
+            # Each open of this has a position of its own, in the same file even if that is renamed.
+            self.path = f"/proc/self/fd/{descriptor}"
             self.read_index()
         except Exception as error:
             self.close()
-            if isinstance(error, OSError) and error.errno:
-                raise
-            raise ValueError(f"{path}: {error}") from error
+            why = getattr(error, "strerror", None) or error
+            raise recuse.ArgumentError(f"{path}: {why}") from error
         for lack, names in self.lacks.items():
             log.warning("%s: %r: %s (1 of %d)", path, names[0], lack, len(names))
 
@@ -185,6 +185,8 @@ class Archive(recuse.Filesystem):
         if tarfile.is_tarfile(self.path):
             with open(self.path, "rb") as file:
                 self.add_tar(file, self.stored)
+        elif not zipfile.is_zipfile(self.path):
+            raise ValueError("is neither a zip nor a tar, or is damaged")
         else:
             file = open(self.path, "rb")  # noqa: SIM115 - members are read from it
             self.closing.callback(file.close)
@@ -198,12 +200,21 @@ class Archive(recuse.Filesystem):
                 if info.islnk():
                     self.put_link(info.name, info.linkname)
                     continue
+                numbered = info.devmajor in MAJORS and info.devminor in MINORS
+                if info.type in SPECIAL and not numbered:
+                    self.lack("no such device number", info.name)
+                    continue
                 node = self.put(info.name, self.made(info, source))
                 node.mode = info.mode
                 if os.geteuid() == 0:  # as for tar, and all is yours otherwise
-                    node.uid, node.gid = info.uid & 0xFFFFFFFF, info.gid & 0xFFFFFFFF
-                seconds = Decimal(info.pax_headers.get("mtime", info.mtime))
-                node.atime_ns = node.mtime_ns = node.ctime_ns = int(seconds * 10**9)
+                    if info.uid in OWNERS and info.gid in OWNERS:
+                        node.uid, node.gid = info.uid, info.gid
+                    else:
+                        self.lack("no such owner", info.name)
+                try:
+                    node.atime_ns = node.mtime_ns = node.ctime_ns = tar_time_ns(info)
+                except ArithmeticError:
+                    self.lack("no such time", info.name)
 
     def made(self, info: tarfile.TarInfo, source: Source) -> Node:
         """Return a node for a member of a tar."""
@@ -211,6 +222,8 @@ class Archive(recuse.Filesystem):
             return Directory()
         if info.issym():
             return recuse.Symlink(info.linkname)
+        if info.isfifo():
+            return recuse.Special(stat.S_IFIFO)
         if info.type in SPECIAL:
             return recuse.Special(SPECIAL[info.type], os.makedev(info.devmajor, info.devminor))
         member = Member(info.name, info.size, lambda: source)
@@ -232,7 +245,7 @@ class Archive(recuse.Filesystem):
             node: Node = member
             if stat.S_ISLNK(mode):
                 node = ZipSymlink(member)
-            elif info.is_dir() or info.external_attr & DOS_DIRECTORY:
+            elif name.endswith("/") or info.external_attr & DOS_DIRECTORY:
                 node = Directory()
             node = self.put(name, node)
             node.mode = mode or type(node).mode
@@ -256,10 +269,16 @@ class Archive(recuse.Filesystem):
         But a directory that is there stays, and is returned.
         """
         names = parts(path)
+        if any(len(os.fsencode(name)) > NAME_MAX for name in names):
+            self.lack("too long a name", path)
+            return node
         if isinstance(node, Directory):
             return self.directory(names)
         if not names:
             self.lack("no name for a file", path)
+            return node
+        if isinstance(node, recuse.Symlink) and (node.size or 0) > PATH_MAX:
+            self.lack("too long a target of a symbolic link", path)
             return node
         children = self.directory(names[:-1]).children
         if names[-1] in children:
@@ -291,6 +310,14 @@ class Archive(recuse.Filesystem):
 def parts(path: str) -> list[str]:
     """Return the names in a path.  What leads out of the archive is left out, as by unzip."""
     return [name for name in path.partition("\0")[0].split("/") if name not in ("", ".", "..")]
+
+
+def tar_time_ns(info: tarfile.TarInfo) -> int:
+    """Return when a member was changed.  Raises ArithmeticError for no time that Linux can have."""
+    seconds = Decimal(info.pax_headers.get("mtime", info.mtime))
+    if not abs(seconds) < 1 << 63:
+        raise OverflowError
+    return int(seconds * 10**9)
 
 
 def zip_name(info: zipfile.ZipInfo) -> str:

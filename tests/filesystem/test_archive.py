@@ -9,6 +9,7 @@ import io
 import lzma
 import os
 import random
+import stat
 import subprocess
 import sys
 import tarfile
@@ -234,9 +235,89 @@ def test_odd_names_and_duplicates(
             "\udcff\udcfe": "16",
         }
         assert (directory / "linked").stat().st_nlink == 1
-    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+    assert lacks(caplog) == [
         "'../..': no name for a file (1 of 1)",
         "'none': a hard link to nothing (1 of 2)",
+    ]
+
+
+def lacks(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage().partition(": ")[2] for record in caplog.records]
+
+
+def test_tar_members_that_linux_cannot_have(
+    tmp_path: Path, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each costs what is odd of it, not the archive or its directory."""
+    begun = os.stat(tmp_path).st_mtime - 1
+    times = ["nan", "inf", "-inf", "text", "1e999999999", "1e30", "-1e30"]
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for number, mtime in enumerate(times):
+            info = member(f"time {number}")
+            info.pax_headers = {"mtime": mtime}
+            tar.addfile(info)
+        for number, (key, owner) in enumerate(
+            [("uid", -7), ("gid", -7), ("uid", (1 << 32) - 1), ("gid", 1 << 40)]
+        ):
+            info = member(f"owner {number}")
+            info.pax_headers = {key: str(owner)}
+            tar.addfile(info)
+        for major, minor in ((1 << 12, 0), (1, 1 << 20), (1 << 40, 0), (-1, 0)):
+            for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
+                info = member(f"{kind!r} {major} {minor}", kind)
+                info.devmajor, info.devminor = major, minor
+                packed = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+                for place, value in ((329, major), (337, minor)):
+                    packed[place : place + 8] = ((value & (1 << 64) - 1) | 1 << 63).to_bytes(8)
+                packed[148:156] = b"%06o\0 " % (sum(packed[:148]) + sum(packed[156:512]) + 256)
+                assert tar.fileobj is not None
+                tar.fileobj.write(bytes(packed))
+                tar.offset += len(packed)
+        for length in (4095, 4096, 5000):
+            tar.addfile(member(f"link {length}", tarfile.SYMTYPE, "x" * length))
+        for length in (255, 256, 2000):
+            tar.addfile(member("y" * length))
+            tar.addfile(member("z" * length + "/in it"))
+    with Mount(archive(tmp_path / "a.tar"), directory):
+        found = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(directory)}
+        names = [f"time {number}" for number in range(len(times))]
+        owned = [f"owner {number}" for number in range(4)]
+        fifos = [name for name in found if stat.S_ISFIFO(found[name].st_mode)]
+        assert len(fifos) == 4
+        assert sorted(found) == sorted([*names, *owned, *fifos, "link 4095", "y" * 255, "z" * 255])
+        assert all(found[name].st_mtime > begun for name in names)
+        assert {found[name].st_uid for name in owned} == {os.geteuid()}
+        assert {found[name].st_gid for name in owned} == {os.getegid()}
+        assert os.readlink(directory / "link 4095") == "x" * 4095
+    expected = [
+        "'time 0': no such time (1 of 7)",
+        "\"b'3' 4096 0\": no such device number (1 of 8)",
+        "'link 4096': too long a target of a symbolic link (1 of 2)",
+        f"{'y' * 256!r}: too long a name (1 of 4)",
+    ]
+    if os.geteuid() == 0:
+        expected.insert(1, "'owner 0': no such owner (1 of 4)")
+    assert lacks(caplog) == expected
+
+
+def test_zip_members_that_linux_cannot_have(
+    tmp_path: Path, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        for name in ("x", "d/", "good"):
+            packed.writestr(name, "hello" if name != "d/" else "")
+        for length in (4095, 5000):
+            link = zipfile.ZipInfo(f"link {length}")
+            link.create_system, link.external_attr = 3, 0o120777 << 16
+            packed.writestr(link, "x" * length)
+        packed.filelist[0].filename = packed.filelist[0].orig_filename = ""
+    with Mount(archive(tmp_path / "a.zip"), directory):
+        assert sorted(os.listdir(directory)) == ["d", "good", "link 4095"]
+        assert (directory / "d").is_dir()
+        assert (directory / "good").read_text() == "hello"
+    assert lacks(caplog) == [
+        "'': no name for a file (1 of 1)",
+        "'link 5000': too long a target of a symbolic link (1 of 1)",
     ]
 
 
@@ -471,9 +552,7 @@ def test_encrypted_members(
         assert (directory / "open").read_bytes() == b"text"
         with pytest.raises(PermissionError):
             (directory / "secret").read_bytes()
-    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
-        "'secret': encrypted, so no program can read it (1 of 1)"
-    ]
+    assert lacks(caplog) == ["'secret': encrypted, so no program can read it (1 of 1)"]
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
@@ -562,8 +641,9 @@ PLAIN = tar_of(member("a"), member("b"), content=bytes(2000))
     ("content", "message"),
     [
         (None, "No such file or directory"),
-        (b"", "File is not a zip file"),
-        (b"some text\n" * 100, "File is not a zip file"),
+        (b"", "is neither a zip nor a tar, or is damaged"),
+        (b"some text\n" * 100, "is neither a zip nor a tar, or is damaged"),
+        (PLAIN[:400], "is neither a zip nor a tar, or is damaged"),
         (PLAIN[:4000], "unexpected end of data"),
         (PLAIN[:2700], "truncated header"),
         (PLAIN[:2600] + b"\xff" + PLAIN[2601:], "bad checksum"),
@@ -572,7 +652,8 @@ PLAIN = tar_of(member("a"), member("b"), content=bytes(2000))
         (bz2.compress(PLAIN)[:60], "Compressed file ended before the end-of-stream marker"),
         (lzma.compress(PLAIN)[:60], "Compressed file ended before the end-of-stream marker"),
         (gzip.compress(b"no archive"), "truncated header"),
-        (b"PK\3\4" + bytes(100), "File is not a zip file"),
+        (b"PK\3\4" + bytes(100), "is neither a zip nor a tar, or is damaged"),
+        (b"PK\5\6" + bytes(8) + b"\xff" * 8 + bytes(2), "Bad offset for central directory"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -584,9 +665,13 @@ def test_what_cannot_be_mounted(
         path.write_bytes(content)
     done = command("mount", f"{SPEC}{path}", str(directory))
     assert done.returncode == 1
-    assert str(path) in done.stderr
-    assert message in done.stderr
+    assert done.stderr.startswith(f"recuse: {EXAMPLES}/archive.py: {path}: {message}")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_directory_is_no_archive(command: Command, directory: Path) -> None:
+    done = command("mount", f"{SPEC}{directory}", str(directory))
+    assert done.stderr == f"recuse: {EXAMPLES}/archive.py: {directory}: Is a directory\n"
 
 
 def test_zstd(tmp_path: Path, directory: Path, command: Command, needs: Needs) -> None:
