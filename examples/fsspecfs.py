@@ -47,24 +47,6 @@ def error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-@contextmanager
-def errors(otherwise: int = errno.EIO) -> Iterator[None]:
-    """Give programs an errno for whatever fsspec raises: ``otherwise`` if it cannot do that."""
-    try:
-        yield
-    except NotImplementedError as cause:
-        raise error(otherwise) from cause
-    except TimeoutError as cause:
-        raise error(cause.errno or errno.ETIMEDOUT) from cause
-    except OSError as cause:
-        if type(cause) is OSError and cause.errno is None:
-            raise error(otherwise) from cause
-        raise
-    except Exception as cause:
-        log.warning("%s: %s", type(cause).__name__, cause)
-        raise error(STATUS.get(getattr(cause, "status", 0), errno.EIO)) from cause
-
-
 class RemoteNode(Node):
     """A file or directory.  It knows its directory, not its path, which may be renamed."""
 
@@ -74,10 +56,31 @@ class RemoteNode(Node):
         self.name = name
         self.gone = False
         self.told_until = 0.0
+        self.logged = ""
 
     @property
     def path(self) -> str:
         return self.name if self.directory is None else self.directory.path_of(self.name)
+
+    @contextmanager
+    def errors(self, otherwise: int = errno.EIO) -> Iterator[None]:
+        """Give programs an errno for whatever fsspec raises: ``otherwise`` if it cannot do that."""
+        try:
+            yield
+        except NotImplementedError as cause:
+            raise error(otherwise) from cause
+        except TimeoutError as cause:
+            raise error(cause.errno or errno.ETIMEDOUT) from cause
+        except OSError as cause:
+            if type(cause) is OSError and cause.errno is None:
+                raise error(otherwise) from cause
+            raise
+        except Exception as cause:
+            text = f"{type(cause).__name__}: {cause}"
+            if text != self.logged:  # the kernel tries a read more than once
+                self.logged = text
+                log.warning("%r: %s", self.path, text)
+            raise error(STATUS.get(getattr(cause, "status", 0), errno.EIO)) from cause
 
     def tell(self, info: dict[str, Any]) -> None:
         """Take over what fsspec says."""
@@ -92,7 +95,7 @@ class RemoteNode(Node):
 
     def attributes(self) -> "RemoteNode":
         if not self.gone and time.monotonic() > self.told_until:
-            with errors():
+            with self.errors():
                 self.tell(self.volume.fs.info(self.path))
         return self
 
@@ -142,7 +145,7 @@ class RemoteFile(RemoteNode, recuse.RegularFile):
         with self.lock:
             if self.spool or self.whole or request.flags & os.O_ACCMODE != os.O_RDONLY:
                 return Spooled(self, self.borrow())
-            with errors():
+            with self.errors():
                 return Reader(self, self.volume.fs.open(self.path, "rb"))
 
     def borrow(self) -> int:
@@ -151,7 +154,7 @@ class RemoteFile(RemoteNode, recuse.RegularFile):
             if self.spool is None:
                 spool = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - see `give_back`
                 try:
-                    with errors():
+                    with self.errors():
                         self.volume.fs.get_file(self.path, spool)
                 except BaseException:
                     spool.close()
@@ -178,7 +181,7 @@ class RemoteFile(RemoteNode, recuse.RegularFile):
                 self.written, self.told_until = False, 0.0
                 self.spool.seek(0)
                 try:
-                    with errors(errno.EROFS), self.volume.fs.open(self.path, "wb") as file:
+                    with self.errors(errno.EROFS), self.volume.fs.open(self.path, "wb") as file:
                         shutil.copyfileobj(self.spool, file)
                 except BaseException:
                     self.written = True
@@ -187,7 +190,7 @@ class RemoteFile(RemoteNode, recuse.RegularFile):
     def truncate(self, size: int) -> None:
         with self.lock:
             if size == 0 and self.spool is None:
-                with errors(errno.EROFS):
+                with self.errors(errno.EROFS):
                     self.volume.fs.touch(self.path, truncate=True)
                 self.told_until = 0.0
                 return
@@ -204,7 +207,7 @@ class RemoteFile(RemoteNode, recuse.RegularFile):
                 os.utime(self.spool.fileno())
                 self.written = True
             else:
-                with errors(errno.EPERM):
+                with self.errors(errno.EPERM):
                     self.volume.fs.touch(self.path, truncate=False)
                 self.told_until = 0.0
 
@@ -218,7 +221,7 @@ class Reader(OpenFile):
 
     def read(self, size: int, offset: int) -> bytes:
         # Two opens may have one position: those of memory:// do.
-        with self.node.lock, errors():
+        with self.node.lock, self.node.errors():
             if self.file.tell() != offset:
                 self.file.seek(offset)
             return self.file.read(size)
@@ -281,14 +284,14 @@ class RemoteDirectory(RemoteNode, recuse.Directory):
             if self.listed and self.listed.get(name) == "directory":
                 return self.node(name, {"type": "directory"})
         try:
-            with errors():
+            with self.errors():
                 return self.node(name, self.volume.fs.info(self.path_of(name)))
         except FileNotFoundError:
             return None
 
     def entries(self) -> Iterator[Entry | tuple[str, Node]]:
         top = f"{self.path.strip('/')}/".lstrip("/")
-        with errors():
+        with self.errors():
             infos = self.volume.fs.ls(self.path, detail=True)
         self.listed = {}
         for info in infos:
@@ -306,26 +309,26 @@ class RemoteDirectory(RemoteNode, recuse.Directory):
 
     def create(self, name: str, mode: int) -> Node:
         path = self.path_of(name)
-        with errors(errno.EROFS):
+        with self.errors(errno.EROFS):
             self.volume.fs.touch(path)
             return self.node(name, self.volume.fs.info(path))
 
     def mkdir(self, name: str, mode: int) -> Node:
         path = self.path_of(name)
-        with errors(errno.EROFS):
+        with self.errors(errno.EROFS):
             self.volume.fs.mkdir(path, create_parents=False)
             if not self.volume.fs.isdir(path):  # some do nothing
                 raise error(errno.EROFS)
             return self.node(name, self.volume.fs.info(path))
 
     def unlink(self, name: str) -> None:
-        with errors(errno.EROFS):
+        with self.errors(errno.EROFS):
             self.volume.fs.rm_file(self.path_of(name))
         self.forget(name)
 
     def rmdir(self, name: str) -> None:
         path = self.path_of(name)
-        with errors(errno.EROFS):
+        with self.errors(errno.EROFS):
             if self.volume.fs.ls(path):
                 raise error(errno.ENOTEMPTY)
             self.volume.fs.rmdir(path)
@@ -343,7 +346,7 @@ class RemoteDirectory(RemoteNode, recuse.Directory):
         fs, old, new = self.volume.fs, self.path_of(name), directory.path_of(new_name)
         # The base class copies what matches the name as a pattern, and then removes that.
         copies = type(fs).mv is AbstractFileSystem.mv
-        with errors(errno.EXDEV):
+        with self.errors(errno.EXDEV):
             if copies and fs.isdir(old):
                 raise error(errno.EXDEV)
             if fs.isdir(new):
@@ -370,11 +373,16 @@ class Volume(recuse.Filesystem):
 
     def __init__(self, url: str, cache_s: float = 1.0) -> None:
         self.cache_s = cache_s
-        self.fs, path = url_to_fs(url)
-        self.web = path.startswith(("http://", "https://"))
+        try:
+            self.fs, path = url_to_fs(url)
+            self.web = path.startswith(("http://", "https://"))
+            if self.web:
+                self.fs.ls(path)
+            elif self.fs.info(path)["type"] != "directory":
+                raise NotADirectoryError(os.strerror(errno.ENOTDIR))
+        except FileNotFoundError as cause:
+            raise recuse.ArgumentError(f"{url}: {os.strerror(errno.ENOENT)}") from cause
+        except Exception as cause:
+            raise recuse.ArgumentError(f"{url}: {cause}") from cause
         self.read_only = self.web or isinstance(self.fs, AbstractArchiveFileSystem)
-        if self.web:
-            self.fs.ls(path)
-        elif self.fs.info(path)["type"] != "directory":
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), url)
         super().__init__(RemoteDirectory(self, None, path))

@@ -297,23 +297,43 @@ def test_what_changes_there_is_seen(show: Show, tmp_path: Path) -> None:
     ("url", "message"),
     [
         ("xyz://a", "Protocol not known: xyz"),
-        ("/nothing/there", "No such file or directory: '/nothing/there'"),
+        ("/nothing/there", "No such file or directory"),
+        ("memory:///nothing", "No such file or directory"),
         (f"{SPEC.partition(',')[0]}", "Not a directory"),
         ("zip://::/nothing/there.zip", "No such file or directory"),
     ],
 )
 def test_what_cannot_be_mounted(command: Command, directory: Path, url: str, message: str) -> None:
     done = command("mount", SPEC + url, str(directory))
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"recuse: {EXAMPLES}/fsspecfs.py: {url}: {message}\n",
+    )
+
+
+def test_a_damaged_zip_is_logged_once(serve: Serve, directory: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("d/damaged", os.urandom(1 << 18))
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[1 << 17] ^= 0xFF
+    (tmp_path / "a.zip").write_bytes(content)
+    server = serve(f"{SPEC}zip://::{tmp_path}/a.zip", str(directory))
+    assert server.line()
+    for _ in range(2):
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            (directory / "d/damaged").read_bytes()
+    server.process.terminate()
+    status, said = server.end()
+    assert status == 0
+    assert re.fullmatch(r".*'d/damaged': BadZipFile: Bad CRC-32 .*\n", said)
 
 
 def test_a_site_that_is_not_there(command: Command, directory: Path) -> None:
     pytest.importorskip("aiohttp")
     done = command("mount", f"{SPEC}http://127.0.0.1:1/", str(directory))
     assert done.returncode == 1
-    assert "Cannot connect" in done.stderr
+    message = f"recuse: {EXAMPLES}/fsspecfs.py: http://127.0.0.1:1/: Cannot connect"
+    assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
 
 
