@@ -29,13 +29,24 @@ _ERRNO_END = 512
 """Errnos are below this. From here up are the kernel's internal numbers (ERESTARTSYS)."""
 
 _NAMED = {
-    FileNotFoundError: errno.ENOENT,
+    BlockingIOError: errno.EAGAIN,
+    BrokenPipeError: errno.EPIPE,
+    ChildProcessError: errno.ECHILD,
+    ConnectionAbortedError: errno.ECONNABORTED,
+    ConnectionRefusedError: errno.ECONNREFUSED,
+    ConnectionResetError: errno.ECONNRESET,
     FileExistsError: errno.EEXIST,
+    FileNotFoundError: errno.ENOENT,
+    InterruptedError: errno.EINTR,
     IsADirectoryError: errno.EISDIR,
     NotADirectoryError: errno.ENOTDIR,
     PermissionError: errno.EACCES,
+    ProcessLookupError: errno.ESRCH,
 }
-"""Exceptions that libraries raise without the errno that their name says."""
+"""Exceptions that are raised without the errno that their name says.
+
+Not TimeoutError: asyncio and futures raise it as well, and then it is no answer that was meant.
+"""
 
 Answer = Callable[[Any, Any], bytes | Awaitable[bytes]]
 """Makes an answer's payload from what a method returned and the context given to `Runner.run`.

@@ -37,11 +37,19 @@ class Nasty:
 
 
 NAMED: dict[type[OSError], int] = {
-    FileNotFoundError: errno.ENOENT,
+    BlockingIOError: errno.EAGAIN,
+    BrokenPipeError: errno.EPIPE,
+    ChildProcessError: errno.ECHILD,
+    ConnectionAbortedError: errno.ECONNABORTED,
+    ConnectionRefusedError: errno.ECONNREFUSED,
+    ConnectionResetError: errno.ECONNRESET,
     FileExistsError: errno.EEXIST,
+    FileNotFoundError: errno.ENOENT,
+    InterruptedError: errno.EINTR,
     IsADirectoryError: errno.EISDIR,
     NotADirectoryError: errno.ENOTDIR,
     PermissionError: errno.EACCES,
+    ProcessLookupError: errno.ESRCH,
 }
 
 CRASHES = [
@@ -60,7 +68,6 @@ CRASHES = [
     OSError(512, "ERESTARTSYS"),
     OSError("EIO", "a string"),
     TimeoutError(),
-    BlockingIOError("would block"),
 ]
 
 
@@ -108,10 +115,7 @@ def test_what_escapes_is_eio_and_a_traceback(
         OSError(1, "least"),
         OSError(511, "most"),
         FileNotFoundError("name"),
-        FileExistsError(),
-        IsADirectoryError("name"),
-        NotADirectoryError("name"),
-        PermissionError("no"),
+        *(kind() for kind in NAMED),
     ],
     ids=repr,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
+from typing import Any, Final
 
 from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem.attributes import Lock
@@ -20,6 +20,8 @@ from recuse.wire.filesystem import (
     fuse_lseek_out,
 )
 
+_NAME_MAX: Final = 1024
+"""FUSE_NAME_MAX before Linux 6.16 (fs/fuse/fuse_i.h): listings with longer names fail."""
 _pack_xattr_size = fuse_getxattr_out.CODEC.pack
 _pack_lseek = fuse_lseek_out.CODEC.pack
 _pack_copied = fuse_copy_file_range_out.CODEC.pack
@@ -39,7 +41,30 @@ def target(returned: Any, _: None) -> bytes:
     """What a symbolic link leads to."""
     if not isinstance(returned, str | bytes):
         raise Misuse(f"returned {brief(returned)}, not a str")
-    return os.fsencode(returned)
+    return _without_nul("returned", returned)
+
+
+def listed_name(name: Any) -> bytes:
+    """A name in a directory, as listings have it."""
+    if not isinstance(name, str):
+        raise Misuse(f"listed {brief(name)}, not a name of type str")
+    encoded = _without_nul("listed", name)
+    if not encoded or b"/" in encoded:
+        raise Misuse(f'listed {brief(name)}: a name is not empty and has no "/"')
+    if len(encoded) > _NAME_MAX:
+        raise Misuse(f"listed a name of {len(encoded)} bytes, but at most {_NAME_MAX} are possible")
+    return encoded
+
+
+def _without_nul(did: str, text: str | bytes) -> bytes:
+    """A text that ends with a NUL in the protocol or in the kernel, and so can have none."""
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise Misuse(f"{did} {brief(text)}, which is no file name: {error.reason}") from None
+    if b"\0" in encoded:
+        raise Misuse(f"{did} {brief(text)}, which has a NUL in it")
+    return encoded
 
 
 def xattr_value(returned: Any, room: int) -> bytes:
@@ -57,7 +82,13 @@ def xattr_value(returned: Any, room: int) -> bytes:
 
 def xattr_names(returned: Any, room: int) -> bytes:
     """The names of the attributes, or the size of that."""
-    return xattr_value(b"".join(os.fsencode(name) + b"\0" for name in returned), room)
+    return xattr_value(b"".join(_xattr_name(name) + b"\0" for name in returned), room)
+
+
+def _xattr_name(name: Any) -> bytes:
+    if not isinstance(name, str | bytes) or not name:
+        raise Misuse(f"listed {brief(name)}, not an attribute's name")
+    return _without_nul("listed", name)
 
 
 def lock(returned: Any, _: None) -> bytes:

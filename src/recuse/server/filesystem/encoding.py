@@ -71,8 +71,18 @@ def attributes(number: int, told: Any) -> bytes:
     If it has no inode number, programs see the node's number in the protocol. Raises Misuse if it
     is of the wrong type or out of range.
     """
+    try:
+        return _attributes(number, told)
+    except (struct.error, TypeError, OverflowError) as error:
+        raise Misuse(f"returned {brief(told)}, with a number that does not fit: {error}") from None
+
+
+def _attributes(number: int, told: Any) -> bytes:
     if isinstance(told, Node):
-        size, mode, block_size = told.size or 0, told.kind | told.mode & 0o7777, 4096
+        size, mode, block_size = told.size or 0, told.mode, 4096
+        if mode & ~0o7777 not in (0, told.kind):
+            raise Misuse(f"returned {brief(told)}, whose mode {mode:#o} is not permission bits")
+        mode |= told.kind
     elif isinstance(told, Attributes):
         size, mode, block_size = told.size, told.mode, told.block_size
         number = told.ino or number
@@ -83,27 +93,24 @@ def attributes(number: int, told: Any) -> bytes:
     else:
         raise Misuse(f"returned {brief(told)}, not a Node, Attributes or os.stat_result")
     atime, mtime, ctime = told.atime_ns, told.mtime_ns, told.ctime_ns
-    try:
-        return _pack_attr(
-            number,
-            size,
-            (size + 511) >> 9 if told.blocks is None else told.blocks,
-            atime // _NS & _U64,
-            mtime // _NS & _U64,
-            ctime // _NS & _U64,
-            atime % _NS,
-            mtime % _NS,
-            ctime % _NS,
-            mode,
-            told.nlink,
-            told.uid,
-            told.gid,
-            told.rdev,
-            block_size,
-            0,
-        )
-    except struct.error as error:
-        raise Misuse(f"returned {brief(told)}, with a number that does not fit: {error}") from None
+    return _pack_attr(
+        number,
+        size,
+        (size + 511) >> 9 if told.blocks is None else told.blocks,
+        atime // _NS & _U64,
+        mtime // _NS & _U64,
+        ctime // _NS & _U64,
+        atime % _NS,
+        mtime % _NS,
+        ctime % _NS,
+        mode,
+        told.nlink,
+        told.uid,
+        told.gid,
+        told.rdev,
+        block_size,
+        0,
+    )
 
 
 def _of_stat(number: int, told: os.stat_result) -> bytes:
@@ -133,7 +140,10 @@ def entry(
     """``struct fuse_entry_out`` without its attributes; number 0: there is no such name."""
     entry_s, entry_ns = entry_valid
     attr_s, attr_ns = attr_valid
-    return _pack_entry(number, generation, entry_s, attr_s, entry_ns, attr_ns)
+    try:
+        return _pack_entry(number, generation, entry_s, attr_s, entry_ns, attr_ns)
+    except struct.error as error:
+        raise Misuse(f"returned the generation {brief(generation)}: {error}") from None
 
 
 def attr_head(attr_valid: tuple[int, int]) -> bytes:

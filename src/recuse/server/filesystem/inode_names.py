@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import stat
+import struct
 from collections.abc import AsyncIterable, Callable
 from typing import Any, Final
 
 from recuse.server.errors import Misuse, brief
-from recuse.server.filesystem.answers import nothing, target
+from recuse.server.filesystem.answers import listed_name, nothing, target
 from recuse.server.filesystem.attributes import DirectoryEntry
 from recuse.server.filesystem.inode_state import InodeState
 from recuse.server.filesystem.level import Operation
+from recuse.server.filesystem.listing import DOTS
 from recuse.server.filesystem.requests import (
     CREATE_NAME,
     HEADER,
@@ -217,7 +218,7 @@ class _Page:
     def _add(self, one: Any) -> bool:
         if not isinstance(one, DirectoryEntry):
             raise Misuse(f"listed {brief(one)}, not a DirectoryEntry")
-        name = os.fsencode(one.name)
+        name = listed_name(one.name)
         length = fuse_dirent.SIZE + len(name) + 7 & ~7
         ino, kind, head = one.ino, one.kind, b""
         entry = one.entry if self._plus else None
@@ -229,7 +230,7 @@ class _Page:
             attr = fuse_attr.unpack(head, _ATTR)
             ino, kind = attr.ino, stat.S_IFMT(attr.mode)
             lookup = [(entry.ino, 1)]
-            if length > self._room or name in (b".", b".."):
+            if length > self._room or name in DOTS:
                 # It is not sent, or the kernel half does not count it.
                 self._state.forget(lookup)
                 head = _NO_ENTRY
@@ -237,7 +238,10 @@ class _Page:
                 self._told += lookup
         if length > self._room:
             return False
-        part = head + _pack_dirent(ino, one.offset, len(name), kind >> 12) + name
+        try:
+            part = head + _pack_dirent(ino, one.offset, len(name), kind >> 12) + name
+        except (struct.error, TypeError) as error:
+            raise Misuse(f"listed {brief(one)}, with a number that does not fit: {error}") from None
         self._parts.append(part.ljust(length, b"\0"))
         self._room -= length
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import operator
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -27,7 +28,6 @@ from recuse.wire.fuse import (
 )
 
 _NO_ATTRIBUTES: Final = bytes(fuse_attr.SIZE)
-_NUMBERS: Final = range(1, 1 << 64)
 
 
 class Held(NamedTuple):
@@ -67,7 +67,7 @@ class InodeState:
 
         Raises Misuse if it is not an `InodeEntry` of an inode.
         """
-        if not isinstance(returned, InodeEntry) or returned.ino not in _NUMBERS:
+        if not isinstance(returned, InodeEntry) or not _is_number(returned.ino):
             raise Misuse(f"returned {brief(returned)}, not an InodeEntry with a number")
         entry_s = returned.entry_cache_s
         entry_valid = self._valid if entry_s is None else encoding.valid(entry_s)
@@ -197,3 +197,11 @@ class InodeState:
         if self._released:
             self.drop(handle)
             raise OSError(errno.ENODEV, "the session has closed")
+
+
+def _is_number(ino: Any) -> bool:
+    """Whether an inode may have this number; any integer type will do, such as NumPy's."""
+    try:
+        return 0 < operator.index(ino) < 1 << 64
+    except TypeError:
+        return False

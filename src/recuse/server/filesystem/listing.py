@@ -6,11 +6,15 @@ import os
 import stat
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from recuse.server.errors import Misuse, brief
+from recuse.server.filesystem.answers import listed_name
 from recuse.server.filesystem.attributes import Entry
 from recuse.server.filesystem.nodes import Directory, Node
+
+DOTS: Final = (b".", b"..")
+"""The directory itself and the one above."""
 
 
 class Item(NamedTuple):
@@ -78,8 +82,8 @@ class Listing:
             return False
         assert isinstance(self._iterator, Iterator)
         for entry in self._iterator:
-            self.items.append(_item(entry))
-            return True
+            if self._take(entry):
+                return True
         self._iterator = None
         return False
 
@@ -89,26 +93,27 @@ class Listing:
             return False
         assert isinstance(self._iterator, AsyncIterator)
         async for entry in self._iterator:
-            self.items.append(_item(entry))
-            return True
+            if self._take(entry):
+                return True
         self._iterator = None
         return False
+
+    def _take(self, entry: Any) -> bool:
+        """Add what the author lists, except "." and "..": each listing has them already."""
+        item = _item(entry)
+        if item.name in DOTS:
+            return False
+        self.items.append(item)
+        return True
 
 
 def _item(entry: Any) -> Item:
     if isinstance(entry, Entry):
-        return Item(_name(entry.name), None, stat.S_IFMT(entry.kind), entry.ino)
+        return Item(listed_name(entry.name), None, stat.S_IFMT(entry.kind), entry.ino)
     try:
         name, node = entry
     except (TypeError, ValueError):
         raise Misuse(f"listed {brief(entry)}, not a name and a node, or an Entry") from None
     if not isinstance(node, Node) or not isinstance(name, str):
         raise Misuse(f"listed {brief(entry)}, not a name and a node, or an Entry")
-    return Item(_name(name), node, node.kind, 0)
-
-
-def _name(name: str) -> bytes:
-    encoded = os.fsencode(name)
-    if not encoded or b"/" in encoded or b"\0" in encoded:
-        raise Misuse(f"listed {brief(name)}, which no file can be called")
-    return encoded
+    return Item(listed_name(name), node, node.kind, 0)

@@ -219,6 +219,9 @@ class Symlink(Node):
     mode = 0o777
 
     def __init__(self, target: str) -> None:
+        """Make one that leads to ``target``. Raises TypeError if that is no path."""
+        if not isinstance(target, str | bytes):
+            raise TypeError(f"target: {target!r} is not a str")
         self.target = target
         self.size = len(os.fsencode(target))
 
@@ -258,7 +261,7 @@ class Directory(Node):
         self.children: dict[str, Node] = dict(children or {})
 
     def entries(self) -> Entries:
-        """Return the content of the directory, without "." and "..".
+        """Return the content of the directory; "." and ".." are added, and may be there or not.
 
         It is a mapping from name to `Node`, or pairs of these in any order. An `Entry` may replace
         a pair if the node has not been made yet. An iterator, plain or asynchronous, is only read

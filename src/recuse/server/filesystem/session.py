@@ -10,11 +10,13 @@ from typing import Final
 
 from recuse.runtime.locks import new_lock
 from recuse.server.dispatch import pick_head, pick_interrupt
+from recuse.server.errors import brief
 from recuse.server.filesystem.encoding import Owner
 from recuse.server.filesystem.filesystem import Filesystem
 from recuse.server.filesystem.init import PAGE, negotiate
 from recuse.server.filesystem.level import Level
 from recuse.server.filesystem.node_level import NodeLevel
+from recuse.server.filesystem.nodes import Directory
 from recuse.server.filesystem.notify import Notifications
 from recuse.server.filesystem.passthrough import BackingFiles
 from recuse.server.filesystem.requests import forgetting, pick_node
@@ -205,6 +207,10 @@ class FilesystemSession:
 
 def _level(filesystem: Served, runner: Runner, owner: Owner) -> Level:
     if isinstance(filesystem, Filesystem):
+        root = getattr(filesystem, "root", None)
+        if not isinstance(root, Directory):
+            kind = type(filesystem).__name__
+            raise TypeError(f"the root of {kind} is {brief(root)}, not a Directory")
         return NodeLevel(filesystem, runner, owner)
     # Few filesystems need it.
     from recuse.server.filesystem.inode_level import InodeLevel  # noqa: PLC0415

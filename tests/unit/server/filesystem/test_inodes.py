@@ -1,8 +1,10 @@
 """Filesystems with a method for each operation."""
 
 import asyncio
+import enum
 import errno
 import fcntl
+import operator
 import os
 import stat
 import threading
@@ -269,6 +271,97 @@ def test_what_is_not_counted(serve_filesystem: ServeFilesystem, told: Told) -> N
             assert peer.refuses(fuse.FUSE_READDIRPLUS, 1, body) == number
         assert inodes.lookups == count
     assert told.line() == ("Wrong.readdirplus listed 5, not a DirectoryEntry: EIO for the program")
+
+
+class Number(enum.IntEnum):
+    """A number of a type of its own."""
+
+    FILE = 2
+
+
+class Index:
+    """What is a number for Python, as NumPy's are, and no int."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+@pytest.mark.parametrize("ino", [Number.FILE, Index(2), True, (1 << 64) - 1])
+def test_numbers_of_any_integer_type(serve_filesystem: ServeFilesystem, ino: Any) -> None:
+    class Numbered(Small):
+        def lookup(self, parent: int, name: str) -> InodeEntry:
+            return InodeEntry(ino, FILE)
+
+    assert serve_filesystem(Numbered()).lookup("file").nodeid == operator.index(ino)
+
+
+@pytest.mark.parametrize("ino", ["a", 1.5, None, -1, 1 << 64, Index(-1), Number])
+def test_what_is_no_number(serve_filesystem: ServeFilesystem, told: Told, ino: Any) -> None:
+    class Wrong(Small):
+        def lookup(self, parent: int, name: str) -> InodeEntry:
+            return InodeEntry(ino, FILE)
+
+    peer = serve_filesystem(Wrong())
+    assert peer.refuses(fuse.FUSE_LOOKUP, 1, b"", "file") == errno.EIO
+    line = told.line()
+    assert line.startswith("Wrong.lookup returned ")
+    assert line.endswith(", not an InodeEntry with a number: EIO for the program")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        InodeEntry(2, FILE, generation=-1),
+        InodeEntry(2, FILE, generation="a"),  # type: ignore[arg-type]
+        InodeEntry(2, Attributes(stat.S_IFREG, size="a")),  # type: ignore[arg-type]
+        InodeEntry(2, Attributes(stat.S_IFREG, mtime_ns=1.5)),  # type: ignore[arg-type]
+        InodeEntry(2, Attributes("file")),  # type: ignore[arg-type]
+        InodeEntry(2, Attributes(-1)),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(
+    serve_filesystem: ServeFilesystem, told: Told, entry: InodeEntry
+) -> None:
+    class Wrong(Small):
+        def lookup(self, parent: int, name: str) -> InodeEntry:
+            return entry
+
+    peer = serve_filesystem(Wrong())
+    assert peer.refuses(fuse.FUSE_LOOKUP, 1, b"", "file") == errno.EIO
+    assert told.line().startswith("Wrong.lookup returned ")
+
+
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        DirectoryEntry("a\0b", 1),
+        DirectoryEntry("a/b", 1),
+        DirectoryEntry("", 1),
+        DirectoryEntry(b"a", 1),  # type: ignore[arg-type]
+        DirectoryEntry("x" * 1025, 1),
+        DirectoryEntry("a", -1),
+        DirectoryEntry("a", 1, ino="a"),  # type: ignore[arg-type]
+        DirectoryEntry("a", 1, kind="a"),  # type: ignore[arg-type]
+    ],
+)
+def test_entries_that_cannot_be(
+    serve_filesystem: ServeFilesystem, told: Told, entry: DirectoryEntry, plus: bool
+) -> None:
+    class Wrong(Small):
+        def readdir(self, ino: int, fh: object, offset: int) -> list[DirectoryEntry]:
+            return [entry]
+
+        readdirplus = readdir
+
+    peer = serve_filesystem(Wrong())
+    fh = opened(peer, fuse.FUSE_OPENDIR, 1)
+    opcode = fuse.FUSE_READDIRPLUS if plus else fuse.FUSE_READDIR
+    assert peer.refuses(opcode, 1, fuse.fuse_read_in(fh=fh, size=4096)) == errno.EIO
+    assert told.line().startswith("Wrong.readdir listed ")
 
 
 # ---- lookups and open files, at the end and otherwise

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from recuse.server.filesystem.attributes import Attributes, Entry
 from recuse.server.filesystem.filesystem import Filesystem
 from recuse.server.filesystem.nodes import Directory, Listed, Node, RegularFile, Special, Symlink
+from recuse.server.filesystem.session import FilesystemSession
 from recuse.wire.filesystem import (
     fuse_batch_forget_in,
     fuse_entry_out,
@@ -31,6 +33,7 @@ from recuse.wire.fuse import (
     FUSE_MKDIR,
     FUSE_MKNOD,
     FUSE_OPENDIR,
+    FUSE_READDIR,
     FUSE_READDIRPLUS,
     FUSE_READLINK,
     FUSE_RENAME,
@@ -477,3 +480,75 @@ def test_a_directory_has_no_ioctls(serve_filesystem: ServeFilesystem) -> None:
     fh = fuse_open_out.unpack(peer.ask(FUSE_OPENDIR, 1, bytes(8))).fh
     body = fuse_ioctl_in(fh=fh, flags=FUSE_IOCTL_DIR, cmd=6)
     assert peer.refuses(FUSE_IOCTL, 1, body) == errno.ENOTTY
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_dots_are_listed_once(serve_filesystem: ServeFilesystem, later: bool) -> None:
+    """The kernel does not count what is said about them (fs/fuse/readdir.c), and so nobody does."""
+    here, above = Watched(b""), Watched(b"")
+    content: list[Listed] = [(".", here), ("..", above), ("a", RegularFile(b"")), ("..", above)]
+
+    class Habit(Directory):
+        def entries(self) -> Iterator[Listed]:
+            return iter(content)
+
+    class LaterHabit(Directory):
+        async def entries(self) -> AsyncIterator[Listed]:
+            for entry in content:
+                yield entry
+
+    peer = serve_filesystem(Filesystem(LaterHabit() if later else Habit()))
+    for plus in (False, True):
+        for size in (300, 4096):
+            assert [one.name for one in peer.list_all(size, plus)] == [".", "..", "a"]
+    peer.forget(peer.list_all(plus=True)[-1].ino, 3)
+    assert [one.split()[0] for one in peer.session.left() if "Watched" in one] == []
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a/b", "", "x" * 1025, "\ud800"], ids=ascii)
+@pytest.mark.parametrize("made", [False, True])
+def test_names_that_cannot_be_are_eio(
+    serve_filesystem: ServeFilesystem, told: Told, name: str, made: bool
+) -> None:
+    class Wrong(Directory):
+        def entries(self) -> list[Listed]:
+            return [(name, RegularFile(b"")) if made else Entry(name, stat.S_IFREG)]
+
+    peer = serve_filesystem(Filesystem(Wrong()))
+    fh = fuse_open_out.unpack(peer.ask(FUSE_OPENDIR, 1, bytes(8))).fh
+    for opcode in (FUSE_READDIR, FUSE_READDIRPLUS):
+        assert peer.refuses(opcode, 1, fuse_read_in(fh=fh, size=4096)) == errno.EIO
+        line = told.line()
+        assert " listed " in line
+        assert line.endswith(": EIO for the program")
+
+
+def test_a_target_with_a_nul_is_eio(serve_filesystem: ServeFilesystem, told: Told) -> None:
+    peer = serve_filesystem(tree(link=Symlink("a\0b")))
+    number = peer.lookup("link").nodeid
+    assert peer.refuses(FUSE_READLINK, number, b"") == errno.EIO
+    assert told.line() == (
+        "Symlink.readlink returned 'a\\x00b', which has a NUL in it: EIO for the program"
+    )
+
+
+@pytest.mark.parametrize("mode", [stat.S_IFDIR | 0o755, -1, 1 << 32, "rw"])
+def test_modes_that_are_no_permissions_are_eio(
+    serve_filesystem: ServeFilesystem, told: Told, mode: Any
+) -> None:
+    file = RegularFile(b"")
+    file.mode = mode
+    peer = serve_filesystem(tree(file=file))
+    assert peer.refuses(FUSE_LOOKUP, 1, b"", "file") == errno.EIO
+    assert "mode" in told.line() or mode == "rw"
+    file.mode = stat.S_IFREG | 0o604
+    assert peer.lookup("file").attr.mode == stat.S_IFREG | 0o604
+
+
+def test_the_argument_that_is_wrong_is_named() -> None:
+    with pytest.raises(TypeError, match="target: None is not a str"):
+        Symlink(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the root of Filesystem is None, not a Directory"):
+        FilesystemSession(Filesystem())
+    with pytest.raises(TypeError, match="the root of Filesystem is 5, not a Directory"):
+        FilesystemSession(Filesystem(5))  # type: ignore[arg-type]
