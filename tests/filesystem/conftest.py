@@ -75,6 +75,13 @@ def rings(mounts: None) -> None:
 
 
 @pytest.fixture
+def detached(rings: None) -> None:
+    """Skip the test for those who cannot mount without a directory."""
+    if os.geteuid():
+        pytest.skip("only root may")
+
+
+@pytest.fixture
 def mounts() -> None:
     """Skip the test where no filesystem can be mounted."""
     if reason := why_not_mounted():

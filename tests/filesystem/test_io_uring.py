@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -20,25 +19,16 @@ import pytest
 import recuse
 from recuse import Directory, Filesystem, Mount, RegularFile
 from recuse.channel import mount as mount_module
-from recuse.channel.devcuse import Channel
-from recuse.channel.io_uring import Ring
 from recuse.channel.rings import Rings
 from recuse.channel.unmounting import abort
 from recuse.cli.filesystem_spec import load_filesystem
 from recuse.server.filesystem.session import FilesystemSession
-from recuse.wire.fuse import FUSE_INIT, FUSE_READ
+from recuse.wire.fuse import FUSE_READ
 
 from .conftest import EXAMPLES, PATIENCE_S, Serve, Somebody, is_mounted
+from .programs import CPUS, STAT, python, result, tree
 
 MEMORY = f"{EXAMPLES}/memoryfs.py"
-CPUS = sorted(os.sched_getaffinity(0))
-
-
-@pytest.fixture
-def detached(rings: None) -> None:
-    """Skip the test for those who cannot mount without a directory."""
-    if os.geteuid():
-        pytest.skip("only root may")
 
 
 class Gate:
@@ -85,29 +75,6 @@ class Waiting(Blocking):
         return b"" if offset else b"at last\n"
 
 
-def tree(**files: RegularFile) -> Filesystem:
-    return Filesystem(Directory({"hello": RegularFile(b"Hello, world!\n"), **files}))
-
-
-def python(code: str, mount: Mount, *args: str, cpu: int | None = None) -> subprocess.Popen[str]:
-    """A program in the root directory of a mount, on one CPU."""
-    pin = "" if cpu is None else f"import os; os.sched_setaffinity(0, {{{cpu}}})\n"
-    return subprocess.Popen(
-        [sys.executable, "-c", pin + code, *args],
-        cwd=mount.path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def result(program: subprocess.Popen[str]) -> str:
-    """What a program has printed, if it has succeeded."""
-    output, errors = program.communicate(timeout=PATIENCE_S)
-    assert not program.returncode, errors
-    return output
-
-
 READERS = """
 import sys, threading
 def read():
@@ -119,7 +86,6 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(set(texts), len(texts))
 """
-STAT = "import os; print(os.stat('hello').st_size)"
 
 
 @pytest.mark.usefixtures("detached")
@@ -161,6 +127,44 @@ def test_methods_that_wait_hold_nobody_up(kind: type[Blocking], count: int) -> N
             assert result(python(STAT, mount, cpu=cpu)) == "14\n"
         gate.open.set()
         assert result(readers) == f"{{'at last\\n'}} {count}\n"
+
+
+class Meeting(Directory):
+    """A directory in which no name is found until so many have been looked for."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__({})
+        self.barrier = threading.Barrier(count)
+
+    def lookup(self, name: str) -> Any:
+        self.barrier.wait(PATIENCE_S)
+        return RegularFile(name.encode())
+
+
+@pytest.mark.usefixtures("detached")
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("count", [2, 20])
+def test_lookups_that_wait_for_each_other(count: int, cpu: int) -> None:
+    # The kernel knows no file yet: only directories have requests that wait.
+    with Mount(Filesystem(Meeting(count)), None, "io_uring") as mount:
+        assert mount.uses_io_uring
+        programs = [
+            python(f"import os; print(os.stat('n{index}').st_size)", mount, cpu=cpu)
+            for index in range(count)
+        ]
+        for index, program in enumerate(programs):
+            assert result(program) == f"{len(f'n{index}')}\n"
+
+
+@pytest.mark.usefixtures("detached")
+def test_a_file_of_our_own_is_not_seen() -> None:
+    with Mount(Filesystem(Directory({})), None, "io_uring") as mount:
+        rings = mount._rings
+        assert rings is not None
+        assert rings._file is not None
+        assert os.listdir(mount.path) == []
+        with pytest.raises(FileNotFoundError):
+            os.stat(rings._file._name, dir_fd=mount.fileno())
 
 
 class Recursive(RegularFile):
@@ -224,6 +228,32 @@ def test_long_listings() -> None:
         assert result(python(code, mount)) == f"{sum(range(2000))}\n"
         (longest,) = [name for name in os.listdir(mount.path) if name.endswith("1999")]
         assert os.stat(longest, dir_fd=mount.fileno()).st_size == 1999
+
+
+class Stubborn(Blocking):
+    """A file whose read, a coroutine, cannot be cancelled."""
+
+    async def read(self, size: int, offset: int) -> bytes:
+        self.gate.came.release()
+        while not self.gate.open.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.001)
+        return b""
+
+
+@pytest.mark.usefixtures("detached")
+def test_the_end_while_a_coroutine_goes_on() -> None:
+    with Gate() as gate:
+        with Mount(tree(waits=Stubborn(gate)), None, "io_uring") as mount:
+            reader = python(READERS, mount, "waits", "1", cpu=CPUS[0])
+            gate.wait_for(1)
+        reader.communicate(timeout=PATIENCE_S)
+        rings = mount._rings
+        assert rings is not None
+        for ring in rings._cpus:
+            assert ring._thread is not None
+            ring._thread.join(PATIENCE_S)
+            assert not ring._thread.is_alive()
 
 
 class Raising(RegularFile):
@@ -524,86 +554,6 @@ def test_passthrough(serve: Serve, directory: Path, tmp_path: Path) -> None:
     (directory / "file").write_bytes(b"written\n")
     assert (tmp_path / "file").read_bytes() == b"written\n"
     assert server.end(signal.SIGTERM) == (0, "")
-
-
-def served_without(caplog: pytest.LogCaptureFixture, filesystem: Filesystem | None = None) -> Mount:
-    """Mount with the option, see that it works without rings, and end it."""
-    with Mount(filesystem or tree(), None, "io_uring") as mount:
-        assert not mount.uses_io_uring
-        for cpu in CPUS:
-            assert result(python(STAT, mount, cpu=cpu)) == "14\n"
-    assert "no io_uring: " in caplog.text
-    return mount
-
-
-@pytest.mark.usefixtures("detached")
-def test_where_the_kernel_does_not_offer_it(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    read = Channel.read
-
-    def older(self: Channel, size: int) -> bytes | None:
-        message = read(self, size)
-        # Without FUSE_OVER_IO_URING, flag 41, in INIT.
-        if message is not None and message[4] == FUSE_INIT:
-            return message[:57] + bytes([message[57] & ~2]) + message[58:]
-        return message
-
-    monkeypatch.setattr(Channel, "read", older)
-    served_without(caplog)
-    assert "the kernel does not offer it" in caplog.text
-
-
-@pytest.mark.usefixtures("detached")
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.ENOMEM])
-@pytest.mark.parametrize("which", [1, len(CPUS) + 1])
-def test_where_it_is_forbidden(
-    number: int, which: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    made = []
-    init = Ring.__init__
-
-    def refused(self: Ring, *args: int) -> None:
-        made.append(self)
-        if len(made) == which:
-            raise OSError(number, os.strerror(number))
-        init(self, *args)
-
-    monkeypatch.setattr(Ring, "__init__", refused)
-    served_without(caplog)
-    assert os.strerror(number) in caplog.text
-
-
-@pytest.mark.usefixtures("detached")
-def test_where_the_kernel_refuses_an_entry(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    # It finds the memory too small when it has been told already that there are rings.
-    monkeypatch.setattr(FilesystemSession, "payload_size", 4096)
-    served_without(caplog)
-    assert os.strerror(errno.EINVAL) in caplog.text
-
-
-@pytest.mark.usefixtures("detached")
-def test_where_no_more_descriptors_are_allowed(caplog: pytest.LogCaptureFixture) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    outcomes = set()
-    for limit in range(max(map(int, os.listdir("/proc/self/fd"))), soft):
-        mount = Mount(tree(), None, "io_uring")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-        try:
-            mount.start()
-        except recuse.MountError:
-            pass  # not even the mount is possible
-        else:
-            outcomes.add(mount.uses_io_uring)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            mount.close()
-        if True in outcomes:
-            break
-    assert outcomes == {False, True}
-    assert f"no io_uring: {os.strerror(errno.EMFILE)}" in caplog.text
 
 
 @pytest.mark.usefixtures("rings")

@@ -50,7 +50,7 @@ class CpuRing:
         """Whether the kernel has its entry, or is about to get it."""
         self._serve = serve
         self._started = False
-        self._answered: queue.SimpleQueue[Entry] = queue.SimpleQueue()
+        self._answered: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._ring: Ring | None = None
         self._entry: Entry | None = None
         self._shared: SharedRing | None = None
@@ -93,10 +93,9 @@ class CpuRing:
                 log.error("the thread of CPU %d does not end", self.cpu)
                 return
 
-    @property
-    def node(self) -> int:
-        """See `Entry.node`."""
-        return 0 if self._entry is None else self._entry.node
+    def give_up(self) -> None:
+        """Wait for no answer any more: the connection has ended."""
+        self._answered.put(None)
 
     def holds(self, unique: int) -> bool:
         """See `Entry.holds`."""
@@ -147,7 +146,8 @@ class CpuRing:
             serve(entry)
             if not entry.answered:
                 shared.relieve(cpu)
-            answered.get()
+            if answered.get() is None:
+                return
             ring.add(commit, entry.unique)
 
     def _receive(self, ring: Ring) -> bool:

@@ -126,8 +126,10 @@ class Ring:
         user_data, result, _ = _unpack_completion(
             self._ring, self._cqes + _CQE * (head & self._cq_mask)
         )
+        completion = user_data, result
+        # What raises before, for lack of memory, leaves it there.
         words[self._cq_head] = (head + 1) & _MASK32
-        return user_data, result
+        return completion
 
     def flush(self) -> None:
         """Fetch completions that there was no room for; any thread may do this."""

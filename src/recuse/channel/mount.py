@@ -264,6 +264,8 @@ class Mount:
             self._tap.added(self.path, 0, 0)
         self._start_rings()
         self._workers.start()
+        if self._rings is not None and self._rings.ready:
+            self._rings.know_file(self.path)
 
     def _end_connection(self, channel: Channel) -> bool:
         """End it though programs have files open; return whether it has ended.

@@ -29,7 +29,6 @@ _IOVEC: Final = 512
 _PAGE: Final = mmap.PAGESIZE
 _unpack_head = struct.Struct("=IiQ").unpack_from
 """Of a request: length, opcode, unique. Of an answer: length, error, unique."""
-_unpack_node = struct.Struct("=4xi8xQ").unpack_from
 _unpack_u32 = struct.Struct("=I").unpack_from
 _pack_u32 = struct.Struct("=I").pack_into
 _SMALL: Final = 4096
@@ -111,12 +110,6 @@ class Entry:
     def fail(self, number: int) -> None:
         """Answer with an errno; 0 is success."""
         self.answer(_pack_out_header(_OUT, -number, self.unique))
-
-    @property
-    def node(self) -> int:
-        """The node that its request is about, if that is not answered; otherwise 0."""
-        opcode, node = _unpack_node(self._memory)
-        return node if opcode > 0 else 0
 
     def holds(self, unique: int) -> bool:
         """Whether this request is there and not answered, even if nobody has taken it yet."""

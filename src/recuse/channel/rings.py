@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from recuse.channel.cpu_ring import CpuRing
+from recuse.channel.known_file import KnownFile
 from recuse.channel.ring_entry import Entry
 from recuse.channel.shared_ring import NUDGE, SharedRing
 from recuse.runtime.log import Log
@@ -34,7 +35,7 @@ log = Log("recuse.channel")
 PARAMETER: Final = Path("/sys/module/fuse/parameters/enable_uring")
 """Root turns it on there."""
 
-_POSSIBLE: Final = Path("/sys/devices/system/cpu/possible")
+_CPUS: Final = Path("/sys/devices/system/cpu")
 _AGAIN_S: Final = 0.001
 
 
@@ -46,6 +47,7 @@ class Rings:
         self._handle = handle
         self._cpus: list[CpuRing] = []
         self._shared: SharedRing | None = None
+        self._file: KnownFile | None = None
         self.ready = False
         """Whether the kernel sends its requests here."""
         self._closing = False
@@ -60,6 +62,8 @@ class Rings:
         Raises OSError; `close` it then.
         """
         usable = os.sched_getaffinity(0)
+        _try_cpus(usable)
+        self._file = KnownFile()
         own: list[CpuRing | None] = [
             CpuRing(cpu, self.serve) if cpu in usable else None for cpu in range(possible_cpus())
         ]
@@ -68,7 +72,7 @@ class Rings:
             ring.prepare(number, size)
         for ring in self._cpus:
             ring.check()
-        self._shared = SharedRing(number, size, own, self.serve)
+        self._shared = SharedRing(number, size, own, self.serve, self._end)
 
     def start(self) -> None:
         """Give the kernel the entries: it has been told that there are rings.
@@ -82,6 +86,14 @@ class Rings:
         for ring in self._cpus:
             ring.check()
         self.ready = True
+
+    def know_file(self, root: str) -> None:
+        """Have the kernel know a file, which it takes to serve more requests (`KnownFile`).
+
+        ``root`` is a path to the mount's root directory; all threads are at work. Raises OSError.
+        """
+        assert self._file is not None
+        self._file.look_up(root)
 
     def close(self) -> None:
         """Handle no more requests: they are refused until the end of the connection.
@@ -99,6 +111,14 @@ class Rings:
             self._shared.join()
         for ring in self._cpus:
             ring.join()
+        self._end()
+
+    def _end(self) -> None:
+        """Let go what waits for an answer, or is there for further requests."""
+        for ring in self._cpus:
+            ring.give_up()
+        if self._file is not None:
+            self._file.close()
 
     def fileno(self) -> int:
         """Return a descriptor that can be read when `receive` has something; -1 if there is none.
@@ -128,6 +148,8 @@ class Rings:
                 entry.fail(0)
             elif self._closing:
                 entry.fail(errno.ENOTCONN)
+            elif self._file is not None and (answer := self._file.answer(message)) is not None:
+                entry.answer(answer)
             else:
                 self._handle(message, entry.answer)
         except (WireError, MemoryError) as error:
@@ -163,7 +185,34 @@ def is_offered(message: bytes) -> bool:
 def possible_cpus() -> int:
     """How many CPUs there could be, some of them off: each has a queue."""
     try:
-        text = _POSSIBLE.read_text(encoding="ascii")
-        return int(text.replace(",", "-").rpartition("-")[2]) + 1
+        return max(_cpus_of("possible")) + 1
     except (OSError, ValueError):
         return os.cpu_count() or 1
+
+
+def _cpus_of(kind: str) -> list[int]:
+    """Return the CPUs of a kind, from a text such as ``0-3,5``. Raises OSError or ValueError."""
+    cpus: list[int] = []
+    for part in (_CPUS / kind).read_text(encoding="ascii").strip().split(","):
+        first, _, last = part.partition("-")
+        cpus.extend(range(int(first), int(last or first) + 1))
+    return cpus
+
+
+def _try_cpus(usual: set[int]) -> None:
+    """Raise OSError if this process cannot run on a CPU on which programs do.
+
+    With a program's request that blocks, others on its CPU would then wait: only a request made
+    there has the kernel look at them (`SharedRing`).
+    """
+    try:
+        online = _cpus_of("online")
+    except ValueError:
+        return
+    try:
+        for cpu in online:
+            os.sched_setaffinity(0, {cpu})
+    except OSError as error:
+        raise OSError(error.errno, f"this process may not use CPU {cpu} (cpuset)") from error
+    finally:
+        os.sched_setaffinity(0, usual)

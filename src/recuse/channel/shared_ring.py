@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from recuse.channel import known_file
 from recuse.channel.io_uring import Ring, fuse_command
 from recuse.channel.ring_entry import Entry
 from recuse.channel.workers import TICK
@@ -37,6 +38,12 @@ OVER: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, er
 NUDGE: Final = 1 << 62
 """The unique of a request that is only there to have the kernel look at a queue (`_nudge`)."""
 
+_BODY: Final = fuse_notify_retrieve_out(notify_unique=NUDGE, nodeid=known_file.NODE).pack()
+_HEADER: Final = fuse_out_header(
+    len=fuse_out_header.SIZE + len(_BODY), error=FUSE_NOTIFY_RETRIEVE
+).pack()
+_RETRIEVE_NOTHING: Final = _HEADER + _BODY
+
 _SUBMISSIONS: Final = 64
 _MOST_AT_ONCE: Final = 32
 _CLOSED_TICK_S: Final = 0.05
@@ -50,10 +57,6 @@ class Queue(Protocol):
     taken: int
     waiting: bool
 
-    @property
-    def node(self) -> int:
-        """See `Entry.node`."""
-
 
 class SharedRing:
     """The ring, and the thread that submits to it."""
@@ -64,6 +67,7 @@ class SharedRing:
         size: int,
         own: Sequence[Queue | None],
         serve: Callable[[Entry], None],
+        ended: Callable[[], object],
     ) -> None:
         """Make the ring on an open /dev/fuse, and start the thread.
 
@@ -72,12 +76,14 @@ class SharedRing:
             size: most bytes of a payload.
             own: for each queue, the thread of its CPU, if there is one.
             serve: answers an entry's request after `close`; it must not block then.
+            ended: called after `close`, when the connection has ended.
 
         Raises OSError.
         """
         self._size = size
         self._own = own
         self._serve = serve
+        self._ended = ended
         self._lock = new_lock("SharedRing")
         self._free = [0] * len(own)
         """How many entries of each queue the kernel has."""
@@ -92,6 +98,8 @@ class SharedRing:
         self._closing = False
         self._tick_s = TICK
         self._full = False
+        self._owed: dict[int, int] = {}
+        """How often the kernel has to be asked to look at a queue, where that has failed."""
         self._ring = Ring(_SUBMISSIONS)
         self._number = -1
         try:
@@ -176,6 +184,7 @@ class SharedRing:
                     idle = 0
         finally:
             self._close()
+            self._ended()
 
     def _close(self) -> None:
         with self._lock:
@@ -234,7 +243,9 @@ class SharedRing:
 
     def _look(self) -> bool:
         """Relieve queues on which nothing happens; return whether any is busy."""
-        busy = False
+        busy = bool(self._owed)
+        for number in list(self._owed):
+            self._nudge(number, 0)
         for number, thread in enumerate(self._own):
             done = self._committed[number] + (0 if thread is None else thread.taken)
             if self._is_dry(number):
@@ -272,40 +283,23 @@ class SharedRing:
             self._nudge(number, len(made))
 
     def _nudge(self, number: int, count: int) -> None:
-        """Have the kernel look at what waits on a queue, which has new entries.
+        """Have the kernel look at what waits on a queue, which has so many new entries.
 
         It does so for an entry that is answered, not for a new one. So a request has to take each
-        new entry: we ask, on that CPU, for nothing of the content of a file. It can be any regular
-        file that the kernel knows, such as those for which programs wait.
+        new entry: we ask, on that CPU, for nothing of the content of a file that the kernel knows.
+        What cannot be asked now is asked again later.
         """
+        count += self._owed.pop(number, 0)
         usual = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, {number})
             try:
-                nodes = self._nodes(number)
-                for _ in range(count):
-                    if not any(map(self._retrieve_nothing, nodes)):
-                        log.debug("queue %d: no file is known", number)
-                        break
+                while count:
+                    os.write(self._number, _RETRIEVE_NOTHING)
+                    count -= 1
             finally:
                 os.sched_setaffinity(0, usual)
-        except OSError as error:
-            log.debug("queue %d: %s", number, error.strerror)
-
-    def _nodes(self, number: int) -> set[int]:
-        """What the requests of a queue are about that are not answered."""
-        thread = self._own[number]
-        nodes = {entry.node for entry in self._entries if entry.queue == number}
-        if thread is not None:
-            nodes.add(thread.node)
-        return nodes - {0}
-
-    def _retrieve_nothing(self, node: int) -> bool:
-        body = fuse_notify_retrieve_out(notify_unique=NUDGE, nodeid=node).pack()
-        size = fuse_out_header.SIZE + len(body)
-        header = fuse_out_header(len=size, error=FUSE_NOTIFY_RETRIEVE)
-        try:
-            os.write(self._number, header.pack() + body)
-        except OSError:  # it is no regular file, or the connection has ended
-            return False
-        return True
+        except (OSError, MemoryError) as error:
+            log.debug("queue %d: %r", number, error)
+            if not self._closing:
+                self._owed[number] = count
