@@ -17,7 +17,7 @@ import recuse
 from recuse import Directory, Filesystem, Mount, MountError, RegularFile
 from recuse.channel import mount as mount_module
 from recuse.channel import mounting
-from recuse.channel.unmounting import identity, unmount_only
+from recuse.channel.unmounting import end_mount, identity
 
 from .conftest import EXAMPLES, PATIENCE_S, is_mounted
 
@@ -277,10 +277,10 @@ def test_only_the_mount_that_is_meant_is_unmounted(small: Small, directory: Path
     with Mount(small, directory):
         found = identity(str(directory))
         assert found is not None
-        unmount_only(str(directory), found._replace(device="0:0"))
+        end_mount(str(directory), found._replace(device="0:0"))
         assert is_mounted(directory)
         with open(directory / "text", "rb"):
-            unmount_only(str(directory), found)
+            end_mount(str(directory), found)
         assert not is_mounted(directory)
 
 

@@ -14,7 +14,7 @@ from recuse.channel.directory import DIRECTORY_MODE, Directory
 from recuse.channel.mounting import DEV_FUSE, check_directory
 from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
-from recuse.channel.unmounting import Identity, call, identity, unmount_only
+from recuse.channel.unmounting import Identity, call, end_mount, identity
 from recuse.channel.workers import Workers
 from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.runtime.log import Log
@@ -181,7 +181,7 @@ class DevFuse:
         assert self._mount is not None
         try:
             # Lazily, as programs may have files open or be in the directory.
-            unmount_only(self.path, self._mount)
+            end_mount(self.path, self._mount)
         except OSError as error:
             log.error("%s: %s; to unmount it: umount %s", self.path, error.strerror, self.path)
         self._mount = None

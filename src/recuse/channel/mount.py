@@ -17,7 +17,7 @@ from recuse.channel.mounting import MountError, Source, check_directory, mount_a
 from recuse.channel.ring_entry import Entry
 from recuse.channel.rings import PARAMETER, Rings, is_offered
 from recuse.channel.taps import ServerTap, Tapped
-from recuse.channel.unmounting import Identity, abort, connection_of, identity, unmount
+from recuse.channel.unmounting import Identity, abort, connection_of, identity, resolve, unmount
 from recuse.channel.workers import Workers
 from recuse.runtime import threads
 from recuse.runtime.log import Log
@@ -109,7 +109,8 @@ class Mount:
             ValueError: an option is not known, or has no such value.
         """
         self._options = parse_options(options)
-        self._directory = None if directory is None else os.path.realpath(directory)
+        self._process = os.getpid()
+        self._directory = None if directory is None else _absolute(directory)
         self._filesystem = filesystem
         owner = Owner(self._options.uid, self._options.gid, self._options.umask)
         self._session = FilesystemSession(filesystem, self, owner)
@@ -192,11 +193,14 @@ class Mount:
     def close(self) -> None:
         """Unmount it, release the files that programs have open, and end the session.
 
-        Programs that have files open, or are in it, find that their calls fail (ENOTCONN).
+        Programs that have files open, or are in it, find that their calls fail (ENOTCONN). It does
+        nothing in a child of this process, which has copies of all that (`os.fork`).
         """
+        if os.getpid() != self._process:
+            return
         self._unmount()
         if self._channel is not None:
-            has_ended = self._rings is None or self._end_connection(self._channel)
+            has_ended = self._end_connection(self._channel)
             self._channel.close()
             if self._rings is not None and has_ended:
                 self._rings.join()
@@ -235,7 +239,7 @@ class Mount:
         """Have it unmounted if this process is killed. Raises OSError."""
         self._identity = identity(directory)
         if self._identity is not None:
-            self._connection = int(self._identity.device.partition(":")[2])
+            self._connection = self._identity.connection
             self._guard = Guard(directory, self._identity)
 
     def _serve(self, channel: Channel) -> None:
@@ -270,10 +274,11 @@ class Mount:
     def _end_connection(self, channel: Channel) -> bool:
         """End it though programs have files open; return whether it has ended.
 
-        Otherwise it lasts until they are closed, as the rings keep /dev/fuse open.
+        Otherwise it lasts until they are closed: the rings keep /dev/fuse open, and so does a child
+        of this process.
         """
-        assert self._rings is not None
-        self._rings.close()
+        if self._rings is not None:
+            self._rings.close()
         if not channel.has_ended and self._connection is not None:
             abort(self._connection)
         return channel.has_ended
@@ -394,6 +399,13 @@ class Mount:
         for refusal in refusals:
             with contextlib.suppress(OSError):  # it came by a ring, or is answered
                 self._send(refusal)
+
+
+def _absolute(directory: str | os.PathLike[str]) -> str:
+    try:
+        return resolve(directory)
+    except OSError:
+        return os.path.realpath(directory)
 
 
 def _refuse(message: bytes, send: Send) -> None:

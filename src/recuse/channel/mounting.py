@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from recuse.channel.devcuse import KernelError
 from recuse.channel.mount_options import MS_RDONLY, Options
-from recuse.channel.unmounting import HELPER, HELPER_S, call, identity
+from recuse.channel.unmounting import HELPER, HELPER_S, call, identity, is_fuse
 
 DEV_FUSE: Final = "/dev/fuse"
 
@@ -45,20 +45,25 @@ class Source(NamedTuple):
 
 
 def check_directory(path: str, nonempty: bool = False) -> None:
-    """Raise MountError unless it is a directory, and empty."""
+    """Raise MountError unless it is a directory, and empty.
+
+    Who serves a mount that is there is not asked: it may not answer.
+    """
     try:
-        if not stat.S_ISDIR(os.stat(path).st_mode):
-            raise MountError(f"{path}: not a directory")
+        os.close(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        if nonempty:
+            return
         found = identity(path)
+        if found is not None and found.point == path and is_fuse(found.kind):
+            raise MountError(f"{path}: a FUSE filesystem is mounted there: umount {path}, or add "
+                             "-o nonempty")  # fmt: skip
         # To look into one of autofs would have it wait for this mount.
         waits = found is not None and found.kind == "autofs"
-        if not nonempty and not waits and os.listdir(path):
+        if not waits and os.listdir(path):
             raise MountError(f"{path}: not empty; a mount would hide what is there")
+    except NotADirectoryError as error:
+        raise MountError(f"{path}: not a directory") from error
     except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            raise MountError(
-                f"{path}: the mount of a server that was killed is left there: umount {path}"
-            ) from error
         if error.errno == errno.ENOENT:
             raise MountError(f"{path}: there is no such directory: mkdir {path}") from error
         raise MountError(f"{path}: {error.strerror}") from error

@@ -18,7 +18,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_SIGNAL_S = 1.0
 """Signals within this time count as one: timeout(1) signals the process and its group."""
 
-_WOKEN = b"\0"  # no signal has this number
+_WOKEN, _CLOSED = b"\0", b"\xff"  # no signal has these numbers
 
 
 class EndingSignals:
@@ -65,6 +65,9 @@ class EndingSignals:
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_writer)
         with self._lock:
+            if self._watcher is not None:
+                # A child of this process may have a copy: that it is closed may not be seen.
+                os.write(self._writer, _CLOSED)
             os.close(self._writer)
             self._writer = -1
         if self._watcher is not None:
@@ -73,7 +76,7 @@ class EndingSignals:
 
     def _watch(self) -> None:
         first = time.monotonic()
-        while data := os.read(self._reader, 1):
+        while (data := os.read(self._reader, 1)) != _CLOSED:
             if data[0] in self._previous and time.monotonic() - first > SAME_SIGNAL_S:
                 os._exit(128 + data[0])
 

@@ -20,6 +20,7 @@ HELPER: Final = "fusermount3"
 HELPER_S: Final = 30.0
 """How long it may take."""
 
+MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 _CONNECTIONS: Final = "/sys/fs/fuse/connections"
@@ -46,6 +47,23 @@ class Identity(NamedTuple):
     """The type, such as fuse.hello."""
     point: str
     """Where it is mounted."""
+
+    @property
+    def connection(self) -> int:
+        """The number of its connection, if it is one of FUSE."""
+        return int(self.device.partition(":")[2])
+
+
+def resolve(path: str | os.PathLike[str]) -> str:
+    """Return what `os.path.realpath` does, without asking who serves a mount there.
+
+    Raises OSError if nothing is there.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 def identity(path: str) -> Identity | None:
@@ -145,16 +163,25 @@ def _abort(directory: int, connection: int) -> bool:
     return True
 
 
-def unmount_only(path: str, mounted: Identity) -> None:
-    """Unmount what a path is on, lazily, if it is this mount; otherwise leave it. Raises OSError.
+def end_mount(path: str, mounted: Identity) -> None:
+    """End the connection of what a path is on, and unmount it, if it is this mount; or leave it.
 
+    The first is for programs that wait: children of the server that have /dev/fuse would keep it.
     For root nothing can come between: what was looked at is what is unmounted.
+
+    Raises OSError.
     """
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if _identity(descriptor) != mounted:
             return
         place = f"/proc/self/fd/{descriptor}".encode()
+        try:
+            # That ends a connection of FUSE (fs/fuse/inode.c, fuse_umount_begin).
+            call(_libc.umount2(place, MNT_FORCE | MNT_DETACH))
+            return
+        except PermissionError:  # so it is for root of a user namespace, too
+            abort(mounted.connection)
         try:
             call(_libc.umount2(place, MNT_DETACH))
         except PermissionError:

@@ -11,7 +11,7 @@ from recuse.channel.mount import Mount
 from recuse.channel.mounting import MountError
 from recuse.channel.signals import EndingSignals, ending_signals
 from recuse.channel.taps import ServerTap
-from recuse.channel.unmounting import identity, is_fuse, unmount
+from recuse.channel.unmounting import identity, is_fuse, resolve, unmount
 from recuse.cli.failure import FAILED, USAGE, Failure
 from recuse.cli.filesystem_spec import load_filesystem
 from recuse.cli.run import configure_logging, recording
@@ -115,8 +115,8 @@ def unmount_directory(directory: str, lazy: bool) -> int:
     Raises:
         Failure: with a message for the user.
     """
-    path = os.path.realpath(directory)
     try:
+        path = resolve(directory)
         found = identity(path)
         if found is None or not is_fuse(found.kind) or found.point != path:
             raise Failure(f"{directory}: no FUSE filesystem is mounted there", MOUNT_FAILED)
