@@ -21,13 +21,13 @@ import tarfile
 import time
 import zipfile
 from bisect import bisect
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from functools import partial
 from typing import IO, Any, cast
 
-from unpack import BLOCK, COMPRESSIONS, KEPT, Source, Stored, Unpacker, damage_is_eio
+from unpack import BLOCK, COMPRESSIONS, KEPT, Source, Stored, Unpacker
 
 import recuse
 from recuse import Directory, Node, OpenRequest
@@ -60,10 +60,27 @@ class Member(recuse.RegularFile):
         self.source = source
         self.pieces = [(0, size, 0)]
         """All but the holes: offset, size, and offset in the source."""
+        self.logged = False
 
     def open(self, request: OpenRequest) -> "MemberFile":
-        with damage_is_eio(self.name):
+        with self.damage_is_eio():
             return MemberFile(self, self.source())
+
+    @contextmanager
+    def damage_is_eio(self) -> Iterator[None]:
+        """Answer EIO whatever the standard library raises because of what it has to unpack."""
+        try:
+            yield
+        except Exception as error:
+            # EINVAL is an offset that cannot be.
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise
+            unknown = isinstance(error, NotImplementedError)
+            if not self.logged:  # the kernel tries a read more than once
+                self.logged = True
+                what = "cannot be unpacked" if unknown else "is damaged"
+                log.warning("%r %s: %s", self.name, what, error)
+            raise OSError(errno.EOPNOTSUPP if unknown else errno.EIO, str(error)) from error
 
 
 class MemberFile(recuse.OpenFile):
@@ -83,7 +100,7 @@ class MemberFile(recuse.OpenFile):
         for start, length, place in pieces[max(0, first - 1) : last]:
             low, high = max(offset, start), min(end, start + length)
             if low < high:
-                with damage_is_eio(self.member.name):
+                with self.member.damage_is_eio():
                     data = self.source.read(high - low, place + low - start)
                     if len(data) < high - low:
                         raise EOFError("it ends too early")
@@ -116,7 +133,7 @@ class ZipSymlink(recuse.Symlink):
         self.size = member.size
 
     def readlink(self) -> str:
-        with damage_is_eio(self.member.name):
+        with self.member.damage_is_eio():
             return os.fsdecode(self.member.source().read(self.size, 0))
 
 

@@ -1,14 +1,11 @@
 """Reads at any offset of what is compressed, for examples/archive.py."""
 
 import bz2
-import errno
 import gzip
-import logging
 import lzma
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import IO, Any, Protocol
 
 try:
@@ -32,8 +29,6 @@ COMPRESSIONS: dict[bytes, Any] = {
 BLOCK = 1 << 17
 KEPT = 1 << 20
 STREAMS = 4
-
-log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -110,19 +105,3 @@ class Stream:
             self.end += len(piece)
         first = offset - self.start
         return bytes(self.kept[first : first + size])
-
-
-@contextmanager
-def damage_is_eio(name: str) -> Iterator[None]:
-    """Answer EIO whatever the standard library raises because of what it has to unpack."""
-    try:
-        yield
-    except NotImplementedError as error:
-        log.warning("%r: %s", name, error)
-        raise OSError(errno.EOPNOTSUPP, str(error)) from error
-    except Exception as error:
-        # EINVAL is an offset that cannot be.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise
-        log.warning("%r is damaged: %s", name, error)
-        raise OSError(errno.EIO, str(error)) from error
