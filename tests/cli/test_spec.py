@@ -362,6 +362,15 @@ def test_a_constructor_that_refuses_its_arguments(directory: Path) -> None:
     assert error_of("echo.py,size=3") == "echo.py: a size of 3"
 
 
+def test_a_file_that_an_argument_names(directory: Path) -> None:
+    init = "def __init__(self, path='/none'):\n        open(path)\n    def open("
+    write(directory, "echo.py", ECHO.replace("def open(", init))
+    assert error_of("echo.py,path=/nothing/there") == (
+        "echo.py: /nothing/there: No such file or directory"
+    )
+    assert error_of("echo.py").startswith("echo.py:7: FileNotFoundError: ")
+
+
 @pytest.mark.parametrize("name", ["", "/dev/echo", "a/../b", "x" * 65, "a\tb"])
 @pytest.mark.parametrize("constructor", ["", "def __init__(self): pass\n    "])
 def test_bad_names(directory: Path, name: str, constructor: str) -> None:

@@ -14,8 +14,8 @@ from recuse.cli.spec import (
     choose_class,
     convert_arguments,
     load_module,
-    locate,
     parse,
+    refusal,
 )
 from recuse.server.filesystem.filesystem import Filesystem
 from recuse.server.filesystem.inodes import Inodes
@@ -64,7 +64,7 @@ def load_filesystem(text: str) -> Served:
         try:
             made = cls(**arguments)
         except Exception as error:
-            raise SpecError(locate(error, module.__file__, spec.source)) from error
+            raise SpecError(refusal(error, spec, module)) from error
         filesystem = typing.cast(Served, made)
     else:
         attributes = _attributes(spec, filesystem)

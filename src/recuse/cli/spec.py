@@ -99,7 +99,7 @@ def load(spec: Spec) -> Device:
     try:
         device = make(**arguments)
     except Exception as error:
-        raise SpecError(locate(error, module.__file__, spec.source)) from error
+        raise SpecError(refusal(error, spec, module)) from error
     for name, value in attributes.items():
         setattr(device, name, value)
     try:
@@ -194,6 +194,16 @@ def _load_module(name: str) -> ModuleType:
 def _search(directory: str) -> None:
     if directory not in sys.path:
         sys.path.insert(0, directory)
+
+
+def refusal(error: Exception, spec: Spec, module: ModuleType) -> str:
+    """Why a constructor failed, in one line: of a file that an argument names, what is wrong there.
+
+    Otherwise as `locate` says.
+    """
+    if isinstance(error, OSError) and str(error.filename) in spec.arguments.values():
+        return f"{spec.source}: {error.filename}: {error.strerror}"
+    return locate(error, module.__file__, spec.source)
 
 
 def locate(error: BaseException, path: str | None, shown: str) -> str:
