@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from recuse.kernel.fs import file_calls
 from recuse.kernel.fs.attributes import get_attributes
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _READ_SIZE = 1 << 17
+_MOST_ALIKE: Final = 1000
+"""As often may the same come behind the end that a file's size says."""
+
+
+class Endless(AssertionError):
+    """Reading would not end, as it would not on a mount."""
 
 
 class OpenedFile:
@@ -64,6 +70,9 @@ class OpenedFile:
 
     def __del__(self) -> None:
         if not self.closed:
+            self.closed = True
+            self._driver.lost(self._file, self._caller)
+            # Last of all: it may raise.
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2)
 
     def __getattr__(self, name: str) -> Any:
@@ -131,9 +140,33 @@ class TestDirectory(OpenedFile):
         return self._run(self._file.read_entries(self._caller))
 
     def __iter__(self) -> Iterator[DirectoryEntry]:
-        """Go through what follows, with "." and ".."."""
-        while entries := self.read_entries():
-            yield from entries
+        """Go through what follows, with "." and "..". Raises Endless if that has no end."""
+        left_s = self._driver.timeout_s
+        seen: set[int] = set()
+        position = self._file.position
+        while True:
+            if self._file.position != position:
+                seen.clear()  # by `seek`
+            began = time.monotonic()
+            entries = self.read_entries()
+            left_s -= time.monotonic() - began
+            if not entries:
+                return
+            position = self._file.position
+            for entry in entries:
+                if not entry.offset or entry.offset in seen:
+                    raise Endless(
+                        f"{self.path!r}: after {entry.name!r} the listing goes on at offset "
+                        f"{entry.offset}, where it was before, and so would not end on a mount "
+                        "either: does readdir ignore its offset?"
+                    )
+                seen.add(entry.offset)
+                yield entry
+            if left_s < 0:
+                raise Endless(
+                    f"{self.path!r}: the listing has no end after {self._driver.timeout_s:g} s "
+                    f"and {len(seen)} entries"
+                )
 
     def seek(self, offset: int) -> None:
         """Go to the `DirectoryEntry.offset` of an entry, and so behind it; 0: to the beginning."""
@@ -146,13 +179,30 @@ class TestFile(OpenedFile):
     _file: RegularFile
 
     def read(self, size: int = -1) -> bytes:
-        """Read at the position, which then moves: up to ``size`` bytes, or all that follows."""
+        """Read at the position, which then moves: up to ``size`` bytes, or all that follows.
+
+        Raises Endless if all has no end.
+        """
         if size >= 0:
             return self._run(self._file.read(self._caller, size))
-        parts = []
+        return b"".join(self._parts())
+
+    def _parts(self) -> Iterator[bytes]:
+        before, alike = b"", 0
+        end = time.monotonic() + self._driver.timeout_s
         while part := self.read(_READ_SIZE):
-            parts.append(part)
-        return b"".join(parts)
+            yield part
+            alike = alike + 1 if part == before and self._is_past_end() else 0
+            before = part
+            if alike == _MOST_ALIKE or time.monotonic() > end:
+                raise Endless(
+                    f"{self.path!r}: its content has no end at offset {self._file.position}, and "
+                    "cat(1) would not end on a mount either: does read ignore its offset?"
+                )
+
+    def _is_past_end(self) -> bool:
+        """Whether this is not expected, as far as the size is known."""
+        return self._file.position > self._file.inode.attr.size
 
     def pread(self, size: int, offset: int) -> bytes:
         """Read up to ``size`` bytes from ``offset`` on."""

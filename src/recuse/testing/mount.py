@@ -60,7 +60,8 @@ class TestMount(PathCalls):
             allow_other: others than the user who runs the test may use it too.
             read_only: it is mounted read-only: changes fail with EROFS, without being asked for.
             umask: permissions that new files lack.
-            timeout_s: how long a call may take. A filesystem that needs longer has failed.
+            timeout_s: how long an ``async def`` method may take for its answer, and reading a whole
+                file or directory. A filesystem that needs longer has failed.
 
         Raises:
             OSError: ECONNREFUSED if the filesystem's answer to INIT is no use.

@@ -46,7 +46,12 @@ class PathCalls:
     # How they are done
 
     def _walk(self, make: Callable[[Walk], Operation[T]], *paths: Path) -> T:
-        """Run an operation that goes along paths; once more if the server says ESTALE."""
+        """Run an operation that goes along paths; once more if the server says ESTALE.
+
+        Raises ValueError for a NUL in a path, as `os` does, before anything is asked.
+        """
+        for path in paths:
+            encode(path)
         superblock = self._driver.superblock
         try:
             return self._driver.run(make(Walk(superblock, self._caller, superblock.root)), *paths)
@@ -178,11 +183,12 @@ class PathCalls:
 
     def symlink(self, target: Path, path: Path) -> None:
         """Make a symbolic link that leads to ``target``."""
+        leads_to = encode(target)
 
         def operation(walk: Walk, last: Last) -> Operation[None]:
             _check_slashes(last)
             yield from names.make_symlink(
-                walk.superblock, walk.caller, last.directory, last.name, encode(target)
+                walk.superblock, walk.caller, last.directory, last.name, leads_to
             )
 
         self._make(path, operation)
@@ -277,6 +283,8 @@ class PathCalls:
         """Whether a path leads to something."""
         try:
             self.stat(path)
+        except ValueError:
+            return False  # as `os.path.exists` says it
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 return False
@@ -335,11 +343,12 @@ class PathCalls:
 
     def getxattr(self, path: Path, name: str) -> bytes:
         """Return an extended attribute."""
+        encoded = encode(name)
         return self._sized(
             path,
             128,
             lambda walk, inode, size: xattrs.get_xattr(
-                walk.superblock, walk.caller, inode, os.fsencode(name), size
+                walk.superblock, walk.caller, inode, encoded, size
             ),
         )
 
@@ -363,20 +372,20 @@ class PathCalls:
 
     def setxattr(self, path: Path, name: str, value: bytes, flags: int = 0) -> None:
         """Set an extended attribute; flags: `os.XATTR_CREATE`, `os.XATTR_REPLACE`."""
+        encoded = encode(name)
         self._at(
             path,
             lambda walk, inode: xattrs.set_xattr(
-                walk.superblock, walk.caller, inode, os.fsencode(name), bytes(value), flags
+                walk.superblock, walk.caller, inode, encoded, bytes(value), flags
             ),
         )
 
     def removexattr(self, path: Path, name: str) -> None:
         """Remove an extended attribute."""
+        encoded = encode(name)
         self._at(
             path,
-            lambda walk, inode: xattrs.remove_xattr(
-                walk.superblock, walk.caller, inode, os.fsencode(name)
-            ),
+            lambda walk, inode: xattrs.remove_xattr(walk.superblock, walk.caller, inode, encoded),
         )
 
 
