@@ -226,14 +226,26 @@ class Names:
             pending.fail(errno.EBADF)
             return
         plus = pending.opcode == FUSE_READDIRPLUS
-        self._run(pending, self._list, as_it_is, None, listing, number, offset, size, plus)
+        page = _Page(self._state, number, size, plus)
+        self._run(pending, _Entries(listing, page, offset), as_it_is, None)
 
-    def _list(self, listing: Listing, number: int, offset: int, size: int, plus: bool) -> Any:
+
+class _Entries:
+    """Makes one answer of what `Directory.entries` lists, and is called so in the log."""
+
+    def __init__(self, listing: Listing, page: _Page, offset: int) -> None:
+        self._listing = listing
+        self._page = page
+        self._offset = offset
+        self.__self__ = listing.directory
+        self.__name__ = "entries"
+
+    def __call__(self) -> Any:
+        listing, page, offset = self._listing, self._page, self._offset
         if offset == 0:
             listing.begin()
         else:
             listing.resume()
-        page = _Page(self._state, number, size, plus)
         if listing.is_asynchronous:
             return page.fill_later(listing, offset)
         return page.fill(listing, offset)
