@@ -19,6 +19,7 @@ import pytest
 import recuse
 from recuse import Directory, Filesystem, Mount, RegularFile
 from recuse.channel import mount as mount_module
+from recuse.channel.io_uring import Ring
 from recuse.channel.rings import Rings
 from recuse.channel.unmounting import abort
 from recuse.cli.filesystem_spec import load_filesystem
@@ -75,6 +76,15 @@ class Waiting(Blocking):
         return b"" if offset else b"at last\n"
 
 
+TRY = """
+import os
+for _ in range(10):
+    try:
+        open("hello").read()
+    except OSError:
+        pass
+print("done")
+"""
 READERS = """
 import sys, threading
 def read():
@@ -296,6 +306,38 @@ def test_an_internal_error_is_an_answer(
                 os.stat("hello", dir_fd=mount.fileno())
         os.listdir(mount.path)
     assert "on purpose" in caplog.text
+
+
+@pytest.mark.usefixtures("detached")
+@pytest.mark.parametrize(("owner", "name"), [(Ring, "add"), (Ring, "next"), (Rings, "serve")])
+def test_a_lack_of_memory_loses_no_request(
+    owner: type, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = getattr(owner, name)
+    calls: list[bool] = []
+
+    def lacking(*arguments: Any) -> Any:
+        # Each second call fails while the lack lasts.
+        if lacks:
+            calls.append(len(calls) % 2 == 1)
+            if calls[-1]:
+                raise MemoryError
+        return usual(*arguments)
+
+    lacks = False
+    monkeypatch.setattr(owner, name, lacking)
+    with Gate() as gate, Mount(tree(waits=Blocking(gate)), None, "io_uring") as mount:
+        readers = python(READERS, mount, "waits", "3", cpu=CPUS[0])
+        gate.wait_for(3)
+        lacks = True
+        programs = [python(TRY, mount, cpu=cpu) for cpu in CPUS]
+        gate.open.set()
+        for program in programs:
+            assert result(program) == "done\n"
+        readers.communicate(timeout=PATIENCE_S)
+        lacks = False
+        assert True in calls
+        assert result(python(STAT, mount)) == "14\n"
 
 
 class Interruptible(Blocking):

@@ -28,6 +28,8 @@ from recuse.wire.uring import FUSE_IO_URING_CMD_COMMIT_AND_FETCH, FUSE_IO_URING_
 log = Log("recuse.channel")
 
 _SUBMISSIONS: Final = 4
+_COMMITTED, _TAKEN, _SERVED, _ANSWERED = range(4)
+"""What was last done with the entry."""
 _JOIN_S: Final = 2.0
 _PAUSE_S: Final = 0.01
 _LACK: Final = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})
@@ -139,16 +141,32 @@ class CpuRing:
         ring.submit()
         if not ring.has_completions:  # an entry that is not taken comes back at once
             self._report(None)
-        while self._receive(ring):
-            self.taken += 1
-            if shared.asleep:
-                shared.wake()
-            serve(entry)
-            if not entry.answered:
-                shared.relieve(cpu)
-            if answered.get() is None:
-                return
-            ring.add(commit, entry.unique)
+        state = _COMMITTED
+        while True:
+            try:
+                if state == _COMMITTED:
+                    if not self._receive(ring):
+                        return
+                    entry.answered = False
+                    state = _TAKEN
+                    self.taken += 1
+                    if shared.asleep:
+                        shared.wake()
+                if state == _TAKEN:
+                    serve(entry)
+                    state = _SERVED
+                    if not entry.answered:
+                        shared.relieve(cpu)
+                if state == _SERVED:
+                    if answered.get() is None:
+                        return
+                    state = _ANSWERED
+                ring.add(commit, entry.unique)
+                state = _COMMITTED
+            except MemoryError:  # go on where it was raised
+                if state == _TAKEN and entry.answered:
+                    state = _SERVED
+                time.sleep(_PAUSE_S)
 
     def _receive(self, ring: Ring) -> bool:
         """Submit, and wait for a request; False at the end."""
@@ -164,7 +182,8 @@ class CpuRing:
         result = completion[1]
         if result and -result not in OVER:
             log.debug("CPU %d: %s", self.cpu, os.strerror(-result))
-        self._report(OSError(-result, os.strerror(-result)) if result else None)
+        if not self._started or result:  # nothing that could raise comes between two requests
+            self._report(OSError(-result, os.strerror(-result)) if result else None)
         return not result
 
     def _report(self, error: OSError | None) -> None:

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import struct
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -29,9 +30,12 @@ _IOVEC: Final = 512
 _PAGE: Final = mmap.PAGESIZE
 _unpack_head = struct.Struct("=IiQ").unpack_from
 """Of a request: length, opcode, unique. Of an answer: length, error, unique."""
+_unpack_u64 = struct.Struct("=Q").unpack_from
+_UNIQUE: Final = 8
 _unpack_u32 = struct.Struct("=I").unpack_from
 _pack_u32 = struct.Struct("=I").pack_into
 _SMALL: Final = 4096
+_PAUSE_S: Final = 0.01
 _pack_out_header = fuse_out_header.CODEC.pack
 
 
@@ -68,6 +72,9 @@ class Entry:
         """Of its request, or of the last one."""
         self.answered = True
         """Whether there is none, or it was answered."""
+        self.waits = 0
+        """For how many looks a request has been here that nobody has claimed; 0 if there is none
+        (`SharedRing`)."""
 
     def take(self) -> bytes:
         """Return the request that the kernel has put there, as a read of /dev/fuse gives it.
@@ -90,12 +97,37 @@ class Entry:
     def answer(self, message: bytes) -> None:
         """Answer the request with a message as /dev/fuse takes it.
 
-        Raises OSError: EINVAL if it does not fit; the program then gets EIO.
+        Raises OSError: EINVAL if it does not fit, and the program gets EIO; ENOMEM, as the program
+        does; ENOENT if it was answered before.
         """
+        if self.answered:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         size = len(message) - _OUT
         if size > len(self._payload):
             self.fail(errno.EIO)
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        try:
+            self._put(message, size)
+        except MemoryError:
+            self.fail(errno.ENOMEM)
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
+        self._give_back()
+
+    def fail(self, number: int) -> None:
+        """Answer with an errno; 0 is success. It succeeds, though it may have to wait for memory.
+
+        Only the kernel's headers are needed, whatever `take` has come to.
+        """
+        while True:
+            try:
+                (self.unique,) = _unpack_u64(self._memory, _UNIQUE)
+                self._put(_pack_out_header(_OUT, -number, self.unique), 0)
+                break
+            except MemoryError:
+                time.sleep(_PAUSE_S)
+        self._give_back()
+
+    def _put(self, message: bytes, size: int) -> None:
         memory = self._memory
         if size > _SMALL:
             self._payload[:size] = memoryview(message)[_OUT:]
@@ -104,12 +136,16 @@ class Entry:
         memory[:_OUT] = message[:_OUT]
         # All else in fuse_uring_ent_in_out is as it was in the request.
         _pack_u32(memory, _PAYLOAD_SIZE, size)
-        self.answered = True
-        self._ready(self)
 
-    def fail(self, number: int) -> None:
-        """Answer with an errno; 0 is success."""
-        self.answer(_pack_out_header(_OUT, -number, self.unique))
+    def _give_back(self) -> None:
+        # It may have the next request as soon as others know that it is ready.
+        self.answered = True
+        while True:
+            try:
+                self._ready(self)
+                return
+            except MemoryError:
+                time.sleep(_PAUSE_S)
 
     def holds(self, unique: int) -> bool:
         """Whether this request is there and not answered, even if nobody has taken it yet."""

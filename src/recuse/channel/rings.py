@@ -19,7 +19,7 @@ from recuse.channel.cpu_ring import CpuRing
 from recuse.channel.known_file import KnownFile
 from recuse.channel.ring_entry import Entry
 from recuse.channel.shared_ring import NUDGE, SharedRing
-from recuse.runtime.log import Log
+from recuse.runtime.log import Log, report
 from recuse.server.pending_reply import Send
 from recuse.wire.errors import WireError
 from recuse.wire.fuse import (
@@ -133,33 +133,47 @@ class Rings:
 
     def serve_shared(self, entry: Entry) -> None:
         """Handle a request that `receive` has returned."""
-        self.serve(entry)
-        if not entry.answered and self._shared is not None:
-            self._shared.relieve(entry.queue)
+        if self._shared is not None and self._shared.claim(entry):
+            try:
+                self.serve(entry)
+            except BaseException:  # not even called, without memory
+                if not entry.answered:
+                    entry.fail(errno.EIO)
+                raise
+            if not entry.answered:
+                self._shared.relieve(entry.queue)
 
     def serve(self, entry: Entry) -> None:
-        """Handle an entry's request. It is answered then, or will be."""
+        """Handle an entry's request. It is answered then, or will be, whatever raises."""
+        unique = 0
         try:
             message = entry.take()
-            if entry.opcode == FUSE_NOTIFY_REPLY:
-                # Only on a ring this has an answer: the entry has to be given back.
-                if entry.unique != NUDGE:
-                    self._handle(message, lambda _: None)
-                entry.fail(0)
-            elif self._closing:
-                entry.fail(errno.ENOTCONN)
-            elif self._file is not None and (answer := self._file.answer(message)) is not None:
-                entry.answer(answer)
-            else:
-                self._handle(message, entry.answer)
-        except (WireError, MemoryError) as error:
-            log.error("request %d cannot be read: %r", entry.unique, error)
-            if not entry.answered:
+            unique = entry.unique
+            self._serve(entry, message)
+        except BaseException as error:
+            # If it was answered, it may have another request by now.
+            if not entry.answered and unique in (0, entry.unique):
                 entry.fail(errno.EIO)
-        except BaseException:
-            log.exception("internal error in request %d", entry.unique)
-            if not entry.answered:
-                entry.fail(errno.EIO)
+            try:
+                if isinstance(error, (WireError, MemoryError)):
+                    log.error("request %d cannot be read: %r", unique, error)
+                else:
+                    log.exception("internal error in request %d", unique)
+            except BaseException as failure:
+                report(failure)
+
+    def _serve(self, entry: Entry, message: bytes) -> None:
+        if entry.opcode == FUSE_NOTIFY_REPLY:
+            # Only on a ring this has an answer: the entry has to be given back.
+            if entry.unique != NUDGE:
+                self._handle(message, lambda _: None)
+            entry.fail(0)
+        elif self._closing:
+            entry.fail(errno.ENOTCONN)
+        elif self._file is not None and (answer := self._file.answer(message)) is not None:
+            entry.answer(answer)
+        else:
+            self._handle(message, entry.answer)
 
     def interrupt(self, unique: int, try_to: Callable[[], bool]) -> None:
         """Interrupt a request: call a function until it could, or the request is answered.

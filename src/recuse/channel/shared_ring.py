@@ -16,8 +16,9 @@ import os
 import queue
 import select
 import threading
+import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from recuse.channel import known_file
 from recuse.channel.io_uring import Ring, fuse_command
@@ -38,6 +39,8 @@ OVER: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, er
 NUDGE: Final = 1 << 62
 """The unique of a request that is only there to have the kernel look at a queue (`_nudge`)."""
 
+T = TypeVar("T")
+
 _BODY: Final = fuse_notify_retrieve_out(notify_unique=NUDGE, nodeid=known_file.NODE).pack()
 _HEADER: Final = fuse_out_header(
     len=fuse_out_header.SIZE + len(_BODY), error=FUSE_NOTIFY_RETRIEVE
@@ -49,6 +52,8 @@ _MOST_AT_ONCE: Final = 32
 _CLOSED_TICK_S: Final = 0.05
 _IDLE_TICKS: Final = 100
 _JOIN_S: Final = 2.0
+_PAUSE_S: Final = 0.01
+_LOST_TICKS: Final = 400
 
 
 class Queue(Protocol):
@@ -146,10 +151,20 @@ class SharedRing:
                 entry = self._entries[index]
                 self._free[entry.queue] -= 1
                 if not result:
+                    entry.waits = 1
                     return entry
                 if -result not in OVER:
                     log.error("an entry of queue %d is lost: %s", entry.queue, os.strerror(-result))
         return None
+
+    def claim(self, entry: Entry) -> bool:
+        """Have the caller answer an entry's request; False if somebody else does."""
+        with self._lock:
+            if not entry.waits:
+                return False
+            entry.waits = 0
+            entry.answered = False
+            return True
 
     def holds(self, unique: int) -> bool:
         """Whether a request is in one of the entries, and not answered."""
@@ -180,6 +195,7 @@ class SharedRing:
                     idle = 0 if self._look() else idle + 1
                 except BaseException as error:
                     report(error)  # without memory, anything may raise
+                    time.sleep(_PAUSE_S)
                 else:
                     idle = 0
         finally:
@@ -198,7 +214,8 @@ class SharedRing:
         if not self._closing:
             return False
         while (entry := self.receive()) is not None:
-            self._serve(entry)
+            if self.claim(entry):
+                self._serve(entry)
         with self._lock:
             if any(self._free):
                 return False
@@ -215,9 +232,9 @@ class SharedRing:
     def _do(self, job: Entry | int | None) -> None:
         """Do what is asked for, and what else has been asked for by now."""
         dry: set[int] = set()
-        for _ in range(_SUBMISSIONS):
+        for _ in range(_SUBMISSIONS - self._ring.added):
             if isinstance(job, Entry):
-                self._commit(job)
+                _until_memory(self._commit, job)
             elif job is not None:
                 dry.add(job)
             try:
@@ -225,17 +242,19 @@ class SharedRing:
             except queue.Empty:
                 break
         else:
-            self._inbox.put(job)
+            _until_memory(self._inbox.put, job)
         self._ring.submit()
         for number in dry:
             if self._is_dry(number):
                 self._grow(number)
 
     def _commit(self, entry: Entry) -> None:
+        number = entry.queue
         with self._lock:
-            self._free[entry.queue] += 1
-            self._committed[entry.queue] += 1
-        self._add(FUSE_IO_URING_CMD_COMMIT_AND_FETCH, entry, entry.unique)
+            # What raises, for lack of memory, comes first: nothing is done then.
+            free, committed = self._free[number] + 1, self._committed[number] + 1
+            self._add(FUSE_IO_URING_CMD_COMMIT_AND_FETCH, entry, entry.unique)
+            self._free[number], self._committed[number] = free, committed
 
     def _add(self, command: int, entry: Entry, commit_id: int = 0) -> None:
         submission = fuse_command(command, entry.index, entry.iovecs, entry.queue)
@@ -243,7 +262,7 @@ class SharedRing:
 
     def _look(self) -> bool:
         """Relieve queues on which nothing happens; return whether any is busy."""
-        busy = bool(self._owed)
+        busy = bool(self._owed) | self._refuse_lost()
         for number in list(self._owed):
             self._nudge(number, 0)
         for number, thread in enumerate(self._own):
@@ -268,19 +287,39 @@ class SharedRing:
         try:
             for _ in range(min(max(count, 1), _MOST_AT_ONCE)):
                 made.append(Entry(number, self._size, self._inbox.put))
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             if not self._full:
                 self._full = True
-                log.error("no memory for more requests at once: %s", error.strerror)
+                log.error("no memory for more requests at once: %r", error)
         for entry in made:
-            with self._lock:
-                entry.index = len(self._entries)
-                self._entries.append(entry)
-                self._free[number] += 1
-            self._add(FUSE_IO_URING_CMD_REGISTER, entry)
+            _until_memory(self._register, entry)
         self._ring.submit()
         if count or self._own[number] is not None:
             self._nudge(number, len(made))
+
+    def _register(self, entry: Entry) -> None:
+        with self._lock:
+            entry.index = len(self._entries)
+            self._entries.append(entry)
+            try:
+                free = self._free[entry.queue] + 1
+                self._add(FUSE_IO_URING_CMD_REGISTER, entry)
+            except MemoryError:
+                self._entries.pop()
+                raise
+            self._free[entry.queue] = free
+
+    def _refuse_lost(self) -> bool:
+        """Refuse requests whose thread has lost them, for lack of memory; return if any waits."""
+        waiting = [entry for entry in self._entries if entry.waits]
+        for entry in waiting:
+            with self._lock:
+                if entry.waits:
+                    entry.waits += 1
+            if entry.waits > _LOST_TICKS and self.claim(entry):
+                log.error("a request of queue %d was lost", entry.queue)
+                entry.fail(errno.EIO)
+        return bool(waiting)
 
     def _nudge(self, number: int, count: int) -> None:
         """Have the kernel look at what waits on a queue, which has so many new entries.
@@ -303,3 +342,13 @@ class SharedRing:
             log.debug("queue %d: %r", number, error)
             if not self._closing:
                 self._owed[number] = count
+
+
+def _until_memory(function: Callable[[T], object], argument: T) -> None:
+    """Call a function, again if there is no memory: what it does cannot be left undone."""
+    while True:
+        try:
+            function(argument)
+            return
+        except MemoryError:
+            time.sleep(_PAUSE_S)

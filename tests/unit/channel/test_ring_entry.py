@@ -99,3 +99,41 @@ def test_an_error_after_success() -> None:
     KERNEL.entry.take()
     KERNEL.entry.fail(errno.ENOENT)
     assert KERNEL.answer() == (fuse_out_header(len=16, error=-errno.ENOENT, unique=2), b"")
+
+
+def test_an_answer_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    KERNEL.put(fuse_in_header(len=40, opcode=1, unique=2), b"", b"", 0)
+    entry = KERNEL.entry
+    entry.take()
+    lacks = [MemoryError, MemoryError]
+    put = Entry._put
+
+    def lacking(self: Entry, message: bytes, size: int) -> None:
+        if lacks:
+            raise lacks.pop()
+        put(self, message, size)
+
+    monkeypatch.setattr(Entry, "_put", lacking)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOMEM)):
+        entry.answer(fuse_out_header(len=20, unique=2).pack() + b"text")
+    assert KERNEL.answer() == (fuse_out_header(len=16, error=-errno.ENOMEM, unique=2), b"")
+    # It may be another request's by now.
+    with pytest.raises(OSError, match=os.strerror(errno.ENOENT)):
+        entry.answer(fuse_out_header(len=16, unique=2).pack())
+
+
+def test_an_answer_that_cannot_be_passed_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    KERNEL.put(fuse_in_header(len=40, opcode=1, unique=2), b"", b"", 0)
+    entry = KERNEL.entry
+    entry.take()
+    lacks = [MemoryError, MemoryError]
+
+    def lacking(answered: Entry) -> None:
+        if lacks:
+            raise lacks.pop()
+        KERNEL.ready.put(answered)
+
+    monkeypatch.setattr(entry, "_ready", lacking)
+    entry.fail(errno.ENOENT)
+    assert KERNEL.answer() == (fuse_out_header(len=16, error=-errno.ENOENT, unique=2), b"")
+    assert KERNEL.ready.empty()
