@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 
 from recuse import Directory, Filesystem, Mount, RegularFile
 
-from .conftest import EXAMPLES, PATIENCE_S, ROOT, Serve, is_mounted
+from .conftest import EXAMPLES, PATIENCE_S, ROOT, Serve, Somebody, is_mounted
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -36,7 +37,7 @@ class Fork(RegularFile):
 class Waiting(RegularFile):
     size = None
     def read(self, size, offset):
-        print("waits", flush=True)
+        {waits}
         while True:
             signal.pause()
 filesystem = Filesystem(Directory({{"fork": Fork(), "wait": Waiting()}}))
@@ -82,7 +83,7 @@ def test_a_child_of_the_server_keeps_nobody_waiting(
     if os.geteuid() and "ctypes" in fork:
         pytest.skip("only root can end a connection that somebody has open")
     path = tmp_path / "fs.py"
-    path.write_text(FORKING.format(fork=fork))
+    path.write_text(FORKING.format(fork=fork, waits="print('waits', flush=True)"))
     server = serve(str(path), str(directory))
     assert server.line() == str(directory)
     with ends(int((directory / "fork").read_text())):
@@ -92,6 +93,55 @@ def test_a_child_of_the_server_keeps_nobody_waiting(
         server.process.wait(PATIENCE_S)
         _, errors = program.communicate(timeout=PATIENCE_S)
         assert re.search("not connected|connection abort", errors)
+        until(lambda: not is_mounted(directory))
+
+
+def test_a_signal_for_a_child_is_not_the_servers(
+    serve: Serve, directory: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "fs.py"
+    path.write_text(
+        "import os, signal\n"
+        "from recuse import Directory, Filesystem, RegularFile\n"
+        "class Terminated(RegularFile):\n"
+        "    size = None\n"
+        "    def read(self, size, offset):\n"
+        "        if offset:\n"
+        "            return b''\n"
+        "        child = os.fork()\n"
+        "        if child == 0:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "            os._exit(0)\n"
+        "        return b'%d' % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+        "filesystem = Filesystem(Directory({'file': Terminated()}))\n"
+    )
+    server = serve(str(path), str(directory))
+    assert server.line()
+    for _ in range(2):
+        assert (directory / "file").read_bytes() == b"-15"
+    assert server.end(signal.SIGINT) == (0, "")
+
+
+@pytest.mark.usefixtures("mounts")
+def test_a_child_of_an_ordinary_users_server_keeps_nobody_waiting(
+    somebody: Somebody, needs: Callable[..., Path]
+) -> None:
+    needs("fusermount3", "fuse3")
+    path, directory = somebody.home / "fs.py", somebody.directory
+    places = somebody.home / "places"
+    places.mkdir()
+    places.chmod(0o777)
+    path.write_text(FORKING.format(fork="os.fork()", waits=f"os.mkdir('{places}/waits')"))
+    path.chmod(0o644)
+    assert somebody.recuse("mount", "--background", str(path), str(directory)).returncode == 0
+    child = int(somebody.run("cat", str(directory / "fork")).stdout)
+    with ends(child), ThreadPoolExecutor(1) as pool:
+        status = Path(f"/proc/{child}/status").read_text()
+        (server,) = re.findall(r"^PPid:\s(\d+)$", status, re.MULTILINE)
+        program = pool.submit(somebody.run, "cat", str(directory / "wait"))
+        until((places / "waits").exists)
+        os.kill(int(server), signal.SIGKILL)
+        assert re.search("not connected|connection abort", program.result().stderr)
         until(lambda: not is_mounted(directory))
 
 

@@ -23,6 +23,7 @@ from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.workers import Workers
 from recuse.kernel.connection.request import MAX_PAGES, PAGE_SIZE
 from recuse.kernel.errors import os_error
+from recuse.runtime.children import not_for_children
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.server.device import Device, device_makes_files
@@ -78,6 +79,7 @@ class Channel:
         self._unused = threading.Condition(self._lock)
         self._users = 0
         self._closing = False
+        not_for_children(self)
 
     def read(self, size: int) -> bytes | None:
         """Return the next request, None if there is none now.
@@ -160,10 +162,20 @@ class Channel:
                 os.eventfd_write(self._wake, 1)
             while self._users:
                 self._unused.wait()
-            if self.number >= 0:
-                os.close(self.number)
-                os.close(self._wake)
-                self.number = self._wake = -1
+            self._close()
+
+    def leave_to_parent(self) -> None:
+        """See `recuse.runtime.children`."""
+        self._closing = True
+        self._close()
+
+    def _close(self) -> None:
+        # A child that is forked meanwhile does not close what may have these numbers by then.
+        numbers = self.number, self._wake
+        self.number = self._wake = -1
+        for number in numbers:
+            if number >= 0:
+                os.close(number)
 
     def _begin(self) -> int:
         with self._lock:

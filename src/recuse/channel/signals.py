@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from recuse.runtime import threads
+from recuse.runtime.children import not_for_children
 from recuse.runtime.locks import new_lock
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -39,6 +40,7 @@ class EndingSignals:
         }
         self._watcher: threading.Thread | None = None
         self._lock = new_lock("EndingSignals")
+        not_for_children(self)
 
     def wait(self) -> bool:
         """Wait for a signal (True) or for `wake` (False). Call it only once for a signal."""
@@ -61,10 +63,10 @@ class EndingSignals:
 
     def close(self) -> None:
         """Restore what the signals did before."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._previous_writer)
         with self._lock:
+            if self._writer < 0:
+                return  # this is a child
+            self._restore()
             if self._watcher is not None:
                 # A child of this process may have a copy: that it is closed may not be seen.
                 os.write(self._writer, _CLOSED)
@@ -73,6 +75,19 @@ class EndingSignals:
         if self._watcher is not None:
             self._watcher.join()
         os.close(self._reader)
+
+    def leave_to_parent(self) -> None:
+        """See `recuse.runtime.children`; a signal for the child would end the parent's wait."""
+        if self._writer >= 0:
+            self._restore()
+            os.close(self._writer)
+            os.close(self._reader)
+            self._writer = -1
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_writer)
 
     def _watch(self) -> None:
         first = time.monotonic()
