@@ -23,6 +23,7 @@ from recuse.channel.io_uring import Ring
 from recuse.channel.rings import Rings
 from recuse.channel.unmounting import abort
 from recuse.cli.filesystem_spec import load_filesystem
+from recuse.server import loop
 from recuse.server.filesystem.session import FilesystemSession
 from recuse.wire.fuse import FUSE_READ
 
@@ -252,7 +253,8 @@ class Stubborn(Blocking):
 
 
 @pytest.mark.usefixtures("detached")
-def test_the_end_while_a_coroutine_goes_on() -> None:
+def test_the_end_while_a_coroutine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "STOP_WAIT_S", 0.1)
     with Gate() as gate:
         with Mount(tree(waits=Stubborn(gate)), None, "io_uring") as mount:
             reader = python(READERS, mount, "waits", "1", cpu=CPUS[0])
@@ -317,8 +319,8 @@ def test_a_lack_of_memory_loses_no_request(
     calls: list[bool] = []
 
     def lacking(*arguments: Any) -> Any:
-        # Each second call fails while the lack lasts.
-        if lacks:
+        # Each second call fails for a while.
+        if lacks and len(calls) < 20:
             calls.append(len(calls) % 2 == 1)
             if calls[-1]:
                 raise MemoryError
@@ -338,6 +340,26 @@ def test_a_lack_of_memory_loses_no_request(
         lacks = False
         assert True in calls
         assert result(python(STAT, mount)) == "14\n"
+
+
+@pytest.mark.usefixtures("detached")
+def test_a_ring_that_breaks_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add = Ring.add
+
+    def broken(self: Ring, *arguments: Any) -> None:
+        if breaks and threading.current_thread().name == "recuse-ring":
+            raise RuntimeError("on purpose")
+        add(self, *arguments)
+
+    breaks = False
+    monkeypatch.setattr(Ring, "add", broken)
+    with Mount(tree(), None, "io_uring") as mount:
+        breaks = True
+        with pytest.raises(OSError, match=f"{errno.ENOTCONN}|{errno.ECONNABORTED}"):
+            os.stat("not there", dir_fd=mount.fileno())
+    assert "on purpose" in caplog.text
 
 
 class Interruptible(Blocking):

@@ -38,12 +38,15 @@ _LACK: Final = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})
 class CpuRing:
     """One thread with its ring."""
 
-    def __init__(self, cpu: int, serve: Callable[[Entry], None]) -> None:
+    def __init__(
+        self, cpu: int, serve: Callable[[Entry], None], broken: Callable[[], object]
+    ) -> None:
         """Prepare.
 
         Args:
             cpu: whose queue it is.
             serve: handles an entry's request, and raises nothing; it may be answered later.
+            broken: called if the thread ends, once started, though the connection has not.
         """
         self.cpu = cpu
         self.taken = 0
@@ -51,6 +54,7 @@ class CpuRing:
         self.waiting = False
         """Whether the kernel has its entry, or is about to get it."""
         self._serve = serve
+        self._broken = broken
         self._started = False
         self._answered: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._ring: Ring | None = None
@@ -115,7 +119,10 @@ class CpuRing:
             self._take_turns(ring, entry)
         except BaseException as error:
             log.exception("internal error in the ring of CPU %d", self.cpu)
-            self._report(OSError(errno.EIO, repr(error)))
+            if self._started:
+                self._broken()  # nobody would serve the CPU's programs
+            else:
+                self._report(OSError(errno.EIO, repr(error)))
         finally:
             self.waiting = False
             if self._ring is not None:

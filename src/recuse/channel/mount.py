@@ -283,10 +283,14 @@ class Mount:
             abort(self._connection)
         return channel.has_ended
 
+    def _abort(self) -> None:
+        if self._connection is not None:
+            abort(self._connection)
+
     def _prepare_rings(self, channel: Channel, message: bytes) -> None:
         if not self._options.io_uring:
             return
-        self._rings = Rings(self._handle_one)
+        self._rings = Rings(self._handle_one, self._abort)
         try:
             if not is_offered(message):
                 raise OSError(errno.EOPNOTSUPP, f"the kernel does not offer it ({PARAMETER})")

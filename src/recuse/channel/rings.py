@@ -42,9 +42,17 @@ _AGAIN_S: Final = 0.001
 class Rings:
     """The rings of one connection."""
 
-    def __init__(self, handle: Callable[[bytes, Send], object]) -> None:
-        """Prepare; ``handle`` handles a request, as those from /dev/fuse are handled."""
+    def __init__(
+        self, handle: Callable[[bytes, Send], object], broken: Callable[[], object]
+    ) -> None:
+        """Prepare.
+
+        Args:
+            handle: handles a request, as those from /dev/fuse are handled.
+            broken: ends the connection, called when requests can no longer be answered.
+        """
         self._handle = handle
+        self._broken = broken
         self._cpus: list[CpuRing] = []
         self._shared: SharedRing | None = None
         self._file: KnownFile | None = None
@@ -65,7 +73,8 @@ class Rings:
         _try_cpus(usable)
         self._file = KnownFile()
         own: list[CpuRing | None] = [
-            CpuRing(cpu, self.serve) if cpu in usable else None for cpu in range(possible_cpus())
+            CpuRing(cpu, self.serve, self._broken) if cpu in usable else None
+            for cpu in range(possible_cpus())
         ]
         self._cpus = [ring for ring in own if ring is not None]
         for ring in self._cpus:
