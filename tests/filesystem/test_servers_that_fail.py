@@ -135,13 +135,13 @@ def test_a_child_of_an_ordinary_users_server_keeps_nobody_waiting(
     path.chmod(0o644)
     assert somebody.recuse("mount", "--background", str(path), str(directory)).returncode == 0
     child = int(somebody.run("cat", str(directory / "fork")).stdout)
-    with ends(child), ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, ends(child):
         status = Path(f"/proc/{child}/status").read_text()
         (server,) = re.findall(r"^PPid:\s(\d+)$", status, re.MULTILINE)
         program = pool.submit(somebody.run, "cat", str(directory / "wait"))
         until((places / "waits").exists)
         os.kill(int(server), signal.SIGKILL)
-        assert re.search("not connected|connection abort", program.result().stderr)
+        assert re.search("not connected|connection abort", program.result(PATIENCE_S).stderr)
         until(lambda: not is_mounted(directory))
 
 
