@@ -1,7 +1,9 @@
 """The order of recuse's locks is one, has all of them, and what breaks it is found."""
 
+import asyncio
 import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from recuse.runtime import locks, threads
 from recuse.server.loop import Tasks
+from tests.patience import PATIENCE_S
 
 from .lock_watch import SOURCE, WATCH, Watch, WatchedLock, parse, written_order
 
@@ -106,16 +109,19 @@ def test_a_lock_that_another_thread_gives_back(watch: Watch) -> None:
     assert "given back by who has not taken it" in watch.violations()[0]
 
 
-def wait_for_event(lock: WatchedLock) -> None:
+def wait_for_event(lock: WatchedLock, found: list[str]) -> None:
     """Call something of recuse's that waits for another thread."""
     threads_end = Tasks()
     with lock:
-        threads_end.wait(_nothing(), 10)
+        threads_end.wait(_end_after(found), PATIENCE_S)
     threads_end.release()
 
 
-async def _nothing() -> None:
-    pass
+async def _end_after(found: list[str]) -> None:
+    """End when the wait has been noticed, if it is to be: what has ended is not waited for."""
+    late = time.monotonic() + PATIENCE_S / 2
+    while len(WATCH._violations) < len(found) and time.monotonic() < late:
+        await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +129,7 @@ async def _nothing() -> None:
     [("Workers", ["a wait with Workers"]), ("Runner", []), ("Client.ending", [])],
 )
 def test_a_wait(name: str, found: list[str]) -> None:
-    wait_for_event(WATCH.make(name, False))
+    wait_for_event(WATCH.make(name, False), found)
     assert [text.split(": ")[1].partition(" at ")[0] for text in WATCH.violations()] == found
 
 
