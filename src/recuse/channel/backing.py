@@ -8,6 +8,8 @@ when it is opened. What `recuse.server` treats as a mapping lasts from then unti
 An inode has one backing file at a time. All opens have to name it, or they fail with EIO.
 """
 
+from __future__ import annotations
+
 import errno
 import mmap
 import os

@@ -6,6 +6,8 @@ that waits in read(2) would prevent that. So the descriptor is non-blocking, and
 poll(2), which an eventfd ends.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
@@ -198,7 +200,7 @@ class DevCuse:
         self,
         device: Device,
         path: str = DEV_CUSE,
-        ended: Callable[["DevCuse"], object] = lambda _: None,
+        ended: Callable[[DevCuse], object] = lambda _: None,
         tap: ServerTap | None = None,
     ) -> None:
         """Prepare; nothing is opened before `start`.

@@ -3,6 +3,8 @@
 Linux's CUSE has no mmap; a regular file on a FUSE mount does (see `recuse.channel.backing`).
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import os

@@ -1,5 +1,7 @@
 """The names of a FUSE mount: a tree of directories and files that never changes."""
 
+from __future__ import annotations
+
 import errno
 import os
 import stat
@@ -38,7 +40,7 @@ Size = Callable[[Device], int]
 
 
 class _Node:
-    def __init__(self, number: int, parent: "_Node | None", device: Device | None) -> None:
+    def __init__(self, number: int, parent: _Node | None, device: Device | None) -> None:
         self.number = number
         self.parent = parent or self
         self.device = device

@@ -1,5 +1,7 @@
 """The shortest channel: requests are served in the thread that makes them."""
 
+from __future__ import annotations
+
 import errno
 
 from recuse.kernel.char.cuse import CuseChannel

@@ -1,5 +1,7 @@
 """A filesystem without a mount: its requests are served in the thread that makes them."""
 
+from __future__ import annotations
+
 import errno
 from collections.abc import Callable
 from typing import Protocol

@@ -55,8 +55,7 @@ def check_directory(path: str, nonempty: bool = False) -> None:
             return
         found = identity(path)
         if found is not None and found.point == path and is_fuse(found.kind):
-            raise MountError(f"{path}: a FUSE filesystem is mounted there: umount {path}, or add "
-                             "-o nonempty")  # fmt: skip
+            raise MountError(f"{path}: a FUSE filesystem is mounted there: umount {path}")
         # To look into one of autofs would have it wait for this mount.
         waits = found is not None and found.kind == "autofs"
         if not waits and os.listdir(path):

@@ -1,5 +1,7 @@
 """Who makes a system call, and the memory that its arguments point into."""
 
+from __future__ import annotations
+
 from typing import Protocol
 
 from recuse.wire.declare import Buffer

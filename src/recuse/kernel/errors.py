@@ -1,5 +1,7 @@
 """How this package reports errors."""
 
+from __future__ import annotations
+
 import os
 
 

@@ -6,6 +6,8 @@ it is left. `FuseFile.release` sends it, or the last operation does before it re
 fput in Linux.
 """
 
+from __future__ import annotations
+
 import errno
 import sys
 from typing import TypeVar

@@ -1,5 +1,7 @@
 """The parts of a caller's memory that a read or write uses."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import TypeAlias
 

@@ -4,6 +4,8 @@ A lock belongs to an open file, however many descriptors it has. It applies to a
 one device, and ends with the open file.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from recuse.runtime.locks import new_lock

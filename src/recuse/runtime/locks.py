@@ -64,6 +64,8 @@ garbage is collected in any thread, in the middle of anything.
 The tests hold all threads to this (``tests/lock_watch.py``).
 """
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable
 from typing import Any

@@ -6,6 +6,8 @@ end a thread that others need. What logging raises goes to `threading.excepthook
 had ended with it.
 """
 
+from __future__ import annotations
+
 import logging
 import threading
 from contextlib import suppress

@@ -7,6 +7,8 @@ methods are compiled when the first object is made.
 Named tuples are here too, for the same reason.
 """
 
+from __future__ import annotations
+
 from collections import namedtuple
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform

@@ -6,6 +6,8 @@ left free for that. The lowest free number is used first, so the number of a new
 how many there are.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import resource

@@ -1,5 +1,7 @@
 """Starting threads, which may fail; and threads that are the last ones."""
 
+from __future__ import annotations
+
 import errno
 import threading
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """Memory that a device shares with the programs that map it."""
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import mmap
@@ -86,8 +88,8 @@ class Area:
     @overload
     def __setitem__(self, key: SupportsIndex, value: int) -> None: ...
     @overload
-    def __setitem__(self, key: slice, value: "Buffer") -> None: ...
-    def __setitem__(self, key: SupportsIndex | slice, value: "int | Buffer") -> None:
+    def __setitem__(self, key: slice, value: Buffer) -> None: ...
+    def __setitem__(self, key: SupportsIndex | slice, value: int | Buffer) -> None:
         """Store a byte, or as many as the slice has."""
         self._buffer[key] = value  # type: ignore[index, assignment]
 
@@ -149,7 +151,7 @@ class Area:
         with contextlib.suppress(BufferError):
             self._unmap()
 
-    def __enter__(self) -> "Self":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -4,6 +4,8 @@ Each class decodes what the handler gets, and turns what it returns into the res
 the bytes that the argument points to afterwards.
 """
 
+from __future__ import annotations
+
 import ctypes
 from typing import Any
 

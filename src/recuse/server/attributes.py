@@ -1,5 +1,7 @@
 """What a device's attributes may be."""
 
+from __future__ import annotations
+
 import os
 
 from recuse.server.sysfs import wrong_subsystem, wrong_sysfs

@@ -3,6 +3,8 @@
 A handler may be plain or ``async def``, and may take `Memory`; each combination is an overload.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 

@@ -1,5 +1,7 @@
 """What an author subclasses: `Device`, and `File` for what programs open of it."""
 
+from __future__ import annotations
+
 import errno
 import os
 from collections import abc
@@ -37,7 +39,7 @@ class File:
     result of the wrong type or out of range is EIO as well, with one line in the log.
     """
 
-    device: "Device"
+    device: Device
     """The device of this file.  It is set after `Device.open` or a handler has returned the file.
 
     A subclass may declare it with the class of its own device.
@@ -67,7 +69,7 @@ class File:
         """Whether O_NONBLOCK is set: raise BlockingIOError(errno.EAGAIN, ...) rather than wait."""
         return bool(self.flags & os.O_NONBLOCK)
 
-    def read(self, size: int, offset: int) -> "Buffer | Awaitable[Buffer]":
+    def read(self, size: int, offset: int) -> Buffer | Awaitable[Buffer]:
         """Return what the program reads: at most ``size`` bytes, fewer or none if there is no more.
 
         ``size`` is 1 to the device's `max_read`.  A longer read(2) arrives in pieces; the first
@@ -79,7 +81,7 @@ class File:
         """
         raise OSError(errno.EINVAL, "not readable")
 
-    def write(self, data: bytes, offset: int) -> "int | Awaitable[int | None] | None":
+    def write(self, data: bytes, offset: int) -> int | Awaitable[int | None] | None:
         """Take what the program writes; return how many bytes of it, None for all.
 
         ``data`` is 1 to `max_write` bytes; a longer write(2) arrives in pieces.  ``offset`` is as
@@ -91,7 +93,7 @@ class File:
 
     def unknown_ioctl(
         self, command: int, argument: int, memory: Memory
-    ) -> "int | Awaitable[int | None] | None":
+    ) -> int | Awaitable[int | None] | None:
         """Answer an ioctl whose command has no handler (see `recuse.ioctl`).
 
         ``command`` has 32 bits.  ``argument`` is the raw third argument of ioctl(2), and ``memory``
@@ -101,7 +103,7 @@ class File:
         """
         raise OSError(errno.ENOTTY, "no handler")
 
-    def poll(self, events: int) -> "int | Awaitable[int]":
+    def poll(self, events: int) -> int | Awaitable[int]:
         """Return what the file is ready for now: `select.POLLIN`, `select.POLLOUT` and so on.
 
         ``events`` are those that the program waits for, always with POLLERR and POLLHUP; more may
@@ -125,7 +127,7 @@ class File:
         if self._pollers is not None:
             self._pollers.wake()
 
-    def mmap(self, request: "MmapRequest") -> "Area | Awaitable[Area]":
+    def mmap(self, request: MmapRequest) -> Area | Awaitable[Area]:
         """Return the memory for a program to map: a new area, or an existing one, which it shares.
 
         A new one usually has ``request.size`` bytes: ``Area(request.size)``.  The program's view of
@@ -140,20 +142,20 @@ class File:
         """
         raise OSError(errno.ENOSYS, "no mmap")
 
-    def mapped(self, mapping: "Mapping") -> "Awaitable[None] | None":
+    def mapped(self, mapping: Mapping) -> Awaitable[None] | None:
         """Called when a mapping has been made, before the program knows of it.
 
         The area can be filled and resized here.  Raise OSError to make mmap(2) fail after all.
         """
 
-    def unmapped(self, mapping: "Mapping") -> "Awaitable[None] | None":
+    def unmapped(self, mapping: Mapping) -> Awaitable[None] | None:
         """Called when nothing is left of a mapping, or when it has failed.
 
         The program and all children that inherited the mapping have unmapped its last part, or have
         ended.  What this raises is logged and changes nothing.
         """
 
-    def release(self) -> "Awaitable[None] | None":
+    def release(self) -> Awaitable[None] | None:
         """Called when the last copy of the file is closed and unmapped, or the device goes away.
 
         It is called exactly once for each open that succeeded.  close(2) has already succeeded:

@@ -3,6 +3,8 @@
 These functions have no state; `recuse.server.session` has it.
 """
 
+from __future__ import annotations
+
 import struct
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Mistakes: an author's, and those of whoever uses what the author wrote."""
 
+from __future__ import annotations
+
 
 class ArgumentError(ValueError):
     """What the constructor of a device or filesystem raises for arguments that it cannot take.

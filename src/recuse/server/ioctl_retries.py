@@ -10,6 +10,8 @@ once more. Then it is answered with the outcome that was kept, without running t
 So what a handler does after its last read is done only once.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -54,7 +56,7 @@ class Round:
     proof: bytes | None
     """The inputs that the outcome depends on, None if they need no check."""
 
-    def is_continued(self, call: "IoctlCall") -> bool:
+    def is_continued(self, call: IoctlCall) -> bool:
         """Whether a request is the round that this one asked for."""
         return (
             call.command == self.command
@@ -101,7 +103,7 @@ class IoctlRetries:
         self._kept: dict[tuple[int, int], list[Round]] = {}
         self._lock = new_lock("IoctlRetries")
 
-    def begin(self, call: "IoctlCall", key: tuple[int, int]) -> bytes | None:
+    def begin(self, call: IoctlCall, key: tuple[int, int]) -> bytes | None:
         """Prepare ``call`` to run with the memory so far; return an answer if there is one already.
 
         ``key`` is the file's handle and the thread's number.
@@ -130,7 +132,7 @@ class IoctlRetries:
             forgotten = [one for key in keys for one in self._kept.pop(key)]
         self._let_go(forgotten)
 
-    def _take(self, call: "IoctlCall", key: tuple[int, int]) -> Round | None:
+    def _take(self, call: IoctlCall, key: tuple[int, int]) -> Round | None:
         with self._lock:
             kept = self._kept.get(key)
             if kept is None:

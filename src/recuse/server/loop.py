@@ -4,6 +4,8 @@ It starts with the first coroutine and stops when the last session that ran one 
 module is imported with the first coroutine too, so programs with plain methods need no asyncio.
 """
 
+from __future__ import annotations
+
 import asyncio
 import atexit
 import errno
@@ -235,7 +237,7 @@ def _check_room() -> None:
         check_room(epoll.fileno())
 
 
-def _run(started: "Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]") -> None:
+def _run(started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
     try:
         _check_room()
         with asyncio.Runner() as runner:

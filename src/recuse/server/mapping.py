@@ -1,5 +1,7 @@
 """What an author learns of the memory that programs map."""
 
+from __future__ import annotations
+
 from recuse.runtime.records import NamedTuple
 from recuse.server.areas import Area
 from recuse.server.pending_reply import PendingReply

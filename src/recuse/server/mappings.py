@@ -1,5 +1,7 @@
 """The mappings of a device's files that programs have made."""
 
+from __future__ import annotations
+
 import errno
 import os
 from collections.abc import Iterator

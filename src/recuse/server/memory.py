@@ -6,6 +6,8 @@ bytes that are missing ends the handler with `MoreMemory`, and the session runs 
 start when they have arrived.  Writes are collected and sent with the answer.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 from bisect import bisect_right
@@ -170,7 +172,7 @@ class Memory:
             raise MoreMemory
         return [self._assemble(address, size) for address, size in areas]
 
-    def write(self, address: int, data: "Buffer") -> None:
+    def write(self, address: int, data: Buffer) -> None:
         """Write ``data``, bytes or the like, at ``address``.
 
         Raises OSError with EFAULT if there is no such address.
@@ -182,15 +184,15 @@ class Memory:
         if content:
             self._written.append((address, content))
 
-    def read_struct(self, address: int, type: "type[C]") -> "C":  # noqa: A002
+    def read_struct(self, address: int, type: type[C]) -> C:  # noqa: A002
         """Return a copy of what is at ``address``, as an instance of a ctypes type."""
         return _copy(type, self.read(address, ctypes.sizeof(type)), 0)
 
-    def write_struct(self, address: int, value: "_CData") -> None:
+    def write_struct(self, address: int, value: _CData) -> None:
         """Write an instance of a ctypes type at ``address``."""
         self.write(address, memoryview(value))
 
-    def read_array(self, address: int, type: "type[C]", count: int) -> "list[C]":  # noqa: A002
+    def read_array(self, address: int, type: type[C], count: int) -> list[C]:  # noqa: A002
         """Return ``count`` instances of a ctypes type, which lie in a row at ``address``."""
         size = ctypes.sizeof(type)
         data = self.read(address, size * count)
@@ -238,7 +240,7 @@ class Memory:
         return bytes(result)
 
 
-def _copy(type_: "type[C]", data: bytes, offset: int) -> "C":
+def _copy(type_: type[C], data: bytes, offset: int) -> C:
     # typeshed has this method on the subclasses of _CData, each for itself.
     made: C = cast(Any, type_).from_buffer_copy(data, offset)
     return made

@@ -1,5 +1,7 @@
 """A request on its way to its one answer."""
 
+from __future__ import annotations
+
 import errno
 import logging
 import struct

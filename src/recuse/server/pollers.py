@@ -1,5 +1,7 @@
 """The waiting pollers of a file, as far as the server half knows."""
 
+from __future__ import annotations
+
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.server.pending_reply import Send

@@ -1,5 +1,7 @@
 """What a handler can find out about the request that it answers."""
 
+from __future__ import annotations
+
 import os
 from contextvars import ContextVar
 

@@ -1,5 +1,7 @@
 """Calls an author's methods, and makes sure that each request gets its answer."""
 
+from __future__ import annotations
+
 import errno
 import os
 from collections.abc import Awaitable, Callable, Container, Iterator
@@ -186,7 +188,7 @@ class Runner:
                 self._wait(tasks, method, awaitable)
         self._give_up_loop()
 
-    async def _end_in_loop(self, tasks: "Tasks", steps: Callable[[], Iterator[Step]]) -> None:
+    async def _end_in_loop(self, tasks: Tasks, steps: Callable[[], Iterator[Step]]) -> None:
         await tasks.end()
         for method, awaitable in steps():
             try:
@@ -195,7 +197,7 @@ class Runner:
                 self._log(method, error)
         self._give_up_loop()
 
-    def _wait(self, tasks: "Tasks", method: object, awaitable: Awaitable[Any]) -> None:
+    def _wait(self, tasks: Tasks, method: object, awaitable: Awaitable[Any]) -> None:
         try:
             if not tasks.wait(awaitable, CLOSE_WAIT_S):
                 log.error("%s has not ended after %s s", label(method), CLOSE_WAIT_S)
@@ -232,7 +234,7 @@ class Runner:
             del self._running[pending.unique]
             pending.fail(errno.ECONNABORTED)
 
-    def _start(self, awaitable: Awaitable[Any], done: "Done", pending: PendingReply | None) -> bool:
+    def _start(self, awaitable: Awaitable[Any], done: Done, pending: PendingReply | None) -> bool:
         """Have the loop await something; return whether it will.
 
         Raises OSError if no loop can be made: EAGAIN if there is no thread for it, and EMFILE.
@@ -247,7 +249,7 @@ class Runner:
         discard(awaitable)
         return False
 
-    def _loop(self) -> "Tasks | None":
+    def _loop(self) -> Tasks | None:
         """Return the tasks, acquiring the loop if necessary; None after the end."""
         with self._lock:
             if self._tasks is None and not self._ended:

@@ -1,5 +1,7 @@
 """One connection's server half: requests come in as bytes, answers go out as bytes."""
 
+from __future__ import annotations
+
 import errno
 import itertools
 import os

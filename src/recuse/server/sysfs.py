@@ -1,5 +1,7 @@
 """What a device's author declares for /sys."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeAlias

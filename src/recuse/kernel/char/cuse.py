@@ -1,5 +1,7 @@
 """The channel of a device's server: what happens when /dev/cuse is opened and closed."""
 
+from __future__ import annotations
+
 import errno
 import os
 import re

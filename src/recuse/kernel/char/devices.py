@@ -1,5 +1,7 @@
 """The character devices that exist, by name and by number."""
 
+from __future__ import annotations
+
 import errno
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping

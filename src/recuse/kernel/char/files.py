@@ -3,6 +3,8 @@
 `recuse.kernel.files` has what all open files share, and when they are released.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 from collections.abc import Callable, Sequence
@@ -59,7 +61,7 @@ _pack_write_in = fuse_write_in.CODEC.pack
 _unpack_write_out = fuse_write_out.CODEC.unpack
 
 
-def open_file(device: CharDevice, flags: int, caller: Caller) -> Operation["OpenFile"]:
+def open_file(device: CharDevice, flags: int, caller: Caller) -> Operation[OpenFile]:
     """Open a device with the flags of open(2).
 
     Raises OSError: ENODEV if the device is gone, or what the server answers.
@@ -259,7 +261,7 @@ class OpenFile(FuseFile):
         """Do what `recuse.kernel.char.ioctl.do_ioctl` says."""
         return self.running(do_ioctl(self, caller, command, argument, compat, install))
 
-    def sibling(self, fh: int, flags: int) -> "OpenFile":
+    def sibling(self, fh: int, flags: int) -> OpenFile:
         """Another file of the device, made by one of its ioctls."""
         return OpenFile(self.device, fh, flags, self.device.connection.polled.next_kh())
 

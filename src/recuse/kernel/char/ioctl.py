@@ -9,6 +9,8 @@ One thing that Linux does not have: the server of a device with new_files may an
 file (RECUSE_IOCTL_FILE). The caller gets a descriptor of it, and the output has its number.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import struct

@@ -17,6 +17,8 @@ If a file's server has no memory to share, the file can still be copied: a MAP_P
 what READ returns at that moment, if the file has positions (`do_copy`).
 """
 
+from __future__ import annotations
+
 import errno
 import os
 from typing import Protocol

@@ -5,6 +5,8 @@ and polls again when the server says that something changed (FUSE_NOTIFY_POLL). 
 so at any time, even between a POLL request and its answer.
 """
 
+from __future__ import annotations
+
 import errno
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -41,7 +43,7 @@ class PolledDevice(Protocol):
     """The server has answered POLL with ENOSYS."""
 
     @property
-    def connection(self) -> "Connection":
+    def connection(self) -> Connection:
         """The connection to its server."""
 
 
@@ -54,10 +56,10 @@ class PolledFile(Protocol):
 
     fh: int | None
     kh: Kh
-    wake_pollers: "Callable[[], None]"
+    wake_pollers: Callable[[], None]
 
 
-def do_poll(file: PolledFile, caller: "Caller", events: int, waiting: bool) -> "Operation[int]":
+def do_poll(file: PolledFile, caller: Caller, events: int, waiting: bool) -> Operation[int]:
     """Ask which of ``events`` a file is ready for; see `OpenFile.poll`."""
     device = file.device
     if device.no_poll:

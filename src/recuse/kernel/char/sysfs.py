@@ -6,6 +6,8 @@ declares another class or bus has a second directory there, as that class's driv
 and `/sys/dev/char` leads to that one.
 """
 
+from __future__ import annotations
+
 import errno
 import functools
 import posixpath

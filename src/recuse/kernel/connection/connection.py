@@ -29,6 +29,8 @@ Thread-safe: one lock protects the queue and the state. A thread that holds it n
 calls anybody.
 """
 
+from __future__ import annotations
+
 import errno
 from collections.abc import Callable
 from typing import NoReturn, Protocol

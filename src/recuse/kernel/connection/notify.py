@@ -3,6 +3,8 @@
 A CUSE connection has no inodes. So all except POLL fail even if they are well formed, as on Linux.
 """
 
+from __future__ import annotations
+
 import errno
 from collections.abc import Callable
 from typing import Final, TypeAlias

@@ -1,5 +1,7 @@
 """Operations: what a system call does, as a generator that yields requests and is sent replies."""
 
+from __future__ import annotations
+
 import errno
 from collections.abc import Callable, Generator
 from typing import Any, TypeAlias, TypeVar

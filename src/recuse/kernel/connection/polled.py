@@ -1,5 +1,7 @@
 """The files that somebody polls: fs/fuse/file.c, fuse_notify_poll_wakeup, Linux 6.1."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable
 

@@ -14,6 +14,8 @@ Nothing here locks, calls back or knows a message's bytes: `recuse.kernel.connec
 does that.
 """
 
+from __future__ import annotations
+
 from collections import deque
 
 from recuse.kernel.connection.request import (

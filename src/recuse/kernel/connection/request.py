@@ -1,5 +1,7 @@
 """A request to the server, and the reply that finishes it."""
 
+from __future__ import annotations
+
 import mmap
 from collections.abc import Callable
 from enum import IntEnum

@@ -4,6 +4,8 @@ On the other side a server reads and answers them: `recuse.kernel.connection.con
 module describes both sides.
 """
 
+from __future__ import annotations
+
 import errno
 from collections.abc import Callable
 from enum import Enum

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from recuse.sandbox.errands import Errands
 
 # fs/eventpoll.c, ep_show_fdinfo.
-_TARGET = re.compile(rb"^tfd: +(\d+) events: +([0-9a-f]+) .* ino:([0-9a-f]+) ", re.MULTILINE)
+_TARGET = rb"(?m)^tfd: +(\d+) events: +([0-9a-f]+) .* ino:([0-9a-f]+) "
 
 MANY: Final = 64
 """From this many sleepers on, those that are gone are looked for."""
@@ -94,7 +94,7 @@ def watched_by(tid: int, epoll: int) -> list[Entry]:
     with open(f"/proc/{tid}/fdinfo/{epoll}", "rb") as file:
         return [
             Entry(int(number), int(events, 16), str(int(inode, 16)))
-            for number, events, inode in _TARGET.findall(file.read())
+            for number, events, inode in re.findall(_TARGET, file.read())
         ]
 
 
