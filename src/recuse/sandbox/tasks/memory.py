@@ -18,12 +18,19 @@ from typing import Final, Protocol
 from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_copy_memory
 from recuse.sandbox.arch import arch
-from recuse.sandbox.tasks.thread_ends import SAME_PID_S
 from recuse.wire.declare import Buffer
 
 PAGE: Final = 4096
 """The size of a page in bytes, or of a part of one on machines with larger pages."""
 _ADDRESS_LIMIT: Final = arch.ADDRESS_LIMIT
+
+
+SAME_PID_S: Final = 0.001
+"""How long, in seconds, a thread ID that was just seen need not be checked again.
+
+IDs are given out in order. One is used again only after all others have been used, tens of
+thousands of forks later. If the thread has ended meanwhile, the kernel reports it.
+"""
 
 
 class UnreadableError(Exception):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import select
-from time import monotonic
 from typing import Final
 
 from recuse.runtime.room import is_plenty
@@ -17,22 +16,15 @@ from recuse.wire.ids import Tid
 
 _PIDFD_THREAD: Final = os.O_EXCL
 
-SAME_PID_S: Final = 0.001
-"""For this many seconds, a thread ID that was just seen need not be checked again.
-
-IDs are given in turn (kernel/pid.c, alloc_pid). One is used again only after all others have been
-used, tens of thousands of forks later.
-"""
-
 
 class ThreadEnds:
     """Watches threads. Not thread-safe."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self.known_until = 0.0
-        """Until this time (`time.monotonic`) the IDs of the threads mean the same threads. Later,
-        `some` must be asked before what was kept about a thread is used."""
+        self.poll = self._epoll.poll
+        """``poll(0, 1)`` is not empty if some have ended. It takes 0.25 us, and must be asked each
+        time."""
         self._pidfds: dict[Tid, int] = {}
         self._tids: dict[int, Tid] = {}
 
@@ -60,17 +52,9 @@ class ThreadEnds:
         self._tids[pidfd] = tid
         return True
 
-    def some(self) -> bool:
-        """Whether some have ended; `take` says which."""
-        now = monotonic()
-        if self._epoll.poll(0, 1):
-            return True
-        self.known_until = now + SAME_PID_S
-        return False
-
     def take(self) -> list[Tid]:
         """The threads that have ended. They are no longer watched."""
-        ended = [self._tids[pidfd] for pidfd, _ in self._epoll.poll(0)]
+        ended = [self._tids[pidfd] for pidfd, _ in self.poll(0)]
         for tid in ended:
             self.forget(tid)
         return ended

@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 
 from recuse.sandbox.tasks.tasks import Tasks
 from recuse.wire.ids import Tgid, Tid
-from tests.patience import PATIENCE_S
 
 OURS = Tgid(Tid(os.getpid()))
 
@@ -49,14 +47,6 @@ def tid(end: threading.Event) -> Iterator[Tid]:
     thread.join()
 
 
-def _is_known(known: Tasks, tid: Tid) -> bool:
-    try:
-        known.get(tid)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_a_record_is_kept_until_its_thread_ends(
     known: Tasks, tid: Tid, end: threading.Event
 ) -> None:
@@ -65,10 +55,8 @@ def test_a_record_is_kept_until_its_thread_ends(
     end.set()
     while Path(f"/proc/self/task/{tid}").exists():
         pass
-    # Noticed soon enough, as the ID does not come again at once (`thread_ends.SAME_PID_S`).
-    late = time.monotonic() + PATIENCE_S
-    while _is_known(known, tid):
-        assert time.monotonic() < late
+    with pytest.raises(ProcessLookupError):
+        known.get(tid)
     assert known.get(OURS) is leader
 
 
