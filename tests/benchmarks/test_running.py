@@ -187,8 +187,13 @@ def test_unknown_peer_is_refused() -> None:
 def test_smoke_run_measures_or_names_every_peer(needs: Needs, tmp_path: Path) -> None:
     needs("cc", "gcc")
     report = tmp_path / "build" / "bench.json"
+    # Not async methods by io_uring: see what docs/mounting.md says of it.
+    chosen = [
+        peer for peer in peers(Tools(tmp_path, sys.executable)) if peer.name != MOUNT_ASYNC_RINGS
+    ]
+    only = [word for peer in chosen for word in ("--only", peer.name)]
     done = subprocess.run(
-        command("--quick", "--json", str(report)),
+        command("--quick", "--json", str(report), *only),
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,
@@ -198,7 +203,7 @@ def test_smoke_run_measures_or_names_every_peer(needs: Needs, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     document = json.loads(report.read_text())
     measured = {(entry["peer"], entry["work"]) for entry in document["results"]}
-    for peer in peers(Tools(tmp_path, sys.executable)):
+    for peer in chosen:
         if peer.name in document["missing"]:
             assert f"{peer.name}: {document['missing'][peer.name]}" in done.stdout
         else:

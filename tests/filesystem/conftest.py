@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 RECUSE = [sys.executable, "-m", "recuse.cli.main"]
 PATIENCE_S = 60
+LONG_S = 1800
+"""For a server that all tests of a file use."""
 
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
 _COMMAND = "import sys; from recuse.cli.main import main; sys.exit(main())"
@@ -254,7 +256,7 @@ def served(request: pytest.FixtureRequest, transport: str) -> Iterator[Place]:
         if request.param != "memory":
             spec += f",source={top / 'source'}"
         options = ["-o", f"allow_other,{transport}" if os.geteuid() == 0 else transport]
-        server = Server(spec, str(top / "mount"), *options)
+        server = Server(spec, str(top / "mount"), *options, life_s=LONG_S)
         try:
             assert server.line() == str(top / "mount")
             yield Place(request.param, top / "mount", top / "ordinary")

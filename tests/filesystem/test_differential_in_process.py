@@ -242,7 +242,7 @@ def test_as_tmpfs_does(tmpfs: Path, maker: str, calls: list[tuple[Any, ...]]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("maker", ["memory"])
 @settings(max_examples=500, suppress_health_check=[*HealthCheck])
 @given(st.lists(CALLS.filter(has_no_fifo), min_size=20, max_size=80))
 @pytest.mark.timeout(600)

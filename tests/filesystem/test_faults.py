@@ -219,7 +219,7 @@ cp big copy 2>&1 | sed -n 's/.*: //p'; rm -f copy
 echo small >small 2>&1 | sed -n 's/.*: //p'; cat small; mkdir d 2>/dev/null && echo made
 truncate -s 100000 big; head -c 50000 /dev/zero | tr '\\0' x >more; sha256sum more
 cmp -n 100000 big /dev/zero; rm big more
-echo again >small; cat small; df --output=size,avail . | tail -1
+echo again >small; cat small; df --output=size . | tail -1
 ls
 """
 

@@ -18,6 +18,9 @@ Needs = Callable[..., Path]
 
 pytestmark = pytest.mark.slow
 
+by_dev_fuse = pytest.mark.parametrize("transport", ["no_io_uring"], indirect=True, scope="module")
+"""The way that requests come makes a difference to single calls, and these tests take long."""
+
 _OUTCOME = re.compile(
     r"^(test_\w+ \([\w.]+\))(?:\n.*)? \.\.\. (ok|FAIL|ERROR|skipped|expected)", re.M
 )
@@ -28,6 +31,7 @@ _OUTCOME = re.compile(
     ["os", "posix", "shutil", "tempfile", "pathlib", "mmap", "fcntl", "mailbox", "zipfile"],
 )
 @pytest.mark.timeout(600)
+@by_dev_fuse
 def test_pythons_own(place: Place, needs: Needs, suite: str) -> None:
     """What CPython's tests find on an ordinary filesystem, they find on a mount."""
     python = needs("/usr/bin/python3", "python3")
@@ -52,6 +56,7 @@ def test_pythons_own(place: Place, needs: Needs, suite: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["psync", "mmap", "libaio", "pvsync2"])
+@by_dev_fuse
 def test_fio_verifies(place: Place, needs: Needs, engine: str) -> None:
     needs("fio", "fio")
     same(
@@ -81,6 +86,7 @@ def wheel(path: Path) -> None:
         archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in content))
 
 
+@by_dev_fuse
 def test_pip(place: Place, needs: Needs, tmp_path: Path) -> None:
     needs("/usr/bin/python3", "python3")
     needs("/usr/share/python-wheels", "python3-venv")
@@ -98,6 +104,7 @@ env/bin/pip uninstall -q -y tiny; find env -path '*tiny*'
     assert output.startswith("it is installed\n")
 
 
+@by_dev_fuse
 def test_thousands_of_files(place: Place, needs: Needs) -> None:
     needs("rsync", "rsync")
     output = same(

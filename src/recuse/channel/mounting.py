@@ -50,12 +50,20 @@ def check_directory(path: str, nonempty: bool = False) -> None:
     Who serves a mount that is there is not asked: it may not answer.
     """
     try:
-        os.close(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        if nonempty:
-            return
         found = identity(path)
         if found is not None and found.point == path and is_fuse(found.kind):
+            if nonempty:
+                return
             raise MountError(f"{path}: a FUSE filesystem is mounted there: umount {path}")
+        # Not by O_DIRECTORY: that would have autofs mount what is to be mounted now.
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise NotADirectoryError
+        finally:
+            os.close(descriptor)
+        if nonempty:
+            return
         # To look into one of autofs would have it wait for this mount.
         waits = found is not None and found.kind == "autofs"
         if not waits and os.listdir(path):
