@@ -156,7 +156,7 @@ def test_peer_that_fails_is_reported_once_and_the_others_go_on(
 
 
 @pytest.mark.parametrize(
-    "name", [RECUSE_PLAIN, RECUSE_ASYNC, RECUSE_DEFAULT, FILE_SANDBOX, MOUNT, MOUNT_ASYNC_RINGS]
+    "name", [RECUSE_PLAIN, RECUSE_ASYNC, RECUSE_DEFAULT, FILE_SANDBOX, MOUNT]
 )
 def test_recuse_serves_the_works(tools: Tools, name: str) -> None:
     if not SUPPORTED:

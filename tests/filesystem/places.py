@@ -29,7 +29,7 @@ def run(directory: Path, argv: list[str]) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         check=False,
         timeout=_PATIENCE_S,
-        env={"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC", "HOME": "/nowhere"},
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC", "HOME": "/nonexistent"},
     )
     return done.returncode, done.stdout.decode(errors="replace").replace(str(directory), "HERE")
 

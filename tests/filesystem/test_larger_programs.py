@@ -133,7 +133,7 @@ chown 0 f 2>&1 | sed 's/.*: //' || true; chmod 0 f; cat f 2>&1 | sed 's/.*: //' 
 chmod 600 f; mkdir -m 555 d; touch d/x 2>&1 | sed 's/.*: //' || true
 mknod n c 1 3 2>&1 | sed 's/.*: //' || true
 mkfifo p; cat p & echo through >p; wait; ln -s f l; mv l m; readlink m; cp -a . ../b
-diff -r . ../b --exclude=p --no-dereference; export HOME=/nowhere
+diff -r . ../b --exclude=p --no-dereference; export HOME=/nonexistent
 export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b
 export GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b GIT_AUTHOR_DATE='2020-01-01 00:00 +0000'
 export GIT_COMMITTER_DATE='2020-01-01 00:00 +0000'
