@@ -155,9 +155,7 @@ def test_peer_that_fails_is_reported_once_and_the_others_go_on(
     assert capfd.readouterr().err.count("left out: broken: no such luck\n") == 1
 
 
-@pytest.mark.parametrize(
-    "name", [RECUSE_PLAIN, RECUSE_ASYNC, RECUSE_DEFAULT, FILE_SANDBOX, MOUNT]
-)
+@pytest.mark.parametrize("name", [RECUSE_PLAIN, RECUSE_ASYNC, RECUSE_DEFAULT, FILE_SANDBOX, MOUNT])
 def test_recuse_serves_the_works(tools: Tools, name: str) -> None:
     if not SUPPORTED:
         pytest.skip("another architecture than x86-64")
