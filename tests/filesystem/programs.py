@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future
+from typing import Any
 
 from recuse import Directory, Filesystem, Mount, RegularFile
 
@@ -13,6 +17,83 @@ from .conftest import PATIENCE_S
 CPUS = sorted(os.sched_getaffinity(0))
 
 STAT = "import os; print(os.stat('hello').st_size)"
+READERS = """
+import sys, threading
+def read():
+    with open(sys.argv[1]) as file:
+        texts.append(file.read())
+texts = []
+threads = [threading.Thread(target=read) for _ in range(int(sys.argv[2]))]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(set(texts), len(texts))
+"""
+TRY = """
+import os
+for _ in range(10):
+    try:
+        open("hello").read()
+    except OSError:
+        pass
+print("done")
+"""
+
+
+class Gate:
+    """Where methods wait until the test lets them go on."""
+
+    def __init__(self) -> None:
+        self.came = threading.Semaphore(0)
+        self._opened: Future[None] = Future()
+        self._opened.set_running_or_notify_cancel()
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many methods have come here."""
+        for _ in range(count):
+            assert self.came.acquire(timeout=PATIENCE_S)
+
+    def open(self) -> None:
+        """Let all go on, those that come later too."""
+        if not self._opened.done():
+            self._opened.set_result(None)
+
+    def pass_through(self) -> None:
+        """Wait in a plain method."""
+        self.came.release()
+        self._opened.result(PATIENCE_S)
+
+    async def pass_later(self) -> None:
+        """Wait in a coroutine."""
+        self.came.release()
+        await asyncio.wrap_future(self._opened)
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
+
+
+class Blocking(RegularFile):
+    """A file whose read waits, and occupies its thread."""
+
+    size = None
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def read(self, size: int, offset: int) -> Any:
+        self.gate.pass_through()
+        return b"" if offset else b"at last\n"
+
+
+class Waiting(Blocking):
+    """The same, as a coroutine."""
+
+    async def read(self, size: int, offset: int) -> bytes:
+        await self.gate.pass_later()
+        return b"" if offset else b"at last\n"
 
 
 def tree(**files: RegularFile) -> Filesystem:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
 import os
 import signal
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,85 +15,15 @@ import pytest
 
 import recuse
 from recuse import Directory, Filesystem, Mount, RegularFile
-from recuse.channel import mount as mount_module
-from recuse.channel.io_uring import Ring
 from recuse.channel.rings import Rings
-from recuse.channel.unmounting import abort
 from recuse.cli.filesystem_spec import load_filesystem
-from recuse.server import loop
 from recuse.server.filesystem.session import FilesystemSession
 from recuse.wire.fuse import FUSE_READ
 
-from .conftest import EXAMPLES, PATIENCE_S, Serve, Somebody, is_mounted
-from .programs import CPUS, STAT, python, result, tree
+from .conftest import EXAMPLES, PATIENCE_S, Serve, Somebody
+from .programs import CPUS, READERS, STAT, Blocking, Gate, Waiting, python, result, tree
 
 MEMORY = f"{EXAMPLES}/memoryfs.py"
-
-
-class Gate:
-    """Where methods wait until the test lets them go on."""
-
-    def __init__(self) -> None:
-        self.came = threading.Semaphore(0)
-        self.open = threading.Event()
-
-    def wait_for(self, count: int) -> None:
-        """Wait until so many methods have come here."""
-        for _ in range(count):
-            assert self.came.acquire(timeout=PATIENCE_S)
-
-    def __enter__(self) -> Gate:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.open.set()
-
-
-class Blocking(RegularFile):
-    """A file whose read waits, and occupies its thread."""
-
-    size = None
-
-    def __init__(self, gate: Gate) -> None:
-        super().__init__()
-        self.gate = gate
-
-    def read(self, size: int, offset: int) -> Any:
-        self.gate.came.release()
-        self.gate.open.wait(PATIENCE_S)
-        return b"" if offset else b"at last\n"
-
-
-class Waiting(Blocking):
-    """The same, as a coroutine."""
-
-    async def read(self, size: int, offset: int) -> bytes:
-        self.gate.came.release()
-        while not self.gate.open.is_set():
-            await asyncio.sleep(0.001)
-        return b"" if offset else b"at last\n"
-
-
-TRY = """
-import os
-for _ in range(10):
-    try:
-        open("hello").read()
-    except OSError:
-        pass
-print("done")
-"""
-READERS = """
-import sys, threading
-def read():
-    with open(sys.argv[1]) as file:
-        texts.append(file.read())
-texts = []
-threads = [threading.Thread(target=read) for _ in range(int(sys.argv[2]))]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-print(set(texts), len(texts))
-"""
 
 
 @pytest.mark.usefixtures("detached")
@@ -136,7 +63,7 @@ def test_methods_that_wait_hold_nobody_up(kind: type[Blocking], count: int) -> N
         gate.wait_for(count)
         for cpu in CPUS:
             assert result(python(STAT, mount, cpu=cpu)) == "14\n"
-        gate.open.set()
+        gate.open()
         assert result(readers) == f"{{'at last\\n'}} {count}\n"
 
 
@@ -241,127 +168,6 @@ def test_long_listings() -> None:
         assert os.stat(longest, dir_fd=mount.fileno()).st_size == 1999
 
 
-class Stubborn(Blocking):
-    """A file whose read, a coroutine, cannot be cancelled."""
-
-    async def read(self, size: int, offset: int) -> bytes:
-        self.gate.came.release()
-        while not self.gate.open.is_set():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0.001)
-        return b""
-
-
-@pytest.mark.usefixtures("detached")
-def test_the_end_while_a_coroutine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "STOP_WAIT_S", 0.1)
-    with Gate() as gate:
-        with Mount(tree(waits=Stubborn(gate)), None, "io_uring") as mount:
-            reader = python(READERS, mount, "waits", "1", cpu=CPUS[0])
-            gate.wait_for(1)
-        reader.communicate(timeout=PATIENCE_S)
-        rings = mount._rings
-        assert rings is not None
-        for ring in rings._cpus:
-            assert ring._thread is not None
-            ring._thread.join(PATIENCE_S)
-            assert not ring._thread.is_alive()
-
-
-class Raising(RegularFile):
-    """A file that cannot be read."""
-
-    size = None
-
-    def read(self, size: int, offset: int) -> bytes:
-        if offset == 0:
-            raise RuntimeError("on purpose")
-        raise OSError(errno.EUCLEAN, os.strerror(errno.EUCLEAN))
-
-
-@pytest.mark.usefixtures("detached")
-def test_a_method_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    with Mount(tree(raises=Raising()), None, "io_uring") as mount:
-        number = os.open("raises", os.O_RDONLY, dir_fd=mount.fileno())
-        for offset, expected in ((0, errno.EIO), (10, errno.EUCLEAN), (0, errno.EIO)):
-            with pytest.raises(OSError, match=os.strerror(expected)):
-                os.pread(number, 10, offset)
-        os.close(number)
-    assert "on purpose" in caplog.text
-
-
-@pytest.mark.usefixtures("detached")
-def test_an_internal_error_is_an_answer(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    handle = FilesystemSession.handle
-
-    def broken(self: FilesystemSession, message: bytes, reply: Any) -> None:
-        if b"hello" in message:
-            raise RuntimeError("on purpose")
-        handle(self, message, reply)
-
-    monkeypatch.setattr(FilesystemSession, "handle", broken)
-    with Mount(tree(), None, "io_uring") as mount:
-        for _ in range(3):
-            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-                os.stat("hello", dir_fd=mount.fileno())
-        os.listdir(mount.path)
-    assert "on purpose" in caplog.text
-
-
-@pytest.mark.usefixtures("detached")
-@pytest.mark.parametrize(("owner", "name"), [(Ring, "add"), (Ring, "next"), (Rings, "serve")])
-def test_a_lack_of_memory_loses_no_request(
-    owner: type, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = getattr(owner, name)
-    calls: list[bool] = []
-
-    def lacking(*arguments: Any) -> Any:
-        # Each second call fails for a while.
-        if lacks and len(calls) < 20:
-            calls.append(len(calls) % 2 == 1)
-            if calls[-1]:
-                raise MemoryError
-        return usual(*arguments)
-
-    lacks = False
-    monkeypatch.setattr(owner, name, lacking)
-    with Gate() as gate, Mount(tree(waits=Blocking(gate)), None, "io_uring") as mount:
-        readers = python(READERS, mount, "waits", "3", cpu=CPUS[0])
-        gate.wait_for(3)
-        lacks = True
-        programs = [python(TRY, mount, cpu=cpu) for cpu in CPUS]
-        gate.open.set()
-        for program in programs:
-            assert result(program) == "done\n"
-        readers.communicate(timeout=PATIENCE_S)
-        lacks = False
-        assert True in calls
-        assert result(python(STAT, mount)) == "14\n"
-
-
-@pytest.mark.usefixtures("detached")
-def test_a_ring_that_breaks_ends_the_connection(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    add = Ring.add
-
-    def broken(self: Ring, *arguments: Any) -> None:
-        if breaks and threading.current_thread().name == "recuse-ring":
-            raise RuntimeError("on purpose")
-        add(self, *arguments)
-
-    breaks = False
-    monkeypatch.setattr(Ring, "add", broken)
-    with Mount(tree(), None, "io_uring") as mount:
-        breaks = True
-        with pytest.raises(OSError, match=f"{errno.ENOTCONN}|{errno.ECONNABORTED}"):
-            os.stat("not there", dir_fd=mount.fileno())
-    assert "on purpose" in caplog.text
-
-
 class Interruptible(Blocking):
     """A file whose read ends when its program gets a signal."""
 
@@ -369,7 +175,7 @@ class Interruptible(Blocking):
         request = recuse.current_request()
         self.gate.came.release()
         while not request.interrupted:
-            assert not self.gate.open.wait(0.001)
+            time.sleep(0.001)  # a plain method can only look
         raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
 
 
@@ -454,158 +260,6 @@ print(len(done), os.listdir())
     with Mount(load_filesystem(MEMORY), None, "io_uring") as mount:
         Path(mount.path, "hello").write_text("Hello, world!\n", encoding="ascii")
         assert result(python(code, mount)) == "1280 ['hello']\n"
-
-
-def wait_for_end_of(mount: Mount) -> None:
-    """Wait until threads that were in methods have ended, too, and closed their rings."""
-    rings = mount._rings
-    assert rings is not None
-    rings.join()
-    for ring in rings._cpus:
-        assert ring._thread is not None
-        ring._thread.join(PATIENCE_S)
-        assert not ring._thread.is_alive()
-
-
-@pytest.mark.usefixtures("detached")
-@pytest.mark.parametrize("kind", [Blocking, Waiting])
-def test_the_end_while_methods_wait(kind: type[Blocking]) -> None:
-    with Gate() as gate:
-        mount = Mount(tree(waits=kind(gate)), None, "io_uring")
-        with mount:
-            readers = python(READERS, mount, "waits", "5", cpu=CPUS[0])
-            gate.wait_for(5)
-        readers.communicate(timeout=PATIENCE_S)
-        assert readers.returncode == 0  # its threads have failed
-    wait_for_end_of(mount)
-
-
-@pytest.mark.usefixtures("detached")
-@pytest.mark.parametrize("can_abort", [True, False])
-@pytest.mark.parametrize("kind", [RegularFile, Blocking, Waiting])
-def test_a_file_that_stays_open(
-    can_abort: bool, kind: type[RegularFile], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not can_abort:  # as for an ordinary user where no fusectl is mounted
-        monkeypatch.setattr(mount_module, "abort", lambda connection: None)
-    with Gate() as gate:
-        file = RegularFile(b"text") if kind is RegularFile else kind(gate)  # type: ignore[arg-type]
-        mount = Mount(tree(file=file), None, "io_uring")
-        with mount:
-            number = os.open("file", os.O_RDONLY, dir_fd=mount.fileno())
-            if kind is not RegularFile:
-                reader = python(READERS, mount, "file", "1", cpu=CPUS[0])
-                gate.wait_for(1)
-        for _ in range(3):
-            for cpu in CPUS:
-                os.sched_setaffinity(0, {cpu})
-                with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
-                    os.read(number, 1)
-        os.sched_setaffinity(0, CPUS)
-        os.close(number)
-        gate.open.set()
-        if kind is not RegularFile:
-            reader.communicate(timeout=PATIENCE_S)
-        # Then the threads end, and what they have open is closed.
-        wait_for_end_of(mount)
-
-
-@pytest.mark.usefixtures("rings", "root")
-def test_aborted(directory: Path) -> None:
-    ended = threading.Event()
-    with Gate() as gate:
-        mount = Mount(tree(waits=Blocking(gate)), directory, "io_uring", ended=ended.set)
-        with mount:
-            readers = python(READERS, mount, "waits", "3", cpu=CPUS[0])
-            gate.wait_for(3)
-            abort(os.minor(os.stat(directory).st_dev))
-            readers.communicate(timeout=PATIENCE_S)
-            assert ended.wait(PATIENCE_S)
-            with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
-                os.stat(directory / "not known yet")
-    wait_for_end_of(mount)
-    assert not is_mounted(directory)
-
-
-@pytest.mark.usefixtures("rings", "root")
-def test_unmounted_by_somebody_else(directory: Path) -> None:
-    ended = threading.Event()
-    with Mount(tree(), directory, "io_uring", ended=ended.set) as mount:
-        assert result(python(STAT, mount)) == "14\n"
-        subprocess.run(["umount", directory], check=True, timeout=PATIENCE_S)
-        assert ended.wait(PATIENCE_S)
-        assert mount.join(PATIENCE_S)
-
-
-@pytest.mark.usefixtures("rings", "root")
-def test_a_busy_mount_that_is_closed(directory: Path) -> None:
-    with Gate() as gate:
-        mount = Mount(tree(waits=Blocking(gate)), directory, "io_uring")
-        with mount:
-            inside = python("import os\nprint(1, flush=True)\ninput()\nos.stat('hello')", mount)
-            reader = python(READERS, mount, "waits", "1")
-            gate.wait_for(1)
-        # Nobody serves it any more, and nothing hangs.
-        reader.communicate(timeout=PATIENCE_S)
-        _, errors = inside.communicate("\n", timeout=PATIENCE_S)
-        assert os.strerror(errno.ENOTCONN) in errors or "EOF" in errors
-    wait_for_end_of(mount)
-
-
-BUSY = """
-import asyncio, os, sys, threading
-from recuse import Directory, Filesystem, Mount, RegularFile
-
-class Blocking(RegularFile):
-    size = None
-    def read(self, size, offset):
-        os.write(1, b"reads\\n")
-        threading.Event().wait()
-
-class Waiting(RegularFile):
-    size = None
-    async def read(self, size, offset):
-        os.write(1, b"reads\\n")
-        await asyncio.Event().wait()
-
-tree = Directory({"hello": RegularFile(b"Hello, world!\\n"), "a": Blocking(), "b": Waiting()})
-mount = Mount(Filesystem(tree), sys.argv[1], "io_uring")
-mount.start()
-assert mount.uses_io_uring
-print("mounted", flush=True)
-input()
-"""
-
-
-@pytest.mark.usefixtures("rings", "root")
-@pytest.mark.parametrize("end", ["kill", "exit"])
-def test_a_server_that_ends_without_closing(directory: Path, end: str) -> None:
-    server = subprocess.Popen(
-        [sys.executable, "-c", BUSY, directory],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout is not None
-    assert server.stdin is not None
-    assert server.stdout.readline() == "mounted\n"
-    readers = [subprocess.Popen(["cat", directory / name]) for name in ("a", "b")]
-    for _ in readers:
-        assert server.stdout.readline() == "reads\n"
-    os.stat(directory / "hello")
-    if end == "kill":
-        server.kill()
-    else:
-        server.stdin.close()
-    server.stdout.close()
-    server.wait(PATIENCE_S)
-    for reader in readers:
-        assert reader.wait(PATIENCE_S) == 1
-    # The process that watches over it unmounts it.
-    while is_mounted(directory):
-        with contextlib.suppress(OSError):
-            os.stat(directory)
-    server.stdin.close()
 
 
 @pytest.mark.usefixtures("rings", "root")

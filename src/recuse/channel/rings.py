@@ -174,7 +174,7 @@ class Rings:
     def _serve(self, entry: Entry, message: bytes) -> None:
         if entry.opcode == FUSE_NOTIFY_REPLY:
             # Only on a ring this has an answer: the entry has to be given back.
-            if entry.unique != NUDGE:
+            if entry.unique < NUDGE:
                 self._handle(message, lambda _: None)
             entry.fail(0)
         elif self._closing:

@@ -12,6 +12,7 @@ entry, so that has to be one which nothing holds up (fs/fuse/dev_uring.c, fuse_u
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import queue
 import select
@@ -37,15 +38,15 @@ OVER: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, er
 """With these, entries come back at the end of the connection."""
 
 NUDGE: Final = 1 << 62
-"""The unique of a request that is only there to have the kernel look at a queue (`_nudge`)."""
+"""From here up are the uniques of requests that are only there to have the kernel look at a queue
+(`_nudge`). Each has its own: by its unique the kernel finds the entry that is given back. They are
+even, as all are."""
 
 T = TypeVar("T")
 
-_BODY: Final = fuse_notify_retrieve_out(notify_unique=NUDGE, nodeid=known_file.NODE).pack()
 _HEADER: Final = fuse_out_header(
-    len=fuse_out_header.SIZE + len(_BODY), error=FUSE_NOTIFY_RETRIEVE
+    len=fuse_out_header.SIZE + fuse_notify_retrieve_out.SIZE, error=FUSE_NOTIFY_RETRIEVE
 ).pack()
-_RETRIEVE_NOTHING: Final = _HEADER + _BODY
 
 _SUBMISSIONS: Final = 64
 _MOST_AT_ONCE: Final = 32
@@ -105,6 +106,7 @@ class SharedRing:
         self._full = False
         self._owed: dict[int, int] = {}
         """How often the kernel has to be asked to look at a queue, where that has failed."""
+        self._uniques = itertools.count(NUDGE, 2)
         self._ring = Ring(_SUBMISSIONS)
         self._number = -1
         try:
@@ -334,7 +336,9 @@ class SharedRing:
             os.sched_setaffinity(0, {number})
             try:
                 while count:
-                    os.write(self._number, _RETRIEVE_NOTHING)
+                    unique = next(self._uniques)
+                    ask = fuse_notify_retrieve_out(notify_unique=unique, nodeid=known_file.NODE)
+                    os.write(self._number, _HEADER + ask.pack())
                     count -= 1
             finally:
                 os.sched_setaffinity(0, usual)

@@ -36,6 +36,9 @@ log = Log("recuse.server")
 
 _HEADER: Final = fuse_out_header.SIZE
 _DATA: Final = fuse_in_header.SIZE + fuse_notify_retrieve_in.SIZE
+_FIRST_UNIQUE: Final = 1 << 61
+"""Of what is asked for. The kernel sends the answer as a request with that number, which none of
+its own may have: with io_uring it finds by that what is answered (fs/fuse/dev_uring.c, 6.18)."""
 _USUAL: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ENOTDIR})
 """The kernel half does not know the node or name, or the connection is gone."""
 
@@ -50,7 +53,7 @@ class Notifications:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._uniques = itertools.count(1)
+        self._uniques = itertools.count(_FIRST_UNIQUE, 2)
         self._wanted: dict[int, Future[bytes]] = {}
         self._refused: set[int] = set()
 
