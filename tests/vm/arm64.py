@@ -316,6 +316,7 @@ def main() -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     pytest = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "-n2", "--timeout=600"]
+    pytest += ["-o", "faulthandler_timeout=0"]
     chosen = [
         f"{file}::{name}" if name else file
         for file, names in TESTS.items()

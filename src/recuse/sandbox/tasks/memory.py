@@ -18,19 +18,12 @@ from typing import Final, Protocol
 from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_copy_memory
 from recuse.sandbox.arch import arch
+from recuse.sandbox.tasks.thread_ends import SAME_ID_S
 from recuse.wire.declare import Buffer
 
 PAGE: Final = 4096
 """The size of a page in bytes, or of a part of one on machines with larger pages."""
 _ADDRESS_LIMIT: Final = arch.ADDRESS_LIMIT
-
-
-SAME_PID_S: Final = 0.001
-"""How long, in seconds, a thread ID that was just seen need not be checked again.
-
-IDs are given out in order. One is used again only after all others have been used, tens of
-thousands of forks later. If the thread has ended meanwhile, the kernel reports it.
-"""
 
 
 class UnreadableError(Exception):
@@ -337,7 +330,7 @@ class CallerMemory:
     """A caller's memory (:class:`recuse.kernel.caller.Memory`) while one trapped call waits.
 
     A write first checks that the call is still there: an answer may come long after the caller was
-    killed, when its tid may be another thread's. For :data:`SAME_PID_S` no check is needed.
+    killed, when its tid may be another thread's. For :data:`SAME_ID_S` no check is needed.
     """
 
     __slots__ = ("_call_id", "_listener", "_map", "_same_until", "_tid")
@@ -346,7 +339,7 @@ class CallerMemory:
         self._listener = listener
         self._call_id = call_id
         self._tid = tid
-        self._same_until = monotonic() + SAME_PID_S
+        self._same_until = monotonic() + SAME_ID_S
         self._map = writable
 
     def read(self, address: int, size: int) -> bytes:

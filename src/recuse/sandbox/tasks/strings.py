@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from time import monotonic
 from typing import Final
 
 from recuse.kernel.errors import os_error
@@ -38,7 +39,6 @@ class StringReader:
         self._lock = new_lock("StringReader")
         self._descriptors: dict[Tid, int] = {}
         self._ends = ThreadEnds()
-        self._poll = self._ends.poll
 
     def read(self, tid: Tid, address: int) -> bytes:
         """Read a path: a NUL-terminated string, returned without the NUL.
@@ -50,7 +50,7 @@ class StringReader:
         """
         try:
             with self._lock:  # otherwise the descriptor might be closed and its number used again
-                if self._poll(0, 1):
+                if monotonic() > self._ends.known_until and self._ends.some():
                     for ended in self._ends.take():
                         self._close(ended)
                 descriptor = self._descriptors.get(tid)

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import functools
 import os
+from time import monotonic
 from typing import Final
 
 from recuse.kernel.errors import os_error
@@ -158,7 +159,6 @@ class Tasks:
         self._lock = new_lock("Tasks")
         self._tasks: dict[Tid, Task] = {}
         self._ends = ThreadEnds()
-        self._poll = self._ends.poll
         self._own = own_rights()
         self._acting: dict[Rights, Acting] = {}
         self.alike = True
@@ -179,7 +179,7 @@ class Tasks:
         Raises:
             OSError: ESRCH if there is no such thread.
         """
-        if self._poll(0, 1):
+        if monotonic() > self._ends.known_until and self._ends.some():
             self.forget_ended()
         task = self._tasks.get(tid)
         if task is None:

@@ -3,14 +3,19 @@
 import errno
 import os
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from recuse.sandbox.tasks import thread_ends
 from recuse.sandbox.tasks.tasks import Tasks
+from recuse.sandbox.tasks.thread_ends import ThreadEnds
 from recuse.wire.ids import Tgid, Tid
+from tests.patience import PATIENCE_S
 
 OURS = Tgid(Tid(os.getpid()))
 
@@ -47,6 +52,14 @@ def tid(end: threading.Event) -> Iterator[Tid]:
     thread.join()
 
 
+def _is_known(known: Tasks, tid: Tid) -> bool:
+    try:
+        known.get(tid)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_record_is_kept_until_its_thread_ends(
     known: Tasks, tid: Tid, end: threading.Event
 ) -> None:
@@ -55,8 +68,10 @@ def test_a_record_is_kept_until_its_thread_ends(
     end.set()
     while Path(f"/proc/self/task/{tid}").exists():
         pass
-    with pytest.raises(ProcessLookupError):
-        known.get(tid)
+    # Noticed soon enough, as the ID does not come again at once (`thread_ends.SAME_ID_S`).
+    late = time.monotonic() + PATIENCE_S
+    while _is_known(known, tid):
+        assert time.monotonic() < late
     assert known.get(OURS) is leader
 
 
@@ -103,3 +118,32 @@ def test_who_may_be_restricted(known: Tasks) -> None:
         known.check_confinement(OURS)
     known.begins(OURS)
     known.check_confinement(OURS)
+
+
+_ASK = "from recuse.sandbox.tasks.thread_ends import ids_come_in_turn as f; print(f())"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, who can have the capabilities or not")
+@pytest.mark.parametrize("capability", ["sys_admin", "checkpoint_restore"])
+def test_whoever_may_choose_ids_is_asked_about_each_time(capability: str) -> None:
+    for kept, in_turn in ((f"-all,+{capability}", "False"), ("-all,+sys_ptrace", "True")):
+        ask = ["setpriv", f"--bounding-set={kept}", sys.executable, "-c", _ASK]
+        assert (
+            subprocess.run(ask, check=True, capture_output=True, text=True).stdout == in_turn + "\n"
+        )
+
+
+def test_where_ids_come_in_turn_the_kernel_is_asked_once_in_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(thread_ends, "ids_come_in_turn", lambda: True)
+    monkeypatch.setattr(thread_ends, "monotonic", lambda: 5.0)
+    ends = ThreadEnds()
+    assert not ends.some()
+    assert ends.known_until == 5.0 + thread_ends.SAME_ID_S
+    ends.close()
+    monkeypatch.setattr(thread_ends, "ids_come_in_turn", lambda: False)
+    ends = ThreadEnds()
+    assert not ends.some()
+    assert ends.known_until == 0.0
+    ends.close()
