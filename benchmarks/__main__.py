@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import extras, goals, report
+from benchmarks import extras, goals, report, trees
 from benchmarks.camera import camera
 from benchmarks.peers import peers
 from benchmarks.processes import UnavailableError, note
@@ -82,13 +82,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             pictures = camera(tools, 60 if options.quick else 300)
         except UnavailableError as error:
             outcome.miss("camera", error)
-    judged = goals.evaluate(outcome.results, startup, memory)
+        found_trees = None
+        try:
+            if not options.only:
+                found_trees = trees.measure(tools, 1 if options.quick else 5, quick=options.quick)
+        except UnavailableError as error:
+            outcome.miss("trees of files", error)
+    judged = goals.evaluate(outcome.results, startup, memory, found_trees)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    found = report.document(settings, outcome, startup, memory, judged, camera=pictures)
+    found = report.document(
+        settings, outcome, startup, memory, judged, camera=pictures, trees=found_trees
+    )
     options.json.write_text(json.dumps(found, indent=2) + "\n")
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(report.table(outcome.results))
-    print(report.extras_text(outcome, startup, memory, pictures), end="\n\n")
+    print(report.extras_text(outcome, startup, memory, pictures))
+    print(report.trees_text(found_trees), end="\n\n")
     for name, reason in outcome.missing.items():
         print(f"left out      {name}: {reason}")
     for goal in judged:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks import peers, workloads
+from benchmarks import peers, trees, workloads
 from benchmarks.extras import Memory, Startup
 from benchmarks.samples import FREE, PINNED, PLACEMENTS, Results
+from benchmarks.trees import Trees
 
 # The memory that a million operations may add: what an allocator may round up, not what a leak of
 # one object for each operation would come to.
@@ -98,8 +99,46 @@ def _mounts(results: Results) -> Iterator[Goal]:
         f"async {workloads.READ_16.name} of a mount, {PINNED}", figure, 0.5, f"x {peers.PYFUSE3}"
     )
 
+    figure = best(PINNED, workloads.READ_16, peers.RAW_LOOP, *plain)
+    yield Goal(
+        f"{workloads.READ_16.name} of a mount, {PINNED}", figure, 1.15, f"x {peers.RAW_LOOP}"
+    )
+    for placement in PLACEMENTS:
+        through = results.summary(placement, peers.PASSTHROUGH, workloads.READ_16.name)
+        below = results.summary(placement, peers.TMPFS, workloads.READ_16.name)
+        more = None
+        if through and below:
+            more = (through.median - 1.05 * below.median) / 1000
+        name = f"{workloads.READ_16.name} by passthrough, {placement}"
+        yield Goal(name, more, 0.1, "us more than 1.05 x the backing file")
+        for work, beside in (
+            (workloads.READ_1M, peers.TMPFS),
+            (workloads.COPY_1M, peers.MEMORY),
+        ):
+            figure = results.ratio(placement, peers.PASSTHROUGH, work.name, beside)
+            yield Goal(f"{work.name} by passthrough, {placement}", figure, 1.05, f"x {beside}")
 
-def evaluate(results: Results, startup: Startup | None, memory: Memory | None) -> list[Goal]:
+
+def _trees(found: Trees | None) -> Iterator[Goal]:
+    for job in (trees.FIND, trees.LIST):
+        figure = found.ratio(job, trees.MIRROR, trees.PASSTHROUGH_LL) if found else None
+        yield Goal(job, figure, 1.0, f"x {trees.PASSTHROUGH_LL}")
+    for peer, base, limit in (
+        (trees.MEMORY, trees.PASSTHROUGH_LL, 1.0),
+        (trees.MEMORY, trees.PYFUSE3_MEMORY, 0.5),
+    ):
+        figure = found.ratio(trees.UNTAR, peer, base) if found else None
+        yield Goal(trees.UNTAR, figure, limit, f"x {base}")
+    first = found.seconds[trees.FIRST][trees.MEMORY] if found else None
+    yield Goal(trees.FIRST, first, 0.15, "s")
+
+
+def evaluate(
+    results: Results,
+    startup: Startup | None,
+    memory: Memory | None,
+    found: Trees | None = None,
+) -> list[Goal]:
     """All goals, whatever was measured."""
     added = startup.inside.median - startup.outside.median if startup else None
     another = startup.another.median - startup.outside.median if startup else None
@@ -107,6 +146,7 @@ def evaluate(results: Results, startup: Startup | None, memory: Memory | None) -
     return [
         *_ratios(results),
         *_mounts(results),
+        *_trees(found),
         Goal("start-up: `recuse run -- /bin/true` over /bin/true", added, 0.08, "s more"),
         Goal("start-up: `Sandbox.run` of /bin/true over /bin/true", another, 0.01, "s more"),
         Goal("the supervisor's memory over a million operations", grown, FLAT_MIB, "MiB more"),

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import UnavailableError, server
+from benchmarks.processes import READY_SECONDS, UnavailableError, output, server
 from benchmarks.tools import HERE, SHARED_MEMORY, Tools
 from benchmarks.workloads import (
     COPY_1M,
@@ -40,6 +40,8 @@ LIBFUSE_MULTI = "libfuse multi"
 LIBFUSE_SINGLE = "libfuse single"
 PYFUSE3 = "pyfuse3"
 MFUSEPY = "mfusepy"
+RAW_LOOP = "raw Python loop"
+PASSTHROUGH = "passthrough"
 UMOCKDEV = "umockdev"
 TMPFS = "tmpfs"
 TMPFS_SANDBOX = "tmpfs sandboxed"
@@ -51,6 +53,7 @@ DEVICE_WORKS = (*READS, READ_16_BY_8, WRITE_16, IOCTL_16)
 MOUNT_WORKS = (*READS, READ_16_BY_8, *WRITES, *NAMES)
 LIBFUSE_WORKS = (*MOUNT_WORKS, IOCTL_16)
 LARGEST = 1 << 20
+EXAMPLES = HERE.parent / "examples"
 
 UMOCKDEV_DEVICE = """\
 P: /devices/recuse-bench
@@ -71,6 +74,8 @@ class Target:
 
     path: str
     prefix: tuple[str, ...] = ()
+    pid: int = 0
+    """The server's, if it is a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +96,15 @@ def _unmount(mountpoint: str) -> None:
 
 
 @contextmanager
-def _mounted(
+def mounted(
     tools: Tools, command: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> Iterator[Target]:
+    """A server's file "bench", on a directory of its own."""
     tools.need_fuse()
     mountpoint = tempfile.mkdtemp(dir=tools.directory)
     try:
-        with server([*command, mountpoint], environment):
-            yield Target(f"{mountpoint}/bench")
+        with server([*command, mountpoint], environment) as pid:
+            yield Target(f"{mountpoint}/bench", pid=pid)
     finally:
         _unmount(mountpoint)
         os.rmdir(mountpoint)
@@ -106,7 +112,7 @@ def _mounted(
 
 @contextmanager
 def _libfuse(tools: Tools, *flags: str) -> Iterator[Target]:
-    with _mounted(tools, [tools.libfuse_server(), *flags]) as target:
+    with mounted(tools, [tools.libfuse_server(), *flags]) as target:
         yield target
 
 
@@ -114,15 +120,49 @@ def _libfuse(tools: Tools, *flags: str) -> Iterator[Target]:
 def _python_server(tools: Tools, package: str) -> Iterator[Target]:
     tools.need_package(package)
     command = [tools.peer_python, str(HERE / f"{package}_server.py")]
-    with _mounted(tools, command, {"FUSE_LIBRARY_NAME": "fuse3"}) as target:
+    with mounted(tools, command, {"FUSE_LIBRARY_NAME": "fuse3"}) as target:
         yield target
 
 
 @contextmanager
 def _recuse_mount(tools: Tools, options: str = "") -> Iterator[Target]:
     command = [sys.executable, str(HERE / "mount_server.py"), "-o", options]
-    with _mounted(tools, command) as target:
+    with mounted(tools, command) as target:
         yield target
+
+
+@contextmanager
+def _raw_loop(tools: Tools) -> Iterator[Target]:
+    if os.geteuid() != 0:
+        raise UnavailableError("only root mounts without a helper")
+    with mounted(tools, [sys.executable, str(HERE / "raw_server.py")]) as target:
+        yield target
+
+
+@contextmanager
+def mirror(tools: Tools, source: Path) -> Iterator[Path]:
+    """A directory that shows another one, by the example."""
+    tools.need_fuse()
+    mountpoint = tempfile.mkdtemp(dir=tools.directory)
+    # As long as libfuse's example believes what it has been told.
+    spec = f"{EXAMPLES / 'mirrorfs.py'},source={source},cache_s=1.0"
+    try:
+        output([tools.recuse(), "mount", "--background", spec, mountpoint], READY_SECONDS)
+        yield Path(mountpoint)
+    finally:
+        _unmount(mountpoint)
+        os.rmdir(mountpoint)
+
+
+@contextmanager
+def _passthrough(tools: Tools) -> Iterator[Target]:
+    """A file of shared memory, shown once more; only root's reads pass the server by."""
+    if os.geteuid() != 0:
+        raise UnavailableError("passthrough takes CAP_SYS_ADMIN")
+    with _file(tools, SHARED_MEMORY, False) as target:
+        source = Path(target.path)
+        with mirror(tools, source.parent) as mountpoint:
+            yield Target(str(mountpoint / source.name))
 
 
 @contextmanager
@@ -182,6 +222,8 @@ def peers(tools: Tools) -> tuple[Peer, ...]:
         Peer(LIBFUSE_SINGLE, LIBFUSE_WORKS, lambda: _libfuse(tools, "-s")),
         Peer(PYFUSE3, MOUNT_WORKS, lambda: _python_server(tools, "pyfuse3")),
         Peer(MFUSEPY, LIBFUSE_WORKS, lambda: _python_server(tools, "mfusepy")),
+        Peer(RAW_LOOP, (*READS, WRITE_16), lambda: _raw_loop(tools)),
+        Peer(PASSTHROUGH, (*rw, COPY_1M), lambda: _passthrough(tools)),
         Peer(UMOCKDEV, (IOCTL_16,), lambda: _umockdev(tools)),
         Peer(TMPFS, rw, lambda: _file(tools, shared, False)),
         Peer(TMPFS_SANDBOX, rw, lambda: _file(tools, shared, True)),

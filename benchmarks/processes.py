@@ -72,8 +72,8 @@ def started(
 
 
 @contextmanager
-def server(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[None]:
-    """A server that has said "ready" on its stdout.
+def server(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[int]:
+    """The process ID of a server that has said "ready" on its stdout.
 
     Raises UnavailableError if it ends or stays silent.
     """
@@ -90,7 +90,7 @@ def server(command: Sequence[str], environment: Mapping[str, str] | None = None)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
             raise UnavailableError(f"its server ended: {last_line(errors)}")
-        yield
+        yield process.pid
 
 
 def output(command: Sequence[str], seconds: float) -> str:

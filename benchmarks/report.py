@@ -16,6 +16,7 @@ from benchmarks.goals import Goal
 from benchmarks.peers import LIBFUSE_MULTI, LIBFUSE_SINGLE
 from benchmarks.runner import Run
 from benchmarks.samples import PLACEMENTS, Results, Summary
+from benchmarks.trees import Trees
 
 # More than this and the figures tell of the other work too.
 QUIET_CPUS = 0.1
@@ -105,6 +106,7 @@ def document(
     goals: Sequence[Goal],
     *,
     camera: Camera | None = None,
+    trees: Trees | None = None,
 ) -> dict[str, Any]:
     """All that was found, for JSON: times in nanoseconds, start-up in seconds, memory in bytes."""
     return {
@@ -113,6 +115,7 @@ def document(
         "startup_s": dataclasses.asdict(startup) if startup else None,
         "memory_bytes": dataclasses.asdict(memory) if memory else None,
         "camera": dataclasses.asdict(camera) if camera else None,
+        "trees": dataclasses.asdict(trees) if trees else None,
         "missing": outcome.missing,
         "others_cpus": outcome.others,
         "goals": [{**dataclasses.asdict(goal), "met": goal.met} for goal in goals],
@@ -149,4 +152,17 @@ def extras_text(
             f"camera, 1920x1080 YUYV: {camera.reported_fps:.2f} of {FPS} frames a second by "
             f"v4l2-ctl's report, {camera.cpus:.3f} CPUs busy; {camera.most_fps:.0f} at the most"
         )
+    return "\n".join(lines)
+
+
+def trees_text(trees: Trees | None) -> str:
+    """A line for each job and peer."""
+    if trees is None:
+        return "trees of files were not measured"
+    lines = []
+    for job, figures in trees.seconds.items():
+        lines += [f"{job}, {peer}: {seconds * 1000:.0f} ms" for peer, seconds in figures.items()]
+    for peer, size in trees.bytes_a_node.items():
+        lines.append(f"memory of a server for each node that it knows, {peer}: {size:.0f} bytes")
+    lines += [f"left out      {peer}: {reason}" for peer, reason in trees.missing.items()]
     return "\n".join(lines)

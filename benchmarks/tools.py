@@ -13,6 +13,7 @@ from benchmarks.processes import UnavailableError, output
 
 HERE = Path(__file__).resolve().parent
 SHARED_MEMORY = Path("/dev/shm")
+LIBFUSE_EXAMPLES = Path("/usr/share/doc/libfuse3-dev/examples")
 
 
 @dataclass(frozen=True)
@@ -22,27 +23,38 @@ class Tools:
     directory: Path
     peer_python: str
 
-    def _compile(self, name: str, flags: tuple[str, ...] = ()) -> str:
+    def _compile(self, source: Path, flags: tuple[str, ...] = ()) -> str:
         compiler = shutil.which("cc")
         if not compiler:
             raise UnavailableError("no C compiler (cc)")
-        program = self.directory / name
-        output([compiler, "-O2", "-o", str(program), str(HERE / f"{name}.c"), *flags], 120)
+        program = self.directory / source.stem
+        output([compiler, "-O2", "-o", str(program), str(source), *flags], 120)
         return str(program)
 
     @cache  # noqa: B019 - one Tools a run
     def client(self) -> str:
-        return self._compile("client", ("-pthread",))
+        return self._compile(HERE / "client.c", ("-pthread",))
 
     @cache  # noqa: B019
     def libfuse_server(self) -> str:
+        return self._with_libfuse(HERE / "libfuse_server.c")
+
+    @cache  # noqa: B019
+    def libfuse_example(self, name: str) -> str:
+        """A program that the package with libfuse's headers has as an example."""
+        source = LIBFUSE_EXAMPLES / f"{name}.c"
+        if not source.exists():
+            raise UnavailableError(f"no {source} (libfuse3-dev)")
+        return self._with_libfuse(source)
+
+    def _with_libfuse(self, source: Path) -> str:
         if not shutil.which("pkg-config"):
             raise UnavailableError("no pkg-config")
         try:
             flags = output(["pkg-config", "--cflags", "--libs", "fuse3"], 30)
         except UnavailableError:
             raise UnavailableError("no libfuse 3 headers (libfuse3-dev)") from None
-        return self._compile("libfuse_server", tuple(flags.split()))
+        return self._compile(source, tuple(flags.split()))
 
     def need_fuse(self) -> None:
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):

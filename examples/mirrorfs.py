@@ -214,10 +214,9 @@ class Mirror(recuse.Filesystem):
     name = "mirror"
     xattrs = True
     passthrough = True
-    cache_s = 0.0
-    """Whatever happens there is seen here at once."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, cache_s: float = 0.0) -> None:
+        self.cache_s = cache_s  # by default, whatever happens there is seen here at once
         root = MirrorDirectory(os.open(source, os.O_PATH | os.O_DIRECTORY))
         root.known = WeakValueDictionary()
         root.device = os.fstat(root.descriptor).st_dev

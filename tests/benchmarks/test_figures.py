@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from benchmarks import goals, report
+from benchmarks import goals, report, trees
 from benchmarks.camera import Camera, reported
 from benchmarks.extras import Memory, Startup, flatness
 from benchmarks.goals import Goal
@@ -167,9 +167,27 @@ def test_goals_for_startup_and_memory() -> None:
 
 def test_goal_that_was_not_measured_is_neither_met_nor_missed() -> None:
     everything = goals.evaluate(Results(), None, None)
-    assert len(everything) == 26
+    assert len(everything) == 38
     assert {goal.met for goal in everything} == {None}
     assert all(str(goal).startswith("NOT MEASURED") for goal in everything)
+
+
+def test_goals_of_trees_are_ratios_between_peers() -> None:
+    seconds = {
+        trees.FIND: {trees.MIRROR: 3.0, trees.PASSTHROUGH_LL: 2.0},
+        trees.LIST: {trees.MIRROR: 3.0},
+        trees.UNTAR: {trees.MEMORY: 1.0, trees.PYFUSE3_MEMORY: 4.0, trees.PASSTHROUGH_LL: 1.0},
+        trees.FIRST: {trees.MEMORY: 0.1},
+    }
+    found = trees.Trees(seconds, {trees.MEMORY: 450.0}, {"pyfuse3": "no pyfuse3"})
+    judged = goals.evaluate(Results(), None, None, found)
+    names = (trees.FIND, trees.LIST, trees.UNTAR, trees.FIRST)
+    figures = [(goal.figure, goal.met) for goal in judged if goal.name in names]
+    assert figures == [(1.5, False), (None, None), (1.0, True), (0.25, True), (0.1, True)]
+    text = report.trees_text(found)
+    assert "recuse, mirror: 3000 ms" in text
+    assert "recuse, memory: 450 bytes" in text
+    assert "no pyfuse3" in text
 
 
 def test_table_has_both_placements_and_ratios_on_a_line() -> None:
@@ -221,7 +239,7 @@ def test_document_holds_samples_ratios_and_what_is_missing() -> None:
         "ratio_libfuse_multi": None,
         "ratio_libfuse_single": 0.25,
     }
-    assert [goal["met"] for goal in document["goals"]] == [None] * 26
+    assert [goal["met"] for goal in document["goals"]] == [None] * 38
 
 
 def test_camera() -> None:
