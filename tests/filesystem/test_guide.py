@@ -23,7 +23,7 @@ def guide() -> Guide:
     """Return what the snippets define, one after the other, as in one module."""
     names: Guide = {"__name__": "guide"}
     snippets = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(snippets) == 7
+    assert len(snippets) == 8
     for snippet in snippets:
         exec(compile(snippet, PAGE.name, "exec"), names)
     return names
@@ -38,6 +38,13 @@ def test_hello(guide: Guide, directory: Path) -> None:
     with Mount(guide["Hello"](), directory):
         output = in_c(directory, 'cat hello; date -d "$(cat clock)" >/dev/null; wc -c <clock')
     assert output == "Hello, world!\n24\n"
+
+
+@pytest.mark.usefixtures("mounts")
+def test_a_device(guide: Guide, directory: Path) -> None:
+    with Mount(guide["Machine"](), directory):
+        script = "cat counter; echo 5 >counter; echo 7 >>counter; cat counter; head -c 1 counter"
+        assert shell(directory / "dev", script).splitlines() == ["0", "12", "1"]
 
 
 @pytest.mark.usefixtures("mounts")

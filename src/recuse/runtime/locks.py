@@ -37,8 +37,6 @@ garbage is collected in any thread, in the middle of anything.
     MemoryMaps: the parts of the devices' memory that programs have mapped
         FileTable
         Workers: which thread leads, and which are spare
-    MountedDevice: the memory that the kernel has for a file on a FUSE mount
-        Channel: who uses the descriptor of /dev/cuse or /dev/fuse
     PrivateSnapshots: how much memory holds copies of data read from devices
     Listener.polling (waits): the receiving of trapped calls
     Sandbox: the programs that run
@@ -50,7 +48,8 @@ garbage is collected in any thread, in the middle of anything.
     FilesystemSession: whether a session of a filesystem has been closed
     SharedRing: the entries of a mount's ring, and how many of them the kernel has
     Modes: which files of a filesystem use the page cache, and which a backing file
-        Channel
+        Channel: who uses the descriptor of /dev/cuse or /dev/fuse
+    SharedMemory: the area that the open files of a device on a mount have
     Notifications: the thread that sends a filesystem's notifications
     InodeTable: the inodes of a filesystem, and how often each was looked up
     InodeLock: who may change a directory or write to a file, and who waits for that

@@ -88,6 +88,39 @@ class Modes:
             self._opens[handle] = number, False
         return FOPEN_KEEP_CACHE if keep_cache else 0, 0
 
+    def map(self, handle: int, number: int, descriptor: int) -> int:
+        """Have programs that map an open file map a backing file, and ask for all else.
+
+        Args:
+            handle: the open file's; all files of its node are opened in this way, or directly.
+            number: the node's.
+            descriptor: of the backing file: the same one for all that are open at a time.
+
+        Returns:
+            The backing file's number, for an answer with FOPEN_PASSTHROUGH and FOPEN_DIRECT_IO.
+
+        Raises:
+            OSError: the kernel does not take it.
+        """
+        with self._lock:
+            inode = self._inodes.get(number) or _Inode()
+            if not inode.backed:
+                inode.backing = self._open_backing(descriptor)
+            inode.backed += 1
+            self._inodes[number] = inode
+            self._opens[handle] = number, True
+            return inode.backing
+
+    def _open_backing(self, descriptor: int) -> int:
+        if self.channel is None:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        try:
+            return self.channel.open_backing(descriptor)
+        except OSError as error:
+            if error.errno == errno.EPERM:
+                self.channel = None  # and use no other backing file
+            raise
+
     def _back(self, inode: _Inode, descriptor: int) -> bool:
         """Make a descriptor the inode's backing file, if it has none. Called with the lock held."""
         if inode.backed:
@@ -95,10 +128,8 @@ class Modes:
         if self.channel is None:
             return False
         try:
-            inode.backing = self.channel.open_backing(descriptor)
+            inode.backing = self._open_backing(descriptor)
         except OSError as error:
-            if error.errno == errno.EPERM:
-                self.channel = None  # and use no other backing file
             if not self._told:
                 self._told = True
                 log.warning(
