@@ -49,12 +49,16 @@ class Machine(RuleBasedStateMachine):
     def open(self, inode: int, direct: bool, backed: bool) -> int:
         self.handles += 1
         descriptor = inode if backed else None
+        others = {number for at, _, number in self.kinds.values() if at == inode and number}
         flags, number = self.modes.open(self.handles, inode, descriptor, direct, False)
         assert bool(flags & FOPEN_PASSTHROUGH) == bool(number)
         if number:
-            assert backed
+            assert backed or others
             assert self.kernel.open[number] == inode
-        if direct and not backed:
+            assert bool(flags & FOPEN_DIRECT_IO) == (direct or not backed)
+        if others:
+            assert others == {number}
+        elif direct and not backed:
             assert flags == FOPEN_DIRECT_IO
         self.kinds[self.handles] = inode, flags, number
         return self.handles
