@@ -23,7 +23,7 @@ garbage is collected in any thread, in the middle of anything.
     Link.sending: the order of the messages to a server at a socket
         SubmitSide: a connection's queue of requests, and its state
         Packets
-    CuseFile: who waits in a read of /dev/cuse, and what its descriptor shows
+    ServerChannel: who waits in a read of /dev/cuse or /dev/fuse, and what that descriptor shows
         SubmitSide
         PipeEnd: what a pipe that is a device's descriptor shows
     ReadinessRefresher: who sleeps in a wait for an epoll, and what is on its ready list

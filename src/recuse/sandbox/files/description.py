@@ -26,8 +26,9 @@ IoVecs: TypeAlias = list[IoVec]
 class PollSource(Hashable, Protocol):
     """What is asked for readiness: a device, for all of its files."""
 
-    no_poll: bool
-    """Whether it has said that it cannot be asked."""
+    @property
+    def no_poll(self) -> bool:
+        """Whether it cannot or need not be asked."""
 
 
 class FileDescription:
@@ -120,6 +121,22 @@ class FileDescription:
             OSError: ESPIPE.
         """
         raise os_error(errno.ESPIPE)
+
+    def splice_to(self, call: TrappedCall, pipe: int, size: int) -> int:
+        """Do splice(2) from this file to the caller's descriptor of a pipe.
+
+        Raises:
+            OSError: EINVAL.
+        """
+        raise os_error(errno.EINVAL)
+
+    def splice_from(self, call: TrappedCall, pipe: int, size: int) -> int:
+        """Do splice(2) from the caller's descriptor of a pipe to this file.
+
+        Raises:
+            OSError: EINVAL.
+        """
+        raise os_error(errno.EINVAL)
 
     def ioctl(self, call: TrappedCall, command: int, argument: int) -> Outcome:
         """Run a command that not every file has.
