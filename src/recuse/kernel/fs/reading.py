@@ -18,6 +18,8 @@ from recuse.kernel.fs.superblock import Superblock
 from recuse.kernel.fs.writeback import write_back
 from recuse.wire.fuse import (
     FOPEN_DIRECT_IO,
+    FOPEN_NONSEEKABLE,
+    FOPEN_STREAM,
     FUSE_AUTO_INVAL_DATA,
     FUSE_READ,
     FUSE_READ_LOCKOWNER,
@@ -27,6 +29,8 @@ from recuse.wire.fuse import (
 
 MOST_POSITION: Final = (1 << 63) - 1
 MAX_RW_COUNT: Final = 0x7FFFF000
+NO_PLACES: Final = FOPEN_NONSEEKABLE | FOPEN_STREAM
+"""What a server says of a file that has none to go to; FOPEN_STREAM: each call begins at 0."""
 
 
 class ReadFile(FilesystemFile):
@@ -171,7 +175,15 @@ class ReadFile(FilesystemFile):
         return bytes(payload)
 
     def _start(self, size: int, offset: int | None) -> int:
-        """Where a read or write begins. Raises OSError(EINVAL) if that is no place in a file."""
+        """Where a read or write begins.
+
+        Raises OSError: EINVAL if that is no place in a file, ESPIPE if there are no places.
+        """
+        # stream_open and nonseekable_open (fs/open.c): no FMODE_PREAD, no FMODE_PWRITE.
+        if offset is not None and self.open_flags & NO_PLACES:
+            raise os_error(errno.ESPIPE)
+        if self.open_flags & FOPEN_STREAM:
+            return 0
         start = self.position if offset is None else offset
         if start < 0 or start + size > MOST_POSITION:
             raise os_error(errno.EINVAL)

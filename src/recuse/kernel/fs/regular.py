@@ -12,7 +12,7 @@ from recuse.kernel.fs.changes import Changes, change_attributes
 from recuse.kernel.fs.credentials import FileCaller
 from recuse.kernel.fs.files import bad_descriptor
 from recuse.kernel.fs.inodes import STATX_SIZE
-from recuse.kernel.fs.reading import MAX_RW_COUNT, MOST_POSITION
+from recuse.kernel.fs.reading import MAX_RW_COUNT, MOST_POSITION, NO_PLACES
 from recuse.kernel.fs.writeback import flush_time_update, modified
 from recuse.kernel.fs.writing import WriteFile
 from recuse.wire.filesystem import (
@@ -55,11 +55,14 @@ class RegularFile(WriteFile):
     def seek(self, caller: FileCaller, offset: int, whence: int) -> Operation[int]:
         """Do lseek(2) and return the position (fuse_file_llseek).
 
-        Raises OSError: EINVAL, ENXIO if there is no data or hole, or what the server answers.
+        Raises OSError: EINVAL, ESPIPE, ENXIO if there is no data or hole, or what the server
+        answers.
         """
         return self.running(self._seek(caller, offset, whence))
 
     def _seek(self, caller: FileCaller, offset: int, whence: int) -> Operation[int]:
+        if self.open_flags & NO_PLACES:
+            raise os_error(errno.ESPIPE)
         inode, superblock = self.inode, self.superblock
         if whence == os.SEEK_CUR:
             offset += self.position
