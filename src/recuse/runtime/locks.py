@@ -53,6 +53,7 @@ garbage is collected in any thread, in the middle of anything.
     Notifications: the thread that sends a filesystem's notifications
     InodeTable: the inodes of a filesystem, and how often each was looked up
     InodeLock: who may change a directory or write to a file, and who waits for that
+    RecordLocks: who has locked bytes of files, and who waits for that
     KnownNodes: which nodes of a filesystem the kernel half knows, and how often
     DeviceFiles: the devices' nodes, and their directories
         Mounts: where trees of files appear

@@ -111,7 +111,14 @@ class FilesystemFile(FuseFile):
 
     def flush(self, caller: FileCaller) -> Operation[None]:
         """Do what each close(2) of a descriptor does; its error is close's (fuse_flush)."""
-        return self.running(self._flush(caller))
+        return self.running(self._close(caller))
+
+    def _close(self, caller: FileCaller) -> Operation[None]:
+        # fs/open.c, filp_flush
+        try:
+            yield from self._flush(caller)
+        finally:
+            self._give_up_records(caller.owner)
 
     def _flush(self, caller: FileCaller) -> Operation[None]:
         inode, superblock = self.inode, self.superblock
@@ -124,6 +131,17 @@ class FilesystemFile(FuseFile):
         yield from ask_once(superblock, caller, FUSE_FLUSH, inode, body.pack())
         if held_back:
             inode.outdate(STATX_BLOCKS)
+
+    def _give_up_records(self, owner: object) -> None:
+        """Give up an owner's locks that are kept here (locks_remove_posix)."""
+        records = self.inode.records
+        if records is not None:
+            records.remove(owner, self.superblock.connection.grant)
+
+    def _unlock(self) -> None:
+        self._give_up_records(self)
+        if self.inode.flocks is not None:
+            self.inode.flocks.unlock(self)
 
     def sync(self, caller: FileCaller, data_only: bool = False) -> Operation[None]:
         """Do fsync(2) or fdatasync(2) (fuse_fsync)."""

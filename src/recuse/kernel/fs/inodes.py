@@ -24,6 +24,9 @@ from recuse.wire.fuse import (
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from recuse.kernel.fs.locks import RecordLocks
+    from recuse.kernel.locks import FileLocks
+
     class Forgetting(Protocol):
         """What inodes need of their superblock."""
 
@@ -159,6 +162,7 @@ class Inode:
         "attr_version",
         "bad",
         "errors",
+        "flocks",
         "from_plus",
         "generation",
         "is_plain",
@@ -167,6 +171,7 @@ class Inode:
         "nodeid",
         "outdated",
         "pages",
+        "records",
         "removed",
         "target",
         "times_dirty",
@@ -200,6 +205,9 @@ class Inode:
         self.writers: list[Writer] = []
         self.times_dirty = False
         self.errors = WriteErrors()
+        self.records: RecordLocks | None = None
+        """Locks of bytes, if the server leaves them to this half."""
+        self.flocks: FileLocks | None = None
 
     def __del__(self) -> None:
         if self.lookups:

@@ -29,10 +29,12 @@ from recuse.wire.filesystem import (
 )
 from recuse.wire.fuse import (
     FUSE_BATCH_FORGET,
+    FUSE_FLOCK_LOCKS,
     FUSE_FORGET,
     FUSE_INIT,
     FUSE_MIN_READ_BUFFER,
     FUSE_NOTIFY_REPLY,
+    FUSE_POSIX_LOCKS,
     FUSE_ROOT_ID,
     fuse_in_header,
     fuse_init_out,
@@ -45,6 +47,7 @@ _MOST_FORGETS: Final = (
 """In one BATCH_FORGET: as many as fit into the smallest buffer that a server may read with."""
 
 
+_FLOCK_MINOR: Final = 17
 _OPCODE: Final = 4
 """Where the low byte of the opcode is in a message."""
 _UNIQUE_AT: Final = 8
@@ -82,6 +85,13 @@ class FilesystemConnection(Connection):
                 super().submit(one, lambda _: self.grant(request) if request.ended() else None)
         else:
             super().submit(request, done)
+
+    def interrupt(self, request: Request, *, fatal: bool = True) -> None:
+        """See `recuse.kernel.connection.submit.SubmitSide.interrupt`."""
+        if not isinstance(request, Turn):
+            super().interrupt(request, fatal=fatal)
+        elif request.interrupt():
+            self.grant(request)
 
     def grant(self, turn: Request) -> None:
         """Let an operation continue that waits for a lock, or for several replies."""
@@ -166,6 +176,12 @@ class Superblock:
     def has(self, flag: int) -> bool:
         """Whether INIT has agreed on a flag (FUSE_)."""
         return bool(self.agreed.flags & flag)
+
+    @property
+    def has_flock(self) -> bool:
+        """Whether the server keeps locks of flock(2); old servers said it with the other flag."""
+        flag = FUSE_FLOCK_LOCKS if self.agreed.minor >= _FLOCK_MINOR else FUSE_POSIX_LOCKS
+        return self.has(flag)
 
     @property
     def max_read(self) -> int:
