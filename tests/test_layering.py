@@ -110,7 +110,7 @@ ORDER = {
     "kernel": ["errors", "caller", "connection", "iovec", "locks", "files", "char", "fs"],
     "sandbox": [
         *("table", "arch", "abilities", "errands", "tasks", "trap", "vfs", "files", "mapping"),
-        *("machine", "syscalls", "supervisor", "launch", "api", "foreground"),
+        *("fs", "machine", "syscalls", "supervisor", "launch", "api", "foreground"),
     ],
 }
 

@@ -95,7 +95,8 @@ def test_the_usual_form_means_the_same_to_click(words: list[str]) -> None:
     command = cli.commands["run"]
     given = command.make_context("run", list(words)).params
     specs, argv = plain
-    assert given == {"specs": (*specs,), "argv": (*argv,), "trace": None, "trace_format": "text"}
+    usual = {"mounts": (), "trace": None, "trace_format": "text"}
+    assert given == {"specs": (*specs,), "argv": (*argv,), **usual}
 
 
 def test_other_commands_and_mistakes_are_for_click() -> None:

@@ -17,11 +17,14 @@ BEGIN: Final = "<!-- made by python -m tests.syscalls --write -->\n"
 END: Final = "<!-- end -->\n"
 
 SOMETIMES: Final = {
-    "commands": "for F_GETFL and F_SETFL",
+    "commands": "for F_GETFL and F_SETFL; in sandboxes with filesystems for locks too",
     "files": "for files, except those that the C library's loader maps",
     "namespaces": "for new namespaces of mounts and users",
     "unless-lent": "except with the flags by which recuse makes a thread lend it a descriptor",
     "unless-ours": "except with a fourth argument, by which recuse makes a thread call it",
+    "mounts": "in sandboxes with filesystems",
+    "mounts-unless-ours": "in sandboxes with filesystems, "
+    "except with a second argument, by which recuse makes a thread call it",
 }
 
 

@@ -14,6 +14,8 @@ TRAPPED: Final = (
     "namespaces",
     "unless-lent",
     "unless-ours",
+    "mounts",
+    "mounts-unless-ours",
 )
 DECISIONS: Final = (*TRAPPED, "refused", "passes", "differs")
 

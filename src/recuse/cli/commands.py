@@ -105,15 +105,31 @@ _trace_format_option = click.option(
     multiple=True,
     help="A device that the program finds under /dev. Repeat for several devices.",
 )
+@click.option(
+    "-m",
+    "--mount",
+    "mounts",
+    metavar="DIR=SPEC",
+    multiple=True,
+    help="A filesystem that the program finds in the directory DIR. Repeat for several.",
+)
 @_trace_option
 @_trace_format_option
 @click.argument("argv", metavar="[--] PROGRAM [ARG]...", nargs=-1, type=click.UNPROCESSED)
-def run(specs: tuple[str, ...], trace: str | None, trace_format: str, argv: tuple[str, ...]) -> int:
-    """Run PROGRAM, and everything that it starts, with devices written in Python.
+def run(
+    specs: tuple[str, ...],
+    mounts: tuple[str, ...],
+    trace: str | None,
+    trace_format: str,
+    argv: tuple[str, ...],
+) -> int:
+    """Run PROGRAM, and everything that it starts, with devices and filesystems written in Python.
 
     SPEC is a file with a Device class (echo.py), a class in a file (echo.py:Echo) or a class in a
     module (package.module:Echo). Arguments for the class follow after commas:
     memory.py,name=ram,size=0x1000. unix:PATH is a device that `recuse serve` serves at PATH.
+
+    A filesystem's SPEC is that of `recuse mount`. Nobody else sees it, and /dev/fuse is not needed.
 
     \b
     The exit status is the program's own; 128+N if signal N ended it; 127 if
@@ -124,7 +140,7 @@ def run(specs: tuple[str, ...], trace: str | None, trace_format: str, argv: tupl
         raise click.UsageError("no program given: add it after the options")
     from recuse.cli.run import run_program
 
-    return run_program(specs, argv, trace, trace_format)
+    return run_program(specs, argv, trace, trace_format, mounts)
 
 
 @cli.group(invoke_without_command=True, short_help="Evaluate a trace.")
@@ -160,7 +176,7 @@ def summary(file: BinaryIO) -> int:
 @click.option(
     "--mount",
     metavar="DIR",
-    help="Serve files on a FUSE mount at DIR, which all programs can map if root serves them.",
+    help="Serve files on a FUSE mount at DIR, which all programs can map (needs root).",
 )
 @_trace_option
 @_trace_format_option

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recuse.channel.socket import Remote, RemoteError
 from recuse.cli.failure import NOT_EXECUTABLE, NOT_FOUND, Failure
@@ -13,6 +13,7 @@ from recuse.cli.spec import REMOTE, SpecError, is_remote, load, parse, parse_rem
 from recuse.server.device import Device
 
 if TYPE_CHECKING:
+    from recuse.server.filesystem.served import Served
     from recuse.trace.recorder import Recorder
 
 
@@ -88,12 +89,38 @@ def recording(trace: str | None, layout: str) -> Iterator["Recorder | None"]:
         recorder.close()
 
 
-def run_program(
-    specs: Sequence[str], argv: Sequence[str], trace: str | None = None, layout: str = "text"
-) -> int:
-    """Run `argv` with the devices of `specs`; returns the exit status.
+def load_mounts(mounts: Sequence[str]) -> "dict[str, Served]":
+    """Make the filesystems that the -m options ask for, by their directories.
 
-    `trace` and `layout` are the values of --trace and --trace-format.
+    Raises:
+        SpecError: one of them is not well written, or cannot be made.
+    """
+    made: dict[str, Served] = {}
+    for text in mounts:
+        directory, found, spec = text.partition("=")
+        if not (directory and found and spec):
+            raise SpecError(f"-m {text}: write it as DIR=SPEC, as in -m /mnt=memoryfs.py")
+        if not os.path.isdir(directory):
+            raise SpecError(f"-m {text}: {directory} is not a directory")
+        path = os.path.realpath(directory)
+        if path in made:
+            raise SpecError(f"-m {text}: there is already a filesystem at {directory}")
+        from recuse.cli.filesystem_spec import load_filesystem
+
+        made[path] = load_filesystem(spec)
+    return made
+
+
+def run_program(
+    specs: Sequence[str],
+    argv: Sequence[str],
+    trace: str | None = None,
+    layout: str = "text",
+    mounts: Sequence[str] = (),
+) -> int:
+    """Run `argv` with the devices of `specs` and the filesystems of `mounts`.
+
+    `trace` and `layout` are the values of --trace and --trace-format. Returns the exit status.
 
     Raises:
         Failure: with a message for the user.
@@ -101,21 +128,33 @@ def run_program(
     configure_logging()
     try:
         devices = load_devices(specs)
+        filesystems = load_mounts(mounts)
     except SpecError as error:
         raise Failure(str(error)) from error
     from recuse.sandbox import SandboxError, supervise
 
     try:
         with recording(trace, layout) as recorder:
-            if recorder is None:
-                return supervise(devices, argv)
-            return supervise(devices, argv, tap=recorder.connection)
+            options: dict[str, Any] = {"mounts": filesystems} if filesystems else {}
+            if recorder is not None:
+                options["tap"] = recorder.connection
+            return supervise(devices, argv, **options)
     except SandboxError as error:
         raise Failure(str(error)) from error
     except RemoteError as error:
         raise Failure(f"{REMOTE}{error.filename}: {error.strerror}") from error
     except OSError as error:
+        if error.filename in filesystems:
+            raise Failure(_explain_mount(error)) from error
         raise _explain(error, argv[0]) from error
+
+
+def _explain_mount(error: OSError) -> str:
+    if error.errno == errno.EBUSY:
+        return f"{error.filename}: is inside another filesystem's directory"
+    if error.errno == errno.ECONNREFUSED:
+        return f"{error.filename}: the filesystem's first answer (INIT) is no use"
+    return f"{error.filename}: {error.strerror}"
 
 
 def _explain(error: OSError, program: str) -> Failure:

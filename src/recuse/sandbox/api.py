@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from recuse.kernel.connection.connection import Tap
 from recuse.kernel.errors import os_error
@@ -16,8 +16,14 @@ from recuse.runtime.room import has_room
 from recuse.sandbox.launch.parent import Command, Launch, Program
 from recuse.sandbox.machine import Joinable, Machine
 from recuse.sandbox.supervisor import Supervisor
+from recuse.sandbox.vfs.resolve import Path
 from recuse.server.device import Device
 from recuse.wire.ids import Tgid, Tid
+
+if TYPE_CHECKING:
+    from recuse.server.filesystem.served import Served
+
+P = TypeVar("P", bound=Path)
 
 _SETTLE_S = 1.0
 """How long the end of a run waits until the devices know that their files were closed."""
@@ -28,7 +34,7 @@ _DESCRIPTORS = 4
 
 
 class Sandbox:
-    """Runs programs that find the given devices under ``/dev``.
+    """Runs programs that find the given devices under ``/dev``, and the given filesystems.
 
     ::
 
@@ -39,14 +45,22 @@ class Sandbox:
     inside the ``with`` statement. Programs that still run at its end are killed.
     """
 
-    def __init__(self, *devices: Device | Joinable, tap: Callable[[], Tap] | None = None) -> None:
+    def __init__(
+        self,
+        *devices: Device | Joinable,
+        mounts: Mapping[P, Served] | None = None,
+        tap: Callable[[], Tap] | None = None,
+    ) -> None:
         """Prepare; nothing is started yet.
 
         Args:
             devices: the devices that programs find. Programs can add more through ``/dev/cuse``.
-            tap: called for each device's connection; returns a Tap that sees its messages.
+            mounts: the filesystems that programs find, by the directories that they cover.
+            tap: called for each connection of a device or filesystem; returns a Tap that sees its
+                messages.
         """
         self._devices = devices
+        self._mounts: list[tuple[Path, Served]] = list((mounts or {}).items())
         self._tap = tap
         self._machine: Machine | None = None
         self._lock = new_lock("Sandbox")
@@ -55,15 +69,19 @@ class Sandbox:
         """Whether programs had to be killed because their calls could not be received."""
 
     def __enter__(self) -> Sandbox:
-        """Add the devices.
+        """Add the devices and filesystems.
 
         Raises:
-            OSError: EEXIST if two devices have the same name, EBUSY if the same number.
+            OSError: EEXIST if two devices have the same name, EBUSY if the same number; for a
+                filesystem, ENOENT or ENOTDIR if there is no such directory, EBUSY if it is inside
+                another one; ECONNREFUSED if it cannot be served.
         """
         machine = Machine(self._tap)
         try:
             for device in self._devices:
                 machine.add(device)
+            for path, filesystem in self._mounts:
+                machine.mount(filesystem, path)
         except BaseException:
             machine.close()
             raise
@@ -113,7 +131,7 @@ class Sandbox:
         if self._machine is None:
             raise RuntimeError("start programs inside the Sandbox's with statement")
         self._forget_ended()
-        launch = Launch(argv, **options)
+        launch = Launch(argv, filesystems=bool(self._mounts), **options)
 
         def broken() -> None:
             self.broken = True

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from recuse.channel.inprocess import connect
 from recuse.kernel.char.devices import CharDevice, DeviceTable
@@ -17,8 +18,12 @@ from recuse.sandbox.tasks.strings import StringReader
 from recuse.sandbox.tasks.tasks import Tasks
 from recuse.sandbox.trap.signals import SignalWatch
 from recuse.sandbox.vfs.device_files import majors_in_use
-from recuse.sandbox.vfs.resolve import Tree
+from recuse.sandbox.vfs.resolve import Path, Tree
 from recuse.server.device import Device
+from recuse.wire.ids import Tid
+
+if TYPE_CHECKING:
+    from recuse.server.filesystem.served import Served as ServedFilesystem
 
 
 class Channel(Protocol):
@@ -74,7 +79,10 @@ class Machine:
         """The supervisors of its programs."""
         self.let_pass: set[int] = set()
         """Threads that repeat a call which may pass devices on (`syscalls.passing`)."""
+        self.scripts: dict[Tid, int] = {}
+        """Threads that are made to execute a script's interpreter: how many led to it."""
         self._channels: list[Channel] = []
+        self._tap = tap
 
     def _added(self, device: CharDevice) -> None:
         self.tree.devices.add(device)
@@ -99,15 +107,34 @@ class Machine:
         else:
             self._channels.append(device.connect(self.table))
 
+    def mount(self, filesystem: ServedFilesystem, path: Path) -> None:
+        """Serve a filesystem, and cover a directory with it.
+
+        Raises:
+            OSError: with ``path`` as its filename: ENOENT or ENOTDIR if it is no directory, EBUSY
+                if a filesystem is mounted there or above; ECONNREFUSED if the filesystem's answer
+                to INIT is no use.
+        """
+        from recuse.sandbox.fs.mounting import serve  # noqa: PLC0415 - few sandboxes have any
+
+        try:
+            self.tree.check_mount(path)
+            tree = serve(filesystem, self.files, self._tap)
+            self._channels.append(tree)
+            self.tree.mount(tree, path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
+        tree.connection.at_end(partial(self._ended, tree.connection))
+
     def close(self) -> None:
-        """Release all open files and end all devices."""
+        """Release all open files and end all devices and filesystems."""
         self.memory_maps.close()
         self.files.close()
+        self.tree.close()
         for channel in self._channels:
             channel.close()
         self._channels.clear()
         self.signals.close()
         self.errands.close()
-        self.tree.close()
         self.strings.close()
         self.tasks.close()

@@ -17,21 +17,16 @@ _MAP_PRIVATE = 0x2
 class MmapRequest(Request):
     """The request that `File.mmap` answers: the arguments of mmap(2)."""
 
-    __slots__ = ("_arguments",)
+    __slots__ = ("at_open",)
 
-    def __init__(self, pending: PendingReply, arguments: recuse_mmap_in | None = None) -> None:
+    def __init__(self, pending: PendingReply, at_open: bool) -> None:
         super().__init__(pending)
-        self._arguments = arguments
-        """If the request is not one of mmap(2)."""
-
-    @property
-    def at_open(self) -> bool:
+        self.at_open = at_open
         """Whether the file is just being opened, and the area is for all that programs will map.
 
         This happens on a FUSE mount (`recuse serve --mount`), where Linux does not say what
         programs map.
         """
-        return self._arguments is not None
 
     @property
     def address(self) -> int:
@@ -73,8 +68,6 @@ class MmapRequest(Request):
         return self.flags & _MAP_TYPE == _MAP_PRIVATE
 
     def _call(self) -> recuse_mmap_in:
-        if self._arguments is not None:
-            return self._arguments
         return recuse_mmap_in.unpack(self._pending.message, _HEADER_SIZE)
 
 

@@ -56,8 +56,7 @@ class Request:
         """The operation: "open", "read", "write", "ioctl", "poll" or "release".
 
         For devices also "mmap", "mmap_commit" (in `File.mapped`), "munmap" or "show" (a file in
-        sysfs). On a FUSE mount, areas are asked for in "open", and given up in "release". For
-        filesystems the protocol's name in small letters: "lookup", "readdirplus"...
+        sysfs). For filesystems the protocol's name in small letters: "lookup", "readdirplus"...
         """
         opcode = self._pending.opcode
         if opcode in _OPERATIONS:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs import names, xattrs
 from recuse.kernel.fs.attributes import get_attributes, get_birth_time, statfs
-from recuse.kernel.fs.changes import NOW, Changes, change_attributes
+from recuse.kernel.fs.changes import NOW, Changes, change_attributes, truncate
 from recuse.kernel.fs.directories import Directory, DirectoryEntry
 from recuse.kernel.fs.files import FilesystemFile
 from recuse.kernel.fs.opening import open_path
-from recuse.kernel.fs.permission import MAY_ACCESS, MAY_WRITE, permission
+from recuse.kernel.fs.permission import MAY_ACCESS, permission
 from recuse.kernel.fs.regular import RegularFile
 from recuse.kernel.fs.walk import Last, Walk, read_link
 from recuse.testing.files import TestDirectory, TestFile
@@ -135,20 +134,7 @@ class PathCalls:
 
     def truncate(self, path: Path, size: int) -> None:
         """Change a file's size."""
-
-        def operation(walk: Walk, inode: Inode) -> Operation[None]:
-            # fs/open.c, vfs_truncate
-            if size < 0:
-                raise os_error(errno.EINVAL)
-            if inode.is_directory:
-                raise os_error(errno.EISDIR)
-            if not stat.S_ISREG(inode.attr.mode):
-                raise os_error(errno.EINVAL)
-            yield from permission(walk.superblock, walk.caller, inode, MAY_WRITE)
-            changes = Changes(size=size)
-            yield from change_attributes(walk.superblock, walk.caller, inode, changes)
-
-        self._at(path, operation)
+        self._at(path, lambda walk, inode: truncate(walk.superblock, walk.caller, inode, size))
 
     # Directories
 

@@ -129,14 +129,14 @@ class Mapping(NamedTuple):
     area: int
 
 
-def check(call: MmapCall, access: int, possible: bool) -> None:
+def check(call: MmapCall, access: int, possible: bool, executable: bool = False) -> None:
     """Refuse what Linux refuses before it asks a driver.
 
     ``access`` is the access mode that the file is open with. ``possible`` is whether its driver has
-    mmap at all, for this kind of mapping.
+    mmap at all, for this kind of mapping, and ``executable`` whether it may be executed.
 
-    Raises OSError: EINVAL, ENOMEM, EOVERFLOW, EACCES, EOPNOTSUPP, ENODEV; EPERM for PROT_EXEC, as
-    on a /dev that is mounted noexec.
+    Raises OSError: EINVAL, ENOMEM, EOVERFLOW, EACCES, EOPNOTSUPP, ENODEV; EPERM for PROT_EXEC
+    unless ``executable``, as on a /dev that is mounted noexec.
     """
     # arch/x86/kernel/sys_x86_64.c and mm/mmap.c, ksys_mmap_pgoff and do_mmap, Linux 6.1.
     fixed = call.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)
@@ -156,7 +156,7 @@ def check(call: MmapCall, access: int, possible: bool) -> None:
         raise os_error(errno.EACCES)
     if not possible:
         raise os_error(errno.ENODEV)
-    if call.protection & PROT_EXEC:
+    if call.protection & PROT_EXEC and not executable:
         raise os_error(errno.EPERM)
     if call.flags & MAP_GROWSDOWN:
         raise os_error(errno.EINVAL)

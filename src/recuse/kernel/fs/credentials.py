@@ -38,11 +38,11 @@ class _NoMemory:
 class FileCaller(Caller):
     """A thread in a system call on files.
 
-    tgid is its process's ID, which owners of locks are told. groups are its supplementary groups,
-    capabilities the effective ones (CAP_ bits), umask what the permissions of new files lack.
+    groups are its supplementary groups, capabilities the effective ones (CAP_ bits), umask what
+    the permissions of new files lack.
     """
 
-    __slots__ = ("capabilities", "groups", "tgid", "umask")
+    __slots__ = ("capabilities", "groups", "umask")
 
     def __init__(
         self,
@@ -55,11 +55,9 @@ class FileCaller(Caller):
         umask: int = 0o022,
         owner: int = 0,
         memory: Memory | None = None,
-        tgid: int | None = None,
     ) -> None:
         keeps_suid = bool(capabilities & CAP_FSETID)
         super().__init__(pid, uid, gid, memory or _NoMemory(), owner, keeps_suid)
-        self.tgid = pid if tgid is None else tgid
         self.groups = frozenset(groups)
         self.capabilities = capabilities
         self.umask = umask
@@ -75,7 +73,6 @@ class FileCaller(Caller):
             umask=self.umask,
             owner=self.owner,
             memory=memory,
-            tgid=self.tgid,
         )
 
     def may(self, capability: int) -> bool:

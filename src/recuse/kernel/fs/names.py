@@ -14,7 +14,7 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.fs.asking import ask, ask_for_entry, inode_of, is_invalid_entry, named
 from recuse.kernel.fs.credentials import CAP_FOWNER, CAP_FSETID, CAP_MKNOD, FileCaller
 from recuse.kernel.fs.dentries import Dentry
-from recuse.kernel.fs.inodes import Inode
+from recuse.kernel.fs.inodes import STATX_CTIME, Inode
 from recuse.kernel.fs.lookup import directory_of, lookup, set_validity
 from recuse.kernel.fs.permission import (
     MAY_EXEC,
@@ -26,7 +26,6 @@ from recuse.kernel.fs.permission import (
     permitted,
 )
 from recuse.kernel.fs.superblock import Superblock
-from recuse.kernel.fs.writeback import ctime_changed
 from recuse.wire.filesystem import (
     fuse_link_in,
     fuse_mkdir_in,
@@ -164,7 +163,7 @@ def _make(  # noqa: PLR0917 - the parts of a request
         yield from may_create(superblock, caller, parent, child)
         if linked is not None and linked.is_directory:
             raise os_error(errno.EPERM)
-        if linked is not None and not linked.attr.nlink:
+        if linked is not None and not linked.attr.nlink and not linked.linkable:
             raise os_error(errno.ENOENT)
         try:
             entry = yield from ask_for_entry(caller, opcode, parent.nodeid, body)
@@ -175,11 +174,11 @@ def _make(  # noqa: PLR0917 - the parts of a request
         if is_invalid_entry(entry) or stat.S_IFMT(entry.attr.mode) != kind:
             raise os_error(errno.EIO)
         made = directory.put(name, inode_of(superblock, entry, 0))
+        if linked is not None:
+            linked.linkable = False
         made.epoch = superblock.epoch
         set_validity(superblock, made, entry)
         parent.outdate()
-        if linked is not None:
-            yield from ctime_changed(superblock, linked, asked=False)
     finally:
         superblock.unlock(parent)
 
@@ -199,8 +198,8 @@ def unlink(
             raise os_error(errno.EISDIR if child.inode.is_directory else errno.ENOTDIR)
         victim = yield from may_delete(superblock, caller, parent, child, False)
         yield from _remove(caller, FUSE_UNLINK, parent, child)
+        _unlinked(superblock, child, victim)
         parent.outdate()
-        yield from _unlinked(superblock, child, victim)
     finally:
         superblock.unlock(parent)
 
@@ -217,8 +216,8 @@ def remove_directory(
         yield from superblock.lock(victim)
         try:
             yield from _remove(caller, FUSE_RMDIR, parent, child)
+            _unlinked(superblock, child, victim)
             parent.outdate()
-            yield from _unlinked(superblock, child, victim)
         finally:
             superblock.unlock(victim)
     finally:
@@ -234,7 +233,7 @@ def _remove(caller: FileCaller, opcode: int, parent: Inode, child: Dentry) -> Op
         raise
 
 
-def _unlinked(superblock: Superblock, child: Dentry, victim: Inode) -> Operation[None]:
+def _unlinked(superblock: Superblock, child: Dentry, victim: Inode) -> None:
     """Note that something has lost a name (fuse_entry_unlinked)."""
     child.detach()
     victim.attr_version = superblock.new_version()
@@ -244,7 +243,7 @@ def _unlinked(superblock: Superblock, child: Dentry, victim: Inode) -> Operation
         victim.removed = victim.is_directory
     else:
         attr.nlink -= 1
-    yield from ctime_changed(superblock, victim)
+    victim.outdate(STATX_CTIME)
 
 
 class Rename:
@@ -320,7 +319,7 @@ class Rename:
             yield from superblock.lock(replaced)
         try:
             yield from self._ask(old, new)
-            yield from self._done(old, new, source, target)
+            self._done(old, new, source, target)
         finally:
             if replaced is not None and replaced.is_directory:
                 superblock.unlock(replaced)
@@ -392,21 +391,17 @@ class Rename:
             return
         raise os_error(errno.EINVAL)
 
-    def _done(
-        self, old: Dentry, new: Dentry, source: Inode, target: Inode | None
-    ) -> Operation[None]:
-        # The names first: nobody may see them as they were.
+    def _done(self, old: Dentry, new: Dentry, source: Inode, target: Inode | None) -> None:
         superblock = self._superblock
+        source.outdate(STATX_CTIME)
         directory_of(self._old_directory).outdate()
         directory_of(self._new_directory).outdate()
-        exchanged = target is not None and bool(self._flags & RENAME_EXCHANGE)
-        if exchanged:
+        if target is not None and self._flags & RENAME_EXCHANGE:
+            target.outdate(STATX_CTIME)
             old.exchange(new)
+            return
+        if target is not None:
+            _unlinked(superblock, new, target)
         else:
             new.detach()
-            old.move(self._new_directory, self._new_name)
-        yield from ctime_changed(superblock, source)
-        if target is not None and exchanged:
-            yield from ctime_changed(superblock, target)
-        elif target is not None:
-            yield from _unlinked(superblock, new, target)
+        old.move(self._new_directory, self._new_name)

@@ -21,14 +21,12 @@ from recuse.kernel.fs.permission import MAY_EXEC, MAY_READ, MAY_WRITE, permissio
 from recuse.kernel.fs.regular import RegularFile
 from recuse.kernel.fs.superblock import Superblock
 from recuse.kernel.fs.walk import Last, Walk
-from recuse.kernel.fs.writeback import drop_pages
 from recuse.wire.filesystem import create_out, fuse_create_in
 from recuse.wire.fuse import (
     FOPEN_KEEP_CACHE,
     FUSE_ATOMIC_O_TRUNC,
     FUSE_CREATE,
     FUSE_TMPFILE,
-    FUSE_WRITEBACK_CACHE,
     fuse_open_out,
 )
 
@@ -52,7 +50,10 @@ def open_path(walk: Walk, path: bytes, flags: int, mode: int = 0) -> Operation[F
     if flags & os.O_CREAT and flags & os.O_DIRECTORY:
         raise os_error(errno.EINVAL)
     if flags & _TMPFILE:
-        return (yield from _open_unnamed(walk, path, flags, mode))
+        if flags & os.O_ACCMODE not in (os.O_WRONLY, os.O_RDWR):
+            raise os_error(errno.EINVAL)
+        found = yield from walk.find(path, directory=True)
+        return (yield from open_unnamed(walk.superblock, walk.caller, found, flags, mode))
     last = yield from walk.find_last(path)
     while True:
         if not flags & os.O_CREAT or last.is_dots:
@@ -62,7 +63,7 @@ def open_path(walk: Walk, path: bytes, flags: int, mode: int = 0) -> Operation[F
             break
         if last.slashes:
             raise os_error(errno.EISDIR)
-        made = yield from _find_or_create(walk, last, flags, mode)
+        made = yield from find_or_create(walk, last, flags, mode)
         if isinstance(made, FilesystemFile):
             return made
         found = made
@@ -74,10 +75,13 @@ def open_path(walk: Walk, path: bytes, flags: int, mode: int = 0) -> Operation[F
     return (yield from open_dentry(walk.superblock, walk.caller, found, flags))
 
 
-def _find_or_create(
+def find_or_create(
     walk: Walk, last: Last, flags: int, mode: int
 ) -> Operation[FilesystemFile | Dentry]:
-    """Find the last name of a path, or make a file of that name and open it (lookup_open)."""
+    """Find the last name of a path, or make a file of that name and open it (lookup_open).
+
+    Raises OSError as `open_path`, except what `open_dentry` checks.
+    """
     superblock, caller = walk.superblock, walk.caller
     parent = directory_of(last.directory)
     again = walk.again or bool(flags & os.O_EXCL)
@@ -108,7 +112,7 @@ def _find_or_create(
     found = yield from lookup(superblock, caller, last.directory, last.name)
     if found.inode is None:
         raise os_error(errno.ENOENT)
-    opened = yield from _open_file(superblock, caller, found, found.inode, flags & ~os.O_TRUNC)
+    opened = yield from open_file(superblock, caller, found, found.inode, flags & ~os.O_TRUNC)
     return opened
 
 
@@ -133,7 +137,7 @@ def _create(  # noqa: PLR0917 - all that there is
     dentry.epoch = superblock.epoch
     set_validity(superblock, dentry, out.entry)
     parent.outdate()
-    return _regular(superblock, dentry, flags, out.open)
+    return RegularFile(superblock, dentry, flags & _SETTABLE, out.open)
 
 
 def _ask_to_create(  # noqa: PLR0917 - the parts of a request
@@ -159,12 +163,13 @@ def _ask_to_create(  # noqa: PLR0917 - the parts of a request
     return out
 
 
-def _open_unnamed(walk: Walk, path: bytes, flags: int, mode: int) -> Operation[FilesystemFile]:
-    """Make and open a file without a name (do_tmpfile, fuse_tmpfile)."""
-    superblock, caller = walk.superblock, walk.caller
-    if flags & os.O_ACCMODE not in (os.O_WRONLY, os.O_RDWR):
-        raise os_error(errno.EINVAL)
-    found = yield from walk.find(path, directory=True)
+def open_unnamed(
+    superblock: Superblock, caller: FileCaller, found: Dentry, flags: int, mode: int
+) -> Operation[FilesystemFile]:
+    """Make and open a file without a name in a directory (do_tmpfile, fuse_tmpfile).
+
+    Raises OSError: EOPNOTSUPP if the server cannot do that; others as `open_path`.
+    """
     parent = directory_of(found)
     yield from permission(superblock, caller, parent, MAY_WRITE | MAY_EXEC)
     if FUSE_TMPFILE in superblock.lacks:
@@ -183,18 +188,9 @@ def _open_unnamed(walk: Walk, path: bytes, flags: int, mode: int) -> Operation[F
     if refused:
         raise os_error(errno.EOPNOTSUPP)
     inode = inode_of(superblock, out.entry, 0)
+    inode.linkable = not flags & os.O_EXCL
     unnamed = Dentry(b"#%d" % inode.nodeid, inode, found)
-    return _regular(superblock, unnamed, flags, out.open)
-
-
-def _regular(
-    superblock: Superblock, dentry: Dentry, flags: int, opened: fuse_open_out | None
-) -> RegularFile:
-    """What a regular file is opened as (fuse_finish_open)."""
-    file = RegularFile(superblock, dentry, flags & _SETTABLE, opened)
-    if file.writable and superblock.has(FUSE_WRITEBACK_CACHE):
-        file.can_write_back()
-    return file
+    return RegularFile(superblock, unnamed, flags & _SETTABLE, out.open)
 
 
 def open_dentry(
@@ -224,24 +220,27 @@ def open_dentry(
     if not (stat.S_ISREG(mode) or inode.is_directory):
         # The kernel opens these itself, without the filesystem.
         raise os_error(errno.ENXIO)
-    return (yield from _open_file(superblock, caller, found, inode, flags))
+    return (yield from open_file(superblock, caller, found, inode, flags))
 
 
-def _open_file(
+def open_file(
     superblock: Superblock, caller: FileCaller, dentry: Dentry, inode: Inode, flags: int
 ) -> Operation[FilesystemFile]:
-    """Send OPEN, and truncate for O_TRUNC (fuse_open, handle_truncate)."""
+    """Send OPEN, and truncate for O_TRUNC (fuse_open, handle_truncate).
+
+    Whether the caller may do that is not checked. Raises OSError: EIO, or the server's.
+    """
     inode.check()
     opened: fuse_open_out | None = yield from send_open(superblock, caller, inode, flags)
     if inode.is_directory:
         return Directory(superblock, dentry, flags & _SETTABLE, opened)
-    file = _regular(superblock, dentry, flags, opened)
-    if flags & os.O_TRUNC and superblock.has(FUSE_ATOMIC_O_TRUNC):
-        truncated(superblock, inode)
-    elif not file.open_flags & FOPEN_KEEP_CACHE:
-        yield from drop_pages(superblock, inode)
+    file = RegularFile(superblock, dentry, flags & _SETTABLE, opened)
+    if not file.open_flags & FOPEN_KEEP_CACHE:
+        inode.pages.drop()
     if not flags & os.O_TRUNC:
         return file
+    if superblock.has(FUSE_ATOMIC_O_TRUNC):
+        truncated(superblock, inode)
     error = None
     yield from superblock.lock(inode)
     try:

@@ -9,10 +9,9 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.fs.asking import ask, named
 from recuse.kernel.fs.attributes import allowed
 from recuse.kernel.fs.credentials import CAP_FOWNER, CAP_SYS_ADMIN, FileCaller
-from recuse.kernel.fs.inodes import Inode
+from recuse.kernel.fs.inodes import STATX_CTIME, Inode
 from recuse.kernel.fs.permission import MAY_READ, MAY_WRITE, permission
 from recuse.kernel.fs.superblock import Superblock
-from recuse.kernel.fs.writeback import ctime_changed
 from recuse.wire.filesystem import fuse_getxattr_in, fuse_getxattr_out, fuse_setxattr_in
 from recuse.wire.fuse import (
     FUSE_COMPAT_SETXATTR_IN_SIZE,
@@ -58,6 +57,25 @@ def list_xattr(
     if not listed.endswith(b"\0") or b"" in names:
         raise os_error(errno.EIO)
     return names
+
+
+def xattr_size(
+    superblock: Superblock, caller: FileCaller, inode: Inode, name: bytes | None
+) -> Operation[int]:
+    """Return how many bytes an attribute's value has; None: the list of all names.
+
+    Raises OSError as `get_xattr` and `list_xattr`.
+    """
+    if name is None:
+        inode.check()
+        allowed(superblock, caller)
+        opcode, body = FUSE_LISTXATTR, fuse_getxattr_in().pack()
+    else:
+        yield from _permission(superblock, caller, inode, name, MAY_READ)
+        opcode, body = FUSE_GETXATTR, named(name, fuse_getxattr_in())
+    told = yield from _get(superblock, caller, opcode, inode, body, 0)
+    # fs/fuse/xattr.c, fuse_getxattr and fuse_listxattr
+    return min(fuse_getxattr_out.unpack(told).size, MOST_SIZE)
 
 
 def _get(  # noqa: PLR0917 - the parts of a request
@@ -128,7 +146,7 @@ def _change(  # noqa: PLR0917 - the parts of a request
                     raise
                 superblock.lacks.add(opcode)
             else:
-                yield from ctime_changed(superblock, inode)
+                inode.outdate(STATX_CTIME)
                 return
     finally:
         superblock.unlock(inode)

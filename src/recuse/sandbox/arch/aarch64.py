@@ -67,7 +67,7 @@ def pack_stat(status: Status) -> bytes:
         status.size,
         status.block_size,
         0,
-        0,
+        status.blocks,
         *status.stamps(),
         0,
         0,

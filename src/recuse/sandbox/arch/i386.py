@@ -65,7 +65,7 @@ def pack_stat(status: Status) -> bytes:
         status.rdev & _LOW,
         status.size,
         status.block_size,
-        0,
+        status.blocks & _LOW,
         *_stamps(status),
     )
 
@@ -82,7 +82,7 @@ def pack_stat64(status: Status) -> bytes:
         status.rdev,
         status.size,
         status.block_size,
-        0,
+        status.blocks,
         *_stamps(status),
         status.inode,
     )

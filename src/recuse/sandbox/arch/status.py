@@ -20,6 +20,10 @@ class Status(NamedTuple):
     block_size: int
     times_ns: tuple[int, int, int]
     """Access, modification and change time in nanoseconds since the epoch."""
+    blocks: int = 0
+    """Of 512 bytes, as st_blocks."""
+    birth_ns: int | None = None
+    """When it was made, if that is known."""
 
     def stamps(self) -> list[int]:
         """The times as seconds and nanoseconds, in turns."""

@@ -68,6 +68,6 @@ def pack_stat(status: Status) -> bytes:
         status.rdev,
         status.size,
         status.block_size,
-        0,
+        status.blocks,
         *status.stamps(),
     )

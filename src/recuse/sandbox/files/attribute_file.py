@@ -116,7 +116,7 @@ class AttributeFile(FileDescription):
                 self._position += len(data)
         return len(data)
 
-    def seek(self, offset: int, whence: int) -> int:
+    def seek(self, call: TrappedCall, offset: int, whence: int) -> int:
         """Do lseek (generic_file_llseek; seq_lseek in /proc).
 
         Raises:

@@ -15,9 +15,11 @@ from recuse.kernel.iovec import IoVec
 from recuse.kernel.locks import FileLocks
 from recuse.sandbox.files.native_end import NativeEnd
 from recuse.sandbox.files.readiness import Readiness
+from recuse.sandbox.trap.answers import PROCEED
 from recuse.sandbox.trap.call import OnDevice, Outcome, TrappedCall
 from recuse.sandbox.vfs.dentry import Location
 from recuse.sandbox.vfs.nodes import Node
+from recuse.wire.ids import Tid
 
 IoVecs: TypeAlias = list[IoVec]
 """The parts of the caller's memory that a call reads from or writes to."""
@@ -26,9 +28,8 @@ IoVecs: TypeAlias = list[IoVec]
 class PollSource(Hashable, Protocol):
     """What is asked for readiness: a device, for all of its files."""
 
-    @property
-    def no_poll(self) -> bool:
-        """Whether it cannot or need not be asked."""
+    no_poll: bool
+    """Whether it has said that it cannot be asked."""
 
 
 class FileDescription:
@@ -42,9 +43,11 @@ class FileDescription:
     __slots__ = (
         "end",
         "flags",
+        "group",
         "link",
         "location",
         "node",
+        "noted",
         "readable",
         "readiness",
         "slot",
@@ -52,6 +55,8 @@ class FileDescription:
         "writable",
     )
 
+    has_events: ClassVar[bool] = True
+    """Whether an epoll takes it (EPERM: file_can_poll)."""
     opened: ClassVar[bool] = True
     """Whether it opens something, and does not just name it (O_PATH)."""
 
@@ -65,6 +70,8 @@ class FileDescription:
         """
         self.location = location
         self.node: Node = location.node
+        self.group: Hashable = self.node
+        """Before a file of the same group is opened, this one is released if it was closed."""
         self.flags = flags
         """As F_GETFL returns them and F_SETFL changes them."""
         self.end = end
@@ -72,6 +79,8 @@ class FileDescription:
         access = flags & os.O_ACCMODE
         self.readable = access in (os.O_RDONLY, os.O_RDWR)
         self.writable = access in (os.O_WRONLY, os.O_RDWR)
+        self.noted: list[tuple[Tid, int]] = []
+        """Where the table remembers it: by thread and number."""
         self.readiness: Readiness | None = None
         """None until a program has asked for it."""
         self.slot: ctypes.Array[ctypes.c_char] | None = None
@@ -114,29 +123,45 @@ class FileDescription:
         """
         raise os_error(errno.EINVAL)
 
-    def seek(self, offset: int, whence: int) -> int:
-        """Do lseek(2).
+    def seek(self, call: TrappedCall, offset: int, whence: int) -> int:
+        """Do lseek(2). The handler may be left to ask (`TrappedCall.ask`).
 
         Raises:
             OSError: ESPIPE.
         """
         raise os_error(errno.ESPIPE)
 
-    def splice_to(self, call: TrappedCall, pipe: int, size: int) -> int:
-        """Do splice(2) from this file to the caller's descriptor of a pipe.
+    def sync(self, call: TrappedCall, data_only: bool) -> Outcome:
+        """Do fsync(2) or fdatasync(2).
 
         Raises:
             OSError: EINVAL.
         """
         raise os_error(errno.EINVAL)
 
-    def splice_from(self, call: TrappedCall, pipe: int, size: int) -> int:
-        """Do splice(2) from the caller's descriptor of a pipe to this file.
+    def truncate(self, call: TrappedCall, size: int) -> Outcome:
+        """Do ftruncate(2).
 
         Raises:
             OSError: EINVAL.
         """
         raise os_error(errno.EINVAL)
+
+    def allocate(self, call: TrappedCall, mode: int, offset: int, length: int) -> Outcome:
+        """Do fallocate(2).
+
+        Raises:
+            OSError: ENODEV.
+        """
+        raise os_error(errno.ENODEV)
+
+    def entries(self, call: TrappedCall, address: int, size: int, *, typed: bool) -> Outcome:
+        """Do getdents64(2), or getdents(2) if not ``typed``, into ``size`` bytes of memory.
+
+        Raises:
+            OSError: ENOTDIR.
+        """
+        raise os_error(errno.ENOTDIR)
 
     def ioctl(self, call: TrappedCall, command: int, argument: int) -> Outcome:
         """Run a command that not every file has.
@@ -189,6 +214,14 @@ class FileDescription:
     def munmap(self, mapping: Mapping) -> OnDevice[None]:
         """Nothing is left of a mapping that :meth:`mmap` has made."""
         raise os_error(errno.ENODEV)
+
+    def flock(self, call: TrappedCall, operation: int) -> Outcome | None:
+        """Lock or unlock the whole file; None if :meth:`locks` has the table for that."""
+        return None
+
+    def record_lock(self, call: TrappedCall, command: int, address: int) -> Outcome:
+        """Do fcntl's lock commands: the kernel's locks on the end work within one open file."""
+        return PROCEED
 
     def locks(self) -> tuple[FileLocks, Hashable] | None:
         """The table of locks that flock uses for this file, and the owner to use in it.

@@ -82,7 +82,7 @@ class DeviceFile(FileDescription):
         """See `OpenFile.write`."""
         return OnDevice(self._device, self._file.write(caller, segments, position, flags))
 
-    def seek(self, offset: int, whence: int) -> int:
+    def seek(self, call: TrappedCall, offset: int, whence: int) -> int:
         """See `OpenFile.seek`."""
         return self._file.seek(offset, whence)
 

@@ -7,14 +7,13 @@ must find the file released, as after a close that waits for RELEASE.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from recuse.sandbox.errands import Errands
-from recuse.sandbox.vfs.nodes import Node
 
 
 class PendingReleases:
-    """By node, how many of its files and mappings are being released."""
+    """By group (a device's node, ...), how many files and mappings are being released."""
 
     def __init__(self, lock: threading.Lock, errands: Errands) -> None:
         """Start with none.
@@ -25,47 +24,50 @@ class PendingReleases:
         """
         self._lock = lock
         self._errands = errands
-        self._counts: dict[Node, int] = {}
+        self._counts: dict[Hashable, int] = {}
         self._settled = threading.Condition(lock)
-        self._waiting: list[tuple[Node, Callable[[], None]]] = []
+        self._waiting: list[tuple[Hashable, Callable[[], None]]] = []
 
-    def begin(self, node: Node) -> None:
+    def begin(self, group: Hashable) -> None:
         """Do :meth:`releasing` with the lock held."""
-        self._counts[node] = self._counts.get(node, 0) + 1
+        self._counts[group] = self._counts.get(group, 0) + 1
 
-    def releasing(self, node: Node) -> None:
-        """A file of the node, or a mapping of one, is being released until :meth:`released`."""
+    def releasing(self, group: Hashable) -> None:
+        """A file of the group, or a mapping of one, is being released until :meth:`released`."""
         with self._lock:
-            self.begin(node)
+            self.begin(group)
 
-    def released(self, node: Node) -> None:
+    def released(self, group: Hashable) -> None:
         """One of these releases has ended."""
         with self._lock:
-            left = self._counts[node] - 1
+            left = self._counts[group] - 1
             if left:
-                self._counts[node] = left
+                self._counts[group] = left
                 return
-            del self._counts[node]
+            del self._counts[group]
             self._settled.notify_all()
             if not self._waiting:
                 return
-            ready = [go_on for waited_for, go_on in self._waiting if waited_for is node]
-            self._waiting = [waiting for waiting in self._waiting if waiting[0] is not node]
+            ready = [go_on for waited_for, go_on in self._waiting if waited_for is group]
+            self._waiting = [waiting for waiting in self._waiting if waiting[0] is not group]
         for go_on in ready:
             # This may be an event loop's thread. What waits may run the device's method, which may
             # block. So it does not run here.
             self._errands.put(go_on)
 
-    def call_after(self, node: Node, go_on: Callable[[], None]) -> bool:
-        """Call ``go_on`` when everything of the node that was closed is released.
+    def call_after(self, group: Hashable, go_on: Callable[[], None]) -> bool:
+        """Call ``go_on`` when everything of the group that was closed is released.
 
         Return False if it is already; ``go_on`` is not called then.
         """
         with self._lock:
-            if node not in self._counts:
+            if group not in self._counts:
                 return False
-            self._waiting.append((node, go_on))
+            self._waiting.append((group, go_on))
             return True
+
+    def __contains__(self, group: object) -> bool:
+        return group in self._counts
 
     @property
     def waiting(self) -> int:

@@ -19,7 +19,7 @@ import functools
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 
 from recuse.channel.workers import Workers
 from recuse.kernel.errors import os_error
@@ -32,10 +32,10 @@ from recuse.sandbox.files.refresher import ReadinessRefresher
 from recuse.sandbox.files.releases import PendingReleases
 from recuse.sandbox.tasks.unseen import Unseen
 from recuse.sandbox.trap.call import TrappedCall
-from recuse.sandbox.vfs.nodes import Node
 from recuse.wire.ids import Tid
 
 _MOST_SEEN = 4096
+_MOST_NOTED = 64
 
 _LAST_RELEASES_S = 5.0
 """How long the end of the sandbox waits for releases that have started."""
@@ -132,6 +132,9 @@ class FileTable:
         if len(self._seen) >= _MOST_SEEN:
             self._seen.clear()
         self._seen[tid, number] = file
+        if len(file.noted) >= _MOST_NOTED:
+            file.noted[:] = [key for key in file.noted if self._seen.get(key) is file]
+        file.noted.append((tid, number))
 
     def by_inode(self, inode: str) -> FileDescription | None:
         """The file whose descriptor has that inode number, as an epoll's fdinfo shows it."""
@@ -223,7 +226,7 @@ class FileTable:
 
     def drop(self, file: FileDescription) -> None:
         """Close a file's end and release it: no reference is left, or it was never installed."""
-        node = file.node
+        group = file.group
         with self._lock:
             if self.by_link.pop(file.link, None) is None:
                 return  # another thread was first
@@ -235,6 +238,9 @@ class FileTable:
                     pass
             file.end.close()
             self._identities.remove(file)
+            for key in file.noted:
+                if self._seen.get(key) is file:
+                    self._seen.pop(key, None)
             if (source := file.poll_source) is not None:
                 left = self._sources[source] - 1
                 if left:
@@ -243,24 +249,34 @@ class FileTable:
                     del self._sources[source]
             if file.readiness is not None:
                 self.refresher.watched.discard(file.readiness)
-            self.pending.begin(node)
-        file.release(functools.partial(self.pending.released, node))
+            self.pending.begin(group)
+        file.release(functools.partial(self.pending.released, group))
 
-    def releases(self, node: Node) -> Releases:
-        """A pause until all closed files of the node are released."""
-        return Releases(self, node)
+    def releases(self, group: Hashable) -> Releases:
+        """A pause until all closed files of a group (a device's node, ...) are released."""
+        return Releases(self, group)
 
-    def after_releases(self, node: Node, go_on: Callable[[], None]) -> bool:
-        """Call ``go_on`` when all closed files of the node are released.
+    def has_closed(self, group: Hashable) -> bool:
+        """Whether closed files of a group are still to be released."""
+        if self._by_end and any(True for _ in self._closed(group)):
+            return True
+        return group in self.pending
+
+    def _closed(self, group: Hashable) -> Iterator[FileDescription]:
+        for end, _ in self._epoll.poll(0):
+            file = self._by_end.get(end)
+            if file is not None and file.group is group and file.end.hung_up():
+                yield file
+
+    def after_releases(self, group: Hashable, go_on: Callable[[], None]) -> bool:
+        """Call ``go_on`` when all closed files of a group are released.
 
         Return False if they are already; ``go_on`` is not called then.
         """
         if self._by_end:
-            for end, _ in self._epoll.poll(0):
-                file = self._by_end.get(end)
-                if file is not None and file.node is node and file.end.hung_up():
-                    self.drop(file)
-        return self.pending.call_after(node, go_on)
+            for file in self._closed(group):
+                self.drop(file)
+        return self.pending.call_after(group, go_on)
 
     def settle(self, timeout_s: float) -> None:
         """Wait for at most ``timeout_s`` until everything that programs have closed is released."""
@@ -317,12 +333,12 @@ def _nothing() -> None:
 class Releases:
     """See `FileTable.releases`. It is a :class:`recuse.sandbox.trap.call.Pause`."""
 
-    __slots__ = ("_files", "_node")
+    __slots__ = ("_files", "_group")
 
-    def __init__(self, files: FileTable, node: Node) -> None:
+    def __init__(self, files: FileTable, group: Hashable) -> None:
         self._files = files
-        self._node = node
+        self._group = group
 
     def begin(self, go_on: Callable[[], None]) -> bool:
         """See `recuse.sandbox.trap.call.Pause`."""
-        return self._files.after_releases(self._node, go_on)
+        return self._files.after_releases(self._group, go_on)

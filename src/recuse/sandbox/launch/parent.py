@@ -107,12 +107,20 @@ class Program(subprocess.Popen[Any]):
 class Launch:
     """A program that is about to be executed: its listener exists, and must be served now."""
 
-    def __init__(self, argv: Command, *, open_files: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        argv: Command,
+        *,
+        open_files: int | None = None,
+        filesystems: bool = False,
+        **options: Any,
+    ) -> None:
         """Start the sandbox's first process and, stopped before its exec, the program's.
 
         Args:
             argv: the program, looked up along PATH, and its arguments.
             open_files: the program's soft RLIMIT_NOFILE; None for that of this process.
+            filesystems: whether filesystems are mounted in its sandbox.
             options: those of :class:`subprocess.Popen`, except ``shell``, ``preexec_fn`` and
                 ``executable``.
 
@@ -152,7 +160,8 @@ class Launch:
             self.program.args = argv
             seccomp = arch.SYSCALLS["seccomp"]
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # reported below
-                self._control.send(b"%d %d %d %b" % (seccomp, open_files, LENDING, build_filter()))
+                program = build_filter(filesystems=filesystems)
+                self._control.send(b"%d %d %d %b" % (seccomp, open_files, LENDING, program))
             self.listener = self._receive_listener()
         except BaseException:
             self.abandon()

@@ -114,7 +114,7 @@ class MemoryMaps:
         """Prepare. What is needed is made with the first mapping.
 
         Args:
-            releases: is told which nodes' files are being released.
+            releases: is told which groups' files are being released.
         """
         self._releases = releases
         self.snapshots = PrivateSnapshots(self._reclaim)
@@ -290,7 +290,7 @@ class MemoryMaps:
             for mapped in ended:
                 memfd.mappings.remove(mapped)
                 self._dont_expand -= mapped.dont_expand
-                self._releases.releasing(mapped.file.node)
+                self._releases.releasing(mapped.file.group)
                 self._gone.append(mapped)
             self._rechecks = 0
             self._doubtful.add(memfd)
@@ -332,7 +332,7 @@ class MemoryMaps:
         def done(_: object, error: OSError | None) -> None:
             if error is not None:
                 _log.debug("munmap of %s: %s", mapped.file.location.path, error)
-            self._releases.released(mapped.file.node)
+            self._releases.released(mapped.file.group)
 
         step = mapped.file.munmap(mapped.mapping)
         run(step.device.connection, step.operation, done)
@@ -375,7 +375,7 @@ class MemoryMaps:
             memfds = list(self._by_inode.values())
             for memfd in memfds:
                 for mapped in memfd.mappings:
-                    self._releases.releasing(mapped.file.node)
+                    self._releases.releasing(mapped.file.group)
                     self._gone.append(mapped)
                 memfd.mappings.clear()
                 self._drop_unused(memfd)

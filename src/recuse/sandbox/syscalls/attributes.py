@@ -19,12 +19,13 @@ from recuse.sandbox.syscalls.lookup import (
     opened,
 )
 from recuse.sandbox.tasks.memory import read_memory
+from recuse.sandbox.vfs.filesystem_tree import NOW, Times, filesystem_of
 from recuse.sandbox.vfs.permissions import MAY_WRITE, check, check_owner
 from recuse.sandbox.vfs.resolve import AT_FDCWD, Found
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
-    from recuse.sandbox.trap.call import TrappedCall
+    from recuse.sandbox.trap.call import Outcome, TrappedCall
 
 # The kernel refuses other flags than these before it looks at the path, so calls with other flags
 # are left to the kernel.
@@ -38,13 +39,13 @@ _SECOND: Final = 1_000_000_000
 _TIMES = struct.Struct("=qqqq")
 _SECONDS = struct.Struct("=qq")
 
-_Times = tuple[int | None, int | None]
-"""Access and modification time in nanoseconds since the epoch; None leaves a time unchanged."""
 
-
-def _change_mode(call: TrappedCall, found: Found | None, mode: int) -> int:
+def _change_mode(call: TrappedCall, found: Found | None, mode: int) -> Outcome:
     if found is None or found.link:
         return PROCEED
+    filesystem = filesystem_of(found.location)
+    if filesystem is not None:
+        return filesystem.change_mode(call, found.location.dentry, mode)
     node = found.node
     check_owner(node, call.task.credentials)
     node.mode = stat.S_IFMT(node.mode) | mode & 0o7777
@@ -52,23 +53,23 @@ def _change_mode(call: TrappedCall, found: Found | None, mode: int) -> int:
     return 0
 
 
-def chmod(call: TrappedCall, machine: Machine) -> int:
+def chmod(call: TrappedCall, machine: Machine) -> Outcome:
     """``chmod(path, mode)``."""
     return _change_mode(call, named(call, machine, AT_FDCWD, call.a0, 0), call.a1)
 
 
-def fchmod(call: TrappedCall, machine: Machine) -> int:
+def fchmod(call: TrappedCall, machine: Machine) -> Outcome:
     """``fchmod(fd, mode)``."""
     return _change_mode(call, opened(call, machine), call.a1)
 
 
-def fchmodat(call: TrappedCall, machine: Machine) -> int:
+def fchmodat(call: TrappedCall, machine: Machine) -> Outcome:
     """``fchmodat(dirfd, path, mode)``: this call has no flags."""
     found = named(call, machine, signed32(call.a0), call.a1, 0)
     return _change_mode(call, found, call.a2)
 
 
-def fchmodat2(call: TrappedCall, machine: Machine) -> int:
+def fchmodat2(call: TrappedCall, machine: Machine) -> Outcome:
     """``fchmodat2(dirfd, path, mode, flags)``."""
     if call.a3 & ~_CHANGE_FLAGS:
         return PROCEED
@@ -76,11 +77,15 @@ def fchmodat2(call: TrappedCall, machine: Machine) -> int:
     return _change_mode(call, found, call.a2)
 
 
-def change_owner(call: TrappedCall, found: Found | None, uid: int, gid: int) -> int:
+def change_owner(call: TrappedCall, found: Found | None, uid: int, gid: int) -> Outcome:
     if found is None or found.link:
         return PROCEED
-    node, who = found.node, call.task.credentials
     uid, gid = uid & _NO_ID, gid & _NO_ID
+    filesystem = filesystem_of(found.location)
+    if filesystem is not None:
+        new_uid, new_gid = (None if new == _NO_ID else new for new in (uid, gid))
+        return filesystem.change_owner(call, found.location.dentry, new_uid, new_gid)
+    node, who = found.node, call.task.credentials
     if uid not in (_NO_ID, node.uid) and not who.changes_owners:
         raise os_error(errno.EPERM)
     if gid not in (_NO_ID, node.gid) and not who.changes_owners:
@@ -97,24 +102,24 @@ def change_owner(call: TrappedCall, found: Found | None, uid: int, gid: int) -> 
     return 0
 
 
-def chown(call: TrappedCall, machine: Machine) -> int:
+def chown(call: TrappedCall, machine: Machine) -> Outcome:
     """``chown(path, uid, gid)``."""
     found = named(call, machine, AT_FDCWD, call.a0, 0)
     return change_owner(call, found, call.a1, call.a2)
 
 
-def lchown(call: TrappedCall, machine: Machine) -> int:
+def lchown(call: TrappedCall, machine: Machine) -> Outcome:
     """``lchown(path, uid, gid)``."""
     found = named(call, machine, AT_FDCWD, call.a0, AT_SYMLINK_NOFOLLOW)
     return change_owner(call, found, call.a1, call.a2)
 
 
-def fchown(call: TrappedCall, machine: Machine) -> int:
+def fchown(call: TrappedCall, machine: Machine) -> Outcome:
     """``fchown(fd, uid, gid)``."""
     return change_owner(call, opened(call, machine), call.a1, call.a2)
 
 
-def fchownat(call: TrappedCall, machine: Machine) -> int:
+def fchownat(call: TrappedCall, machine: Machine) -> Outcome:
     """``fchownat(dirfd, path, uid, gid, flags)``."""
     if call.a4 & ~_CHANGE_FLAGS:
         return PROCEED
@@ -127,36 +132,43 @@ def set_times(
     found: Found | None,
     address: int,
     layout: struct.Struct,
-    decode: Callable[[tuple[int, ...]], _Times],
-) -> int:
+    decode: Callable[[tuple[int, ...]], Times],
+) -> Outcome:
     """Set both times to what ``decode`` makes of the numbers at ``address``; to now if it is 0."""
     if found is None or found.link:
         return PROCEED
-    node, who = found.node, call.task.credentials
-    now = time.time_ns()
-    times: _Times = (now, now)
+    times: Times = (NOW, NOW)
     if address:
         data = read_memory(call.tid, address, layout.size)
         if len(data) < layout.size:
             raise os_error(errno.EFAULT)
         times = decode(layout.unpack(data))
+    if times == (None, None):
+        return 0
+    filesystem = filesystem_of(found.location)
+    if filesystem is not None:
+        return filesystem.set_times(call, found.location.dentry, times)
+    node, who = found.node, call.task.credentials
+    if times != (NOW, NOW):
         check_owner(node, who)
     elif who.uid != node.uid and not who.owner_rights:
         check(node, who, MAY_WRITE)
-    node.accessed_ns = node.accessed_ns if times[0] is None else times[0]
-    node.modified_ns = node.modified_ns if times[1] is None else times[1]
+    now = time.time_ns()
+    accessed, modified = (now if new == NOW else new for new in times)
+    node.accessed_ns = node.accessed_ns if accessed is None else accessed
+    node.modified_ns = node.modified_ns if modified is None else modified
     node.changed_ns = now
     return 0
 
 
-def from_timespecs(numbers: tuple[int, ...]) -> _Times:
+def from_timespecs(numbers: tuple[int, ...]) -> Times:
     """The times of two ``struct timespec``; EINVAL for invalid nanoseconds."""
     result: list[int | None] = []
     for second, part in (numbers[:2], numbers[2:]):
         if part == _UTIME_OMIT:
             result.append(None)
         elif part == _UTIME_NOW:
-            result.append(time.time_ns())
+            result.append(NOW)
         elif 0 <= part < _SECOND:
             result.append(second * _SECOND + part)
         else:
@@ -164,7 +176,7 @@ def from_timespecs(numbers: tuple[int, ...]) -> _Times:
     return result[0], result[1]
 
 
-def from_timevals(numbers: tuple[int, ...]) -> _Times:
+def from_timevals(numbers: tuple[int, ...]) -> Times:
     """The times of two ``struct timeval``; EINVAL for invalid microseconds."""
     access_s, access_us, change_s, change_us = numbers
     if not (0 <= access_us < 1_000_000 and 0 <= change_us < 1_000_000):
@@ -172,30 +184,30 @@ def from_timevals(numbers: tuple[int, ...]) -> _Times:
     return access_s * _SECOND + access_us * 1000, change_s * _SECOND + change_us * 1000
 
 
-def from_seconds(numbers: tuple[int, ...]) -> _Times:
+def from_seconds(numbers: tuple[int, ...]) -> Times:
     """The times of a ``struct utimbuf``."""
     return numbers[0] * _SECOND, numbers[1] * _SECOND
 
 
-def utime(call: TrappedCall, machine: Machine) -> int:
+def utime(call: TrappedCall, machine: Machine) -> Outcome:
     """``utime(path, times)``."""
     found = named(call, machine, AT_FDCWD, call.a0, 0)
     return set_times(call, found, call.a1, _SECONDS, from_seconds)
 
 
-def utimes(call: TrappedCall, machine: Machine) -> int:
+def utimes(call: TrappedCall, machine: Machine) -> Outcome:
     """``utimes(path, times)``."""
     found = named(call, machine, AT_FDCWD, call.a0, 0)
     return set_times(call, found, call.a1, _TIMES, from_timevals)
 
 
-def futimesat(call: TrappedCall, machine: Machine) -> int:
+def futimesat(call: TrappedCall, machine: Machine) -> Outcome:
     """``futimesat(dirfd, path, times)``."""
     found = by_path_or_descriptor(call, machine, 0)
     return set_times(call, found, call.a2, _TIMES, from_timevals)
 
 
-def utimensat(call: TrappedCall, machine: Machine, layout: struct.Struct = _TIMES) -> int:
+def utimensat(call: TrappedCall, machine: Machine, layout: struct.Struct = _TIMES) -> Outcome:
     """``utimensat(dirfd, path, times, flags)``; futimens passes no path."""
     if call.a3 & ~_CHANGE_FLAGS or (call.a1 == 0 and call.a3):
         return PROCEED

@@ -68,7 +68,7 @@ def _read_int(call: TrappedCall) -> bytes:
     return data
 
 
-def fcntl(call: TrappedCall, machine: Machine) -> int:
+def fcntl(call: TrappedCall, machine: Machine) -> Outcome:
     """``fcntl(fd, command, argument)``, for the commands that the filter traps."""
     command = signed32(call.a1)
     file = machine.files.find(call.tid, call.a0)
@@ -83,7 +83,9 @@ def fcntl(call: TrappedCall, machine: Machine) -> int:
             raise os_error(errno.EINVAL)
         file.set_flags(file.flags & ~_SETFL_MASK | call.a2 & _SETFL_MASK)
         return 0
-    return PROCEED
+    if not file.opened:
+        raise os_error(errno.EBADF)
+    return file.record_lock(call, command, call.a2)
 
 
 HANDLERS: Final[dict[str, Handler]] = {

@@ -34,6 +34,10 @@ _EVENT = struct.Struct("=I8x")
 def epoll_ctl(call: TrappedCall, machine: Machine) -> Outcome:
     """``epoll_ctl(epoll, operation, fd, event)``."""
     operation = signed32(call.a1)
+    if machine.tree.mounts.filesystems:
+        target = machine.files.find_opened(call.tid, call.a2)
+        if target is not None and not target.has_events:
+            raise os_error(errno.EPERM)
     if not machine.files.polled or not _EPOLL_CTL_ADD <= operation <= _EPOLL_CTL_MOD:
         return PROCEED
     number = call.a2 & 0xFFFFFFFF

@@ -4,7 +4,7 @@ The kernel lists the native entries, and recuse's entries follow after the last 
 directories have no native entries: the "." and ".." of their placeholders are not theirs. The
 supervisor makes the native call itself, on a copy of the caller's descriptor. The copy shares its
 position, so the position also says how far a listing has come with recuse's entries. So rewinddir,
-seekdir, dup and fork work as always.
+seekdir, dup and fork work as always. An open directory of a filesystem lists itself.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_borrow
+from recuse.sandbox.files.dirents import dirent
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.tasks.memory import write_memory
 from recuse.sandbox.trap.borrowing import Borrowing
@@ -28,9 +28,8 @@ from recuse.sandbox.vfs.resolve import Listed, Tree
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
-    from recuse.sandbox.trap.call import TrappedCall
+    from recuse.sandbox.trap.call import Outcome, TrappedCall
 
-_HEADER = struct.Struct("=QqH")
 _LARGEST: Final = 1 << 18
 _FIRST_POSITION: Final = 0x7FFFE000
 _POSITIONS: Final = 0x1000
@@ -44,7 +43,10 @@ _Shown = list[tuple[Mount, Sequence[Dentry]]]
 """What trees list."""
 
 
-def _list(call: TrappedCall, machine: Machine, *, typed: bool) -> int:
+def _list(call: TrappedCall, machine: Machine, *, typed: bool) -> Outcome:
+    file = machine.files.find_opened(call.tid, call.a0)
+    if file is not None:
+        return file.entries(call, call.a1, min(call.a2 & 0xFFFFFFFF, _LARGEST), typed=typed)
     tree = machine.tree
     listed = tree.listed(call.tid, signed32(call.a0))
     if not listed:
@@ -177,29 +179,22 @@ def _store(call: TrappedCall, data: bytes) -> bool:
 
 
 def _encode(entries: list[_Entry], position: int, room: int, *, typed: bool) -> tuple[bytes, int]:
-    """Encode as many entries as fit into ``room`` bytes; return them and their number.
-
-    With ``typed`` each is a ``struct linux_dirent64``, with the type before the name. Otherwise
-    it is a ``struct linux_dirent``, with the type in its last byte. Each has the position after it.
-    """
+    """Encode as many entries as fit into ``room`` bytes; return them and their number."""
     data = bytearray()
     for count, (name, inode, mode) in enumerate(entries):
-        kind = bytes([stat.S_IFMT(mode) >> 12])
-        tail = kind + name + b"\0" if typed else name + b"\0"
-        length = (_HEADER.size + len(tail) + (0 if typed else 1) + 7) & ~7
-        if len(data) + length > room:
+        entry = dirent(name, inode, position + count + 1, stat.S_IFMT(mode), typed=typed)
+        if len(data) + len(entry) > room:
             return bytes(data), count
-        entry = _HEADER.pack(inode, position + count + 1, length) + tail
-        data += entry.ljust(length, b"\0") if typed else entry.ljust(length - 1, b"\0") + kind
+        data += entry
     return bytes(data), len(entries)
 
 
-def getdents64(call: TrappedCall, machine: Machine) -> int:
+def getdents64(call: TrappedCall, machine: Machine) -> Outcome:
     """``getdents64(fd, buf, count)``."""
     return _list(call, machine, typed=True)
 
 
-def getdents(call: TrappedCall, machine: Machine) -> int:
+def getdents(call: TrappedCall, machine: Machine) -> Outcome:
     """``getdents(fd, buf, count)``."""
     return _list(call, machine, typed=False)
 

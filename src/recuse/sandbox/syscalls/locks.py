@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.kernel.locks import FileLocks
-from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler
+from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.trap.call import Outcome, Pause, Steps, TrappedCall
 
 if TYPE_CHECKING:
@@ -29,14 +29,18 @@ def flock(call: TrappedCall, machine: Machine) -> Outcome:
     if wanted not in _EXCLUSIVE and wanted != fcntl.LOCK_UN:
         return PROCEED
     file = machine.files.find_opened(call.tid, call.a0)
-    if file is None or (place := file.locks()) is None:
+    if file is None:
+        return PROCEED
+    if (outcome := file.flock(call, signed32(call.a1))) is not None:
+        return outcome
+    if (place := file.locks()) is None:
         return PROCEED
     locks, owner = place
     if wanted == fcntl.LOCK_UN:
         locks.unlock(owner)
     elif not locks.lock(owner, exclusive=_EXCLUSIVE[wanted]):
         # A file that was closed, or whose process has ended, should not be in the way.
-        released = machine.files.releases(file.node)
+        released = machine.files.releases(file.group)
         return _again(call, released, locks, owner)
     return 0
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.sandbox.syscalls.handler import signed32
 from recuse.sandbox.tasks.memory import UnreadableError
+from recuse.sandbox.vfs.filesystem_tree import Place, filesystem_of
 from recuse.sandbox.vfs.resolve import AT_FDCWD, Found, OutsideError
 
 if TYPE_CHECKING:
@@ -62,6 +63,28 @@ def inspected(  # noqa: PLR0917 - as the calls' arguments come
         return named(call, machine, base, address, flags, real)
     except OutsideError as outside:
         return Found(outside.file.location(), native=outside.file)
+
+
+def place_of(
+    call: TrappedCall, machine: Machine, base: int, path: bytes, scope: int = 0
+) -> Place | None:
+    """Where a path's last name is to be made or removed; None if that is on no filesystem's mount.
+
+    Raises:
+        OSError: as `Tree.find` of what comes before the name.
+    """
+    if not machine.tree.mounts.filesystems or not path:
+        return None
+    above, slash, name = path.rstrip(b"/").rpartition(b"/")
+    try:
+        # With the slash, it is a directory or an error.
+        directory = above + slash or (b"." if name else b"/")
+        found = machine.tree.find(call, base, directory, scope=scope)
+    except OutsideError:
+        return None
+    if found is None or filesystem_of(found.location) is None:
+        return None
+    return Place(found.location, name, path.endswith(b"/"))
 
 
 def held(call: TrappedCall, machine: Machine, number: int) -> Found | None:

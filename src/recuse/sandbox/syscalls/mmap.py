@@ -19,7 +19,7 @@ from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.mapping.snapshots import Copy
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
-from recuse.sandbox.trap.filter import MAP_DENYWRITE
+from recuse.sandbox.trap.filter import MAP_DENYWRITE, MAP_EXECUTABLE
 from recuse.sandbox.trap.inject import GoneError, Injection
 from recuse.wire.cuse import RECUSE_MMAP_DONT_COPY, RECUSE_MMAP_DONT_EXPAND
 from recuse.wire.descriptor import OwnedDescriptor
@@ -51,7 +51,7 @@ class _Mapping:
         """Have the thread map it; return the address. mmap's offset is given in ``unit`` bytes."""
         thread, wanted = self.thread, self.wanted
         number = thread.give(self.hold.descriptor.fileno())
-        given = wanted.flags | MAP_DENYWRITE
+        given = wanted.flags | MAP_DENYWRITE | MAP_EXECUTABLE
         if wanted.private:
             # Pages that are copied before the server has filled the memory would never change.
             given &= ~(MAP_POPULATE | MAP_LOCKED)

@@ -19,13 +19,16 @@ from recuse.sandbox.files.cuse_file import CuseFile
 from recuse.sandbox.files.description import FileDescription
 from recuse.sandbox.files.device_file import DeviceFile, device_end
 from recuse.sandbox.files.path_file import PathFile
-from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
+from recuse.sandbox.syscalls import mount_table
+from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32, signed64
+from recuse.sandbox.syscalls.lookup import place_of
 from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.tasks.tasks import umask_of
 from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
 from recuse.sandbox.trap.inject import GoneError, Injection
 from recuse.sandbox.vfs.by_thread import look_by_thread
 from recuse.sandbox.vfs.dentry import Location
+from recuse.sandbox.vfs.filesystem_tree import Place, filesystem_of
 from recuse.sandbox.vfs.native_files import (
     O_PATH,
     O_TMPFILE,
@@ -85,13 +88,17 @@ def _open(
         return PROCEED
     exclusive = flags & os.O_CREAT and flags & os.O_EXCL
     follow = not (flags & arch.O_NOFOLLOW or exclusive)
+    scope = resolve & _SCOPES
+    place = place_of(call, machine, base, path, scope) if exclusive else None
+    if place is not None and not place.is_dots:
+        return _create(call, place, flags, mode)
     try:
-        scope = resolve & _SCOPES
         opening = not flags & O_PATH
         found = machine.tree.find(call, base, path, follow=follow, scope=scope, opening=opening)
-    except AbsentError:
+    except AbsentError as absent:
         if flags & os.O_CREAT:
-            raise os_error(errno.EACCES) from None
+            place = Place(absent.directory, absent.name, absent.slashes)
+            return _create(call, place, flags, mode)
         raise
     except OutsideError as outside:
         return _open_outside(call, machine, outside, flags, mode, resolve)
@@ -100,22 +107,42 @@ def _open(
             raise os_error(errno.EISDIR) from None
         raise
     if found is None:
-        return PROCEED
+        table = None
+        if machine.tree.mounts.filesystems and path.endswith(mount_table.ENDS):
+            table = mount_table.mount_table(call, machine, path)
+        return PROCEED if table is None else _give_native(call, table, flags)
     _check_resolve(resolve, found)
     if exclusive:
         raise os_error(errno.EEXIST)
     if found.link:
         # O_NOFOLLOW on a link: O_PATH would open the link itself, which is the kernel's.
         return PROCEED
-    return _open_found(call, machine, found, flags)
+    return _open_found(call, machine, found, flags, mode)
 
 
-def _open_found(call: TrappedCall, machine: Machine, found: Found, flags: int) -> Outcome:
+def _create(call: TrappedCall, place: Place, flags: int, mode: int) -> Outcome:
+    """Make a file in a directory of recuse's: only filesystems let programs do that."""
+    filesystem = filesystem_of(place.directory)
+    if filesystem is None:
+        raise os_error(errno.EACCES)
+    if flags & arch.O_DIRECTORY:
+        raise os_error(errno.EINVAL)
+    return filesystem.create(call, place, flags, mode)
+
+
+def _open_found(
+    call: TrappedCall, machine: Machine, found: Found, flags: int, mode: int
+) -> Outcome:
     """Open a file of recuse's, or one with a device's number."""
     location, node = found.location, found.node
-    if node.is_directory:
+    filesystem = filesystem_of(location)
+    if filesystem is not None and not flags & O_PATH:
+        if flags & os.O_CREAT and flags & arch.O_DIRECTORY:
+            raise os_error(errno.EINVAL)
+        return filesystem.open(call, location, flags, mode)
+    if node.is_directory and filesystem is None:
         return _open_directory(call, machine, location, flags)
-    if flags & arch.O_DIRECTORY:  # O_TMPFILE contains it
+    if flags & arch.O_DIRECTORY and not node.is_directory:  # O_TMPFILE contains it
         raise os_error(errno.EINVAL if flags & os.O_CREAT else errno.ENOTDIR)
     if flags & O_PATH:
         return install(call, machine, PathFile(location, flags & STATUS_FLAGS), flags)
@@ -347,12 +374,15 @@ def openat2(call: TrappedCall, machine: Machine) -> Outcome:
     return _open(call, machine, base, call.a1, flags, mode=mode, resolve=resolve)
 
 
-def truncate(call: TrappedCall, machine: Machine) -> int:
+def truncate(call: TrappedCall, machine: Machine) -> Outcome:
     """``truncate(path, length)``: a device has no length."""
     path = machine.strings.read(call.tid, call.a0)
     found = machine.tree.find(call, AT_FDCWD, path) if path else None
     if found is None:
         return PROCEED
+    filesystem = filesystem_of(found.location)
+    if filesystem is not None:
+        return filesystem.truncate(call, found.location.dentry, signed64(call.a1))
     if isinstance(found.node, AttributeNode):
         check(found.node, call.task.credentials, MAY_WRITE)
         return 0  # no effect, as with open and O_TRUNC

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
-from recuse.sandbox.syscalls.lookup import inspected, named
+from recuse.sandbox.syscalls.lookup import (
+    AT_EMPTY_PATH,
+    AT_SYMLINK_NOFOLLOW,
+    inspected,
+    named,
+)
 from recuse.sandbox.tasks.tasks import in_our_namespace
-from recuse.sandbox.vfs.resolve import AT_FDCWD, OutsideError
+from recuse.sandbox.vfs.filesystem_tree import filesystem_of
+from recuse.sandbox.vfs.resolve import AT_FDCWD, Found, OutsideError
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
-    from recuse.sandbox.trap.call import TrappedCall
+    from recuse.sandbox.trap.call import Outcome, TrappedCall
 
 
 def clone(call: TrappedCall, machine: Machine) -> int:
@@ -31,23 +37,28 @@ def socket_call(call: TrappedCall, machine: Machine) -> int:
     return PROCEED
 
 
-def execute(call: TrappedCall, machine: Machine) -> int:
-    """``execve(path, ...)``."""
-    return _execute(call, machine, AT_FDCWD, call.a0)
+def execute(call: TrappedCall, machine: Machine) -> Outcome:
+    """``execve(path, argv, envp)``."""
+    return _execute(call, machine, AT_FDCWD, call.a0, 0)
 
 
-def execute_at(call: TrappedCall, machine: Machine) -> int:
-    """``execveat(dirfd, path, ...)``."""
-    return _execute(call, machine, signed32(call.a0), call.a1)
+def execute_at(call: TrappedCall, machine: Machine) -> Outcome:
+    """``execveat(dirfd, path, argv, envp, flags)``."""
+    return _execute(call, machine, signed32(call.a0), call.a1, call.a4 & 0xFFFFFFFF)
 
 
-def _execute(call: TrappedCall, machine: Machine, base: int, address: int) -> int:
+def _execute(call: TrappedCall, machine: Machine, base: int, address: int, flags: int) -> Outcome:
     """The process gets a new memory image, and the thread perhaps a new ID."""
-    if machine.tree.mounts.covers_files:
-        # The kernel would find files that are covered.
+    depth = machine.scripts.pop(call.tid, 0)
+    if machine.tree.mounts.covers_files or machine.tree.mounts.filesystems:
+        # The kernel would find files that are covered, and none of a filesystem's.
+        if flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW):
+            return PROCEED  # EINVAL
+        found = None
         with contextlib.suppress(OutsideError):
-            if named(call, machine, base, address, 0) is not None:
-                raise os_error(errno.EACCES)
+            found = named(call, machine, base, address, flags)
+        if found is not None:
+            return _execute_found(call, machine, found, (base, address, depth))
     if not machine.tree.many_roots and not in_our_namespace(call.tid, "mnt"):
         machine.tree.many_roots = True  # made by clone3, whose flags no filter sees
     if machine.tasks.alike and not in_our_namespace(call.tid, "user"):
@@ -58,6 +69,24 @@ def _execute(call: TrappedCall, machine: Machine, base: int, address: int) -> in
     machine.strings.forget(call.tid)
     machine.strings.forget_others(call.tid)
     return PROCEED
+
+
+def _execute_found(
+    call: TrappedCall, machine: Machine, found: Found, how: tuple[int, int, int]
+) -> Outcome:
+    base, address, depth = how
+    filesystem = filesystem_of(found.location)
+    if filesystem is None:
+        raise os_error(errno.EACCES)
+    if found.node.is_link:
+        raise os_error(errno.ELOOP)
+    path = machine.strings.read(call.tid, address)
+    if base != AT_FDCWD and not path.startswith(b"/"):
+        # fs/exec.c, alloc_bprm
+        path = b"/dev/fd/%d" % base + (b"/" + path if path else b"")
+    from recuse.sandbox.syscalls import execution  # noqa: PLC0415 - rarely needed
+
+    return execution.execute(call, machine, filesystem, found.location, path, depth)
 
 
 def change_credentials(call: TrappedCall, machine: Machine) -> int:

@@ -110,8 +110,8 @@ _NEVER: Final = (
     "copy_file_range", "mmap", "mremap", "execve", "execveat", "clone", "epoll_ctl",
     "unshare", "setns", "chroot", "pivot_root", "setuid", "setgid", "setreuid", "setregid",
     "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups", "capset",
-    "landlock_restrict_self",
-    "bind", "listen", "connect", "shutdown",
+    "landlock_restrict_self", "fsync", "fdatasync", "ftruncate", "fallocate", "fchdir",
+    "fsetxattr", "fremovexattr", "bind", "listen", "connect", "shutdown",
     "getsockname", "getpeername", "getsockopt", "setsockopt",
 )  # fmt: skip
 """Calls that only a signal that kills can interrupt. connect can be interrupted only after the

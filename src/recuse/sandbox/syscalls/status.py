@@ -14,6 +14,7 @@ from recuse.sandbox.arch.status import Status
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.lookup import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, held, inspected
 from recuse.sandbox.tasks.memory import write_memory
+from recuse.sandbox.vfs.filesystem_tree import filesystem_of
 from recuse.sandbox.vfs.native_files import check_access
 from recuse.sandbox.vfs.permissions import check
 from recuse.sandbox.vfs.resolve import AT_FDCWD, Found
@@ -37,6 +38,14 @@ _SECOND: Final = 1_000_000_000
 
 _STATX = struct.Struct("=IIQIIIHxxQQQQ" + "qIxxxx" * 4 + "IIIIQ104x")
 _STATX_BASIC: Final = 0x7FF
+_STATX_BTIME: Final = 0x800
+
+
+def _status(call: TrappedCall, found: Found, *, birth: bool = False) -> Status:
+    filesystem = filesystem_of(found.location)
+    if filesystem is not None:
+        return filesystem.status(call, found.location.dentry, birth=birth)
+    return found.node.status()
 
 
 def _write(call: TrappedCall, address: int, data: bytes) -> None:
@@ -53,7 +62,7 @@ def fill_stat(
     """Fill in a ``struct stat``, as ``pack`` encodes it (see `arch.pack_stat`)."""
     if found is None or found.link:
         return PROCEED
-    _write(call, address, pack(found.node.status()))
+    _write(call, address, pack(_status(call, found)))
     return 0
 
 
@@ -94,11 +103,11 @@ def statx(call: TrappedCall, machine: Machine) -> int:
     found = inspected(call, machine, signed32(call.a0), call.a1, call.a2)
     if found is None or found.link:
         return PROCEED
-    it = found.node.status()
+    it = _status(call, found, birth=bool(call.a3 & _STATX_BTIME))
     accessed, modified, changed = it.times_ns
-    times = (accessed, 0, changed, modified)
+    times = (accessed, it.birth_ns or 0, changed, modified)
     data = _STATX.pack(
-        _STATX_BASIC,
+        _STATX_BASIC | (0 if it.birth_ns is None else _STATX_BTIME),
         it.block_size,
         0,
         it.links,
@@ -107,7 +116,7 @@ def statx(call: TrappedCall, machine: Machine) -> int:
         it.mode,
         it.inode,
         it.size,
-        0,
+        it.blocks,
         0,
         *(part for ns in times for part in divmod(ns, _SECOND)),
         os.major(it.rdev),
@@ -127,7 +136,10 @@ def _access(
         return PROCEED
     task = call.task
     effective = flags & _AT_EACCESS
-    if found.native is None:
+    filesystem = filesystem_of(found.location)
+    if filesystem is not None:
+        filesystem.check_access(call, found.location.dentry, wanted, real=not effective)
+    elif found.native is None:
         check(found.node, task.credentials if effective else task.real_credentials, wanted)
     else:
         acting = task.acting if effective else machine.tasks.acting_as(task.real_rights)

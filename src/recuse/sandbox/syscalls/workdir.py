@@ -16,8 +16,11 @@ from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler
 from recuse.sandbox.tasks.memory import write_memory
+from recuse.sandbox.trap.filter import ENTERING
 from recuse.sandbox.trap.inject import GoneError, Injection
 from recuse.sandbox.vfs.by_thread import look_by_thread
+from recuse.sandbox.vfs.dentry import Location
+from recuse.sandbox.vfs.filesystem_tree import filesystem_of
 from recuse.sandbox.vfs.native_files import open_again
 from recuse.sandbox.vfs.permissions import MAY_EXECUTE, check
 from recuse.sandbox.vfs.resolve import AT_FDCWD, NativeFile, OutsideError
@@ -38,8 +41,27 @@ def chdir(call: TrappedCall, machine: Machine) -> int:
         return PROCEED
     if not found.node.is_directory:
         raise os_error(errno.ENOTDIR)
-    check(found.node, call.task.credentials, MAY_EXECUTE)
-    return _go(call, machine.tree.placeholders.open(found.location))
+    return _enter(call, machine, found.location)
+
+
+def fchdir(call: TrappedCall, machine: Machine) -> int:
+    """``fchdir(fd)``, for an open directory of a filesystem: others are native ones."""
+    file = machine.files.find(call.tid, call.a0)
+    if file is None:
+        return PROCEED
+    if not file.node.is_directory:
+        raise os_error(errno.ENOTDIR)
+    return _enter(call, machine, file.location)
+
+
+def _enter(call: TrappedCall, machine: Machine, location: Location) -> int:
+    """Go to a directory of recuse's."""
+    filesystem = filesystem_of(location)
+    if filesystem is not None:
+        filesystem.check_enter(call, location.dentry)
+    else:
+        check(location.node, call.task.credentials, MAY_EXECUTE)
+    return _go(call, machine.tree.placeholders.open(location))
 
 
 def _go_outside(call: TrappedCall, machine: Machine, file: NativeFile) -> int:
@@ -66,7 +88,7 @@ def _go(call: TrappedCall, directory: int | NativeFile) -> int:
                 else:
                     number = look_by_thread(thread, call.tid, directory, os.O_CLOEXEC)
                 try:
-                    thread.result = thread.call("fchdir", number)
+                    thread.result = thread.call("fchdir", number, ENTERING)
                 finally:
                     thread.take_back(number)
             except OSError as error:
@@ -86,6 +108,9 @@ def getcwd(call: TrappedCall, machine: Machine) -> int:
     location = machine.tree.directory(call.tid, AT_FDCWD)
     if location is None:
         return PROCEED
+    filesystem = filesystem_of(location)
+    if filesystem is not None and filesystem.is_removed(location.dentry):
+        raise os_error(errno.ENOENT)
     data = machine.tree.shown_path(call.tid, location) + b"\0"
     if call.a1 < len(data):
         raise os_error(errno.ERANGE)
@@ -94,4 +119,4 @@ def getcwd(call: TrappedCall, machine: Machine) -> int:
     return len(data)
 
 
-HANDLERS: Final[dict[str, Handler]] = {"chdir": chdir, "getcwd": getcwd}
+HANDLERS: Final[dict[str, Handler]] = {"chdir": chdir, "fchdir": fchdir, "getcwd": getcwd}

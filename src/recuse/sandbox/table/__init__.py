@@ -24,6 +24,8 @@ files          it is trapped if it maps a file
 namespaces     it is trapped if it makes a namespace with other paths or users
 unless-lent    it is trapped unless recuse has a thread make it, to lend its descriptor
 unless-ours    it is trapped unless recuse has a thread make it
+mounts         it is trapped in sandboxes with filesystems
+mounts-unless-ours  the same, unless recuse has a thread make it
 refused        the kernel returns ENOSYS
 passes         the kernel runs it, and that is right
 differs        the kernel runs it, and with a device it does not do what Linux would

@@ -301,32 +301,20 @@ io_pgetevents_time64            .    .  416  416
 
 = Files by descriptor
     A socket has nothing to write out, read ahead or cut off, and says so as a device does.
-fsync                          74   82  118  118
-fdatasync                      75   83  148  148
 syncfs                        306  267  344  373
 sync_file_range               277   84  314    .
 arm_sync_file_range             .    .    .  341
-ftruncate                      77   46   93   93
-ftruncate64                     .    .  194  194
 fadvise64                     221  223  250    .
 fadvise64_64                    .    .  272    .
 arm_fadvise64_64                .    .    .  270
 readahead                     187  213  225  225 differs
     On a device that is open only for writing, Linux says EBADF; here it is EINVAL.
-fallocate                     285   47  324  352 differs
-    Without write access, Linux says EBADF; here it is ENODEV, as with write access.
 cachestat                     451  451  451  451 differs
     Linux answers only programs that may write (EPERM); here it says to all that no pages are
     cached.
 vmsplice                      278   75  316  343 differs
     A device is not a pipe (EBADF), and neither is a socket. But where ptrace is refused, a
     device's descriptor is a pipe's: see [containers](containers.md).
-fsetxattr                     190    7  228  228 differs
-    Attributes of users are refused with EPERM, as on Linux. No others are supported, although
-    Linux's /dev keeps some.
-fremovexattr                  199   16  237  237 differs
-    Attributes of users are refused with EPERM, as on Linux. No others are supported, although
-    Linux's /dev keeps some.
 quotactl_fd                   443  443  443  443
     There are no quotas where devices are, and none where sockets are.
 

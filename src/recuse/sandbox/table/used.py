@@ -171,6 +171,15 @@ file_getattr        468   468   468  468-  xattrs       always
 file_setattr        469   469   469  469-  xattrs       always
 name_to_handle_at   303   264   341  370-  xattrs       always
 remap_file_pages    216   234   257  253-  mmap         always
+fsync                74    82   118  118-  regular      mounts
+fdatasync            75    83   148  148-  regular      mounts
+ftruncate            77    46    93   93-  regular      mounts
+ftruncate64           .     .   194  194-  regular      mounts       ftruncate
+fallocate           285    47   324  352-  regular      mounts
+fsetxattr           190     7   228  228-  xattrs       mounts
+fremovexattr        199    16   237  237-  xattrs       mounts
+fchdir               81    50   133  133-  workdir      mounts-unless-ours
+
 io_uring_enter      426   426   426   426  -            refused
     There are no rings. One that was created outside the sandbox is of no use in it.
 io_uring_register   427   427   427   427  -            refused
@@ -189,9 +198,6 @@ madvise              28   233   219   220  -            passes
     It is about memory. recuse also makes threads fill a mapping, or keep it from children.
 mlock               149   228   150   150  -            passes
     It is about memory. recuse also makes threads fill a mapping.
-fchdir               81    50   133   133  -            passes
-    A directory that recuse adds is natively a real, empty one. recuse also makes threads
-    change into it.
 open_tree           428   428   428   428  -            differs
     Nothing of recuse's can be mounted elsewhere (ENOENT). recuse also makes threads open
     directories by it.

@@ -58,6 +58,8 @@ class Task:
     real_credentials: Credentials
     """For access(2): with the real IDs, and without capabilities unless that is root."""
     writable: WritableMap
+    rights: Rights
+    """What it touches files with."""
     acting: Acting | None
     """Lets a supervisor's thread use the thread's rights; None if no less than the supervisor's."""
     real_rights: Rights
@@ -207,6 +209,7 @@ class Tasks:
         tgid = status.tgid
         at_access = 0 if uids[0] else permitted
         in_order = tuple(sorted(groups))
+        rights = Rights(uids[3], gids[3], uids[1], gids[1], in_order, effective)
         return Task(
             tid=tid,
             tgid=tgid,
@@ -214,7 +217,8 @@ class Tasks:
             credentials=_credentials(uids[3], gids[3], groups, effective),
             real_credentials=_credentials(uids[0], gids[0], groups, at_access),
             writable=WritableMap(tid),
-            acting=self.acting_as(Rights(uids[3], gids[3], uids[1], gids[1], in_order, effective)),
+            rights=rights,
+            acting=self.acting_as(rights),
             real_rights=Rights(uids[0], gids[0], uids[0], gids[0], in_order, at_access),
         )
 

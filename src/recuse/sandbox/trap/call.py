@@ -96,7 +96,7 @@ class _Errand:
 class UnansweredError(BaseException):
     """A handler has asked a question (:meth:`TrappedCall.ask`) that has no answer yet."""
 
-    def __init__(self, question: Hashable, step: OnDevice[Any]) -> None:
+    def __init__(self, question: Hashable, step: OnDevice[Any] | Pause) -> None:
         super().__init__(question)
         self.question = question
         self.step = step
@@ -271,6 +271,15 @@ class TrappedCall(OwedCall):
             raise os_error(code)
         found: T = answer
         return found
+
+    def has_answer(self, question: Hashable) -> bool:
+        """Whether a question has been answered."""
+        return self._answers is not None and question in self._answers
+
+    def after(self, question: Hashable, pause: Pause) -> None:
+        """Leave the handler as :meth:`ask` does, until a pause is over."""
+        if not self.has_answer(question):
+            raise UnansweredError(question, pause)
 
     def answered(
         self, asked: UnansweredError, handle: Callable[[], Outcome], errands: Errands

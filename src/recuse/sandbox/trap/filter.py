@@ -3,8 +3,9 @@
 The filter is fixed once it is installed, and sees only a call's number and its arguments as
 numbers. It decides by the call's number alone, as :mod:`recuse.sandbox.table` says, except for a
 few calls. It traps ``fcntl`` for certain commands, and ``clone`` if it makes namespaces. It lets
-``mmap`` pass if it maps no file, or if the C library's loader maps one. It lets ``sendmsg`` and
-``io_submit`` pass if they are made in a way that only recuse uses.
+``mmap`` pass if it maps no file, or if the C library's loader maps one. It lets ``sendmsg``,
+``io_submit`` and ``fchdir`` pass if they are made in a way that only recuse uses. Some calls are
+trapped only if filesystems are mounted in the sandbox.
 
 The filter does *not* look at descriptor numbers. A device has the ordinary, lowest number that the
 program would get from the kernel, and dup2, SCM_RIGHTS or a shell may move it anywhere. At each
@@ -29,6 +30,10 @@ MAP_DENYWRITE: Final = 0x800
 """The kernel ignores this flag. The C library's loader sets it when it maps libraries, and recuse
 sets it when it has a program map memory. Nobody else does."""
 
+MAP_EXECUTABLE: Final = 0x1000
+"""The kernel ignores this flag too, and nobody else sets it. In sandboxes with filesystems it marks
+recuse's own calls, because the loader may map a file of a filesystem."""
+
 LENDING: Final = 0x5640
 """MSG_DONTWAIT and MSG_NOSIGNAL, with MSG_FIN, MSG_SYN and MSG_RST, which no program uses and the
 kernel ignores (linux/socket.h). With exactly these flags sendmsg is not trapped, so that a thread
@@ -38,12 +43,19 @@ SUBMITTING: Final = 0x52454355
 """A fourth argument of io_submit, which has only three. A call with it is not trapped: it is one
 that recuse has a program make."""
 
+ENTERING: Final = 0x52454356
+"""A second argument of fchdir, which has only one, as `SUBMITTING` is for io_submit."""
+
 CLONE_NEWNS: Final = 0x20000
 CLONE_NEWUSER: Final = 0x10000000
 
 F_GETFL: Final = 3
 F_SETFL: Final = 4
 TRAPPED_FCNTL: Final = (F_GETFL, F_SETFL)
+LOCK_COMMANDS: Final = (5, 6, 7, 36, 37, 38)
+"""F_GETLK, F_SETLK, F_SETLKW, and the same for open file descriptions (linux/fcntl.h)."""
+LOCK_COMMANDS_64: Final = (12, 13, 14)
+"""F_GETLK64 and so on, of 32-bit programs."""
 
 _VERDICTS: Final = {
     "always": "notify",
@@ -55,6 +67,7 @@ _VERDICTS: Final = {
     "refused": "nosys",
 }
 """Where the filter continues, by the table's decision. Calls with other decisions are allowed."""
+_WITH_FILESYSTEMS: Final = _VERDICTS | {"mounts": "notify", "mounts-unless-ours": "fchdir"}
 
 # linux/seccomp.h
 _RETURN_ALLOW: Final = 0x7FFF0000
@@ -76,8 +89,10 @@ _ARCH: Final = 4
 _ARGUMENTS: Final = 16
 
 
-def build_filter() -> bytes:
+def build_filter(*, filesystems: bool = False) -> bytes:
     """Return the filter as an array of ``struct sock_filter``, 8 bytes each.
+
+    ``filesystems``: filesystems are mounted in the sandbox, so more calls are trapped.
 
     - calls that :mod:`recuse.sandbox.table` lists as trapped: the supervisor decides;
     - x32 calls, and calls that the table lists as refused: ENOSYS. x32 calls would have other
@@ -96,27 +111,32 @@ def build_filter() -> bytes:
     program.load(_NUMBER)
     if arch.FOREIGN_CALL_BIT:
         program.jump(_JUMP_SET, arch.FOREIGN_CALL_BIT, then="nosys")
-    _decide(program, "", arch.CALLS)
+    _decide(program, "", arch.CALLS, filesystems)
     program.label("compat calls")
     program.load(_NUMBER)
-    _decide(program, "compat ", compat.CALLS)
+    _decide(program, "compat ", compat.CALLS, filesystems)
     return program.assemble()
 
 
-def _decide(program: _Assembler, prefix: str, calls: Sequence[Entry]) -> None:
+def _decide(program: _Assembler, prefix: str, calls: Sequence[Entry], filesystems: bool) -> None:
     """Add the code that decides on the call whose number is loaded; labels get ``prefix``."""
+    verdicts = _WITH_FILESYSTEMS if filesystems else _VERDICTS
     for call in calls:
-        if call.decision in _VERDICTS:
-            program.jump(_JUMP_EQUAL, call.number, then=prefix + _VERDICTS[call.decision])
+        if call.decision in verdicts:
+            program.jump(_JUMP_EQUAL, call.number, then=prefix + verdicts[call.decision])
     program.give(prefix + "allow", _RETURN_ALLOW)
     program.label(prefix + "fcntl")
     program.load(_ARGUMENTS + 8)
-    for command in TRAPPED_FCNTL:
+    locks = (*LOCK_COMMANDS, *LOCK_COMMANDS_64) if filesystems else ()
+    for command in (*TRAPPED_FCNTL, *locks):
         program.jump(_JUMP_EQUAL, command, then=prefix + "notify")
     program.give(prefix + "other command", _RETURN_ALLOW)
     program.label(prefix + "mmap")
     program.load(_ARGUMENTS + 3 * 8)
-    program.jump(_JUMP_SET, MAP_ANONYMOUS | MAP_DENYWRITE, then=prefix + "no file")
+    if filesystems:  # the loader may map a library that lies there
+        program.jump(_JUMP_SET, MAP_ANONYMOUS | MAP_EXECUTABLE, then=prefix + "no file")
+    else:
+        program.jump(_JUMP_SET, MAP_ANONYMOUS | MAP_DENYWRITE, then=prefix + "no file")
     program.load(_ARGUMENTS + 4 * 8)
     program.jump(_JUMP_EQUAL, 0xFFFFFFFF, then=prefix + "no file")
     program.go(prefix + "notify")
@@ -135,6 +155,11 @@ def _decide(program: _Assembler, prefix: str, calls: Sequence[Entry]) -> None:
     program.jump(_JUMP_EQUAL, SUBMITTING, then=prefix + "submitting")
     program.go(prefix + "notify")
     program.give(prefix + "submitting", _RETURN_ALLOW)
+    program.label(prefix + "fchdir")
+    program.load(_ARGUMENTS + 8)
+    program.jump(_JUMP_EQUAL, ENTERING, then=prefix + "entering")
+    program.go(prefix + "notify")
+    program.give(prefix + "entering", _RETURN_ALLOW)
     program.give(prefix + "notify", _RETURN_NOTIFY)
     program.give(prefix + "nosys", _RETURN_ERRNO | errno.ENOSYS)
 

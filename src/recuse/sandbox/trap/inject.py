@@ -19,7 +19,7 @@ import errno
 import functools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
@@ -115,6 +115,7 @@ class Injection:
         """Held while the tracer waits for the thread."""
         self._ours = self._stopped = self._gone = False
         self._anew = False
+        self._changed: dict[int, int] = {}
         self.result = -errno.EIO
         """What the thread's own call returns at the end; a negative errno makes it fail."""
 
@@ -230,9 +231,20 @@ class Injection:
         result: int = registers[layout.result]
         return result
 
-    def restart(self) -> None:
-        """Have the thread repeat its own call at the end. The call is then trapped again."""
+    def restart(self, arguments: Mapping[int, int] | None = None) -> None:
+        """Have the thread repeat its own call at the end. The call is then trapped again.
+
+        ``arguments``, by their places, are changed. Only for calls that do not return, such as
+        execve: the changed registers stay as they are.
+        """
         self._anew = True
+        self._changed = dict(arguments or {})
+
+    @property
+    def stack(self) -> int:
+        """The thread's stack pointer."""
+        self._stop()
+        return int(self._registers[self._layout.stack])
 
     def _stands(self) -> bool:
         """Whether the thread has stopped again or is gone. `_wait` gets the status later."""
@@ -271,6 +283,8 @@ class Injection:
                 registers[layout.result] = self._call.a0  # the first argument was in this register
             else:
                 registers[layout.number] = registers[layout.original]
+            for place, value in self._changed.items():
+                registers[layout.arguments[place]] = value
         else:
             registers[layout.result] = self.result
         self._set_registers()

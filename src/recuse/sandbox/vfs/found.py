@@ -17,9 +17,13 @@ class AbsentError(FileNotFoundError):
     Calls that would create the name fail with another error: nobody can create one there.
     """
 
-    def __init__(self, directory: Location) -> None:
+    def __init__(self, directory: Location, name: bytes, slashes: bool) -> None:
         super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
         self.directory = directory
+        self.name = name
+        """The last name of the path, or of what the last symbolic link holds."""
+        self.slashes = slashes
+        """Whether slashes follow it."""
 
 
 class NativeFile:

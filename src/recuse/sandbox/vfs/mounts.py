@@ -14,6 +14,7 @@ from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
 from recuse.sandbox.vfs import native_files
 from recuse.sandbox.vfs.dentry import Addition, Dentry, FileTree, Location, Mount
+from recuse.sandbox.vfs.filesystem_tree import FilesystemTree
 
 _KERNEL_FILESYSTEMS = (native_files.PROC_MAGIC, native_files.SYSFS_MAGIC)
 
@@ -45,6 +46,8 @@ class Mounts:
         """Whether something is mounted on a native directory."""
         self.covers_files = False
         """Whether one of these directories was not empty."""
+        self.filesystems: tuple[Mount, ...] = ()
+        """The mounts of filesystems."""
         self.changed: set[tuple[int, int]] = set()
         """Native directories that are added to or covered, by the supervisor's numbers."""
 
@@ -86,6 +89,7 @@ class Mounts:
         mount = Mount(tree, path, point)
         if point is not None:
             with self._lock:
+                self._note(mount)
                 self._on_ours[point] = mount
                 self._mounted = (*self._mounted, path)
             return
@@ -94,11 +98,16 @@ class Mounts:
             raise os_error(errno.ENOTDIR)
         empty = native_files.is_empty(path)
         with self._lock:
+            self._note(mount)
             self.covers = True
             self.covers_files = self.covers_files or not empty
             self.changed.add((native.st_dev, native.st_ino))
             self._covers[native.st_dev, native.st_ino] = mount
             self._mounted = (*self._mounted, path)
+
+    def _note(self, mount: Mount) -> None:
+        if isinstance(mount.tree, FilesystemTree):
+            self.filesystems = (*self.filesystems, mount)
 
     def is_mounted(self, path: bytes) -> bool:
         """Whether a tree is mounted on the directory with that path."""

@@ -151,6 +151,11 @@ def target_of(link: int) -> bytes:
     return os.readlink(b"", dir_fd=link)
 
 
+def target_at(link: bytes) -> bytes:
+    """Where one of recuse's own links in /proc leads. OSError as readlink."""
+    return os.readlink(link)
+
+
 def path_of(file: int) -> bytes:
     """The path of a descriptor's file, from the supervisor's root."""
     return os.readlink(b"/proc/self/fd/%d" % file)

@@ -101,6 +101,8 @@ class PlaceholderDirs:
         """Close all placeholders."""
         with self._lock:
             held, self._held = self._held, {}
+            self._standing.clear()
+            self._gone.clear()
             self.used = False
         for descriptor in held.values():
             os.close(descriptor)

@@ -132,6 +132,13 @@ class Position:
         if self.scope and self._root is None:
             self._root = self.at or self._spot(os.dup(file), spot.status)
 
+    def start_at(self, location: Location) -> None:
+        """Begin at an open directory of recuse's."""
+        self.through_ours = True
+        self.at = location
+        if self.scope:
+            self._root = location
+
     def enter(self, location: Location) -> None:
         """Go to a location of recuse's, and to what is mounted there."""
         self.through_ours = True

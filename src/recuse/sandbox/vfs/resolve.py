@@ -223,6 +223,8 @@ class Tree:
             return False  # may be in a directory of recuse's
         if (parent.st_dev, parent.st_ino) in self.mounts.changed:
             return False
+        if self._files and not stat.S_ISDIR(parent.st_mode):
+            return False  # the descriptor of a directory of recuse's
         if parent.st_dev == self.devices.proc_device:
             return False  # /proc/self there is not the program's
         if self.placeholders.used and not path.startswith(b"/"):
@@ -333,6 +335,14 @@ class Tree:
             raise os_error(errno.EINVAL)
         point = None if native_files.is_there(real) else self.devices.directory(real)
         self.mounts.mount(tree, real, None if point is None else self.mounts.top(point))
+
+    def check_mount(self, path: Path) -> None:
+        """Raise OSError unless a filesystem can be mounted there: ENOENT, ENOTDIR, EBUSY."""
+        real = native_files.real_path(os.fsencode(path))
+        if not stat.S_ISDIR(native_files.status(real).st_mode):
+            raise os_error(errno.ENOTDIR)
+        if self.mounts.is_mounted(real) or self.mounts.hides(real):
+            raise os_error(errno.EBUSY)
 
     def listed(self, tid: Tid, number: int) -> Listed:
         """What of recuse's a listing of an open directory shows.

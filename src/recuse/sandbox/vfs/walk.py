@@ -13,6 +13,7 @@ from recuse.kernel.errors import os_error
 from recuse.sandbox.tasks.tasks import Credentials, in_our_namespace, numbers_in
 from recuse.sandbox.vfs import native_files
 from recuse.sandbox.vfs.dentry import SERVER_GONE, Location, lone
+from recuse.sandbox.vfs.filesystem_tree import filesystem_of
 from recuse.sandbox.vfs.found import AbsentError, Found, NativeFile, OutsideError
 from recuse.sandbox.vfs.native_files import PROC_ROOT_INODE, start_of
 from recuse.sandbox.vfs.permissions import MAY_EXECUTE, check
@@ -123,7 +124,12 @@ class Walk(Position):
         # A thread may have got its own mounts by clone3(2), which is not trapped.
         self.own_root = self.own_root or not in_our_namespace(self.tid, "mnt")
         if not path.startswith(b"/") or self.scope:
-            self.go(native_files.look(start_of(self.tid, base)))
+            start = start_of(self.tid, base)
+            opened = self._opened(native_files.target_at(start)) if self._files else None
+            if opened is None:
+                self.go(native_files.look(start))
+            else:
+                self.start_at(opened)
         if self.own_root:
             self.root()
 
@@ -169,7 +175,7 @@ class Walk(Position):
         dentry = at.mount.tree.lookup(self._call, at.dentry, name)
         if dentry is None:
             missing = any(n != b"." for n in names)
-            raise os_error(errno.ENOENT) if missing else AbsentError(at)
+            raise os_error(errno.ENOENT) if missing else AbsentError(at, name, bool(names))
         return Location(at.mount, dentry)
 
     def _added(self, name: bytes, *, hiding: bool) -> Location | None:
@@ -230,6 +236,10 @@ class Walk(Position):
             self.through_ours = True
             if not node.is_directory:
                 raise os_error(errno.ENOTDIR)
+            filesystem = filesystem_of(self.at)
+            if filesystem is not None:
+                filesystem.check_search(self._call, self.at.dentry, real=self._real)
+                return
             assert self._who is not None
             check(node, self._who, MAY_EXECUTE)
             return

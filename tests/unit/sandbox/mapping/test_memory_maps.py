@@ -29,7 +29,7 @@ NODE = SimpleNamespace(name="device")
 class File:
     """Takes note of what is unmapped."""
 
-    node = NODE
+    node = group = NODE
     location = SimpleNamespace(path=b"device")
 
     def __init__(self) -> None:

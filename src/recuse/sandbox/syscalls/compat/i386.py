@@ -21,9 +21,11 @@ from recuse.sandbox.syscalls import (
     filesystems,
     mmap,
     names,
+    opening,
     passing,
     poll,
     processes,
+    regular,
     rw,
     sigreturn,
     status,
@@ -138,6 +140,36 @@ def llseek(call: TrappedCall, machine: Machine) -> int:
     return 0
 
 
+def truncate(call: TrappedCall, machine: Machine) -> Outcome:
+    """``truncate(path, length)``."""
+    call.a1 = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF
+    return opening.truncate(call, machine)
+
+
+def truncate64(call: TrappedCall, machine: Machine) -> Outcome:
+    """``truncate64(path, low, high)``."""
+    call.a1 = _wide(call.a1, call.a2)
+    return opening.truncate(call, machine)
+
+
+def ftruncate(call: TrappedCall, machine: Machine) -> Outcome:
+    """``ftruncate(fd, length)``."""
+    call.a1 = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF
+    return regular.ftruncate(call, machine)
+
+
+def ftruncate64(call: TrappedCall, machine: Machine) -> Outcome:
+    """``ftruncate64(fd, low, high)``."""
+    call.a1 = _wide(call.a1, call.a2)
+    return regular.ftruncate(call, machine)
+
+
+def fallocate(call: TrappedCall, machine: Machine) -> Outcome:
+    """``fallocate(fd, mode, low, high, length_low, length_high)``."""
+    call.a2, call.a3 = _wide(call.a2, call.a3), _wide(call.a4, call.a5)
+    return regular.fallocate(call, machine)
+
+
 def stat(call: TrappedCall, machine: Machine) -> int:
     """``stat(path, buf)``."""
     found = inspected(call, machine, AT_FDCWD, call.a0, 0)
@@ -185,43 +217,43 @@ def _id(number: int) -> int:
     return 0xFFFFFFFF if number == 0xFFFF else number
 
 
-def chown(call: TrappedCall, machine: Machine) -> int:
+def chown(call: TrappedCall, machine: Machine) -> Outcome:
     """``chown(path, uid, gid)`` with 16-bit IDs."""
     call.a1, call.a2 = _id(call.a1), _id(call.a2)
     return attributes.chown(call, machine)
 
 
-def lchown(call: TrappedCall, machine: Machine) -> int:
+def lchown(call: TrappedCall, machine: Machine) -> Outcome:
     """``lchown(path, uid, gid)`` with 16-bit IDs."""
     call.a1, call.a2 = _id(call.a1), _id(call.a2)
     return attributes.lchown(call, machine)
 
 
-def fchown(call: TrappedCall, machine: Machine) -> int:
+def fchown(call: TrappedCall, machine: Machine) -> Outcome:
     """``fchown(fd, uid, gid)`` with 16-bit IDs."""
     call.a1, call.a2 = _id(call.a1), _id(call.a2)
     return attributes.fchown(call, machine)
 
 
-def utime(call: TrappedCall, machine: Machine) -> int:
+def utime(call: TrappedCall, machine: Machine) -> Outcome:
     """``utime(path, times)``."""
     found = named(call, machine, AT_FDCWD, call.a0, 0)
     return attributes.set_times(call, found, call.a1, _SECONDS32, attributes.from_seconds)
 
 
-def utimes(call: TrappedCall, machine: Machine) -> int:
+def utimes(call: TrappedCall, machine: Machine) -> Outcome:
     """``utimes(path, times)``."""
     found = named(call, machine, AT_FDCWD, call.a0, 0)
     return attributes.set_times(call, found, call.a1, _TIMES32, attributes.from_timevals)
 
 
-def futimesat(call: TrappedCall, machine: Machine) -> int:
+def futimesat(call: TrappedCall, machine: Machine) -> Outcome:
     """``futimesat(dirfd, path, times)``."""
     found = by_path_or_descriptor(call, machine, 0)
     return attributes.set_times(call, found, call.a2, _TIMES32, attributes.from_timevals)
 
 
-def utimensat(call: TrappedCall, machine: Machine) -> int:
+def utimensat(call: TrappedCall, machine: Machine) -> Outcome:
     """``utimensat(dirfd, path, times, flags)`` with 32-bit times."""
     return attributes.utimensat(call, machine, _TIMES32)
 
@@ -302,6 +334,11 @@ OWN: Final[dict[str, Handler]] = {
     "preadv2": preadv2,
     "pwritev2": pwritev2,
     "lseek": lseek,
+    "truncate": truncate,
+    "truncate64": truncate64,
+    "ftruncate": ftruncate,
+    "ftruncate64": ftruncate64,
+    "fallocate": fallocate,
     "_llseek": llseek,
     "stat": stat,
     "lstat": lstat,

@@ -1,0 +1,38 @@
+"""A program's thread in a system call, as the kernel's half of filesystems sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from recuse.kernel.fs.credentials import FileCaller
+from recuse.sandbox.tasks.memory import CallerMemory
+from recuse.sandbox.tasks.tasks import umask_of
+
+if TYPE_CHECKING:
+    from recuse.sandbox.trap.call import TrappedCall
+
+
+def caller_of(call: TrappedCall, *, real: bool = False, creates: bool = False) -> FileCaller:
+    """Who makes a call.
+
+    Args:
+        call: the call.
+        real: with the thread's real IDs, as access(2) is made.
+        creates: the call may make a file, so the umask is needed.
+
+    Raises:
+        OSError: ESRCH if the thread is gone.
+    """
+    task = call.task
+    rights = task.real_rights if real else task.rights
+    memory = CallerMemory(call.trap.listener, call.id, call.tid, task.writable)
+    return FileCaller(
+        call.tid,
+        rights.uid,
+        rights.gid,
+        groups=rights.groups,
+        capabilities=rights.capabilities,
+        umask=umask_of(call.tid) if creates else 0,
+        owner=task.owner,
+        memory=memory,
+    )

@@ -1,0 +1,117 @@
+"""Open regular files of filesystems: read, write and what else only they have."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from recuse.kernel.caller import Caller
+from recuse.kernel.char.mmap import Mapper, Mapping, MmapCall
+from recuse.kernel.connection.operation import Operation
+from recuse.kernel.errors import os_error
+from recuse.kernel.fs.credentials import CAP_FSETID, FileCaller
+from recuse.kernel.fs.mapping import map_file, unmap_file
+from recuse.kernel.fs.regular import RegularFile
+from recuse.kernel.iovec import length_of, load, store
+from recuse.sandbox.files.description import IoVecs
+from recuse.sandbox.fs.caller import caller_of
+from recuse.sandbox.fs.file import OpenedFile
+from recuse.sandbox.trap.call import OnDevice, Outcome, TrappedCall
+
+_SYNC: Final = os.O_SYNC & ~os.O_DSYNC
+
+
+class DataFile(OpenedFile):
+    """An open regular file."""
+
+    __slots__ = ()
+
+    _file: RegularFile
+
+    def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> Outcome:
+        """See `RegularFile.read`. OSError: EFAULT if nothing could be stored."""
+        operation = _read(self._file, caller_of(call), segments, position)
+        return call.run(self._tree, self._tree.whole(operation))
+
+    def write(
+        self, call: TrappedCall, segments: IoVecs, position: int | None, flags: int = 0
+    ) -> Outcome:
+        """See `RegularFile.write`. OSError: EFAULT if nothing could be loaded."""
+        operation = _write(self._file, caller_of(call), segments, position, flags)
+        return call.run(self._tree, self._tree.whole(operation))
+
+    def read_at(self, caller: Caller, segments: IoVecs, position: int) -> OnDevice[int]:
+        """See `read`."""
+        operation = _read(self._file, _of_files(caller), segments, position)
+        return OnDevice(self._tree, self._tree.whole(operation))
+
+    def write_at(
+        self, caller: Caller, segments: IoVecs, position: int, flags: int
+    ) -> OnDevice[int]:
+        """See `write`."""
+        operation = _write(self._file, _of_files(caller), segments, position, flags)
+        return OnDevice(self._tree, self._tree.whole(operation))
+
+    def seek(self, call: TrappedCall, offset: int, whence: int) -> int:
+        """See `RegularFile.seek`."""
+        return self._tree.ask(
+            call, ("seek", self), lambda: self._file.seek(caller_of(call), offset, whence)
+        )
+
+    def mmap(self, caller: Caller, mapper: Mapper, wanted: MmapCall) -> OnDevice[Mapping]:
+        """See `map_file`."""
+        operation = map_file(self._file, _of_files(caller), mapper, wanted)
+        return OnDevice(self._tree, self._tree.whole(operation))
+
+    def munmap(self, mapping: Mapping) -> OnDevice[None]:
+        """See `unmap_file`."""
+        return OnDevice(self._tree, self._tree.whole(unmap_file(self._file)))
+
+    def truncate(self, call: TrappedCall, size: int) -> Outcome:
+        """See `RegularFile.truncate`."""
+        return self._tree.run(call, self._file.truncate(caller_of(call), size))
+
+    def allocate(self, call: TrappedCall, mode: int, offset: int, length: int) -> Outcome:
+        """See `RegularFile.allocate`."""
+        return self._tree.run(call, self._file.allocate(caller_of(call), mode, offset, length))
+
+
+def _of_files(caller: Caller) -> FileCaller:
+    """A caller who only reads and writes what is open."""
+    return FileCaller(
+        caller.pid,
+        caller.uid,
+        caller.gid,
+        capabilities=CAP_FSETID if caller.keeps_suid else 0,
+        owner=caller.owner,
+        memory=caller.memory,
+    )
+
+
+def _read(
+    file: RegularFile, caller: FileCaller, segments: IoVecs, position: int | None
+) -> Operation[int]:
+    data = yield from file.read(caller, length_of(segments), position)
+    if not data:
+        return 0
+    stored = store(caller.memory, segments, data)
+    if position is None:
+        file.position -= len(data) - stored
+    if not stored:
+        raise os_error(errno.EFAULT)
+    return stored
+
+
+def _write(
+    file: RegularFile, caller: FileCaller, segments: IoVecs, position: int | None, flags: int
+) -> Operation[int]:
+    data = load(caller.memory, segments)
+    if not data and length_of(segments):
+        raise os_error(errno.EFAULT)
+    written = yield from file.write(caller, data, position)
+    flags |= file.flags
+    if written and flags & (os.O_SYNC | os.O_DSYNC):
+        # fs/fuse/file.c, generic_write_sync
+        yield from file.sync(caller, data_only=not flags & _SYNC)
+    return written

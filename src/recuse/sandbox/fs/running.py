@@ -1,0 +1,100 @@
+"""A mounted filesystem, and how operations on it are run for programs' calls.
+
+What an operation needs is usually known already, and then nothing waits. If not, a handler that
+only looks is left until the answer is there (`TrappedCall.ask`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable
+from typing import Final, TypeVar
+
+from recuse.kernel.connection.connection import Connection
+from recuse.kernel.connection.operation import Operation
+from recuse.kernel.connection.request import Request
+from recuse.kernel.fs.superblock import Superblock
+from recuse.sandbox.files.table import FileTable
+from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
+
+T = TypeVar("T")
+
+_serials: Final = itertools.count(-1, -1)
+"""Devices have positive ones."""
+
+
+class Mounted:
+    """One filesystem. It is a `recuse.sandbox.trap.call.Served`."""
+
+    def __init__(self, superblock: Superblock, files: FileTable) -> None:
+        """Begin; ``files`` is the sandbox's table of open files."""
+        self.superblock = superblock
+        self.files = files
+        self.serial: Final = next(_serials)
+
+    @property
+    def connection(self) -> Connection:
+        """The connection to the server."""
+        return self.superblock.connection
+
+    def ask(self, call: TrappedCall, question: Hashable, make: Callable[[], Operation[T]]) -> T:
+        """Return an operation's result. If it has to wait, leave the handler meanwhile.
+
+        What was closed before is released first: for programs, close(2) has waited for the server.
+        """
+        question = (self.serial, question)
+        if self.files.has_closed(self):
+            call.after(self, self.files.releases(self))
+        if call.has_answer(question):
+            return call.ask(question, _unused)
+        operation = make()
+        try:
+            request = next(operation)
+        except StopIteration as stop:
+            known: T = stop.value
+            return known
+        return call.ask(question, lambda: OnDevice(self, self.whole(_resumed(operation, request))))
+
+    def run(self, call: TrappedCall, operation: Operation[T]) -> Outcome:
+        """Run an operation whose result, or 0 for None, is the call's."""
+        if self.files.has_closed(self):
+            return self._run_after(operation)
+        return call.run(self, self.whole(_number(operation)))
+
+    def _run_after(self, operation: Operation[T]) -> Steps[int]:
+        yield self.files.releases(self)
+        result: int = yield OnDevice(self, self.whole(_number(operation)))
+        return result
+
+    def whole(self, operation: Operation[T]) -> Operation[T]:
+        """The same operation; after it, the server is told what is no longer in use."""
+        try:
+            result = yield from operation
+        except OSError:
+            self.superblock.send_forgets()
+            raise
+        self.superblock.send_forgets()
+        return result
+
+
+def _unused() -> OnDevice[T]:
+    raise AssertionError("it was answered")
+
+
+def _resumed(operation: Operation[T], request: Request) -> Operation[T]:
+    """Go on with an operation that has made its first request."""
+    try:
+        while True:
+            reply = yield request
+            try:
+                request = operation.send(reply)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+    finally:
+        operation.close()
+
+
+def _number(operation: Operation[T]) -> Operation[int]:
+    result = yield from operation
+    return result if isinstance(result, int) else 0

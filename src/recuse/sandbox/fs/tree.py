@@ -1,0 +1,312 @@
+"""A mounted filesystem, as the sandbox's walk and the handlers of system calls see it.
+
+The kernel half (`recuse.kernel.fs`) does everything: what is valid, who may do what, what the
+server is asked. Here its operations are chosen for a program's call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.connection.operation import Operation
+from recuse.kernel.connection.request import PAGE_SIZE
+from recuse.kernel.errors import os_error
+from recuse.kernel.fs import changes, names, xattrs
+from recuse.kernel.fs.attributes import get_attributes, get_birth_time, statfs
+from recuse.kernel.fs.changes import Changes, change_attributes, truncate
+from recuse.kernel.fs.execution import read_program
+from recuse.kernel.fs.inodes import Inode
+from recuse.kernel.fs.lookup import lookup
+from recuse.kernel.fs.permission import MAY_ACCESS, MAY_CHDIR, MAY_EXEC, permission
+from recuse.kernel.fs.superblock import Superblock
+from recuse.kernel.fs.walk import Last, read_link
+from recuse.sandbox.arch.status import Status
+from recuse.sandbox.files.table import FileTable
+from recuse.sandbox.fs import opening
+from recuse.sandbox.fs.caller import caller_of
+from recuse.sandbox.fs.running import Mounted
+from recuse.sandbox.fs.views import Name
+from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
+from recuse.sandbox.vfs.dentry import Dentry, Location
+from recuse.sandbox.vfs.filesystem_tree import NOW, Description, FilesystemTree, Place, Times
+
+if TYPE_CHECKING:
+    from recuse.kernel.fs import dentries
+    from recuse.kernel.fs.credentials import FileCaller
+
+_MINORS: Final = 1 << 20
+"""How many minor numbers there are. Filesystems without a device get the last ones of major 0; the
+kernel gives its own the first."""
+_MAGIC: Final = 0x65735546
+"""FUSE_SUPER_MAGIC (linux/magic.h)."""
+_STATFS: Final = struct.Struct("=qqQQQQQiiqqq32x")
+"""asm-generic/statfs.h"""
+_ST_VALID: Final = 0x20
+_SIGN: Final = 1 << 63
+_SECOND: Final = 1_000_000_000
+
+
+def of(dentry: Dentry) -> dentries.Dentry:
+    """The kernel half's own."""
+    assert isinstance(dentry, Name)
+    return dentry.of
+
+
+def inode_of(dentry: Dentry) -> Inode:
+    """What a name leads to."""
+    assert isinstance(dentry, Name)
+    return dentry.inode
+
+
+def _last(place: Place) -> Last:
+    return Last(of(place.directory.dentry), place.name, place.slashes)
+
+
+def _signed(seconds: int) -> int:
+    return seconds - 2 * _SIGN if seconds & _SIGN else seconds
+
+
+class MountedTree(Mounted, FilesystemTree):
+    """The tree of one filesystem."""
+
+    def __init__(self, superblock: Superblock, files: FileTable, name: str) -> None:
+        """Make it; ``files`` is the sandbox's table of open files."""
+        super().__init__(superblock, files)
+        self._name = os.fsencode(name)
+        self.device: Final = os.makedev(0, _MINORS + self.serial)
+        """As st_dev."""
+        self._root = Name(superblock.root)
+
+    @property
+    def root(self) -> Dentry:
+        """See `FilesystemTree`."""
+        return self._root
+
+    @property
+    def description(self) -> Description:
+        """See `FilesystemTree`."""
+        options = self.superblock.options
+        told = b"user_id=%d,group_id=%d" % (options.user_id, options.group_id)
+        told += b",default_permissions" if options.default_permissions else b""
+        told += b",allow_other" if options.allow_other else b""
+        return Description(self._name, b"fuse." + self._name, told, self.device)
+
+    # Looking
+
+    def lookup(self, call: TrappedCall, directory: Dentry, name: bytes) -> Dentry | None:
+        """See `FilesystemTree`."""
+        parent = of(directory)
+        found = self.ask(
+            call,
+            (parent, name),
+            lambda: lookup(self.superblock, caller_of(call), parent, name),
+        )
+        return None if found.inode is None else Name(found)
+
+    def read_link(self, call: TrappedCall, link: Dentry) -> bytes:
+        """See `FilesystemTree`."""
+        inode = inode_of(link)
+        return self.ask(
+            call, ("link", inode), lambda: read_link(self.superblock, caller_of(call), inode)
+        )
+
+    def check_search(self, call: TrappedCall, directory: Dentry, *, real: bool) -> None:
+        """See `FilesystemTree`."""
+        self._check(call, directory, MAY_EXEC, real=real)
+
+    def check_enter(self, call: TrappedCall, directory: Dentry) -> None:
+        """See `FilesystemTree`."""
+        self._check(call, directory, MAY_EXEC | MAY_CHDIR, real=False)
+
+    def check_access(self, call: TrappedCall, dentry: Dentry, wanted: int, *, real: bool) -> None:
+        """See `FilesystemTree`."""
+        self._check(call, dentry, wanted | MAY_ACCESS, real=real)
+
+    def _check(self, call: TrappedCall, dentry: Dentry, mask: int, *, real: bool) -> None:
+        inode = inode_of(dentry)
+        self.ask(
+            call,
+            ("permission", inode, mask, real),
+            lambda: permission(self.superblock, caller_of(call, real=real), inode, mask),
+        )
+
+    def status(self, call: TrappedCall, dentry: Dentry, *, birth: bool = False) -> Status:
+        """See `FilesystemTree`."""
+        inode = inode_of(dentry)
+        return self.ask(
+            call, ("status", inode), lambda: self._status(caller_of(call), inode, birth)
+        )
+
+    def _status(self, caller: FileCaller, inode: Inode, birth: bool) -> Operation[Status]:
+        born = None
+        if birth:
+            born = yield from get_birth_time(self.superblock, caller, inode)
+        attr = yield from get_attributes(self.superblock, caller, inode)
+        return Status(
+            self.device,
+            attr.ino,
+            attr.mode,
+            attr.nlink,
+            attr.uid,
+            attr.gid,
+            attr.rdev,
+            attr.size,
+            attr.blksize or PAGE_SIZE,
+            (
+                _signed(attr.atime) * _SECOND + attr.atimensec,
+                _signed(attr.mtime) * _SECOND + attr.mtimensec,
+                _signed(attr.ctime) * _SECOND + attr.ctimensec,
+            ),
+            attr.blocks,
+            born,
+        )
+
+    def statfs(self, call: TrappedCall) -> bytes:
+        """See `FilesystemTree`."""
+        inode = self._root.inode
+        told = self.ask(call, "statfs", lambda: statfs(self.superblock, caller_of(call), inode))
+        return _STATFS.pack(
+            *(_MAGIC, told.f_bsize, told.f_blocks, told.f_bfree, told.f_bavail),
+            *(told.f_files, told.f_ffree, self.device & 0x7FFFFFFF, 0),
+            *(told.f_namemax, told.f_frsize, told.f_flag | _ST_VALID),
+        )
+
+    def is_removed(self, dentry: Dentry) -> bool:
+        """See `FilesystemTree`."""
+        assert isinstance(dentry, Name)
+        return dentry.is_removed
+
+    def read_program(
+        self, call: TrappedCall, dentry: Dentry, take: Callable[[bytes], None]
+    ) -> Steps[None]:
+        """See `FilesystemTree`."""
+        caller, found = caller_of(call), of(dentry)
+        yield self.files.releases(self)
+        program = read_program(self.superblock, caller, found, take)
+        yield OnDevice(self, self.whole(program))
+
+    # Opening and making
+
+    def open(self, call: TrappedCall, location: Location, flags: int, mode: int) -> Outcome:
+        """See `FilesystemTree`."""
+        return opening.open_found(self, call, location, flags, mode)
+
+    def create(self, call: TrappedCall, place: Place, flags: int, mode: int) -> Outcome:
+        """See `FilesystemTree`."""
+        return opening.create(self, call, place, flags, mode)
+
+    def make_directory(self, call: TrappedCall, place: Place, mode: int) -> Outcome:
+        """See `FilesystemTree`."""
+        caller, (directory, name, _) = caller_of(call, creates=True), _last(place)
+        return self.run(call, names.make_directory(self.superblock, caller, directory, name, mode))
+
+    def make_node(self, call: TrappedCall, place: Place, mode: int, rdev: int) -> Outcome:
+        """See `FilesystemTree`."""
+        caller, (directory, name, _) = caller_of(call, creates=True), _last(place)
+        return self.run(call, names.make_node(self.superblock, caller, directory, name, mode, rdev))
+
+    def make_symlink(self, call: TrappedCall, place: Place, target: bytes) -> Outcome:
+        """See `FilesystemTree`."""
+        directory, name, _ = _last(place)
+        return self.run(
+            call, names.make_symlink(self.superblock, caller_of(call), directory, name, target)
+        )
+
+    def make_link(self, call: TrappedCall, old: Location, place: Place) -> Outcome:
+        """See `FilesystemTree`."""
+        inode, (directory, name, _) = inode_of(old.dentry), _last(place)
+        return self.run(
+            call, names.make_link(self.superblock, caller_of(call), inode, directory, name)
+        )
+
+    def unlink(self, call: TrappedCall, place: Place) -> Outcome:
+        """See `FilesystemTree`."""
+        return self.run(call, names.unlink(self.superblock, caller_of(call), *_last(place)))
+
+    def remove_directory(self, call: TrappedCall, place: Place) -> Outcome:
+        """See `FilesystemTree`."""
+        directory, name, _ = _last(place)
+        return self.run(
+            call, names.remove_directory(self.superblock, caller_of(call), directory, name)
+        )
+
+    def rename(self, call: TrappedCall, old: Place, new: Place, flags: int) -> Outcome:
+        """See `FilesystemTree`."""
+        rename = names.Rename(self.superblock, caller_of(call), _last(old), _last(new), flags)
+        return self.run(call, rename.run())
+
+    # Attributes
+
+    def _change(self, call: TrappedCall, dentry: Dentry, wanted: Changes) -> Outcome:
+        inode, caller = inode_of(dentry), caller_of(call)
+        return self.run(call, change_attributes(self.superblock, caller, inode, wanted))
+
+    def change_mode(self, call: TrappedCall, dentry: Dentry, mode: int) -> Outcome:
+        """See `FilesystemTree`."""
+        return self._change(call, dentry, Changes(mode=mode & 0o7777))
+
+    def change_owner(
+        self, call: TrappedCall, dentry: Dentry, uid: int | None, gid: int | None
+    ) -> Outcome:
+        """See `FilesystemTree`."""
+        return self._change(call, dentry, Changes(uid=uid, gid=gid))
+
+    def set_times(self, call: TrappedCall, dentry: Dentry, times: Times) -> Outcome:
+        """See `FilesystemTree`."""
+        atime, mtime = (changes.NOW if time == NOW else time for time in times)
+        return self._change(call, dentry, Changes(atime_ns=atime, mtime_ns=mtime))
+
+    def truncate(self, call: TrappedCall, dentry: Dentry, size: int) -> Outcome:
+        """See `FilesystemTree`."""
+        return self.run(call, truncate(self.superblock, caller_of(call), inode_of(dentry), size))
+
+    # Extended attributes
+
+    def get_xattr(
+        self, call: TrappedCall, dentry: Dentry, name: bytes, address: int, size: int
+    ) -> Outcome:
+        """See `FilesystemTree`."""
+        caller, inode = caller_of(call), inode_of(dentry)
+        if not size:
+            return self.run(call, xattrs.xattr_size(self.superblock, caller, inode, name))
+        size = min(size, xattrs.MOST_SIZE)
+        value = xattrs.get_xattr(self.superblock, caller, inode, name, size)
+        return self.run(call, _stored(caller, address, value))
+
+    def list_xattr(self, call: TrappedCall, dentry: Dentry, address: int, size: int) -> Outcome:
+        """See `FilesystemTree`."""
+        caller, inode = caller_of(call), inode_of(dentry)
+        if not size:
+            return self.run(call, xattrs.xattr_size(self.superblock, caller, inode, None))
+        size = min(size, xattrs.MOST_SIZE)
+        listed = xattrs.list_xattr(self.superblock, caller, inode, size)
+        return self.run(call, _stored(caller, address, _joined(listed)))
+
+    def set_xattr(
+        self, call: TrappedCall, dentry: Dentry, name: bytes, value: bytes, flags: int
+    ) -> Outcome:
+        """See `FilesystemTree`."""
+        caller, inode = caller_of(call), inode_of(dentry)
+        operation = xattrs.set_xattr(self.superblock, caller, inode, name, value, flags)
+        return self.run(call, operation)
+
+    def remove_xattr(self, call: TrappedCall, dentry: Dentry, name: bytes) -> Outcome:
+        """See `FilesystemTree`."""
+        caller, inode = caller_of(call), inode_of(dentry)
+        return self.run(call, xattrs.remove_xattr(self.superblock, caller, inode, name))
+
+
+def _joined(listed: Operation[list[bytes]]) -> Operation[bytes]:
+    return b"".join(name + b"\0" for name in (yield from listed))
+
+
+def _stored(caller: FileCaller, address: int, operation: Operation[bytes]) -> Operation[int]:
+    """Put a result into the caller's memory; return its size."""
+    data = yield from operation
+    if data and caller.memory.write(address, data) < len(data):
+        raise os_error(errno.EFAULT)
+    return len(data)
