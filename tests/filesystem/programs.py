@@ -28,15 +28,6 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(set(texts), len(texts))
 """
-TRY = """
-import os
-for _ in range(10):
-    try:
-        open("hello").read()
-    except OSError:
-        pass
-print("done")
-"""
 
 
 class Gate:
@@ -104,7 +95,7 @@ def python(code: str, mount: Mount, *args: str, cpu: int | None = None) -> subpr
     """A program in the root directory of a mount, on one CPU."""
     pin = "" if cpu is None else f"import os; os.sched_setaffinity(0, {{{cpu}}})\n"
     return subprocess.Popen(
-        [sys.executable, "-c", pin + code, *args],
+        [sys.executable, "-I", "-c", pin + code, *args],
         cwd=mount.path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

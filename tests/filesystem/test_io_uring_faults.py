@@ -17,7 +17,7 @@ from recuse.server.filesystem.session import FilesystemSession
 from recuse.wire.fuse import FUSE_NOTIFY_REPLY
 
 from .conftest import PATIENCE_S
-from .programs import CPUS, READERS, STAT, TRY, Blocking, Gate, python, result, tree
+from .programs import CPUS, READERS, Blocking, Gate, python, result, tree
 
 
 class Raising(RegularFile):
@@ -60,38 +60,6 @@ def test_an_internal_error_is_an_answer(
                 os.stat("hello", dir_fd=mount.fileno())
         os.listdir(mount.path)
     assert "on purpose" in caplog.text
-
-
-@pytest.mark.usefixtures("detached")
-@pytest.mark.parametrize(("owner", "name"), [(Ring, "add"), (Ring, "next"), (Rings, "serve")])
-def test_a_lack_of_memory_loses_no_request(
-    owner: type, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = getattr(owner, name)
-    calls: list[bool] = []
-
-    def lacking(*arguments: Any) -> Any:
-        # Each second call fails for a while.
-        if lacks and len(calls) < 20:
-            calls.append(len(calls) % 2 == 1)
-            if calls[-1]:
-                raise MemoryError
-        return usual(*arguments)
-
-    lacks = False
-    monkeypatch.setattr(owner, name, lacking)
-    with Gate() as gate, Mount(tree(waits=Blocking(gate)), None, "io_uring") as mount:
-        readers = python(READERS, mount, "waits", "3", cpu=CPUS[0])
-        gate.wait_for(3)
-        lacks = True
-        programs = [python(TRY, mount, cpu=cpu) for cpu in CPUS]
-        gate.open()
-        for program in programs:
-            assert result(program) == "done\n"
-        readers.communicate(timeout=PATIENCE_S)
-        lacks = False
-        assert True in calls
-        assert result(python(STAT, mount)) == "14\n"
 
 
 @pytest.mark.usefixtures("detached")

@@ -28,7 +28,7 @@ from recuse.wire.uring import FUSE_IO_URING_CMD_COMMIT_AND_FETCH, FUSE_IO_URING_
 log = Log("recuse.channel")
 
 _SUBMISSIONS: Final = 4
-_COMMITTED, _TAKEN, _SERVED, _ANSWERED = range(4)
+_COMMITTED, _RECEIVED, _BEGUN, _SERVED, _ANSWERED = range(5)
 """What was last done with the entry."""
 _JOIN_S: Final = 2.0
 _PAUSE_S: Final = 0.01
@@ -154,12 +154,14 @@ class CpuRing:
                 if state == _COMMITTED:
                     if not self._receive(ring):
                         return
-                    entry.answered = False
-                    state = _TAKEN
-                    self.taken += 1
+                    state = _RECEIVED
+                if state == _RECEIVED:
                     if shared.asleep:
                         shared.wake()
-                if state == _TAKEN:
+                    self.taken += 1
+                    entry.begin()
+                    state = _BEGUN
+                if state == _BEGUN:
                     serve(entry)
                     state = _SERVED
                     if not entry.answered:
@@ -171,7 +173,7 @@ class CpuRing:
                 ring.add(commit, entry.unique)
                 state = _COMMITTED
             except MemoryError:  # go on where it was raised
-                if state == _TAKEN and entry.answered:
+                if state == _BEGUN and entry.answered:
                     state = _SERVED
                 time.sleep(_PAUSE_S)
 
@@ -187,8 +189,9 @@ class CpuRing:
                 time.sleep(_PAUSE_S)
         self.waiting = False
         result = completion[1]
-        if result and -result not in OVER:
-            log.debug("CPU %d: %s", self.cpu, os.strerror(-result))
+        if result and -result not in OVER and self._started:
+            log.error("the ring of CPU %d: %s", self.cpu, os.strerror(-result))
+            self._broken()  # what was answered last has no answer, and will never have one
         if not self._started or result:  # nothing that could raise comes between two requests
             self._report(OSError(-result, os.strerror(-result)) if result else None)
         return not result

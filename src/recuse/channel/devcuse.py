@@ -101,6 +101,24 @@ class Channel:
         finally:
             self._end()
 
+    def read_into(self, buffer: bytearray) -> int:
+        """Read the next request into a buffer, without memory for it; return its size, 0 if none.
+
+        Raises OSError as `read` does.
+        """
+        number = self._begin()
+        try:
+            while True:
+                try:
+                    return os.readv(number, (buffer,))
+                except BlockingIOError:
+                    return 0
+                except OSError as error:
+                    if error.errno not in _READ_AGAIN:
+                        raise
+        finally:
+            self._end()
+
     @property
     def has_ended(self) -> bool:
         """Whether the connection has ended, from either side."""

@@ -14,6 +14,7 @@ from recuse.channel.devcuse import Channel
 from recuse.channel.guard import Guard
 from recuse.channel.mount_options import parse_options
 from recuse.channel.mounting import MountError, Source, check_directory, mount_at, mount_detached
+from recuse.channel.reserve import Reserve, refuse
 from recuse.channel.ring_entry import Entry
 from recuse.channel.rings import PARAMETER, Rings, is_offered
 from recuse.channel.taps import ServerTap, Tapped
@@ -44,7 +45,6 @@ from recuse.wire.fuse import (
     FUSE_RELEASE,
     FUSE_RELEASEDIR,
     FUSE_WRITE,
-    fuse_in_header,
     fuse_out_header,
 )
 
@@ -126,8 +126,9 @@ class Mount:
         self._send: Send = lambda _: None
         self._size = max(self._session.request_size, _LEAST_READ)
         self._rings: Rings | None = None
+        self._reserve = Reserve(self._size)
         self._workers: Workers[bytes | Entry] = Workers(
-            self._receive, self._handle, name="recuse-filesystem"
+            self._receive, self._handle, failed=self._refuse, name="recuse-filesystem"
         )
 
     @property
@@ -357,7 +358,11 @@ class Mount:
             while True:
                 if rings is not None and (entry := rings.receive()) is not None:
                     return entry
-                if (message := channel.read(self._size)) is not None:
+                try:
+                    message = channel.read(self._size)
+                except MemoryError:
+                    message = self._reserve.read(channel)
+                if message is not None:
                     return message
                 channel.wait(-1 if rings is None else rings.fileno())
         except OSError as error:
@@ -365,6 +370,15 @@ class Mount:
                 log.exception("%s: /dev/fuse cannot be read", self._filesystem.name)
             self._ended()
             return None
+
+    def _refuse(self, item: bytes | Entry, error: BaseException) -> None:
+        """Answer what could not be handled, unless it was answered."""
+        number = errno.ENOMEM if isinstance(error, MemoryError) else errno.EIO
+        if isinstance(item, Entry):
+            assert self._rings is not None
+            self._rings.refuse_shared(item, number)
+        else:
+            refuse(item, number, self._send)
 
     def _handle(self, item: bytes | Entry) -> None:
         rings = self._rings
@@ -385,11 +399,12 @@ class Mount:
             send = tapped.recording(send)
         try:
             if self._refuses and _is_others(message):
-                _refuse(message, send)
+                refuse(message, errno.EACCES, send)
             else:
                 self._session.handle(message, send)
         except WireError as error:
             log.error("%s: %s", self._filesystem.name, error)
+            refuse(message, errno.EIO, send)
 
     def _interrupt(self, rings: Rings, message: bytes) -> None:
         refusals: list[bytes] = []
@@ -410,13 +425,6 @@ def _absolute(directory: str | os.PathLike[str]) -> str:
         return resolve(directory)
     except OSError:
         return os.path.realpath(directory)
-
-
-def _refuse(message: bytes, send: Send) -> None:
-    unique = fuse_in_header.unpack(message).unique
-    answer = fuse_out_header(len=fuse_out_header.SIZE, error=-errno.EACCES, unique=unique)
-    with contextlib.suppress(OSError):  # nobody waits for it any more
-        send(answer.pack())
 
 
 def _is_others(message: bytes) -> bool:

@@ -8,6 +8,7 @@ import mmap
 import os
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -70,11 +71,22 @@ class Entry:
         """The address of two iovecs."""
         self.opcode = self.unique = 0
         """Of its request, or of the last one."""
-        self.answered = True
-        """Whether there is none, or it was answered."""
-        self.waits = 0
-        """For how many looks a request has been here that nobody has claimed; 0 if there is none
-        (`SharedRing`)."""
+        self._due: deque[None] = deque()
+        """Has one item while an answer is due: who takes it out gives the answer."""
+        self.waits = False
+        """Whether a request has been received that nobody has begun to handle (`SharedRing`)."""
+        self.known = False
+        """Whether the kernel has ever put a request there."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is no request, or it was answered."""
+        return not self._due
+
+    def begin(self) -> None:
+        """Have one answer be due: the kernel has put a request there."""
+        if not self._due:
+            self._due.append(None)  # which takes no memory
 
     def take(self) -> bytes:
         """Return the request that the kernel has put there, as a read of /dev/fuse gives it.
@@ -84,7 +96,6 @@ class Entry:
             MemoryError
         """
         memory = self._memory
-        self.answered = False
         length, self.opcode, self.unique = _unpack_head(memory)
         (payload,) = _unpack_u32(memory, _PAYLOAD_SIZE)
         end = _BODY + length - _IN - payload
@@ -98,34 +109,51 @@ class Entry:
         """Answer the request with a message as /dev/fuse takes it.
 
         Raises OSError: EINVAL if it does not fit, and the program gets EIO; ENOMEM, as the program
-        does; ENOENT if it was answered before.
+        does; ENOENT if it was answered before, or this answer is for another request.
         """
-        if self.answered:
+        if _unpack_u64(message, _UNIQUE)[0] != self.unique or not self._claim():
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        number = 0
         size = len(message) - _OUT
         if size > len(self._payload):
-            self.fail(errno.EIO)
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        try:
-            self._put(message, size)
-        except MemoryError:
-            self.fail(errno.ENOMEM)
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
+            number = errno.EINVAL
+            self._put_error(errno.EIO)
+        else:
+            try:
+                self._put(message, size)
+            except MemoryError:
+                number = errno.ENOMEM
+                self._put_error(number)
         self._give_back()
+        if number:
+            raise OSError(number, os.strerror(number))
 
     def fail(self, number: int) -> None:
-        """Answer with an errno; 0 is success. It succeeds, though it may have to wait for memory.
+        """Answer with an errno; 0 is success. Nothing happens if it was answered.
 
-        Only the kernel's headers are needed, whatever `take` has come to.
+        It succeeds, though it may have to wait for memory. Only the kernel's headers are needed,
+        whatever `take` has come to.
         """
+        if self._claim():
+            self._put_error(number)
+            self._give_back()
+
+    def _claim(self) -> bool:
+        """Whether the calling thread gives the answer that is due."""
+        try:
+            self._due.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _put_error(self, number: int) -> None:
         while True:
             try:
                 (self.unique,) = _unpack_u64(self._memory, _UNIQUE)
                 self._put(_pack_out_header(_OUT, -number, self.unique), 0)
-                break
+                return
             except MemoryError:
                 time.sleep(_PAUSE_S)
-        self._give_back()
 
     def _put(self, message: bytes, size: int) -> None:
         memory = self._memory
@@ -139,7 +167,6 @@ class Entry:
 
     def _give_back(self) -> None:
         # It may have the next request as soon as others know that it is ready.
-        self.answered = True
         while True:
             try:
                 self._ready(self)

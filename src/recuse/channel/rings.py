@@ -81,7 +81,9 @@ class Rings:
             ring.prepare(number, size)
         for ring in self._cpus:
             ring.check()
-        self._shared = SharedRing(number, size, own, self.serve, self._end)
+        self._shared = SharedRing(
+            number, size, own, serve=self.serve, broken=self._broken, ended=self._end
+        )
 
     def start(self) -> None:
         """Give the kernel the entries: it has been told that there are rings.
@@ -142,15 +144,19 @@ class Rings:
 
     def serve_shared(self, entry: Entry) -> None:
         """Handle a request that `receive` has returned."""
-        if self._shared is not None and self._shared.claim(entry):
-            try:
-                self.serve(entry)
-            except BaseException:  # not even called, without memory
-                if not entry.answered:
-                    entry.fail(errno.EIO)
-                raise
+        shared = self._shared
+        if shared is not None and shared.claim(entry):
+            if shared.asleep:
+                shared.wake()
+            self.serve(entry)
             if not entry.answered:
-                self._shared.relieve(entry.queue)
+                shared.relieve(entry.queue)
+
+    def refuse_shared(self, entry: Entry, number: int) -> None:
+        """Answer with an errno what `serve_shared` has failed to handle, if nobody else has."""
+        if self._shared is not None:
+            self._shared.claim(entry)
+            entry.fail(number)
 
     def serve(self, entry: Entry) -> None:
         """Handle an entry's request. It is answered then, or will be, whatever raises."""
@@ -161,8 +167,8 @@ class Rings:
             self._serve(entry, message)
         except BaseException as error:
             # If it was answered, it may have another request by now.
-            if not entry.answered and unique in (0, entry.unique):
-                entry.fail(errno.EIO)
+            if unique in (0, entry.unique):
+                entry.fail(errno.ENOMEM if isinstance(error, MemoryError) else errno.EIO)
             try:
                 if isinstance(error, (WireError, MemoryError)):
                     log.error("request %d cannot be read: %r", unique, error)

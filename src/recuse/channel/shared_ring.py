@@ -19,6 +19,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol, TypeVar
 
 from recuse.channel import known_file
@@ -54,7 +55,6 @@ _CLOSED_TICK_S: Final = 0.05
 _IDLE_TICKS: Final = 100
 _JOIN_S: Final = 2.0
 _PAUSE_S: Final = 0.01
-_LOST_TICKS: Final = 400
 
 
 class Queue(Protocol):
@@ -72,7 +72,9 @@ class SharedRing:
         number: int,
         size: int,
         own: Sequence[Queue | None],
+        *,
         serve: Callable[[Entry], None],
+        broken: Callable[[], object],
         ended: Callable[[], object],
     ) -> None:
         """Make the ring on an open /dev/fuse, and start the thread.
@@ -82,6 +84,7 @@ class SharedRing:
             size: most bytes of a payload.
             own: for each queue, the thread of its CPU, if there is one.
             serve: answers an entry's request after `close`; it must not block then.
+            broken: called when the kernel does not take an answer, though the connection lasts.
             ended: called after `close`, when the connection has ended.
 
         Raises OSError.
@@ -89,6 +92,7 @@ class SharedRing:
         self._size = size
         self._own = own
         self._serve = serve
+        self._broken = broken
         self._ended = ended
         self._lock = new_lock("SharedRing")
         self._free = [0] * len(own)
@@ -99,6 +103,8 @@ class SharedRing:
         self._entries: list[Entry] = []
         self._inbox: queue.SimpleQueue[Entry | int | None] = queue.SimpleQueue()
         """Entries that were answered; queues that may have run out of entries."""
+        self._job: Entry | int | None = None
+        """What was taken out of there and is not done yet."""
         self.asleep = False
         """Whether the thread looks at nothing until it is woken."""
         self._closing = False
@@ -129,7 +135,6 @@ class SharedRing:
 
     def wake(self) -> None:
         """Have the thread look whether methods block."""
-        self.asleep = False
         self._inbox.put(None)
 
     def relieve(self, number: int) -> None:
@@ -153,19 +158,21 @@ class SharedRing:
                 entry = self._entries[index]
                 self._free[entry.queue] -= 1
                 if not result:
-                    entry.waits = 1
+                    entry.waits = entry.known = True
                     return entry
                 if -result not in OVER:
-                    log.error("an entry of queue %d is lost: %s", entry.queue, os.strerror(-result))
+                    log.error("an entry of queue %d: %s", entry.queue, os.strerror(-result))
+                    if entry.known:  # otherwise there is just one entry less
+                        self._broken()
         return None
 
     def claim(self, entry: Entry) -> bool:
-        """Have the caller answer an entry's request; False if somebody else does."""
+        """Have the caller handle an entry's request; False if somebody else does."""
         with self._lock:
             if not entry.waits:
                 return False
-            entry.waits = 0
-            entry.answered = False
+            entry.begin()
+            entry.waits = False
             return True
 
     def holds(self, unique: int) -> bool:
@@ -185,21 +192,26 @@ class SharedRing:
 
     def _work(self) -> None:
         idle = 0
+        looked = time.monotonic()
         try:
             while True:
                 try:
                     if self._is_over():
                         break
                     self._asleep_or_not(idle)
-                    self._do(self._inbox.get(timeout=None if self.asleep else self._tick_s))
-                except queue.Empty:
-                    self._ring.submit()  # what could not be submitted before
-                    idle = 0 if self._look() else idle + 1
+                    with suppress(queue.Empty):
+                        if self._job is None:
+                            wait_s = None if self.asleep else self._tick_s
+                            self._job = self._inbox.get(timeout=wait_s)
+                        idle = 0
+                        self._do()
+                    if time.monotonic() - looked >= self._tick_s:
+                        self._ring.submit()  # what could not be submitted before
+                        idle = 0 if self._look() else idle + 1
+                        looked = time.monotonic()
                 except BaseException as error:
                     report(error)  # without memory, anything may raise
                     time.sleep(_PAUSE_S)
-                else:
-                    idle = 0
         finally:
             self._close()
             self._ended()
@@ -231,20 +243,22 @@ class SharedRing:
         if self.asleep and (self._look() or self._ring.added):
             self.asleep = False
 
-    def _do(self, job: Entry | int | None) -> None:
-        """Do what is asked for, and what else has been asked for by now."""
+    def _do(self) -> None:
+        """Do what is asked for, and what else has been asked for by now.
+
+        If it raises, it can be called again: what is not done yet is there still.
+        """
         dry: set[int] = set()
-        for _ in range(_SUBMISSIONS - self._ring.added):
-            if isinstance(job, Entry):
-                _until_memory(self._commit, job)
-            elif job is not None:
-                dry.add(job)
+        while self._ring.added < _SUBMISSIONS:
+            if isinstance(self._job, Entry):
+                _until_memory(self._commit, self._job)
+            elif self._job is not None:
+                dry.add(self._job)
+            self._job = None
             try:
-                job = self._inbox.get_nowait()
+                self._job = self._inbox.get_nowait()
             except queue.Empty:
                 break
-        else:
-            _until_memory(self._inbox.put, job)
         self._ring.submit()
         for number in dry:
             if self._is_dry(number):
@@ -264,7 +278,7 @@ class SharedRing:
 
     def _look(self) -> bool:
         """Relieve queues on which nothing happens; return whether any is busy."""
-        busy = bool(self._owed) | self._refuse_lost()
+        busy = bool(self._owed)
         for number in list(self._owed):
             self._nudge(number, 0)
         for number, thread in enumerate(self._own):
@@ -310,18 +324,6 @@ class SharedRing:
                 self._entries.pop()
                 raise
             self._free[entry.queue] = free
-
-    def _refuse_lost(self) -> bool:
-        """Refuse requests whose thread has lost them, for lack of memory; return if any waits."""
-        waiting = [entry for entry in self._entries if entry.waits]
-        for entry in waiting:
-            with self._lock:
-                if entry.waits:
-                    entry.waits += 1
-            if entry.waits > _LOST_TICKS and self.claim(entry):
-                log.error("a request of queue %d was lost", entry.queue)
-                entry.fail(errno.EIO)
-        return bool(waiting)
 
     def _nudge(self, number: int, count: int) -> None:
         """Have the kernel look at what waits on a queue, which has so many new entries.

@@ -5,6 +5,9 @@ as that would cost more than most items do. While a handler blocks, nobody recei
 notices this within :data:`TICK` and lets another thread lead. The first thread steps back when its
 handler returns. So there is one thread for each handler that is blocking, and one more.
 
+Whatever fails, memory included, an item that was received is either handled, or given to the
+function for failures: nobody may wait for it in vain.
+
 If no more threads can be started, the monitor itself leads. It is the last thread: what would block
 it must fail instead (`recuse.runtime.threads`), so that everything else continues. As soon as there
 is another thread, the monitor gives it the lead, or the monitor's role.
@@ -71,11 +74,14 @@ def pass_lead() -> None:
 class _Turn(Generic[T]):
     """One thread's time as the leader."""
 
-    __slots__ = ("count", "given", "item", "last", "over")
+    __slots__ = ("busy", "count", "given", "item", "last", "over")
 
     def __init__(self, item: T | None = None, *, last: bool = False) -> None:
         """Begin with an item that was already received, if there is one."""
-        self.count = 0  # odd while it handles an item
+        self.busy = False
+        """Whether it handles an item; to set it takes no memory."""
+        self.count = 0
+        """How many items it has begun to handle."""
         self.item = item
         self.given = item is not None
         self.last = last
@@ -99,6 +105,7 @@ class Workers(Generic[T]):
         handle: Callable[[T], None],
         *,
         stuck: Callable[[T, Callable[[], bool]], None] = lambda _, __: None,
+        failed: Callable[[T, BaseException], None] = lambda _, __: None,
         broken: Callable[[BaseException], None] | None = None,
         name: str = "recuse",
     ) -> None:
@@ -109,6 +116,8 @@ class Workers(Generic[T]):
                 moments when the leader changes. What it raises is logged, and it is called
                 again.
             handle: handles an item, and may block. An exception that escapes is logged.
+            failed: called with an item whose handler has raised, or was not even called for lack of
+                memory, and the exception. It is called again if it raises MemoryError.
             stuck: called with an item whose handler was found blocking, and with a function that
                 says whether it still is.
             broken: called with what ``receive`` raises if it does so each time; then this is the
@@ -118,6 +127,7 @@ class Workers(Generic[T]):
         self._receive = receive
         self._handle = handle
         self._stuck = stuck
+        self._failed = failed
         self._broken = broken
         self._name = name
         self._turn: _Turn[T] = _Turn()
@@ -161,7 +171,7 @@ class Workers(Generic[T]):
         now = time.monotonic()
         for thread, turn in list(self._live.items()):
             if thread is not threading.current_thread():
-                end = now + (_HANDLER_S if turn.count % 2 else _THREAD_S)
+                end = now + (_HANDLER_S if turn.busy else _THREAD_S)
                 thread.join(max(end - time.monotonic(), 0))
         return True
 
@@ -171,8 +181,9 @@ class Workers(Generic[T]):
                 self._change_leader()
 
     def _make_thread(self, turn: _Turn[T]) -> None:
-        threads.start(self._work, turn, name=f"{self._name}-{self._made + 1}")
-        self._made += 1
+        made = self._made + 1
+        threads.start(self._work, turn, name=f"{self._name}-{made}")
+        self._made = made
 
     def _change_leader(self, item: T | None = None) -> bool:
         """Have another thread lead, and return True; it begins with the item, if there is one.
@@ -181,6 +192,9 @@ class Workers(Generic[T]):
         """
         turn = _Turn(item)
         if not self._give(turn):
+            # Its thread may have started after all. It finds nothing to do.
+            turn.item = None
+            turn.given, turn.over = False, True
             return False
         self._turn.over = True
         self._turn = turn
@@ -213,10 +227,8 @@ class Workers(Generic[T]):
                 else:
                     mine = self._wait_for_turn() if self._lead(turn) else None
             except BaseException as error:
-                # Not something that a handler raised. Without memory, anything may raise.
-                report(error)
-                turn.count += turn.count % 2
-                time.sleep(_PAUSE_S)
+                # Without memory, anything may raise, at any place.
+                self._recover(turn, error)
                 continue
             if mine is None:
                 return
@@ -228,8 +240,7 @@ class Workers(Generic[T]):
         receive, handle = self._receive, self._handle
         _this_thread.led = self, turn
         if turn.given:
-            turn.given = False
-            self._handle_one(turn)
+            self._handle_given(turn)
         while not turn.over:
             try:
                 item = receive()
@@ -241,27 +252,49 @@ class Workers(Generic[T]):
                 self._end()
                 return False
             turn.item = item
+            turn.busy = True
             turn.count += 1
             if self._parked:
                 self._unpark.set()
-            try:
-                handle(item)
-            except BaseException:
-                _log.exception("internal error while handling %r", item)
-            turn.count += 1
+            handle(item)
+            turn.busy = False
             # While this thread waits for the next item, it does not keep this one.
             item = turn.item = None
         return True
 
-    def _handle_one(self, turn: _Turn[T]) -> None:
-        assert turn.item is not None
-        turn.count += 1
-        try:
+    def _handle_given(self, turn: _Turn[T]) -> None:
+        """Handle the item that a turn begins with, unless it was taken back."""
+        with self._lock:
+            turn.busy, turn.given = turn.given, False
+            turn.count += 1
+        if turn.item is not None:
             self._handle(turn.item)
-        except BaseException:
-            _log.exception("internal error while handling %r", turn.item)
-        turn.count += 1
+        turn.busy = False
         turn.item = None
+
+    def _recover(self, turn: _Turn[T], error: BaseException) -> None:
+        """Go on after something has raised: no item is left unhandled."""
+        while True:
+            try:
+                if turn.item is None:
+                    report(error)
+                    time.sleep(_PAUSE_S)
+                else:
+                    self._give_up(turn.item, error)
+                break
+            except MemoryError:
+                time.sleep(_PAUSE_S)
+        turn.item = None
+        turn.busy = turn.given = False
+
+    def _give_up(self, item: T, error: BaseException) -> None:
+        try:
+            self._failed(item, error)
+        except MemoryError:
+            raise
+        except BaseException as failure:
+            report(failure)
+        _log.error("internal error while handling %r", item, exc_info=error)
 
     def _try_again(self, error: BaseException) -> bool:
         """Wait a moment after an error in receiving; return False if it is no use to try again."""
@@ -288,7 +321,7 @@ class Workers(Generic[T]):
                 self._relief.notify()
                 return _MONITOR
             current = self._turn
-            if current.last and current.count % 2:
+            if current.last and current.busy:
                 # The last thread does what it cannot refuse. It may leave the lead to this one.
                 current.over = True
                 self._turn = _Turn()
@@ -310,7 +343,7 @@ class Workers(Generic[T]):
         item = turn.item
         if item is not None:
             try:
-                self._stuck(item, lambda: turn.count == count)
+                self._stuck(item, lambda: turn.busy and turn.count == count)
             except BaseException:
                 _log.exception("internal error while looking at %r", item)
 
@@ -332,7 +365,7 @@ class Workers(Generic[T]):
             turn = self._turn
             if turn is not seen or turn.count != count:
                 seen, count, idle = turn, turn.count, 0
-            elif count % 2:
+            elif turn.busy:
                 mine = self._relieve(turn, count)
                 if mine is not None:
                     return mine
@@ -342,7 +375,7 @@ class Workers(Generic[T]):
                 if idle > _IDLE_TICKS:
                     self._unpark.clear()
                     self._parked = True
-                    if turn.count == count and not self._ended.is_set():
+                    if turn.count == count and not turn.busy and not self._ended.is_set():
                         self._unpark.wait()
                     self._parked = False
                     idle = 0
@@ -356,7 +389,7 @@ class Workers(Generic[T]):
         """
         last: _Turn[T] | None = None
         with self._lock:
-            if self._turn is not turn or turn.count != count:
+            if self._turn is not turn or turn.count != count or not turn.busy:
                 return None
             if not self._change_leader():
                 turn.over = True
@@ -372,32 +405,41 @@ class Workers(Generic[T]):
         self._live[threading.current_thread()] = turn
         while turn.last and not turn.over:
             try:
-                item = self._receive()
+                if not self._handle_as_last(turn):
+                    return
             except BaseException as error:
-                item = None
-                if self._try_again(error):
-                    continue
-            if item is None:
-                self._end()
-                return
+                self._recover(turn, error)
+
+    def _handle_as_last(self, turn: _Turn[T]) -> bool:
+        """Receive and handle one item; False if that was the last one, or another thread does."""
+        try:
+            item = self._receive()
+        except BaseException as error:
+            item = None
+            if self._try_again(error):
+                return True
+        if item is None:
+            self._end()
+            return False
+        turn.item = item
+        with self._lock:
+            with suppress(MemoryError):
+                if self._change_leader(item):
+                    turn.item = None
+                    return False
+            turn.busy = True
+            turn.count += 1
+        LAST_THREADS[get_ident()] = partial(self._hand_over, turn)
+        try:
+            self._handle(item)
+        finally:
+            LAST_THREADS.pop(get_ident(), None)
             with self._lock:
-                with suppress(MemoryError):
-                    if self._change_leader(item):
-                        return
-                turn.item = item
-                turn.count += 1
-            LAST_THREADS[get_ident()] = partial(self._hand_over, turn)
-            try:
-                self._handle(item)
-            except BaseException:
-                _log.exception("internal error while handling %r", item)
-            finally:
-                LAST_THREADS.pop(get_ident(), None)
-                with self._lock:
-                    turn.count += 1
-                item = turn.item = None
-            if self._refused:
-                self._tell_of_lack()
+                turn.busy = False
+        item = turn.item = None
+        if self._refused:
+            self._tell_of_lack()
+        return True
 
     def _hand_over(self, turn: _Turn[T]) -> bool:
         """Have another thread be the monitor, so that the calling one may block.

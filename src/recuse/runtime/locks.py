@@ -49,6 +49,8 @@ garbage is collected in any thread, in the middle of anything.
     StringReader: the descriptors of the programs' memories
     FilesystemSession: whether a session of a filesystem has been closed
     SharedRing: the entries of a mount's ring, and how many of them the kernel has
+    Reserve (waits): the memory that a mount reads a request into when there is no other
+        Channel
     Modes: which files of a filesystem use the page cache, and which a backing file
         Channel
     Notifications: the thread that sends a filesystem's notifications

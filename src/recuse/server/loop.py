@@ -53,7 +53,14 @@ class Tasks:
         """
 
         def begin() -> None:
-            task = self.loop.create_task(self._run(awaitable, done, pending))
+            running = self._run(awaitable, done, pending)
+            try:
+                task = self.loop.create_task(running)
+            except MemoryError as error:
+                running.close()
+                discard(awaitable)
+                done(None, error)
+                return
             self._tasks[task] = pending
             if pending is not None:
                 pending.task = task
@@ -84,7 +91,7 @@ class Tasks:
                 outcome = None, error
         task = asyncio.current_task()
         assert task is not None
-        del self._tasks[task]
+        self._tasks.pop(task, None)
         done(*outcome)
 
     def interrupt(self, pending: PendingReply) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ NO_REPLY = frozenset({FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_REPLY})
 
 _pack_out_header = fuse_out_header.CODEC.pack
 _OUT_HEADER_SIZE = fuse_out_header.SIZE
+_PAUSE_S = 0.01
 
 
 class PendingReply:
@@ -53,9 +55,14 @@ class PendingReply:
         self._send: Send | None = send
 
     def reply(self, payload: bytes) -> bool:
-        """Answer with success; return whether the other end took it."""
-        header = _pack_out_header(_OUT_HEADER_SIZE + len(payload), 0, self.unique)
-        return self._answer(header + payload)
+        """Answer with success, ENOMEM without memory; return whether the other end took it."""
+        try:
+            header = _pack_out_header(_OUT_HEADER_SIZE + len(payload), 0, self.unique)
+            message = header + payload
+        except MemoryError:
+            self.fail(errno.ENOMEM)
+            return False
+        return self._answer(message)
 
     @property
     def answered(self) -> bool:
@@ -73,8 +80,17 @@ class PendingReply:
         return self._send
 
     def fail(self, number: int) -> bool:
-        """Answer with an errno, 1 to 511; return whether the other end took it."""
-        return self._answer(_pack_out_header(_OUT_HEADER_SIZE, -number, self.unique))
+        """Answer with an errno, 1 to 511; return whether the other end took it.
+
+        Someone waits for it. So without memory, it waits for some.
+        """
+        while True:
+            try:
+                message = _pack_out_header(_OUT_HEADER_SIZE, -number, self.unique)
+                break
+            except MemoryError:
+                time.sleep(_PAUSE_S)
+        return self._answer(message)
 
     def _answer(self, message: bytes) -> bool:
         send = self._send
@@ -85,8 +101,7 @@ class PendingReply:
             send(message)
         except MemoryError:
             # The other end still waits for an answer, and a short one can be sent.
-            with suppress(OSError):
-                send(_pack_out_header(_OUT_HEADER_SIZE, -errno.ENOMEM, self.unique))
+            self._send_lack(send)
             return False
         except Exception as error:
             # ENOENT: the program was killed meanwhile; ENODEV: the device is gone. Both happen to
@@ -100,6 +115,15 @@ class PendingReply:
             )
             return False
         return True
+
+    def _send_lack(self, send: Send) -> None:
+        while True:
+            try:
+                with suppress(OSError):
+                    send(_pack_out_header(_OUT_HEADER_SIZE, -errno.ENOMEM, self.unique))
+                return
+            except MemoryError:
+                time.sleep(_PAUSE_S)
 
 
 def answer_fault(pending: PendingReply, error: BaseException) -> None:

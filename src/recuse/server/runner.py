@@ -14,7 +14,7 @@ from recuse.server.device import File
 from recuse.server.errors import Misuse
 from recuse.server.ioctl_retries import IoctlCall
 from recuse.server.memory import MoreMemory
-from recuse.server.pending_reply import PendingReply, discard
+from recuse.server.pending_reply import PendingReply, answer_fault, discard
 from recuse.server.request import CURRENT
 from recuse.wire.cuse import RECUSE_MUNMAP
 from recuse.wire.fuse import FUSE_OPEN, FUSE_POLL, FUSE_RELEASE
@@ -213,8 +213,13 @@ class Runner:
         awaitable: Awaitable[Any],
     ) -> None:
         def done(returned: Any, error: BaseException | None) -> None:
+            try:
+                finish(returned, error)
+            except BaseException as caught:  # there may be no memory
+                answer_fault(pending, caught)
+
+        def finish(returned: Any, error: BaseException | None) -> None:
             self._running.pop(pending.unique, None)
-            payload = b""
             try:
                 if error is not None and not isinstance(error, MoreMemory):
                     raise error

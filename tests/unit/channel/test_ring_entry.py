@@ -35,6 +35,7 @@ class Kernel:
         ctypes.memmove(self.headers + 128, body, len(body))
         ctypes.memmove(self.headers + 256, told, len(told))
         ctypes.memmove(self.payload, payload, len(payload))
+        self.entry.begin()
 
     def answer(self) -> tuple[fuse_out_header, bytes]:
         """Take the answer, as `fuse_uring_commit` does."""
@@ -92,6 +93,23 @@ def test_an_answer_that_does_not_fit() -> None:
         entry.answer(header.pack() + bytes(SIZE + 1))
     assert entry.answered
     assert KERNEL.answer() == (fuse_out_header(len=16, error=-errno.EIO, unique=2), b"")
+
+
+def test_an_answer_that_comes_too_late() -> None:
+    entry = KERNEL.entry
+    for unique in (2, 4):
+        KERNEL.put(fuse_in_header(len=40, opcode=1, unique=unique), b"", b"", 0)
+        entry.take()
+        # That of the request before does not become this one's.
+        with pytest.raises(OSError, match=os.strerror(errno.ENOENT)):
+            entry.answer(fuse_out_header(len=16, unique=unique - 2).pack())
+        answer = fuse_out_header(len=16, unique=unique)
+        entry.answer(answer.pack())
+        with pytest.raises(OSError, match=os.strerror(errno.ENOENT)):
+            entry.answer(answer.pack())
+        entry.fail(errno.EIO)
+        assert KERNEL.answer() == (answer, b"")
+        assert KERNEL.ready.empty()
 
 
 def test_an_error_after_success() -> None:
