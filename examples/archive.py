@@ -294,8 +294,8 @@ class Archive(recuse.Filesystem):
         if not names:
             self.lack("no name for a file", path)
             return node
-        if isinstance(node, recuse.Symlink) and (node.size or 0) > PATH_MAX:
-            self.lack("too long a target of a symbolic link", path)
+        if isinstance(node, recuse.Symlink) and not 0 < (node.size or 0) <= PATH_MAX:
+            self.lack("too long a target of a symbolic link, or none", path)
             return node
         children = self.directory(names[:-1]).children
         if names[-1] in children:

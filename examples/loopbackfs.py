@@ -26,6 +26,13 @@ Names = list[tuple[str, int]]
 libc = ctypes.CDLL(None, use_errno=True)
 
 
+def checked(result: int) -> None:
+    """Raise the error of a call that Python does not have."""
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
 class Loopback(recuse.Inodes):
     """The filesystem.  An inode that the kernel knows is an open descriptor (O_PATH)."""
 
@@ -161,9 +168,7 @@ class Loopback(recuse.Inodes):
     def rename(self, parent: int, name: str, new_parent: int, new_name: str, flags: int) -> None:
         old = self.descriptors[parent], os.fsencode(name)
         new = self.descriptors[new_parent], os.fsencode(new_name)
-        if libc.renameat2(*old, *new, flags):  # Python has none
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        checked(libc.renameat2(*old, *new, flags))
 
     # ---- directories: what is opened is a list of names and inode numbers
 
@@ -211,6 +216,9 @@ class Loopback(recuse.Inodes):
 
     def fsync(self, ino: int, fh: int, data_only: bool) -> None:
         (os.fdatasync if data_only else os.fsync)(fh)
+
+    def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
+        checked(libc.fallocate(fh, mode, ctypes.c_long(offset), ctypes.c_long(length)))
 
     def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
         return os.lseek(fh, offset, whence)

@@ -17,14 +17,22 @@ import stat
 import time
 
 import recuse
-from recuse import RENAME_EXCHANGE, RENAME_NOREPLACE, Node, NodeFile, OpenRequest
+from recuse import RENAME_EXCHANGE, RENAME_NOREPLACE, Node, NodeFile, OpenRequest, Statistics
 
 PAGE = 4096
 ZEROS = bytes(PAGE)
 
+# linux/falloc.h
+KEEP_SIZE, PUNCH_HOLE = 1, 2
+
 
 def error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
+
+
+def pages(offset: int, end: int) -> range:
+    """The numbers of the pages with these bytes."""
+    return range(offset // PAGE, -(-end // PAGE))
 
 
 class MemoryNode(Node):
@@ -78,34 +86,55 @@ class MemoryFile(MemoryNode, recuse.RegularFile):
     def __init__(self, mode: int, directory: "MemoryDirectory") -> None:
         super().__init__(mode, directory)
         self.pages: dict[int, bytearray] = {}
-        self.blocks = 0
+        self.reserved: set[int] = set()
+        """Pages for which there is room, but that are holes still."""
+
+    @property
+    def blocks(self) -> int:  # type: ignore[override]
+        return (len(self.pages) + len(self.reserved)) * PAGE // 512
 
     def open(self, request: OpenRequest) -> "MemoryOpenFile":
         return MemoryOpenFile(self)
 
     def read(self, size: int, offset: int) -> bytes:
         end = min(offset + size, self.size)
-        numbers = range(offset // PAGE, -(-end // PAGE))
-        content = b"".join(self.pages.get(number, ZEROS) for number in numbers)
+        content = b"".join(self.pages.get(number, ZEROS) for number in pages(offset, end))
         return content[offset % PAGE :][: max(end - offset, 0)]
 
     def write(self, data: bytes, offset: int) -> None:
         end = offset + len(data)
-        for number in range(offset // PAGE, -(-end // PAGE)):
+        for number in pages(offset, end):
             start = number * PAGE
             page = self.pages.setdefault(number, bytearray(PAGE))
             low, high = max(offset, start), min(end, start + PAGE)
             page[low - start : high - start] = data[low - offset : high - offset]
+        self.reserved.difference_update(pages(offset, end))
         self.size = max(self.size, end)
-        self.blocks = len(self.pages) * PAGE // 512
         self.touch()
 
+    def reserve(self, offset: int, end: int) -> None:
+        for number in pages(offset, end):
+            if number in self.reserved:  # as a tmpfs: the second time it is filled with zeros
+                self.reserved.remove(number)
+                self.pages[number] = bytearray(PAGE)
+            elif number not in self.pages:
+                self.reserved.add(number)
+
+    def punch(self, offset: int, end: int) -> None:
+        """Make a hole: whole pages are given back, parts are filled with zeros."""
+        for number in [number for number in self.pages if offset < number * PAGE + PAGE]:
+            start = number * PAGE
+            low, high = max(offset, start), min(end, start + PAGE)
+            if high - low == PAGE:
+                del self.pages[number]
+            elif low < high:
+                self.pages[number][low - start : high - start] = bytes(high - low)
+        whole = range(-(-offset // PAGE), end // PAGE)
+        self.reserved = {number for number in self.reserved if number not in whole}
+
     def truncate(self, size: int) -> None:
-        for number in [number for number in self.pages if number * PAGE >= size]:
-            del self.pages[number]
-        if (page := self.pages.get(size // PAGE)) is not None:
-            page[size % PAGE :] = bytes(PAGE - size % PAGE)
-        self.blocks = len(self.pages) * PAGE // 512
+        if size <= self.size:
+            self.punch(size, 1 << 63)
         if size != self.size:
             self.size = size
             self.touch()
@@ -129,6 +158,17 @@ class MemoryOpenFile(NodeFile):
             while number in pages:
                 number += 1
         return min(max(offset, number * PAGE), size)
+
+    def allocate(self, mode: int, offset: int, length: int) -> None:
+        node, end = self.node, offset + length
+        if mode == PUNCH_HOLE | KEEP_SIZE:
+            node.punch(offset, end)
+        elif mode in (0, KEEP_SIZE):
+            node.reserve(offset, end)
+            node.size = node.size if mode else max(node.size, end)
+        else:  # as a tmpfs: it writes no zeros
+            raise error(errno.EOPNOTSUPP)
+        node.touch()
 
 
 class MemorySymlink(MemoryNode, recuse.Symlink):
@@ -222,3 +262,24 @@ class MemoryFilesystem(recuse.Filesystem):
 
     def __init__(self) -> None:
         super().__init__(MemoryDirectory(0o755))
+
+    def statistics(self) -> Statistics:
+        """Tell of half of the machine's memory, as a tmpfs does.  Nothing here enforces it."""
+        found: dict[int, Node] = {}
+        waiting: list[Node] = [self.root]
+        while waiting:
+            node = waiting.pop()
+            found[id(node)] = node  # once, if it has several names
+            if isinstance(node, MemoryDirectory):
+                waiting += node.children.values()
+        most = os.sysconf("SC_PHYS_PAGES") // 2 * (os.sysconf("SC_PAGE_SIZE") // PAGE)
+        blocks = sum(node.blocks for node in found.values() if isinstance(node, MemoryFile))
+        free = max(most - blocks * 512 // PAGE, 0)
+        return Statistics(
+            blocks=most,
+            free=free,
+            available=free,
+            files=most,
+            free_files=max(most - len(found), 0),
+            block_size=PAGE,
+        )

@@ -10,6 +10,7 @@ A node is an open descriptor (O_PATH), not a path: whoever renames a directory m
 there, changes no file's meaning.
 """
 
+import ctypes
 import errno
 import os
 import stat
@@ -18,6 +19,8 @@ from weakref import WeakValueDictionary
 
 import recuse
 from recuse import Changes, Entry, Node, OpenFile, OpenRequest
+
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MirrorNode(Node):
@@ -94,6 +97,12 @@ class MirrorOpenFile(OpenFile):
 
     def sync(self, data_only: bool) -> None:
         (os.fdatasync if data_only else os.fsync)(self.backing)
+
+    def allocate(self, mode: int, offset: int, length: int) -> None:
+        # Python has posix_fallocate(3) only, which makes no holes.
+        if libc.fallocate(self.backing, mode, ctypes.c_long(offset), ctypes.c_long(length)):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
     def seek(self, offset: int, whence: int) -> int:
         return os.lseek(self.backing, offset, whence)

@@ -1,4 +1,4 @@
-"""How long tests wait for what must come; only a failure takes as long."""
+"""How long tests wait for what must come, and how much they try."""
 
 import os
 
@@ -6,3 +6,7 @@ SLOWNESS = int(os.environ.get("RECUSE_SLOWNESS", "1"))
 """How many times slower than other machines this one is: an emulated one says so."""
 
 PATIENCE_S = 50 * SLOWNESS
+"""Only a failure takes as long."""
+
+LONGER = int(os.environ.get("RECUSE_LONGER", "1"))
+"""How many times as many random examples are tried, where that may take long."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Opened,
         Statistics,
     )
+    from recuse.server.filesystem.device_node import DeviceNode
     from recuse.server.filesystem.filesystem import Filesystem
     from recuse.server.filesystem.inodes import ROOT_INODE, Inodes
     from recuse.server.filesystem.nodes import (
@@ -61,6 +62,7 @@ _HOMES = {
     "Attributes": "server.filesystem.attributes",
     "Changes": "server.filesystem.attributes",
     "Device": "server.device",
+    "DeviceNode": "server.filesystem.device_node",
     "Directory": "server.filesystem.nodes",
     "DirectoryEntry": "server.filesystem.attributes",
     "Entry": "server.filesystem.attributes",
@@ -105,6 +107,7 @@ __all__ = [
     "Attributes",
     "Changes",
     "Device",
+    "DeviceNode",
     "Directory",
     "DirectoryEntry",
     "Entry",

@@ -136,21 +136,18 @@ def test_the_example_of_mapping(serve: Serve, directory: Path) -> None:
     assert server.end()[0] == 0
 
 
-def test_after_a_kill_the_mount_is_left(serve: Serve, directory: Path) -> None:
+def test_after_a_kill_the_mount_goes_away(serve: Serve, directory: Path) -> None:
     echo = str(EXAMPLES / "echo.py")
     first = serve(str(directory), echo)
     assert first.line()
     second = serve(str(directory), echo)
     assert second.line() == ""
     taken = f"recuse: {directory}: a FUSE filesystem is mounted there: umount {directory}\n"
-    assert second.end()[1] == taken
+    assert second.end() == (125, taken)
     first.end(signal.SIGKILL)
-    with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
-        (directory / "echo").read_bytes()
-    third = serve(str(directory), echo)
-    assert third.line() == ""
-    assert third.end() == (125, taken)
-    assert shell(f"umount {directory}") == ""
+    end = time.monotonic() + PATIENCE_S
+    while f" {directory} " in Path("/proc/self/mounts").read_text(encoding="utf-8"):
+        assert time.monotonic() < end
     assert serve(str(directory), echo).line() == f"{directory}/echo"
 
 
@@ -200,10 +197,9 @@ def test_without_the_right_to_mount(serve: Serve, directory: Path) -> None:
     command = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
     server = serve(str(directory), str(EXAMPLES / "echo.py"), command=command)
     assert server.line() == ""
-    assert server.end() == (
-        125,
-        f"recuse: {directory}: only root may mount; `recuse run` needs no rights\n",
-    )
+    status, said = server.end()
+    assert status == 125
+    assert said.startswith(f"recuse: {directory}: only root may mount")
 
 
 @pytest.mark.parametrize("option", ["--kernel", "--listen=here"])

@@ -6,15 +6,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recuse.channel.devcuse import KernelError
-from recuse.channel.devfuse import DevFuse
+from recuse import Mount, MountError
 from recuse.cli.spec import load, parse
+from recuse.server.filesystem.device_tree import DeviceTree
 from tests.conftest import Needs
 from tests.examples.frames import FAST, ROOT, SMALL, Look, check, frames_of
 
@@ -34,16 +33,18 @@ def file(needs: Needs, tmp_path: Path, camera: Any) -> Iterator[str]:
     needs("/dev/fuse")
     if os.geteuid():
         pytest.skip("only root may mount")
-    with closing(DevFuse([camera], str(tmp_path))) as served:
-        try:
-            served.start()
-        except KernelError as error:
-            pytest.skip(str(error))
-        if not served.maps:
+    served = Mount(DeviceTree([camera]), tmp_path)
+    try:
+        served.start()
+        if not served.has_backing:
             pytest.skip("this kernel has no FUSE passthrough")
         yield f"{tmp_path}/video9"
+    except MountError as error:
+        pytest.skip(str(error))
+    finally:
+        served.close()
     for thread in threading.enumerate():
-        if thread.name.startswith("recuse-mount"):
+        if thread.name.startswith("recuse-filesystem"):
             thread.join(PATIENCE_S)
 
 

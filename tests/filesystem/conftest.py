@@ -217,7 +217,11 @@ class Somebody:
 
     def recuse(self, *args: str) -> subprocess.CompletedProcess[str]:
         """Run a command of recuse."""
-        return self.run(self._python, "-B", "-c", _COMMAND, *args)
+        return self.run(*self.command(*args))
+
+    def command(self, *args: str) -> list[str]:
+        """Return the program and its arguments for that."""
+        return [self._python, "-B", "-c", _COMMAND, *args]
 
 
 @pytest.fixture

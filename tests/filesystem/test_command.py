@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import EXAMPLES, PATIENCE_S, Serve, Somebody, is_mounted
+from .conftest import EXAMPLES, PATIENCE_S, RECUSE, Serve, Somebody, is_mounted
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -381,6 +381,18 @@ def test_a_signal_reaches_the_one_program(serve: Serve, directory: Path) -> None
     server = serve("--private", MEMORY, str(directory), "--", "bash", "-c", script)
     assert server.line() == "ready"
     assert server.end(signal.SIGTERM)[0] == 7
+
+
+def test_signals_that_the_one_program_ignores(directory: Path, command: Command) -> None:
+    """They stay ignored: nohup."""
+    grep = ["grep", "SigIgn", "/proc/self/status"]
+    script = "trap '' HUP INT; exec \"$@\""
+    recuse = [*RECUSE, "mount", "--private", MEMORY, str(directory), "--"]
+    native, ours = (
+        subprocess.run(["sh", "-c", script, "sh", *argv], stdout=subprocess.PIPE, check=True)
+        for argv in (grep, [*recuse, *grep])
+    )
+    assert ours.stdout == native.stdout
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from recuse.testing import TestDirectory, TestFile, TestMount
 
+from ..patience import LONGER
 from .conftest import EXAMPLES
-from .test_differential import CALLS, STARTED, Caller, attributes
+from .test_differential import CALLS, LONG_S, STARTED, Caller, attributes
 
 _ACCESS = os.O_ACCMODE
 
@@ -123,6 +124,10 @@ class InProcess(Caller):
             return file.pread(100, offset)
         return file.truncate(offset)
 
+    def allocate(self, path: str, mode: int, offset: int, length: int) -> None:
+        with self.file(path, os.O_WRONLY) as file:
+            file.fallocate(mode, offset, length)
+
     def rename(self, old: str, new: str, flags: int) -> None:
         self.mount.rename(old, new, flags)
 
@@ -211,8 +216,8 @@ def compare(tmpfs: Path, maker: str, calls: list[tuple[Any, ...]]) -> None:
     top.mkdir()
     source.mkdir()
     native = Caller(top)
-    if maker != "memory":
-        calls = [call for call in calls if call[0] != "rename" or not call[3]]  # they refuse flags
+    if maker == "mirror":
+        calls = [call for call in calls if call[0] != "rename" or not call[3]]  # it refuses flags
     try:
         with TestMount(MAKERS[maker](source)) as mount:
             ours = InProcess(mount)
@@ -231,20 +236,9 @@ def has_no_fifo(call: tuple[Any, ...]) -> bool:
     return call[0] != "mknod" or not stat.S_ISFIFO(call[2])
 
 
-OURS = st.lists(CALLS.filter(has_no_fifo), min_size=5, max_size=40)
-
-
 @pytest.mark.parametrize("maker", MAKERS)
-@settings(max_examples=100, suppress_health_check=[*HealthCheck])
-@given(OURS)
+@settings(max_examples=100 * LONGER, suppress_health_check=[*HealthCheck])
+@given(st.lists(CALLS.filter(has_no_fifo), min_size=5, max_size=60))
+@pytest.mark.timeout(LONG_S)
 def test_as_tmpfs_does(tmpfs: Path, maker: str, calls: list[tuple[Any, ...]]) -> None:
-    compare(tmpfs, maker, STARTED + calls)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("maker", ["memory"])
-@settings(max_examples=500, suppress_health_check=[*HealthCheck])
-@given(st.lists(CALLS.filter(has_no_fifo), min_size=20, max_size=80))
-@pytest.mark.timeout(600)
-def test_as_tmpfs_does_for_long(tmpfs: Path, maker: str, calls: list[tuple[Any, ...]]) -> None:
     compare(tmpfs, maker, STARTED + calls)

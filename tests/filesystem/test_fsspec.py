@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import EXAMPLES, PATIENCE_S, Serve
+from .shell import shell
 
 pytest.importorskip("fsspec")
 
@@ -32,17 +33,7 @@ SPEC = f"{EXAMPLES}/fsspecfs.py,url="
 
 
 def sh(directory: Path, script: str) -> str:
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=PATIENCE_S,
-        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
-    )
-    return done.stdout.replace(str(directory), "HERE")
+    return shell(directory, script, errexit=False).replace(str(directory), "HERE")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from recuse import Directory, Filesystem, Mount, MountError, RegularFile
 from recuse.channel import mount as mount_module
 from recuse.channel import mounting
 from recuse.channel.unmounting import end_mount, identity
+from recuse.cli.filesystem_spec import load_filesystem
 
 from .conftest import EXAMPLES, PATIENCE_S, is_mounted
 
@@ -159,11 +160,31 @@ def test_who_may(small: Small, directory: Path, options: str, uid: int, result: 
     assert ("PermissionError" in done.stderr) == (result == "denied")
 
 
+@pytest.mark.usefixtures("mounts")
+def test_how_much_room_there_is(directory: Path) -> None:
+    """As a tmpfs says it."""
+
+    def found() -> list[int]:
+        lines = shell("df --block-size=4096 --output=size,used,iused .", directory).splitlines()
+        return [int(number) for number in lines[-1].split()]
+
+    with Mount(load_filesystem(f"{EXAMPLES}/memoryfs.py"), directory):
+        half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8192
+        assert found() == [half, 0, 1]
+        (directory / "d").mkdir()
+        (directory / "d/file").write_bytes(bytes(8192))
+        os.link(directory / "d/file", directory / "other")
+        assert found() == [half, 2, 3]
+        os.unlink(directory / "d/file")
+        os.unlink(directory / "other")
+        assert found() == [half, 0, 2]
+
+
 @pytest.mark.usefixtures("root")
 def test_without_a_directory(small: Small) -> None:
-    before = Path("/proc/self/mounts").read_text(encoding="utf-8")
+    small.name = f"nowhere{os.getpid()}"
     with Mount(small) as mount:
-        assert Path("/proc/self/mounts").read_text(encoding="utf-8") == before
+        assert small.name not in Path("/proc/self/mounts").read_text(encoding="utf-8")
         descriptor = os.open("text", os.O_RDONLY, dir_fd=mount.fileno())
         assert os.read(descriptor, 100) == b"hello\n"
         os.close(descriptor)

@@ -188,6 +188,22 @@ find . -empty -type f | sort; find a/b -depth -delete; find . | sort
     assert "./a/b/c/3" in output
 
 
+def test_room_and_holes(place: Place) -> None:
+    output = same(
+        place,
+        """
+show() { stat -c '%n %s %b' "$@"; sha256sum "$@"; }
+fallocate -l 10000 a; show a; printf x >>a; show a; fallocate -n -o 40960 -l 8192 a; show a
+truncate -s 10001 a; show a; head -c 40000 /dev/zero | tr '\\0' x >b
+fallocate -p -o 5000 -l 20000 b; show b; tail -c +4990 b | od -c | head -n 5
+head -c 20480 /dev/zero >c; echo end >>c; fallocate -d c; show c
+fallocate -p -o 0 -l 100000 b; show b; fallocate -l 0 b 2>&1 | sed 's/.*: //'
+fallocate -c -o 1 -l 5 b 2>/dev/null || echo refused
+""",
+    )
+    assert "a 10001 24" in output
+
+
 def test_mapped_files(place: Place) -> None:
     same_python(
         place,

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from recuse import Directory, Filesystem, Lock, Mount, OpenFile, RegularFile
+from recuse import Directory, Filesystem, Lock, Mount, Opened, OpenFile, RegularFile
 from recuse.cli.filesystem_spec import load_filesystem
 from recuse.wire.fuse import (
     FUSE_ALLOW_IDMAP,
@@ -152,6 +152,48 @@ def test_passthrough(directory: Path, tmp_path: Path) -> None:
         (directory / "file").write_bytes(b"other content")
     assert (tmp_path / "source" / "file").read_bytes() == b"other content"
     assert asked == []
+
+
+def test_opens_with_and_without_a_backing_file(directory: Path, tmp_path: Path) -> None:
+    """The kernel wants all opens of a file to have it; who reads it, is up to each of them."""
+
+    class Various(Making):
+        passthrough = True
+        ways: Iterator[Opened]
+
+        def open(self, ino: int, flags: int) -> Any:
+            return next(self.ways)
+
+        def read(self, ino: int, fh: Any, size: int, offset: int) -> Any:
+            return b"SERVED"[offset : offset + size]
+
+    (tmp_path / "source").write_bytes(b"backed")
+    recorder = Various()
+    recorder.add("file", b"SERVED", 0o666)
+    code = """
+import mmap, os
+texts = []
+for _ in range(4):
+    file = os.open("file", os.O_RDWR)
+    texts.append((os.pread(file, 6, 0), mmap.mmap(file, 6, prot=mmap.PROT_READ)[:]))
+print(texts)
+"""
+    with open(tmp_path / "source", "r+b", buffering=0) as source:
+        backing = source.fileno()
+        ways = (
+            Opened(backing=backing),
+            Opened(),
+            Opened(direct=True, backing=backing),
+            Opened(nonseekable=True, backing=backing),
+        )
+        recorder.ways = iter(ways)
+        with mounted(recorder, directory, FUSE_PASSTHROUGH):
+            done = subprocess.run(
+                [sys.executable, "-c", code], cwd=directory, capture_output=True, check=False
+            )
+    assert done.stderr == b""
+    alone, mapped = (b"backed", b"backed"), (b"SERVED", b"backed")
+    assert done.stdout.decode() == f"{[alone, mapped, mapped, alone]}\n"
 
 
 def test_asynchronous_methods(directory: Path) -> None:

@@ -96,30 +96,43 @@ def test_a_child_of_the_server_keeps_nobody_waiting(
         until(lambda: not is_mounted(directory))
 
 
+TERMINATED = """
+import os, signal
+from recuse import Directory, Filesystem, RegularFile
+class Terminated(RegularFile):
+    size = None
+    def read(self, size, offset):
+        if offset:
+            return b''
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        return b'%d' % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+filesystem = Filesystem(Directory({'file': Terminated()}))
+"""
+
+
 def test_a_signal_for_a_child_is_not_the_servers(
     serve: Serve, directory: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "fs.py"
-    path.write_text(
-        "import os, signal\n"
-        "from recuse import Directory, Filesystem, RegularFile\n"
-        "class Terminated(RegularFile):\n"
-        "    size = None\n"
-        "    def read(self, size, offset):\n"
-        "        if offset:\n"
-        "            return b''\n"
-        "        child = os.fork()\n"
-        "        if child == 0:\n"
-        "            os.kill(os.getpid(), signal.SIGTERM)\n"
-        "            os._exit(0)\n"
-        "        return b'%d' % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
-        "filesystem = Filesystem(Directory({'file': Terminated()}))\n"
-    )
+    path.write_text(TERMINATED)
     server = serve(str(path), str(directory))
     assert server.line()
     for _ in range(2):
         assert (directory / "file").read_bytes() == b"-15"
     assert server.end(signal.SIGINT) == (0, "")
+
+
+def test_a_signal_for_a_child_is_not_the_one_programs(
+    command: Command, directory: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "fs.py"
+    path.write_text(TERMINATED)
+    script = f"cat {directory}/file {directory}/file"
+    done = command("mount", "--private", str(path), str(directory), "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "-15-15", "")
 
 
 @pytest.mark.usefixtures("mounts")

@@ -205,6 +205,25 @@ def test_ignored_signals_stay_ignored(argv: list[str]) -> None:
     assert ours.stdout == native.stdout
 
 
+def test_a_signal_for_a_child_of_a_device_is_not_the_programs(
+    recuse: Recuse, spec: str, tmp_path: Path
+) -> None:
+    """Of a process that the device's method forks, as multiprocessing does."""
+    fork = """
+class ForkFile(EchoFile):
+    def write(self, data, offset):
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), 15)
+            os._exit(0)
+        self.device.data += b'%d' % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+EchoFile = ForkFile
+"""
+    Path(spec).write_text(ECHO + fork)
+    done = recuse("sh", "-c", "echo >/dev/echo; cat /dev/echo")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "-15", "")
+
+
 def test_background_children_are_served_until_the_last_one_ends(argv: list[str]) -> None:
     script = "exec 3<&0; (read x <&3; echo $x > /dev/echo; cat /dev/echo) & exit 3"
     with subprocess.Popen(

@@ -145,6 +145,51 @@ def test_what_the_channel_says_to_misuse(server: Shell) -> None:
     )
 
 
+def test_requests_and_replies_go_through_pipes(server: Shell) -> None:
+    """As libfuse sends them with splice(2)."""
+    output = server(
+        "channel = begin(b'served'); r, w = os.pipe(); one, two = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    os.close(channel)\n"
+        "    os.write(1, os.read(os.open('/dev/served', os.O_RDWR), 4) + b'\\n'); os._exit(0)\n"
+        "print(attempt(os.splice, channel, os.open('/dev/null', os.O_WRONLY), 1 << 17))\n"
+        "print(attempt(os.splice, channel, r, 1 << 17), attempt(os.splice, w, channel, 9))\n"
+        "print(attempt(os.splice, channel, w, 1 << 17, 0), attempt(os.splice, channel, w, 100))\n"
+        "size = os.splice(channel, w, 1 << 17)\n"
+        "opcode, unique, body = request(os.read(r, 1 << 17)); print(opcode, size - len(body))\n"
+        "answer = reply(unique, struct.pack('=QIi', 7, 0, 0)); os.write(two, answer)\n"
+        "print(attempt(os.splice, one, channel, 999), os.splice(one, channel, len(answer)))\n"
+        "size = os.splice(channel, w, 1 << 17)\n"
+        "opcode, unique, body = request(os.read(r, 1 << 17)); print(opcode, flush=True)\n"
+        "os.write(channel, reply(unique, b'pipe'))\n"
+        "serve(channel)\n"
+    )
+    assert output == "EINVAL\nEBADF EBADF\nESPIPE EINVAL\n14 40\nEINVAL 32\n15\npipe\n"
+
+
+def test_a_request_that_a_pipe_has_no_room_for_fails(server: Shell) -> None:
+    output = server(
+        "channel = begin(b'served'); r, w = os.pipe(); os.write(w, b'full')\n"
+        "if os.fork() == 0:\n"
+        "    os.close(channel); os.write(1, attempt(os.open, '/dev/served', 2).encode() + b'\\n')\n"
+        "    os._exit(0)\n"
+        "print(attempt(os.splice, channel, w, 1 << 17), os.read(r, 99)); os.wait()\n"
+    )
+    assert sorted(output.splitlines()) == ["EIO", "EIO b'full'"]
+
+
+def test_poll_says_that_nothing_is_served_any_more(server: Shell) -> None:
+    output = server(
+        "channel = os.open('/dev/cuse', os.O_RDWR)\n"
+        "poll = select.poll(); poll.register(channel, 0)\n"
+        "print(poll.poll(0))\n"
+        "opcode, unique, body = request(os.read(channel, 1 << 17))\n"
+        "attempt(os.write, channel, reply(unique, b'x' * 72))\n"
+        "print(poll.poll(0) == poll.poll() == [(channel, select.POLLERR)])\n"
+    )
+    assert output == "[]\nTrue\n"
+
+
 def test_select_tells_when_there_is_a_request(server: Shell) -> None:
     output = server(
         "channel = begin(b'served', os.O_NONBLOCK)\n"

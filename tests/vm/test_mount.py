@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from recuse.channel.devfuse import DevFuse
+from recuse import Mount
 from recuse.cli.spec import load, parse
+from recuse.server.filesystem.device_tree import DeviceTree
 from tests.conftest import Needs
 from tests.examples.frames import FAST, SMALL, check, frames_of
 
@@ -26,11 +26,12 @@ assert ctypes.get_errno() == errno.ENODEV
 def test_it_is_mounted_and_cannot_be_mapped(tmp_path: Path) -> None:
     fmmap = load(parse(str(ROOT / "examples" / "fmmap.py")))
     echo = load(parse(str(ROOT / "examples" / "echo.py")))
-    with closing(DevFuse([fmmap, echo], str(tmp_path))) as served:
-        served.start()
-        if served.maps:
+    tree = DeviceTree([fmmap, echo])
+    with Mount(tree, tmp_path) as served:
+        if served.has_backing:
             pytest.skip("this kernel has FUSE passthrough")
-        assert any("cannot map these files (ENODEV)" in limit for limit in served.limits())
+        limits = tree.limits(served.path, served.has_backing)
+        assert any("cannot map these files (ENODEV)" in limit for limit in limits)
         script = f"printf hello > {tmp_path}/echo && cat {tmp_path}/echo"
         done = subprocess.run(["sh", "-c", script], capture_output=True, check=True, timeout=WAIT_S)
         assert done.stdout == b"hello"
@@ -42,9 +43,8 @@ def test_it_is_mounted_and_cannot_be_mapped(tmp_path: Path) -> None:
 def test_a_camera_is_read_and_cannot_be_mapped(tmp_path: Path, needs: Needs) -> None:
     needs("ffmpeg", "ffmpeg")
     camera, file = load(parse(str(ROOT / "examples" / FAST))), f"{tmp_path}/video9"
-    with closing(DevFuse([camera], str(tmp_path))) as served:
-        served.start()
-        if served.maps:
+    with Mount(DeviceTree([camera]), tmp_path) as served:
+        if served.has_backing:
             pytest.skip("this kernel has FUSE passthrough")
         argv = ["head", "-c", str(320 * 240 * 2), file]
         data = subprocess.run(argv, capture_output=True, check=True, timeout=WAIT_S).stdout

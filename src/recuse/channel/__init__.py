@@ -5,10 +5,7 @@ socket      the server half runs in another process: the kernel half's side of t
 listen      the server half's side of the socket
 packets     the messages on it
 devcuse     the kernel half is Linux: CUSE
-devfuse     the kernel half is Linux: a FUSE mount, with files that can be mapped
-directory   the names on that mount
-backing     a device on that mount, and the memory behind its file
-mount       the same, for a filesystem
+mount       the kernel half is Linux: a filesystem on a FUSE mount, or devices as one
 mounting    makes a FUSE mount, from its options (mount_options); unmounting ends it
 guard       unmounts if the server is killed
 """

@@ -53,7 +53,6 @@ log = Log("recuse.channel")
 UNMOUNT_S = 10.0
 """How long unmounting may take, in which the kernel has changes written, before it is forced."""
 
-_LEAST_READ = 8192
 _UID = slice(24, 28)
 """Of fuse_in_header: who asks."""
 _OPCODE = slice(4, 8)
@@ -124,7 +123,7 @@ class Mount:
         self._tap = tap
         self._tapped: Tapped | None = None
         self._send: Send = lambda _: None
-        self._size = max(self._session.request_size, _LEAST_READ)
+        self._size = self._session.request_size
         self._rings: Rings | None = None
         self._reserve = Reserve(self._size)
         self._workers: Workers[bytes | Entry] = Workers(
@@ -161,6 +160,11 @@ class Mount:
     def uses_io_uring(self) -> bool:
         """Whether programs' requests come by io_uring, once it is mounted."""
         return self._rings is not None and self._rings.ready
+
+    @property
+    def has_backing(self) -> bool:
+        """Whether the kernel takes backing files (`Served.passthrough`), once it is mounted."""
+        return self._session.has_backing
 
     def start(self) -> None:
         """Mount it and serve it; on return it answers.

@@ -176,7 +176,7 @@ def summary(file: BinaryIO) -> int:
 @click.option(
     "--mount",
     metavar="DIR",
-    help="Serve files on a FUSE mount at DIR, which all programs can map (needs root).",
+    help="Serve files on a FUSE mount at DIR, which all programs can map if root serves them.",
 )
 @_trace_option
 @_trace_format_option

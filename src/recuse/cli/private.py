@@ -5,14 +5,14 @@ import errno
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from recuse.channel.mounting import MountError
 from recuse.channel.unmounting import call
 from recuse.cli.failure import Failure
 from recuse.cli.mount import load, make_mount
 from recuse.cli.run import configure_logging, not_started, recording
+from recuse.runtime.signals import SignalPipe
 
 # linux/sched.h, linux/mount.h
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
@@ -71,39 +71,22 @@ def _write(name: str, text: str) -> None:
 
 
 def _run(argv: Sequence[str]) -> int:
-    with _signals() as received:
+    pipe = SignalPipe()
+    # What comes before there is a program waits in the pipe. Those of a terminal reach the program
+    # by themselves, and must not end this process.
+    pipe.take((*_PASSED_ON, *_FROM_THE_TERMINAL, signal.SIGCHLD))
+    try:
         try:
             program = subprocess.Popen(argv)
         except OSError as error:
             raise not_started(error, argv[0]) from error
         while (code := program.poll()) is None:
-            for number in os.read(received, 256):
+            for number in os.read(pipe.reader, 256):
                 if number in _PASSED_ON:
                     program.send_signal(number)
-    return code if code >= 0 else 128 - code
-
-
-@contextmanager
-def _signals() -> Iterator[int]:
-    """Give a pipe from which to read the numbers of signals, one byte each; SIGCHLD is one.
-
-    Those of a terminal reach the program by themselves. What comes before there is a program waits
-    in the pipe, and whichever thread gets it.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    previous_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    # Not ignored: the program would ignore them, too.
-    numbers = (*_PASSED_ON, *_FROM_THE_TERMINAL, signal.SIGCHLD)
-    previous = {number: signal.signal(number, lambda _, __: None) for number in numbers}
-    try:
-        yield reader
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(previous_writer)
-        os.close(reader)
-        os.close(writer)
+        pipe.close()
+    return code if code >= 0 else 128 - code
 
 
 def _explain(error: OSError) -> str:

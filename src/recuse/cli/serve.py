@@ -16,7 +16,10 @@ from recuse.channel.taps import ServerTap
 from recuse.cli.failure import Failure
 from recuse.cli.run import configure_logging, load_devices, recording
 from recuse.cli.spec import SpecError, is_remote
+from recuse.runtime.log import Log
 from recuse.server.device import Device
+
+log = Log("recuse.cli")
 
 
 def serve_devices(
@@ -100,12 +103,25 @@ def _serve_mount(
     signals: EndingSignals,
     tap: Callable[[], ServerTap] | None,
 ) -> None:
-    from recuse.channel.devcuse import KernelError
-    from recuse.channel.devfuse import serve_mount
+    from recuse.channel.mount import Mount
+    from recuse.channel.mounting import MountError
+    from recuse.cli.mount import tell_manager
+    from recuse.server.filesystem.device_tree import DeviceTree
 
+    # An ordinary user may do that only if root allows it (/etc/fuse.conf).
+    options = "noexec" if os.geteuid() else "noexec,allow_other"
+    recorded = None if tap is None else tap()
     try:
-        serve_mount(devices, directory, click.echo, signals=signals, tap=tap)
-    except KernelError as error:
+        tree = DeviceTree(devices)
+        with Mount(tree, directory, options, ended=signals.wake, tap=recorded) as mount:
+            for limit in tree.limits(mount.path, mount.has_backing):
+                log.warning("%s", limit)
+            for device in devices:
+                click.echo(f"{mount.path}/{device.name}")
+            tell_manager()
+            if not signals.wait():
+                log.warning("%s: it was unmounted, or the connection aborted", mount.path)
+    except (MountError, ValueError) as error:
         raise Failure(str(error)) from error
 
 

@@ -23,7 +23,7 @@ garbage is collected in any thread, in the middle of anything.
     Link.sending: the order of the messages to a server at a socket
         SubmitSide: a connection's queue of requests, and its state
         Packets
-    CuseFile: who waits in a read of /dev/cuse, and what its descriptor shows
+    ServerChannel: who waits in a read of /dev/cuse or /dev/fuse, and what that descriptor shows
         SubmitSide
         PipeEnd: what a pipe that is a device's descriptor shows
     ReadinessRefresher: who sleeps in a wait for an epoll, and what is on its ready list
@@ -37,8 +37,6 @@ garbage is collected in any thread, in the middle of anything.
     MemoryMaps: the parts of the devices' memory that programs have mapped
         FileTable
         Workers: which thread leads, and which are spare
-    MountedDevice: the memory that the kernel has for a file on a FUSE mount
-        Channel: who uses the descriptor of /dev/cuse or /dev/fuse
     PrivateSnapshots: how much memory holds copies of data read from devices
     Listener.polling (waits): the receiving of trapped calls
     Sandbox: the programs that run
@@ -50,12 +48,14 @@ garbage is collected in any thread, in the middle of anything.
     FilesystemSession: whether a session of a filesystem has been closed
     SharedRing: the entries of a mount's ring, and how many of them the kernel has
     Reserve (waits): the memory that a mount reads a request into when there is no other
-        Channel
+        Channel: who uses the descriptor of /dev/cuse or /dev/fuse
     Modes: which files of a filesystem use the page cache, and which a backing file
         Channel
+    SharedMemory: the area that the open files of a device on a mount have
     Notifications: the thread that sends a filesystem's notifications
     InodeTable: the inodes of a filesystem, and how often each was looked up
     InodeLock: who may change a directory or write to a file, and who waits for that
+    RecordLocks: who has locked bytes of files, and who waits for that
     KnownNodes: which nodes of a filesystem the kernel half knows, and how often
     DeviceFiles: the devices' nodes, and their directories
         Mounts: where trees of files appear

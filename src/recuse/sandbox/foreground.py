@@ -11,9 +11,10 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recuse.kernel.connection.connection import Tap
+from recuse.runtime.signals import SignalPipe
 from recuse.sandbox.api import Sandbox
 from recuse.sandbox.launch.parent import Program, require_proc
 from recuse.sandbox.machine import Joinable
@@ -103,58 +104,39 @@ def supervise(
 
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with Sandbox(*devices, mounts=mounts, tap=tap) as sandbox:
-        previous: dict[signal.Signals, Any] = {}
-        wait = _Wait()
+        # Made before the program is started: later there may be no descriptors left.
+        pipe = SignalPipe()
         try:
-            for number in _PASSED_ON:
-                # An ignored signal (nohup) stays ignored, for the program too.
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    previous[number] = signal.signal(number, forward)
+            pipe.take(_PASSED_ON, forward)
             program = sandbox.popen(argv, open_files=soft, env=_environment(), pass_fds=inherited)
-            status = wait.until_end(program)
+            status = _until_end(program, pipe.reader)
             if status < 0:
                 _end_orphans()
         except _SignalError as early:
             return 128 + early.number
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            wait.close()
+            pipe.close()
         if sandbox.broken:
             return _BROKEN
     return 128 - status if status < 0 else status
 
 
-class _Wait:
-    """Waits for the end and for signals, whichever thread the kernel gives them to.
+def _until_end(program: Program, signals: int) -> int:
+    """Return the first process's status when everything has ended.
 
-    Python runs their handlers in this thread, which would not wake up from waitpid(2) for them.
-    Create it before the program is started: later there may be no descriptors left.
+    `signals` is where their numbers come. Python runs their handlers in this thread, which would
+    not wake up from waitpid(2) for them.
     """
-
-    def __init__(self) -> None:
-        self._ready, self._told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._previous = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
-
-    def until_end(self, program: Program) -> int:
-        """Return the first process's status when everything has ended."""
-        poll = select.poll()
-        poll.register(self._ready, select.POLLIN)
-        ending = -1 if program.control is None else program.control.fileno()
-        poll.register(ending, select.POLLIN)
-        while (status := program.poll()) is None:
-            # When the first process ends, it sends a packet, or its end of the socket closes.
-            if any(number == ending for number, _ in poll.poll()):
-                return program.wait()
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._ready, 64)
-        return int(status)
-
-    def close(self) -> None:
-        """Close its descriptors."""
-        signal.set_wakeup_fd(self._previous)
-        os.close(self._ready)
-        os.close(self._told)
+    poll = select.poll()
+    poll.register(signals, select.POLLIN)
+    ending = -1 if program.control is None else program.control.fileno()
+    poll.register(ending, select.POLLIN)
+    while (status := program.poll()) is None:
+        # When the first process ends, it sends a packet, or its end of the socket closes.
+        if any(number == ending for number, _ in poll.poll()):
+            return program.wait()
+        os.read(signals, 64)
+    return int(status)
 
 
 def _end_orphans() -> None:

@@ -17,16 +17,21 @@ _MAP_PRIVATE = 0x2
 class MmapRequest(Request):
     """The request that `File.mmap` answers: the arguments of mmap(2)."""
 
-    __slots__ = ("at_open",)
+    __slots__ = ("_arguments",)
 
-    def __init__(self, pending: PendingReply, at_open: bool) -> None:
+    def __init__(self, pending: PendingReply, arguments: recuse_mmap_in | None = None) -> None:
         super().__init__(pending)
-        self.at_open = at_open
+        self._arguments = arguments
+        """If the request is not one of mmap(2)."""
+
+    @property
+    def at_open(self) -> bool:
         """Whether the file is just being opened, and the area is for all that programs will map.
 
         This happens on a FUSE mount (`recuse serve --mount`), where Linux does not say what
         programs map.
         """
+        return self._arguments is not None
 
     @property
     def address(self) -> int:
@@ -68,6 +73,8 @@ class MmapRequest(Request):
         return self.flags & _MAP_TYPE == _MAP_PRIVATE
 
     def _call(self) -> recuse_mmap_in:
+        if self._arguments is not None:
+            return self._arguments
         return recuse_mmap_in.unpack(self._pending.message, _HEADER_SIZE)
 
 

@@ -32,17 +32,16 @@ _HEADER_SIZE = fuse_in_header.SIZE
 class Mappings:
     """The mappings of one session, by the number of the RECUSE_MMAP for each."""
 
-    def __init__(self, runner: Runner, at_open: bool) -> None:
-        """Create it empty; each `MmapRequest` gets ``at_open``."""
+    def __init__(self, runner: Runner) -> None:
+        """Create it empty."""
         self._runner = runner
-        self._at_open = at_open
         self._mappings: dict[int, tuple[File, Mapping]] = {}
 
     # Each of these answers the request, or lets the runner answer it.
 
     def mmap(self, pending: PendingReply, file: File) -> None:
         """Serve RECUSE_MMAP."""
-        request = MmapRequest(pending, self._at_open)
+        request = MmapRequest(pending)
         self._runner.run(pending, file.mmap, self._answer, (pending, file), request)
 
     def _answer(self, returned: Any, context: tuple[PendingReply, File]) -> bytes:

@@ -56,7 +56,8 @@ class Request:
         """The operation: "open", "read", "write", "ioctl", "poll" or "release".
 
         For devices also "mmap", "mmap_commit" (in `File.mapped`), "munmap" or "show" (a file in
-        sysfs). For filesystems the protocol's name in small letters: "lookup", "readdirplus"...
+        sysfs). On a FUSE mount, areas are asked for in "open", and given up in "release". For
+        filesystems the protocol's name in small letters: "lookup", "readdirplus"...
         """
         opcode = self._pending.opcode
         if opcode in _OPERATIONS:

@@ -11,6 +11,7 @@ from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
 from recuse.runtime.threads import LAST_THREADS, must_not_block
 from recuse.server.device import File
+from recuse.server.dispatch import poll_answer
 from recuse.server.errors import Misuse
 from recuse.server.ioctl_retries import IoctlCall
 from recuse.server.memory import MoreMemory
@@ -18,6 +19,7 @@ from recuse.server.pending_reply import PendingReply, answer_fault, discard
 from recuse.server.request import CURRENT
 from recuse.wire.cuse import RECUSE_MUNMAP
 from recuse.wire.fuse import FUSE_OPEN, FUSE_POLL, FUSE_RELEASE
+from recuse.wire.poll import DEFAULT_POLLMASK
 
 if TYPE_CHECKING:
     from recuse.server.loop import Done, Tasks
@@ -147,6 +149,25 @@ class Runner:
             self._log(method, error)
             return None
         return returned if hasattr(returned, "__await__") else None
+
+    def forgiving(self, method: Callable[..., Any], *arguments: Any) -> Awaitable[None] | None:
+        """Call a method whose failure changes nothing; what it raises is logged.
+
+        If it is ``async def``, return an awaitable that raises no Exception.
+        """
+        awaitable = self.quietly(method, *arguments)
+        return None if awaitable is None else self._forgive(method, awaitable)
+
+    async def _forgive(self, method: object, awaitable: Awaitable[Any]) -> None:
+        try:
+            await awaitable
+        except Exception as error:
+            self._log(method, error)
+
+    def complain(self, method: object, error: BaseException) -> None:
+        """Log what a method raised, unless it stands for an errno."""
+        if errno_of(error) is None:
+            self._log(method, error)
 
     def quietly_later(self, method: Callable[..., Any], *arguments: Any) -> None:
         """Call a method that nobody waits for, even if it is ``async def``."""
@@ -284,6 +305,10 @@ class Runner:
             number = stands_for
             logged = pending.opcode in (FUSE_RELEASE, RECUSE_MUNMAP)
             if number == errno.ENOSYS and pending.opcode in self._refuses_enosys:
+                if pending.opcode == FUSE_POLL:
+                    # As if there were no method, for this file alone.
+                    pending.reply(poll_answer(DEFAULT_POLLMASK, None))
+                    return
                 # The kernel half would never send such a request again.
                 complaint = "%s raised ENOSYS: EIO for the program"
                 number = errno.EIO

@@ -96,11 +96,11 @@ class Session:
     A channel reads requests, in any number of threads, and gives each to `handle`.
     """
 
-    def __init__(self, device: Device, *, shared: bool = False, maps_at_open: bool = False) -> None:
+    def __init__(self, device: Device, *, shared: bool = False) -> None:
         """Make a session; it starts with the kernel half's first request.
 
         Other sessions serve a ``shared`` device too, and it outlives this one: the code that shares
-        it calls `Device.close`. With ``maps_at_open`` RECUSE_MMAP comes when a file is opened.
+        it calls `Device.close`.
 
         Raises ValueError or TypeError if the device is not well described (see `Device`).
         """
@@ -109,7 +109,7 @@ class Session:
         self.minor = FUSE_KERNEL_MINOR_VERSION
         """Minor version of the protocol, 11 to 45: the lower of the two halves' versions."""
         self._runner = Runner(self._undelivered, self._failed)
-        self._mappings = Mappings(self._runner, maps_at_open)
+        self._mappings = Mappings(self._runner)
         self._files: dict[int, File] = {}
         self._handles = itertools.count(1)
         self._new_files = False

@@ -224,21 +224,35 @@ class TestFile(OpenedFile):
         """Change its size. Raises OSError: EINVAL if it is not open for writing."""
         self._run(self._file.truncate(self._caller, size))
 
-    def lock(self, kind: int, start: int = 0, length: int = 0, *, wait: bool = False) -> None:
+    def lock(
+        self,
+        kind: int,
+        start: int = 0,
+        length: int = 0,
+        *,
+        wait: bool = False,
+        ofd: bool = False,
+    ) -> None:
         """Lock bytes for this user's process (F_RDLCK, F_WRLCK) or unlock them (F_UNLCK).
 
-        Length 0: up to the end. `TestMount.as_user` gives another process. Raises OSError: EAGAIN;
-        EOPNOTSUPP if the filesystem leaves locks to the kernel (`Filesystem.posix_locks`).
+        Length 0: up to the end. `TestMount.as_user` gives another process; ``ofd`` locks belong to
+        this open file (F_OFD_SETLK). Raises OSError: EAGAIN, EDEADLK, EINTR.
         """
-        self._run(file_calls.set_lock(self._file, self._caller, kind, start, length, wait))
+        self._run(file_calls.set_lock(self._file, self._caller, kind, start, length, wait, ofd))
 
-    def conflicting_lock(self, kind: int, start: int = 0, length: int = 0) -> Lock | None:
+    def conflicting_lock(
+        self, kind: int, start: int = 0, length: int = 0, *, ofd: bool = False
+    ) -> Lock | None:
         """Return the lock that is in the way of one like that; None if none is (F_GETLK)."""
-        found = self._run(file_calls.get_lock(self._file, self._caller, kind, start, length))
-        return None if found is None else Lock(found.type, found.start, found.end, found.pid)
+        operation = file_calls.get_lock(self._file, self._caller, kind, start, length, ofd)
+        found = self._run(operation)
+        if found is None:
+            return None
+        pid = -1 if found.pid == 0xFFFFFFFF else found.pid
+        return Lock(found.type, found.start, found.end, pid)
 
     def flock(self, operation: int) -> None:
-        """Lock or unlock the whole file, as `fcntl.flock` does (`Filesystem.flock_locks`)."""
+        """Lock or unlock the whole file for this open of it, as `fcntl.flock` does."""
         self._run(file_calls.flock(self._file, self._caller, operation))
 
     def ioctl(self, command: int, argument: int | bytes = 0) -> int | bytes:

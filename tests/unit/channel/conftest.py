@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from recuse import Device
-from recuse.channel.devcuse import KernelError
-from recuse.channel.devfuse import DevFuse
+from recuse import Device, Mount, MountError
+from recuse.server.filesystem.device_tree import DeviceTree
 from tests.conftest import Needs
 
 from .mounted import WAIT_S
 
-Mount = Callable[..., DevFuse]
+Serve = Callable[..., Mount]
+OPTIONS = "noexec,allow_other"
 
 
 @pytest.fixture
@@ -36,19 +36,19 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def mount(needs: Needs, directory: Path) -> Iterator[Mount]:
+def mount(needs: Needs, directory: Path) -> Iterator[Serve]:
     """Serve devices at `directory` until the end of the test."""
     needs("/dev/fuse")
     if os.geteuid():
         pytest.skip("only root may mount")
     with contextlib.ExitStack() as stack:
 
-        def serve(*devices: Device) -> DevFuse:
-            made = DevFuse(devices, str(directory))
+        def serve(*devices: Device) -> Mount:
+            made = Mount(DeviceTree(devices), directory, OPTIONS)
             stack.callback(made.close)
             try:
                 made.start()
-            except KernelError as error:
+            except MountError as error:
                 if "only root may mount" in str(error) or "no FUSE" in str(error):
                     pytest.skip(str(error))
                 raise
@@ -56,19 +56,19 @@ def mount(needs: Needs, directory: Path) -> Iterator[Mount]:
 
         yield serve
     for thread in threading.enumerate():
-        if thread.name.startswith("recuse-mount"):
+        if thread.name.startswith("recuse-filesystem"):
             thread.join(WAIT_S)  # they refer to devices, and these to areas
     assert not os.path.ismount(directory)
     assert list(directory.iterdir()) == []
 
 
 @pytest.fixture
-def mapping(mount: Mount) -> Mount:
+def mapping(mount: Serve) -> Serve:
     """The same, for devices that are to be mapped."""
 
-    def serve(*devices: Device) -> DevFuse:
+    def serve(*devices: Device) -> Mount:
         made = mount(*devices)
-        if not made.maps:
+        if not made.has_backing:
             pytest.skip("this kernel has no FUSE passthrough")
         return made
 

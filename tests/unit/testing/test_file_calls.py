@@ -99,12 +99,6 @@ def test_flock_belongs_to_the_open_file_and_ends_with_it() -> None:
     ]
 
 
-def test_locks_may_be_left_to_the_kernel() -> None:
-    with TestMount(Filesystem(Directory({"a": File()}))) as mount, mount.open("a") as file:
-        assert error_of(file.flock, fcntl.LOCK_EX) == "ENOTSUP"
-        assert error_of(file.lock, fcntl.F_RDLCK) == "ENOTSUP"
-
-
 def test_an_ioctl_changes_a_structure() -> None:
     with TestMount(Files()) as mount, mount.open("a") as file, mount.recording() as requests:
         assert file.ioctl(DOUBLE, bytes(Number(21))) == bytes(Number(42))

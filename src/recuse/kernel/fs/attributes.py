@@ -20,6 +20,7 @@ from recuse.kernel.fs.inodes import (
     is_invalid,
 )
 from recuse.kernel.fs.superblock import Superblock
+from recuse.kernel.fs.writeback import modified
 from recuse.wire.filesystem import (
     fuse_attr,
     fuse_attr_out,
@@ -97,8 +98,9 @@ def truncated(superblock: Superblock, inode: Inode) -> None:
     """Note that OPEN has truncated a file (fuse_truncate_update_attr)."""
     inode.attr_version = superblock.new_version()
     inode.attr.size = 0
-    inode.pages.drop()
+    inode.pages.truncate(0)
     inode.outdate(MODIFIED_SIZE)
+    modified(superblock, inode)
 
 
 def written(superblock: Superblock, inode: Inode, end: int) -> None:

@@ -13,11 +13,13 @@ from recuse.kernel.fs.inodes import Inode
 from recuse.kernel.fs.permission import MAY_WRITE, permission
 from recuse.kernel.fs.privileges import lose_privileges
 from recuse.kernel.fs.superblock import Superblock
+from recuse.kernel.fs.writeback import drop_pages, set_times, split_time, write_inode_now
 from recuse.runtime.records import record
 from recuse.wire.filesystem import fuse_attr_out, fuse_setattr_in
 from recuse.wire.fuse import (
     FATTR_ATIME,
     FATTR_ATIME_NOW,
+    FATTR_CTIME,
     FATTR_FH,
     FATTR_GID,
     FATTR_KILL_SUIDGID,
@@ -34,8 +36,6 @@ from recuse.wire.fuse import (
 
 NOW: Final = 1 << 100
 """As a time to set: the server's present time. No time is as large."""
-_NS: Final = 10**9
-_MASK64: Final = (1 << 64) - 1
 
 
 @record
@@ -53,6 +53,10 @@ class Changes:
     """The open file, for ftruncate(2). (fchmod and others go without.)"""
     opening: bool = False
     """The size is 0 because of O_TRUNC."""
+    ctime_ns: int | None = None
+    """Only for files whose times are kept here."""
+    privileges: bool = False
+    """Nobody asked for it: it is what a write takes away."""
 
 
 def change_attributes(
@@ -102,7 +106,12 @@ def set_attributes(
         if mode is not None and changes.mode is None:
             changes.mode = mode
     if changes.opening and superblock.has(FUSE_ATOMIC_O_TRUNC):
-        return  # OPEN has done it
+        inode.attr.size = 0  # OPEN has done it
+        inode.pages.truncate(0)
+        return
+    kept = inode.is_kept
+    if kept:
+        yield from _prepare_kept(superblock, inode, changes)
     request = _request(superblock, caller, inode, changes)
     if not request.valid:
         return
@@ -117,7 +126,33 @@ def set_attributes(
     out = fuse_attr_out.unpack(payload)
     check_kind(inode, out.attr)
     superblock.new_version()
+    size, old_size = out.attr.size, inode.attr.size
+    if kept:
+        set_times(inode, changes.mtime_ns, changes.ctime_ns)
     inode.update(out.attr, superblock.until(out.attr_valid, out.attr_valid_nsec), 0)
+    if kept and changes.size is not None:
+        inode.attr.size = size
+        if size != old_size:
+            inode.pages.truncate(size)
+            yield from drop_pages(superblock, inode)
+
+
+def _prepare_kept(superblock: Superblock, inode: Inode, changes: Changes) -> Operation[None]:
+    """Say the times of a file whose times are kept here; write it back first if need be."""
+    # fs/fuse/dir.c, fuse_do_setattr: trust_local_cmtime
+    now = superblock.now()
+    sets_times = (changes.atime_ns, changes.mtime_ns) not in ((None, None), (NOW, NOW))
+    mode_or_owner = (changes.mode, changes.uid, changes.gid) != (None, None, None)
+    if mode_or_owner or sets_times:
+        yield from write_inode_now(superblock, inode)
+    if changes.size is not None:
+        whole = changes.opening or changes.file is not None
+        if (whole or changes.size != inode.attr.size) and changes.mtime_ns is None:
+            changes.mtime_ns, changes.ctime_ns = now, now
+    elif not changes.privileges:
+        changes.ctime_ns = now
+    if changes.mtime_ns == NOW:
+        changes.mtime_ns = now
 
 
 def _may_change(
@@ -163,11 +198,14 @@ def _request(
     if changes.atime_ns is not None:
         request.valid |= FATTR_ATIME | (FATTR_ATIME_NOW if changes.atime_ns == NOW else 0)
         if changes.atime_ns != NOW:
-            request.atime, request.atimensec = _time(changes.atime_ns)
+            request.atime, request.atimensec = split_time(changes.atime_ns)
     if changes.mtime_ns is not None:
         request.valid |= FATTR_MTIME | (FATTR_MTIME_NOW if changes.mtime_ns == NOW else 0)
         if changes.mtime_ns != NOW:
-            request.mtime, request.mtimensec = _time(changes.mtime_ns)
+            request.mtime, request.mtimensec = split_time(changes.mtime_ns)
+    if changes.ctime_ns is not None:
+        request.valid |= FATTR_CTIME
+        request.ctime, request.ctimensec = split_time(changes.ctime_ns)
     if changes.size is not None:
         request.valid |= FATTR_SIZE | FATTR_LOCKOWNER
         request.size = changes.size
@@ -178,8 +216,3 @@ def _request(
         request.valid |= FATTR_FH
         request.fh = changes.file.fh
     return request
-
-
-def _time(ns: int) -> tuple[int, int]:
-    seconds, nanoseconds = divmod(ns, _NS)
-    return seconds & _MASK64, nanoseconds

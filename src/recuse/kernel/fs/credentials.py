@@ -38,11 +38,11 @@ class _NoMemory:
 class FileCaller(Caller):
     """A thread in a system call on files.
 
-    groups are its supplementary groups, capabilities the effective ones (CAP_ bits), umask what
-    the permissions of new files lack.
+    tgid is its process's ID, which owners of locks are told. groups are its supplementary groups,
+    capabilities the effective ones (CAP_ bits), umask what the permissions of new files lack.
     """
 
-    __slots__ = ("capabilities", "groups", "umask")
+    __slots__ = ("capabilities", "groups", "tgid", "umask")
 
     def __init__(
         self,
@@ -55,9 +55,11 @@ class FileCaller(Caller):
         umask: int = 0o022,
         owner: int = 0,
         memory: Memory | None = None,
+        tgid: int | None = None,
     ) -> None:
         keeps_suid = bool(capabilities & CAP_FSETID)
         super().__init__(pid, uid, gid, memory or _NoMemory(), owner, keeps_suid)
+        self.tgid = pid if tgid is None else tgid
         self.groups = frozenset(groups)
         self.capabilities = capabilities
         self.umask = umask
@@ -73,6 +75,7 @@ class FileCaller(Caller):
             umask=self.umask,
             owner=self.owner,
             memory=memory,
+            tgid=self.tgid,
         )
 
     def may(self, capability: int) -> bool:

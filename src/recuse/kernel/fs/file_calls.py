@@ -2,7 +2,7 @@
 
 import errno
 import fcntl
-from typing import Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar, cast
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.char.ioctl import do_ioctl
@@ -15,9 +15,10 @@ from recuse.kernel.fs.attributes import allowed
 from recuse.kernel.fs.credentials import FileCaller
 from recuse.kernel.fs.files import FilesystemFile
 from recuse.kernel.fs.inodes import Inode
+from recuse.kernel.fs.locks import FlockTurn, Record, RecordLocks, RecordTurn, wait_for
+from recuse.kernel.locks import FileLocks
 from recuse.wire.filesystem import fuse_file_lock, fuse_lk_in, fuse_lk_out
 from recuse.wire.fuse import (
-    FUSE_FLOCK_LOCKS,
     FUSE_GETLK,
     FUSE_LK_FLOCK,
     FUSE_POSIX_LOCKS,
@@ -86,17 +87,39 @@ def poll(file: FilesystemFile, caller: Caller, events: int, waiting: bool) -> Op
     return file.running(_about(file.inode, do_poll(file, caller, events, waiting)))
 
 
-def get_lock(
-    file: FilesystemFile, caller: FileCaller, kind: int, start: int, length: int
+def get_lock(  # noqa: PLR0917 - the arguments of fcntl(2)
+    file: FilesystemFile,
+    caller: FileCaller,
+    kind: int,
+    start: int,
+    length: int,
+    ofd: bool = False,
 ) -> Operation[fuse_file_lock | None]:
     """Return a lock that is in the way of one of this kind (F_RDLCK, F_WRLCK); None if none is.
 
-    Raises OSError: EOPNOTSUPP if the server leaves locks to this half, EINVAL, or the server's.
+    Its pid is -1 if it is an OFD lock that is kept here. Raises OSError: EINVAL, or the server's.
     """
-    body = _lock(file, caller, kind, start, length, caller.owner, FUSE_POSIX_LOCKS)
-    payload = yield from file.running(
-        ask(caller, FUSE_GETLK, file.inode.nodeid, body, fuse_lk_out.SIZE)
-    )
+    return file.running(_get_lock(file, caller, _wanted(file, caller, kind, start, length, ofd)))
+
+
+def _get_lock(
+    file: FilesystemFile, caller: FileCaller, wanted: Record
+) -> Operation[fuse_file_lock | None]:
+    # fuse_file_lock, fuse_getlk
+    if wanted.kind == fcntl.F_UNLCK:
+        raise os_error(errno.EINVAL)
+    if not file.superblock.has(FUSE_POSIX_LOCKS):
+        blocker = None if file.inode.records is None else file.inode.records.conflicting(wanted)
+        if blocker is None:
+            return None
+        return fuse_file_lock(
+            start=blocker.start,
+            end=blocker.end,
+            type=blocker.kind,
+            pid=blocker.pid & 0xFFFFFFFF,
+        )
+    body = _request(file, caller, wanted, _owner(wanted))
+    payload = yield from ask(caller, FUSE_GETLK, file.inode.nodeid, body, fuse_lk_out.SIZE)
     found = fuse_lk_out.unpack(payload).lk
     if found.type == fcntl.F_UNLCK:
         return None
@@ -106,19 +129,46 @@ def get_lock(
 
 
 def set_lock(  # noqa: PLR0917 - the arguments of fcntl(2)
-    file: FilesystemFile, caller: FileCaller, kind: int, start: int, length: int, wait: bool
+    file: FilesystemFile,
+    caller: FileCaller,
+    kind: int,
+    start: int,
+    length: int,
+    wait: bool,
+    ofd: bool = False,
 ) -> Operation[None]:
-    """Lock or unlock (F_UNLCK) bytes for the caller's process; length 0: up to the end.
+    """Lock or unlock (F_UNLCK) bytes for the caller's process, or for the open file (``ofd``).
 
-    Raises OSError: EAGAIN if another one is in the way, EBADF, EINTR; others as `get_lock`.
+    ``length`` 0: up to the end; negative: the bytes before ``start``. If the server leaves locks
+    to this half, they end with the process's first close (`FilesystemFile.flush`), or with the
+    open file.
+
+    Raises OSError: EAGAIN if another one is in the way, EDEADLK, EBADF, EINTR; others as
+    `get_lock`.
     """
     if (kind == fcntl.F_RDLCK and not file.readable) or (
         kind == fcntl.F_WRLCK and not file.writable
     ):
         raise os_error(errno.EBADF)
-    body = _lock(file, caller, kind, start, length, caller.owner, FUSE_POSIX_LOCKS)
-    opcode = FUSE_SETLKW if wait else FUSE_SETLK
-    yield from file.running(ask(caller, opcode, file.inode.nodeid, body))
+    wanted = _wanted(file, caller, kind, start, length, ofd)
+    return file.running(_set_lock(file, caller, wanted, wait))
+
+
+def _set_lock(
+    file: FilesystemFile, caller: FileCaller, wanted: Record, wait: bool
+) -> Operation[None]:
+    superblock, inode = file.superblock, file.inode
+    if superblock.has(FUSE_POSIX_LOCKS):
+        body = _request(file, caller, wanted, _owner(wanted))
+        yield from ask(caller, FUSE_SETLKW if wait else FUSE_SETLK, inode.nodeid, body)
+        return
+    if inode.records is None:
+        inode.records = RecordLocks()
+    if inode.records.set(wanted, superblock.connection.grant):
+        return
+    if not wait:
+        raise os_error(errno.EAGAIN)
+    yield from wait_for(RecordTurn(inode.records, wanted), superblock.connection.grant)
 
 
 def flock(file: FilesystemFile, caller: FileCaller, operation: int) -> Operation[None]:
@@ -129,28 +179,54 @@ def flock(file: FilesystemFile, caller: FileCaller, operation: int) -> Operation
     kind = _LOCK_TYPES.get(operation & ~fcntl.LOCK_NB)
     if kind is None:
         raise os_error(errno.EINVAL)
-    body = _lock(file, caller, kind, 0, 0, file.kh, FUSE_FLOCK_LOCKS)
-    opcode = FUSE_SETLK if operation & fcntl.LOCK_NB else FUSE_SETLKW
-    file.flocked = True
-    yield from file.running(ask(caller, opcode, file.inode.nodeid, body))
+    return file.running(_flock(file, caller, kind, not operation & fcntl.LOCK_NB))
 
 
-def _lock(  # noqa: PLR0917 - the parts of a request
-    file: FilesystemFile,
-    caller: FileCaller,
-    kind: int,
-    start: int,
-    length: int,
-    owner: int,
-    flag: int,
-) -> bytes:
-    # fs/fuse/file.c, fuse_lk_fill; fs/locks.c, flock64_to_posix_lock
-    if start < 0 or length < 0 or kind not in (fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK):
+def _flock(file: FilesystemFile, caller: FileCaller, kind: int, wait: bool) -> Operation[None]:
+    # fuse_file_flock
+    superblock, inode = file.superblock, file.inode
+    if superblock.has_flock:
+        pid = 0 if kind == fcntl.F_UNLCK else caller.tgid
+        wanted = Record(kind, 0, _TO_THE_END, file, pid)
+        file.flocked = True
+        body = _request(file, caller, wanted, file.kh, FUSE_LK_FLOCK)
+        yield from ask(caller, FUSE_SETLKW if wait else FUSE_SETLK, inode.nodeid, body)
+        return
+    if inode.flocks is None:
+        inode.flocks = FileLocks()
+    if kind == fcntl.F_UNLCK:
+        inode.flocks.unlock(file)
+    elif wait:
+        grant = superblock.connection.grant
+        yield from wait_for(FlockTurn(inode.flocks, file, kind, grant), grant)
+    elif not inode.flocks.lock(file, exclusive=kind == fcntl.F_WRLCK):
+        raise os_error(errno.EAGAIN)
+
+
+def _wanted(  # noqa: PLR0917 - the parts of a lock
+    file: FilesystemFile, caller: FileCaller, kind: int, start: int, length: int, ofd: bool
+) -> Record:
+    # fs/locks.c, flock64_to_posix_lock
+    if length < 0:
+        start, length = start + length, -length
+    if start < 0 or kind not in (fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK):
         raise os_error(errno.EINVAL)
-    if not file.superblock.has(flag):
-        raise os_error(errno.EOPNOTSUPP)
     end = start + length - 1 if length else _TO_THE_END
-    pid = 0 if kind == fcntl.F_UNLCK else caller.pid
-    lock = fuse_file_lock(start=start, end=end, type=kind, pid=pid)
-    flags = FUSE_LK_FLOCK if flag == FUSE_FLOCK_LOCKS else 0
+    if end > _TO_THE_END:
+        raise os_error(errno.EOVERFLOW)
+    owner, pid = (file, -1) if ofd else (caller.owner, caller.tgid)
+    return Record(kind, start, end, owner, pid)
+
+
+def _owner(wanted: Record) -> int:
+    """What the server is told of a lock's owner."""
+    return wanted.owner.kh if isinstance(wanted.owner, FilesystemFile) else cast(int, wanted.owner)
+
+
+def _request(
+    file: FilesystemFile, caller: FileCaller, wanted: Record, owner: int, flags: int = 0
+) -> bytes:
+    # fs/fuse/file.c, fuse_lk_fill
+    pid = 0 if wanted.kind == fcntl.F_UNLCK else caller.tgid
+    lock = fuse_file_lock(start=wanted.start, end=wanted.end, type=wanted.kind, pid=pid)
     return fuse_lk_in(fh=file.handle, owner=owner, lk=lock, lk_flags=flags).pack()

@@ -3,6 +3,7 @@
 `recuse.kernel.files` has what they share with devices, and when they are released.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from recuse.kernel.files import FuseFile
 from recuse.kernel.fs.asking import ask
 from recuse.kernel.fs.credentials import CAP_FSETID, FileCaller
 from recuse.kernel.fs.dentries import Dentry
-from recuse.kernel.fs.inodes import Inode
+from recuse.kernel.fs.inodes import STATX_BLOCKS, Inode
 from recuse.kernel.fs.superblock import Superblock
+from recuse.kernel.fs.writeback import sync_times, write_back, write_inode_now
 from recuse.wire.fuse import (
     FOPEN_CACHE_DIR,
     FOPEN_KEEP_CACHE,
@@ -33,6 +35,7 @@ from recuse.wire.fuse import (
     FUSE_RELEASE,
     FUSE_RELEASE_FLOCK_UNLOCK,
     FUSE_RELEASEDIR,
+    FUSE_WRITEBACK_CACHE,
     fuse_flush_in,
     fuse_fsync_in,
     fuse_open_in,
@@ -53,12 +56,14 @@ class FilesystemFile(FuseFile):
         In bytes; in a directory, what the server calls its offset.
     flocked
         The server has been asked for a lock of flock(2), which ends with the file.
+    errors_seen
+        Errors of writing back that are not told to this one: see `WriteErrors`.
     wake_pollers
         Called, in one of the server's threads, when a poll that waits should be made again.
     """
 
     __slots__ = (
-        *("dentry", "flocked", "inode", "open_flags", "position"),
+        *("dentry", "errors_seen", "flocked", "inode", "open_flags", "position"),
         *("superblock", "wake_pollers"),
     )
 
@@ -75,6 +80,7 @@ class FilesystemFile(FuseFile):
         self.inode: Inode = dentry.inode
         self.position = 0
         self.flocked = False
+        self.errors_seen = self.inode.errors.sample()
         self.wake_pollers: Callable[[], None] = _nobody
         if opened is not None:
             self.open_flags = opened.open_flags
@@ -105,15 +111,37 @@ class FilesystemFile(FuseFile):
 
     def flush(self, caller: FileCaller) -> Operation[None]:
         """Do what each close(2) of a descriptor does; its error is close's (fuse_flush)."""
-        return self.running(self._flush(caller))
+        return self.running(self._close(caller))
+
+    def _close(self, caller: FileCaller) -> Operation[None]:
+        # fs/open.c, filp_flush
+        try:
+            yield from self._flush(caller)
+        finally:
+            self._give_up_records(caller.owner)
 
     def _flush(self, caller: FileCaller) -> Operation[None]:
         inode, superblock = self.inode, self.superblock
         inode.check()
-        if inode.is_directory or self.open_flags & FOPEN_NOFLUSH:
+        held_back = superblock.has(FUSE_WRITEBACK_CACHE)
+        if inode.is_directory or (self.open_flags & FOPEN_NOFLUSH and not held_back):
             return
+        yield from write_inode_now(superblock, inode)
         body = fuse_flush_in(fh=self.handle, lock_owner=caller.owner)
         yield from ask_once(superblock, caller, FUSE_FLUSH, inode, body.pack())
+        if held_back:
+            inode.outdate(STATX_BLOCKS)
+
+    def _give_up_records(self, owner: object) -> None:
+        """Give up an owner's locks that are kept here (locks_remove_posix)."""
+        records = self.inode.records
+        if records is not None:
+            records.remove(owner, self.superblock.connection.grant)
+
+    def _unlock(self) -> None:
+        self._give_up_records(self)
+        if self.inode.flocks is not None:
+            self.inode.flocks.unlock(self)
 
     def sync(self, caller: FileCaller, data_only: bool = False) -> Operation[None]:
         """Do fsync(2) or fdatasync(2) (fuse_fsync)."""
@@ -127,15 +155,34 @@ class FilesystemFile(FuseFile):
         body = fuse_fsync_in(fh=self.handle, fsync_flags=flags).pack()
         yield from superblock.lock(inode)
         try:
+            yield from write_back(superblock, inode)
+            number = inode.errors.take_since(self.errors_seen)
+            self.errors_seen = inode.errors.count
+            if number:
+                raise os_error(number)
+            yield from sync_times(superblock, inode)
             yield from ask_once(superblock, caller, opcode, inode, body)
         finally:
             superblock.unlock(inode)
 
-    def _unlock(self) -> None:
-        if self.inode.flocks is not None:
-            self.inode.flocks.unlock(self)
+    def can_write_back(self) -> None:
+        """Have dirty pages written by it, as long as it is open (fuse_link_write_file)."""
+        if self not in self.inode.writers:
+            self.inode.writers.append(self)
+
+    def _stop_writing_back(self) -> Operation[None]:
+        """Write back what is dirty, and wait until no request names this file any more."""
+        inode, superblock = self.inode, self.superblock
+        if superblock.has(FUSE_WRITEBACK_CACHE):
+            with contextlib.suppress(OSError):
+                yield from write_inode_now(superblock, inode)
+        if self in inode.writers:
+            yield from superblock.take(inode.writing)
+            inode.writers.remove(self)
+            superblock.give_back(inode.writing)
 
     def _send_release(self) -> Operation[None]:
+        yield from self._stop_writing_back()
         self._connection.polled.remove(self.kh)
         if self.fh is not None:
             # The header names no caller (fs/fuse/file.c, fuse_prepare_release: nocreds).

@@ -16,10 +16,16 @@ from recuse.kernel.fs.turns import InodeLock
 from recuse.kernel.locks import FileLocks
 from recuse.runtime.locks import new_lock
 from recuse.wire.filesystem import fuse_attr
-from recuse.wire.fuse import FUSE_AUTO_INVAL_DATA, FUSE_EXPLICIT_INVAL_DATA
+from recuse.wire.fuse import (
+    FUSE_AUTO_INVAL_DATA,
+    FUSE_EXPLICIT_INVAL_DATA,
+    FUSE_WRITEBACK_CACHE,
+)
 
 if TYPE_CHECKING:
     from typing import Protocol
+
+    from recuse.kernel.fs.locks import RecordLocks
 
     class Forgetting(Protocol):
         """What inodes need of their superblock."""
@@ -34,6 +40,11 @@ if TYPE_CHECKING:
 
         def has(self, flag: int) -> bool:
             """Whether INIT has agreed on a flag."""
+
+    class Writer(Protocol):
+        """An open file that can write, as far as writing back needs it."""
+
+        fh: int | None
 
 
 # linux/stat.h: which attributes are known to be out of date.
@@ -53,6 +64,8 @@ STATX_BTIME: Final = 0x800
 MODIFIED: Final = STATX_MTIME | STATX_CTIME | STATX_BLOCKS
 """FUSE_STATX_MODIFY: what a write changes."""
 MODIFIED_SIZE: Final = MODIFIED | STATX_SIZE
+KEPT_HERE: Final = STATX_SIZE | STATX_MTIME | STATX_CTIME
+"""What the server is not asked about a file that is written back (fuse_get_cache_mask)."""
 
 _TYPES: Final = frozenset({
     *(stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR),
@@ -64,6 +77,48 @@ MOST_SIZE: Final = (1 << 63) - 1
 def is_invalid(attr: fuse_attr) -> bool:
     """Whether no file can have such attributes (fuse_invalid_attr)."""
     return stat.S_IFMT(attr.mode) not in _TYPES or attr.size > MOST_SIZE
+
+
+class WriteErrors:
+    """What went wrong when content was written back: told once (lib/errseq.c, mm/filemap.c).
+
+    Each file that is open then hears it from fsync(2), and the next close(2) reports it too, unless
+    an fsync did.
+    """
+
+    __slots__ = ("_number", "_seen", "count", "pending")
+
+    def __init__(self) -> None:
+        self.count = 0
+        """How many errors there were."""
+        self.pending = 0
+        """The errno that the next close reports: EIO or ENOSPC."""
+        self._number = 0
+        self._seen = True
+
+    def add(self, number: int) -> None:
+        """Note an error (mapping_set_error)."""
+        self.count += 1
+        self._number = number
+        self._seen = False
+        self.pending = errno.ENOSPC if number == errno.ENOSPC else errno.EIO
+
+    def sample(self) -> int:
+        """How many errors a file that is opened now need not hear of."""
+        return self.count if self._seen else self.count - 1
+
+    def take(self) -> int:
+        """Return the errno that a close reports, 0 if none (filemap_check_errors)."""
+        number, self.pending = self.pending, 0
+        return number
+
+    def take_since(self, sample: int) -> int:
+        """Return the last errno since a sample, 0 if none (file_check_and_advance_wb_err)."""
+        if sample == self.count:
+            return 0
+        self._seen = True
+        self.pending = 0
+        return self._number
 
 
 class Inode:
@@ -95,6 +150,12 @@ class Inode:
         What is known of a regular file's content.
     target
         What a symbolic link holds, if the server lets it be remembered.
+    writers
+        Open files that dirty pages can be written by; the last one is used.
+    times_dirty
+        The server does not have its times yet (I_DIRTY_SYNC).
+    errors
+        What went wrong with what was written back.
     """
 
     __slots__ = (
@@ -105,6 +166,7 @@ class Inode:
         "attr",
         "attr_version",
         "bad",
+        "errors",
         "flocks",
         "from_plus",
         "generation",
@@ -115,9 +177,13 @@ class Inode:
         "nodeid",
         "outdated",
         "pages",
+        "records",
         "removed",
         "target",
+        "times_dirty",
         "valid_until",
+        "writers",
+        "writing",
     )
 
     def __init__(
@@ -139,9 +205,16 @@ class Inode:
         self.from_plus = False
         self.alias: Callable[[], Any] | None = None
         self.target: bytes | None = None
-        self.flocks: FileLocks | None = None
         self.pages = Pages() if stat.S_ISREG(attr.mode) else _NO_PAGES
         self.lock = InodeLock()
+        self.writing = InodeLock()
+        """Held while pages or times are written back; RELEASE of a writer waits for it."""
+        self.writers: list[Writer] = []
+        self.times_dirty = False
+        self.errors = WriteErrors()
+        self.records: RecordLocks | None = None
+        """Locks of bytes, if the server leaves them to this half."""
+        self.flocks: FileLocks | None = None
 
     def __del__(self) -> None:
         if self.lookups:
@@ -160,6 +233,11 @@ class Inode:
         """Whether it is one."""
         return stat.S_ISDIR(self.attr.mode)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether its size and times are known here better than by the server."""
+        return stat.S_ISREG(self.attr.mode) and self._superblock.has(FUSE_WRITEBACK_CACHE)
+
     def check(self) -> None:
         """Raise OSError(EIO) if it is bad."""
         if self.bad:
@@ -176,7 +254,10 @@ class Inode:
 
     def needs(self, mask: int) -> bool:
         """Whether some of these attributes have to be asked for."""
-        return bool(self.outdated & mask) or self._superblock.expired(self.valid_until)
+        outdated = self.outdated & mask
+        if outdated and self.is_kept:
+            outdated &= ~KEPT_HERE
+        return bool(outdated) or self._superblock.expired(self.valid_until)
 
     def update(self, attr: fuse_attr, valid_until: int, version: int) -> None:
         """Take attributes from a reply; ``version`` was current when it was asked for, 0: any.
@@ -184,15 +265,25 @@ class Inode:
         If something has changed them since then, they are only outdated.
         """
         # fs/fuse/inode.c, fuse_change_attributes_i.
+        kept = self.is_kept
+        if kept:
+            self.keep_own(attr)
         if version and self.attr_version > version:
             self.outdate()
             return
         self.attr_version = self._superblock.attr_version
-        if len(self.pages):
+        if len(self.pages) and not kept:
             self._update_pages(attr)
         self.attr = attr
         self.valid_until = valid_until
         self.outdated = 0
+
+    def keep_own(self, attr: fuse_attr) -> None:
+        """Put into attributes from the server what is known better here."""
+        own = self.attr
+        attr.size = own.size
+        attr.mtime, attr.mtimensec = own.mtime, own.mtimensec
+        attr.ctime, attr.ctimensec = own.ctime, own.ctimensec
 
     def _update_pages(self, attr: fuse_attr) -> None:
         """Give up content that the server says has changed."""

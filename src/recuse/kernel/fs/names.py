@@ -14,7 +14,7 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.fs.asking import ask, ask_for_entry, inode_of, is_invalid_entry, named
 from recuse.kernel.fs.credentials import CAP_FOWNER, CAP_FSETID, CAP_MKNOD, FileCaller
 from recuse.kernel.fs.dentries import Dentry
-from recuse.kernel.fs.inodes import STATX_CTIME, Inode
+from recuse.kernel.fs.inodes import Inode
 from recuse.kernel.fs.lookup import directory_of, lookup, set_validity
 from recuse.kernel.fs.permission import (
     MAY_EXEC,
@@ -26,6 +26,7 @@ from recuse.kernel.fs.permission import (
     permitted,
 )
 from recuse.kernel.fs.superblock import Superblock
+from recuse.kernel.fs.writeback import ctime_changed
 from recuse.wire.filesystem import (
     fuse_link_in,
     fuse_mkdir_in,
@@ -179,6 +180,8 @@ def _make(  # noqa: PLR0917 - the parts of a request
         made.epoch = superblock.epoch
         set_validity(superblock, made, entry)
         parent.outdate()
+        if linked is not None:
+            yield from ctime_changed(superblock, linked, asked=False)
     finally:
         superblock.unlock(parent)
 
@@ -198,8 +201,8 @@ def unlink(
             raise os_error(errno.EISDIR if child.inode.is_directory else errno.ENOTDIR)
         victim = yield from may_delete(superblock, caller, parent, child, False)
         yield from _remove(caller, FUSE_UNLINK, parent, child)
-        _unlinked(superblock, child, victim)
         parent.outdate()
+        yield from _unlinked(superblock, child, victim)
     finally:
         superblock.unlock(parent)
 
@@ -216,8 +219,8 @@ def remove_directory(
         yield from superblock.lock(victim)
         try:
             yield from _remove(caller, FUSE_RMDIR, parent, child)
-            _unlinked(superblock, child, victim)
             parent.outdate()
+            yield from _unlinked(superblock, child, victim)
         finally:
             superblock.unlock(victim)
     finally:
@@ -233,7 +236,7 @@ def _remove(caller: FileCaller, opcode: int, parent: Inode, child: Dentry) -> Op
         raise
 
 
-def _unlinked(superblock: Superblock, child: Dentry, victim: Inode) -> None:
+def _unlinked(superblock: Superblock, child: Dentry, victim: Inode) -> Operation[None]:
     """Note that something has lost a name (fuse_entry_unlinked)."""
     child.detach()
     victim.attr_version = superblock.new_version()
@@ -243,7 +246,7 @@ def _unlinked(superblock: Superblock, child: Dentry, victim: Inode) -> None:
         victim.removed = victim.is_directory
     else:
         attr.nlink -= 1
-    victim.outdate(STATX_CTIME)
+    yield from ctime_changed(superblock, victim)
 
 
 class Rename:
@@ -319,7 +322,7 @@ class Rename:
             yield from superblock.lock(replaced)
         try:
             yield from self._ask(old, new)
-            self._done(old, new, source, target)
+            yield from self._done(old, new, source, target)
         finally:
             if replaced is not None and replaced.is_directory:
                 superblock.unlock(replaced)
@@ -391,17 +394,21 @@ class Rename:
             return
         raise os_error(errno.EINVAL)
 
-    def _done(self, old: Dentry, new: Dentry, source: Inode, target: Inode | None) -> None:
+    def _done(
+        self, old: Dentry, new: Dentry, source: Inode, target: Inode | None
+    ) -> Operation[None]:
+        # The names first: nobody may see them as they were.
         superblock = self._superblock
-        source.outdate(STATX_CTIME)
         directory_of(self._old_directory).outdate()
         directory_of(self._new_directory).outdate()
-        if target is not None and self._flags & RENAME_EXCHANGE:
-            target.outdate(STATX_CTIME)
+        exchanged = target is not None and bool(self._flags & RENAME_EXCHANGE)
+        if exchanged:
             old.exchange(new)
-            return
-        if target is not None:
-            _unlinked(superblock, new, target)
         else:
             new.detach()
-        old.move(self._new_directory, self._new_name)
+            old.move(self._new_directory, self._new_name)
+        yield from ctime_changed(superblock, source)
+        if target is not None and exchanged:
+            yield from ctime_changed(superblock, target)
+        elif target is not None:
+            yield from _unlinked(superblock, new, target)

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from recuse.kernel.connection.notify import NAME_MAX, notified_poller
+from recuse.kernel.connection.operation import run
 from recuse.kernel.connection.request import Request
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.dentries import Dentry
 from recuse.kernel.fs.inodes import Inode
 from recuse.kernel.fs.superblock import Superblock
+from recuse.kernel.fs.writeback import drop_pages
 from recuse.wire.fuse import (
     FUSE_EXPIRE_ONLY,
     FUSE_NOTIFY_DELETE,
@@ -75,7 +77,8 @@ def _inval_inode(superblock: Superblock, body: bytes) -> None:
     inode.outdate()
     inode.target = None
     if told.off >= 0:
-        inode.pages.drop(told.off, max(told.len, 0))
+        operation = drop_pages(superblock, inode, told.off, max(told.len, 0))
+        run(superblock.connection, operation, _nobody)
 
 
 def _named(body: bytes, fixed: int, namelen: int) -> bytes:
@@ -180,6 +183,10 @@ def _names_of(superblock: Superblock, nodeids: set[int]) -> list[tuple[Dentry, b
             if child.inode is not None and child.inode.nodeid in nodeids:
                 found.append((directory, name))
     return found
+
+
+def _nobody(result: object, error: OSError | None) -> None:
+    del result, error  # what could not be written is told to those who have the file open
 
 
 _TAKERS: Final[dict[int, _Take]] = {

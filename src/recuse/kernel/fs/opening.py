@@ -21,12 +21,14 @@ from recuse.kernel.fs.permission import MAY_EXEC, MAY_READ, MAY_WRITE, permissio
 from recuse.kernel.fs.regular import RegularFile
 from recuse.kernel.fs.superblock import Superblock
 from recuse.kernel.fs.walk import Last, Walk
+from recuse.kernel.fs.writeback import drop_pages
 from recuse.wire.filesystem import create_out, fuse_create_in
 from recuse.wire.fuse import (
     FOPEN_KEEP_CACHE,
     FUSE_ATOMIC_O_TRUNC,
     FUSE_CREATE,
     FUSE_TMPFILE,
+    FUSE_WRITEBACK_CACHE,
     fuse_open_out,
 )
 
@@ -137,7 +139,7 @@ def _create(  # noqa: PLR0917 - all that there is
     dentry.epoch = superblock.epoch
     set_validity(superblock, dentry, out.entry)
     parent.outdate()
-    return RegularFile(superblock, dentry, flags & _SETTABLE, out.open)
+    return _regular(superblock, dentry, flags, out.open)
 
 
 def _ask_to_create(  # noqa: PLR0917 - the parts of a request
@@ -190,7 +192,17 @@ def open_unnamed(
     inode = inode_of(superblock, out.entry, 0)
     inode.linkable = not flags & os.O_EXCL
     unnamed = Dentry(b"#%d" % inode.nodeid, inode, found)
-    return RegularFile(superblock, unnamed, flags & _SETTABLE, out.open)
+    return _regular(superblock, unnamed, flags, out.open)
+
+
+def _regular(
+    superblock: Superblock, dentry: Dentry, flags: int, opened: fuse_open_out | None
+) -> RegularFile:
+    """What a regular file is opened as (fuse_finish_open)."""
+    file = RegularFile(superblock, dentry, flags & _SETTABLE, opened)
+    if file.writable and superblock.has(FUSE_WRITEBACK_CACHE):
+        file.can_write_back()
+    return file
 
 
 def open_dentry(
@@ -234,13 +246,13 @@ def open_file(
     opened: fuse_open_out | None = yield from send_open(superblock, caller, inode, flags)
     if inode.is_directory:
         return Directory(superblock, dentry, flags & _SETTABLE, opened)
-    file = RegularFile(superblock, dentry, flags & _SETTABLE, opened)
-    if not file.open_flags & FOPEN_KEEP_CACHE:
-        inode.pages.drop()
+    file = _regular(superblock, dentry, flags, opened)
+    if flags & os.O_TRUNC and superblock.has(FUSE_ATOMIC_O_TRUNC):
+        truncated(superblock, inode)
+    elif not file.open_flags & FOPEN_KEEP_CACHE:
+        yield from drop_pages(superblock, inode)
     if not flags & os.O_TRUNC:
         return file
-    if superblock.has(FUSE_ATOMIC_O_TRUNC):
-        truncated(superblock, inode)
     error = None
     yield from superblock.lock(inode)
     try:

@@ -32,6 +32,7 @@ from recuse.wire.fuse import (
     FUSE_POSIX_LOCKS,
     FUSE_READDIRPLUS_AUTO,
     FUSE_SETXATTR_EXT,
+    FUSE_WRITEBACK_CACHE,
     fuse_init_in,
     fuse_init_out,
 )
@@ -60,6 +61,7 @@ OFFERED: Final = (
     | FUSE_SETXATTR_EXT
     | FUSE_INIT_EXT
     | FUSE_HAS_EXPIRE_ONLY
+    | FUSE_WRITEBACK_CACHE
 )
 """The flags that INIT offers: what this half does."""
 
@@ -67,6 +69,7 @@ _MAX_READAHEAD: Final = 128 << 10
 """VM_READAHEAD_PAGES, in bytes."""
 _DEFAULT_PAGES: Final = 32
 """FUSE_DEFAULT_MAX_PAGES_PER_REQ."""
+_SECOND: Final = 10**9
 _OLDEST_MINOR: Final = 12
 """Requests of older servers have other structures."""
 
@@ -94,6 +97,10 @@ class Agreed(NamedTuple):
     flags: int = 0
     max_write: int = PAGE_SIZE
     max_pages: int = _DEFAULT_PAGES
+    max_readahead: int = 0
+    """Most bytes that are read from a file at once, though the program has asked for fewer."""
+    time_gran: int = 1
+    """Times of files are multiples of so many nanoseconds."""
 
 
 def offer() -> bytes:
@@ -126,4 +133,6 @@ def agree(payload: bytes | memoryview) -> Agreed:
     minor = min(out.minor, FUSE_KERNEL_MINOR_VERSION)
     # No WRITE has more pages, so nobody needs a larger buffer.
     max_write = min(max(out.max_write, PAGE_SIZE), MOST_PAGES * PAGE_SIZE)
-    return Agreed(minor, flags, max_write, pages)
+    time_gran = out.time_gran if 0 < out.time_gran <= _SECOND else 1
+    readahead = min(out.max_readahead, _MAX_READAHEAD)
+    return Agreed(minor, flags, max_write, pages, readahead, time_gran)

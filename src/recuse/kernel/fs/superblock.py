@@ -19,7 +19,8 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.fs.dentries import Dentry
 from recuse.kernel.fs.inodes import Inode, InodeTable
 from recuse.kernel.fs.options import Agreed, MountOptions, agree, offer
-from recuse.kernel.fs.turns import GRANTED, Turn
+from recuse.kernel.fs.together import Together
+from recuse.kernel.fs.turns import GRANTED, InodeLock, Turn
 from recuse.wire.filesystem import (
     fuse_attr,
     fuse_batch_forget_in,
@@ -28,10 +29,12 @@ from recuse.wire.filesystem import (
 )
 from recuse.wire.fuse import (
     FUSE_BATCH_FORGET,
+    FUSE_FLOCK_LOCKS,
     FUSE_FORGET,
     FUSE_INIT,
     FUSE_MIN_READ_BUFFER,
     FUSE_NOTIFY_REPLY,
+    FUSE_POSIX_LOCKS,
     FUSE_ROOT_ID,
     fuse_in_header,
     fuse_init_out,
@@ -44,6 +47,7 @@ _MOST_FORGETS: Final = (
 """In one BATCH_FORGET: as many as fit into the smallest buffer that a server may read with."""
 
 
+_FLOCK_MINOR: Final = 17
 _OPCODE: Final = 4
 """Where the low byte of the opcode is in a message."""
 _UNIQUE_AT: Final = 8
@@ -75,11 +79,22 @@ class FilesystemConnection(Connection):
             request.done = done
             if request.lock.take(request):
                 self.grant(request)
+        elif isinstance(request, Together):
+            request.done = done
+            for one in request.requests:
+                super().submit(one, lambda _: self.grant(request) if request.ended() else None)
         else:
             super().submit(request, done)
 
-    def grant(self, turn: Turn) -> None:
-        """Let an operation continue that waits for a lock."""
+    def interrupt(self, request: Request, *, fatal: bool = True) -> None:
+        """See `recuse.kernel.connection.submit.SubmitSide.interrupt`."""
+        if not isinstance(request, Turn):
+            super().interrupt(request, fatal=fatal)
+        elif request.interrupt():
+            self.grant(request)
+
+    def grant(self, turn: Request) -> None:
+        """Let an operation continue that waits for a lock, or for several replies."""
         with self._lock:
             turn.reply = GRANTED
             turn.state = FINISHED
@@ -116,10 +131,16 @@ class Superblock:
         options: MountOptions,
         notified: "Callable[[Superblock, int, bytes, int], None]",
         clock: Callable[[], int] = time.monotonic_ns,
+        wall_clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        """Mount it; ``clock`` returns nanoseconds, by which names and attributes expire."""
+        """Mount it.
+
+        ``clock`` returns nanoseconds, by which names and attributes expire, and ``wall_clock``
+        those since 1970: the times of files that are written back.
+        """
         self.options = options
         self.clock = clock
+        self._wall_clock = wall_clock
         self.agreed = Agreed()
         self.lacks: set[int] = set()
         self.no_poll = False
@@ -128,6 +149,8 @@ class Superblock:
         self.attr_version = 1
         self._versions = itertools.count(2)
         self._forgets: deque[tuple[int, int]] = deque()
+        self.dirty: set[Inode] = set()
+        """Inodes with something that the server does not have yet."""
         self.inodes = InodeTable(self)
         attr = fuse_attr(ino=FUSE_ROOT_ID, nlink=1, mode=options.root_mode)
         self.root = Dentry(b"", self.inodes.get(FUSE_ROOT_ID, 0, attr, 0, 0))
@@ -155,6 +178,12 @@ class Superblock:
         return bool(self.agreed.flags & flag)
 
     @property
+    def has_flock(self) -> bool:
+        """Whether the server keeps locks of flock(2); old servers said it with the other flag."""
+        flag = FUSE_FLOCK_LOCKS if self.agreed.minor >= _FLOCK_MINOR else FUSE_POSIX_LOCKS
+        return self.has(flag)
+
+    @property
     def max_read(self) -> int:
         """Most bytes of a READ."""
         return min(self.options.max_read, self.agreed.max_pages * PAGE_SIZE)
@@ -180,21 +209,34 @@ class Superblock:
         """Whether that time has come."""
         return until < self.clock()
 
+    def now(self) -> int:
+        """The time of a change that is made now, in nanoseconds since 1970 (current_time)."""
+        now = self._wall_clock()
+        return now - now % self.agreed.time_gran
+
     # Locks
 
     def lock(self, inode: Inode, shared: bool = False) -> Operation[None]:
         """Wait for an inode's lock; give it back with `unlock`."""
-        turn = Turn(inode.lock, shared)
+        return self.take(inode.lock, shared)
+
+    def unlock(self, inode: Inode, shared: bool = False) -> None:
+        """Give it back."""
+        self.give_back(inode.lock, shared)
+
+    def take(self, lock: InodeLock, shared: bool = False) -> Operation[None]:
+        """Wait for a lock; give it back with `give_back`."""
+        turn = Turn(lock, shared)
         try:
             yield turn
         except GeneratorExit:
             # Nobody continues the operation, so nobody would give it back.
-            inode.lock.leave(turn, self.connection.grant)
+            lock.leave(turn, self.connection.grant)
             raise
 
-    def unlock(self, inode: Inode, shared: bool = False) -> None:
-        """Give it back."""
-        inode.lock.give_back(shared, self.connection.grant)
+    def give_back(self, lock: InodeLock, shared: bool = False) -> None:
+        """Let others have a lock."""
+        lock.give_back(shared, self.connection.grant)
 
     # Forgetting
 

@@ -7,7 +7,7 @@ apart.
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from recuse.kernel.connection.request import Reply, Request
 from recuse.runtime.locks import new_lock
@@ -15,14 +15,28 @@ from recuse.runtime.locks import new_lock
 GRANTED: Final = Reply(0)
 
 
+class Lockable(Protocol):
+    """What operations take turns with."""
+
+    def take(self, turn: "Turn") -> bool:
+        """Take it, or stand in line; return whether the turn has come."""
+
+    def leave(self, turn: "Turn", grant: "Callable[[Turn], None]") -> None:
+        """Give up a place in the line, or the lock if it was granted meanwhile."""
+
+
 class Turn(Request):
     """An operation's place in the queue for a lock. It is not sent to the server."""
 
-    def __init__(self, lock: "InodeLock", shared: bool) -> None:
+    def __init__(self, lock: Lockable, shared: bool) -> None:
         super().__init__(0)
         self.lock = lock
         self.shared = shared
         self.granted = False
+
+    def interrupt(self) -> bool:
+        """Stop waiting because of a signal; False if such a wait is not interrupted."""
+        return False
 
 
 class InodeLock:

@@ -110,6 +110,8 @@ class Walk:
         if self._links > _MOST_LINKS:
             raise os_error(errno.ELOOP)
         target = yield from read_link(self.superblock, self.caller, link)
+        if not target:  # fs/namei.c, pick_link: the way goes on where the link is
+            return Last(last.directory, b"", last.slashes)
         found = yield from self.find_last(target, last.directory)
         return found._replace(slashes=found.slashes or last.slashes)
 
@@ -121,7 +123,7 @@ class Walk:
 def read_link(superblock: Superblock, caller: FileCaller, inode: Inode) -> Operation[bytes]:
     """Return where a symbolic link leads (fuse_get_link).
 
-    Raises OSError: EINVAL if it is no link, ENOENT if it is empty, EIO.
+    Raises OSError: EINVAL if it is no link, EIO.
     """
     inode.check()
     if not stat.S_ISLNK(inode.attr.mode):
@@ -134,6 +136,4 @@ def read_link(superblock: Superblock, caller: FileCaller, inode: Inode) -> Opera
         target = bytes(payload).partition(b"\0")[0]
         if superblock.has(FUSE_CACHE_SYMLINKS):
             inode.target = target
-    if not target:
-        raise os_error(errno.ENOENT)
     return target

@@ -9,9 +9,10 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.fs.asking import ask, named
 from recuse.kernel.fs.attributes import allowed
 from recuse.kernel.fs.credentials import CAP_FOWNER, CAP_SYS_ADMIN, FileCaller
-from recuse.kernel.fs.inodes import STATX_CTIME, Inode
+from recuse.kernel.fs.inodes import Inode
 from recuse.kernel.fs.permission import MAY_READ, MAY_WRITE, permission
 from recuse.kernel.fs.superblock import Superblock
+from recuse.kernel.fs.writeback import ctime_changed
 from recuse.wire.filesystem import fuse_getxattr_in, fuse_getxattr_out, fuse_setxattr_in
 from recuse.wire.fuse import (
     FUSE_COMPAT_SETXATTR_IN_SIZE,
@@ -146,7 +147,7 @@ def _change(  # noqa: PLR0917 - the parts of a request
                     raise
                 superblock.lacks.add(opcode)
             else:
-                inode.outdate(STATX_CTIME)
+                yield from ctime_changed(superblock, inode)
                 return
     finally:
         superblock.unlock(inode)

@@ -28,8 +28,9 @@ IoVecs: TypeAlias = list[IoVec]
 class PollSource(Hashable, Protocol):
     """What is asked for readiness: a device, for all of its files."""
 
-    no_poll: bool
-    """Whether it has said that it cannot be asked."""
+    @property
+    def no_poll(self) -> bool:
+        """Whether it cannot or need not be asked."""
 
 
 class FileDescription:
@@ -130,6 +131,22 @@ class FileDescription:
             OSError: ESPIPE.
         """
         raise os_error(errno.ESPIPE)
+
+    def splice_to(self, call: TrappedCall, pipe: int, size: int) -> int:
+        """Do splice(2) from this file to the caller's descriptor of a pipe.
+
+        Raises:
+            OSError: EINVAL.
+        """
+        raise os_error(errno.EINVAL)
+
+    def splice_from(self, call: TrappedCall, pipe: int, size: int) -> int:
+        """Do splice(2) from the caller's descriptor of a pipe to this file.
+
+        Raises:
+            OSError: EINVAL.
+        """
+        raise os_error(errno.EINVAL)
 
     def sync(self, call: TrappedCall, data_only: bool) -> Outcome:
         """Do fsync(2) or fdatasync(2).

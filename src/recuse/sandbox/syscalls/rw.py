@@ -201,7 +201,28 @@ def sendfile(call: TrappedCall, machine: Machine) -> int:
 
 
 def splice(call: TrappedCall, machine: Machine) -> int:
-    """``splice(in, off_in, out, off_out, count, flags)``, and copy_file_range too."""
+    """``splice(in, off_in, out, off_out, count, flags)``, which servers use at /dev/fuse."""
+    source = machine.files.find_opened(call.tid, call.a0)
+    target = machine.files.find_opened(call.tid, call.a2)
+    if source is None and target is None:
+        return PROCEED
+    if source is not None and target is not None:
+        raise os_error(errno.EINVAL)
+    if call.a1 or call.a3:
+        raise os_error(errno.ESPIPE)
+    size = min(call.a4, _MAX_RW_COUNT)
+    if source is not None:
+        if not source.readable:
+            raise os_error(errno.EBADF)
+        return source.splice_to(call, signed32(call.a2), size)
+    assert target is not None
+    if not target.writable:
+        raise os_error(errno.EBADF)
+    return target.splice_from(call, signed32(call.a0), size)
+
+
+def copy_range(call: TrappedCall, machine: Machine) -> int:
+    """``copy_file_range(in, off_in, out, off_out, count, flags)``."""
     return _either(call, machine, call.a2)
 
 
@@ -232,6 +253,6 @@ HANDLERS: Final[dict[str, Handler]] = {
     "sendfile": sendfile,
     "splice": splice,
     "tee": tee,
-    "copy_file_range": splice,
+    "copy_file_range": copy_range,
     "lseek": lseek,
 }

@@ -10,8 +10,11 @@ import errno
 import os
 from typing import Any, Final
 
+from recuse.runtime.log import Log
 from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem.attributes import Lock
+from recuse.server.filesystem.requests import NAME_MAX
+from recuse.server.runner import label
 from recuse.wire.filesystem import (
     fuse_copy_file_range_out,
     fuse_file_lock,
@@ -20,8 +23,11 @@ from recuse.wire.filesystem import (
     fuse_lseek_out,
 )
 
-_NAME_MAX: Final = 1024
-"""FUSE_NAME_MAX before Linux 6.16 (fs/fuse/fuse_i.h): listings with longer names fail."""
+_TARGET_MAX: Final = 4095
+"""The kernel has a page of 4 KiB for it, with a NUL (fs/fuse/dir.c, fuse_readlink_folio)."""
+
+log = Log("recuse.server")
+
 _pack_xattr_size = fuse_getxattr_out.CODEC.pack
 _pack_lseek = fuse_lseek_out.CODEC.pack
 _pack_copied = fuse_copy_file_range_out.CODEC.pack
@@ -41,7 +47,10 @@ def target(returned: Any, _: None) -> bytes:
     """What a symbolic link leads to."""
     if not isinstance(returned, str | bytes):
         raise Misuse(f"returned {brief(returned)}, not a str")
-    return _without_nul("returned", returned)
+    encoded = _without_nul("returned", returned)
+    if not 0 < len(encoded) <= _TARGET_MAX:
+        raise Misuse(f"returned a path of {len(encoded)} bytes, not of 1 to {_TARGET_MAX}")
+    return encoded
 
 
 def listed_name(name: Any) -> bytes:
@@ -51,9 +60,19 @@ def listed_name(name: Any) -> bytes:
     encoded = _without_nul("listed", name)
     if not encoded or b"/" in encoded:
         raise Misuse(f'listed {brief(name)}: a name is not empty and has no "/"')
-    if len(encoded) > _NAME_MAX:
-        raise Misuse(f"listed a name of {len(encoded)} bytes, but at most {_NAME_MAX} are possible")
     return encoded
+
+
+def is_too_long(name: bytes) -> bool:
+    """Whether a name has to be left out of a listing: programs could do nothing with the file."""
+    return len(name) > NAME_MAX
+
+
+def log_too_long(method: object, name: bytes) -> None:
+    """Log the first name that is left out of a listing."""
+    begin = os.fsdecode(name[:16])
+    what = "%s listed %a..., a name of %d bytes: what has more than %d is left out"
+    log.error(what, label(method), begin, len(name), NAME_MAX)
 
 
 def _without_nul(did: str, text: str | bytes) -> bytes:

@@ -104,10 +104,11 @@ class Opened:
     keep_cache: bool = False
     """Whether what the kernel has cached from earlier opens is still valid."""
     backing: int | None = None
-    """A descriptor that the kernel reads, writes and maps instead of asking (passthrough). It must
-    stay open until `Inodes.release`. If the kernel cannot do this, `read` and `write` come."""
+    """A descriptor that the kernel reads, writes and maps instead of asking (passthrough). With
+    ``direct`` it is only mapped. It must stay open until `Inodes.release`. If the kernel cannot do
+    this, `read` and `write` come."""
     nonseekable: bool = False
-    """Whether programs cannot seek in it."""
+    """Whether programs cannot seek in it. Not with a backing file."""
     flushed: bool = True
     """Whether `Inodes.flush` is to come when a program closes a descriptor of it (Linux 5.16)."""
     parallel_writes: bool = False

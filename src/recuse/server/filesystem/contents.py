@@ -27,6 +27,8 @@ from recuse.server.filesystem.answers import (
     xattr_value,
 )
 from recuse.server.filesystem.attributes import Changes, Lock
+from recuse.server.filesystem.device_node import DeviceNode
+from recuse.server.filesystem.device_opens import DeviceOpens
 from recuse.server.filesystem.in_turn import InTurn
 from recuse.server.filesystem.level import Operation
 from recuse.server.filesystem.nodes import Node, RegularFile, Symlink
@@ -73,6 +75,7 @@ class Contents:
     def __init__(self, state: State) -> None:
         self._state = state
         self._run = state.runner.run
+        self._devices = DeviceOpens(state)
 
     def operations(self) -> dict[int, Operation]:
         """By opcode."""
@@ -122,9 +125,13 @@ class Contents:
 
     def _open(self, pending: PendingReply, number: int) -> None:
         (flags,) = pick_open(pending.message)
-        node: RegularFile = of_kind(self._state.known.get(number), RegularFile)
+        found = self._state.known.get(number)
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             self._check_changes()
+        if isinstance(found, DeviceNode):
+            self._devices.open(pending, found, flags)
+            return
+        node: RegularFile = of_kind(found, RegularFile)
         if flags & os.O_TRUNC:
             # With FUSE_ATOMIC_O_TRUNC nobody else truncates it.
             truncate = partial(node.change, Changes(size=0, mtime_ns=time.time_ns()))
@@ -143,6 +150,8 @@ class Contents:
         file = self._state.file(handle)
         if file.flags != flags:
             file.flags = flags
+        if offset:
+            offset = self._state.place(handle, offset, flags)
         self._run(pending, file.read, read_answer, size, size, offset)
 
     def _write(self, pending: PendingReply, number: int) -> None:
@@ -155,6 +164,8 @@ class Contents:
         file = self._state.file(handle)
         if file.flags != flags:
             file.flags = flags
+        if offset:
+            offset = self._state.place(handle, offset, flags)
         self._run(pending, file.write, write_answer, size, data, offset)
 
     def _flush(self, pending: PendingReply, number: int) -> None:
@@ -185,15 +196,15 @@ class Contents:
     def _release(self, pending: PendingReply, number: int) -> None:
         del number
         handle, flags, owner = pick_release(pending.message)
-        file = self._state.closed(handle)
-        if file is None:
+        closed = self._state.closed(handle)
+        if closed is None:
             pending.fail(errno.EBADF)
-        elif flags & FUSE_RELEASE_FLOCK_UNLOCK and isinstance(file, OpenFile):
+            return
+        file, method = closed
+        if flags & FUSE_RELEASE_FLOCK_UNLOCK and isinstance(file, OpenFile):
             unlock = partial(file.set_lock, Lock(fcntl.F_UNLCK, flock=True), owner, False)
-            method = InTurn(unlock, file.release, anyway=True)
-            self._run(pending, method, release_answer, None)
-        else:
-            self._run(pending, file.release, release_answer, None)
+            method = InTurn(unlock, method, anyway=True)
+        self._run(pending, method, release_answer, None)
 
     def _getxattr(self, pending: PendingReply, number: int) -> None:
         node = self._state.known.get(number)

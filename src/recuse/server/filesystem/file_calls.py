@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from recuse.runtime.log import Log
 from recuse.server.device import File, notify_once
 from recuse.server.dispatch import (
     IOCTL_DATA,
@@ -47,6 +48,8 @@ from recuse.wire.fuse import (
     FUSE_SYNCFS,
 )
 
+log = Log("recuse.server")
+
 
 class FileCalls:
     """These operations, for one session."""
@@ -54,6 +57,7 @@ class FileCalls:
     def __init__(self, state: State) -> None:
         self._state = state
         self._run = state.runner.run
+        self._told_of_new_files = False
 
     def operations(self) -> dict[int, Operation]:
         """By opcode."""
@@ -90,9 +94,18 @@ class FileCalls:
             raise WireError(f"{len(data)} bytes of data, not {in_size}")
         call = IoctlCall(self._state.file(handle), command, argument, data, out_size, self._state)
         if call.makes_file:
+            self._tell_of_new_files(call.label)
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         call.restrict()
         self._run(pending, call.begin, call.answer, None)
+
+    def _tell_of_new_files(self, method: str) -> None:
+        if not self._told_of_new_files:
+            self._told_of_new_files = True
+            log.error(
+                "%s makes a file, which Linux's FUSE does not take: EOPNOTSUPP for the program",
+                method,
+            )
 
     def _poll(self, pending: PendingReply, number: int) -> None:
         del number
@@ -128,8 +141,8 @@ class FileCalls:
 
     def _lseek(self, pending: PendingReply, number: int) -> None:
         handle, offset, whence = pick_lseek(pending.message)
-        file = self._open_file(handle, errno.EINVAL)
-        if type(file).seek is OpenFile.seek:
+        file = self._state.file(handle)
+        if not isinstance(file, OpenFile) or type(file).seek is OpenFile.seek:
             size = self._state.known.get(number).size or 0
             self._run(pending, _seek_without_holes, offset_answer, None, size, offset, whence)
         else:

@@ -58,7 +58,6 @@ _ALWAYS: Final = (
     | FUSE_INIT_EXT
     | FUSE_CREATE_SUPP_GROUP
     | FUSE_HAS_EXPIRE_ONLY
-    | FUSE_DIRECT_IO_ALLOW_MMAP
 )
 """Capabilities that are used if the kernel half offers them."""
 
@@ -85,7 +84,8 @@ def negotiate(served: Served, wanted: int, message: bytes, has_backing: bool) ->
             LEAST_MINOR,
         )
         raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
-    taken = (wanted | _wanted(served, has_backing)) & (offer.flags | offer.flags2 << 32)
+    offered = offer.flags | (offer.flags2 << 32 if offer.flags & FUSE_INIT_EXT else 0)
+    taken = (wanted | _wanted(served, has_backing)) & offered
     return fuse_init_out(
         major=FUSE_KERNEL_VERSION,
         minor=min(FUSE_KERNEL_MINOR_VERSION, offer.minor),
@@ -106,6 +106,8 @@ def negotiate(served: Served, wanted: int, message: bytes, has_backing: bool) ->
 def _wanted(served: Served, has_backing: bool) -> int:
     flags = _ALWAYS
     flags |= FUSE_EXPLICIT_INVAL_DATA if served.explicit_invalidation else FUSE_AUTO_INVAL_DATA
+    if served.direct_mmap:
+        flags |= FUSE_DIRECT_IO_ALLOW_MMAP
     if served.writeback:
         flags |= FUSE_WRITEBACK_CACHE
     elif served.passthrough and has_backing:

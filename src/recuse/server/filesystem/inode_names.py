@@ -8,7 +8,13 @@ from collections.abc import AsyncIterable, Callable
 from typing import Any, Final
 
 from recuse.server.errors import Misuse, brief
-from recuse.server.filesystem.answers import listed_name, nothing, target
+from recuse.server.filesystem.answers import (
+    is_too_long,
+    listed_name,
+    log_too_long,
+    nothing,
+    target,
+)
 from recuse.server.filesystem.attributes import DirectoryEntry
 from recuse.server.filesystem.inode_state import InodeState
 from recuse.server.filesystem.level import Operation
@@ -173,15 +179,20 @@ class InodeNames:
         self, pending: PendingReply, ino: int, method: Callable[..., Any], *, plus: bool
     ) -> None:
         handle, offset, size = pick_readdir(pending.message)
-        page = _Page(self._state, size, plus=plus)
+        page = _Page(self._state, method, size, plus=plus)
         self._run(pending, method, page.answer, None, ino, self._state.fh(handle), offset)
 
 
 class _Page:
     """The content of one answer to READDIR or READDIRPLUS."""
 
-    def __init__(self, state: InodeState, room: int, *, plus: bool) -> None:
+    def __init__(
+        self, state: InodeState, method: Callable[..., Any], room: int, *, plus: bool
+    ) -> None:
         self._state = state
+        self._method = method
+        self._lacks = False
+        """Whether names were left out."""
         self._room = room
         self._plus = plus
         self._parts: list[bytes] = []
@@ -219,6 +230,7 @@ class _Page:
         if not isinstance(one, DirectoryEntry):
             raise Misuse(f"listed {brief(one)}, not a DirectoryEntry")
         name = listed_name(one.name)
+        left_out = is_too_long(name)
         length = fuse_dirent.SIZE + len(name) + 7 & ~7
         ino, kind, head = one.ino, one.kind, b""
         entry = one.entry if self._plus else None
@@ -230,12 +242,17 @@ class _Page:
             attr = fuse_attr.unpack(head, _ATTR)
             ino, kind = attr.ino, stat.S_IFMT(attr.mode)
             lookup = [(entry.ino, 1)]
-            if length > self._room or name in DOTS:
+            if left_out or length > self._room or name in DOTS:
                 # It is not sent, or the kernel half does not count it.
                 self._state.forget(lookup)
                 head = _NO_ENTRY
             else:
                 self._told += lookup
+        if left_out:
+            if not self._lacks:
+                log_too_long(self._method, name)
+            self._lacks = True
+            return True
         if length > self._room:
             return False
         try:

@@ -137,7 +137,7 @@ class InodeState:
         how = returned if isinstance(returned, Opened) else Opened(returned)
         handle = next(self._handles)
         flags, backing = self.modes.open(handle, ino, how.backing, how.direct, how.keep_cache)
-        if how.nonseekable:
+        if how.nonseekable and not backing:  # FOPEN_PASSTHROUGH_MASK excludes it
             flags |= FOPEN_NONSEEKABLE
         if not how.flushed:
             flags |= FOPEN_NOFLUSH

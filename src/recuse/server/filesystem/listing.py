@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from recuse.server.errors import Misuse, brief
-from recuse.server.filesystem.answers import listed_name
+from recuse.server.filesystem.answers import is_too_long, listed_name, log_too_long
 from recuse.server.filesystem.attributes import Entry
 from recuse.server.filesystem.nodes import Directory, Node
 
@@ -40,6 +40,8 @@ class Listing:
         self._iterator: Iterator[Any] | AsyncIterator[Any] | None = None
         self._live: Mapping[str, Node] | None = None
         self._is_snapshot = False
+        self._lacks = False
+        """Whether names were left out."""
         self._old = 0
         """How many of the items an earlier request may have read."""
 
@@ -99,9 +101,14 @@ class Listing:
         return False
 
     def _take(self, entry: Any) -> bool:
-        """Add what the author lists, except "." and "..": each listing has them already."""
+        """Add what is listed, except "." and "..", which are there already, and names too long."""
         item = _item(entry)
         if item.name in DOTS:
+            return False
+        if is_too_long(item.name):
+            if not self._lacks:
+                log_too_long(self.directory.entries, item.name)
+            self._lacks = True
             return False
         self.items.append(item)
         return True

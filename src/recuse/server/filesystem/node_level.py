@@ -73,10 +73,10 @@ class NodeLevel:
         return left + [f"{node!r} is known" for node in state.known.all_but_root()]
 
     def ending(self) -> Iterator[Step]:
-        for file in self.state.release_all():
-            awaitable = self._runner.quietly(file.release)
+        for closed in self.state.release_all():
+            awaitable = self._runner.quietly(closed.release)
             if awaitable is not None:
-                yield file.release, awaitable
+                yield closed.release, awaitable
         for node in self.state.known.forget_all():
             self._runner.quietly(node.forgotten)
         self._runner.quietly(self._filesystem.close)

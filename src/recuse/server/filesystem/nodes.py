@@ -75,6 +75,8 @@ class Node:
     """When it was made, for statx(2). None if not known."""
     cache_s: float | None = None
     """How long the kernel may believe what it knows about this node. None: `Filesystem.cache_s`."""
+    entry_cache_s: float | None = None
+    """How long it may believe that a name stands for this node. None: as ``cache_s``."""
 
     _number: int = 0
     """Its number in its filesystem, 0 before it has one."""

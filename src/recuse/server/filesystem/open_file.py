@@ -28,8 +28,9 @@ class OpenFile(File):
     backing: int | None = None
     """A descriptor that the kernel reads, writes and maps instead of asking (passthrough).
 
-    It must stay open until `release`. If the kernel cannot do this (before Linux 6.9, or if the
-    server has no CAP_SYS_ADMIN), it calls `read` and `write`, which by default use the descriptor.
+    With ``direct`` it is only mapped. It must stay open until `release`. If the kernel cannot do
+    this (before Linux 6.9, or if the server has no CAP_SYS_ADMIN), it calls `read` and `write`,
+    which by default use the descriptor.
     """
 
     def read(self, size: int, offset: int) -> Buffer | Awaitable[Buffer]:

@@ -1,8 +1,9 @@
 """How open files are read and written: through the page cache, past it, or by a backing file.
 
-All opens of one inode have to agree (fs/fuse/iomode.c, passthrough.c, Linux 6.9). While one has a
-backing file, no other may use the page cache, and all backing files must be the same. The kernel
-answers EIO to an open that breaks this rule, so the rule is applied here.
+All opens of one inode have to agree (fs/fuse/iomode.c, passthrough.c, Linux 6.9). While one uses
+the page cache, no other has a backing file. While one has a backing file, all others that are
+opened have the same one. The kernel answers EIO to an open that breaks this rule, so the rule is
+applied here.
 """
 
 from __future__ import annotations
@@ -74,31 +75,65 @@ class Modes:
             FOPEN_ flags, and the backing file's number.
         """
         with self._lock:
-            inode = self._inodes.get(number)
-            if descriptor is not None and (inode is None or not inode.cached):
-                inode = self._inodes.setdefault(number, _Inode())
-                if self._back(inode, descriptor):
-                    inode.backed += 1
-                    self._opens[handle] = number, True
-                    return FOPEN_PASSTHROUGH, inode.backing
-            if direct or (inode is not None and inode.backed):
+            inode = self._inodes.get(number) or _Inode()
+            has_backing = inode.backed or (descriptor is not None and not inode.cached)
+            if has_backing and self._back(inode, descriptor):
+                inode.backed += 1
+                self._inodes[number] = inode
+                self._opens[handle] = number, True
+                # One without a backing file of its own is mapped as the others, and asks for all
+                # else.
+                asks = direct or descriptor is None
+                return FOPEN_PASSTHROUGH | (FOPEN_DIRECT_IO if asks else 0), inode.backing
+            if direct:
                 return FOPEN_DIRECT_IO, 0
-            inode = self._inodes.setdefault(number, _Inode())
             inode.cached += 1
+            self._inodes[number] = inode
             self._opens[handle] = number, False
         return FOPEN_KEEP_CACHE if keep_cache else 0, 0
 
-    def _back(self, inode: _Inode, descriptor: int) -> bool:
-        """Make a descriptor the inode's backing file, if it has none. Called with the lock held."""
-        if inode.backed:
-            return True
+    def map(self, handle: int, number: int, descriptor: int) -> int:
+        """Have programs that map an open file map a backing file, and ask for all else.
+
+        Args:
+            handle: the open file's; all files of its node are opened in this way, or directly.
+            number: the node's.
+            descriptor: of the backing file: the same one for all that are open at a time.
+
+        Returns:
+            The backing file's number, for an answer with FOPEN_PASSTHROUGH and FOPEN_DIRECT_IO.
+
+        Raises:
+            OSError: the kernel does not take it.
+        """
+        with self._lock:
+            inode = self._inodes.get(number) or _Inode()
+            if not inode.backed:
+                inode.backing = self._open_backing(descriptor)
+            inode.backed += 1
+            self._inodes[number] = inode
+            self._opens[handle] = number, True
+            return inode.backing
+
+    def _open_backing(self, descriptor: int) -> int:
         if self.channel is None:
-            return False
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         try:
-            inode.backing = self.channel.open_backing(descriptor)
+            return self.channel.open_backing(descriptor)
         except OSError as error:
             if error.errno == errno.EPERM:
                 self.channel = None  # and use no other backing file
+            raise
+
+    def _back(self, inode: _Inode, descriptor: int | None) -> bool:
+        """Make a descriptor the inode's backing file, if it has none. Called with the lock held."""
+        if inode.backed:
+            return True
+        if self.channel is None or descriptor is None:
+            return False
+        try:
+            inode.backing = self._open_backing(descriptor)
+        except OSError as error:
             if not self._told:
                 self._told = True
                 log.warning(

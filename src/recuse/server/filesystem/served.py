@@ -35,6 +35,10 @@ class Served:
     passthrough: bool = False
     """Whether files may have a backing file: `OpenFile.backing`, `Opened.backing`. Not possible
     together with ``writeback``."""
+    direct_mmap: bool = True
+    """Whether programs may map what bypasses the page cache with MAP_SHARED, and so get it by pages
+    (Linux 6.6). If not, that fails with ENODEV. While such a mapping exists, the file can be opened
+    with no backing file: a filesystem that has devices sets this to False."""
     writeback: bool = False
     """Whether the kernel may hold back written data for a while, and write it in larger pieces."""
     posix_acls: bool = False

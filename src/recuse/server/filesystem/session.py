@@ -34,18 +34,21 @@ from recuse.wire.fuse import (
     FUSE_FORGET,
     FUSE_INIT,
     FUSE_INTERRUPT,
+    FUSE_IOCTL,
     FUSE_KERNEL_MINOR_VERSION,
     FUSE_NOTIFY_REPLY,
     FUSE_OVER_IO_URING,
     FUSE_PASSTHROUGH,
+    FUSE_READ,
     FUSE_SETXATTR_EXT,
+    FUSE_WRITE,
 )
 
 _NO_OTHER_OWNER: Final = Owner()
-_ALL_OPCODES: Final = range(1 << 32)
-_LEAST_RING_PAGES: Final = 32
-"""So that all fits into a ring's memory that may come: names, listings, ioctls, extended attributes
-of 64 KiB."""
+_REMEMBERED: Final = frozenset(range(1 << 8)) - {FUSE_READ, FUSE_WRITE, FUSE_IOCTL}
+_LEAST_PAGES: Final = 32
+"""So that all fits into a channel's memory that may come: names, listings, ioctls, extended
+attributes of 64 KiB."""
 
 
 class FilesystemSession:
@@ -76,7 +79,7 @@ class FilesystemSession:
             self._undelivered,
             lambda _: None,
             # The kernel half would remember it for ever, for all nodes.
-            refuses_enosys=_ALL_OPCODES if has_nodes else (),
+            refuses_enosys=_REMEMBERED if has_nodes else (),
         )
         self._level: Level = _level(filesystem, self._runner, owner)
         self._lock = new_lock("FilesystemSession")
@@ -89,13 +92,18 @@ class FilesystemSession:
     @property
     def request_size(self) -> int:
         """Most bytes in a request: the size of buffer that a channel must read with."""
-        return self.filesystem.max_write + PAGE
+        return max(self.filesystem.max_write, _LEAST_PAGES * PAGE) + PAGE
+
+    @property
+    def has_backing(self) -> bool:
+        """Whether the kernel half takes backing files, as far as known."""
+        return self._level.modes.channel is not None
 
     @property
     def payload_size(self) -> int:
         """Most bytes that follow the headers of a request or an answer which come by io_uring."""
         most = max(self.filesystem.max_read, self.filesystem.max_write)
-        return max(-(-most // PAGE), _LEAST_RING_PAGES) * PAGE
+        return max(-(-most // PAGE), _LEAST_PAGES) * PAGE
 
     def handle(self, message: bytes, reply: Send) -> None:
         """Answer one request through ``reply``, exactly once, if it needs an answer.

@@ -6,9 +6,10 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Awaitable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
+from recuse.runtime.records import NamedTuple
 from recuse.server.device import File
 from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem import encoding
@@ -27,6 +28,17 @@ from recuse.wire.fuse import (
     fuse_open_out,
 )
 
+if TYPE_CHECKING:
+    from recuse.server.filesystem.device_node import Mapped
+
+
+class Closed(NamedTuple):
+    """A file that no program has open any longer."""
+
+    file: File
+    release: Callable[[], Any]
+    """Releases it; to be called once. It may be ``async def``."""
+
 
 class State:
     """The nodes and open files of one session, and what the kernel half is told about them."""
@@ -38,6 +50,10 @@ class State:
         self.files: dict[int, File] = {}
         self.listings: dict[int, Listing] = {}
         self.modes = Modes()
+        self.mapped: dict[int, Mapped] = {}
+        """By handle: the area that a device's open file has."""
+        self.unpositioned: dict[int, bool] = {}
+        """By handle: open files of devices that are not seekable, and whether they have an area."""
         self._handles = itertools.count(1)
         self.valid = encoding.valid(filesystem.cache_s)
         self.negative = encoding.valid(filesystem.negative_cache_s)
@@ -72,10 +88,12 @@ class State:
         return self._entry(node, await told, tail)
 
     def _entry(self, node: Node, told: Any, tail: bytes) -> bytes:
-        valid = self.valid_of(node)
+        valid = entry_valid = self.valid_of(node)
+        if node.entry_cache_s is not None:
+            entry_valid = encoding.valid(node.entry_cache_s)
         # Count it last: if something failed after that, a FORGET would be due that never comes.
         attributes = self._attributes(self.known.number(node), told)
-        return encoding.entry(self.known.know(node), valid, valid) + attributes + tail
+        return encoding.entry(self.known.know(node), entry_valid, valid) + attributes + tail
 
     def entry_now(self, node: Node) -> bytes | None:
         """`entry` for a listing; None if the attributes are not available at once."""
@@ -134,6 +152,14 @@ class State:
         flushes = of_ours is not None and type(of_ours).flush is not OpenFile.flush
         if not flushes and not self.filesystem.posix_locks:
             how |= FOPEN_NOFLUSH
+        return self.add(handle, file, how, backing)
+
+    def add(self, handle: int, file: File, how: int, backing: int) -> bytes:
+        """``struct fuse_open_out`` for a file that is open from now on, with these FOPEN_ flags.
+
+        Raises:
+            OSError: ENODEV if the session has closed; then the file is released.
+        """
         self.files[handle] = file
         if self._released:
             self.drop(handle)
@@ -158,13 +184,13 @@ class State:
             self.drop(handle)
             raise
 
-    def release_all(self) -> Iterator[File]:
+    def release_all(self) -> Iterator[Closed]:
         """Remove and return all open files, one by one; those opened later are released at once."""
         self._released = True
         for handle in list(self.files):
-            file = self.closed(handle)
-            if file is not None:
-                yield file
+            closed = self.closed(handle)
+            if closed is not None:
+                yield closed
 
     def file(self, handle: int) -> File:
         """Return an open file. Raises OSError: EBADF."""
@@ -173,10 +199,26 @@ class State:
         except KeyError:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
-    def closed(self, handle: int) -> File | None:
+    def place(self, handle: int, offset: int, flags: int) -> int:
+        """Return the offset that a read or write has, whatever the kernel takes it for.
+
+        A device without positions has none if the kernel tracks one: with FOPEN_STREAM it does not,
+        but for O_APPEND. Then they count from the beginning of each call.
+        """
+        has_area = self.unpositioned.get(handle)
+        if has_area is None:
+            return offset
+        return 0 if has_area or flags & os.O_APPEND else offset
+
+    def closed(self, handle: int) -> Closed | None:
         """Remove and return a file that no program has open any longer; None if there is none."""
         self.modes.close(handle)
-        return self.files.pop(handle, None)
+        file = self.files.pop(handle, None)
+        if file is None:
+            return None
+        self.unpositioned.pop(handle, None)
+        mapped = self.mapped.pop(handle, None)
+        return Closed(file, file.release if mapped is None else mapped.end(self.runner))
 
     def adopt(self, file: object) -> tuple[int, int]:
         """See `recuse.server.ioctl_retries.Files`: a filesystem's ioctls make no files."""
@@ -184,9 +226,9 @@ class State:
 
     def drop(self, handle: int) -> None:
         """See `recuse.server.ioctl_retries.Files`."""
-        file = self.closed(handle)
-        if file is not None:
-            self.runner.quietly_later(file.release)
+        closed = self.closed(handle)
+        if closed is not None:
+            self.runner.quietly_later(closed.release)
         self.listings.pop(handle, None)
 
     def forget(self, number: int, count: int) -> None:

@@ -28,6 +28,7 @@ from recuse.wire.fuse import (
     FUSE_ABORT_ERROR,
     FUSE_ATOMIC_O_TRUNC,
     FUSE_BATCH_FORGET,
+    FUSE_BIG_WRITES,
     FUSE_DO_READDIRPLUS,
     FUSE_FORGET,
     FUSE_GETATTR,
@@ -52,6 +53,7 @@ Answer: TypeAlias = Structure | bytes | int | None
 """A structure or bytes: the payload; an int: a negative errno; None: no answer yet."""
 FLAGS = (
     FUSE_ATOMIC_O_TRUNC
+    | FUSE_BIG_WRITES
     | FUSE_DO_READDIRPLUS
     | FUSE_READDIRPLUS_AUTO
     | FUSE_PARALLEL_DIROPS

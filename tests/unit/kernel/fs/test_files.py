@@ -18,6 +18,7 @@ from recuse.wire.fuse import (
     FATTR_SIZE,
     FUSE_ACCESS,
     FUSE_ATOMIC_O_TRUNC,
+    FUSE_BIG_WRITES,
     FUSE_COPY_FILE_RANGE,
     FUSE_COPY_FILE_RANGE_64,
     FUSE_CREATE,
@@ -51,7 +52,7 @@ def takes(asked: Asked) -> fuse_write_out:
 
 
 def with_file(mode: int = 0o777, flags: int = FUSE_ATOMIC_O_TRUNC, uid: int = 0) -> Scripted:
-    mount = Scripted(flags, uid=uid, capabilities=0 if uid else ALL_CAPABILITIES)
+    mount = Scripted(flags | FUSE_BIG_WRITES, uid=uid, capabilities=0 if uid else ALL_CAPABILITIES)
     mount.names["a"] = entry(2, mode=mode, size=100, uid=uid)
     mount.attrs[2] = attr(2, mode=mode, size=100, uid=uid)
     mount.answers[FUSE_WRITE] = takes

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import stat
 import struct
 
@@ -143,6 +144,18 @@ def test_a_size_that_was_a_lie_is_corrected() -> None:
     with mount.open("a") as file:
         assert file.read() == b"short"
         assert file.seek(0, 2) == 5
+
+
+def test_an_empty_link_leads_to_its_directory() -> None:
+    """fs/namei.c, pick_link."""
+    mount = Scripted()
+    mount.names |= {"d": entry(2, stat.S_IFDIR), "link": entry(3, stat.S_IFLNK)}
+    mount.answers[FUSE_READLINK] = always(b"")
+    for path, ino in (("link", 1), ("d/link", 2), ("d/link/", 2), ("d/link/link", 2)):
+        assert mount.stat(path).st_ino == ino
+    assert mount.readlink("link") == ""
+    assert error_of(mount.open, "link", os.O_RDWR | os.O_CREAT) == "EISDIR"
+    assert error_of(mount.mkdir, "link") == "EEXIST"
 
 
 def test_lists_of_attributes_have_no_empty_names() -> None:

@@ -27,26 +27,8 @@ from recuse.wire.fuse import (
 )
 
 from ..conftest import Told
+from .backing import Backing
 from .conftest import FilesystemPeer
-
-
-class Kernel:
-    """Has backing files, and may refuse them."""
-
-    def __init__(self, refusal: int = 0) -> None:
-        self.refusal = refusal
-        self.open: dict[int, int] = {}
-        self.asked = 0
-
-    def open_backing(self, descriptor: int) -> int:
-        self.asked += 1
-        if self.refusal:
-            raise OSError(self.refusal, os.strerror(self.refusal))
-        self.open[self.asked] = descriptor
-        return self.asked
-
-    def close_backing(self, number: int) -> None:
-        del self.open[number]
 
 
 class Machine(RuleBasedStateMachine):
@@ -56,7 +38,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernel = Kernel()
+        self.kernel = Backing()
         self.modes = Modes()
         self.modes.channel = self.kernel
         self.handles = 0
@@ -67,12 +49,16 @@ class Machine(RuleBasedStateMachine):
     def open(self, inode: int, direct: bool, backed: bool) -> int:
         self.handles += 1
         descriptor = inode if backed else None
+        others = {number for at, _, number in self.kinds.values() if at == inode and number}
         flags, number = self.modes.open(self.handles, inode, descriptor, direct, False)
         assert bool(flags & FOPEN_PASSTHROUGH) == bool(number)
         if number:
-            assert backed
+            assert backed or others
             assert self.kernel.open[number] == inode
-        if direct and not backed:
+            assert bool(flags & FOPEN_DIRECT_IO) == (direct or not backed)
+        if others:
+            assert others == {number}
+        elif direct and not backed:
             assert flags == FOPEN_DIRECT_IO
         self.kinds[self.handles] = inode, flags, number
         return self.handles
@@ -126,14 +112,14 @@ def filesystem(tmp_path: Path) -> Filesystem:
     return filesystem
 
 
-PeerOf = Callable[[Filesystem, Kernel | None], FilesystemPeer]
+PeerOf = Callable[[Filesystem, Backing | None], FilesystemPeer]
 
 
 @pytest.fixture
 def peer_of() -> Iterator[PeerOf]:
     peers: list[FilesystemPeer] = []
 
-    def make(filesystem: Filesystem, kernel: Kernel | None) -> FilesystemPeer:
+    def make(filesystem: Filesystem, kernel: Backing | None) -> FilesystemPeer:
         peer = FilesystemPeer(filesystem)
         peer.session._backing = kernel
         peers.append(peer)
@@ -147,7 +133,7 @@ def peer_of() -> Iterator[PeerOf]:
 def test_the_kernel_has_the_file_until_it_is_released(
     filesystem: Filesystem, peer_of: PeerOf
 ) -> None:
-    kernel = Kernel()
+    kernel = Backing()
     peer = peer_of(filesystem, kernel)
     out = peer.init_filesystem()
     assert out.flags2 << 32 & FUSE_PASSTHROUGH
@@ -166,7 +152,7 @@ def test_the_kernel_has_the_file_until_it_is_released(
 def test_where_it_refuses_the_file_is_served(
     filesystem: Filesystem, peer_of: PeerOf, refusal: int, told: Told
 ) -> None:
-    kernel = Kernel(refusal)
+    kernel = Backing(refusal)
     peer = peer_of(filesystem, kernel)
     peer.init_filesystem()
     number = peer.lookup("file").nodeid
@@ -185,7 +171,7 @@ def test_where_it_refuses_the_file_is_served(
 def test_it_is_negotiated(filesystem: Filesystem, peer_of: PeerOf, how: str) -> None:
     filesystem.passthrough = how != "unwanted"
     filesystem.writeback = how == "writeback"
-    kernel = Kernel()
+    kernel = Backing()
     peer = peer_of(filesystem, None if how == "elsewhere" else kernel)
     every = FUSE_INIT_EXT | FUSE_PASSTHROUGH | FUSE_WRITEBACK_CACHE
     out = peer.init_filesystem(every & ~FUSE_PASSTHROUGH if how == "old" else every)

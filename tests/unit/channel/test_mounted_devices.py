@@ -1,10 +1,8 @@
 """Devices on a FUSE mount of the real kernel, and programs that find, read and write them."""
 
 import asyncio
-import contextlib
 import ctypes
 import errno
-import os
 import queue
 import select
 import signal
@@ -15,20 +13,16 @@ from pathlib import Path
 import pytest
 
 from recuse import IO, IOR, Device, File, OpenRequest, ioctl
-from recuse.channel import devfuse
-from recuse.channel.devcuse import Channel, KernelError
-from recuse.channel.devfuse import DevFuse
+from recuse.channel import mount as mount_module
+from recuse.channel.devcuse import Channel
+from recuse.server.filesystem.device_tree import DeviceTree
 from recuse.wire.fuse import (
     FUSE_INTERRUPT,
-    FUSE_LOOKUP,
-    FUSE_ROOT_ID,
     fuse_in_header,
-    fuse_interrupt_in,
-    fuse_out_header,
 )
 from tests.conftest import Needs
 
-from .conftest import Mount
+from .conftest import Serve
 from .mounted import WAIT_S, Board, Plain, Program, run, shell
 
 
@@ -39,27 +33,27 @@ class Pair(ctypes.Structure):
 # Names.
 
 
-def test_a_device_is_a_file_below_directories(mount: Mount, directory: Path) -> None:
+def test_a_device_is_a_file_below_directories(mount: Serve, directory: Path) -> None:
     mount(Board(name="snd/a/board", mode=0o640, uid=5, gid=6), Plain(name="snd/plain"))
-    made = shell(directory, "find . -printf '%p %M %n %U %G %s %i\\n' | sort; stat -f -c %t .")
+    made = shell(directory, "find . -printf '%p %M %n %U %G %s\\n' | sort; stat -f -c %t .")
     assert made.stderr == b""
     assert made.stdout.decode().splitlines() == [
-        ". drwxr-xr-x 3 0 0 0 1",
-        "./snd drwxr-xr-x 3 0 0 0 2",
-        "./snd/a drwxr-xr-x 2 0 0 0 3",
-        "./snd/a/board -rw-r----- 1 5 6 0 4",
-        "./snd/plain -rw-rw-rw- 1 0 0 0 5",
+        ". drwxr-xr-x 3 0 0 0",
+        "./snd drwxr-xr-x 3 0 0 0",
+        "./snd/a drwxr-xr-x 2 0 0 0",
+        "./snd/a/board -rw-r----- 1 5 6 0",
+        "./snd/plain -rw-rw-rw- 1 0 0 0",
         "65735546",
     ]
 
 
-def test_many_names_are_all_listed(mount: Mount, directory: Path) -> None:
+def test_many_names_are_all_listed(mount: Serve, directory: Path) -> None:
     mount(*(Plain(name=f"{number}{'x' * 60}") for number in range(700)))
     made = shell(directory, "ls | wc -l")
     assert made.stdout.strip() == b"700"
 
 
-def test_names_cannot_be_changed(mount: Mount, directory: Path) -> None:
+def test_names_cannot_be_changed(mount: Serve, directory: Path) -> None:
     mount(Board())
     for command in ("touch other", "rm -f board", "mkdir d", "mv board other", "ln -s board s",
                     "chmod 600 board", "truncate -s 1 board"):  # fmt: skip
@@ -71,13 +65,13 @@ def test_names_cannot_be_changed(mount: Mount, directory: Path) -> None:
 
 @pytest.mark.parametrize("names", [("one", "one"), ("one", "one/two"), ("one/two", "one")])
 def test_two_devices_that_cannot_both_have_their_names(
-    names: tuple[str, str], directory: Path
+    names: tuple[str, str],
 ) -> None:
     with pytest.raises(ValueError, match="taken twice"):
-        DevFuse([Plain(name=name) for name in names], str(directory))
+        DeviceTree([Plain(name=name) for name in names])
 
 
-def test_permissions(mount: Mount, directory: Path) -> None:
+def test_permissions(mount: Serve, directory: Path) -> None:
     mount(Board(name="mine", mode=0o600), Board(name="all"))
     made = shell(directory, "cat all mine", user=65534, group=65534)
     assert made.stderr == b"cat: mine: Permission denied\n"
@@ -86,7 +80,7 @@ def test_permissions(mount: Mount, directory: Path) -> None:
 # Reading, writing, ioctl.
 
 
-def test_programs_read_and_write(mount: Mount, directory: Path) -> None:
+def test_programs_read_and_write(mount: Serve, directory: Path) -> None:
     board = Board()
     mount(board)
     made = shell(directory, "printf hello > board && cat board && dd if=board bs=2 count=1")
@@ -94,7 +88,7 @@ def test_programs_read_and_write(mount: Mount, directory: Path) -> None:
     assert ("write", b"hello", 0) in board.take(5)
 
 
-def test_what_the_device_does_not_open(mount: Mount, directory: Path) -> None:
+def test_what_the_device_does_not_open(mount: Serve, directory: Path) -> None:
     class Refusing(Device):
         name = "refusing"
 
@@ -105,7 +99,7 @@ def test_what_the_device_does_not_open(mount: Mount, directory: Path) -> None:
     run(directory, 'fails(errno.EBUSY, os.open, "refusing", os.O_RDWR)')
 
 
-def test_appending_is_writing(mount: Mount, directory: Path) -> None:
+def test_appending_is_writing(mount: Serve, directory: Path) -> None:
     """Without positions, whatever the kernel takes for the end."""
     plain = Plain()
     mount(plain)
@@ -120,7 +114,7 @@ os.write(file, b"three")
     assert [plain.happened.get(timeout=WAIT_S)[1:] for _ in range(3)] == [(0,), (3, 0), (5, 0)]
 
 
-def test_what_is_not_seekable_has_no_positions(mapping: Mount, directory: Path) -> None:
+def test_what_is_not_seekable_has_no_positions(mapping: Serve, directory: Path) -> None:
     board = Board(max_read=8192, max_write=4096)
     mapping(board)
     run(
@@ -150,7 +144,7 @@ os.write(file, bytes(5000))
     ]
 
 
-def test_what_is_seekable_has_positions(mapping: Mount, directory: Path) -> None:
+def test_what_is_seekable_has_positions(mapping: Serve, directory: Path) -> None:
     board = Board(seekable=True)
     mapping(board)
     run(
@@ -167,7 +161,7 @@ os.pwrite(file, b"there", 1000)
 
 
 def test_without_an_area_one_thread_reads_while_another_writes(
-    mount: Mount, directory: Path
+    mount: Serve, directory: Path
 ) -> None:
     plain = Plain()
     mount(plain)
@@ -191,7 +185,7 @@ reader.join()
         assert program.process.returncode == 0
 
 
-def test_truncating_is_nothing_to_a_device(mount: Mount, directory: Path) -> None:
+def test_truncating_is_nothing_to_a_device(mount: Serve, directory: Path) -> None:
     plain = Plain()
     mount(plain)
     assert shell(directory, "printf x > plain; printf yy >> plain").stderr == b""
@@ -203,7 +197,7 @@ def test_truncating_is_nothing_to_a_device(mount: Mount, directory: Path) -> Non
     ]
 
 
-def test_ioctl(mount: Mount, directory: Path) -> None:
+def test_ioctl(mount: Serve, directory: Path) -> None:
     mount(Board())
     code = f"""
 file = os.open("board", os.O_RDWR)
@@ -227,45 +221,25 @@ fails(errno.ENOTTY, fcntl.ioctl, file, {IOR("b", 2, ctypes.c_int)}, room)
     ids=["told", "number", "untold", "memory", "bytes"],
 )
 def test_ioctls_that_use_other_memory_are_among_the_limits(
-    request: pytest.FixtureRequest, directory: Path, handler: object, told: bool
+    request: pytest.FixtureRequest, handler: object, told: bool
 ) -> None:
+    def limits(device: Device) -> list[str]:
+        lines = DeviceTree([device]).limits("/there", True)
+        return [line for line in lines if "(EIO)" in line]
+
     module = request.node.name
     files = type("Files", (File,), {"__module__": module, "handler": handler})
     Asked = type("Asked", (Plain,), {"__module__": module})  # noqa: N806
-    lines = [line for line in DevFuse([Asked()], str(directory)).limits() if "(EIO)" in line]
+    lines = limits(Asked())
     assert bool(lines) == told
     del files  # of which the module would have kept hold
     if told:
-        assert lines[0].startswith(f"{directory}/plain: ioctls that use memory")
-    assert not any("(EIO)" in x for x in DevFuse([Plain()], str(directory)).limits())
-    assert not any(
-        "(EIO)" in x for x in DevFuse([Asked(unrestricted=False)], str(directory)).limits()
-    )
+        assert lines[0].startswith("/there/plain: ioctls that use memory")
+    assert not limits(Plain())
+    assert not limits(Asked(unrestricted=False))
 
 
-@pytest.mark.parametrize(
-    ("number", "said"),
-    [
-        (errno.EPERM, "only root may mount; `recuse run` needs no rights"),
-        (errno.ENODEV, "cannot be mounted: No such device"),
-    ],
-)
-def test_a_mount_that_is_refused(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(devfuse, "DEV_FUSE", "/dev/null")
-    monkeypatch.setattr(devfuse, "_mount", refuse)
-    served = DevFuse([Plain()], str(directory))
-    with pytest.raises(KernelError) as caught:
-        served.start()
-    served.close()
-    assert str(caught.value) == f"{directory}: {said}"
-
-
-def test_poll(mount: Mount, directory: Path) -> None:
+def test_poll(mount: Serve, directory: Path) -> None:
     class Bell(Device):
         name = "bell"
         file = None
@@ -309,7 +283,7 @@ assert events == select.POLLIN
 
 
 def test_a_signal_interrupts(
-    mount: Mount, directory: Path, monkeypatch: pytest.MonkeyPatch
+    mount: Serve, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Slow(Device):
         name = "slow"
@@ -336,7 +310,7 @@ def test_a_signal_interrupts(
                 requests.append(fuse_in_header.unpack(message).opcode)
             return message
 
-    monkeypatch.setattr(devfuse, "Channel", Counting)
+    monkeypatch.setattr(mount_module, "Channel", Counting)
     reading, interrupted = threading.Event(), threading.Event()
     go_on = asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []
@@ -359,41 +333,10 @@ os.read(os.open("slow", os.O_RDWR), 1)
         assert program.process.returncode == 7
 
 
-def test_an_interrupt_that_comes_before_its_request(directory: Path) -> None:
-    """No device knows of it: the kernel is to send it again, and hears that once."""
-    made = DevFuse([Plain(), Board()], str(directory))
-    sent: list[bytes] = []
-    made._send = sent.append
-    body = fuse_interrupt_in(unique=8)
-    size = fuse_in_header.SIZE + body.SIZE
-    made._handle(fuse_in_header(len=size, opcode=FUSE_INTERRUPT, unique=9).pack() + body.pack())
-    [answer] = map(fuse_out_header.unpack, sent)
-    assert (answer.error, answer.unique) == (-errno.EAGAIN, 9)
-
-
 # The end.
 
 
-def test_unmounted_by_somebody_else(mount: Mount, directory: Path, needs: Needs) -> None:
-    ended = threading.Event()
-    mount(Board())  # skips where it cannot be
-    path = Path(f"{directory}-two")
-    path.mkdir()
-    made = DevFuse([Board()], str(path), ended.set)
-    made.start()
-    try:
-        subprocess.run([needs("umount"), path], check=True, timeout=WAIT_S)
-        assert ended.wait(WAIT_S)
-        assert made.join(WAIT_S)
-        # What is mounted there next is not ours.
-        subprocess.run([needs("mount"), "-t", "tmpfs", "none", path], check=True, timeout=WAIT_S)
-    finally:
-        made.close()
-        assert os.path.ismount(path)
-        subprocess.run([needs("umount"), path], check=True, timeout=WAIT_S)
-
-
-def test_programs_that_wait_at_the_end(mount: Mount, directory: Path) -> None:
+def test_programs_that_wait_at_the_end(mount: Serve, directory: Path) -> None:
     plain = Plain()
     served = mount(plain)
     code = """
@@ -416,7 +359,7 @@ fails(errno.ENOTCONN, os.read, file, 1)
 
 
 def test_a_file_that_nobody_waits_for_is_released(
-    mount: Mount, directory: Path, needs: Needs, caplog: pytest.LogCaptureFixture
+    mount: Serve, directory: Path, needs: Needs, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its open was under way when the connection ended."""
 
@@ -455,17 +398,3 @@ else:
         assert happened.get(timeout=WAIT_S) == "released"
     assert served.join(WAIT_S)
     assert caplog.text == ""
-
-
-@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV, errno.EIO])
-def test_an_answer_that_the_kernel_does_not_take(directory: Path, number: int) -> None:
-    """The program or the mount has gone; all else is a mistake."""
-
-    def send(answer: bytes) -> None:
-        raise OSError(number, "not taken")
-
-    made = DevFuse([Plain()], str(directory))
-    made._send = send
-    lookup = fuse_in_header(opcode=FUSE_LOOKUP, nodeid=FUSE_ROOT_ID).pack() + b"plain\0"
-    with contextlib.nullcontext() if number != errno.EIO else pytest.raises(OSError, match="not"):
-        made._handle(lookup)

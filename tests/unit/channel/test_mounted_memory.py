@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from recuse import Area, Device, File, Mapping, MmapRequest, OpenRequest
-from recuse.channel import devfuse
-from recuse.channel.devcuse import Channel, KernelError
-from recuse.channel.devfuse import DevFuse
+from recuse.channel import mount as mount_module
+from recuse.channel.devcuse import Channel
+from recuse.server.filesystem.device_tree import DeviceTree
 from recuse.wire.filesystem import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
 from recuse.wire.fuse import (
     FUSE_INIT,
@@ -20,15 +20,14 @@ from recuse.wire.fuse import (
     fuse_in_header,
     fuse_init_in,
 )
-from tests.conftest import Needs
 
-from .conftest import Mount
+from .conftest import Serve
 from .mounted import WAIT_S, Board, Program, run
 
 IN = fuse_in_header.SIZE
 
 
-def test_a_program_and_the_device_share_memory(mapping: Mount, directory: Path) -> None:
+def test_a_program_and_the_device_share_memory(mapping: Serve, directory: Path) -> None:
     board = Board()
     mapping(board)
     board.area[:5] = b"hello"
@@ -56,15 +55,15 @@ os.close(file)
         assert program.process.returncode == 0
     assert board.take(6) == [
         ("mmap", 4096, 3),
-        ("mapped", "mmap_commit"),
+        ("mapped", "open"),
         ("read", 5, 0),
         ("write", b"finis", 0),
-        ("unmapped", "munmap"),
+        ("unmapped", "release"),
         "release",
     ]
 
 
-def test_programs_share_memory(mapping: Mount, directory: Path) -> None:
+def test_programs_share_memory(mapping: Serve, directory: Path) -> None:
     mapping(Board())
     writer = """
 memory = mmap.mmap(os.open("board", os.O_RDWR), 4096)
@@ -93,7 +92,7 @@ fails(errno.EPERM, lambda: mmap.mmap(file, 4096, prot=mmap.PROT_READ | mmap.PROT
         assert program.end() == "then\n"
 
 
-def test_a_mapping_outlives_its_file_and_the_mount(mapping: Mount, directory: Path) -> None:
+def test_a_mapping_outlives_its_file_and_the_mount(mapping: Serve, directory: Path) -> None:
     board = Board()
     served = mapping(board)
     code = """
@@ -108,7 +107,7 @@ os.close(file)
 file = os.open(".", os.O_RDONLY)
 say("closed")
 sys.stdin.readline()
-fails(errno.ENOTCONN, os.fstat, file)
+fails(errno.ENOTCONN, os.listdir, file)
 ctypes.memmove(address, b"after", 5)
 """
     with Program(directory, code) as program:
@@ -123,7 +122,7 @@ ctypes.memmove(address, b"after", 5)
     assert bytes(board.area[:5]) == b"after"
 
 
-def test_the_device_resizes_what_is_mapped(mapping: Mount, directory: Path) -> None:
+def test_the_device_resizes_what_is_mapped(mapping: Serve, directory: Path) -> None:
     board = Board()
     mapping(board)
     code = """
@@ -143,7 +142,7 @@ memory[-1] = 1
     assert board.area[-1] == 1
 
 
-def test_what_an_area_is_asked_for(mapping: Mount, directory: Path) -> None:
+def test_what_an_area_is_asked_for(mapping: Serve, directory: Path) -> None:
     board = Board(map_length=5000)
     mapping(board)
     for flags in ("O_RDONLY", "O_WRONLY", "O_RDWR"):
@@ -175,7 +174,7 @@ class PadFile(File):
 
 
 def test_an_area_for_each_file_is_for_one_at_a_time(
-    mapping: Mount,
+    mapping: Serve,
     directory: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -206,7 +205,7 @@ assert memory[:3] == b"new"
 
 
 def test_a_file_without_an_area(
-    mapping: Mount, directory: Path, caplog: pytest.LogCaptureFixture
+    mapping: Serve, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pads = Pads()
     mapping(pads)
@@ -239,7 +238,7 @@ sys.stdin.readline()
     assert "a file that has none cannot be opened meanwhile" in caplog.text
 
 
-def test_a_device_that_refuses_the_mapping(mapping: Mount, directory: Path) -> None:
+def test_a_device_that_refuses_the_mapping(mapping: Serve, directory: Path) -> None:
     class Refusing(PadFile):
         def mapped(self, mapping: Mapping) -> None:
             raise OSError(errno.EACCES, "no")
@@ -258,7 +257,7 @@ def test_a_device_that_refuses_the_mapping(mapping: Mount, directory: Path) -> N
     assert [happened.get(timeout=WAIT_S) for _ in range(2)] == ["unmapped", "release"]
 
 
-def test_async_methods(mapping: Mount, directory: Path) -> None:
+def test_async_methods(mapping: Serve, directory: Path) -> None:
     class Async(File):
         async def mmap(self, request: MmapRequest) -> Area:
             return area
@@ -285,7 +284,7 @@ def test_async_methods(mapping: Mount, directory: Path) -> None:
     assert [happened.get(timeout=WAIT_S) for _ in range(2)] == ["unmapped", "release"]
 
 
-def test_a_thousand_opens_leak_nothing(mapping: Mount, directory: Path) -> None:
+def test_a_thousand_opens_leak_nothing(mapping: Serve, directory: Path) -> None:
     pads = Pads()
     mapping(pads)
     before = len(os.listdir("/proc/self/fd"))
@@ -310,7 +309,7 @@ os.close(os.open("pads", os.O_RDONLY))
 
 
 def test_backing_files_are_given_back(
-    mapping: Mount, directory: Path, monkeypatch: pytest.MonkeyPatch
+    mapping: Serve, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channels = Channels(monkeypatch)
     board = Board()
@@ -324,7 +323,7 @@ def test_backing_files_are_given_back(
     assert all(result == 0 for _, result in channels.ioctls[1::2])
 
 
-def test_many_programs_open_and_close_at_once(mapping: Mount, directory: Path) -> None:
+def test_many_programs_open_and_close_at_once(mapping: Serve, directory: Path) -> None:
     board = Board()
     mapping(board)
     code = """
@@ -340,7 +339,7 @@ for number in range(300):
             program.end()
             assert program.process.returncode == 0
     happened = board.take(4 * 300 * 4)
-    for what in (("mapped", "mmap_commit"), ("unmapped", "munmap"), "release"):
+    for what in (("mapped", "open"), ("unmapped", "release"), "release"):
         assert happened.count(what) == 4 * 300
 
 
@@ -377,18 +376,18 @@ class Channels:
                 ioctls.append((command, result := super().ioctl(command, argument)))
                 return result
 
-        monkeypatch.setattr(devfuse, "Channel", Changed)
+        monkeypatch.setattr(mount_module, "Channel", Changed)
 
 
 @pytest.mark.parametrize("flag", [FUSE_PASSTHROUGH, FUSE_INIT_EXT])
 def test_a_kernel_without_passthrough(
-    mount: Mount, directory: Path, monkeypatch: pytest.MonkeyPatch, flag: int
+    mount: Serve, directory: Path, monkeypatch: pytest.MonkeyPatch, flag: int
 ) -> None:
     Channels(monkeypatch, minor=38, without=flag)
     board = Board()
     served = mount(board)
-    assert not served.maps
-    [limit] = served.limits()
+    assert not served.has_backing
+    [limit] = DeviceTree([board]).limits("/there", served.has_backing)
     assert "cannot map these files (ENODEV): this kernel has no FUSE passthrough" in limit
     run(
         directory,
@@ -407,7 +406,7 @@ assert ctypes.get_errno() == errno.ENODEV
 
 
 def test_a_kernel_that_does_not_take_the_memory(
-    mapping: Mount,
+    mapping: Serve,
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -417,53 +416,11 @@ def test_a_kernel_that_does_not_take_the_memory(
     mapping(board)
     for _ in range(2):
         run(directory, 'assert os.read(os.open("board", os.O_RDWR), 1)')
-    assert board.take(5) == [
+    # It is not asked again for memory that nobody can have.
+    assert board.take(6) == [
         ("mmap", 4096, 3),
-        ("unmapped", "mmap_commit"),
-        ("read", 1, 0),
-        "release",
-        ("mmap", 4096, 3),
+        ("unmapped", "open"),
+        *[("read", 1, 0), "release"] * 2,
     ]
     [record] = caplog.records
     assert record.getMessage().startswith("board: the kernel does not take the device's memory")
-
-
-def test_a_kernel_that_is_too_old(
-    mount: Mount, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Channels(monkeypatch, minor=30)
-    made = DevFuse([Board()], str(directory))
-    try:
-        with pytest.raises(KernelError, match=r"it speaks 7\.30, this is for 7\.31 and later"):
-            made.start()
-    finally:
-        made.close()
-    assert not os.path.ismount(directory)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("none", r"none: this kernel has no FUSE \(modprobe fuse\)"), ("", "Is a directory")],
-)
-def test_a_kernel_without_fuse(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
-) -> None:
-    monkeypatch.setattr(devfuse, "DEV_FUSE", f"{tmp_path}/{name}")
-    made = DevFuse([Board()], str(directory))
-    with pytest.raises(KernelError, match=message):
-        made.start()
-    made.close()
-
-
-def test_directories_that_will_not_do(needs: Needs, tmp_path: Path) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
-    for name, message in (
-        ("full", "not empty; a mount would hide what is there"),
-        ("full/file", "not a directory"),
-        ("none", "there is no such directory: mkdir"),
-    ):
-        made = DevFuse([Board()], str(tmp_path / name))
-        with pytest.raises(KernelError, match=message):
-            made.start()
-        made.close()

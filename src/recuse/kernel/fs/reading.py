@@ -1,0 +1,190 @@
+"""Reading open regular files: through the page cache, or past it (fs/fuse/file.c, mm/filemap.c)."""
+
+import errno
+import os
+from typing import Final
+
+from recuse.kernel.connection.operation import Operation
+from recuse.kernel.connection.request import PAGE_SIZE
+from recuse.kernel.errors import os_error
+from recuse.kernel.fs.asking import ask
+from recuse.kernel.fs.attributes import get_attributes
+from recuse.kernel.fs.credentials import FileCaller
+from recuse.kernel.fs.dentries import Dentry
+from recuse.kernel.fs.files import FilesystemFile, bad_descriptor
+from recuse.kernel.fs.inodes import STATX_ATIME, STATX_SIZE
+from recuse.kernel.fs.readahead import Readahead
+from recuse.kernel.fs.superblock import Superblock
+from recuse.kernel.fs.writeback import write_back
+from recuse.wire.fuse import (
+    FOPEN_DIRECT_IO,
+    FOPEN_NONSEEKABLE,
+    FOPEN_STREAM,
+    FUSE_AUTO_INVAL_DATA,
+    FUSE_READ,
+    FUSE_READ_LOCKOWNER,
+    fuse_open_out,
+    fuse_read_in,
+)
+
+MOST_POSITION: Final = (1 << 63) - 1
+MAX_RW_COUNT: Final = 0x7FFFF000
+NO_PLACES: Final = FOPEN_NONSEEKABLE | FOPEN_STREAM
+"""What a server says of a file that has none to go to; FOPEN_STREAM: each call begins at 0."""
+
+
+class ReadFile(FilesystemFile):
+    """An open regular file, as far as it is read."""
+
+    __slots__ = ("readahead",)
+
+    def __init__(
+        self, superblock: Superblock, dentry: Dentry, flags: int, opened: fuse_open_out | None
+    ) -> None:
+        super().__init__(superblock, dentry, flags, opened)
+        self.readahead = Readahead()
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it is read and written as the caller does it, and past its size."""
+        return bool(self.open_flags & FOPEN_DIRECT_IO)
+
+    @property
+    def is_uncached(self) -> bool:
+        """Whether the page cache is not used: the server or the program (O_DIRECT) wants that."""
+        return self.is_direct or bool(self.flags & os.O_DIRECT)
+
+    def read(self, caller: FileCaller, size: int, offset: int | None = None) -> Operation[bytes]:
+        """Read at most ``size`` bytes; without ``offset`` at the position, which then moves.
+
+        Raises OSError: EBADF if it is not open for reading, EINVAL, EIO, or what the server answers
+        unless something was read before.
+        """
+        return self.running(self._read(caller, size, offset))
+
+    def _read(self, caller: FileCaller, size: int, offset: int | None) -> Operation[bytes]:
+        inode, superblock = self.inode, self.superblock
+        if not self.readable:
+            raise bad_descriptor()
+        start = self._start(size, offset)
+        size = min(size, MAX_RW_COUNT)
+        inode.check()
+        past = start + size > inode.attr.size
+        if not self.is_direct and (past or superblock.has(FUSE_AUTO_INVAL_DATA)):
+            # fuse_cache_read_iter
+            yield from get_attributes(superblock, caller, inode, STATX_SIZE, self)
+        if self.is_uncached:
+            data = yield from self._read_direct(caller, start, size)
+        else:
+            data = yield from self._read_cached(caller, start, size)
+        if offset is None:
+            self.position = start + len(data)
+        return data
+
+    def _read_direct(self, caller: FileCaller, start: int, size: int) -> Operation[bytes]:
+        """Ask for exactly that (fuse_direct_io); O_DIRECT ends with the file (fuse_direct_IO)."""
+        inode = self.inode
+        if not self.is_direct:
+            size = min(size, -(-max(inode.attr.size - start, 0) // PAGE_SIZE) * PAGE_SIZE)
+        yield from write_back(self.superblock, inode, start, start + size)
+        number = inode.errors.take()
+        if number:
+            raise os_error(number)
+        parts: list[bytes] = []
+        done = 0
+        inode.outdate(STATX_ATIME)
+        while done < size:
+            asked = min(size - done, self.superblock.max_read)
+            try:
+                part = yield from self._ask(caller, start + done, asked, FUSE_READ_LOCKOWNER)
+            except OSError:
+                if not done:
+                    raise
+                break
+            parts.append(part)
+            done += len(part)
+            if len(part) < asked:
+                break
+        return b"".join(parts)
+
+    def _read_cached(self, caller: FileCaller, start: int, size: int) -> Operation[bytes]:
+        """Take pages from the cache, and ask for those that are not there."""
+        # mm/filemap.c, filemap_read; fs/fuse/file.c, fuse_readahead and fuse_short_read.
+        inode = self.inode
+        parts: list[bytes] = []
+        number = start // PAGE_SIZE
+        last = -(-(start + size) // PAGE_SIZE)
+        end = min(start + size, inode.attr.size)
+        while number * PAGE_SIZE < end:
+            page = inode.pages.get(number)
+            if page is None:
+                try:
+                    page = yield from self._fetch(caller, number, last - number)
+                except OSError:
+                    if number * PAGE_SIZE <= start:
+                        raise
+                    end = number * PAGE_SIZE
+                    break
+                end = min(end, inode.attr.size)
+            parts.append(page)
+            number += len(page) // PAGE_SIZE
+        skipped = start % PAGE_SIZE
+        data = b"".join(parts)[skipped : skipped + max(end - start, 0)]
+        self.readahead.done(start + len(data), PAGE_SIZE)
+        return data
+
+    def _fetch(self, caller: FileCaller, number: int, wanted: int) -> Operation[bytes]:
+        """Ask for whole pages, as many as are missing in a row; what the server lacks is zeros."""
+        inode, superblock = self.inode, self.superblock
+        most = superblock.agreed.max_readahead // PAGE_SIZE
+        before = inode.pages.known_before(number, most)
+        wanted = self.readahead.pages_to_read(number, wanted, most, before)
+        left = -(-inode.attr.size // PAGE_SIZE) - number
+        most = min(wanted, left, max(superblock.max_read // PAGE_SIZE, 1))
+        asked = inode.pages.lack(number, most) * PAGE_SIZE
+        version, kept = superblock.attr_version, inode.pages.version
+        data = yield from self._ask(caller, number * PAGE_SIZE, asked, 0)
+        if len(data) < asked:
+            self._found_end(number * PAGE_SIZE + len(data), version)
+        inode.outdate(STATX_ATIME)
+        data = data.ljust(asked, b"\0")
+        if inode.pages.version == kept:
+            inode.pages.keep(number, data)
+        return data
+
+    def _found_end(self, end: int, version: int) -> None:
+        """Note that a file is shorter than was believed, if nothing has changed it since."""
+        # fuse_read_update_size
+        inode = self.inode
+        if inode.is_kept:
+            return  # what is written may not have arrived there
+        if inode.attr_version <= version and end < inode.attr.size:
+            inode.attr_version = self.superblock.new_version()
+            inode.attr.size = end
+
+    def _ask(self, caller: FileCaller, offset: int, size: int, flags: int) -> Operation[bytes]:
+        body = fuse_read_in(
+            fh=self.handle,
+            offset=offset,
+            size=size,
+            read_flags=flags,
+            lock_owner=caller.owner if flags else 0,
+            flags=self.flags,
+        ).pack()
+        payload = yield from ask(caller, FUSE_READ, self.inode.nodeid, body, size, least=0)
+        return bytes(payload)
+
+    def _start(self, size: int, offset: int | None) -> int:
+        """Where a read or write begins.
+
+        Raises OSError: EINVAL if that is no place in a file, ESPIPE if there are no places.
+        """
+        # stream_open and nonseekable_open (fs/open.c): no FMODE_PREAD, no FMODE_PWRITE.
+        if offset is not None and self.open_flags & NO_PLACES:
+            raise os_error(errno.ESPIPE)
+        if self.open_flags & FOPEN_STREAM:
+            return 0
+        start = self.position if offset is None else offset
+        if start < 0 or start + size > MOST_POSITION:
+            raise os_error(errno.EINVAL)
+        return start
