@@ -150,7 +150,7 @@ class Contents:
         file = self._state.file(handle)
         if file.flags != flags:
             file.flags = flags
-        if offset:
+        if offset and self._state.unpositioned:
             offset = self._state.place(handle, offset, flags)
         self._run(pending, file.read, read_answer, size, size, offset)
 
@@ -164,7 +164,7 @@ class Contents:
         file = self._state.file(handle)
         if file.flags != flags:
             file.flags = flags
-        if offset:
+        if offset and self._state.unpositioned:
             offset = self._state.place(handle, offset, flags)
         self._run(pending, file.write, write_answer, size, data, offset)
 

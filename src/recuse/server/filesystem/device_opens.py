@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import struct
 from collections.abc import Awaitable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +27,13 @@ from recuse.server.filesystem.steps import Steps, run_steps
 from recuse.server.mapping import Mapping, MmapRequest
 from recuse.server.request import OpenRequest
 from recuse.wire.cuse import recuse_mmap_in
-from recuse.wire.fuse import FOPEN_DIRECT_IO, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH, FOPEN_STREAM
+from recuse.wire.fuse import (
+    FOPEN_DIRECT_IO,
+    FOPEN_NOFLUSH,
+    FOPEN_PASSTHROUGH,
+    FOPEN_STREAM,
+    fuse_open_in,
+)
 
 if TYPE_CHECKING:
     from recuse.server.filesystem.state import State
@@ -39,9 +44,6 @@ _PROTECTION: Final = {
     os.O_WRONLY: mmap.PROT_WRITE,
     os.O_RDWR: mmap.PROT_READ | mmap.PROT_WRITE,
 }
-_FLAGS: Final = slice(HEADER, HEADER + 4)
-"""Of fuse_open_in, which begins with them."""
-_pack_u32: Final = struct.Struct("=I").pack
 
 
 class DeviceOpens:
@@ -53,10 +55,10 @@ class DeviceOpens:
 
     def open(self, pending: PendingReply, node: DeviceNode, flags: int) -> None:
         """Answer OPEN, or make sure that it is answered."""
-        # As for a character device: the kernel has nothing to truncate (FUSE_ATOMIC_O_TRUNC).
-        flags &= ~os.O_TRUNC
-        message = pending.message
-        pending.message = message[: _FLAGS.start] + _pack_u32(flags) + message[_FLAGS.stop :]
+        if flags & os.O_TRUNC:
+            # As for a character device: the kernel has nothing to truncate (FUSE_ATOMIC_O_TRUNC).
+            flags &= ~os.O_TRUNC
+            pending.message = pending.message[:HEADER] + fuse_open_in(flags=flags).pack()
         context = pending, node, flags
         self._runner.run(pending, node.device.open, self._opened, context, OpenRequest(pending))
 

@@ -26,6 +26,7 @@ from recuse import (
     Mapping,
     MmapRequest,
     OpenRequest,
+    current_request,
     ioctl,
 )
 from recuse.server.filesystem.device_tree import DeviceTree
@@ -111,7 +112,9 @@ class ProbeFile(File):
         return self.device.area
 
     def mapped(self, mapping: Mapping) -> Awaitable[None] | None:
-        self.tell("mapped", mapping.length, mapping.flags)
+        assert mapping.area is self.device.area
+        assert mapping.unique == current_request().unique
+        self.tell("mapped", *mapping[1:6])
         return None
 
     def unmapped(self, mapping: Mapping) -> Awaitable[None] | None:
@@ -239,6 +242,7 @@ def test_with_an_area(serve: Serve, kind: Callable[[], File], seekable: bool) ->
     assert first.open_flags == second.open_flags == MAPPED
     assert first.backing_id == second.backing_id == 1
     assert probe.area is not None
+    assert os.path.sameopenfile(backing.open[1], probe.area.fileno())
     assert peer.getattr(number).attr.size == 10000
     probe.area.resize(20000)
     assert peer.getattr(number).attr.size == 20000
@@ -250,13 +254,24 @@ def test_with_an_area(serve: Serve, kind: Callable[[], File], seekable: bool) ->
     assert probe.take(11) == [
         ("open", os.O_RDWR),
         ("mmap", 8192, mmap.PROT_READ | mmap.PROT_WRITE, "open"),
-        ("mapped", 8192, mmap.MAP_SHARED),
+        ("mapped", 0, 8192, 0, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED),
         ("open", os.O_RDONLY),
         ("mmap", 8192, mmap.PROT_READ, "open"),
-        ("mapped", 8192, mmap.MAP_SHARED),
+        ("mapped", 0, 8192, 0, mmap.PROT_READ, mmap.MAP_SHARED),
         ("read", 10, 4096 if seekable else 0),
         *[("unmapped",), ("release",)] * 2,
     ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "protection"), [(os.O_WRONLY, mmap.PROT_WRITE), (os.O_ACCMODE, 0)]
+)
+def test_the_access_mode_is_the_protection(serve: Serve, flags: int, protection: int) -> None:
+    """Linux lets a file with O_ACCMODE neither read nor write."""
+    probe = Probe(Area(4096))
+    peer = serve(probe, backing=Backing())
+    peer.open_node(peer.lookup("probe").nodeid, flags)
+    assert probe.take(3)[1] == ("mmap", 4096, protection, "open")
 
 
 def test_the_area_outlives_what_the_device_does_with_it(serve: Serve) -> None:
