@@ -61,12 +61,17 @@ TRANSPORTS = (
 @pytest.fixture(scope="module", params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> str:
     """One of `TRANSPORTS`; skip the test where this is not possible."""
+    option: str = request.param
+    require(option)
+    return option
+
+
+def require(transport: str) -> None:
+    """Skip the test where a mount by this transport is not possible."""
     if reason := why_not_mounted():
         pytest.skip(reason)
-    if request.param == "io_uring" and (reason := why_no_rings()):
+    if transport == "io_uring" and (reason := why_no_rings()):
         pytest.skip(reason)
-    option: str = request.param
-    return option
 
 
 @pytest.fixture
@@ -248,22 +253,36 @@ def somebody() -> Iterator[Somebody]:
             pytest.fail("it is still mounted")
 
 
-@pytest.fixture(scope="module", params=["memory", "mirror", "loopback"])
-def served(request: pytest.FixtureRequest, transport: str) -> Iterator[Place]:
+SERVED = ("memory", "mirror", "loopback")
+"""The examples that are used like any other filesystem."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *((kind, "no_io_uring") for kind in SERVED),
+        # The requests are the same ones, so one kind shows that they arrive.
+        pytest.param(("memory", "io_uring"), marks=pytest.mark.slow),
+    ],
+    ids="-".join,
+)
+def served(request: pytest.FixtureRequest) -> Iterator[Place]:
     """One mount for all tests of a file."""
+    kind, transport = request.param
+    require(transport)
     with tempfile.TemporaryDirectory(prefix="mounted-") as name:
         top = Path(name)
         top.chmod(0o755)
         for made in ("mount", "source", "ordinary"):
             (top / made).mkdir()
-        spec = f"{EXAMPLES}/{request.param}fs.py"
-        if request.param != "memory":
+        spec = f"{EXAMPLES}/{kind}fs.py"
+        if kind != "memory":
             spec += f",source={top / 'source'}"
         options = ["-o", f"allow_other,{transport}" if os.geteuid() == 0 else transport]
         server = Server(spec, str(top / "mount"), *options, life_s=LONG_S)
         try:
             assert server.line() == str(top / "mount")
-            yield Place(request.param, top / "mount", top / "ordinary")
+            yield Place(kind, top / "mount", top / "ordinary")
         finally:
             server.process.terminate()
             errors = server.end()[1]

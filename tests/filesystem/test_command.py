@@ -116,7 +116,6 @@ def test_in_the_background(command: Command, directory: Path) -> None:
     until(lambda: servers_of(directory) == [])
 
 
-@pytest.mark.parametrize("background", [[], ["--background"]])
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -141,14 +140,18 @@ def test_in_the_background(command: Command, directory: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_mounted(
-    command: Command, directory: Path, background: list[str], spec: str, message: str
-) -> None:
-    done = command("mount", *background, spec, str(directory))
+def test_what_cannot_be_mounted(command: Command, directory: Path, spec: str, message: str) -> None:
+    # The server in the background is what says it with --background.
+    done = command("mount", "--background", spec, str(directory))
     assert done.returncode == 1
     assert message.replace("Clock or Hello", "Hello") in done.stderr
     assert done.stderr.count("\n") == 1
     assert not is_mounted(directory)
+
+
+def test_what_cannot_be_mounted_in_the_foreground(command: Command, directory: Path) -> None:
+    done = command("mount", "none.py", str(directory))
+    assert (done.returncode, done.stderr) == (1, "recuse: none.py: no such file\n")
 
 
 def test_what_a_server_in_the_background_says_at_its_start(

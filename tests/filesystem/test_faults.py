@@ -314,9 +314,7 @@ fs = Filesystem(Numbers())
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("root")
-def test_100000_nodes_are_forgotten(
-    serve: Serve, directory: Path, tmp_path: Path, transport: str
-) -> None:
+def test_nodes_are_forgotten(serve: Serve, directory: Path, tmp_path: Path, transport: str) -> None:
     """Under memory pressure the kernel forgets nodes, and so does the server."""
     spec = tmp_path / "many.py"
     spec.write_text(MANY, encoding="ascii")
@@ -324,14 +322,14 @@ def test_100000_nodes_are_forgotten(
     assert server.line() == str(directory)
     status = Path(f"/proc/{server.process.pid}/statm")
     pages = []
-    for turn in range(4):
-        for number in range(turn * 25_000, turn * 25_000 + 25_000):
+    for turn in range(3):
+        for number in range(turn * 15_000, turn * 15_000 + 15_000):
             os.stat(directory / str(number))
         Path("/proc/sys/vm/drop_caches").write_text("2", encoding="ascii")
         while int((directory / "alive").read_bytes()) > 100:
             pass  # they come in batches, between other requests
         pages.append(int(status.read_text(encoding="ascii").split()[1]))
-    assert int((directory / "made").read_bytes()) == 100_000
-    # 75,000 nodes more would be four times that. (How many are there at once, varies.)
-    assert max(pages) - pages[0] < 2500
+    assert int((directory / "made").read_bytes()) == 45_000
+    # 30,000 nodes more would be twice that. (How many are there at once, varies.)
+    assert max(pages) - pages[0] < 2000
     assert server.end(signal.SIGTERM) == (0, "")

@@ -1,4 +1,4 @@
-"""Programs that need longer: test suites, package managers, thousands of files."""
+"""Programs that need longer: test suites, package managers, many files."""
 
 from __future__ import annotations
 
@@ -11,19 +11,53 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Somebody
+from .conftest import SERVED, Somebody
 from .places import Place, same
 
 Needs = Callable[..., Path]
 
 pytestmark = pytest.mark.slow
 
-by_dev_fuse = pytest.mark.parametrize("transport", ["no_io_uring"], indirect=True, scope="module")
+by_dev_fuse = pytest.mark.parametrize(
+    "served",
+    [(kind, "no_io_uring") for kind in SERVED],
+    ids="-".join,
+    indirect=True,
+    scope="module",
+)
 """The way that requests come makes a difference to single calls, and these tests take long."""
 
 _OUTCOME = re.compile(
     r"^(test_\w+ \([\w.]+\))(?:\n.*)? \.\.\. (ok|FAIL|ERROR|skipped|expected)", re.M
 )
+
+
+Outcome = tuple[list[tuple[str, str]], int]
+
+_ordinary: dict[str, Outcome] = {}
+"""What was found in an ordinary directory, for all kinds of mounts."""
+
+
+# All ways to compress are the same for a filesystem. And a hundred walks through a directory of
+# depth 30 ask mirrorfs and loopbackfs for 100,000 names, one after the other.
+_LEFT_OUT = ("-i", "*Lzma*", "-i", "*Bzip2*", "-i", "*_many_open_files")
+
+
+def outcome(python: Path, suite: str, top: Path) -> Outcome:
+    """What CPython's tests of a module find in a directory, and their exit status."""
+    done = subprocess.run(
+        [python, "-m", "test", "-v", *_LEFT_OUT, "--tempdir", top, suite],
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=500,
+        cwd=top,
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(top), "LC_ALL": "C.UTF-8"},
+    )
+    found = sorted(_OUTCOME.findall(done.stdout + done.stderr))
+    assert len(found) >= 5
+    return found, done.returncode
 
 
 @pytest.mark.parametrize(
@@ -37,22 +71,10 @@ def test_pythons_own(place: Place, needs: Needs, suite: str) -> None:
     python = needs("/usr/bin/python3", "python3")
     version = python.resolve().name
     needs(f"/usr/lib/{version}/test/test_{suite}.py", f"lib{version}-testsuite")
-    outcomes = []
-    for top in (place.ordinary, place.mounted):
-        done = subprocess.run(
-            [python, "-m", "test", "-v", "--tempdir", top, f"test_{suite}"],
-            check=False,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=500,
-            cwd=top,
-            env={"PATH": os.environ["PATH"], "TMPDIR": str(top), "LC_ALL": "C.UTF-8"},
-        )
-        found = sorted(_OUTCOME.findall(done.stdout + done.stderr))
-        outcomes.append((found, done.returncode))
-    assert len(outcomes[0][0]) >= 5
-    assert outcomes[1] == outcomes[0]
+    found = outcome(python, f"test_{suite}", place.mounted)
+    if suite not in _ordinary:
+        _ordinary[suite] = outcome(python, f"test_{suite}", place.ordinary)
+    assert found == _ordinary[suite]
 
 
 @pytest.mark.parametrize("engine", ["psync", "mmap", "libaio", "pvsync2"])
@@ -63,7 +85,7 @@ def test_fio_verifies(place: Place, needs: Needs, engine: str) -> None:
         place,
         f"""
 for pattern in write randwrite; do
-fio --name=job --ioengine={engine} --rw=$pattern --bs=16k --size=4m --numjobs=4 --thread \\
+fio --name=job --ioengine={engine} --rw=$pattern --bs=16k --size=2m --numjobs=3 --thread \\
   --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=1 --minimal --output=/dev/null
 ls -l | awk '{{ print $5, $9 }}'; done
 """,
@@ -86,31 +108,39 @@ def wheel(path: Path) -> None:
         archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in content))
 
 
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("wheels")
+    wheel(directory / "tiny-1-py3-none-any.whl")
+    return directory
+
+
 @by_dev_fuse
-def test_pip(place: Place, needs: Needs, tmp_path: Path) -> None:
+def test_pip(place: Place, needs: Needs, wheels: Path) -> None:
     needs("/usr/bin/python3", "python3")
     needs("/usr/share/python-wheels", "python3-venv")
-    wheel(tmp_path / "tiny-1-py3-none-any.whl")
     output = same(
         place,
         f"""
-/usr/bin/python3 -m venv env; export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-env/bin/pip install -q --no-index {tmp_path}/tiny-1-py3-none-any.whl; env/bin/tiny
-env/bin/pip list --format=freeze | grep tiny; env/bin/pip check
+/usr/bin/python3 -m venv --without-pip env
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+pip() {{ PYTHONPATH=$(echo /usr/share/python-wheels/pip-*.whl) env/bin/python -m pip "$@"; }}
+pip install -q --no-index {wheels}/tiny-1-py3-none-any.whl; env/bin/tiny
+pip list --format=freeze | grep tiny; pip check
 find env/lib -path '*tiny*' | sort | sed 's/.*site-packages//'
-env/bin/pip uninstall -q -y tiny; find env -path '*tiny*'
+pip uninstall -q -y tiny; find env -path '*tiny*'
 """,
     )
     assert output.startswith("it is installed\n")
 
 
 @by_dev_fuse
-def test_thousands_of_files(place: Place, needs: Needs) -> None:
+def test_a_thousand_files(place: Place, needs: Needs) -> None:
     needs("rsync", "rsync")
     output = same(
         place,
         """
-mkdir tree; for d in $(seq 60); do mkdir tree/d$d; (cd tree/d$d; seq 50 | split -l 1 - f); done
+mkdir tree; for d in $(seq 20); do mkdir tree/d$d; (cd tree/d$d; seq 50 | split -l 1 - f); done
 find tree -exec touch -h -d @5000 {} +; find tree | wc -l
 tar -cf all.tar --sort=name tree; mkdir out; tar -xf all.tar -C out; diff -r tree out/tree
 rsync -a tree/ copy/; diff -r tree copy; rsync -ani --checksum tree/ copy/; cp -a tree again
@@ -118,7 +148,7 @@ diff -r tree again; find again -type f -delete; find again | wc -l
 ls -lR tree | grep -v '^[td]' | sha256sum
 """,
     )
-    assert output.startswith("3061\n")
+    assert output.startswith("1021\n")
 
 
 @pytest.mark.parametrize("kind", ["memory", "mirror", "loopback"])
