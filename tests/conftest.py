@@ -27,6 +27,12 @@ from . import lock_watch
 
 lock_watch.install()
 
+# A shell starts what is in the background (&) with these ignored, and nohup with SIGHUP. Programs
+# that tests start would inherit that. They do not inherit a handler.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda _, __: None)
+
 # How long an example takes says how busy the machine is.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")

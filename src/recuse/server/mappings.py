@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from recuse.runtime.room import keeping
 from recuse.server.areas import Area
 from recuse.server.device import File
 from recuse.server.errors import Misuse, brief
@@ -49,7 +50,8 @@ class Mappings:
         if not isinstance(returned, Area):
             raise Misuse(f"returned {brief(returned)}, not an Area")
         try:
-            descriptor = OwnedDescriptor(os.dup(returned.fileno()))
+            with keeping():
+                descriptor = OwnedDescriptor(os.dup(returned.fileno()))
         except ValueError:
             raise Misuse(f"returned {returned!r}") from None
         call = recuse_mmap_in.unpack(pending.message, _HEADER_SIZE)

@@ -151,6 +151,18 @@ def test_a_mapping_that_the_author_refuses_is_unmapped(peer: Peer) -> None:
     assert files[0].log[2:] == [("unmapped", unique)]
 
 
+def test_no_descriptor_left_for_the_memory(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EMFILE would say that the program's own table is full."""
+
+    def fail(number: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    fh = peer.open()
+    monkeypatch.setattr(os, "dup", fail)
+    body = recuse_mmap_in(fh, 0, 4096, READ_WRITE, mmap.MAP_SHARED)
+    assert peer.fails(RECUSE_MMAP, body) == errno.ENFILE
+
+
 def test_an_answer_that_does_not_arrive_is_unmapped(peer: Peer) -> None:
     fh = peer.open()
     peer.refuse = FileNotFoundError(errno.ENOENT, "gone")

@@ -16,6 +16,7 @@ from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import Reply, Request
 from recuse.sandbox.errands import Errands
 from recuse.sandbox.supervisor import Supervisor
+from recuse.sandbox.trap import call as call_module
 from recuse.sandbox.trap.answers import PROCEED, State
 from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall, UnansweredError
 from recuse.sandbox.trap.signals import SignalWatch
@@ -220,7 +221,11 @@ def test_and_not_who_waits_for_another() -> None:
     assert waits.answers == [1]
 
 
-def test_what_has_blocked_gives_way_until_it_is_quick_again() -> None:
+def test_what_has_blocked_gives_way_until_it_is_quick_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # No time passes, however busy the machine is.
+    monkeypatch.setattr(call_module, "time", SimpleNamespace(monotonic=lambda: 0.0))
     waits = Waits()
     waits.server.handler = lambda message: b""
     first = waits.take()
