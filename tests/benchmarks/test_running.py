@@ -18,7 +18,6 @@ from benchmarks.peers import (
     LIBFUSE_MULTI,
     LIBFUSE_SINGLE,
     MOUNT,
-    MOUNT_ASYNC_RINGS,
     RECUSE_ASYNC,
     RECUSE_DEFAULT,
     RECUSE_PLAIN,
@@ -185,13 +184,9 @@ def test_unknown_peer_is_refused() -> None:
 def test_smoke_run_measures_or_names_every_peer(needs: Needs, tmp_path: Path) -> None:
     needs("cc", "gcc")
     report = tmp_path / "build" / "bench.json"
-    # Not async methods by io_uring: see what docs/mounting.md says of it.
-    chosen = [
-        peer for peer in peers(Tools(tmp_path, sys.executable)) if peer.name != MOUNT_ASYNC_RINGS
-    ]
-    only = [word for peer in chosen for word in ("--only", peer.name)]
+    chosen = peers(Tools(tmp_path, sys.executable))
     done = subprocess.run(
-        command("--quick", "--json", str(report), *only),
+        command("--quick", "--json", str(report)),
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,

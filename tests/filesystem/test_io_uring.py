@@ -15,6 +15,7 @@ import pytest
 
 import recuse
 from recuse import Directory, Filesystem, Mount, RegularFile
+from recuse.channel import rings as rings_module
 from recuse.channel.rings import Rings
 from recuse.cli.filesystem_spec import load_filesystem
 from recuse.server.filesystem.session import FilesystemSession
@@ -103,6 +104,43 @@ def test_a_file_of_our_own_is_not_seen() -> None:
         assert os.listdir(mount.path) == []
         with pytest.raises(FileNotFoundError):
             os.stat(rings._file._name, dir_fd=mount.fileno())
+
+
+class Making(Directory):
+    """A directory in which making another takes a while, as the kernel locks it."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__({})
+        self.gate = gate
+
+    def mkdir(self, name: str, mode: int) -> Directory:
+        self.gate.pass_through()
+        self.children[name] = made = Directory({})
+        return made
+
+
+@pytest.mark.usefixtures("detached")
+def test_a_root_directory_that_is_held_up_from_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    know_file = Rings.know_file
+    programs = []
+
+    def after_another(self: Rings, root: str) -> None:
+        programs.append(python("import os; os.mkdir('made'); print('made')", mount))
+        gate.wait_for(1)
+        know_file(self, root)
+
+    monkeypatch.setattr(Rings, "know_file", after_another)
+    monkeypatch.setattr(rings_module, "_LOOK_UP_S", 0.1)
+    gate = Gate()
+    mount = Mount(Filesystem(Making(gate)), None, "io_uring")
+    with gate, mount:
+        assert "a method holds up the root directory" in caplog.text
+        gate.open()
+        (program,) = programs
+        assert result(program) == "made\n"
+        assert os.listdir(mount.path) == ["made"]
 
 
 class Recursive(RegularFile):

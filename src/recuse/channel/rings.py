@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from recuse.channel.cpu_ring import CpuRing
 from recuse.channel.known_file import KnownFile
 from recuse.channel.ring_entry import Entry
 from recuse.channel.shared_ring import NUDGE, SharedRing
+from recuse.runtime import threads
 from recuse.runtime.log import Log, report
 from recuse.server.pending_reply import Send
 from recuse.wire.errors import WireError
@@ -37,6 +39,7 @@ PARAMETER: Final = Path("/sys/module/fuse/parameters/enable_uring")
 
 _CPUS: Final = Path("/sys/devices/system/cpu")
 _AGAIN_S: Final = 0.001
+_LOOK_UP_S: Final = 2.0
 
 
 class Rings:
@@ -101,10 +104,36 @@ class Rings:
     def know_file(self, root: str) -> None:
         """Have the kernel know a file, which it takes to serve more requests (`KnownFile`).
 
-        ``root`` is a path to the mount's root directory; all threads are at work. Raises OSError.
+        ``root`` is a path to the mount's root directory; all threads are at work. A program's call
+        may hold the directory, and its method block (`mkdir`). Then this goes on later.
+
+        Raises OSError.
         """
-        assert self._file is not None
-        self._file.look_up(root)
+        file = self._file
+        assert file is not None
+        errors: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+
+        def look_up() -> None:
+            try:
+                file.look_up(root)
+            except OSError as error:
+                errors.put(error)
+                log.debug("%s: %s", root, error.strerror)
+            else:
+                errors.put(None)
+
+        threads.start(look_up, name="recuse-look-up")
+        try:
+            error = errors.get(timeout=_LOOK_UP_S)
+        except queue.Empty:
+            log.warning(
+                "%s: a method holds up the root directory; until it returns, "
+                "calls may wait for others that block",
+                root,
+            )
+        else:
+            if error is not None:
+                raise error
 
     def close(self) -> None:
         """Handle no more requests: they are refused until the end of the connection.
