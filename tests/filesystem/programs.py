@@ -91,12 +91,15 @@ def tree(**files: RegularFile) -> Filesystem:
     return Filesystem(Directory({"hello": RegularFile(b"Hello, world!\n"), **files}))
 
 
-def python(code: str, mount: Mount, *args: str, cpu: int | None = None) -> subprocess.Popen[str]:
-    """A program in the root directory of a mount, on one CPU."""
+def python(
+    code: str, mount: Mount, *args: str, cpu: int | None = None, keep: int | None = None
+) -> subprocess.Popen[str]:
+    """A program in the root directory of a mount, on one CPU; it has a descriptor that it keeps."""
     pin = "" if cpu is None else f"import os; os.sched_setaffinity(0, {{{cpu}}})\n"
     return subprocess.Popen(
         [sys.executable, "-I", "-c", pin + code, *args],
         cwd=mount.path,
+        pass_fds=() if keep is None else (keep,),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

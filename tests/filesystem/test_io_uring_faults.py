@@ -13,11 +13,12 @@ from recuse import Mount, RegularFile
 from recuse.channel.io_uring import Ring
 from recuse.channel.ring_entry import Entry
 from recuse.channel.rings import Rings
+from recuse.channel.shared_ring import SharedRing
 from recuse.server.filesystem.session import FilesystemSession
 from recuse.wire.fuse import FUSE_NOTIFY_REPLY
 
 from .conftest import PATIENCE_S
-from .programs import CPUS, READERS, Blocking, Gate, python, result, tree
+from .programs import CPUS, READERS, STAT, Blocking, Gate, python, result, tree
 
 
 class Raising(RegularFile):
@@ -80,6 +81,64 @@ def test_a_ring_that_breaks_ends_the_connection(
         with pytest.raises(OSError, match=f"{errno.ENOTCONN}|{errno.ECONNABORTED}"):
             os.stat("not there", dir_fd=mount.fileno())
     assert "on purpose" in caplog.text
+
+
+@pytest.mark.usefixtures("detached")
+@pytest.mark.parametrize("thread", ["recuse-ring", "recuse-shared-ring"])
+def test_an_answer_that_the_kernel_does_not_take_ends_the_connection(
+    thread: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The program would wait for ever.
+    add = Ring.add
+
+    def wrong(self: Ring, submission: bytes, commit_id: int = 0) -> None:
+        if breaks and commit_id and threading.current_thread().name == thread:
+            commit_id += 1 << 40
+        add(self, submission, commit_id)
+
+    breaks = False
+    monkeypatch.setattr(Ring, "add", wrong)
+    with Gate() as gate, Mount(tree(waits=Blocking(gate)), None, "io_uring") as mount:
+        readers = [python(READERS, mount, "waits", "1", cpu=cpu) for cpu in CPUS]
+        if thread == "recuse-shared-ring":
+            gate.wait_for(len(CPUS))
+        breaks = True
+        with pytest.raises(OSError, match=f"{errno.ENOTCONN}|{errno.ECONNABORTED}"):
+            os.stat("not there", dir_fd=mount.fileno())
+        gate.open()
+        for reader in readers:
+            reader.communicate(timeout=PATIENCE_S)
+    assert os.strerror(errno.ENOENT) in caplog.text
+
+
+@pytest.mark.usefixtures("detached")
+def test_a_method_that_blocks_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody looks after the queues while nothing happens. This one has no thread of its own.
+    if len(CPUS) == 1:
+        pytest.skip("there is only one CPU")
+    asleep_or_not = SharedRing._asleep_or_not
+    asleep = threading.Event()
+
+    def tell(self: SharedRing, idle: int) -> None:
+        asleep_or_not(self, idle)
+        if self.asleep:
+            asleep.set()
+
+    monkeypatch.setattr(SharedRing, "_asleep_or_not", tell)
+    os.sched_setaffinity(0, CPUS[1:])
+    try:
+        with Gate() as gate, Mount(tree(waits=Blocking(gate)), None, "io_uring") as mount:
+            number = os.open("waits", os.O_RDONLY, dir_fd=mount.fileno())
+            asleep.clear()
+            assert asleep.wait(PATIENCE_S)
+            reader = python(f"import os; os.read({number}, 10)", mount, cpu=CPUS[0], keep=number)
+            gate.wait_for(1)
+            assert result(python(STAT, mount, cpu=CPUS[0])) == "14\n"
+            gate.open()
+            result(reader)
+            os.close(number)
+    finally:
+        os.sched_setaffinity(0, CPUS)
 
 
 MISSING = """
