@@ -1,7 +1,7 @@
 """The same calls on Linux's FUSE and on recuse's kernel half, of a filesystem with other settings.
 
-As a program, `compared.py DIR FILE SETTINGS`, it mounts examples/memoryfs.py with settings (JSON)
-and writes down each request, until its standard input ends.
+As a program, `compared.py DIR FILE EXAMPLE SOURCE SETTINGS`, it mounts an example with settings
+(JSON) and writes down each request, until its standard input ends.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ def compare(
     monkeypatch: pytest.MonkeyPatch,
     calls: Sequence[tuple[Any, ...]],
     callers: tuple[type[Caller], type[InProcess]] = (Caller, InProcess),
+    example: str = "memory",
     **settings: Any,
 ) -> None:
     """Check that the requests for each call are the same, except for RELEASE, which comes later."""
     if not platform.release().startswith(RELEASE):
         pytest.skip(f"requests are compared with those of Linux {RELEASE}")
-    ours = _in_process(monkeypatch, calls, callers[1], settings)
-    linux = _on_linux(calls, callers[0], settings)
+    ours = _in_process(monkeypatch, calls, callers[1], example, settings)
+    linux = _on_linux(calls, callers[0], example, settings)
     for mine, theirs in zip(ours, linux, strict=True):
         assert mine == theirs
 
@@ -74,15 +75,17 @@ def tick() -> None:
 
 
 def _on_linux(
-    calls: Sequence[tuple[Any, ...]], kind: type[Caller], settings: dict[str, Any]
+    calls: Sequence[tuple[Any, ...]], kind: type[Caller], example: str, settings: dict[str, Any]
 ) -> Made:
     with tempfile.TemporaryDirectory(prefix="requests-") as name:
         directory, recorded = Path(name) / "mount", Path(name) / "requests"
+        source = Path(name) / "source"
         directory.mkdir()
+        source.mkdir()
         server = subprocess.Popen(
             [
                 *(sys.executable, "-m", "tests.filesystem.compared"),
-                *(directory, recorded, json.dumps(settings)),
+                *(directory, recorded, example, source, json.dumps(settings)),
             ],
             cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
@@ -107,6 +110,7 @@ def _in_process(
     monkeypatch: pytest.MonkeyPatch,
     calls: Sequence[tuple[Any, ...]],
     kind: type[InProcess],
+    example: str,
     settings: dict[str, Any],
 ) -> Made:
     monkeypatch.setattr(FilesystemSession, "handle", FilesystemSession.handle)
@@ -118,7 +122,10 @@ def _in_process(
         requests.clear()
         return found
 
-    with TestMount(_set(MAKERS["memory"](Path()), settings)) as mount:
+    with (
+        tempfile.TemporaryDirectory(prefix="source-") as source,
+        TestMount(_set(MAKERS[example](Path(source)), settings)) as mount,
+    ):
         return _make(kind(mount), calls, taken)
 
 
@@ -128,11 +135,12 @@ def _set(filesystem: Any, settings: dict[str, Any]) -> Any:
     return filesystem
 
 
-def main(directory: str, record_to: str, settings: str) -> None:
+def main(directory: str, record_to: str, example: str, source: str, settings: str) -> None:
     """Mount it, until standard input ends."""
     with Path(record_to).open("wb", buffering=0) as output:
         record(lambda request: output.write(repr(request).encode() + b"\n"))
-        with Mount(_set(MAKERS["memory"](Path()), json.loads(settings)), directory):
+        filesystem = _set(MAKERS[example](Path(source)), json.loads(settings))
+        with Mount(filesystem, directory):
             print("mounted", flush=True)
             sys.stdin.read()
 

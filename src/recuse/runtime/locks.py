@@ -50,6 +50,7 @@ garbage is collected in any thread, in the middle of anything.
     Reserve (waits): the memory that a mount reads a request into when there is no other
         Channel: who uses the descriptor of /dev/cuse or /dev/fuse
     Modes: which files of a filesystem use the page cache, and which a backing file
+        Backing: who uses a backing file, and how files are open that may have one
         Channel
     SharedMemory: the area that the open files of a device on a mount have
     Notifications: the thread that sends a filesystem's notifications

@@ -284,6 +284,14 @@ class TestFile(OpenedFile):
             woken.wait(left)
             woken.clear()
 
+    @property
+    def backing_descriptor(self) -> int | None:
+        """The descriptor of the file that is read and written instead of it; None: it is itself."""
+        backing = self._file.backing
+        if backing is None or self._file.is_direct:
+            return None
+        return backing.file.fileno()
+
     def fdatasync(self) -> None:
         """Have the filesystem make its content safe."""
         self._run(self._file.sync(self._caller, data_only=True))

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from recuse.channel.inprocess_backing import InProcessBacking
 from recuse.channel.inprocess_mount import InProcessMount
 from recuse.kernel.fs.credentials import ALL_CAPABILITIES, FileCaller
 from recuse.kernel.fs.notifications import notified
@@ -77,7 +78,8 @@ class TestMount(PathCalls):
         self._umask = umask
         self._ahead_ns = 0
         self._superblock = Superblock(options, notified, self._clock)
-        self._session = FilesystemSession(filesystem)
+        backing = InProcessBacking(self._superblock)
+        self._session = FilesystemSession(filesystem, backing)
         self._channel = InProcessMount(self._superblock, self._session)
         self._ended = False
         driver = Driver(self._superblock, timeout_s)

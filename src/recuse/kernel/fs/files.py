@@ -181,8 +181,12 @@ class FilesystemFile(FuseFile):
             inode.writers.remove(self)
             superblock.give_back(inode.writing)
 
+    def _end_io(self) -> None:
+        """No more is read or written by it (fuse_file_io_release)."""
+
     def _send_release(self) -> Operation[None]:
         yield from self._stop_writing_back()
+        self._end_io()
         self._connection.polled.remove(self.kh)
         if self.fh is not None:
             # The header names no caller (fs/fuse/file.c, fuse_prepare_release: nocreds).

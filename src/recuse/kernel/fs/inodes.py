@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 from recuse.kernel.errors import os_error
+from recuse.kernel.fs.backing import IoMode
 from recuse.kernel.fs.pages import Pages
 from recuse.kernel.fs.turns import InodeLock
 from recuse.kernel.locks import FileLocks
@@ -170,6 +171,7 @@ class Inode:
         "flocks",
         "from_plus",
         "generation",
+        "io_mode",
         "is_plain",
         "linkable",
         "lock",
@@ -215,6 +217,8 @@ class Inode:
         self.records: RecordLocks | None = None
         """Locks of bytes, if the server leaves them to this half."""
         self.flocks: FileLocks | None = None
+        self.io_mode: IoMode | None = None
+        """How those who have it open read and write it."""
 
     def __del__(self) -> None:
         if self.lookups:

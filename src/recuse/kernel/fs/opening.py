@@ -96,14 +96,16 @@ def find_or_create(
             return found
     yield from superblock.lock(parent)
     try:
+        if parent.removed:
+            raise os_error(errno.ENOENT)
+        denied = yield from _may_not_create(superblock, caller, parent)
         found = yield from lookup(superblock, caller, last.directory, last.name, again, locked=True)
         if found.inode is not None:
             if flags & os.O_EXCL:
                 raise os_error(errno.EEXIST)
             return found
-        if parent.removed:
-            raise os_error(errno.ENOENT)
-        yield from permission(superblock, caller, parent, MAY_WRITE | MAY_EXEC)
+        if denied is not None:
+            raise denied
         if FUSE_CREATE not in superblock.lacks:
             made = yield from _create(superblock, caller, last, found, flags, mode)
             if made is not None:
@@ -116,6 +118,17 @@ def find_or_create(
         raise os_error(errno.ENOENT)
     opened = yield from open_file(superblock, caller, found, found.inode, flags & ~os.O_TRUNC)
     return opened
+
+
+def _may_not_create(
+    superblock: Superblock, caller: FileCaller, parent: Inode
+) -> Operation[OSError | None]:
+    """Return why a file may not be made in a directory, None if it may (may_o_create)."""
+    try:
+        yield from permission(superblock, caller, parent, MAY_WRITE | MAY_EXEC)
+    except OSError as error:
+        return error.with_traceback(None)
+    return None
 
 
 def _create(  # noqa: PLR0917 - all that there is
@@ -139,7 +152,16 @@ def _create(  # noqa: PLR0917 - all that there is
     dentry.epoch = superblock.epoch
     set_validity(superblock, dentry, out.entry)
     parent.outdate()
-    return _regular(superblock, dentry, flags, out.open)
+    file = yield from _regular(superblock, dentry, flags, out.open)
+    denied: OSError | None = None
+    try:
+        yield from permission(superblock, caller, inode, 0)  # may_open: attributes may expire
+    except OSError as error:
+        denied = error.with_traceback(None)
+    if denied is not None:
+        yield from file.release()
+        raise denied
+    return file
 
 
 def _ask_to_create(  # noqa: PLR0917 - the parts of a request
@@ -192,14 +214,22 @@ def open_unnamed(
     inode = inode_of(superblock, out.entry, 0)
     inode.linkable = not flags & os.O_EXCL
     unnamed = Dentry(b"#%d" % inode.nodeid, inode, found)
-    return _regular(superblock, unnamed, flags, out.open)
+    return (yield from _regular(superblock, unnamed, flags, out.open))
 
 
 def _regular(
     superblock: Superblock, dentry: Dentry, flags: int, opened: fuse_open_out | None
-) -> RegularFile:
-    """What a regular file is opened as (fuse_finish_open)."""
+) -> Operation[RegularFile]:
+    """Make the open file (fuse_finish_open). Raises OSError(EIO): see `ReadFile.start_io`."""
     file = RegularFile(superblock, dentry, flags & _SETTABLE, opened)
+    error: OSError | None = None
+    try:
+        file.start_io(opened)
+    except OSError as refused:
+        error = refused.with_traceback(None)
+    if error is not None:
+        yield from file.release()
+        raise error
     if file.writable and superblock.has(FUSE_WRITEBACK_CACHE):
         file.can_write_back()
     return file
@@ -246,7 +276,7 @@ def open_file(
     opened: fuse_open_out | None = yield from send_open(superblock, caller, inode, flags)
     if inode.is_directory:
         return Directory(superblock, dentry, flags & _SETTABLE, opened)
-    file = _regular(superblock, dentry, flags, opened)
+    file = yield from _regular(superblock, dentry, flags, opened)
     if flags & os.O_TRUNC and superblock.has(FUSE_ATOMIC_O_TRUNC):
         truncated(superblock, inode)
     elif not file.open_flags & FOPEN_KEEP_CACHE:

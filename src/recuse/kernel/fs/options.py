@@ -29,6 +29,7 @@ from recuse.wire.fuse import (
     FUSE_NO_OPEN_SUPPORT,
     FUSE_NO_OPENDIR_SUPPORT,
     FUSE_PARALLEL_DIROPS,
+    FUSE_PASSTHROUGH,
     FUSE_POSIX_LOCKS,
     FUSE_READDIRPLUS_AUTO,
     FUSE_SETXATTR_EXT,
@@ -62,6 +63,7 @@ OFFERED: Final = (
     | FUSE_INIT_EXT
     | FUSE_HAS_EXPIRE_ONLY
     | FUSE_WRITEBACK_CACHE
+    | FUSE_PASSTHROUGH
 )
 """The flags that INIT offers: what this half does."""
 
@@ -69,6 +71,8 @@ _MAX_READAHEAD: Final = 128 << 10
 """VM_READAHEAD_PAGES, in bytes."""
 _DEFAULT_PAGES: Final = 32
 """FUSE_DEFAULT_MAX_PAGES_PER_REQ."""
+_STACK_DEPTH: Final = 2
+"""FILESYSTEM_MAX_STACK_DEPTH."""
 _SECOND: Final = 10**9
 _OLDEST_MINOR: Final = 12
 """Requests of older servers have other structures."""
@@ -127,6 +131,8 @@ def agree(payload: bytes | memoryview) -> Agreed:
     if flags & FUSE_INIT_EXT:
         flags |= out.flags2 << 32
     flags &= OFFERED
+    if flags & FUSE_WRITEBACK_CACHE or not 0 < out.max_stack_depth <= _STACK_DEPTH:
+        flags &= ~FUSE_PASSTHROUGH
     pages = _DEFAULT_PAGES
     if flags & FUSE_MAX_PAGES:
         pages = min(MOST_PAGES, max(out.max_pages, 1))

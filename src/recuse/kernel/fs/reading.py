@@ -9,6 +9,7 @@ from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.asking import ask
 from recuse.kernel.fs.attributes import get_attributes
+from recuse.kernel.fs.backing import Backing, IoMode, allowed_flags
 from recuse.kernel.fs.credentials import FileCaller
 from recuse.kernel.fs.dentries import Dentry
 from recuse.kernel.fs.files import FilesystemFile, bad_descriptor
@@ -19,8 +20,10 @@ from recuse.kernel.fs.writeback import write_back
 from recuse.wire.fuse import (
     FOPEN_DIRECT_IO,
     FOPEN_NONSEEKABLE,
+    FOPEN_PASSTHROUGH,
     FOPEN_STREAM,
     FUSE_AUTO_INVAL_DATA,
+    FUSE_PASSTHROUGH,
     FUSE_READ,
     FUSE_READ_LOCKOWNER,
     fuse_open_out,
@@ -36,18 +39,76 @@ NO_PLACES: Final = FOPEN_NONSEEKABLE | FOPEN_STREAM
 class ReadFile(FilesystemFile):
     """An open regular file, as far as it is read."""
 
-    __slots__ = ("readahead",)
+    __slots__ = ("_is_cached", "backing", "readahead")
 
     def __init__(
         self, superblock: Superblock, dentry: Dentry, flags: int, opened: fuse_open_out | None
     ) -> None:
         super().__init__(superblock, dentry, flags, opened)
         self.readahead = Readahead()
+        self.backing: Backing | None = None
+        """What reads and writes go to (unless it `is_direct`), and mappings."""
+        self._is_cached = False
+
+    def start_io(self, opened: fuse_open_out | None) -> None:
+        """Decide how it is read and written. Raises OSError(EIO) if others do it in another way.
+
+        ``opened`` is the answer to OPEN, None if the server does not know about open files.
+        """
+        # fuse_file_io_open
+        if opened is None:
+            return
+        mode = self.inode.io_mode
+        if mode is None:
+            mode = self.inode.io_mode = IoMode()
+        passthrough = self.open_flags & FOPEN_PASSTHROUGH
+        try:
+            if passthrough:
+                self._start_passthrough(mode, opened.backing_id)
+            elif mode.backing is not None:
+                raise os_error(errno.EINVAL)
+            elif not self.is_direct:
+                mode.start_cached()
+                self._is_cached = True
+        except OSError:
+            error = os_error(errno.EIO)
+        else:
+            return
+        raise error
+
+    def _start_passthrough(self, mode: IoMode, number: int) -> None:
+        superblock = self.superblock
+        if not superblock.has(FUSE_PASSTHROUGH) or not allowed_flags(self.open_flags):
+            raise os_error(errno.EINVAL)
+        backing = superblock.backing.find(number)
+        if backing is None:
+            raise os_error(errno.ENOENT)
+        try:
+            mode.start_backed(backing)
+        except OSError:
+            backing.put()
+            raise
+        self.backing = backing
+
+    def _end_io(self) -> None:
+        mode = self.inode.io_mode
+        if mode is not None and self._is_cached:
+            self._is_cached = False
+            mode.end_cached()
+        if mode is not None and self.backing is not None:
+            backing, self.backing = self.backing, None
+            mode.end_backed()
+            backing.put()
 
     @property
     def is_direct(self) -> bool:
         """Whether it is read and written as the caller does it, and past its size."""
         return bool(self.open_flags & FOPEN_DIRECT_IO)
+
+    @property
+    def is_passed_through(self) -> bool:
+        """Whether reads and writes go to its backing file (fuse_file_passthrough)."""
+        return self.backing is not None and not self.is_direct
 
     @property
     def is_uncached(self) -> bool:
@@ -70,6 +131,13 @@ class ReadFile(FilesystemFile):
         size = min(size, MAX_RW_COUNT)
         inode.check()
         past = start + size > inode.attr.size
+        if self.is_passed_through:
+            assert self.backing is not None
+            data = self.backing.file.read(size, start)
+            inode.outdate(STATX_ATIME)
+            if offset is None:
+                self.position = start + len(data)
+            return data
         if not self.is_direct and (past or superblock.has(FUSE_AUTO_INVAL_DATA)):
             # fuse_cache_read_iter
             yield from get_attributes(superblock, caller, inode, STATX_SIZE, self)

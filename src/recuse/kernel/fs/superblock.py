@@ -16,6 +16,7 @@ from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import FINISHED, PAGE_SIZE, Reply, Request
 from recuse.kernel.connection.submit import log, tell
 from recuse.kernel.errors import os_error
+from recuse.kernel.fs.backing import BackingFiles
 from recuse.kernel.fs.dentries import Dentry
 from recuse.kernel.fs.inodes import Inode, InodeTable
 from recuse.kernel.fs.options import Agreed, MountOptions, agree, offer
@@ -151,6 +152,7 @@ class Superblock:
         self._forgets: deque[tuple[int, int]] = deque()
         self.dirty: set[Inode] = set()
         """Inodes with something that the server does not have yet."""
+        self.backing = BackingFiles()
         self.inodes = InodeTable(self)
         attr = fuse_attr(ino=FUSE_ROOT_ID, nlink=1, mode=options.root_mode)
         self.root = Dentry(b"", self.inodes.get(FUSE_ROOT_ID, 0, attr, 0, 0))
@@ -160,6 +162,7 @@ class Superblock:
         self.connection = FilesystemConnection(
             init, self._accept, lambda code, body, size: notified(self, code, body, size)
         )
+        self.connection.at_end(self.backing.end)
 
     def _accept(self, reply: Reply) -> None:
         try:

@@ -49,6 +49,8 @@ class WriteFile(ReadFile):
         inode.check()
         if not data:
             return 0
+        if self.is_passed_through:
+            return (yield from self._write_to_backing(caller, data, start, offset is None))
         later = yield from self._is_written_later(caller)
         yield from superblock.lock(inode)
         try:
@@ -68,6 +70,25 @@ class WriteFile(ReadFile):
             yield from self._sync(caller, not self.flags & os.O_SYNC & ~os.O_DSYNC)
         if offset is None:
             self.position = start + done
+        return done
+
+    def _write_to_backing(
+        self, caller: FileCaller, data: bytes, start: int, moves: bool
+    ) -> Operation[int]:
+        # fuse_passthrough_write_iter; fs/backing-file.c, backing_file_write_iter
+        assert self.backing is not None
+        file, inode, superblock = self.backing.file, self.inode, self.superblock
+        yield from superblock.lock(inode)
+        try:
+            yield from self._modify(caller)
+            where = None if self.flags & os.O_APPEND else start
+            done, end = file.write(data, where, self.flags)
+            if done:
+                written(superblock, inode, end)
+        finally:
+            superblock.unlock(inode)
+        if moves:
+            self.position = end
         return done
 
     def _is_written_later(self, caller: FileCaller) -> Operation[bool]:
