@@ -5,8 +5,18 @@ becomes the requests that Linux would send.
 """
 
 from recuse.testing.files import Endless, TestDirectory, TestFile
+from recuse.testing.mapping import TestMapping
 from recuse.testing.mount import Leak, TestMount
 from recuse.testing.paths import PathCalls
 from recuse.testing.recording import Sent
 
-__all__ = ["Endless", "Leak", "PathCalls", "Sent", "TestDirectory", "TestFile", "TestMount"]
+__all__ = [
+    "Endless",
+    "Leak",
+    "PathCalls",
+    "Sent",
+    "TestDirectory",
+    "TestFile",
+    "TestMapping",
+    "TestMount",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import select
 import threading
@@ -16,8 +18,10 @@ from recuse.kernel.fs.attributes import get_attributes
 from recuse.kernel.fs.changes import NOW, Changes, change_attributes
 from recuse.kernel.fs.directories import Directory, DirectoryEntry
 from recuse.kernel.fs.files import FilesystemFile
+from recuse.kernel.fs.mapped import map_pages
 from recuse.kernel.fs.regular import RegularFile
 from recuse.server.filesystem.attributes import Lock
+from recuse.testing.mapping import TestMapping
 from recuse.testing.memory import ArgumentMemory
 from recuse.testing.status import stat_result
 
@@ -291,6 +295,18 @@ class TestFile(OpenedFile):
         if backing is None or self._file.is_direct:
             return None
         return backing.file.fileno()
+
+    def mmap(self, size: int = 0, *, private: bool = False, offset: int = 0) -> TestMapping:
+        """Map it into memory; 0: up to its end. It can be written if the file can, or privately.
+
+        Raises OSError: EACCES if it is not open for reading; ENODEV; EINVAL for an empty file.
+        """
+        size = size or self.stat().st_size - offset
+        if size <= 0 or offset < 0 or offset % mmap.PAGESIZE:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), self.path)
+        writable = private or self._file.writable
+        mapping = self._run(map_pages(self._file, shared=not private, writable=writable))
+        return TestMapping(self._driver, self._caller, mapping, self.path, offset, size)
 
     def fdatasync(self) -> None:
         """Have the filesystem make its content safe."""

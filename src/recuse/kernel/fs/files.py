@@ -145,9 +145,10 @@ class FilesystemFile(FuseFile):
 
     def sync(self, caller: FileCaller, data_only: bool = False) -> Operation[None]:
         """Do fsync(2) or fdatasync(2) (fuse_fsync)."""
-        return self.running(self._sync(caller, data_only))
+        return self.running(self.sync_held(caller, data_only))
 
-    def _sync(self, caller: FileCaller, data_only: bool) -> Operation[None]:
+    def sync_held(self, caller: FileCaller, data_only: bool = False) -> Operation[None]:
+        """Do the same in an operation that runs on the file already."""
         inode, superblock = self.inode, self.superblock
         inode.check()
         opcode = FUSE_FSYNCDIR if inode.is_directory else FUSE_FSYNC

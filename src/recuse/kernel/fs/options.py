@@ -14,6 +14,7 @@ from recuse.wire.fuse import (
     FUSE_AUTO_INVAL_DATA,
     FUSE_BIG_WRITES,
     FUSE_CACHE_SYMLINKS,
+    FUSE_DIRECT_IO_ALLOW_MMAP,
     FUSE_DO_READDIRPLUS,
     FUSE_DONT_MASK,
     FUSE_EXPLICIT_INVAL_DATA,
@@ -64,6 +65,7 @@ OFFERED: Final = (
     | FUSE_HAS_EXPIRE_ONLY
     | FUSE_WRITEBACK_CACHE
     | FUSE_PASSTHROUGH
+    | FUSE_DIRECT_IO_ALLOW_MMAP
 )
 """The flags that INIT offers: what this half does."""
 

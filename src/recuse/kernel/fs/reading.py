@@ -90,6 +90,13 @@ class ReadFile(FilesystemFile):
             raise
         self.backing = backing
 
+    def use_cache(self) -> None:
+        """Have a direct file use the page cache too. Raises OSError(ETXTBSY): see `start_io`."""
+        # fuse_file_io_mmap
+        if not self._is_cached and self.inode.io_mode is not None:
+            self.inode.io_mode.start_cached()
+            self._is_cached = True
+
     def _end_io(self) -> None:
         mode = self.inode.io_mode
         if mode is not None and self._is_cached:
@@ -208,7 +215,39 @@ class ReadFile(FilesystemFile):
         before = inode.pages.known_before(number, most)
         wanted = self.readahead.pages_to_read(number, wanted, most, before)
         left = -(-inode.attr.size // PAGE_SIZE) - number
-        most = min(wanted, left, max(superblock.max_read // PAGE_SIZE, 1))
+        return (yield from self._ask_pages(caller, number, min(wanted, left)))
+
+    def fault(self, caller: FileCaller, number: int) -> Operation[bytes]:
+        """Return a page that is touched in a mapping; others around it are read too.
+
+        Raises OSError: EFAULT behind the last one (filemap_fault); or the server's.
+        """
+        # mm/filemap.c, do_sync_mmap_readahead
+        inode = self.inode
+        page = inode.pages.get(number)
+        after = -(-inode.attr.size // PAGE_SIZE)
+        if number >= after:
+            raise os_error(errno.EFAULT)
+        if page is not None:
+            return page
+        most = max(self.superblock.agreed.max_readahead // PAGE_SIZE, 1)
+        around = max(number - most // 2, 0)
+        end = min(around + most, after)
+        while around < end:
+            if inode.pages.get(around) is not None:
+                around += 1
+                continue
+            data = yield from self._ask_pages(caller, around, end - around)
+            if around <= number < around + len(data) // PAGE_SIZE:
+                start = (number - around) * PAGE_SIZE
+                page = data[start : start + PAGE_SIZE]
+            around += len(data) // PAGE_SIZE
+        assert page is not None
+        return page
+
+    def _ask_pages(self, caller: FileCaller, number: int, count: int) -> Operation[bytes]:
+        inode, superblock = self.inode, self.superblock
+        most = min(count, max(superblock.max_read // PAGE_SIZE, 1))
         asked = inode.pages.lack(number, most) * PAGE_SIZE
         version, kept = superblock.attr_version, inode.pages.version
         data = yield from self._ask(caller, number * PAGE_SIZE, asked, 0)

@@ -67,7 +67,7 @@ class WriteFile(ReadFile):
         finally:
             superblock.unlock(inode)
         if not self.is_direct and self.flags & os.O_DSYNC:
-            yield from self._sync(caller, not self.flags & os.O_SYNC & ~os.O_DSYNC)
+            yield from self.sync_held(caller, not self.flags & os.O_SYNC & ~os.O_DSYNC)
         if offset is None:
             self.position = start + done
         return done
