@@ -6,6 +6,7 @@ The transitions, the method that makes each, and where Linux makes it:
     NEW, WAITING --------- queue --> QUEUED       in the background (fuse_request_queue_background)
     NEW, WAITING, QUEUED - admit --> PENDING      gets its number (queue_request_and_unlock)
     PENDING -------------- send ---> PROCESSING   read by the server (fuse_dev_do_read)
+    PROCESSING ----------- resend -> PENDING      the server asks for it once more (fuse_resend)
     all but FINISHED ----- finish -> FINISHED     the reply, or the lack of one (fuse_request_end)
 
 `queue` and `finish` admit QUEUED requests themselves, as soon as the limit allows (flush_bg_queue).
@@ -29,6 +30,7 @@ from recuse.kernel.connection.request import (
     Request,
     State,
 )
+from recuse.wire.fuse import FUSE_UNIQUE_RESEND
 
 TRANSITIONS: dict[str, tuple[frozenset[State], State]] = {
     "hold": (frozenset({NEW}), WAITING),
@@ -147,6 +149,19 @@ class RequestQueue:
         request.state = PROCESSING
         self.processing[request.unique] = request
         return request
+
+    def resend(self) -> int:
+        """Put all requests that the server has read in line again; return how many messages."""
+        # fs/fuse/dev.c, fuse_resend (Linux 6.9)
+        again = list(self.processing.values())
+        self.processing.clear()
+        for request in again:
+            request.state = PENDING
+            request.unique |= FUSE_UNIQUE_RESEND
+            if request in self.interrupts:
+                self.interrupts.remove(request)  # it follows when the request has been read
+        self.pending.extendleft(reversed(again))
+        return sum(2 if request.interrupted else 1 for request in again)
 
     def finish(self, request: Request, reply: Reply) -> None:
         """Take a request from wherever it is and give it its reply."""

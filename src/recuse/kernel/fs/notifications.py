@@ -22,6 +22,7 @@ from recuse.wire.fuse import (
     FUSE_NOTIFY_POLL,
     FUSE_NOTIFY_PRUNE,
     FUSE_NOTIFY_REPLY,
+    FUSE_NOTIFY_RESEND,
     FUSE_NOTIFY_RETRIEVE,
     FUSE_NOTIFY_STORE,
 )
@@ -162,6 +163,11 @@ def _inc_epoch(superblock: Superblock, body: bytes) -> None:
     superblock.epoch += 1
 
 
+def _resend(superblock: Superblock, body: bytes) -> None:
+    del body
+    superblock.connection.resend()
+
+
 def _prune(superblock: Superblock, body: bytes) -> None:
     if len(body) < fuse_notify_prune_out.SIZE:
         raise os_error(errno.EINVAL)
@@ -197,4 +203,5 @@ _TAKERS: Final[dict[int, _Take]] = {
     FUSE_NOTIFY_RETRIEVE: _retrieve,
     FUSE_NOTIFY_INC_EPOCH: _inc_epoch,
     FUSE_NOTIFY_PRUNE: _prune,
+    FUSE_NOTIFY_RESEND: _resend,
 }

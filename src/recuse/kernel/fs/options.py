@@ -23,6 +23,7 @@ from recuse.wire.fuse import (
     FUSE_HANDLE_KILLPRIV,
     FUSE_HANDLE_KILLPRIV_V2,
     FUSE_HAS_EXPIRE_ONLY,
+    FUSE_HAS_RESEND,
     FUSE_INIT_EXT,
     FUSE_KERNEL_MINOR_VERSION,
     FUSE_KERNEL_VERSION,
@@ -66,6 +67,7 @@ OFFERED: Final = (
     | FUSE_WRITEBACK_CACHE
     | FUSE_PASSTHROUGH
     | FUSE_DIRECT_IO_ALLOW_MMAP
+    | FUSE_HAS_RESEND
 )
 """The flags that INIT offers: what this half does."""
 
@@ -76,6 +78,7 @@ _DEFAULT_PAGES: Final = 32
 _STACK_DEPTH: Final = 2
 """FILESYSTEM_MAX_STACK_DEPTH."""
 _SECOND: Final = 10**9
+_LIMITS_MINOR: Final = 13
 _OLDEST_MINOR: Final = 12
 """Requests of older servers have other structures."""
 
@@ -107,6 +110,9 @@ class Agreed(NamedTuple):
     """Most bytes that are read from a file at once, though the program has asked for fewer."""
     time_gran: int = 1
     """Times of files are multiples of so many nanoseconds."""
+    max_background: int = 0
+    congestion_threshold: int = 0
+    """See `recuse.kernel.connection.connection`; 0: as they are."""
 
 
 def offer() -> bytes:
@@ -143,4 +149,7 @@ def agree(payload: bytes | memoryview) -> Agreed:
     max_write = min(max(out.max_write, PAGE_SIZE), MOST_PAGES * PAGE_SIZE)
     time_gran = out.time_gran if 0 < out.time_gran <= _SECOND else 1
     readahead = min(out.max_readahead, _MAX_READAHEAD)
-    return Agreed(minor, flags, max_write, pages, readahead, time_gran)
+    limits = (out.max_background, out.congestion_threshold)
+    if minor < _LIMITS_MINOR:
+        limits = (0, 0)
+    return Agreed(minor, flags, max_write, pages, readahead, time_gran, *limits)

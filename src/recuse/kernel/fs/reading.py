@@ -257,6 +257,7 @@ class ReadFile(FilesystemFile):
         data = data.ljust(asked, b"\0")
         if inode.pages.version == kept:
             inode.pages.keep(number, data)
+            superblock.keeps(inode, asked // PAGE_SIZE)
         return data
 
     def _found_end(self, end: int, version: int) -> None:

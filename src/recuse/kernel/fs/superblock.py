@@ -48,6 +48,10 @@ _MOST_FORGETS: Final = (
 """In one BATCH_FORGET: as many as fit into the smallest buffer that a server may read with."""
 
 
+MOST_KNOWN: Final = 100_000
+"""When more nodes are known, names that nothing uses are forgotten."""
+MOST_PAGES_KEPT: Final = (64 << 20) // PAGE_SIZE
+"""When more pages are kept that the server has too, they are given up."""
 _FLOCK_MINOR: Final = 17
 _OPCODE: Final = 4
 """Where the low byte of the opcode is in a message."""
@@ -101,6 +105,13 @@ class FilesystemConnection(Connection):
             turn.state = FINISHED
         tell(turn)
 
+    def resend(self) -> None:
+        """Have the server get all requests once more that it has read and not answered."""
+        with self._lock:
+            again = self._queue.resend()
+        for _ in range(again):
+            self._notify_reader()
+
     def answer_retrieve(self, request: Request, unique: int) -> None:
         """Send a NOTIFY_REPLY, with the number that the server gave to its question."""
         self._retrievals.append(unique)
@@ -149,6 +160,8 @@ class Superblock:
         self.epoch = 0
         self.attr_version = 1
         self._versions = itertools.count(2)
+        self._most_known = MOST_KNOWN
+        self._kept_pages = 0
         self._forgets: deque[tuple[int, int]] = deque()
         self.dirty: set[Inode] = set()
         """Inodes with something that the server does not have yet."""
@@ -174,6 +187,10 @@ class Superblock:
                 log.error("FUSE: the server's answer to INIT is no use: %s", error.strerror)
             self.connection.refuse()
             return
+        if self.agreed.max_background:
+            self.connection.max_background = self.agreed.max_background
+        if self.agreed.congestion_threshold:
+            self.connection.congestion_threshold = self.agreed.congestion_threshold
         self.connection.initialised(self.agreed.minor, self.agreed.max_write)
 
     def has(self, flag: int) -> bool:
@@ -253,6 +270,9 @@ class Superblock:
         Whoever drives operations calls this after each, and must not hold any lock.
         """
         # fs/fuse/dev.c, fuse_read_forget.
+        if len(self.inodes) > self._most_known:
+            self.root.shrink()
+            self._most_known = max(MOST_KNOWN, 2 * len(self.inodes))
         while self._forgets and not self.connection.ended:
             batch: list[tuple[int, int]] = []
             try:
@@ -270,6 +290,18 @@ class Superblock:
                 request = Request(FUSE_BATCH_FORGET, body, no_reply=True)
             if batch:
                 self.connection.submit(request)
+
+    def keeps(self, inode: Inode, pages: int) -> None:
+        """Note that pages of a file are kept now; give up others if there are too many."""
+        self._kept_pages += pages
+        if self._kept_pages <= MOST_PAGES_KEPT:
+            return
+        others = [other for other in self.inodes.all() if other is not inode]
+        for other in others:
+            other.pages.drop()
+        if len(inode.pages) > MOST_PAGES_KEPT:
+            inode.pages.drop()
+        self._kept_pages = sum(len(one.pages) for one in (inode, *others))
 
     def drop_caches(self) -> None:
         """Forget all names that nothing uses, with them their inodes, and all content."""
