@@ -68,6 +68,9 @@ MODIFIED_SIZE: Final = MODIFIED | STATX_SIZE
 KEPT_HERE: Final = STATX_SIZE | STATX_MTIME | STATX_CTIME
 """What the server is not asked about a file that is written back (fuse_get_cache_mask)."""
 
+UNKNOWN_ACL: Final = object()
+"""Of an inode's list: it has to be asked for."""
+
 _TYPES: Final = frozenset({
     *(stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR),
     *(stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK),
@@ -162,6 +165,7 @@ class Inode:
     __slots__ = (
         "__weakref__",
         "_superblock",
+        "acl",
         "advise_plus",
         "alias",
         "attr",
@@ -214,6 +218,8 @@ class Inode:
         self.writers: list[Writer] = []
         self.times_dirty = False
         self.errors = WriteErrors()
+        self.acl: Any = UNKNOWN_ACL
+        """Its access control list (`recuse.kernel.fs.acl`), if that is known."""
         self.records: RecordLocks | None = None
         """Locks of bytes, if the server leaves them to this half."""
         self.flocks: FileLocks | None = None
@@ -269,6 +275,7 @@ class Inode:
         If something has changed them since then, they are only outdated.
         """
         # fs/fuse/inode.c, fuse_change_attributes_i.
+        self.acl = UNKNOWN_ACL
         kept = self.is_kept
         if kept:
             self.keep_own(attr)

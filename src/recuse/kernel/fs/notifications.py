@@ -10,7 +10,7 @@ from recuse.kernel.connection.operation import run
 from recuse.kernel.connection.request import Request
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.dentries import Dentry
-from recuse.kernel.fs.inodes import Inode
+from recuse.kernel.fs.inodes import UNKNOWN_ACL, Inode
 from recuse.kernel.fs.superblock import Superblock
 from recuse.kernel.fs.writeback import drop_pages
 from recuse.wire.fuse import (
@@ -77,6 +77,7 @@ def _inval_inode(superblock: Superblock, body: bytes) -> None:
     inode.attr_version = superblock.new_version()
     inode.outdate()
     inode.target = None
+    inode.acl = UNKNOWN_ACL
     if told.off >= 0:
         operation = drop_pages(superblock, inode, told.off, max(told.len, 0))
         run(superblock.connection, operation, _nobody)

@@ -32,6 +32,7 @@ from recuse.wire.fuse import (
     FUSE_NO_OPENDIR_SUPPORT,
     FUSE_PARALLEL_DIROPS,
     FUSE_PASSTHROUGH,
+    FUSE_POSIX_ACL,
     FUSE_POSIX_LOCKS,
     FUSE_READDIRPLUS_AUTO,
     FUSE_SETXATTR_EXT,
@@ -68,6 +69,7 @@ OFFERED: Final = (
     | FUSE_PASSTHROUGH
     | FUSE_DIRECT_IO_ALLOW_MMAP
     | FUSE_HAS_RESEND
+    | FUSE_POSIX_ACL
 )
 """The flags that INIT offers: what this half does."""
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.errors import os_error
+from recuse.kernel.fs.acl import AclEntry, acl_permits, get_acl
 from recuse.kernel.fs.asking import ask
 from recuse.kernel.fs.attributes import allowed, refresh
 from recuse.kernel.fs.credentials import (
@@ -52,10 +53,10 @@ def permission(
         fresh = True
         yield from refresh(superblock, caller, inode)
     if checks:
-        denied = not permitted(caller, inode, mask)
+        denied = not (yield from _is_permitted(superblock, caller, inode, mask))
         if denied and not fresh:
             yield from refresh(superblock, caller, inode)
-            denied = not permitted(caller, inode, mask)
+            denied = not (yield from _is_permitted(superblock, caller, inode, mask))
         if denied:
             raise os_error(errno.EACCES)
     elif mask & (MAY_ACCESS | MAY_CHDIR):
@@ -81,11 +82,25 @@ def _ask_server(
         superblock.lacks.add(FUSE_ACCESS)
 
 
-def permitted(caller: FileCaller, inode: Inode, mask: int) -> bool:
-    """Whether the mode of a file allows it, or a capability does (generic_permission)."""
+def _is_permitted(
+    superblock: Superblock, caller: FileCaller, inode: Inode, mask: int
+) -> Operation[bool]:
+    """The same as `permitted`, with the file's access control list (acl_permission_check)."""
+    acl = None
+    if caller.uid != inode.attr.uid and inode.attr.mode & stat.S_IRWXG:
+        acl = yield from get_acl(superblock, caller, inode)
+    return permitted(caller, inode, mask, acl)
+
+
+def permitted(
+    caller: FileCaller, inode: Inode, mask: int, acl: tuple[AclEntry, ...] | None = None
+) -> bool:
+    """Whether the mode of a file or its list allows it, or a capability (generic_permission)."""
     mode = inode.attr.mode
     wanted = mask & _KINDS
-    if caller.uid == inode.attr.uid:
+    if acl is not None:
+        granted = wanted if acl_permits(acl, caller, inode, wanted) else 0
+    elif caller.uid == inode.attr.uid:
         granted = mode >> 6
     elif caller.is_in(inode.attr.gid):
         granted = mode >> 3

@@ -35,6 +35,7 @@ from recuse.wire.fuse import (
     FUSE_INIT,
     FUSE_MIN_READ_BUFFER,
     FUSE_NOTIFY_REPLY,
+    FUSE_POSIX_ACL,
     FUSE_POSIX_LOCKS,
     FUSE_ROOT_ID,
     fuse_in_header,
@@ -187,6 +188,8 @@ class Superblock:
                 log.error("FUSE: the server's answer to INIT is no use: %s", error.strerror)
             self.connection.refuse()
             return
+        if self.has(FUSE_POSIX_ACL):
+            self.options = self.options._replace(default_permissions=True)
         if self.agreed.max_background:
             self.connection.max_background = self.agreed.max_background
         if self.agreed.congestion_threshold:

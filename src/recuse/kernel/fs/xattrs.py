@@ -6,10 +6,11 @@ from typing import Final
 
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.errors import os_error
+from recuse.kernel.fs.acl import ACCESS, DEFAULT, parse_acl
 from recuse.kernel.fs.asking import ask, named
 from recuse.kernel.fs.attributes import allowed
-from recuse.kernel.fs.credentials import CAP_FOWNER, CAP_SYS_ADMIN, FileCaller
-from recuse.kernel.fs.inodes import Inode
+from recuse.kernel.fs.credentials import CAP_FOWNER, CAP_FSETID, CAP_SYS_ADMIN, FileCaller
+from recuse.kernel.fs.inodes import UNKNOWN_ACL, Inode
 from recuse.kernel.fs.permission import MAY_READ, MAY_WRITE, permission
 from recuse.kernel.fs.superblock import Superblock
 from recuse.kernel.fs.writeback import ctime_changed
@@ -18,8 +19,10 @@ from recuse.wire.fuse import (
     FUSE_COMPAT_SETXATTR_IN_SIZE,
     FUSE_GETXATTR,
     FUSE_LISTXATTR,
+    FUSE_POSIX_ACL,
     FUSE_REMOVEXATTR,
     FUSE_SETXATTR,
+    FUSE_SETXATTR_ACL_KILL_SGID,
     FUSE_SETXATTR_EXT,
 )
 
@@ -114,7 +117,17 @@ def set_xattr(  # noqa: PLR0917 - the arguments of setxattr(2)
         raise os_error(errno.EINVAL)
     if len(value) > MOST_SIZE:
         raise os_error(errno.E2BIG)
-    request = fuse_setxattr_in(size=len(value), flags=flags).pack()
+    structure = fuse_setxattr_in(size=len(value), flags=flags)
+    if name in (ACCESS, DEFAULT):
+        # fs/fuse/acl.c, fuse_set_acl
+        if not parse_acl(value):
+            yield from remove_xattr(superblock, caller, inode, name)
+            return
+        structure.flags = 0
+        keeps = caller.is_in(inode.attr.gid) or caller.may(CAP_FSETID)
+        if superblock.has(FUSE_POSIX_ACL) and not keeps:
+            structure.setxattr_flags = FUSE_SETXATTR_ACL_KILL_SGID
+    request = structure.pack()
     if not superblock.has(FUSE_SETXATTR_EXT):
         request = request[:FUSE_COMPAT_SETXATTR_IN_SIZE]
     body = request + name + b"\0" + value
@@ -148,6 +161,9 @@ def _change(  # noqa: PLR0917 - the parts of a request
                 superblock.lacks.add(opcode)
             else:
                 yield from ctime_changed(superblock, inode)
+                if name in (ACCESS, DEFAULT) and superblock.has(FUSE_POSIX_ACL):
+                    inode.acl = UNKNOWN_ACL
+                    inode.outdate()  # its mode has changed too (fuse_set_acl)
                 return
     finally:
         superblock.unlock(inode)
@@ -164,6 +180,12 @@ def _permission(
     if mask & MAY_WRITE and superblock.options.read_only:
         raise os_error(errno.EROFS)
     refused = errno.EPERM if mask & MAY_WRITE else errno.ENODATA
+    if name in (ACCESS, DEFAULT) and mask & MAY_WRITE:
+        # fs/posix_acl.c, set_posix_acl
+        if name == DEFAULT and not inode.is_directory:
+            raise os_error(errno.EACCES)
+        if caller.uid != inode.attr.uid and not caller.may(CAP_FOWNER):
+            raise os_error(errno.EPERM)
     if name.startswith((b"security.", b"system.")):
         return
     if name.startswith(b"trusted."):

@@ -42,6 +42,7 @@ from recuse.wire.fuse import (
     FUSE_RELEASE,
     FUSE_RELEASEDIR,
     FUSE_ROOT_ID,
+    FUSE_SETXATTR_EXT,
     fuse_init_out,
     fuse_open_out,
     fuse_out_header,
@@ -64,8 +65,8 @@ FLAGS = (
 class Asked:
     """A request as the server reads it."""
 
-    def __init__(self, raw: bytes) -> None:
-        self.header, body, payload = decode_request(raw)
+    def __init__(self, raw: bytes, flags: int = 0) -> None:
+        self.header, body, payload = decode_request(raw, flags=flags)
         self.body: Any = body
         self.payload = bytes(payload)
 
@@ -122,6 +123,7 @@ class Scripted(PathCalls):
         init: bytes | None = None,
     ) -> None:
         self.now = 10**9
+        self._flags = flags & FUSE_SETXATTR_EXT
         self.answers: dict[int, Callable[[Asked], Answer]] = {}
         self.names: dict[str, fuse_entry_out] = {}
         self.attrs: dict[int, fuse_attr] = {FUSE_ROOT_ID: attr(FUSE_ROOT_ID, stat.S_IFDIR)}
@@ -164,7 +166,7 @@ class Scripted(PathCalls):
     # What a session does
 
     def handle(self, message: bytes, reply: Callable[[bytes], object]) -> None:
-        asked = Asked(message)
+        asked = Asked(message, self._flags)
         self.asked.append(asked)
         answer = self._answer(asked)
         if answer is None:
