@@ -200,14 +200,15 @@ WRONG: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.usefixtures("mounts")
-def test_impossible_attributes(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_impossible_attributes(
+    directory: Path, transport: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The file cannot be used, or what does not fit is left out; its directory can."""
     trees = {
         str(number): Directory({"odd": Odd(**wrong), "good": RegularFile(b"text")})
         for number, wrong in enumerate(WRONG)
     }
-    with Mount(Filesystem(Directory(trees)), directory):
+    with Mount(Filesystem(Directory(trees)), directory, transport):
         for top, wrong in zip(trees, WRONG, strict=True):
             for _ in range(2):
                 found = fails(os.stat, directory / top / "odd")

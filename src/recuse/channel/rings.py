@@ -22,11 +22,10 @@ from recuse.channel.ring_entry import Entry
 from recuse.channel.shared_ring import NUDGE, SharedRing
 from recuse.runtime import threads
 from recuse.runtime.log import Log, report
-from recuse.server.pending_reply import Send
+from recuse.server.pending_reply import NO_REPLY, Send
 from recuse.wire.errors import WireError
 from recuse.wire.fuse import (
     FUSE_INIT_EXT,
-    FUSE_NOTIFY_REPLY,
     FUSE_OVER_IO_URING,
     fuse_in_header,
     fuse_init_in,
@@ -207,8 +206,10 @@ class Rings:
                 report(failure)
 
     def _serve(self, entry: Entry, message: bytes) -> None:
-        if entry.opcode == FUSE_NOTIFY_REPLY:
-            # Only on a ring this has an answer: the entry has to be given back.
+        if entry.opcode in NO_REPLY:
+            # Only on a ring these have an answer: the entry has to be given back. A FORGET comes
+            # here for a listing with impossible attributes (fs/fuse/readdir.c, fuse_force_forget,
+            # Linux 6.18), and the program waits for it.
             if entry.unique < NUDGE:
                 self._handle(message, lambda _: None)
             entry.fail(0)
