@@ -229,6 +229,7 @@ OWN_PATHS = {
     "launch/parent": "the interpreter",
     "vfs/device_files": "where they are made: paths that authors and recuse itself give",
     "vfs/placeholder_dirs": "directories that stand for recuse's own",
+    "syscalls/mounting": "what fusermount3 may do for users, on this machine",
     "tasks/status": "a process's status, in a /proc of another pid namespace",
 }
 

@@ -95,7 +95,7 @@ def test_the_usual_form_means_the_same_to_click(words: list[str]) -> None:
     command = cli.commands["run"]
     given = command.make_context("run", list(words)).params
     specs, argv = plain
-    usual = {"mounts": (), "trace": None, "trace_format": "text"}
+    usual = {"mounts": (), "fuse": False, "trace": None, "trace_format": "text"}
     assert given == {"specs": (*specs,), "argv": (*argv,), **usual}
 
 

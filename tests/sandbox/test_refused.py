@@ -74,6 +74,16 @@ WAITING = (
 )
 
 
+def test_servers_where_mounting_is_refused() -> None:
+    """As Docker and containerd refuse it to programs without CAP_SYS_ADMIN."""
+    run_tests(
+        (*FETCHING, "mount", "umount2"),
+        "mounts/test_libfuse_servers.py",
+        "-k",
+        "test_hello or unmounted or squashfuse or rclone",
+    )
+
+
 def test_a_program_where_ptrace_is_refused_too() -> None:
     run_tests(
         EVERYTHING,

@@ -113,12 +113,18 @@ _trace_format_option = click.option(
     multiple=True,
     help="A filesystem that the program finds in the directory DIR. Repeat for several.",
 )
+@click.option(
+    "--fuse",
+    is_flag=True,
+    help="Let programs mount filesystems that they serve at /dev/fuse; without -d they may.",
+)
 @_trace_option
 @_trace_format_option
 @click.argument("argv", metavar="[--] PROGRAM [ARG]...", nargs=-1, type=click.UNPROCESSED)
-def run(
+def run(  # noqa: PLR0917 - click passes them by name
     specs: tuple[str, ...],
     mounts: tuple[str, ...],
+    fuse: bool,
     trace: str | None,
     trace_format: str,
     argv: tuple[str, ...],
@@ -140,7 +146,7 @@ def run(
         raise click.UsageError("no program given: add it after the options")
     from recuse.cli.run import run_program
 
-    return run_program(specs, argv, trace, trace_format, mounts)
+    return run_program(specs, argv, trace, trace_format, mounts, fuse=fuse)
 
 
 @cli.group(invoke_without_command=True, short_help="Evaluate a trace.")

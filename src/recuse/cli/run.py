@@ -117,10 +117,13 @@ def run_program(
     trace: str | None = None,
     layout: str = "text",
     mounts: Sequence[str] = (),
+    *,
+    fuse: bool = False,
 ) -> int:
     """Run `argv` with the devices of `specs` and the filesystems of `mounts`.
 
-    `trace` and `layout` are the values of --trace and --trace-format. Returns the exit status.
+    `trace` and `layout` are the values of --trace and --trace-format; `fuse` is whether there is
+    --fuse. Returns the exit status.
 
     Raises:
         Failure: with a message for the user.
@@ -136,6 +139,8 @@ def run_program(
     try:
         with recording(trace, layout) as recorder:
             options: dict[str, Any] = {"mounts": filesystems} if filesystems else {}
+            if fuse:
+                options["fuse"] = True
             if recorder is not None:
                 options["tap"] = recorder.connection
             return supervise(devices, argv, **options)

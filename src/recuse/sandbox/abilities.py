@@ -77,6 +77,13 @@ def may_trace() -> bool:
 
 
 @functools.cache
+def may_mount() -> bool:
+    """Whether mount(2) may be called at all. Otherwise programs' calls of it do not arrive here."""
+    # EFAULT: there is no target.
+    return _libc.mount(None, None, None, 0, None) < 0 and ctypes.get_errno() not in _NOT_ALLOWED
+
+
+@functools.cache
 def may_open_tree() -> bool:
     """Whether open_tree(2) may be called."""
     file = _libc.syscall(arch.INJECTED["open_tree"], -1, b"/", os.O_CLOEXEC)

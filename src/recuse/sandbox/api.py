@@ -49,6 +49,7 @@ class Sandbox:
         self,
         *devices: Device | Joinable,
         mounts: Mapping[P, Served] | None = None,
+        fuse: bool | None = None,
         tap: Callable[[], Tap] | None = None,
     ) -> None:
         """Prepare; nothing is started yet.
@@ -56,9 +57,12 @@ class Sandbox:
         Args:
             devices: the devices that programs find. Programs can add more through ``/dev/cuse``.
             mounts: the filesystems that programs find, by the directories that they cover.
+            fuse: whether programs may mount filesystems that they serve through ``/dev/fuse``. More
+                system calls are trapped for that. By default they may if no device is given.
             tap: called for each connection of a device or filesystem; returns a Tap that sees its
                 messages.
         """
+        self._fuse = bool(mounts) or not devices if fuse is None else fuse
         self._devices = devices
         self._mounts: list[tuple[Path, Served]] = list((mounts or {}).items())
         self._tap = tap
@@ -76,7 +80,7 @@ class Sandbox:
                 filesystem, ENOENT or ENOTDIR if there is no such directory, EBUSY if it is inside
                 another one; ECONNREFUSED if it cannot be served.
         """
-        machine = Machine(self._tap)
+        machine = Machine(self._tap, fuse=self._fuse)
         try:
             for device in self._devices:
                 machine.add(device)
@@ -131,7 +135,7 @@ class Sandbox:
         if self._machine is None:
             raise RuntimeError("start programs inside the Sandbox's with statement")
         self._forget_ended()
-        launch = Launch(argv, filesystems=bool(self._mounts), **options)
+        launch = Launch(argv, filesystems=self._fuse or bool(self._mounts), **options)
 
         def broken() -> None:
             self.broken = True

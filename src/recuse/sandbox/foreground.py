@@ -56,6 +56,7 @@ def supervise(
     argv: Sequence[str],
     *,
     mounts: Mapping[str, Served] | None = None,
+    fuse: bool | None = None,
     tap: Callable[[], Tap] | None = None,
 ) -> int:
     """Run a program and wait until it and everything it started have ended.
@@ -103,7 +104,7 @@ def supervise(
         program.send_signal(number)
 
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    with Sandbox(*devices, mounts=mounts, tap=tap) as sandbox:
+    with Sandbox(*devices, mounts=mounts, fuse=fuse, tap=tap) as sandbox:
         # Made before the program is started: later there may be no descriptors left.
         pipe = SignalPipe()
         try:

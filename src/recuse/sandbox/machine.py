@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Protocol
 from recuse.channel.inprocess import connect
 from recuse.kernel.char.devices import CharDevice, DeviceTable
 from recuse.kernel.connection.connection import Connection, Tap
+from recuse.sandbox.abilities import may_mount
+from recuse.sandbox.arch import arch
 from recuse.sandbox.errands import Errands
 from recuse.sandbox.files.table import FileTable
 from recuse.sandbox.mapping.memory_maps import MemoryMaps
 from recuse.sandbox.tasks.strings import StringReader
 from recuse.sandbox.tasks.tasks import Tasks
+from recuse.sandbox.trap.renumber import Renumbered
 from recuse.sandbox.trap.signals import SignalWatch
 from recuse.sandbox.vfs.device_files import majors_in_use
 from recuse.sandbox.vfs.resolve import Path, Tree
@@ -42,6 +45,9 @@ class Served(Protocol):
     def let_go(self, connection: Connection) -> None:
         """Answer the calls of a device that has gone."""
 
+    def waits_for(self, connection: Connection) -> bool:
+        """Whether a call waits for that connection's server."""
+
 
 class Joinable(Protocol):
     """A device that is served elsewhere."""
@@ -53,8 +59,13 @@ class Joinable(Protocol):
 class Machine:
     """What the programs of one sandbox share."""
 
-    def __init__(self, tap: Callable[[], Tap] | None = None) -> None:
+    def __init__(self, tap: Callable[[], Tap] | None = None, *, fuse: bool = True) -> None:
         """Make a machine without devices, and start the threads that every machine needs.
+
+        Args:
+            tap: called for each connection of a device or filesystem; returns what sees its
+                messages.
+            fuse: whether programs may mount filesystems that they serve.
 
         Raises:
             OSError: EAGAIN if no thread can be started; EMFILE.
@@ -81,8 +92,13 @@ class Machine:
         """Threads that repeat a call which may pass devices on (`syscalls.passing`)."""
         self.scripts: dict[Tid, int] = {}
         """Threads that are made to execute a script's interpreter: how many led to it."""
+        self.renumbered = Renumbered(
+            {} if may_mount() else {name: arch.SYSCALLS[name] for name in ("mount", "umount2")}
+        )
+        """The threads whose calls a container would otherwise refuse."""
         self._channels: list[Channel] = []
-        self._tap = tap
+        self.tap = tap
+        self.fuse = fuse
 
     def _added(self, device: CharDevice) -> None:
         self.tree.devices.add(device)
@@ -119,12 +135,20 @@ class Machine:
 
         try:
             self.tree.check_mount(path)
-            tree = serve(filesystem, self.files, self._tap)
+            tree = serve(filesystem, self.files, self.tap)
             self._channels.append(tree)
             self.tree.mount(tree, path)
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
-        tree.connection.at_end(partial(self._ended, tree.connection))
+        self.serves(tree.connection)
+
+    def serves(self, connection: Connection) -> None:
+        """Answer what waits for a filesystem when its connection ends."""
+        connection.at_end(partial(self._ended, connection))
+
+    def waits_for(self, connection: Connection) -> bool:
+        """Whether a program's call waits for that connection's server."""
+        return any(supervisor.waits_for(connection) for supervisor in list(self.supervisors))
 
     def close(self) -> None:
         """Release all open files and end all devices and filesystems."""

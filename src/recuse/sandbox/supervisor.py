@@ -112,6 +112,14 @@ class Supervisor:
         except UnansweredError as asked:
             return call.answered(asked, handle, self._machine.errands)
 
+    def waits_for(self, connection: Connection) -> bool:
+        """Whether a call waits for that connection's server."""
+        calls = [waiting.call() for waiting in list(self.trap.waiting.values())]
+        return any(
+            call is not None and call.trap is self.trap and call.is_served_by(connection)
+            for call in calls
+        )
+
     def let_go(self, connection: Connection) -> None:
         """Answer calls whose device has gone although its method has not returned."""
         for waiting in list(self.trap.waiting.values()):

@@ -90,6 +90,7 @@ class OpenedFile(FileDescription):
                 # The program has closed the file and runs on: nobody else can be told.
                 _log.debug("close of %s: %s", self.location.path, error)
             released()
+            self._tree.closed()
 
         run(self._tree.connection, self._tree.whole(self._close()), done)
 

@@ -23,7 +23,8 @@ class ServedTree(MountedTree):
 
     def __init__(self, superblock: Superblock, filesystem: Served, files: FileTable) -> None:
         """Begin to serve it."""
-        super().__init__(superblock, files, filesystem.name)
+        name = os.fsencode(filesystem.name)
+        super().__init__(superblock, files, (name, b"fuse." + name, b"rw,nosuid,nodev"))
         self._channel = InProcessMount(superblock, FilesystemSession(filesystem))
 
     def close(self) -> None:

@@ -31,11 +31,29 @@ class Mounted:
         self.superblock = superblock
         self.files = files
         self.serial: Final = next(_serials)
+        self._detached = False
 
     @property
     def connection(self) -> Connection:
         """The connection to the server."""
         return self.superblock.connection
+
+    def detach(self) -> None:
+        """See `recuse.sandbox.vfs.filesystem_tree.FilesystemTree`."""
+        self._detached = True
+        self.closed()
+
+    def closed(self) -> None:
+        """A file may have been closed: end if it was the last one of what is mounted nowhere."""
+        if (
+            self._detached
+            and not self.files.has_closed(self)
+            and not any(
+                file.group is self and not file.end.hung_up()
+                for file in list(self.files.by_link.values())
+            )
+        ):
+            self.connection.abort()
 
     def ask(self, call: TrappedCall, question: Hashable, make: Callable[[], Operation[T]]) -> T:
         """Return an operation's result. If it has to wait, leave the handler meanwhile.

@@ -21,6 +21,7 @@ from recuse.kernel.fs.changes import Changes, change_attributes, truncate
 from recuse.kernel.fs.execution import read_program
 from recuse.kernel.fs.inodes import Inode
 from recuse.kernel.fs.lookup import lookup
+from recuse.kernel.fs.options import MountOptions
 from recuse.kernel.fs.permission import MAY_ACCESS, MAY_CHDIR, MAY_EXEC, permission
 from recuse.kernel.fs.superblock import Superblock
 from recuse.kernel.fs.walk import Last, read_link
@@ -73,10 +74,18 @@ def _signed(seconds: int) -> int:
 class MountedTree(Mounted, FilesystemTree):
     """The tree of one filesystem."""
 
-    def __init__(self, superblock: Superblock, files: FileTable, name: str) -> None:
-        """Make it; ``files`` is the sandbox's table of open files."""
+    def __init__(
+        self, superblock: Superblock, files: FileTable, listed: tuple[bytes, bytes, bytes]
+    ) -> None:
+        """Make it.
+
+        Args:
+            superblock: what is mounted.
+            files: the sandbox's table of open files.
+            listed: its source, kind and flags in lists of mounts.
+        """
         super().__init__(superblock, files)
-        self._name = os.fsencode(name)
+        self._listed = listed
         self.device: Final = os.makedev(0, _MINORS + self.serial)
         """As st_dev."""
         self._root = Name(superblock.root)
@@ -93,7 +102,10 @@ class MountedTree(Mounted, FilesystemTree):
         told = b"user_id=%d,group_id=%d" % (options.user_id, options.group_id)
         told += b",default_permissions" if options.default_permissions else b""
         told += b",allow_other" if options.allow_other else b""
-        return Description(self._name, b"fuse." + self._name, told, self.device)
+        if options.max_read != MountOptions().max_read:
+            told += b",max_read=%d" % options.max_read
+        source, kind, flags = self._listed
+        return Description(source, kind, flags, told, self.device, options.user_id)
 
     # Looking
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from recuse.kernel.errors import os_error
 from recuse.kernel.locks import FileLocks
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
+from recuse.sandbox.syscalls.mounting import renumbered
 from recuse.sandbox.trap.call import Outcome, Pause, Steps, TrappedCall
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ _EXCLUSIVE: Final = {fcntl.LOCK_SH: False, fcntl.LOCK_EX: True}
 
 
 def flock(call: TrappedCall, machine: Machine) -> Outcome:
-    """``flock(fd, operation)``."""
+    """``flock(fd, operation)``; or another call that is made to look like it."""
+    if (name := machine.renumbered.names.get(call.tid)) is not None:
+        return renumbered(call, machine, name)
     wanted = call.a1 & ~fcntl.LOCK_NB & 0xFFFFFFFF
     if wanted not in _EXCLUSIVE and wanted != fcntl.LOCK_UN:
         return PROCEED

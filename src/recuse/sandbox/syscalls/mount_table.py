@@ -80,7 +80,7 @@ def _filesystem(mount: Mount) -> FilesystemTree:
 
 def _mount_line(mount: Mount) -> bytes:
     described = _filesystem(mount).description
-    words = described.source, mount.path, described.kind, b"rw,nosuid,nodev," + described.options
+    words = described.source, mount.path, described.kind, described.flags + b"," + described.options
     return b" ".join(map(_escaped, words)) + b" 0 0\n"
 
 
@@ -97,8 +97,8 @@ def _info_line(mount: Mount, native: bytes, number: int) -> bytes:
             longest, above = len(point), words[0]
     device = b"%d:%d" % (os.major(described.device), os.minor(described.device))
     words = [b"%d" % (_FIRST_ID + number), above, device, b"/", _escaped(mount.path)]
-    words += [b"rw,nosuid,nodev", b"-", _escaped(described.kind), _escaped(described.source)]
-    return b" ".join([*words, b"rw," + described.options]) + b"\n"
+    words += [described.flags, b"-", _escaped(described.kind), _escaped(described.source)]
+    return b" ".join([*words, described.flags[:2] + b"," + described.options]) + b"\n"
 
 
 def _escaped(word: bytes) -> bytes:

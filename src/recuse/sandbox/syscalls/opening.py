@@ -18,6 +18,7 @@ from recuse.sandbox.files.attribute_file import AttributeFile
 from recuse.sandbox.files.cuse_file import CuseFile
 from recuse.sandbox.files.description import FileDescription
 from recuse.sandbox.files.device_file import DeviceFile, device_end
+from recuse.sandbox.files.fuse_file import FuseFile
 from recuse.sandbox.files.path_file import PathFile
 from recuse.sandbox.syscalls import mount_table
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32, signed64
@@ -37,7 +38,7 @@ from recuse.sandbox.vfs.native_files import (
     check_create,
     open_again,
 )
-from recuse.sandbox.vfs.nodes import AttributeNode, CuseNode, DeviceNode, Node
+from recuse.sandbox.vfs.nodes import AttributeNode, CuseNode, DeviceNode, FuseNode, Node
 from recuse.sandbox.vfs.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.vfs.resolve import (
     AT_FDCWD,
@@ -68,6 +69,9 @@ _ACCESS: Final = {
     os.O_RDWR: MAY_READ | MAY_WRITE,
     os.O_ACCMODE: MAY_READ | MAY_WRITE,
 }
+
+_CALLS_BEFORE_MOUNT: Final = 50
+"""Enough for what libraries do between opening /dev/fuse and mount(2)."""
 
 STATUS_FLAGS: Final = ~(os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.O_CLOEXEC)
 """The flags that an open file keeps and that F_GETFL returns."""
@@ -279,6 +283,11 @@ def _open_cuse(call: TrappedCall, machine: Machine, location: Location, flags: i
     return install(call, machine, file, flags)
 
 
+def _open_fuse(call: TrappedCall, machine: Machine, location: Location, flags: int) -> int:
+    machine.renumbered.watch(call.tid, _CALLS_BEFORE_MOUNT)
+    return install(call, machine, FuseFile(location, flags & STATUS_FLAGS, machine.files), flags)
+
+
 def _open_device(call: TrappedCall, machine: Machine, location: Location, flags: int) -> Steps[int]:
     node = location.node
     assert isinstance(node, DeviceNode)
@@ -305,6 +314,7 @@ Opener: TypeAlias = Callable[[TrappedCall, "Machine", Location, int], Outcome]
 OPENERS: Final[dict[type[Node], Opener]] = {
     AttributeNode: _open_attribute,
     CuseNode: _open_cuse,
+    FuseNode: _open_fuse,
     DeviceNode: _open_device,
 }
 """What opens a node for a program that may open it, by the kind of node. It makes the

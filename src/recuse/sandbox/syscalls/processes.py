@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from recuse.sandbox.trap.call import Outcome, TrappedCall
 
 
+_MOUNTING: Final = (b"fusermount3", b"fusermount", b"umount", b"mount")
+"""The names of programs that call mount(2) or umount2(2), and not much else."""
+
+
 def clone(call: TrappedCall, machine: Machine) -> int:
     """``clone(flags, ...)`` of a process that gets its own namespaces of mounts or users."""
     machine.tree.many_roots = True
@@ -63,6 +67,9 @@ def _execute(call: TrappedCall, machine: Machine, base: int, address: int, flags
         machine.tree.many_roots = True  # made by clone3, whose flags no filter sees
     if machine.tasks.alike and not in_our_namespace(call.tid, "user"):
         machine.tasks.alike = False
+    path = machine.strings.read(call.tid, address) if address else b""
+    if path.rpartition(b"/")[2] in _MOUNTING:
+        machine.renumbered.watch(call.tid, -1)
     machine.files.unseen.executes(call.tid)
     machine.tasks.forget_ended()
     machine.tasks.forget_process(call.tid)

@@ -286,7 +286,6 @@ inotify_init                  253    .  291  316
 inotify_init1                 294   26  332  360
 inotify_rm_watch              255   28  293  318
 fanotify_init                 300  262  338  367
-fsopen                        430  430  430  430
 fsconfig                      431  431  431  431
 fsmount                       432  432  432  432
 
@@ -328,12 +327,6 @@ inotify_add_watch             254   27  292  317 differs
 fanotify_mark                 301  263  339  368 differs
     There is nothing to watch at a device's path (ENOENT), and a watch of /dev does not report
     devices that appear or disappear.
-mount                         165   40   21   21 differs
-    Nothing of recuse's can be mounted elsewhere, and nothing can be mounted on it (ENOENT).
-umount                          .    .   22    .
-    Nothing is mounted at a device's path. The error is ENOENT, and not EINVAL.
-umount2                       166   39   52   52
-    Nothing is mounted at a device's path. The error is ENOENT, and not EINVAL.
 move_mount                    429  429  429  429 differs
     Nothing of recuse's can be mounted elsewhere, and nothing can be mounted on it (ENOENT).
 mount_setattr                 442  442  442  442

@@ -148,6 +148,10 @@ statfs              137    43    99   99-  filesystems  always
 statfs64              .     .   268  266-  filesystems  always       statfs
 fstatfs             138    44   100  100-  filesystems  always
 fstatfs64             .     .   269  267-  filesystems  always       fstatfs
+mount               165    40    21    21  mounting     always
+umount2             166    39    52    52  mounting     always
+umount                .     .    22     .  mounting     always
+fsopen              430   430   430   430  mounting     always
 rt_sigreturn         15  139-   173  173-  sigreturn    always
 sigreturn             .     .   119  119-  sigreturn    always       rt_sigreturn
 

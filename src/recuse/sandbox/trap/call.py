@@ -186,6 +186,10 @@ class TrappedCall(OwedCall):
         if device is not None and still():
             self.device_ended(device.connection)
 
+    def is_served_by(self, connection: Connection) -> bool:
+        """Whether it is, or was last, for that connection's server to answer it."""
+        return self._device is not None and self._device.connection is connection
+
     def device_ended(self, connection: Connection) -> None:
         """Answer the call if its device has gone but the device's method has not returned.
 

@@ -95,19 +95,30 @@ class FileTree(Protocol):
 class Mount:
     """A place where a tree is seen. It covers everything else at that path."""
 
-    __slots__ = ("path", "point", "tree")
+    __slots__ = ("detached", "late", "path", "point", "tree")
 
-    def __init__(self, tree: FileTree, path: bytes, point: Location | None = None) -> None:
+    def __init__(
+        self,
+        tree: FileTree,
+        path: bytes,
+        point: Location | None = None,
+        *,
+        late: bool = False,
+    ) -> None:
         """Make a mount; `recuse.sandbox.vfs.mounts.Mounts` must be told of it.
 
         Args:
             tree: what is seen.
             path: where it is seen, from the supervisor's root.
             point: recuse's directory that it covers; None if it covers a native directory.
+            late: whether programs may have been in the directory, or have had it open, before.
         """
         self.tree = tree
         self.path = path
         self.point = point
+        self.late = late
+        self.detached = False
+        """Whether it was unmounted. Whoever is in it or has its files open can still use them."""
 
 
 class Addition(Mount):

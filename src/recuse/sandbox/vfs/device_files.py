@@ -31,15 +31,22 @@ from recuse.sandbox.vfs.nodes import (
     CuseNode,
     DeviceNode,
     DirectoryNode,
+    FuseNode,
     Identity,
     LinkNode,
     Node,
+    ServerNode,
 )
 
 CUSE_NUMBER = (10, 203)
-"""Major and minor number of /dev/cuse (linux/miscdevice.h)."""
+FUSE_NUMBER = (10, 229)
+"""Major and minor numbers of /dev/cuse and /dev/fuse (linux/miscdevice.h)."""
 
 PROC_DEVICES: Final = b"/proc/devices"
+KNOWN_BY_NAME: Final = (PROC_DEVICES, b"/dev/fuse")
+"""Files that almost every machine has natively, and that every sandbox hides. They are looked for
+only by paths that end like theirs, so that other paths are looked up quickly."""
+ENDS_KNOWN: Final = (b"devices", b"fuse")
 
 _FIRST_INODE = 0x7EC00000
 _PROC_BLOCK_SIZE: Final = 1024
@@ -86,12 +93,12 @@ class DeviceFiles:
         Whether other nodes may have these numbers: because a driver of the machine has one of the
         majors, or because a program has made a node.
     hides_links, hides_files
-        Whether symbolic links, or anything except /proc/devices, are hidden.
+        Whether symbolic links, or anything except what is KNOWN_BY_NAME, are hidden.
     """
 
     def __init__(self, mounts: Mounts, removed: Callable[[Dentry], None]) -> None:
         """Make the table; ``removed`` is called for each directory that is removed."""
-        self.by_number: dict[int, CuseNode | DeviceNode] = {}
+        self.by_number: dict[int, ServerNode | DeviceNode] = {}
         self.numbers_elsewhere = False
         self.hidden: dict[tuple[int, int], Node] = {}
         self.hides_links = False
@@ -136,13 +143,10 @@ class DeviceFiles:
                     made.append(self._put(directory, path, self._make(directory, device, entry)))
 
     def add_machine(self, table: DeviceTable) -> None:
-        """Make the files that need no device: ``/dev/cuse``, CUSE's class, ``/proc/devices``."""
+        """Make the files that need no device: those that servers open, ``/proc/devices``, ..."""
         with self._lock:
-            path = b"/dev/cuse"
-            directory = self._new_directory_of(path)
-            node = CuseNode(self._identity(directory), 0o600, os.makedev(*CUSE_NUMBER))
-            self.by_number[node.rdev] = node
-            self._put(directory, path, node)
+            self._add_server(b"/dev/cuse", CuseNode, 0o600, CUSE_NUMBER)
+            self._add_server(b"/dev/fuse", FuseNode, 0o666, FUSE_NUMBER)
             self._kept.add(self._directory(os.fsencode(sysfs.CLASS)))
             directory = self._directory_of(PROC_DEVICES)
             show = functools.partial(_show_devices, table)
@@ -151,6 +155,14 @@ class DeviceFiles:
             with contextlib.suppress(OSError):
                 devices.inode = os.stat(PROC_DEVICES).st_ino
             self._put(directory, PROC_DEVICES, devices)
+
+    def _add_server(
+        self, path: bytes, kind: type[ServerNode], mode: int, number: tuple[int, int]
+    ) -> None:
+        directory = self._new_directory_of(path)
+        node = kind(self._identity(directory), mode, os.makedev(*number))
+        self.by_number[node.rdev] = node
+        self._put(directory, path, node)
 
     def remove(self, device: CharDevice) -> None:
         """Remove the device's nodes, and the directories that only they needed."""
@@ -228,7 +240,7 @@ class DeviceFiles:
             native = os.lstat(path)
             self.hidden[native.st_dev, native.st_ino] = node
             self.hides_links = self.hides_links or stat.S_ISLNK(native.st_mode)
-            self.hides_files = self.hides_files or path != PROC_DEVICES
+            self.hides_files = self.hides_files or path not in KNOWN_BY_NAME
 
     def look_again(self) -> None:
         """Hide native files that have appeared at the paths of nodes since these were added.

@@ -18,6 +18,7 @@ from recuse.sandbox.arch.status import Status
 from recuse.sandbox.vfs.dentry import Dentry, Location
 
 if TYPE_CHECKING:
+    from recuse.kernel.connection.connection import Connection
     from recuse.sandbox.trap.call import Outcome, Steps, TrappedCall
 
 
@@ -47,10 +48,14 @@ class Description(NamedTuple):
 
     source: bytes
     kind: bytes
+    flags: bytes
+    """Those of the mount: ``rw``, and so on."""
     options: bytes
     """Those of the filesystem itself."""
     device: int
     """As st_dev."""
+    user: int
+    """Who mounted it, and may unmount it."""
 
 
 class FilesystemTree(ABC):
@@ -70,6 +75,15 @@ class FilesystemTree(ABC):
     @abstractmethod
     def description(self) -> Description:
         """What lists of mounts say of it."""
+
+    @property
+    @abstractmethod
+    def connection(self) -> Connection:
+        """The connection to its server."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """It is mounted nowhere any more: end when none of its files is open."""
 
     # Looking
 

@@ -22,8 +22,7 @@ _KERNEL_FILESYSTEMS = (native_files.PROC_MAGIC, native_files.SYSFS_MAGIC)
 class Mounts:
     """All mounts and additions of a sandbox.
 
-    Mounts and additions are added before anybody finds them, and stay. Thread-safe; reading needs
-    no lock.
+    Additions stay. Thread-safe; reading needs no lock.
     """
 
     def __init__(self) -> None:
@@ -40,8 +39,12 @@ class Mounts:
         """What is mounted on native directories."""
         self._on_ours: dict[Location, Mount] = {}
         """What is mounted on recuse's directories."""
+        self._mounts: list[Mount] = []
+        """All mounts, the oldest first."""
         self._mounted: tuple[bytes, ...] = ()
         """The paths of all mounts."""
+        self._not_empty: set[Mount] = set()
+        """The mounts that cover native directories with something in them."""
         self.covers = False
         """Whether something is mounted on a native directory."""
         self.covers_files = False
@@ -75,39 +78,83 @@ class Mounts:
                     others = (one for one in self.beginnings if not one.startswith(beginning))
                     self.beginnings = (*others, beginning)
 
-    def mount(self, tree: FileTree, path: bytes, point: Location | None) -> None:
+    def mount(
+        self,
+        tree: FileTree,
+        path: bytes,
+        point: Location | os.stat_result | None,
+        *,
+        late: bool = False,
+    ) -> Mount:
         """Cover a directory with a tree.
 
         Args:
             tree: what is seen there from now on.
             path: the directory's, without links.
-            point: the directory, if it is recuse's.
+            point: the directory, if it is recuse's; or the status of a native one, if it was
+                looked at.
+            late: see `recuse.sandbox.vfs.dentry.Mount`.
 
         Raises:
             OSError: ENOTDIR if it is not a directory; as stat.
         """
-        mount = Mount(tree, path, point)
-        if point is not None:
+        if isinstance(point, Location):
+            mount = Mount(tree, path, point, late=late)
             with self._lock:
-                self._note(mount)
                 self._on_ours[point] = mount
-                self._mounted = (*self._mounted, path)
-            return
-        native = native_files.status(path)
+                self._changed([*self._mounts, mount])
+            return mount
+        mount = Mount(tree, path, late=late)
+        native = native_files.status(path) if point is None else point
         if not stat.S_ISDIR(native.st_mode):
             raise os_error(errno.ENOTDIR)
-        empty = native_files.is_empty(path)
+        try:
+            empty = native_files.is_empty(path)
+        except PermissionError:
+            empty = False
         with self._lock:
-            self._note(mount)
-            self.covers = True
-            self.covers_files = self.covers_files or not empty
             self.changed.add((native.st_dev, native.st_ino))
             self._covers[native.st_dev, native.st_ino] = mount
-            self._mounted = (*self._mounted, path)
+            if not empty:
+                self._not_empty.add(mount)
+            self._changed([*self._mounts, mount])
+        return mount
 
-    def _note(self, mount: Mount) -> None:
-        if isinstance(mount.tree, FilesystemTree):
-            self.filesystems = (*self.filesystems, mount)
+    def on(self, mount: Mount) -> list[Mount]:
+        """The mounts on directories of this mount."""
+        return [
+            other
+            for other in self._mounts
+            if other.point is not None and other.point.mount is mount
+        ]
+
+    def shows(self, tree: FileTree) -> bool:
+        """Whether a tree is mounted somewhere."""
+        return any(one.tree is tree for one in self._mounts)
+
+    def unmount(self, mount: Mount) -> list[Mount]:
+        """Remove a mount, with all mounts on it; return those that were removed."""
+        removed = [mount]
+        for one in removed:
+            removed += self.on(one)
+        with self._lock:
+            for one in removed:
+                one.detached = True
+                if one.point is not None:
+                    self._on_ours.pop(one.point, None)
+            for place in [place for place, one in self._covers.items() if one is mount]:
+                del self._covers[place]
+            self._not_empty.discard(mount)
+            self._changed([one for one in self._mounts if not one.detached])
+        return removed
+
+    def _changed(self, mounts: list[Mount]) -> None:
+        """These are all mounts from now on. The lock is held."""
+        self._mounts = mounts
+        self._mounted = tuple(one.path for one in mounts)
+        self.covers = bool(self._covers)
+        self.covers_files = bool(self._not_empty)
+        self.filesystems = tuple(one for one in mounts if isinstance(one.tree, FilesystemTree))
 
     def is_mounted(self, path: bytes) -> bool:
         """Whether a tree is mounted on the directory with that path."""

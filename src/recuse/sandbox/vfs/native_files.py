@@ -107,6 +107,22 @@ def is_link_in(name: bytes, directory: int) -> bool:
     return stat.S_ISLNK(found.st_mode)
 
 
+def is_working_directory(places: set[tuple[int, int]]) -> bool:
+    """Whether a process is in one of these directories, which have no names any more.
+
+    ``places`` are device and inode numbers.
+    """
+    for name in os.listdir("/proc"):
+        link = f"/proc/{name}/cwd"
+        with contextlib.suppress(OSError):
+            # Looking at a directory may wait for its filesystem, unlike reading the link.
+            if name.isdigit() and os.readlink(link).endswith(" (deleted)"):
+                found = os.stat(link)
+                if (found.st_dev, found.st_ino) in places:
+                    return True
+    return False
+
+
 def start_of(tid: Tid, base: int) -> bytes:
     """The link to a thread's working directory, or to a directory that it has open."""
     return b"/proc/%d/cwd" % tid if base == AT_FDCWD else b"/proc/%d/fd/%d" % (tid, base)

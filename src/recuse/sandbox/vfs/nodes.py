@@ -154,8 +154,8 @@ class AttributeNode(Node):
         self.store = store
 
 
-class CuseNode(Node):
-    """``/dev/cuse``, which programs open to serve devices."""
+class ServerNode(Node):
+    """A node that programs open to serve something."""
 
     __slots__ = ()
 
@@ -166,9 +166,21 @@ class CuseNode(Node):
 
     def at(self, native: os.stat_result) -> Node:
         """Make a node like this one for a native node that has the same number."""
-        second = CuseNode(_identity(native), 0, self.rdev)
+        second = type(self)(_identity(native), 0, self.rdev)
         second.resemble(native)
         return second
+
+
+class CuseNode(ServerNode):
+    """``/dev/cuse``: programs that open it serve devices."""
+
+    __slots__ = ()
+
+
+class FuseNode(ServerNode):
+    """``/dev/fuse``: programs that open it serve filesystems."""
+
+    __slots__ = ()
 
 
 class DeviceNode(Node):

@@ -22,7 +22,8 @@ from typing import Final
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
 from recuse.sandbox.arch import arch
-from recuse.sandbox.vfs.dentry import Dentry, Location
+from recuse.sandbox.vfs import native_files
+from recuse.sandbox.vfs.dentry import Dentry, Location, Mount
 
 _MOST_GONE: Final = 64
 
@@ -96,6 +97,14 @@ class PlaceholderDirs:
     def standing_for(self, status: os.stat_result) -> Location | None:
         """What a directory stands for; None if it is no placeholder."""
         return self._standing.get((status.st_dev, status.st_ino)) if self.used else None
+
+    def are_entered(self, mount: Mount) -> bool:
+        """Whether a directory of that mount is the working directory of some process."""
+        with self._lock:
+            places = {
+                place for place, location in self._standing.items() if location.mount is mount
+            }
+        return bool(places) and native_files.is_working_directory(places)
 
     def close(self) -> None:
         """Close all placeholders."""

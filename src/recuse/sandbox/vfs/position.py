@@ -97,7 +97,9 @@ class Position:
         if here is not None:
             os.close(here.file)
 
-    def _spot(self, file: int, status: os.stat_result | None = None) -> Spot:
+    def _spot(
+        self, file: int, status: os.stat_result | None = None, *, is_start: bool = False
+    ) -> Spot:
         """The file behind a descriptor, which is closed if this fails."""
         try:
             status = status or os.fstat(file)
@@ -107,14 +109,23 @@ class Position:
             cover = None
             if self.mounts.covers:
                 cover = self.mounts.cover(file, status, own_root=self.own_root)
+                if is_start and cover is not None and cover.late:
+                    # It is held since before a program mounted something on it. So a server
+                    # reaches what is below its own mount.
+                    cover = None
             return Spot(file, status, additions, cover)
         except BaseException:
             os.close(file)
             raise
 
-    def go(self, file: int, status: os.stat_result | None = None) -> None:
-        """Go to the file behind a descriptor, which the position owns from now on."""
-        spot = self._spot(file, status)
+    def go(
+        self, file: int, status: os.stat_result | None = None, *, is_start: bool = False
+    ) -> None:
+        """Go to the file behind a descriptor, which the position owns from now on.
+
+        ``is_start``: the thread has that directory already, as its working directory, say.
+        """
+        spot = self._spot(file, status, is_start=is_start)
         self.leave()
         self.here = spot
         self.callers = False
@@ -190,6 +201,8 @@ class Position:
             return
         at = self.at
         while at is not None and at.is_root:
+            if at.mount.detached:
+                return
             if at.mount.point is None:
                 if self.here is None or self.here.cover is not at.mount:
                     self._go_by_path(at.mount)  # it was not reached through that native directory

@@ -25,7 +25,7 @@ from recuse.sandbox.tasks.rights import Acting
 from recuse.sandbox.tasks.tasks import Tasks
 from recuse.sandbox.vfs import native_files
 from recuse.sandbox.vfs.dentry import Addition, FileTree, Location
-from recuse.sandbox.vfs.device_files import DeviceFiles
+from recuse.sandbox.vfs.device_files import ENDS_KNOWN, DeviceFiles
 from recuse.sandbox.vfs.found import AbsentError, Found, NativeFile, OutsideError
 from recuse.sandbox.vfs.mounts import Mounts
 from recuse.sandbox.vfs.native_files import (
@@ -150,9 +150,15 @@ class Tree:
                     return None
             elif self._elsewhere(tid, base, path, follow, opening):
                 return None
-        with Walk(
+        with self._walk(call, own_root=own_root, scope=scope, real=real) as walk:
+            return walk.find(base, path, follow=follow, opening=opening)
+
+    def _walk(
+        self, call: TrappedCall, *, own_root: bool, scope: int = 0, real: bool = False
+    ) -> Walk:
+        return Walk(
             call,
-            mounts=mounts,
+            mounts=self.mounts,
             devices=self.devices,
             tasks=self._tasks,
             files=self._files,
@@ -160,8 +166,19 @@ class Tree:
             own_root=own_root,
             scope=scope,
             real=real,
-        ) as walk:
-            return walk.find(base, path, follow=follow, opening=opening)
+        )
+
+    def place(self, call: TrappedCall, base: int, path: bytes) -> Location | NativeFile:
+        """What a path leads to, whether it is recuse's or not. OSError as the walk."""
+        own_root = self.many_roots and self._has_own_root(call.tid)
+        with self._walk(call, own_root=own_root) as walk:
+            walk.through_ours = True
+            try:
+                found = walk.find(base, path, follow=True, opening=False)
+            except OutsideError as outside:
+                return outside.file
+        assert found is not None
+        return found.location
 
     def _has_own_root(self, tid: Tid) -> bool:
         """Whether a thread's root, and so its mounts, may differ from the supervisor's."""
@@ -194,14 +211,13 @@ class Tree:
             and self._in_shadow(native[: start - 1])
         ):
             return False  # a placeholder has a native "." and ".." of its own
-        # /proc/devices is hidden in every sandbox, and is recognised by its name only: a symbolic
-        # link with another name leads to the native one.
+        # A symbolic link with another name leads to the native file.
         devices = self.devices
         looks = (
             devices.hides_files
             or self.mounts.covers
             or (opening and devices.numbers_elsewhere)
-            or path.endswith(b"devices")
+            or path.endswith(ENDS_KNOWN)
         )
         try:
             if follow and not looks:
@@ -241,7 +257,7 @@ class Tree:
         Only two cases are quick: a file exists, or is missing in a directory to which recuse has
         added nothing.
         """
-        if path.startswith(_OF_THE_READER) or self.devices.hides_files or path.endswith(b"devices"):
+        if path.startswith(_OF_THE_READER) or self.devices.hides_files or path.endswith(ENDS_KNOWN):
             return False
         if self.placeholders.used and path.startswith(b"."):
             return False

@@ -127,7 +127,7 @@ class Walk(Position):
             start = start_of(self.tid, base)
             opened = self._opened(native_files.target_at(start)) if self._files else None
             if opened is None:
-                self.go(native_files.look(start))
+                self.go(native_files.look(start), is_start=True)
             else:
                 self.start_at(opened)
         if self.own_root:

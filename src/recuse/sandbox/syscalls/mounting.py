@@ -1,0 +1,270 @@
+"""mount and umount2: filesystems of programs that serve at /dev/fuse (fs/namespace.c; Linux 6.18).
+
+Programs need no rights for that, except those that fusermount3(1) asks for. All other mounts are
+left to the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import stat
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.errors import os_error
+from recuse.runtime.log import Log
+from recuse.sandbox.files.fuse_file import FuseFile
+from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler
+from recuse.sandbox.vfs.dentry import Location, Mount
+from recuse.sandbox.vfs.filesystem_tree import FilesystemTree, filesystem_of
+from recuse.sandbox.vfs.found import NativeFile
+from recuse.sandbox.vfs.native_files import check_access
+from recuse.sandbox.vfs.permissions import MAY_WRITE
+from recuse.sandbox.vfs.resolve import AT_FDCWD
+
+if TYPE_CHECKING:
+    from recuse.sandbox.fs.server_mount import ServerOptions
+    from recuse.sandbox.machine import Machine
+    from recuse.sandbox.trap.call import Outcome, TrappedCall
+
+_MS_REMOUNT: Final = 32
+_MS_OTHER: Final = 0x1000 | 0x2000 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20
+"""MS_BIND, MS_MOVE, and those that change propagation: nothing is mounted anew."""
+_MS_MAGIC: Final = 0xC0ED0000
+_MS_MAGIC_MASK: Final = 0xFFFF0000
+
+_MNT_FORCE: Final = 1
+_MNT_DETACH: Final = 2
+_MNT_EXPIRE: Final = 4
+_UMOUNT_NOFOLLOW: Final = 8
+_UMOUNT_KNOWN: Final = _MNT_FORCE | _MNT_DETACH | _MNT_EXPIRE | _UMOUNT_NOFOLLOW
+
+_log: Final = Log("recuse.sandbox")
+
+_FUSE_CONF: Final = "/etc/fuse.conf"
+
+
+def mount(call: TrappedCall, machine: Machine) -> int:
+    """``mount(source, target, type, flags, data)``."""
+    flags = call.a3 & 0xFFFFFFFF
+    if flags & _MS_MAGIC_MASK == _MS_MAGIC:
+        flags &= ~_MS_MAGIC_MASK
+    if flags & (_MS_OTHER | _MS_REMOUNT) or not call.a2:
+        return _of_ours(call, machine, flags)
+    kind = machine.strings.read(call.tid, call.a2)
+    if kind != b"fuse" and not kind.startswith(b"fuse."):
+        return _of_ours(call, machine, flags)
+    return _mount(call, machine, kind, flags)
+
+
+def _of_ours(call: TrappedCall, machine: Machine, flags: int) -> int:
+    """Mount something on a filesystem of ours, or mount a part of one elsewhere, or remount one."""
+    if not machine.tree.mounts.filesystems:
+        return PROCEED
+    for address in (call.a1, call.a0 if flags & _MS_OTHER else 0):
+        path = machine.strings.read(call.tid, address) if address else b""
+        found = machine.tree.find(call, AT_FDCWD, path) if path else None
+        if found is not None and filesystem_of(found.location) is not None:
+            # No rights help: the kernel does not know of it.
+            raise os_error(errno.EPERM)
+    return PROCEED
+
+
+def _mount(call: TrappedCall, machine: Machine, kind: bytes, flags: int) -> int:
+    from recuse.sandbox.fs.server_mount import (  # noqa: PLC0415 - few sandboxes have any
+        MS_NODEV,
+        MS_NOSUID,
+        mount_server,
+        parse_options,
+    )
+
+    if not machine.fuse:
+        _tell_once()
+        raise os_error(errno.EPERM)
+    source = machine.strings.read(call.tid, call.a0) if call.a0 else b"none"
+    path = machine.strings.read(call.tid, call.a1)
+    data = machine.strings.read(call.tid, call.a4) if call.a4 else b""
+    if not path:
+        raise os_error(errno.ENOENT)
+    place = machine.tree.place(call, AT_FDCWD, path)
+    options = parse_options(data)
+    file = machine.files.find_opened(call.tid, options.descriptor)
+    if not isinstance(file, FuseFile):
+        raise os_error(errno.EINVAL)
+    if isinstance(place, NativeFile):
+        is_directory = stat.S_ISDIR(place.status.st_mode)
+    else:
+        is_directory = place.node.is_directory
+    if not (is_directory and stat.S_ISDIR(options.root_mode)):
+        raise os_error(errno.ENOTDIR)
+    if call.task.credentials.uid:
+        _check_user(call, place, options)
+        flags |= MS_NOSUID | MS_NODEV
+    listed = source, kind, flags
+    tree = mount_server(file, options, listed, machine.files, machine.tap)
+    point = place.status if isinstance(place, NativeFile) else place
+    machine.tree.mounts.mount(tree, place.path, point, late=True)
+    machine.serves(tree.connection)
+    return 0
+
+
+@functools.cache
+def _tell_once() -> None:
+    _log.warning(
+        "a program wants to mount a filesystem that it serves: to allow that, use recuse run --fuse"
+    )
+
+
+def _check_user(call: TrappedCall, place: Location | NativeFile, options: ServerOptions) -> None:
+    """Raise EPERM unless an ordinary user may do that (fusermount3's check_perm)."""
+    who = call.task.credentials
+    try:
+        if isinstance(place, NativeFile):
+            owner, mode = place.status.st_uid, place.status.st_mode
+            check_access(call.task.acting, place.descriptor, MAY_WRITE)
+        else:
+            filesystem = filesystem_of(place)
+            if filesystem is None:
+                raise os_error(errno.EPERM)
+            filesystem.check_access(call, place.dentry, MAY_WRITE, real=False)
+            found = filesystem.status(call, place.dentry)
+            owner, mode = found.uid, found.mode
+    except PermissionError:
+        raise os_error(errno.EPERM) from None
+    if (
+        (mode & stat.S_ISVTX and owner != who.uid)
+        or (options.user_id, options.group_id) != (who.uid, who.gid)
+        or (options.allow_other and not _may_allow_others())
+    ):
+        raise os_error(errno.EPERM)
+
+
+def _may_allow_others() -> bool:
+    """Whether the machine lets ordinary users give others access to their filesystems."""
+    try:
+        with open(_FUSE_CONF, encoding="utf-8", errors="replace") as lines:
+            return any(line.strip() == "user_allow_other" for line in lines)
+    except OSError:
+        return False
+
+
+def fsopen(call: TrappedCall, machine: Machine) -> int:
+    """``fsopen(type, flags)``: programs fall back from it to mount(2)."""
+    kind = machine.strings.read(call.tid, call.a0)
+    if kind == b"fuse" or kind.startswith(b"fuse."):
+        raise os_error(errno.ENOSYS)
+    return PROCEED
+
+
+def umount2(call: TrappedCall, machine: Machine) -> int:
+    """``umount2(target, flags)``."""
+    return _unmount(call, machine, call.a1 & 0xFFFFFFFF)
+
+
+def umount(call: TrappedCall, machine: Machine) -> int:
+    """``umount(target)`` of a 32-bit program."""
+    return _unmount(call, machine, 0)
+
+
+def renumbered(call: TrappedCall, machine: Machine, name: str) -> Outcome:
+    """One of these calls, with the number of another one. OSError: EPERM if it is not ours."""
+    outcome = HANDLERS[name](call, machine)
+    if outcome == PROCEED:
+        raise os_error(errno.EPERM)  # the call that it looks like must not be made
+    return outcome
+
+
+def _unmount(call: TrappedCall, machine: Machine, flags: int) -> int:
+    mounts = machine.tree.mounts
+    if not mounts.filesystems or flags & ~_UMOUNT_KNOWN:
+        return PROCEED
+    path = machine.strings.read(call.tid, call.a0)
+    follow = not flags & _UMOUNT_NOFOLLOW
+    found = machine.tree.find(call, AT_FDCWD, path, follow=follow) if path else None
+    if found is None or found.link or filesystem_of(found.location) is None:
+        return PROCEED
+    location = found.location
+    mount = location.mount
+    if not location.is_root or mount.detached:
+        raise os_error(errno.EINVAL)
+    if call.task.credentials.uid not in (0, _filesystem(mount).description.user):
+        raise os_error(errno.EPERM)
+    if flags & _MNT_EXPIRE:
+        raise os_error(errno.EINVAL if flags & (_MNT_FORCE | _MNT_DETACH) else errno.EAGAIN)
+    if flags & _MNT_FORCE:
+        _filesystem(mount).connection.abort()
+    if flags & _MNT_DETACH:
+        return _remove(mount, machine)
+    if _is_used(mount, machine):
+        raise os_error(errno.EBUSY)
+    if machine.files.has_closed(_filesystem(mount)):
+        return _remove_released(call, mount, machine)
+    return _remove(mount, machine)
+
+
+def _remove_released(call: TrappedCall, mount: Mount, machine: Machine) -> int:
+    """Unmount it when the server has released what was closed, unless a signal comes before.
+
+    For programs, close(2) has waited for the server, so the filesystem must not end before that.
+    """
+    turns = deque((None,))  # whoever takes it answers the call
+
+    def interrupt(call: TrappedCall, fatal: bool) -> None:
+        del fatal
+        with contextlib.suppress(IndexError):
+            turns.pop()
+            call.restart()
+
+    def go_on() -> None:
+        with contextlib.suppress(IndexError):
+            turns.pop()
+            if _is_used(mount, machine):
+                call.fail(errno.EBUSY)
+            else:
+                call.answer(_remove(mount, machine))
+
+    call.wait(interrupt)
+    if not machine.files.after_releases(_filesystem(mount), go_on):
+        go_on()
+    return ANSWERED
+
+
+def _remove(mount: Mount, machine: Machine) -> int:
+    mounts = machine.tree.mounts
+    for one in mounts.unmount(mount):
+        if not mounts.shows(one.tree):
+            _filesystem(one).detach()
+    return 0
+
+
+def _filesystem(mount: Mount) -> FilesystemTree:
+    """What was mounted. Nothing else can be mounted on it."""
+    assert isinstance(mount.tree, FilesystemTree)
+    return mount.tree
+
+
+def _is_used(mount: Mount, machine: Machine) -> bool:
+    """Whether programs have files of a mount open, are in it, or have mounted something on it.
+
+    What was closed is not in use any more, whether the server knows that already or not.
+    """
+    filesystem = _filesystem(mount)
+    return (
+        bool(machine.tree.mounts.on(mount))
+        or machine.waits_for(filesystem.connection)
+        or any(
+            file.location.mount is mount and not file.end.hung_up()
+            for file in list(machine.files.by_link.values())
+        )
+        or machine.tree.placeholders.are_entered(mount)
+    )
+
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "fsopen": fsopen,
+    "mount": mount,
+    "umount": umount,
+    "umount2": umount2,
+}
