@@ -122,6 +122,17 @@ def test_ioctl(shell: Shell, example: Example) -> None:
     assert output == "100\n"
 
 
+def test_poll(shell: Shell, example: Example) -> None:
+    """Its server makes one file after the other readable; the client waits for one of 16."""
+    output = shell(
+        f"{example('poll')} -f mnt >/dev/null 2>&1 & until test -e mnt/0; do :; done\n"
+        f"(cd mnt; stdbuf -oL {example('poll_client')} | head -n 4); {UNMOUNTED}; wait"
+    )
+    ready = [[word for word in line.split() if word != "_:"] for line in output.splitlines()]
+    assert len(ready) == 4
+    assert all(0 < len(words) < 16 for words in ready)
+
+
 def test_squashfuse(shell: Shell, needs: Needs) -> None:
     needs("squashfuse", "squashfuse")
     needs("mksquashfs", "squashfs-tools")

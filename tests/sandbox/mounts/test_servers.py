@@ -151,11 +151,19 @@ def test_a_forced_unmount_ends_what_waits(server: Shell) -> None:
 def test_an_unmount_waits_for_what_was_closed(server: Shell) -> None:
     """Here a close does not wait for FLUSH, but nothing of it may be lost."""
     output = server(
-        "fuse = os.open('/dev/fuse', os.O_RDWR); mount('mnt', options(fuse)); r, w = os.pipe()\n"
-        "child = os.fork()\n"
-        "if not child:\n"
-        "    told = serve(fuse, FLUSH); os.write(w, b'1'); signal.pause()\n"
-        "os.close(fuse); print(text('mnt/file'), end=''); os.read(r, 1)\n"
+        "def stuck():\n"
+        "    r, w = os.pipe(); fuse = os.open('/dev/fuse', os.O_RDWR)\n"
+        "    mount('mnt', options(fuse)); child = os.fork()\n"
+        "    if not child:\n"
+        "        serve(fuse, FLUSH); os.write(w, b'1'); signal.pause()\n"
+        "    os.close(fuse); print(text('mnt/file'), end=''); os.read(r, 1)\n"
+        "    return child\n"
+        "child = stuck()\n"
+        "thread = threading.Thread(target=attempt, args=(os.stat, 'mnt')); thread.start()\n"
+        "while 'seccomp' not in text(f'/proc/self/task/{thread.native_id}/wchan'): pass\n"
+        "print(attempt(umount, 'mnt'))\n"
+        "umount('mnt', 2); os.kill(child, 9); ended(child); thread.join()\n"
+        "child = stuck()\n"
         "class Alarm(Exception): pass\n"
         "def alarm(*_): raise Alarm\n"
         "signal.signal(signal.SIGALRM, alarm)\n"
@@ -165,7 +173,7 @@ def test_an_unmount_waits_for_what_was_closed(server: Shell) -> None:
         "child = served('mnt'); print(text('mnt/file'), end='')\n"
         "umount('mnt'); print(ended(child))\n"
     )
-    assert output == "data\ninterrupted\nNone []\ndata\n0\n"
+    assert output == "data\nEBUSY\ndata\ninterrupted\nNone []\ndata\n0\n"
 
 
 @pytest.mark.parametrize("until", ["LOOKUP", "OPEN", "READ", "GETATTR", "INIT"])

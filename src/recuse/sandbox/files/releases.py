@@ -69,6 +69,11 @@ class PendingReleases:
     def __contains__(self, group: object) -> bool:
         return group in self._counts
 
+    def is_awaited(self, group: Hashable) -> bool:
+        """Whether somebody waits until everything of the group that was closed is released."""
+        with self._lock:
+            return any(waited_for is group for waited_for, _ in self._waiting)
+
     @property
     def waiting(self) -> int:
         """How many wait."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Final
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.char.mmap import Mapper, Mapping, MmapCall
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.errors import os_error
+from recuse.kernel.fs import file_calls
 from recuse.kernel.fs.credentials import CAP_FSETID, FileCaller
 from recuse.kernel.fs.mapping import map_file, unmap_file
 from recuse.kernel.fs.regular import RegularFile
 from recuse.kernel.iovec import length_of, load, store
-from recuse.sandbox.files.description import IoVecs
+from recuse.sandbox.files.description import IoVecs, PollSource
 from recuse.sandbox.fs.caller import caller_of
 from recuse.sandbox.fs.file import OpenedFile
 from recuse.sandbox.trap.call import OnDevice, Outcome, TrappedCall
@@ -26,6 +28,8 @@ class DataFile(OpenedFile):
     """An open regular file."""
 
     __slots__ = ()
+
+    has_events = True
 
     _file: RegularFile
 
@@ -52,6 +56,25 @@ class DataFile(OpenedFile):
         """See `write`."""
         operation = _write(self._file, _of_files(caller), segments, position, flags)
         return OnDevice(self._tree, self._tree.whole(operation))
+
+    @property
+    def poll_source(self) -> PollSource:
+        """The filesystem."""
+        return self._tree.superblock
+
+    def poll(self, caller: Caller, events: int, waiting: bool) -> OnDevice[int]:
+        """See `recuse.kernel.fs.file_calls.poll`."""
+        operation = file_calls.poll(self._file, _of_files(caller), events, waiting)
+        return OnDevice(self._tree, self._tree.whole(operation))
+
+    def wake_by(self, changed: Callable[[], None]) -> None:
+        """See `FilesystemFile`."""
+        self._file.wake_pollers = changed
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has ended."""
+        return self._tree.connection.ended
 
     def seek(self, call: TrappedCall, offset: int, whence: int) -> int:
         """See `RegularFile.seek`."""

@@ -254,6 +254,7 @@ def _is_used(mount: Mount, machine: Machine) -> bool:
     return (
         bool(machine.tree.mounts.on(mount))
         or machine.waits_for(filesystem.connection)
+        or machine.files.pending.is_awaited(filesystem)
         or any(
             file.location.mount is mount and not file.end.hung_up()
             for file in list(machine.files.by_link.values())
