@@ -15,8 +15,7 @@ from recuse.kernel.fs.attributes import allowed
 from recuse.kernel.fs.credentials import FileCaller
 from recuse.kernel.fs.files import FilesystemFile
 from recuse.kernel.fs.inodes import Inode
-from recuse.kernel.fs.locks import FlockTurn, Record, RecordLocks, RecordTurn, wait_for
-from recuse.kernel.locks import FileLocks
+from recuse.kernel.fs.locks import FlockTurn, Record, RecordTurn, wait_for
 from recuse.wire.filesystem import fuse_file_lock, fuse_lk_in, fuse_lk_out
 from recuse.wire.fuse import (
     FUSE_GETLK,
@@ -162,13 +161,12 @@ def _set_lock(
         body = _request(file, caller, wanted, _owner(wanted))
         yield from ask(caller, FUSE_SETLKW if wait else FUSE_SETLK, inode.nodeid, body)
         return
-    if inode.records is None:
-        inode.records = RecordLocks()
-    if inode.records.set(wanted, superblock.connection.grant):
+    records = superblock.inodes.records_of(inode)
+    if records.set(wanted, superblock.connection.grant):
         return
     if not wait:
         raise os_error(errno.EAGAIN)
-    yield from wait_for(RecordTurn(inode.records, wanted), superblock.connection.grant)
+    yield from wait_for(RecordTurn(records, wanted), superblock.connection.grant)
 
 
 def flock(file: FilesystemFile, caller: FileCaller, operation: int) -> Operation[None]:
@@ -192,14 +190,13 @@ def _flock(file: FilesystemFile, caller: FileCaller, kind: int, wait: bool) -> O
         body = _request(file, caller, wanted, file.kh, FUSE_LK_FLOCK)
         yield from ask(caller, FUSE_SETLKW if wait else FUSE_SETLK, inode.nodeid, body)
         return
-    if inode.flocks is None:
-        inode.flocks = FileLocks()
+    flocks = superblock.inodes.locks_of(inode)
     if kind == fcntl.F_UNLCK:
-        inode.flocks.unlock(file)
+        flocks.unlock(file)
     elif wait:
         grant = superblock.connection.grant
-        yield from wait_for(FlockTurn(inode.flocks, file, kind, grant), grant)
-    elif not inode.flocks.lock(file, exclusive=kind == fcntl.F_WRLCK):
+        yield from wait_for(FlockTurn(flocks, file, kind, grant), grant)
+    elif not flocks.lock(file, exclusive=kind == fcntl.F_WRLCK):
         raise os_error(errno.EAGAIN)
 
 

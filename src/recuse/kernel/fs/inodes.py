@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.backing import IoMode
+from recuse.kernel.fs.locks import RecordLocks
 from recuse.kernel.fs.pages import Pages
 from recuse.kernel.fs.turns import InodeLock
 from recuse.kernel.locks import FileLocks
@@ -25,8 +26,6 @@ from recuse.wire.fuse import (
 
 if TYPE_CHECKING:
     from typing import Protocol
-
-    from recuse.kernel.fs.locks import RecordLocks
 
     class Forgetting(Protocol):
         """What inodes need of their superblock."""
@@ -349,6 +348,13 @@ class InodeTable:
             inode.lookups += 1
         inode.update(attr, valid_until, version)
         return inode
+
+    def records_of(self, inode: Inode) -> RecordLocks:
+        """Return the table of the locks of an inode's bytes."""
+        with self._lock:
+            if inode.records is None:
+                inode.records = RecordLocks()
+            return inode.records
 
     def locks_of(self, inode: Inode) -> FileLocks:
         """Return the table of an inode's locks."""
