@@ -18,7 +18,6 @@ from recuse.sandbox.files.table import FileTable
 from recuse.sandbox.mapping.memory_maps import MemoryMaps
 from recuse.sandbox.tasks.strings import StringReader
 from recuse.sandbox.tasks.tasks import Tasks
-from recuse.sandbox.trap.renumber import Renumbered
 from recuse.sandbox.trap.signals import SignalWatch
 from recuse.sandbox.vfs.device_files import majors_in_use
 from recuse.sandbox.vfs.resolve import Path, Tree
@@ -26,6 +25,7 @@ from recuse.server.device import Device
 from recuse.wire.ids import Tid
 
 if TYPE_CHECKING:
+    from recuse.sandbox.trap.renumber import Renumbered
     from recuse.server.filesystem.served import Served as ServedFilesystem
 
 
@@ -54,6 +54,12 @@ class Joinable(Protocol):
 
     def connect(self, table: DeviceTable) -> Channel:
         """Join the device to a machine's table. Raises OSError as :meth:`Machine.add` does."""
+
+
+def _renumbered() -> Renumbered:
+    from recuse.sandbox.trap.renumber import Renumbered  # noqa: PLC0415 - only in some containers
+
+    return Renumbered({name: arch.SYSCALLS[name] for name in ("mount", "umount2")})
 
 
 class Machine:
@@ -92,10 +98,8 @@ class Machine:
         """Threads that repeat a call which may pass devices on (`syscalls.passing`)."""
         self.scripts: dict[Tid, int] = {}
         """Threads that are made to execute a script's interpreter: how many led to it."""
-        self.renumbered = Renumbered(
-            {} if may_mount() else {name: arch.SYSCALLS[name] for name in ("mount", "umount2")}
-        )
-        """The threads whose calls a container would otherwise refuse."""
+        self.renumbered = None if may_mount() else _renumbered()
+        """The threads whose calls of mount(2) a container would otherwise refuse."""
         self._channels: list[Channel] = []
         self.tap = tap
         self.fuse = fuse

@@ -72,7 +72,8 @@ def test_hello(shell: Shell, example: Example, name: str, options: str) -> None:
 def test_in_the_foreground_until_it_is_unmounted(shell: Shell, example: Example) -> None:
     output = shell(
         f"{example('hello')} -f mnt 2>/dev/null & until cat mnt/hello 2>/dev/null; do :; done\n"
-        "grep -c fuse.hello /proc/mounts; umount mnt; wait $!; echo $?; grep -c hello /proc/mounts"
+        'list() { grep -c "$PWD/mnt fuse.hello" /proc/mounts; }; list\n'
+        "umount mnt; wait $!; echo $?; list"
     )
     assert output == "Hello World!\n1\n0\n0\n[status 1]"
 
@@ -80,7 +81,7 @@ def test_in_the_foreground_until_it_is_unmounted(shell: Shell, example: Example)
 def test_one_that_is_terminated_unmounts(shell: Shell, example: Example) -> None:
     output = shell(
         f"{example('hello')} -f mnt 2>/dev/null & until cat mnt/hello 2>/dev/null; do :; done\n"
-        "kill $!; wait $!; ls mnt; grep hello /proc/mounts || echo none"
+        'kill $!; wait $!; ls mnt; grep "$PWD/mnt" /proc/mounts || echo none'
     )
     assert output == "Hello World!\nnone\n"
 

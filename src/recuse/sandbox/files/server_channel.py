@@ -23,7 +23,6 @@ from recuse.runtime.records import NamedTuple
 from recuse.sandbox.files.description import FileDescription, IoVecs, PollSource
 from recuse.sandbox.files.native_end import POLLERR
 from recuse.sandbox.files.pipe_end import PipeEnd
-from recuse.sandbox.files.pipes import check_pipe, fill_pipe, take_from_pipe
 from recuse.sandbox.tasks.memory import UnreadableError, read_memory, write_memory
 from recuse.sandbox.trap.answers import ANSWERED
 from recuse.sandbox.trap.call import TrappedCall
@@ -253,6 +252,11 @@ class ServerFile(FileDescription):
             OSError: as `read`; EINVAL if it is no pipe; EIO if it has no room for the request,
                 which then ends too.
         """
+        from recuse.sandbox.files.pipes import (  # noqa: PLC0415 - few servers splice
+            check_pipe,
+            fill_pipe,
+        )
+
         check_pipe(call.tid, pipe)
 
         def store(message: bytes) -> None:
@@ -286,6 +290,8 @@ class ServerFile(FileDescription):
         Raises:
             OSError: as `write`; EINVAL if the pipe has less in it.
         """
+        from recuse.sandbox.files.pipes import take_from_pipe  # noqa: PLC0415 - few servers splice
+
         channel = self._served()
         channel.write(self, take_from_pipe(call.tid, pipe, min(size, _LARGEST_REPLY)), size)
         return size

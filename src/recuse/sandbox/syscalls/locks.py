@@ -26,7 +26,8 @@ _EXCLUSIVE: Final = {fcntl.LOCK_SH: False, fcntl.LOCK_EX: True}
 
 def flock(call: TrappedCall, machine: Machine) -> Outcome:
     """``flock(fd, operation)``; or another call that is made to look like it."""
-    if (name := machine.renumbered.names.get(call.tid)) is not None:
+    others = machine.renumbered
+    if others is not None and (name := others.names.get(call.tid)) is not None:
         return renumbered(call, machine, name)
     wanted = call.a1 & ~fcntl.LOCK_NB & 0xFFFFFFFF
     if wanted not in _EXCLUSIVE and wanted != fcntl.LOCK_UN:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.runtime.log import Log
-from recuse.sandbox.files.fuse_file import FuseFile
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler
 from recuse.sandbox.vfs.dentry import Location, Mount
 from recuse.sandbox.vfs.filesystem_tree import FilesystemTree, filesystem_of
@@ -73,6 +72,7 @@ def _of_ours(call: TrappedCall, machine: Machine, flags: int) -> int:
 
 
 def _mount(call: TrappedCall, machine: Machine, kind: bytes, flags: int) -> int:
+    from recuse.sandbox.files.fuse_file import FuseFile  # noqa: PLC0415 - few sandboxes have any
     from recuse.sandbox.fs.server_mount import (  # noqa: PLC0415 - few sandboxes have any
         MS_NODEV,
         MS_NOSUID,

@@ -18,7 +18,6 @@ from recuse.sandbox.files.attribute_file import AttributeFile
 from recuse.sandbox.files.cuse_file import CuseFile
 from recuse.sandbox.files.description import FileDescription
 from recuse.sandbox.files.device_file import DeviceFile, device_end
-from recuse.sandbox.files.fuse_file import FuseFile
 from recuse.sandbox.files.path_file import PathFile
 from recuse.sandbox.syscalls import mount_table
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32, signed64
@@ -284,7 +283,10 @@ def _open_cuse(call: TrappedCall, machine: Machine, location: Location, flags: i
 
 
 def _open_fuse(call: TrappedCall, machine: Machine, location: Location, flags: int) -> int:
-    machine.renumbered.watch(call.tid, _CALLS_BEFORE_MOUNT)
+    from recuse.sandbox.files.fuse_file import FuseFile  # noqa: PLC0415 - few sandboxes have any
+
+    if machine.renumbered is not None:
+        machine.renumbered.watch(call.tid, _CALLS_BEFORE_MOUNT)
     return install(call, machine, FuseFile(location, flags & STATUS_FLAGS, machine.files), flags)
 
 

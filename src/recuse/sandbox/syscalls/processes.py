@@ -67,9 +67,10 @@ def _execute(call: TrappedCall, machine: Machine, base: int, address: int, flags
         machine.tree.many_roots = True  # made by clone3, whose flags no filter sees
     if machine.tasks.alike and not in_our_namespace(call.tid, "user"):
         machine.tasks.alike = False
-    path = machine.strings.read(call.tid, address) if address else b""
-    if path.rpartition(b"/")[2] in _MOUNTING:
-        machine.renumbered.watch(call.tid, -1)
+    if machine.renumbered is not None and address:
+        path = machine.strings.read(call.tid, address)
+        if path.rpartition(b"/")[2] in _MOUNTING:
+            machine.renumbered.watch(call.tid, -1)
     machine.files.unseen.executes(call.tid)
     machine.tasks.forget_ended()
     machine.tasks.forget_process(call.tid)

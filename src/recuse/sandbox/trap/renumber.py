@@ -78,7 +78,7 @@ class Renumbered:
             tid: the thread.
             calls: how many calls it may make before it is no longer watched.
         """
-        if not self._wanted or not may_trace() or tid in self._watched:
+        if not may_trace() or tid in self._watched:
             return
         attached = threading.Event()
         try:
