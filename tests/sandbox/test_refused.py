@@ -50,6 +50,7 @@ def test_waiting_where_descriptors_cannot_be_fetched() -> None:
         "polling/test_poll.py::test_who_sleeps_is_woken",
         "polling/test_poll.py::test_each_call_by_its_number",
         "test_listing.py::test_two_listings_at_once",
+        "mounts/test_calls.py",
     )
 
 

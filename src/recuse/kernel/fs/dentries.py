@@ -92,12 +92,16 @@ class Dentry:
 
     def shrink(self) -> None:
         """Drop the names below that nothing uses (shrink_dcache_sb)."""
-        for name in list(self.children):
-            child = self.children.get(name)
-            if child is not None:
-                child.shrink()
-            del child
-            self.drop(name)
+        below = list(self.children.values())
+        index = 0
+        while index < len(below):
+            below += below[index].children.values()
+            index += 1
+        while below:
+            parent, name = below[-1].parent, below[-1].name
+            del below[-1]  # it would be a use
+            if parent is not None:
+                parent.drop(name)
 
     def drop(self, name: bytes) -> None:
         """Drop a name if nothing uses it and nothing is known below it."""

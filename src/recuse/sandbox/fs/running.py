@@ -89,10 +89,14 @@ class Mounted:
         try:
             result = yield from operation
         except OSError:
-            self.superblock.send_forgets()
+            self._tidy()
             raise
-        self.superblock.send_forgets()
+        self._tidy()
         return result
+
+    def _tidy(self) -> None:
+        self.superblock.trim()
+        self.superblock.send_forgets()
 
 
 def _unused() -> OnDevice[T]:

@@ -334,3 +334,19 @@ def test_a_directory_has_one_name() -> None:
     mount.names["root"] = entry(FUSE_ROOT_ID, stat.S_IFDIR)
     with pytest.raises(OSError, match="Input/output"):
         mount.stat("root")
+
+
+def test_names_are_dropped_however_deep_they_are() -> None:
+    root = here = Dentry(b"", None)
+    for number in range(3000):
+        here = here.put(b"%d" % (number % 7), None)
+    root.shrink()
+    above: Dentry | None = here
+    for _ in range(3000):
+        assert above is not None
+        assert above.is_attached
+        above = above.parent
+    assert above is root  # whoever uses the last name, uses all
+    del here
+    root.shrink()
+    assert not root.children
