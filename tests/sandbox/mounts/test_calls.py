@@ -340,3 +340,17 @@ def test_not_all_is_remembered_for_ever(here: Path) -> None:
         (tree,) = sandbox._machine._channels
         assert isinstance(tree, ServedTree)
         assert len(tree.superblock.inodes) < 3000
+
+
+def test_any_number_of_directories_can_be_entered(client: Shell) -> None:
+    script = """
+for number in range(200): os.mkdir(f"mnt/{number}")
+here = os.getcwd()
+for number in range(200): os.chdir(f"{here}/mnt/{number}"); os.mkdir("in")
+pid = os.fork()
+if pid == 0:
+    for number in range(200): os.chdir(f"../{number}/in"); os.chdir(".."); os.rmdir("in")
+    print(os.getcwd()[-3:], flush=True); os._exit(0)
+print(wait(pid), os.getcwd()[-3:], os.listdir("."))
+"""
+    assert client(script) == "199\n0 199 []\n"

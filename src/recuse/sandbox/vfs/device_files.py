@@ -96,15 +96,14 @@ class DeviceFiles:
         Whether symbolic links, or anything except what is KNOWN_BY_NAME, are hidden.
     """
 
-    def __init__(self, mounts: Mounts, removed: Callable[[Dentry], None]) -> None:
-        """Make the table; ``removed`` is called for each directory that is removed."""
+    def __init__(self, mounts: Mounts) -> None:
+        """Make the table."""
         self.by_number: dict[int, ServerNode | DeviceNode] = {}
         self.numbers_elsewhere = False
         self.hidden: dict[tuple[int, int], Node] = {}
         self.hides_links = False
         self.hides_files = False
         self._mounts = mounts
-        self._removed = removed
         self._of_device: dict[CharDevice, list[Dentry]] = {}
         self._anonymous: dict[int, Location] = {}
         self._kept: set[Dentry] = set()
@@ -293,8 +292,6 @@ class DeviceFiles:
 
     def _unlink(self, dentry: Dentry) -> None:
         dentry.remove()
-        if dentry.node.is_directory:
-            self._removed(dentry)
         above = dentry.parent
         if above is not None and above.parent and not above.children and above not in self._kept:
             self._unlink(above)

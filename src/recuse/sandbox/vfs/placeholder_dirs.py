@@ -4,44 +4,59 @@ A program that has opened such a directory holds a descriptor of its placeholder
 are answered from the sandbox's nodes. The placeholder is empty, so no names except "." and ".." are
 found in it natively.
 
-A placeholder is removed as soon as it is made, and only held open. So nothing is left behind if a
+A placeholder is removed as soon as it is made. So nothing is left behind if a
 process is killed. For the kernel it is still a directory, but nothing can be made in it. It is as
 deep below the removed directory of all placeholders as the directory it stands for is below the
 root. So ".." natively leads to nothing that exists either. Placeholders are known by device and
-inode number. No other directory has the same numbers while they are held.
+inode number. No other directory has the same numbers while somebody has them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
-from collections import deque
+import struct
 from typing import Final
 
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
 from recuse.sandbox.arch import arch
 from recuse.sandbox.vfs import native_files
-from recuse.sandbox.vfs.dentry import Dentry, Location, Mount
+from recuse.sandbox.vfs.dentry import Location, Mount
 
-_MOST_GONE: Final = 64
+_MOST_HELD: Final = 64
+
+_IN_DELETE_SELF: Final = 0x400
+_IN_IGNORED: Final = 0x8000
+_EVENT: Final = struct.Struct("=iIII")
+"""linux/inotify.h; the events of a directory itself have no name."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _OPEN = os.O_RDONLY | arch.O_DIRECTORY | os.O_CLOEXEC
 
 
 class PlaceholderDirs:
-    """All placeholders of a sandbox. There is none before a program opens such a directory."""
+    """All placeholders of a sandbox. There is none before a program opens such a directory.
+
+    The ones that were used last are held here, to be opened again. Others last as long as a program
+    has them, as its working directory for example; inotify tells when that is over.
+    """
 
     def __init__(self) -> None:
         self._lock = new_lock("PlaceholderDirs")
         self._root = b""
         self._held: dict[Location, int] = {}
-        """The descriptors of their placeholders."""
+        """The descriptors of their placeholders. The one that was used last comes last."""
         self._standing: dict[tuple[int, int], Location] = {}
         """What a placeholder stands for, by its device and inode number."""
-        self._gone: deque[Location] = deque()
-        """The directories that are held although they were removed."""
+        self._inotify = -1
+        self._watches: dict[int, tuple[int, int]] = {}
+        """Device and inode number, by the number of the watch."""
+        self._watched = True
+        """Whether all are watched. If they cannot be, all are held."""
         self.used = False
         """Whether there are any."""
 
@@ -55,27 +70,43 @@ class PlaceholderDirs:
         with self._lock:
             if location.node.removed:
                 raise os_error(errno.ENOENT)
-            held = self._held.get(location)
+            self._collect()
+            held = self._held.pop(location, None)
             if held is None:
-                held = self._held[location] = self._make(location.path)
+                held = self._make(location.path)
                 status = os.fstat(held)
-                self._standing[status.st_dev, status.st_ino] = location
+                identity = status.st_dev, status.st_ino
+                self._standing[identity] = location
+                self._watch(held, identity)
                 self.used = True
+            self._held[location] = held
+            while self._watched and len(self._held) > _MOST_HELD:
+                os.close(self._held.pop(next(iter(self._held))))
             return os.open(b"/proc/self/fd/%d" % held, _OPEN)
 
-    def removed(self, directory: Dentry) -> None:
-        """A directory was removed. Whoever has it open finds nothing there any more.
+    def _watch(self, held: int, identity: tuple[int, int]) -> None:
+        if self._inotify < 0 and self._watched:
+            self._inotify = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        watch = -1
+        if self._inotify >= 0:
+            watch = _libc.inotify_add_watch(
+                self._inotify, b"/proc/self/fd/%d" % held, _IN_DELETE_SELF
+            )
+        if watch < 0:
+            self._watched = False
+        else:
+            self._watches[watch] = identity
 
-        For a few such directories recuse reports that as long as the placeholder is held. In the
-        others the kernel finds nothing either.
-        """
-        with self._lock:
-            self._gone += [location for location in self._held if location.dentry is directory]
-            while len(self._gone) > _MOST_GONE:
-                held = self._held.pop(self._gone.popleft())
-                status = os.fstat(held)
-                del self._standing[status.st_dev, status.st_ino]
-                os.close(held)
+    def _collect(self) -> None:
+        """Forget those that nobody has any more: no other directory may be taken for them."""
+        if self._inotify < 0:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data = os.read(self._inotify, _EVENT.size * 64)
+                for watch, what, _, _ in _EVENT.iter_unpack(data):
+                    if what & _IN_IGNORED and (gone := self._watches.pop(watch, None)):
+                        self._standing.pop(gone, None)
 
     def _make(self, path: bytes) -> int:
         if not self._root:
@@ -96,11 +127,19 @@ class PlaceholderDirs:
 
     def standing_for(self, status: os.stat_result) -> Location | None:
         """What a directory stands for; None if it is no placeholder."""
-        return self._standing.get((status.st_dev, status.st_ino)) if self.used else None
+        if not self.used:
+            return None
+        identity = status.st_dev, status.st_ino
+        if identity not in self._standing:
+            return None
+        with self._lock:
+            self._collect()
+            return self._standing.get(identity)
 
     def are_entered(self, mount: Mount) -> bool:
         """Whether a directory of that mount is the working directory of some process."""
         with self._lock:
+            self._collect()
             places = {
                 place for place, location in self._standing.items() if location.mount is mount
             }
@@ -111,8 +150,10 @@ class PlaceholderDirs:
         with self._lock:
             held, self._held = self._held, {}
             self._standing.clear()
-            self._gone.clear()
-            self.used = False
+            inotify, self._inotify = self._inotify, -1
+            self._watched = self.used = False
+        if inotify >= 0:
+            os.close(inotify)
         for descriptor in held.values():
             os.close(descriptor)
 

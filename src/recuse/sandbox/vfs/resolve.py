@@ -81,7 +81,7 @@ class Tree:
         self._files = files
         self.mounts = Mounts()
         self.placeholders = PlaceholderDirs()
-        self.devices = DeviceFiles(self.mounts, self.placeholders.removed)
+        self.devices = DeviceFiles(self.mounts)
         self.listings: dict[tuple[int, int], tuple[Listed, int, int]] = {}
         """How far each listing has come, by process and descriptor (`syscalls.listing`)."""
         self.many_roots = False
