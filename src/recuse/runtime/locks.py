@@ -60,7 +60,7 @@ garbage is collected in any thread, in the middle of anything.
     KnownNodes: which nodes of a filesystem the kernel half knows, and how often
     DeviceFiles: the devices' nodes, and their directories
         Mounts: where trees of files appear
-        PlaceholderDirs: the directories that stand for those that exist only in a sandbox
+    PlaceholderDirs: the directories that stand for those that exist only in a sandbox
     AttributeFile: the position in an open file of /sys, and what has been read
     rights.becoming: how many threads act as a user that nobody may trace
 

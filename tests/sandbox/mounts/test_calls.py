@@ -172,7 +172,7 @@ print(attempt(sock.bind, "mnt/s"), attempt(sock.connect, "mnt/f"))
 OTHER = """None True
 None EAGAIN
 None
-ENOLCK None
+None None
 b'content' ENODEV
 EACCES EINVAL
 255 255 255
@@ -354,3 +354,21 @@ if pid == 0:
 print(wait(pid), os.getcwd()[-3:], os.listdir("."))
 """
     assert client(script) == "199\n0 199 []\n"
+
+
+COPIES = """
+open("mnt/a", "wb").write(b"0123456789"); one = os.open("mnt/a", os.O_RDWR)
+two = os.open("mnt/b", os.O_RDWR | os.O_CREAT); native = os.open("beside", os.O_RDWR)
+print(os.copy_file_range(one, two, 100), os.lseek(one, 0, 1), os.pread(two, 99, 0))
+print(os.copy_file_range(one, two, 3, 2, 20), os.fstat(two).st_size, os.lseek(two, 0, 1))
+print(os.copy_file_range(one, two, 9), attempt(os.copy_file_range, one, one, 5, 0, 2))
+print(attempt(os.copy_file_range, one, native, 5), attempt(os.copy_file_range, native, two, 5))
+top = os.open("mnt", os.O_RDONLY); print(attempt(os.copy_file_range, one, top, 5, 0))
+print(attempt(os.copy_file_range, os.open("mnt/a", os.O_WRONLY), two, 5, 0))
+"""
+
+
+def test_copies_within_it(client: Shell) -> None:
+    assert client(COPIES) == (
+        "10 10 b'0123456789'\n3 23 10\n0 EINVAL\nEXDEV EXDEV\nEISDIR\nEBADF\n"
+    )

@@ -13,6 +13,7 @@ from recuse.kernel.char.mmap import Mapper, Mapping, MmapCall
 from recuse.kernel.errors import os_error
 from recuse.kernel.iovec import IoVec
 from recuse.kernel.locks import FileLocks
+from recuse.runtime.records import NamedTuple
 from recuse.sandbox.files.native_end import NativeEnd
 from recuse.sandbox.files.readiness import Readiness
 from recuse.sandbox.trap.answers import PROCEED
@@ -23,6 +24,15 @@ from recuse.wire.ids import Tid
 
 IoVecs: TypeAlias = list[IoVec]
 """The parts of the caller's memory that a call reads from or writes to."""
+
+
+class Offsets(NamedTuple):
+    """Where copy_file_range(2) finds its two offsets in the caller's memory, and leaves them; 0: in
+    the file.
+    """
+
+    read_from: int
+    written_to: int
 
 
 class PollSource(Hashable, Protocol):
@@ -179,6 +189,16 @@ class FileDescription:
             OSError: ENOTDIR.
         """
         raise os_error(errno.ENOTDIR)
+
+    def copy_range(
+        self, call: TrappedCall, other: FileDescription, offsets: Offsets, size: int
+    ) -> Outcome:
+        """Copy bytes to another file, as copy_file_range(2).
+
+        Raises:
+            OSError: EINVAL.
+        """
+        raise os_error(errno.EINVAL)
 
     def ioctl(self, call: TrappedCall, command: int, argument: int) -> Outcome:
         """Run a command that not every file has.

@@ -34,5 +34,6 @@ def caller_of(call: TrappedCall, *, real: bool = False, creates: bool = False) -
         capabilities=rights.capabilities,
         umask=umask_of(call.tid) if creates else 0,
         owner=task.owner,
+        tgid=task.tgid,
         memory=memory,
     )

@@ -20,7 +20,7 @@ class DirectoryFile(OpenedFile):
 
     __slots__ = ()
 
-    _file: Directory
+    kernel_file: Directory
 
     def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> Outcome:
         """Fail with EISDIR (fs/libfs.c, generic_read_dir)."""
@@ -28,11 +28,11 @@ class DirectoryFile(OpenedFile):
 
     def seek(self, call: TrappedCall, offset: int, whence: int) -> int:
         """See `Directory.seek`."""
-        return self._file.seek(offset, whence)
+        return self.kernel_file.seek(offset, whence)
 
     def entries(self, call: TrappedCall, address: int, size: int, *, typed: bool) -> Outcome:
         """See `FileDescription.entries`."""
-        return self._tree.run(call, _list(self._file, caller_of(call), address, size, typed))
+        return self._tree.run(call, _list(self.kernel_file, caller_of(call), address, size, typed))
 
 
 def _list(

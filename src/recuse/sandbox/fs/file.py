@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Final
 
 from recuse.kernel.connection.operation import Operation, run
-from recuse.kernel.errors import os_error
 from recuse.kernel.fs import file_calls
 from recuse.kernel.fs.credentials import FileCaller
 from recuse.kernel.fs.files import FilesystemFile
-from recuse.kernel.locks import FileLocks
 from recuse.runtime.log import Log
 from recuse.sandbox.files.description import FileDescription
 from recuse.sandbox.files.native_end import NativeEnd
 from recuse.sandbox.fs.caller import caller_of
+from recuse.sandbox.fs.record_locking import RecordLocking
 from recuse.sandbox.fs.running import Mounted
 from recuse.sandbox.trap.call import Outcome, TrappedCall
 from recuse.sandbox.vfs.dentry import Location
-from recuse.wire.fuse import FUSE_FLOCK_LOCKS
 
 _log: Final = Log("recuse.sandbox")
 
@@ -31,10 +28,10 @@ class OpenedFile(FileDescription):
     closes of single descriptors are not seen.
     """
 
-    __slots__ = ("_file", "_opener", "_tree")
+    __slots__ = ("_opener", "_tree", "kernel_file", "lockers")
 
     has_events = False
-    _file: FilesystemFile
+    kernel_file: FilesystemFile
 
     def __init__(
         self,
@@ -47,40 +44,36 @@ class OpenedFile(FileDescription):
         """Make it for an open file of the kernel half, which is released with this one."""
         super().__init__(location, file.flags, end)
         self.group = tree
-        self._file = file
+        self.kernel_file = file
         self._tree = tree
         self._opener = opener
+        self.lockers: dict[int, FileCaller] = {}
+        """Who has locked parts of it, by process."""
 
     def ioctl(self, call: TrappedCall, command: int, argument: int) -> Outcome:
         """See `recuse.kernel.fs.file_calls.ioctl`."""
-        operation = file_calls.ioctl(self._file, caller_of(call), command, argument)
+        operation = file_calls.ioctl(self.kernel_file, caller_of(call), command, argument)
         return self._tree.run(call, operation)
 
     def sync(self, call: TrappedCall, data_only: bool) -> Outcome:
         """See `FilesystemFile.sync`."""
-        return self._tree.run(call, self._file.sync(caller_of(call), data_only))
+        return self._tree.run(call, self.kernel_file.sync(caller_of(call), data_only))
 
     def flock(self, call: TrappedCall, operation: int) -> Outcome | None:
-        """See `FileDescription.flock`."""
-        if not self._tree.superblock.has(FUSE_FLOCK_LOCKS):
-            return None
-        return self._tree.run(call, file_calls.flock(self._file, caller_of(call), operation))
+        """See `recuse.kernel.fs.file_calls.flock`."""
+        locked = file_calls.flock(self.kernel_file, caller_of(call), operation)
+        return self._tree.run(call, locked)
 
     def record_lock(self, call: TrappedCall, command: int, address: int) -> Outcome:
-        """Fail: there are no locks of parts of files here yet.
-
-        Raises:
-            OSError: ENOLCK.
-        """
-        raise os_error(errno.ENOLCK)
-
-    def locks(self) -> tuple[FileLocks, Hashable] | None:
-        """The inode's locks, and this file."""
-        return self._tree.superblock.inodes.locks_of(self._file.inode), self._file
+        """See `RecordLocking.do`."""
+        opened = (
+            one for one in list(self._tree.files.by_link.values()) if isinstance(one, OpenedFile)
+        )
+        return RecordLocking(self._tree, list(opened)).do(self, call, command, address)
 
     def set_flags(self, flags: int) -> None:
         """Do F_SETFL."""
-        self.flags = self._file.flags = flags
+        self.flags = self.kernel_file.flags = flags
 
     def release(self, released: Callable[[], None]) -> None:
         """Flush it and release it."""
@@ -96,6 +89,11 @@ class OpenedFile(FileDescription):
 
     def _close(self) -> Operation[None]:
         try:
-            yield from self._file.flush(self._opener)
+            # What a process has locked ends with its flush.
+            for caller in {self._opener.owner: self._opener, **self._owners()}.values():
+                yield from self.kernel_file.flush(caller)
         finally:
-            yield from self._file.release()
+            yield from self.kernel_file.release()
+
+    def _owners(self) -> dict[int, FileCaller]:
+        return {caller.owner: caller for caller in self.lockers.values()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+import struct
 from typing import Final
 
 from recuse.kernel.caller import Caller
@@ -15,12 +16,13 @@ from recuse.kernel.fs import file_calls
 from recuse.kernel.fs.credentials import CAP_FSETID, FileCaller
 from recuse.kernel.fs.mapping import map_file, unmap_file
 from recuse.kernel.fs.regular import RegularFile
-from recuse.kernel.iovec import length_of, load, store
-from recuse.sandbox.files.description import IoVecs, PollSource
+from recuse.kernel.iovec import MAX_TRANSFER, length_of, load, store
+from recuse.sandbox.files.description import FileDescription, IoVecs, Offsets, PollSource
 from recuse.sandbox.fs.caller import caller_of
 from recuse.sandbox.fs.file import OpenedFile
 from recuse.sandbox.trap.call import OnDevice, Outcome, TrappedCall
 
+_OFFSET: Final = struct.Struct("=q")
 _SYNC: Final = os.O_SYNC & ~os.O_DSYNC
 
 
@@ -31,30 +33,30 @@ class DataFile(OpenedFile):
 
     has_events = True
 
-    _file: RegularFile
+    kernel_file: RegularFile
 
     def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> Outcome:
         """See `RegularFile.read`. OSError: EFAULT if nothing could be stored."""
-        operation = _read(self._file, caller_of(call), segments, position)
+        operation = _read(self.kernel_file, caller_of(call), segments, position)
         return call.run(self._tree, self._tree.whole(operation))
 
     def write(
         self, call: TrappedCall, segments: IoVecs, position: int | None, flags: int = 0
     ) -> Outcome:
         """See `RegularFile.write`. OSError: EFAULT if nothing could be loaded."""
-        operation = _write(self._file, caller_of(call), segments, position, flags)
+        operation = _write(self.kernel_file, caller_of(call), segments, position, flags)
         return call.run(self._tree, self._tree.whole(operation))
 
     def read_at(self, caller: Caller, segments: IoVecs, position: int) -> OnDevice[int]:
         """See `read`."""
-        operation = _read(self._file, _of_files(caller), segments, position)
+        operation = _read(self.kernel_file, _of_files(caller), segments, position)
         return OnDevice(self._tree, self._tree.whole(operation))
 
     def write_at(
         self, caller: Caller, segments: IoVecs, position: int, flags: int
     ) -> OnDevice[int]:
         """See `write`."""
-        operation = _write(self._file, _of_files(caller), segments, position, flags)
+        operation = _write(self.kernel_file, _of_files(caller), segments, position, flags)
         return OnDevice(self._tree, self._tree.whole(operation))
 
     @property
@@ -64,12 +66,12 @@ class DataFile(OpenedFile):
 
     def poll(self, caller: Caller, events: int, waiting: bool) -> OnDevice[int]:
         """See `recuse.kernel.fs.file_calls.poll`."""
-        operation = file_calls.poll(self._file, _of_files(caller), events, waiting)
+        operation = file_calls.poll(self.kernel_file, _of_files(caller), events, waiting)
         return OnDevice(self._tree, self._tree.whole(operation))
 
     def wake_by(self, changed: Callable[[], None]) -> None:
         """See `FilesystemFile`."""
-        self._file.wake_pollers = changed
+        self.kernel_file.wake_pollers = changed
 
     @property
     def ended(self) -> bool:
@@ -79,25 +81,38 @@ class DataFile(OpenedFile):
     def seek(self, call: TrappedCall, offset: int, whence: int) -> int:
         """See `RegularFile.seek`."""
         return self._tree.ask(
-            call, ("seek", self), lambda: self._file.seek(caller_of(call), offset, whence)
+            call, ("seek", self), lambda: self.kernel_file.seek(caller_of(call), offset, whence)
         )
 
     def mmap(self, caller: Caller, mapper: Mapper, wanted: MmapCall) -> OnDevice[Mapping]:
         """See `map_file`."""
-        operation = map_file(self._file, _of_files(caller), mapper, wanted)
+        operation = map_file(self.kernel_file, _of_files(caller), mapper, wanted)
         return OnDevice(self._tree, self._tree.whole(operation))
 
     def munmap(self, mapping: Mapping) -> OnDevice[None]:
         """See `unmap_file`."""
-        return OnDevice(self._tree, self._tree.whole(unmap_file(self._file)))
+        return OnDevice(self._tree, self._tree.whole(unmap_file(self.kernel_file)))
+
+    def copy_range(
+        self, call: TrappedCall, other: FileDescription, offsets: Offsets, size: int
+    ) -> Outcome:
+        """See `RegularFile.copy_to`. OSError: EXDEV to another filesystem."""
+        if other.group is not self.group:
+            raise os_error(errno.EXDEV)
+        if not isinstance(other, DataFile):
+            raise os_error(errno.EISDIR)
+        operation = _copy(self.kernel_file, other.kernel_file, caller_of(call), offsets, size)
+        return self._tree.run(call, operation)
 
     def truncate(self, call: TrappedCall, size: int) -> Outcome:
         """See `RegularFile.truncate`."""
-        return self._tree.run(call, self._file.truncate(caller_of(call), size))
+        return self._tree.run(call, self.kernel_file.truncate(caller_of(call), size))
 
     def allocate(self, call: TrappedCall, mode: int, offset: int, length: int) -> Outcome:
         """See `RegularFile.allocate`."""
-        return self._tree.run(call, self._file.allocate(caller_of(call), mode, offset, length))
+        return self._tree.run(
+            call, self.kernel_file.allocate(caller_of(call), mode, offset, length)
+        )
 
 
 def _of_files(caller: Caller) -> FileCaller:
@@ -138,3 +153,30 @@ def _write(
         # fs/fuse/file.c, generic_write_sync
         yield from file.sync(caller, data_only=not flags & _SYNC)
     return written
+
+
+def _copy(
+    file: RegularFile, other: RegularFile, caller: FileCaller, offsets: Offsets, size: int
+) -> Operation[int]:
+    # fs/read_write.c, copy_file_range
+    start, target = _offset(file, caller, offsets[0]), _offset(other, caller, offsets[1])
+    copied = yield from file.copy_to(caller, start, other, target, min(size, MAX_TRANSFER))
+    _move(file, caller, offsets[0], start + copied)
+    _move(other, caller, offsets[1], target + copied)
+    return copied
+
+
+def _offset(file: RegularFile, caller: FileCaller, address: int) -> int:
+    if not address:
+        return file.position
+    data = caller.memory.read(address, _OFFSET.size)
+    if len(data) < _OFFSET.size:
+        raise os_error(errno.EFAULT)
+    return int(_OFFSET.unpack(data)[0])
+
+
+def _move(file: RegularFile, caller: FileCaller, address: int, offset: int) -> None:
+    if not address:
+        file.position = offset
+    elif caller.memory.write(address, _OFFSET.pack(offset)) < _OFFSET.size:
+        raise os_error(errno.EFAULT)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
+from recuse.sandbox.files.description import Offsets
 from recuse.sandbox.syscalls.handler import (
     PROCEED,
     Handler,
@@ -17,6 +18,7 @@ from recuse.sandbox.syscalls.handler import (
 )
 from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.trap.call import Outcome, TrappedCall
+from recuse.sandbox.vfs.filesystem_tree import filesystem_of
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -208,6 +210,8 @@ def splice(call: TrappedCall, machine: Machine) -> int:
         return PROCEED
     if source is not None and target is not None:
         raise os_error(errno.EINVAL)
+    if any(one and filesystem_of(one.location) for one in (source, target)):
+        raise os_error(errno.EINVAL)  # a filesystem's files cannot be spliced
     if call.a1 or call.a3:
         raise os_error(errno.ESPIPE)
     size = min(call.a4, _MAX_RW_COUNT)
@@ -221,9 +225,20 @@ def splice(call: TrappedCall, machine: Machine) -> int:
     return target.splice_from(call, signed32(call.a0), size)
 
 
-def copy_range(call: TrappedCall, machine: Machine) -> int:
+def copy_file_range(call: TrappedCall, machine: Machine) -> Outcome:
     """``copy_file_range(in, off_in, out, off_out, count, flags)``."""
-    return _either(call, machine, call.a2)
+    source = machine.files.find_opened(call.tid, call.a0)
+    target = machine.files.find_opened(call.tid, call.a2)
+    if source is None and target is None:
+        return PROCEED
+    if call.a5 & 0xFFFFFFFF:
+        raise os_error(errno.EINVAL)
+    if source is None or target is None:
+        # Devices are no regular files; and those of a filesystem are on another one.
+        one = source or target
+        assert one is not None
+        raise os_error(errno.EINVAL if filesystem_of(one.location) is None else errno.EXDEV)
+    return source.copy_range(call, target, Offsets(call.a1, call.a3), call.a4)
 
 
 def tee(call: TrappedCall, machine: Machine) -> int:
@@ -253,6 +268,6 @@ HANDLERS: Final[dict[str, Handler]] = {
     "sendfile": sendfile,
     "splice": splice,
     "tee": tee,
-    "copy_file_range": copy_range,
+    "copy_file_range": copy_file_range,
     "lseek": lseek,
 }

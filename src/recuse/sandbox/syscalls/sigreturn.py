@@ -36,7 +36,7 @@ from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.syscalls.poll_files import PollFiles, SelectFiles
 from recuse.sandbox.tasks.memory import UnreadableError, read_memory, write_memory
 from recuse.sandbox.trap.borrowing import Borrowing
-from recuse.sandbox.trap.filter import TRAPPED_FCNTL
+from recuse.sandbox.trap.filter import LOCK_COMMANDS, LOCK_COMMANDS_64, TRAPPED_FCNTL
 from recuse.sandbox.vfs.native_files import start_of, status_from
 from recuse.sandbox.vfs.resolve import AT_FDCWD
 
@@ -174,9 +174,17 @@ def _control(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
     return machine.files.find(lender.tid, made.argument(0) & 0xFFFFFFFF) is not None
 
 
+_QUICK_COMMANDS: Final = frozenset((*TRAPPED_FCNTL, *LOCK_COMMANDS, *LOCK_COMMANDS_64)) - {
+    7,
+    14,
+    38,
+}
+"""All but F_SETLKW, F_SETLKW64 and F_OFD_SETLKW."""
+
+
 def _fcntl(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:
     del lender, machine
-    return made.argument(1) & 0xFFFFFFFF in TRAPPED_FCNTL
+    return made.argument(1) & 0xFFFFFFFF in _QUICK_COMMANDS
 
 
 def _flock(lender: Borrowing, machine: Machine, made: Interrupted) -> bool:

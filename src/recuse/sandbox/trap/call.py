@@ -150,6 +150,10 @@ class TrappedCall(OwedCall):
         self._state = WAITING
         self.trap.signals.watch(self, interrupt)
 
+    def look_around(self, look: Callable[[], None]) -> None:
+        """Have ``look`` called now and then while it waits, in a thread that it may block."""
+        self.trap.signals.watch(self, TrappedCall.interrupt, look=look)
+
     def attend(self, look: Callable[[], None]) -> None:
         """Have ``look`` called now and then until :meth:`leave`. Signals no longer interrupt it.
 

@@ -76,13 +76,14 @@ C = TypeVar("C", bound=Interruptible)
 class Waiting(Generic[C]):
     """A call that waits. It does not keep the call alive."""
 
-    __slots__ = ("attend", "call", "found", "id", "interrupt", "looks", "owed", "tid")
+    __slots__ = ("attend", "call", "found", "id", "interrupt", "look", "looks", "owed", "tid")
 
     def __init__(
         self,
         call: C,
         interrupt: Callable[[C, bool], None],
         attend: Callable[[], None] | None = None,
+        look: Callable[[], None] | None = None,
     ) -> None:
         self.call = ref(call)
         self.id = call.id
@@ -91,6 +92,8 @@ class Waiting(Generic[C]):
         """Called when a signal has come for the caller, or (True) when the caller is gone."""
         self.attend = attend
         """Called at each look, which then does nothing else."""
+        self.look = look
+        """Called at each look by another thread."""
         self.looks = 0
         """How many looks in a row have found a signal, plus one from the second look on."""
         self.found: list[Signals] = []
@@ -176,7 +179,14 @@ class SignalWatch:
         self._closed = threading.Event()
         self._thread = threads.start(self._work, name="recuse-signals")
 
-    def watch(self, call: C, interrupt: Callable[[C, bool], None], *, late: bool = False) -> None:
+    def watch(
+        self,
+        call: C,
+        interrupt: Callable[[C, bool], None],
+        *,
+        late: bool = False,
+        look: Callable[[], None] | None = None,
+    ) -> None:
         """Call ``interrupt`` if a signal is pending for the caller, or the caller is killed.
 
         This lasts until the call is answered. Each look that finds a signal calls ``interrupt``
@@ -187,8 +197,9 @@ class SignalWatch:
             call: is not kept alive: a waiting call is kept by what it waits for.
             interrupt: is given the call, and must not have a reference to it either.
             late: set if this may be another thread than the one that has the call.
+            look: called now and then, in a thread that it may block.
         """
-        waiting = Waiting(call, interrupt)
+        waiting = Waiting(call, interrupt, look=look)
         if self._owed_calls and self._owed_calls.take(call.tid, call.id):
             waiting.owed = True
         if late:
@@ -288,6 +299,8 @@ class SignalWatch:
         if one.attend is not None:
             one.attend()
             return
+        if one.look is not None:
+            self._errands.put(one.look)
         if one.owed:
             one.owed = False
             self._errands.put(partial(one.interrupt, call, False))

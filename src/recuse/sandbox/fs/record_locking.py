@@ -1,0 +1,207 @@
+"""Locks of parts of a filesystem's file: F_GETLK, F_SETLK, F_SETLKW, F_OFD_... (fs/locks.c).
+
+The kernel half keeps them, or the server. A lock of a process ends with its close of the file. But
+the close of a descriptor is not seen if others of the same open file are left, such as those of a
+parent. So before a lock is refused, and while one waits, it is looked whether the process in the
+way still has the file open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from typing import TYPE_CHECKING, Final
+
+from recuse.kernel.connection.operation import Operation, run
+from recuse.kernel.errors import os_error
+from recuse.kernel.fs.attributes import get_attributes
+from recuse.kernel.fs.file_calls import get_lock, set_lock
+from recuse.kernel.fs.inodes import STATX_SIZE
+from recuse.runtime.records import NamedTuple
+from recuse.sandbox.arch import compat
+from recuse.sandbox.fs.caller import caller_of
+from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
+from recuse.wire.fuse import FUSE_POSIX_LOCKS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Protocol
+
+    from recuse.kernel.fs.credentials import FileCaller
+    from recuse.kernel.fs.files import FilesystemFile
+    from recuse.sandbox.fs.running import Mounted
+
+    class Lockable(Protocol):
+        """An open file, as far as it is needed here."""
+
+        link: str
+        kernel_file: FilesystemFile
+        lockers: dict[int, FileCaller]
+
+
+_FLOCK: Final = struct.Struct("=hh4xqqi4x")
+_FLOCK64_32: Final = struct.Struct("=hhqqi")
+_FLOCK_32: Final = struct.Struct("=hhiii")
+"""``struct flock``: of 64-bit programs, and the two of 32-bit ones (asm/compat.h)."""
+_TO_THE_END: Final = (1 << 63) - 1
+
+# linux/fcntl.h. Those of 32-bit programs for 64-bit positions are 7 more; F_OFD_ are 31 more.
+_GETLK, _SETLK, _SETLKW = 5, 6, 7
+_LONG, _OFD = 7, 31
+
+
+class _Command(NamedTuple):
+    """What a thread wants; ``kind`` as F_RDLCK, the other two in bytes from the beginning."""
+
+    does: int
+    ofd: bool
+    layout: struct.Struct
+    kind: int
+    start: int
+    length: int
+
+
+class RecordLocking:
+    """Does the lock commands of a filesystem's files."""
+
+    def __init__(self, tree: Mounted, files: Iterable[Lockable]) -> None:
+        """Prepare; ``files`` are all that programs have open."""
+        self._tree = tree
+        self._files = files
+
+    def do(self, file: Lockable, call: TrappedCall, command: int, address: int) -> Outcome:
+        """Do one.
+
+        Raises:
+            OSError: EAGAIN, EBADF, EDEADLK, EFAULT, EINVAL, EOVERFLOW, or the server's.
+        """
+        caller = caller_of(call)
+        wanted = self._read(file.kernel_file, call, caller, command, address)
+        return self._do(file, call, caller, wanted, address)
+
+    def _read(
+        self,
+        file: FilesystemFile,
+        call: TrappedCall,
+        caller: FileCaller,
+        command: int,
+        address: int,
+    ) -> _Command:
+        """Read the ``struct flock`` (flock64_to_posix_lock)."""
+        ofd = command >= _GETLK + _OFD
+        layout = _FLOCK
+        if call.arch == compat.AUDIT_ARCH:
+            layout = _FLOCK_32 if command <= _SETLKW else _FLOCK64_32
+        does = command - (_OFD if ofd else _LONG if command > _SETLKW else 0)
+        data = caller.memory.read(address, layout.size)
+        if len(data) < layout.size:
+            raise os_error(errno.EFAULT)
+        kind, whence, start, length, pid = layout.unpack(data)
+        if ofd and pid:
+            raise os_error(errno.EINVAL)
+        if whence == os.SEEK_CUR:
+            start += file.position
+        elif whence == os.SEEK_END:
+            start += self._tree.ask(
+                call, ("size", file.inode), lambda: _size(self._tree, caller, file)
+            )
+        elif whence != os.SEEK_SET:
+            raise os_error(errno.EINVAL)
+        return _Command(does, ofd, layout, kind, start, length)
+
+    def _do(
+        self,
+        file: Lockable,
+        call: TrappedCall,
+        caller: FileCaller,
+        wanted: _Command,
+        address: int,
+    ) -> Steps[int]:
+        tree, inner, ofd = self._tree, file.kernel_file, wanted.ofd
+        bytes_ = wanted.kind, wanted.start, wanted.length
+        yield tree.files.releases(tree)
+        if wanted.kind != fcntl.F_UNLCK and not tree.superblock.has(FUSE_POSIX_LOCKS):
+            while True:
+                found = yield OnDevice(tree, get_lock(inner, caller, *bytes_, ofd))
+                if found is None or not (stale := self._stale(inner, found.pid)):
+                    break
+                for other, locker in stale:
+                    yield OnDevice(tree, _closed(other, locker))
+        if wanted.does == _GETLK:
+            found = yield OnDevice(tree, get_lock(inner, caller, *bytes_, ofd))
+            data = struct.pack("=h", fcntl.F_UNLCK)
+            if found is not None:
+                data = _packed(wanted.layout, found.type, found.start, found.end, found.pid)
+            if caller.memory.write(address, data) < len(data):
+                raise os_error(errno.EFAULT)
+            return 0
+        if not ofd:
+            file.lockers[call.task.tgid] = caller
+        waits = wanted.does == _SETLKW
+        if waits:
+            call.look_around(lambda: self._look(inner, caller, bytes_, ofd))
+        yield OnDevice(tree, set_lock(inner, caller, *bytes_, waits, ofd))
+        return 0
+
+    def _stale(self, file: FilesystemFile, process: int) -> list[tuple[Lockable, FileCaller]]:
+        """By which files a process has locked this one, if it has none of them open any more."""
+        by = [
+            (other, locker)
+            for other in list(self._files)
+            if other.kernel_file.inode is file.inode
+            and (locker := other.lockers.get(process)) is not None
+        ]
+        links = {other.link for other, _ in by}
+        return [] if _has_open(process, links) else by
+
+    def _look(
+        self, file: FilesystemFile, caller: FileCaller, bytes_: tuple[int, int, int], ofd: bool
+    ) -> None:
+        """Find out if what a thread waits for is held by nobody; then take it away."""
+        connection = self._tree.connection
+
+        def done(found: object, error: OSError | None) -> None:
+            pid = getattr(found, "pid", 0) if error is None else 0
+            for other, locker in self._stale(file, pid) if pid else ():
+                run(connection, _closed(other, locker), lambda *_: None)
+
+        if not self._tree.superblock.has(FUSE_POSIX_LOCKS):
+            run(connection, get_lock(file, caller, *bytes_, ofd), done)
+
+
+def _size(tree: Mounted, caller: FileCaller, file: FilesystemFile) -> Operation[int]:
+    attr = yield from get_attributes(tree.superblock, caller, file.inode, STATX_SIZE, file)
+    return attr.size
+
+
+def _closed(file: Lockable, locker: FileCaller) -> Operation[None]:
+    """Do what the close of a process does that has locked something."""
+    file.lockers.pop(locker.tgid, None)
+    yield from file.kernel_file.flush(locker)
+
+
+def _packed(layout: struct.Struct, kind: int, start: int, end: int, pid: int) -> bytes:
+    """Encode a lock that is in the way. OSError: EOVERFLOW."""
+    length = 0 if end >= _TO_THE_END else end - start + 1
+    try:
+        return layout.pack(kind, os.SEEK_SET, start, length, (pid ^ 1 << 31) - (1 << 31))
+    except struct.error:
+        raise os_error(errno.EOVERFLOW) from None
+
+
+def _has_open(process: int, links: set[str]) -> bool:
+    """Whether a process has one of these files open, as far as can be seen."""
+    try:
+        numbers = os.listdir(f"/proc/{process}/fd")
+    except PermissionError:
+        return True
+    except OSError:
+        return not links
+    for number in numbers:
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{process}/fd/{number}") in links:
+                return True
+    return not links
