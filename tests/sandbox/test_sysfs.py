@@ -74,7 +74,9 @@ def test_whole_trees(shell: Shell) -> None:
     assert shell("cp /sys/class/cuse/echo/uevent /dev/stdout | tail -1") == "DEVNAME=echo\n"
 
 
-def test_paths_lead_through_it_to_what_is_there_natively(shell: Shell, client: Shell) -> None:
+def test_paths_lead_through_it_to_what_is_there_natively(
+    shell: Shell, client: Shell, tmp_path: Path
+) -> None:
     assert shell(f"cat {OWN}/../../mem/null/dev /sys/class/cuse/echo/../../mem/zero/dev") == (
         "1:3\n1:5\n"
     )
@@ -83,9 +85,10 @@ up = os.open('/sys/devices/virtual/cuse/..', os.O_RDONLY | os.O_DIRECTORY)
 print(os.path.samestat(os.fstat(up), os.stat('/sys/devices/virtual')), 'mem' in os.listdir(up))
 print(attempt(os.open, '/sys/class/cuse/../../class/nothing', os.O_RDONLY))
 print(attempt(os.open, '/sys/class/cuse/../../class/nothing', os.O_WRONLY | os.O_CREAT))
-print(attempt(os.chmod, '/dev/char/../null', 0o600), oct(os.stat('/dev/char/../null').st_mode))
+path = '/sys/class/cuse/../../..' + args[0] + '/made'; os.mkdir(path); os.chmod(path, 0o700)
+print(oct(os.stat(args[0] + '/made').st_mode))
 """
-    assert client(script) == "True True\nENOENT\nENOENT\nENOENT 0o20666\n"
+    assert client(script, tmp_path) == "True True\nENOENT\nEACCES\n0o40700\n"
 
 
 def test_paths_that_must_not_leave_their_directory(client: Shell) -> None:

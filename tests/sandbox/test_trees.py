@@ -109,7 +109,7 @@ for name in "mnt/program", args[0] + "/mnt/program", "mnt/file", "mnt/dir", "mnt
 os.execve(os.open("/bin/echo", os.O_RDONLY), ["echo", "done"], {})
 """
         assert client(script, here).split() == [
-            "ENOENT", "ENOENT", "EACCES", "EACCES", "ENOENT", "done",
+            "ENOENT", "ENOENT", "EACCES", "EACCES", "EACCES", "done",
         ]  # fmt: skip
 
     def test_over_an_empty_one(

@@ -11,11 +11,12 @@ from recuse.kernel.connection.connection import Connection
 from recuse.runtime.log import Log
 from recuse.sandbox.arch import arch
 from recuse.sandbox.machine import Machine
-from recuse.sandbox.syscalls import compat_handlers, handlers
+from recuse.sandbox.syscalls import compat_handlers, elsewhere, handlers
 from recuse.sandbox.trap.answers import ANSWERED, PROCEED
 from recuse.sandbox.trap.call import Outcome, TrappedCall, UnansweredError, receive
 from recuse.sandbox.trap.listener import Listener
 from recuse.sandbox.trap.trap import Trap
+from recuse.sandbox.vfs.resolve import NativelyAbsentError, OutsideError
 
 _log = Log("recuse.sandbox")
 
@@ -93,7 +94,30 @@ class Supervisor:
             else:
                 call.take(result)
         except UnansweredError as asked:
-            handle = partial(self._handlers[call.number], call, self._machine)
+            handle = partial(self._handle_again, call)
+            call.take(call.answered(asked, handle, self._machine.errands))
+        except (OutsideError, NativelyAbsentError):
+            self._handle_elsewhere(call)
+        except BaseException as error:
+            call.raised(error)
+
+    def _handle_again(self, call: TrappedCall) -> Outcome:
+        """Run the handler; if it is about a native file behind recuse's, see `elsewhere`."""
+        handlers = self._handlers if call.arch == _NATIVE else self._compat_handlers
+        try:
+            return handlers[call.number](call, self._machine)
+        except (OutsideError, NativelyAbsentError) as error:
+            return elsewhere.repeat(call, self._machine, error)
+
+    def _handle_elsewhere(self, call: TrappedCall) -> None:
+        try:
+            result = self._handle_again(call)
+            if isinstance(result, int):
+                call.conclude(result)
+            else:
+                call.take(result)
+        except UnansweredError as asked:
+            handle = partial(self._handle_again, call)
             call.take(call.answered(asked, handle, self._machine.errands))
         except BaseException as error:
             call.raised(error)
@@ -105,7 +129,7 @@ class Supervisor:
 
         def handle() -> Outcome:
             call.arguments = arguments
-            return handler(call, self._machine)
+            return self._handle_again(call)
 
         try:
             return handler(call, self._machine)

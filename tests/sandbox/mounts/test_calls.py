@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from recuse import Directory, Filesystem, OpenFile, OpenRequest, RegularFile
 from recuse.sandbox import Sandbox
 from recuse.sandbox.fs.mounting import ServedTree
 
+from ...conftest import Needs
 from ...patience import PATIENCE_S
-from ..conftest import Shell, client_in, shell_in
+from ..conftest import Clients, Compiled, Shell, client_in, shell_in
 from .conftest import example
 
 EDGES = """
@@ -372,3 +374,75 @@ def test_copies_within_it(client: Shell) -> None:
     assert client(COPIES) == (
         "10 10 b'0123456789'\n3 23 10\n0 EINVAL\nEXDEV EXDEV\nEISDIR\nEBADF\n"
     )
+
+
+AIO = """
+setup, submit, events = SYS["io_setup"], SYS["io_submit"], SYS["io_getevents"]
+context = ctypes.c_uint64(); print(call(setup, 4, ctypes.byref(context)))
+fd = os.open("mnt/f", os.O_RDWR | os.O_CREAT); room = ctypes.create_string_buffer(b"0123456789", 10)
+def transfer(opcode, offset, size, flags=0):
+    block = struct.pack("QIIHhIQQqQII", 7, 0, flags, opcode, 0, fd, ctypes.addressof(room), size,
+                        offset, 0, 0, 0)
+    block = ctypes.create_string_buffer(block, 64)
+    done = call(submit, context, 1, ctypes.byref(ctypes.c_void_p(ctypes.addressof(block))))
+    if done != 1: return done
+    event = ctypes.create_string_buffer(32)
+    call(events, context, 1, 1, event, None)
+    return struct.unpack("QQqq", event.raw)[2]
+print(transfer(1, 3, 10), os.fstat(fd).st_size, os.lseek(fd, 0, 1)); room[:] = bytes(10)
+print(transfer(0, 4, 10), bytes(room), transfer(0, 50, 10), transfer(1, 0, 1, 0x10))
+"""
+
+
+def test_asynchronous_transfers(client: Shell) -> None:
+    expected = "0\n10 13 0\n9 b'123456789\\x00' 0 ENOTSUP\n"
+    assert client(AIO) == expected
+
+
+@pytest.mark.parametrize("flags", [(), ("-m32",), ("-m32", "-D_FILE_OFFSET_BITS=64")])
+def test_programs_of_both_sizes(
+    sandbox: Sandbox, here: Path, compiled: Compiled, needs: Needs, flags: tuple[str, ...]
+) -> None:
+    needs("gcc")
+    if flags:
+        needs("/usr/include/asm", package="gcc-multilib")
+    program = compiled("files", *flags)
+    (here / "native").mkdir()
+    expected = subprocess.run(
+        [program], cwd=here / "native", stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    assert shell_in(sandbox)(f"cd mnt; {program}", cwd=here) == expected
+
+
+BEYOND = """
+os.mkdir("mnt/d"); os.mkdir("out"); os.chdir("mnt/d"); os.umask(0o027)
+os.mkdir("../../made"); os.mkdir("../../made/in/", 0o700); open("../../file", "w").write("new")
+print(oct(os.stat("../../made").st_mode), oct(os.stat("../../file").st_mode))
+print(attempt(os.mkdir, "../../made"), attempt(os.mkdir, "../../made/"))
+os.truncate("../../file", 2); os.chmod("../../file", 0o600); os.utime("../../file", (5, 6))
+s = os.stat("../../file"); print(oct(s.st_mode), s.st_atime, s.st_mtime, s.st_size)
+os.symlink("file", "../../link"); os.link("../../file", "../../hard")
+print(os.readlink("../../link"), os.stat("../../hard").st_nlink)
+os.rename("../../hard", "../../moved"); os.rename("../../moved", "../../made/moved")
+print(sorted(os.listdir("../../made")), attempt(os.unlink, "../../no"))
+print(attempt(os.unlink, "../../made"), attempt(os.rmdir, "../../made"))
+os.unlink("../../made/moved"); os.rmdir("../../made/in"); os.rmdir("../../made")
+os.chdir("../.."); os.symlink("..", "mnt/up"); os.symlink("../new", "mnt/new")
+open("mnt/new", "w").write("made")
+fd = os.open("mnt/up/excl", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666); os.write(fd, b"x")
+print(attempt(os.open, "mnt/up/excl", os.O_CREAT | os.O_EXCL), attempt(open, "mnt/up/no/x", "w"))
+print(open("new").read(), os.path.islink("mnt/new"), attempt(open, "mnt/up/absent"))
+os.unlink("mnt/up/new"); os.mknod("mnt/up/node"); print(attempt(os.lchown, "mnt/new", -1, -1))
+print(sorted(os.listdir(".")), os.getcwd() == args[0])
+"""
+
+
+def test_native_files_can_be_made_and_changed_from_there(
+    client: Shell, clients: Clients, tmp_path_factory: pytest.TempPathFactory, here: Path
+) -> None:
+    native = tmp_path_factory.mktemp("native")
+    (native / "mnt").mkdir()
+    (native / "beside").touch()
+    expected = clients(None)(BEYOND, native, cwd=native)
+    assert "Traceback" not in expected
+    assert client(BEYOND, here) == expected

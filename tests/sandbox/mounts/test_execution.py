@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -60,6 +61,27 @@ b'mnt/s d\\n'
 
 def test_all_ways_to_start_one(client: Shell) -> None:
     assert client(STARTS) == STARTED
+
+
+LINKS = """
+cd mnt; ln -s /bin/echo out; ln -s .. up; printf '#!/bin/sh\\necho native $*\\n' >../script
+chmod +x ../script; ./out by a link; up/script one; up/mnt/out two; sh -c 'exec ./up/./script three'
+../script four; ln -s up/script both; ./both five; PATH=. out six
+ln -s nothing dangling; ./dangling
+"""
+
+
+def test_native_programs_to_which_links_lead(shell: Shell, natively: Shell) -> None:
+    expected = natively(LINKS)
+    assert "native five" in expected
+    assert shell(LINKS) == expected
+
+
+def test_an_environment_for_python(shell: Shell) -> None:
+    script = f"""
+{sys.executable} -m venv --without-pip mnt/v && mnt/v/bin/python -c 'import sys; print(sys.prefix)'
+"""
+    assert shell(script).endswith("/mnt/v\n")
 
 
 def test_a_library(shell: Shell, needs: Needs) -> None:

@@ -311,6 +311,7 @@ class Superblock:
         if len(inode.pages) > MOST_PAGES_KEPT:
             inode.pages.drop()
         self._kept_pages = sum(len(one.pages) for one in (inode, *others))
+
     def trim(self) -> None:
         """Drop the names that nothing uses, if very many have been learned since the last time.
 

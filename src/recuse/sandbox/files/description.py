@@ -66,6 +66,8 @@ class FileDescription:
         "writable",
     )
 
+    appends: ClassVar[bool] = False
+    """Whether RWF_APPEND and RWF_NOAPPEND mean something for it. They cannot be done then."""
     has_events: ClassVar[bool] = True
     """Whether an epoll takes it (EPERM: file_can_poll)."""
     opened: ClassVar[bool] = True

@@ -32,7 +32,7 @@ class DataFile(OpenedFile):
     __slots__ = ()
 
     has_events = True
-
+    appends = True
     kernel_file: RegularFile
 
     def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> Outcome:

@@ -31,7 +31,7 @@ from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed64
 from recuse.sandbox.syscalls.poll_query import PolledFile
 from recuse.sandbox.syscalls.rw import (
     IOVEC,
-    RWF_KNOWN,
+    check_flags,
     plain_segments,
     sync_flags,
     vector_segments,
@@ -223,8 +223,7 @@ def _transfer(call: TrappedCall, block: _Block, pointer: struct.Struct) -> int:
         raise os_error(errno.EBADF)
     if block.opcode not in _TRANSFERS:
         raise os_error(errno.EINVAL)
-    if block.rw_flags & ~RWF_KNOWN:
-        raise os_error(errno.EOPNOTSUPP)
+    check_flags(file, block.rw_flags)
     if block.opcode in (_PREAD, _PWRITE):
         segments = plain_segments(block.buffer, block.size)
     else:

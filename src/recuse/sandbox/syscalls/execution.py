@@ -88,6 +88,16 @@ def execute(  # noqa: PLR0917 - all that there is
     return ANSWERED
 
 
+def execute_native(call: TrappedCall, path: bytes) -> int:
+    """Execute a native file to which links on a filesystem lead.
+
+    Raises:
+        OSError: EACCES if the thread cannot be made to repeat its call.
+    """
+    _change(call, lambda thread: {_PATH: _put(call, thread, path + b"\0")})
+    return ANSWERED
+
+
 def _closes(call: TrappedCall, path: bytes) -> bool:
     """Whether the descriptor by which a file is named is closed when the thread executes it."""
     number = path.removeprefix(_BY_DESCRIPTOR).partition(b"/")[0].decode()

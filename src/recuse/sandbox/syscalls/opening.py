@@ -46,6 +46,7 @@ from recuse.sandbox.vfs.resolve import (
     AbsentError,
     Found,
     NativeFile,
+    NativelyAbsentError,
     OutsideError,
 )
 
@@ -103,6 +104,10 @@ def _open(
             place = Place(absent.directory, absent.name, absent.slashes)
             return _create(call, place, flags, mode)
         raise
+    except NativelyAbsentError:
+        if flags & os.O_CREAT:
+            raise  # it is made there (`syscalls.elsewhere`)
+        raise os_error(errno.ENOENT) from None
     except OutsideError as outside:
         return _open_outside(call, machine, outside, flags, mode, resolve)
     except NotADirectoryError:

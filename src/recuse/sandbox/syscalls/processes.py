@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import os
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
@@ -16,7 +16,8 @@ from recuse.sandbox.syscalls.lookup import (
 )
 from recuse.sandbox.tasks.tasks import in_our_namespace
 from recuse.sandbox.vfs.filesystem_tree import filesystem_of
-from recuse.sandbox.vfs.resolve import AT_FDCWD, Found, OutsideError
+from recuse.sandbox.vfs.native_files import start_of, status_from
+from recuse.sandbox.vfs.resolve import AT_FDCWD, Found, NativeFile, OutsideError
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -58,11 +59,19 @@ def _execute(call: TrappedCall, machine: Machine, base: int, address: int, flags
         # The kernel would find files that are covered, and none of a filesystem's.
         if flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW):
             return PROCEED  # EINVAL
-        found = None
-        with contextlib.suppress(OutsideError):
+        found = outside = None
+        try:
             found = named(call, machine, base, address, flags)
+        except OutsideError as error:
+            outside = error.file
         if found is not None:
             return _execute_found(call, machine, found, (base, address, depth))
+        if outside is not None and not machine.tree.many_roots:
+            path = machine.strings.read(call.tid, address)
+            if not _is_found(call, base, path, outside):
+                from recuse.sandbox.syscalls import execution  # noqa: PLC0415 - rarely needed
+
+                return execution.execute_native(call, outside.path)
     if not machine.tree.many_roots and not in_our_namespace(call.tid, "mnt"):
         machine.tree.many_roots = True  # made by clone3, whose flags no filter sees
     if machine.tasks.alike and not in_our_namespace(call.tid, "user"):
@@ -77,6 +86,15 @@ def _execute(call: TrappedCall, machine: Machine, base: int, address: int, flags
     machine.strings.forget(call.tid)
     machine.strings.forget_others(call.tid)
     return PROCEED
+
+
+def _is_found(call: TrappedCall, base: int, path: bytes, file: NativeFile) -> bool:
+    """Whether the kernel itself finds a file by that path."""
+    try:
+        found = status_from(call.task.acting, start_of(call.tid, base), path)
+    except OSError:
+        return False
+    return os.path.samestat(found, file.status)
 
 
 def _execute_found(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
-from recuse.sandbox.files.description import Offsets
+from recuse.sandbox.files.description import FileDescription, Offsets
 from recuse.sandbox.syscalls.handler import (
     PROCEED,
     Handler,
@@ -37,7 +37,8 @@ IOVEC: Final = {8: _IOVEC, 4: COMPAT_IOVEC}
 # linux/fs.h. HIPRI, APPEND and NOAPPEND are hints that a device ignores.
 _RWF_DSYNC: Final = 0x02
 _RWF_SYNC: Final = 0x04
-RWF_KNOWN: Final = 0x01 | _RWF_DSYNC | _RWF_SYNC | 0x10 | 0x20
+_RWF_APPENDING: Final = 0x10 | 0x20
+RWF_KNOWN: Final = 0x01 | _RWF_DSYNC | _RWF_SYNC | _RWF_APPENDING
 """Flags of preadv2, pwritev2 and ``struct iocb``."""
 
 
@@ -134,11 +135,16 @@ def vectored(  # noqa: PLR0917 - by position, as every readv calls it
         raise os_error(errno.EBADF)
     if not segments:
         return 0
-    if flags & ~RWF_KNOWN:
-        raise os_error(errno.EOPNOTSUPP)
+    check_flags(file, flags)
     if wanted == _O_RDONLY:
         return file.read(call, segments, position)
     return file.write(call, segments, position, sync_flags(flags))
+
+
+def check_flags(file: FileDescription, flags: int) -> None:
+    """Raise EOPNOTSUPP for flags of one transfer that cannot be done."""
+    if flags & ~RWF_KNOWN or (file.appends and flags & _RWF_APPENDING):
+        raise os_error(errno.EOPNOTSUPP)
 
 
 def sync_flags(flags: int) -> int:

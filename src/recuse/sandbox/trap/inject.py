@@ -187,7 +187,7 @@ class Injection:
             OSError: what the call failed with.
         """
         with self._busy:
-            result = self._make(name, args, meanwhile)
+            result = self._make(self._machine.INJECTED[name], args, meanwhile)
         if self._machine is compat:
             result &= 0xFFFFFFFF
             limit = 1 << 32
@@ -199,7 +199,7 @@ class Injection:
 
     def _make(
         self,
-        name: str,
+        number: int,
         args: tuple[int, ...],
         meanwhile: Callable[[Callable[[], bool]], None] | None,
     ) -> int:
@@ -208,7 +208,7 @@ class Injection:
         registers = self._registers
         ctypes.memmove(registers, self._saved, len(self._saved))
         registers[layout.instruction] -= layout.instruction_size
-        registers[layout.number] = self._machine.INJECTED[name]
+        registers[layout.number] = number
         for index, value in zip(layout.arguments, args, strict=False):
             registers[index] = value
         self._set_registers()
@@ -220,13 +220,13 @@ class Injection:
                 once, meanwhile = meanwhile, None
                 once(self._stands)
             status = self._wait()
-            number = os.WSTOPSIG(status)
+            stop = os.WSTOPSIG(status)
             deliver = 0
-            if number == _SYSCALL_STOP:
+            if stop == _SYSCALL_STOP:
                 stops += 1
             elif status >> 16 == 0:
                 # SIGSTOP, which cannot be blocked. It takes effect when the thread is let go.
-                deliver = number
+                deliver = stop
         self._do(_GETREGSET, _NT_PRSTATUS, ctypes.addressof(self._part))
         result: int = registers[layout.result]
         return result
@@ -239,6 +239,19 @@ class Injection:
         """
         self._anew = True
         self._changed = dict(arguments or {})
+
+    def repeat(self, arguments: Mapping[int, int]) -> int:
+        """Have the thread make its own call with other arguments, by their places, and return.
+
+        The call is trapped again, so another thread must be able to receive it: see
+        `recuse.channel.workers.pass_lead`. Returns the result, or a negative errno.
+        """
+        own = [arguments.get(place, value) for place, value in enumerate(self._call.arguments)]
+        with self._busy:
+            result = self._make(self._call.number, tuple(own), None)
+        bits = 32 if self._machine is compat else 64
+        result &= (1 << bits) - 1
+        return result - (1 << bits) if result >= (1 << bits) - _MAX_ERRNO else result
 
     @property
     def stack(self) -> int:

@@ -66,7 +66,8 @@ class OutsideError(FileNotFoundError):
     """A path leads through a directory or link of recuse's to a native file.
 
     The kernel cannot find the file by that path. Calls that only look at a file are answered for
-    it; for all others the file seems to be missing.
+    it. Some others are made again with its native path (`recuse.sandbox.syscalls.elsewhere`). For
+    all others the file seems to be missing.
     """
 
     def __init__(self, file: NativeFile, links: int, magic: bool) -> None:
@@ -75,6 +76,18 @@ class OutsideError(FileNotFoundError):
         self.links = links
         """Like that of :class:`Found`."""
         self.magic = magic
+
+
+class NativelyAbsentError(FileNotFoundError):
+    """A path leads through a directory or link of recuse's to a name that is natively missing.
+
+    Only the last name is missing. Calls that would create it have to create it there.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
+        self.path = path
+        """Its path, from the supervisor's root."""
 
 
 class Found(NamedTuple):

@@ -26,7 +26,13 @@ from recuse.sandbox.tasks.tasks import Tasks
 from recuse.sandbox.vfs import native_files
 from recuse.sandbox.vfs.dentry import Addition, FileTree, Location
 from recuse.sandbox.vfs.device_files import ENDS_KNOWN, DeviceFiles
-from recuse.sandbox.vfs.found import AbsentError, Found, NativeFile, OutsideError
+from recuse.sandbox.vfs.found import (
+    AbsentError,
+    Found,
+    NativeFile,
+    NativelyAbsentError,
+    OutsideError,
+)
 from recuse.sandbox.vfs.mounts import Mounts
 from recuse.sandbox.vfs.native_files import (
     AT_FDCWD,
@@ -51,6 +57,7 @@ __all__ = [
     "AbsentError",
     "Found",
     "NativeFile",
+    "NativelyAbsentError",
     "OutsideError",
     "Tree",
 ]
@@ -124,6 +131,7 @@ class Tree:
         Raises:
             AbsentError: if only the last name is missing, in a directory of recuse's.
             OutsideError: if it leads through recuse's trees to a native file.
+            NativelyAbsentError: if it leads through them to a missing name in a native directory.
             OSError: ENOTDIR if a file of recuse's is not the last name; ENOENT if a name before the
                 last is missing in a directory of recuse's; EACCES if one may not be searched;
                 ELOOP; EXDEV if it leaves its scope; ENFILE if the supervisor has no descriptors

@@ -14,7 +14,13 @@ from recuse.sandbox.tasks.tasks import Credentials, in_our_namespace, numbers_in
 from recuse.sandbox.vfs import native_files
 from recuse.sandbox.vfs.dentry import SERVER_GONE, Location, lone
 from recuse.sandbox.vfs.filesystem_tree import filesystem_of
-from recuse.sandbox.vfs.found import AbsentError, Found, NativeFile, OutsideError
+from recuse.sandbox.vfs.found import (
+    AbsentError,
+    Found,
+    NativeFile,
+    NativelyAbsentError,
+    OutsideError,
+)
 from recuse.sandbox.vfs.native_files import PROC_ROOT_INODE, start_of
 from recuse.sandbox.vfs.permissions import MAY_EXECUTE, check
 from recuse.sandbox.vfs.position import Position, Spot
@@ -157,6 +163,7 @@ class Walk(Position):
                             raise  # the name was found; the directory behind it has gone
                         added = self._added(name, hiding=False)
                         if added is None:
+                            self._check_absent(name, names)
                             raise
                     else:
                         if found is not None:
@@ -169,6 +176,14 @@ class Walk(Position):
             else:
                 self.enter(location)
         return self._result(opening)
+
+    def _check_absent(self, name: bytes, names: list[bytes]) -> None:
+        """Raise NativelyAbsentError if only the last name is missing, behind recuse's."""
+        assert self.here is not None
+        if self.through_ours and not any(n != b"." for n in names):
+            above = native_files.path_of(self.here.file)
+            slash = b"/" if names else b""
+            raise NativelyAbsentError(above.rstrip(b"/") + b"/" + name + slash)
 
     def _inside(self, at: Location, name: bytes, names: list[bytes]) -> Location:
         """What has that name in a directory of recuse's; ``names`` follow it."""

@@ -13,19 +13,32 @@ from hypothesis import strategies as st
 
 from recuse.sandbox.arch import MACHINE, arch, compat
 from recuse.sandbox.table import Entry
-from recuse.sandbox.trap.filter import LENDING, SUBMITTING, TRAPPED_FCNTL, build_filter
+from recuse.sandbox.trap.filter import (
+    ENTERING,
+    LENDING,
+    LOCK_COMMANDS,
+    SUBMITTING,
+    TRAPPED_FCNTL,
+    build_filter,
+)
 
 ALLOW, NOTIFY, ENOSYS = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.ENOSYS
 PROGRAM = list(struct.iter_unpack("=HBBI", build_filter()))
+WITH_FILESYSTEMS = list(struct.iter_unpack("=HBBI", build_filter(filesystems=True)))
 
 
-def verdict(number: int, *arguments: int, machine: int = arch.AUDIT_ARCH) -> int:
+def verdict(
+    number: int,
+    *arguments: int,
+    machine: int = arch.AUDIT_ARCH,
+    program: list[tuple[int, ...]] = PROGRAM,
+) -> int:
     """What the kernel would do with a system call."""
     padded = [*arguments, *[0] * 6][:6]
     data = struct.pack("=iIQ6Q", number, machine, 0, *padded)
     accumulator = position = 0
     while True:
-        code, then, otherwise, value = PROGRAM[position]
+        code, then, otherwise, value = program[position]
         position += 1
         if code == 0x20:
             (accumulator,) = struct.unpack_from("=I", data, value)
@@ -186,3 +199,29 @@ def test_calls_of_machines_that_are_not_known_run_untrapped(number: int, machine
 @given(st.integers(0, 0x3FFFFFFF), st.lists(st.integers(0, 2**64 - 1), min_size=6, max_size=6))
 def test_every_call_has_a_verdict(number: int, arguments: list[int]) -> None:
     assert verdict(number, *arguments) in (ALLOW, NOTIFY, ENOSYS)
+
+
+@pytest.mark.parametrize("machine", [arch, compat])
+def test_with_filesystems_more_is_trapped(machine: ModuleType) -> None:
+    def with_filesystems(number: int, *arguments: int) -> int:
+        audit = machine.AUDIT_ARCH
+        return verdict(number, *arguments, machine=audit, program=WITH_FILESYSTEMS)
+
+    more = decided(machine.CALLS, "mounts", "mounts-unless-ours")
+    assert machine.SYSCALLS["fsync"] in more or MACHINE != "x86_64"
+    for number in more:
+        assert verdict(number, machine=machine.AUDIT_ARCH) == ALLOW
+        assert with_filesystems(number, 5) == NOTIFY
+    for number in decided(machine.CALLS, "mounts-unless-ours"):
+        assert with_filesystems(number, 5, ENTERING) == ALLOW
+    for number in decided(machine.CALLS, *TRAPPED):
+        assert with_filesystems(number) == NOTIFY
+    for number in decided(machine.CALLS, "commands"):
+        trapped = {
+            command for command in range(2000) if with_filesystems(number, 5, command) == NOTIFY
+        }
+        assert trapped == {*TRAPPED_FCNTL, *LOCK_COMMANDS, 12, 13, 14}
+    (mmap,) = {*decided(machine.CALLS, "files")}
+    assert with_filesystems(mmap, 0, 4096, 3, 0x802, 5) == NOTIFY  # the loader's
+    assert with_filesystems(mmap, 0, 4096, 3, 0x1802, 5) == ALLOW  # recuse's
+    assert with_filesystems(mmap, 0, 4096, 3, 0x22, 5) == ALLOW
