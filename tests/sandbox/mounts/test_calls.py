@@ -12,7 +12,6 @@ import pytest
 
 from recuse import Directory, Filesystem, OpenFile, OpenRequest, RegularFile
 from recuse.sandbox import Sandbox
-from recuse.sandbox.fs.mounting import ServedTree
 
 from ...conftest import Needs
 from ...patience import PATIENCE_S
@@ -330,18 +329,6 @@ def test_a_program_that_waits_can_be_killed(here: Path) -> None:
             program.kill()
             assert program.wait(PATIENCE_S) < 0
         assert shell_in(sandbox)("cat beside", cwd=here) == "native\n"
-
-
-def test_not_all_is_remembered_for_ever(here: Path) -> None:
-    files = Directory({f"file{number}": RegularFile(b"") for number in range(5000)})
-    with Sandbox(mounts={here / "mnt": Filesystem(files)}) as sandbox:
-        shell = shell_in(sandbox)
-        assert shell("ls -l mnt | wc -l", cwd=here) == "5001\n"
-        assert shell("ls mnt/none 2>/dev/null; echo", cwd=here) == "\n"
-        assert sandbox._machine is not None
-        (tree,) = sandbox._machine._channels
-        assert isinstance(tree, ServedTree)
-        assert len(tree.superblock.inodes) < 3000
 
 
 def test_any_number_of_directories_can_be_entered(client: Shell) -> None:

@@ -117,7 +117,6 @@ class Directory(FilesystemFile):
             except OSError:
                 return False
             known.epoch = superblock.epoch
-            superblock.learned += 1
         else:
             if inode.bad:
                 return False

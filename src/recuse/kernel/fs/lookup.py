@@ -122,7 +122,6 @@ def _look_up(
     if entry is not None:
         set_validity(superblock, dentry, entry)
     dentry.epoch = superblock.epoch
-    superblock.learned += 1
     return dentry
 
 

@@ -53,9 +53,6 @@ MOST_KNOWN: Final = 100_000
 """When more nodes are known, names that nothing uses are forgotten."""
 MOST_PAGES_KEPT: Final = (64 << 20) // PAGE_SIZE
 """When more pages are kept that the server has too, they are given up."""
-_MANY_NAMES: Final = 4096
-"""A server may need something for each, such as a descriptor."""
-
 _FLOCK_MINOR: Final = 17
 _OPCODE: Final = 4
 """Where the low byte of the opcode is in a message."""
@@ -138,8 +135,6 @@ class Superblock:
 
     lacks
         The operations (FUSE_) that the server has answered with ENOSYS: they are not sent again.
-    learned
-        How many names have been learned from the server since the last `trim`.
     epoch
         Names looked up before the last FUSE_NOTIFY_INC_EPOCH have a smaller one.
     """
@@ -164,7 +159,6 @@ class Superblock:
         self.no_poll = False
         """The same for POLL, as devices have it."""
         self.epoch = 0
-        self.learned = 0
         self.attr_version = 1
         self._versions = itertools.count(2)
         self._most_known = MOST_KNOWN
@@ -311,16 +305,6 @@ class Superblock:
         if len(inode.pages) > MOST_PAGES_KEPT:
             inode.pages.drop()
         self._kept_pages = sum(len(one.pages) for one in (inode, *others))
-
-    def trim(self) -> None:
-        """Drop the names that nothing uses, if very many have been learned since the last time.
-
-        Linux does that when memory is short. Whoever drives operations for long calls this after
-        each, before `send_forgets`.
-        """
-        if self.learned >= _MANY_NAMES:
-            self.learned = 0
-            self.root.shrink()
 
     def drop_caches(self) -> None:
         """Forget all names that nothing uses, with them their inodes, and all content."""

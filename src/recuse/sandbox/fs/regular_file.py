@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from recuse.kernel.caller import Caller

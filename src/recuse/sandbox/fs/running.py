@@ -89,14 +89,10 @@ class Mounted:
         try:
             result = yield from operation
         except OSError:
-            self._tidy()
+            self.superblock.send_forgets()
             raise
-        self._tidy()
-        return result
-
-    def _tidy(self) -> None:
-        self.superblock.trim()
         self.superblock.send_forgets()
+        return result
 
 
 def _unused() -> OnDevice[T]:
