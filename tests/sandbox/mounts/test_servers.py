@@ -289,6 +289,16 @@ def test_proc_lists_the_mounts(server: Shell, here: Path) -> None:
     assert lines[6:] == ["False 0"]
 
 
+@pytest.mark.right("user namespaces")
+def test_it_is_listed_although_others_have_mounts_of_their_own(server: Shell) -> None:
+    output = server(
+        "child = served('mnt'); own = os.getcwd() + '/mnt fuse '\n"
+        "print(own in text('/proc/mounts'), os.system('unshare -rm true'))\n"
+        "print(own in text('/proc/mounts')); umount('mnt'); print(ended(child))\n"
+    )
+    assert output == "True 0\nTrue\n0\n"
+
+
 def test_a_server_reaches_what_is_below_its_mount(server: Shell, here: Path) -> None:
     (here / "mnt" / "below").write_text("native\n", encoding="utf-8")
     output = server(

@@ -139,7 +139,7 @@ class Tree:
             UnansweredError: if a tree has to ask its server (`TrappedCall.ask`).
         """
         tid = call.tid
-        own_root = self.many_roots and self._has_own_root(tid)
+        own_root = self.many_roots and self.has_own_root(tid)
         mounts = self.mounts
         if not scope and not own_root and path.startswith(mounts.beginnings):
             location = mounts.quickly(path)
@@ -178,7 +178,7 @@ class Tree:
 
     def place(self, call: TrappedCall, base: int, path: bytes) -> Location | NativeFile:
         """What a path leads to, whether it is recuse's or not. OSError as the walk."""
-        own_root = self.many_roots and self._has_own_root(call.tid)
+        own_root = self.many_roots and self.has_own_root(call.tid)
         with self._walk(call, own_root=own_root) as walk:
             walk.through_ours = True
             try:
@@ -188,7 +188,7 @@ class Tree:
         assert found is not None
         return found.location
 
-    def _has_own_root(self, tid: Tid) -> bool:
+    def has_own_root(self, tid: Tid) -> bool:
         """Whether a thread's root, and so its mounts, may differ from the supervisor's."""
         root = native_files.place_of(b"/proc/%d/root" % tid)
         return root is None or root != self._own_root
@@ -407,7 +407,7 @@ class Tree:
             OSError: ENOENT if the thread is gone.
         """
         path = location.path
-        if self.many_roots and self._has_own_root(tid):
+        if self.many_roots and self.has_own_root(tid):
             return native_files.below(native_files.root_path(tid), path)
         return path
 
