@@ -21,6 +21,11 @@ class DescriptorFile:
         """Its descriptor."""
         return self._descriptor
 
+    def reopened(self, flags: int) -> DescriptorFile:
+        """Open it once more."""
+        flags &= os.O_ACCMODE | os.O_SYNC | os.O_DSYNC
+        return DescriptorFile(os.open(f"/proc/self/fd/{self._descriptor}", flags | os.O_CLOEXEC))
+
     def read(self, size: int, offset: int) -> bytes:
         """Return what is there."""
         return os.pread(self._descriptor, size, offset)

@@ -294,7 +294,7 @@ class TestFile(OpenedFile):
         backing = self._file.backing
         if backing is None or self._file.is_direct:
             return None
-        return backing.file.fileno()
+        return backing.fileno()
 
     def mmap(self, size: int = 0, *, private: bool = False, offset: int = 0) -> TestMapping:
         """Map it into memory; 0: up to its end. It can be written if the file can, or privately.

@@ -30,6 +30,12 @@ class BackingFile(Protocol):
     def fileno(self) -> int:
         """Its descriptor: a host can give programs copies of it instead of asking this half."""
 
+    def reopened(self, flags: int) -> "BackingFile":
+        """Return it opened once more, as a program has opened the file that it is behind.
+
+        The server may have opened it for less; its rights decide (backing_file_open).
+        """
+
     def read(self, size: int, offset: int) -> bytes:
         """Return what is there, less at its end."""
 

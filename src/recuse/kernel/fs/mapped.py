@@ -66,7 +66,7 @@ class MappedPages:
     @property
     def backing(self) -> BackingFile | None:
         """What is mapped instead of the page cache."""
-        return None if self.file.backing is None else self.file.backing.file
+        return self.file.backing
 
     def read(self, caller: FileCaller, offset: int, size: int) -> Operation[bytes]:
         """Return what a program sees there.

@@ -9,7 +9,7 @@ from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.asking import ask
 from recuse.kernel.fs.attributes import get_attributes
-from recuse.kernel.fs.backing import Backing, IoMode, allowed_flags
+from recuse.kernel.fs.backing import Backing, BackingFile, IoMode, allowed_flags
 from recuse.kernel.fs.credentials import FileCaller
 from recuse.kernel.fs.dentries import Dentry
 from recuse.kernel.fs.files import FilesystemFile, bad_descriptor
@@ -39,15 +39,17 @@ NO_PLACES: Final = FOPEN_NONSEEKABLE | FOPEN_STREAM
 class ReadFile(FilesystemFile):
     """An open regular file, as far as it is read."""
 
-    __slots__ = ("_is_cached", "backing", "readahead")
+    __slots__ = ("_is_cached", "_known", "backing", "readahead")
 
     def __init__(
         self, superblock: Superblock, dentry: Dentry, flags: int, opened: fuse_open_out | None
     ) -> None:
         super().__init__(superblock, dentry, flags, opened)
         self.readahead = Readahead()
-        self.backing: Backing | None = None
+        self.backing: BackingFile | None = None
         """What reads and writes go to (unless it `is_direct`), and mappings."""
+        self._known: Backing | None = None
+        """What the server has made known, of which ``backing`` is an open."""
         self._is_cached = False
 
     def start_io(self, opened: fuse_open_out | None) -> None:
@@ -80,15 +82,20 @@ class ReadFile(FilesystemFile):
         superblock = self.superblock
         if not superblock.has(FUSE_PASSTHROUGH) or not allowed_flags(self.open_flags):
             raise os_error(errno.EINVAL)
-        backing = superblock.backing.find(number)
-        if backing is None:
+        known = superblock.backing.find(number)
+        if known is None:
             raise os_error(errno.ENOENT)
         try:
-            mode.start_backed(backing)
+            mode.start_backed(known)
+            try:
+                self.backing = known.file.reopened(self.flags)
+            except OSError:
+                mode.end_backed()
+                raise
         except OSError:
-            backing.put()
+            known.put()
             raise
-        self.backing = backing
+        self._known = known
 
     def use_cache(self) -> None:
         """Have a direct file use the page cache too. Raises OSError(ETXTBSY): see `start_io`."""
@@ -102,10 +109,12 @@ class ReadFile(FilesystemFile):
         if mode is not None and self._is_cached:
             self._is_cached = False
             mode.end_cached()
-        if mode is not None and self.backing is not None:
-            backing, self.backing = self.backing, None
+        known, self._known = self._known, None
+        if mode is not None and known is not None and self.backing is not None:
+            self.backing.close()
+            self.backing = None
             mode.end_backed()
-            backing.put()
+            known.put()
 
     @property
     def is_direct(self) -> bool:
@@ -140,7 +149,7 @@ class ReadFile(FilesystemFile):
         past = start + size > inode.attr.size
         if self.is_passed_through:
             assert self.backing is not None
-            data = self.backing.file.read(size, start)
+            data = self.backing.read(size, start)
             inode.outdate(STATX_ATIME)
             if offset is None:
                 self.position = start + len(data)

@@ -77,7 +77,7 @@ class WriteFile(ReadFile):
     ) -> Operation[int]:
         # fuse_passthrough_write_iter; fs/backing-file.c, backing_file_write_iter
         assert self.backing is not None
-        file, inode, superblock = self.backing.file, self.inode, self.superblock
+        file, inode, superblock = self.backing, self.inode, self.superblock
         yield from superblock.lock(inode)
         try:
             yield from self._modify(caller)

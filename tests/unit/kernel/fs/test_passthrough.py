@@ -29,12 +29,20 @@ from .support import FLAGS, Scripted, always, attr, entry
 class File:
     """A backing file in memory."""
 
-    def __init__(self) -> None:
-        self.content = bytearray(b"backing")
+    def __init__(self, content: bytearray | None = None) -> None:
+        self.content = bytearray(b"backing") if content is None else content
         self.closed = 0
+        self.reopens: list[File | OSError] = []
+        """What was opened once more; an error that stands here is raised the next time."""
 
     def fileno(self) -> int:
         return 99
+
+    def reopened(self, flags: int) -> File:
+        if self.reopens and isinstance(self.reopens[-1], OSError):
+            raise self.reopens[-1]
+        self.reopens.append(again := File(self.content))
+        return again
 
     def read(self, size: int, offset: int) -> bytes:
         return bytes(self.content[offset : offset + size])
@@ -165,6 +173,32 @@ def test_it_has_to_be_agreed_on(flags: int, depth: int) -> None:
     assert not mount.superblock.has(FUSE_PASSTHROUGH)
     opens_with(mount, mount.superblock.backing.open(File()))
     assert error_of_open(mount) == "EIO"
+
+
+def test_each_open_has_its_own() -> None:
+    mount, backing = mounted(), File()
+    opens_with(mount, mount.superblock.backing.open(backing))
+    with mount.open("a"):
+        pass
+    (opened,) = backing.reopens
+    assert isinstance(opened, File)
+    assert closed(opened) == 1
+    assert closed(backing) == 0
+    backing.reopens.append(PermissionError(errno.EACCES, "not for the server"))
+    assert error_of_open(mount) == "EIO"
+    opens_with(mount, 0, 0)  # nothing has the backing file any more
+    assert error_of_open(mount) == ""
+
+
+def test_a_descriptor_that_is_only_read_may_be_written_by_another_open(tmp_path: Path) -> None:
+    mount, path = mounted(), tmp_path / "backing"
+    path.write_bytes(b"backing")
+    file = DescriptorFile(os.open(path, os.O_RDONLY))
+    opens_with(mount, mount.superblock.backing.open(file))
+    with mount.open("a", os.O_RDONLY) as first, mount.open("a", os.O_WRONLY) as second:
+        assert second.pwrite(b"BACK", 0) == 4
+        assert first.read() == b"BACKing"
+    mount.superblock.connection.abort()  # closes the descriptor
 
 
 def test_what_is_agreed_on_satisfies_the_protocol() -> None:
