@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import struct
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,8 @@ from recuse.sandbox.trap.call import Steps, TrappedCall
 from recuse.sandbox.trap.inject import GoneError, Injection
 from recuse.sandbox.vfs.dentry import Location
 from recuse.sandbox.vfs.filesystem_tree import FilesystemTree
+from recuse.sandbox.vfs.found import NativeFile
+from recuse.sandbox.vfs.native_files import check_access, open_again
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -73,12 +76,7 @@ def execute(  # noqa: PLR0917 - all that there is
         yield from filesystem.read_program(call, location.dentry, _into(program))
         first = os.pread(program, _FIRST, 0)
         if first.startswith(b"#!"):
-            if depth >= _MOST_SCRIPTS:
-                raise os_error(errno.ELOOP)
-            if path.startswith(_BY_DESCRIPTOR) and _closes(call, path):
-                raise os_error(errno.ENOENT)  # BINPRM_FLAGS_PATH_INACCESSIBLE
-            _interpret(call, path, first)
-            machine.scripts[call.tid] = depth + 1
+            _run_script(call, machine, path, first, depth)
         elif first.startswith(b"\x7fELF"):
             _repeat(call, program)
         else:
@@ -88,14 +86,43 @@ def execute(  # noqa: PLR0917 - all that there is
     return ANSWERED
 
 
-def execute_native(call: TrappedCall, path: bytes) -> int:
+def execute_native(
+    call: TrappedCall, machine: Machine, file: NativeFile, path: bytes, depth: int
+) -> int:
     """Execute a native file to which links on a filesystem lead.
 
+    The kernel says whether it may be executed, and is a program. A script is told the path by
+    which it was called, ``path``. Arguments are those of `execute`.
+
     Raises:
-        OSError: EACCES if the thread cannot be made to repeat its call.
+        OSError: EACCES if the thread cannot be made to repeat its call; ELOOP; E2BIG.
     """
-    _change(call, lambda thread: {_PATH: _put(call, thread, path + b"\0")})
+    first = b""
+    acting = call.task.acting
+    if stat.S_ISREG(file.status.st_mode):
+        with contextlib.suppress(PermissionError):  # some may be executed, but not read
+            check_access(acting, file.descriptor, os.X_OK)
+            machine.tasks.check_confinement(call.tid)
+            opened = open_again(acting, file.descriptor, os.O_RDONLY, 0, 0)
+            try:
+                first = os.pread(opened, _FIRST, 0)
+            finally:
+                os.close(opened)
+    if first.startswith(b"#!"):
+        _run_script(call, machine, path, first, depth)
+    else:
+        native = file.path + b"\0"
+        _change(call, lambda thread: {_PATH: _put(call, thread, native)})
     return ANSWERED
+
+
+def _run_script(call: TrappedCall, machine: Machine, path: bytes, first: bytes, depth: int) -> None:
+    if depth >= _MOST_SCRIPTS:
+        raise os_error(errno.ELOOP)
+    if path.startswith(_BY_DESCRIPTOR) and _closes(call, path):
+        raise os_error(errno.ENOENT)  # BINPRM_FLAGS_PATH_INACCESSIBLE
+    _interpret(call, path, first)
+    machine.scripts[call.tid] = depth + 1
 
 
 def _closes(call: TrappedCall, path: bytes) -> bool:

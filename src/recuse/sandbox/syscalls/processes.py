@@ -71,7 +71,8 @@ def _execute(call: TrappedCall, machine: Machine, base: int, address: int, flags
             if not _is_found(call, base, path, outside):
                 from recuse.sandbox.syscalls import execution  # noqa: PLC0415 - rarely needed
 
-                return execution.execute_native(call, outside.path)
+                shown = _shown(path, base)
+                return execution.execute_native(call, machine, outside, shown, depth)
     if not machine.tree.many_roots and not in_our_namespace(call.tid, "mnt"):
         machine.tree.many_roots = True  # made by clone3, whose flags no filter sees
     if machine.tasks.alike and not in_our_namespace(call.tid, "user"):
@@ -106,13 +107,17 @@ def _execute_found(
         raise os_error(errno.EACCES)
     if found.node.is_link:
         raise os_error(errno.ELOOP)
-    path = machine.strings.read(call.tid, address)
-    if base != AT_FDCWD and not path.startswith(b"/"):
-        # fs/exec.c, alloc_bprm
-        path = b"/dev/fd/%d" % base + (b"/" + path if path else b"")
+    path = _shown(machine.strings.read(call.tid, address), base)
     from recuse.sandbox.syscalls import execution  # noqa: PLC0415 - rarely needed
 
     return execution.execute(call, machine, filesystem, found.location, path, depth)
+
+
+def _shown(path: bytes, base: int) -> bytes:
+    """The path by which a script finds itself (fs/exec.c, alloc_bprm)."""
+    if base == AT_FDCWD or path.startswith(b"/"):
+        return path
+    return b"/dev/fd/%d" % base + (b"/" + path if path else b"")
 
 
 def change_credentials(call: TrappedCall, machine: Machine) -> int:
