@@ -160,6 +160,8 @@ class DeviceFiles:
     ) -> None:
         directory = self._new_directory_of(path)
         node = kind(self._identity(directory), mode, os.makedev(*number))
+        with contextlib.suppress(OSError):
+            node.inode = os.lstat(path).st_ino  # the kernel lists it with that number
         self.by_number[node.rdev] = node
         self._put(directory, path, node)
 
