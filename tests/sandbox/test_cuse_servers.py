@@ -154,7 +154,7 @@ def test_requests_and_replies_go_through_pipes(server: Shell) -> None:
         "    os.write(1, os.read(os.open('/dev/served', os.O_RDWR), 4) + b'\\n'); os._exit(0)\n"
         "print(attempt(os.splice, channel, os.open('/dev/null', os.O_WRONLY), 1 << 17))\n"
         "print(attempt(os.splice, channel, r, 1 << 17), attempt(os.splice, w, channel, 9))\n"
-        "print(attempt(os.splice, channel, w, 1 << 17, 0), attempt(os.splice, channel, w, 100))\n"
+        "print(attempt(os.splice, one, channel, 9, 0), attempt(os.splice, channel, w, 100, 0))\n"
         "size = os.splice(channel, w, 1 << 17)\n"
         "opcode, unique, body = request(os.read(r, 1 << 17)); print(opcode, size - len(body))\n"
         "answer = reply(unique, struct.pack('=QIi', 7, 0, 0)); os.write(two, answer)\n"

@@ -218,7 +218,8 @@ def splice(call: TrappedCall, machine: Machine) -> int:
         raise os_error(errno.EINVAL)
     if any(one and filesystem_of(one.location) for one in (source, target)):
         raise os_error(errno.EINVAL)  # a filesystem's files cannot be spliced
-    if call.a1 or call.a3:
+    # An offset of the file itself is ignored, as fs/fuse/dev.c does: it has no positions.
+    if call.a3 if source is not None else call.a1:
         raise os_error(errno.ESPIPE)
     size = min(call.a4, _MAX_RW_COUNT)
     if source is not None:
