@@ -1,8 +1,8 @@
-"""Calls that make, change or remove native files by paths through recuse's directories and links.
+"""Calls that open, make, change or remove native files by paths through recuse's directories.
 
-An example is ``mkdir("../new")`` in a directory of a filesystem. The kernel does not find that
-place by this path. So the thread is made to make its call again, with the native path. Nothing is
-done with other rights than its own, and the result is the kernel's.
+An example is ``mkdir("../new")`` in a directory of a filesystem, or a link there to ``/dev/null``.
+The kernel does not find that place by this path. So the thread is made to make its call again, with
+the native path. Nothing is done with other rights than its own, and the result is the kernel's.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def repeat(call: TrappedCall, machine: Machine, error: Elsewhere) -> int:
         OSError: ``error``, if the call is none of these, or the thread cannot be made to do that.
     """
     paths: dict[int, bytes] = {}
-    opens = call.name in _OPENING and isinstance(error, OutsideError)  # it might wait, for a FIFO
-    if call.name in _ONE and not opens:
-        paths[_ONE[call.name]] = _path_in(error)
+    waits = call.name in _OPENING and isinstance(error, OutsideError) and error.file.may_wait
+    if call.name in _ONE and not waits:
+        paths[_ONE[call.name]] = _path_in(call, error)
     for base, place in _TWO.get(call.name, ()):
         path = _native(call, machine, base, place)
         if path is not None:
@@ -87,8 +87,10 @@ def repeat(call: TrappedCall, machine: Machine, error: Elsewhere) -> int:
     return ANSWERED
 
 
-def _path_in(error: Elsewhere) -> bytes:
-    return error.path if isinstance(error, NativelyAbsentError) else error.file.path
+def _path_in(call: TrappedCall, error: Elsewhere) -> bytes:
+    if isinstance(error, NativelyAbsentError):
+        return error.path
+    return error.file.path_for(call.tid)
 
 
 def _native(call: TrappedCall, machine: Machine, base: int | None, place: int) -> bytes | None:
@@ -99,7 +101,7 @@ def _native(call: TrappedCall, machine: Machine, base: int | None, place: int) -
     try:
         machine.tree.find(call, directory, path, follow=False)
     except (OutsideError, NativelyAbsentError) as error:
-        return _path_in(error)
+        return _path_in(call, error)
     return None
 
 

@@ -111,7 +111,7 @@ def execute_native(
     if first.startswith(b"#!"):
         _run_script(call, machine, path, first, depth)
     else:
-        native = file.path + b"\0"
+        native = file.path_for(call.tid) + b"\0"
         _change(call, lambda thread: {_PATH: _put(call, thread, native)})
     return ANSWERED
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from recuse.runtime.records import NamedTuple
 from recuse.sandbox.vfs import native_files
 from recuse.sandbox.vfs.dentry import Location, lone
 from recuse.sandbox.vfs.nodes import Node, native_node
+from recuse.wire.ids import Tid
 
 
 class AbsentError(FileNotFoundError):
@@ -51,6 +53,15 @@ class NativeFile:
     def path(self) -> bytes:
         """Its path from the supervisor's root."""
         return native_files.path_of(self.descriptor)
+
+    def path_for(self, tid: Tid) -> bytes:
+        """A path by which a thread finds it. OSError: ENOENT if there is none."""
+        return native_files.path_to(tid, self.descriptor, self.status)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether opening it may wait for another program, as with a FIFO."""
+        return stat.S_ISFIFO(self.status.st_mode) and not native_files.is_pipe(self.descriptor)
 
     def location(self) -> Location:
         """The file as if it were one of recuse's; for looking only."""

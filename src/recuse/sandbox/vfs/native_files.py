@@ -44,6 +44,7 @@ _DEEPEST_IN_PROC: Final = 5
 """More levels than there are below a process's own directory: ``/proc/PID/task/TID/fd``."""
 
 PROC_MAGIC: Final = 0x9FA0
+_PIPE_MAGIC: Final = 0x50495045
 SYSFS_MAGIC: Final = 0x62656572
 _OF_THE_OPENER: Final = frozenset((PROC_MAGIC, 0x27E0EB, 0x63677270, 0x6E736673))
 """linux/magic.h: proc; cgroup, cgroup2 and namespaces."""
@@ -177,6 +178,26 @@ def path_of(file: int) -> bytes:
     return os.readlink(b"/proc/self/fd/%d" % file)
 
 
+def path_to(tid: Tid, file: int, found: os.stat_result) -> bytes:
+    """A path by which a thread finds a descriptor's file, whose status is ``found``.
+
+    A pipe has none, nor has what was removed: then it is that of a descriptor of the thread's own.
+
+    Raises:
+        OSError: ENOENT if there is no such path.
+    """
+    path = path_of(file)
+    with contextlib.suppress(OSError):
+        if path.startswith(b"/") and os.path.samestat(os.lstat(path), found):
+            return path
+    descriptors = b"/proc/%d/fd/" % tid
+    for number in os.listdir(descriptors):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(descriptors + number), found):
+                return b"/proc/thread-self/fd/" + number
+    raise os_error(errno.ENOENT)
+
+
 def place_of(path: bytes) -> tuple[int, int] | None:
     """The ID of a directory's mount, which is unique in all namespaces, and its inode number.
 
@@ -254,6 +275,11 @@ def filesystem_type_at(path: bytes) -> int:
 def is_proc(file: int) -> bool:
     """Whether a descriptor's file is on a filesystem of type proc."""
     return filesystem_type(file) == PROC_MAGIC
+
+
+def is_pipe(file: int) -> bool:
+    """Whether a descriptor's file is a pipe without a name. Opening one never waits."""
+    return filesystem_type(file) == _PIPE_MAGIC
 
 
 def depends_on_opener(file: int) -> bool:
