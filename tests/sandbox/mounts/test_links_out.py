@@ -1,4 +1,4 @@
-"""Links on a filesystem to what is outside it, and has no path of its own perhaps."""
+"""Links on a filesystem to what is outside it, and links in /proc to what is on it."""
 
 from __future__ import annotations
 
@@ -32,3 +32,15 @@ def test_links_to_what_the_program_has(
 ) -> None:
     assert natively(script) == printed
     assert shell(script) == printed
+
+
+HARD_LINKS = """
+fd = os.open("mnt/f", os.O_CREAT | os.O_RDWR); link = f"/proc/self/fd/{fd}"
+print(call("link", link.encode(), b"mnt/two"), call("link", link.encode(), b"two"))
+print(attempt(os.link, link, "mnt/two", follow_symlinks=False))
+print(call("linkat", -100, link.encode(), -100, b"mnt/two", 0x400), sorted(os.listdir("mnt")))
+"""
+
+
+def test_a_link_in_proc_is_followed_only_if_told(client: Shell) -> None:
+    assert client(HARD_LINKS) == "EXDEV EXDEV\nEXDEV\n0 ['f', 'two']\n"

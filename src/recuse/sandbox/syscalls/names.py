@@ -253,9 +253,11 @@ def _link_mounted(
         found = named(call, machine, *old, lookup)
     except OutsideError:
         found = None
+    if found is not None and found.link:
+        found = None  # the link itself, which is in /proc
     path = machine.strings.read(call.tid, new[1])
     place = place_of(call, machine, new[0], path)
-    ours = found is not None and not found.link and filesystem_of(found.location) is not None
+    ours = found is not None and filesystem_of(found.location) is not None
     if place is None and not ours:
         return None
     if place is not None and place.is_dots:
