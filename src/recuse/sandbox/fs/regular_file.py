@@ -22,6 +22,8 @@ from recuse.sandbox.fs.caller import caller_of
 from recuse.sandbox.fs.file import OpenedFile
 from recuse.sandbox.trap.call import OnDevice, Outcome, TrappedCall
 
+_FIONREAD: Final = 0x541B
+_COUNT: Final = struct.Struct("=I")
 _OFFSET: Final = struct.Struct("=q")
 _SYNC: Final = os.O_SYNC & ~os.O_DSYNC
 
@@ -104,6 +106,12 @@ class DataFile(OpenedFile):
         operation = _copy(self.kernel_file, other.kernel_file, caller_of(call), offsets, size)
         return self._tree.run(call, operation)
 
+    def ioctl(self, call: TrappedCall, command: int, argument: int) -> Outcome:
+        """See `OpenedFile.ioctl`; FIONREAD is answered for all files (fs/ioctl.c, do_vfs_ioctl)."""
+        if command == _FIONREAD:
+            return self._tree.run(call, _tell_left(self.kernel_file, caller_of(call), argument))
+        return super().ioctl(call, command, argument)
+
     def truncate(self, call: TrappedCall, size: int) -> Outcome:
         """See `RegularFile.truncate`."""
         return self._tree.run(call, self.kernel_file.truncate(caller_of(call), size))
@@ -153,6 +161,15 @@ def _write(
         # fs/fuse/file.c, generic_write_sync
         yield from file.sync(caller, data_only=not flags & _SYNC)
     return written
+
+
+def _tell_left(file: RegularFile, caller: FileCaller, address: int) -> Operation[None]:
+    """Store how many bytes follow the position."""
+    file.inode.check()
+    data = _COUNT.pack(file.inode.attr.size - file.position & 0xFFFFFFFF)
+    if caller.memory.write(address, data) < len(data):
+        raise os_error(errno.EFAULT)
+    yield from ()
 
 
 def _copy(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
+from recuse.sandbox.files.description import FileDescription
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32
 from recuse.sandbox.tasks.memory import read_memory
 from recuse.sandbox.trap.call import Outcome, TrappedCall
 from recuse.sandbox.trap.filter import F_GETFL, F_SETFL
+from recuse.sandbox.vfs.filesystem_tree import filesystem_of
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
@@ -28,13 +31,15 @@ _FOR_ALL_FILES: Final = frozenset(
         0xC0045877,  # FIFREEZE
         0xC0045878,  # FITHAW
         0xC020660B,  # FS_IOC_FIEMAP
-        0x40049409,  # FICLONE
-        0x4020940D,  # FICLONERANGE
-        0xC0189436,  # FIDEDUPERANGE
     }
 )
 """For these a socket gives the same answer as a device: about close-on-exec, or an error because
 it is not a regular file."""
+_FICLONE: Final = 0x40049409
+_FICLONERANGE: Final = 0x4020940D
+_FIDEDUPERANGE: Final = 0xC0189436
+_SHARING: Final = frozenset((_FICLONE, _FICLONERANGE, _FIDEDUPERANGE))
+"""A device that shares no content is like a socket. For filesystems, see `_share`."""
 
 _SETFL_MASK: Final = os.O_APPEND | os.O_NONBLOCK | arch.O_DIRECT | os.O_NOATIME
 
@@ -47,7 +52,9 @@ def ioctl(call: TrappedCall, machine: Machine) -> Outcome:
     if not file.opened:
         raise os_error(errno.EBADF)
     command = call.a1 & 0xFFFFFFFF
-    if command in _FOR_ALL_FILES:
+    if command in _SHARING and filesystem_of(file.location) is not None:
+        return _share(call, machine, file, command)
+    if command in _FOR_ALL_FILES or command in _SHARING:
         return PROCEED
     if command == _FIONBIO:
         on = any(_read_int(call))
@@ -59,6 +66,30 @@ def ioctl(call: TrappedCall, machine: Machine) -> Outcome:
             raise os_error(errno.ENOTTY)
         return 0
     return file.ioctl(call, command, call.a2)
+
+
+def _share(call: TrappedCall, machine: Machine, file: FileDescription, command: int) -> int:
+    """Refuse to have files share their content, as fs/remap_range.c does.
+
+    Raises:
+        OSError: always, unless it returns PROCEED: EBADF, EFAULT, EISDIR, EXDEV, EOPNOTSUPP.
+    """
+    other: FileDescription | None = file
+    if command != _FIDEDUPERANGE:
+        number = call.a2 if command == _FICLONE else int.from_bytes(_read_int(call), sys.byteorder)
+        other = machine.files.find_opened(call.tid, number)
+        if other is None:
+            return PROCEED  # EBADF or EXDEV
+    assert other is not None
+    if other.group is not file.group:
+        raise os_error(errno.EXDEV)
+    if file.node.is_directory or other.node.is_directory:
+        raise os_error(errno.EISDIR)
+    if command != _FIDEDUPERANGE and not (
+        other.readable and file.writable and not file.flags & os.O_APPEND
+    ):
+        raise os_error(errno.EBADF)
+    raise os_error(errno.EOPNOTSUPP)
 
 
 def _read_int(call: TrappedCall) -> bytes:
