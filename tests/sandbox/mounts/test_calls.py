@@ -77,7 +77,7 @@ dir_ = os.open("mnt", os.O_PATH)
 print(os.stat("x", dir_fd=dir_).st_size, attempt(os.listdir, dir_))
 print(attempt(os.open, "mnt", os.O_TMPFILE | os.O_RDONLY))
 nameless = os.open("mnt", os.O_TMPFILE | os.O_RDWR); os.write(nameless, b"named")
-os.link(f"/proc/self/fd/{nameless}", "mnt/named", follow_symlinks=True)
+os.link(f"/proc/self/fd/{nameless}", "mnt/named", src_dir_fd=top)  # linkat
 print(open("mnt/named").read())
 os.unlink("mnt/x"); print(os.fstat(fd).st_nlink, os.pwrite(fd, b"gone", 0), os.pread(fd, 4, 0))
 print(os.readlink(f"/proc/self/fd/{fd}")[-14:], os.path.exists("mnt/x"), sorted(os.listdir(top)))
