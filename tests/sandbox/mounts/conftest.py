@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -68,6 +69,18 @@ def shell(sandbox: Sandbox, here: Path) -> Shell:
 def client(sandbox: Sandbox, here: Path) -> Shell:
     """Runs a Python script beside the mount; returns what it prints."""
     return functools.partial(client_in(sandbox), cwd=here)
+
+
+@pytest.fixture
+def tmpfs() -> Iterator[Path]:
+    """An empty directory on a tmpfs."""
+    if not any(
+        line.startswith(("tmpfs /dev/shm ", "shm /dev/shm "))
+        for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
+    ):
+        pytest.skip("/dev/shm is no tmpfs here")
+    with TemporaryDirectory(dir="/dev/shm") as made:
+        yield Path(made)
 
 
 @pytest.fixture

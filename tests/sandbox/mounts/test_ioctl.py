@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
-
-import pytest
 
 from ..conftest import Clients, Shell
 
@@ -34,18 +30,6 @@ print(attempt(fcntl.ioctl, fd, FIDEDUPERANGE, wanted))
 print(attempt(fcntl.ioctl, top, FIDEDUPERANGE, wanted))
 print(attempt(fcntl.ioctl, fd, 0xC020660B, bytes(32)), attempt(fcntl.ioctl, fd, 0x1234))
 """
-
-
-@pytest.fixture
-def tmpfs() -> Iterator[Path]:
-    """An empty directory on a tmpfs."""
-    if not any(
-        line.startswith(("tmpfs /dev/shm ", "shm /dev/shm "))
-        for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
-    ):
-        pytest.skip("/dev/shm is no tmpfs here")
-    with TemporaryDirectory(dir="/dev/shm") as made:
-        yield Path(made)
 
 
 def test_they_are_as_on_tmpfs(client: Shell, clients: Clients, here: Path, tmpfs: Path) -> None:

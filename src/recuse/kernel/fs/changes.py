@@ -12,6 +12,7 @@ from recuse.kernel.fs.credentials import CAP_CHOWN, CAP_FOWNER, CAP_FSETID, File
 from recuse.kernel.fs.inodes import Inode
 from recuse.kernel.fs.permission import MAY_WRITE, permission
 from recuse.kernel.fs.privileges import lose_privileges
+from recuse.kernel.fs.size_limits import check_growth
 from recuse.kernel.fs.superblock import Superblock
 from recuse.kernel.fs.writeback import drop_pages, set_times, split_time, write_inode_now
 from recuse.runtime.records import record
@@ -98,6 +99,8 @@ def set_attributes(
     allowed(superblock, caller)
     if superblock.options.read_only:
         raise os_error(errno.EROFS)
+    if changes.size is not None and changes.size > inode.attr.size:
+        check_growth(caller, changes.size)
     if superblock.options.default_permissions:
         yield from _may_change(superblock, caller, inode, changes)
     given_away = changes.uid is not None or changes.gid is not None

@@ -78,6 +78,13 @@ class FileCaller(Caller):
             tgid=self.tgid,
         )
 
+    def size_limit(self) -> int | None:
+        """How large it may make files, in bytes (RLIMIT_FSIZE); None: as large as it likes."""
+        return None
+
+    def signal_size_limit(self) -> None:
+        """Send it SIGXFSZ: it would have made a file larger than that."""
+
     def may(self, capability: int) -> bool:
         """Whether it has a capability (CAP_)."""
         return bool(self.capabilities & capability)

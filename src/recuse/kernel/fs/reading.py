@@ -15,6 +15,7 @@ from recuse.kernel.fs.dentries import Dentry
 from recuse.kernel.fs.files import FilesystemFile, bad_descriptor
 from recuse.kernel.fs.inodes import STATX_ATIME, STATX_SIZE
 from recuse.kernel.fs.readahead import Readahead
+from recuse.kernel.fs.size_limits import MOST_POSITION
 from recuse.kernel.fs.superblock import Superblock
 from recuse.kernel.fs.writeback import write_back
 from recuse.wire.fuse import (
@@ -30,7 +31,6 @@ from recuse.wire.fuse import (
     fuse_read_in,
 )
 
-MOST_POSITION: Final = (1 << 63) - 1
 MAX_RW_COUNT: Final = 0x7FFFF000
 NO_PLACES: Final = FOPEN_NONSEEKABLE | FOPEN_STREAM
 """What a server says of a file that has none to go to; FOPEN_STREAM: each call begins at 0."""

@@ -12,7 +12,8 @@ from recuse.kernel.fs.changes import Changes, change_attributes
 from recuse.kernel.fs.credentials import FileCaller
 from recuse.kernel.fs.files import bad_descriptor
 from recuse.kernel.fs.inodes import STATX_SIZE
-from recuse.kernel.fs.reading import MAX_RW_COUNT, MOST_POSITION, NO_PLACES
+from recuse.kernel.fs.reading import MAX_RW_COUNT, NO_PLACES
+from recuse.kernel.fs.size_limits import MOST_POSITION, check_growth, check_write
 from recuse.kernel.fs.writeback import flush_time_update, modified
 from recuse.kernel.fs.writing import WriteFile
 from recuse.wire.filesystem import (
@@ -125,6 +126,8 @@ class RegularFile(WriteFile):
         try:
             if mode & (_PUNCH_HOLE | _ZERO_RANGE):
                 yield from self._write_back(offset)
+            if not mode & _KEEP_SIZE and offset + length > inode.attr.size:
+                check_growth(caller, offset + length)
             yield from self._modify(caller)
             try:
                 yield from ask(caller, FUSE_FALLOCATE, inode.nodeid, body)
@@ -172,6 +175,7 @@ class RegularFile(WriteFile):
         size = min(size, max(attr.size - offset, 0), MAX_RW_COUNT)
         if self.inode is other.inode and abs(offset - other_offset) < size:
             raise os_error(errno.EINVAL)
+        size = check_write(caller, other_offset, size)
         if not size:
             return 0
         yield from superblock.lock(self.inode)

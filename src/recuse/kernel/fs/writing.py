@@ -13,7 +13,8 @@ from recuse.kernel.fs.credentials import CAP_FOWNER, CAP_FSETID, FileCaller
 from recuse.kernel.fs.files import bad_descriptor
 from recuse.kernel.fs.inodes import MODIFIED, STATX_MODE, STATX_SIZE
 from recuse.kernel.fs.privileges import lose_privileges, without_privileges
-from recuse.kernel.fs.reading import MAX_RW_COUNT, MOST_POSITION, ReadFile
+from recuse.kernel.fs.reading import MAX_RW_COUNT, ReadFile
+from recuse.kernel.fs.size_limits import check_write
 from recuse.kernel.fs.writeback import balance, modified, write_back
 from recuse.wire.fuse import (
     FUSE_BIG_WRITES,
@@ -56,8 +57,7 @@ class WriteFile(ReadFile):
         try:
             if self.flags & os.O_APPEND:
                 start = inode.attr.size
-            if start >= MOST_POSITION:
-                raise os_error(errno.EFBIG)
+            data = data[: check_write(caller, start, len(data))]
             if not self.is_direct:
                 yield from self._modify(caller)
             if later:
@@ -80,8 +80,11 @@ class WriteFile(ReadFile):
         file, inode, superblock = self.backing, self.inode, self.superblock
         yield from superblock.lock(inode)
         try:
+            appends = bool(self.flags & os.O_APPEND)
+            end = inode.attr.size if appends else start
+            data = data[: check_write(caller, end, len(data))]
             yield from self._modify(caller)
-            where = None if self.flags & os.O_APPEND else start
+            where = None if appends else start
             done, end = file.write(data, where, self.flags)
             if done:
                 written(superblock, inode, end)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
+import signal
 from typing import TYPE_CHECKING
 
 from recuse.kernel.fs.credentials import FileCaller
@@ -10,6 +14,25 @@ from recuse.sandbox.tasks.tasks import umask_of
 
 if TYPE_CHECKING:
     from recuse.sandbox.trap.call import TrappedCall
+
+
+class ThreadCaller(FileCaller):
+    """A thread of a program."""
+
+    __slots__ = ()
+
+    def size_limit(self) -> int | None:
+        """See `FileCaller`. None also if the supervisor may not ask: for another user's thread."""
+        try:
+            limit = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)[0]
+        except (PermissionError, ProcessLookupError):
+            return None
+        return None if limit == resource.RLIM_INFINITY else limit
+
+    def signal_size_limit(self) -> None:
+        """See `FileCaller`. It gets the signal when its call is answered, as it cannot before."""
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.kill(self.pid, signal.SIGXFSZ)  # this thread gets it, unless it blocks the signal
 
 
 def caller_of(call: TrappedCall, *, real: bool = False, creates: bool = False) -> FileCaller:
@@ -26,7 +49,7 @@ def caller_of(call: TrappedCall, *, real: bool = False, creates: bool = False) -
     task = call.task
     rights = task.real_rights if real else task.rights
     memory = CallerMemory(call.trap.listener, call.id, call.tid, task.writable)
-    return FileCaller(
+    return ThreadCaller(
         call.tid,
         rights.uid,
         rights.gid,

@@ -18,7 +18,7 @@ from recuse.kernel.fs.mapping import map_file, unmap_file
 from recuse.kernel.fs.regular import RegularFile
 from recuse.kernel.iovec import MAX_TRANSFER, length_of, load, store
 from recuse.sandbox.files.description import FileDescription, IoVecs, Offsets, PollSource
-from recuse.sandbox.fs.caller import caller_of
+from recuse.sandbox.fs.caller import ThreadCaller, caller_of
 from recuse.sandbox.fs.file import OpenedFile
 from recuse.sandbox.trap.call import OnDevice, Outcome, TrappedCall
 
@@ -125,7 +125,7 @@ class DataFile(OpenedFile):
 
 def _of_files(caller: Caller) -> FileCaller:
     """A caller who only reads and writes what is open."""
-    return FileCaller(
+    return ThreadCaller(
         caller.pid,
         caller.uid,
         caller.gid,
