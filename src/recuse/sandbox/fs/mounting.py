@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 
+from recuse.channel.inprocess_backing import InProcessBacking
 from recuse.channel.inprocess_mount import InProcessMount
 from recuse.kernel.connection.connection import Tap
 from recuse.kernel.errors import os_error
@@ -25,7 +26,9 @@ class ServedTree(MountedTree):
         """Begin to serve it."""
         name = os.fsencode(filesystem.name)
         super().__init__(superblock, files, (name, b"fuse." + name, b"rw,nosuid,nodev"))
-        self._channel = InProcessMount(superblock, FilesystemSession(filesystem))
+        self._channel = InProcessMount(
+            superblock, FilesystemSession(filesystem, InProcessBacking(superblock))
+        )
 
     def close(self) -> None:
         """End the connection. Before that the server is told that nothing is in use any more."""
