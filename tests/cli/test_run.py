@@ -138,7 +138,8 @@ def os_error(code: int, filename: str | None = None) -> OSError:
         (
             os_error(errno.ENOENT, "/proc/other"),
             125,
-            "No such file or directory; run `recuse doctor` to see what is missing here",
+            "/proc/other: No such file or directory; run `recuse doctor` to see what is missing "
+            "here",
         ),
         (
             os_error(errno.EEXIST, "/dev/cuse"),

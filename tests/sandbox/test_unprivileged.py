@@ -361,3 +361,17 @@ with Sandbox(Fifo(name='place/echo')) as sandbox:
     assert output.splitlines()[:3] == ["/dev/place", "echo", "/etc"]
     assert output.splitlines()[3].endswith("cd: can't cd to /dev/place")
     assert output.splitlines()[4:] == ["/"]
+
+
+def test_an_interpreter_that_may_not_be_read_is_named(nobody: Shell) -> None:
+    output = nobody("""
+import shutil
+with tempfile.TemporaryDirectory() as directory:
+    python = shutil.copy(os.path.realpath(sys.executable), directory + '/python3')
+    os.chmod(python, 0o111)
+    environment = os.environ | {'PYTHONHOME': sys.base_prefix}
+    done = subprocess.run([python, '-B', '-m', 'recuse', 'run', 'true'], env=environment,
+        stderr=subprocess.PIPE, text=True)
+    print(done.returncode, f'recuse: {python}: may not be read' in done.stderr, done.stderr)
+""")
+    assert output.startswith("125 True ")

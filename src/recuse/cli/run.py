@@ -175,7 +175,8 @@ def _explain(error: OSError, program: str) -> Failure:
                 f"{error.filename}: recuse or another device has that name, or a part of it; "
                 "choose another with name=..."
             )
-        return Failure(f"{reason}; run `recuse doctor` to see what is missing here")
+        named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return Failure(f"{named}{reason}; run `recuse doctor` to see what is missing here")
     return not_started(error, program)
 
 

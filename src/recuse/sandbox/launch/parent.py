@@ -261,7 +261,7 @@ def _above_standard(end: socket.socket) -> socket.socket:
 
 
 def require_proc() -> None:
-    """Raise SandboxError if /proc is missing, or not that of this process's pid namespace."""
+    """Raise SandboxError if /proc is missing, of another pid namespace, or hides what is needed."""
     try:
         name = os.readlink("/proc/self")
     except OSError:
@@ -272,6 +272,13 @@ def require_proc() -> None:
     if name != str(os.getpid()):
         raise SandboxError(
             "/proc belongs to another pid namespace: mount a new one (with unshare: --mount-proc)"
+        )
+    found = interpreter()
+    if found is not None and os.access(found, os.X_OK) and not os.access(found, os.R_OK):
+        # fs/exec.c, would_dump
+        raise SandboxError(
+            f"{found}: may not be read, so the kernel hides in /proc what recuse needs to know of "
+            "processes that run it: let this user read it, or use another Python"
         )
 
 
