@@ -98,15 +98,21 @@ fi
 echo 'The picture that it took is in build/camera.jpeg.'
 
 echo
-echo 'A filesystem is a class, too. This one shows what is in an archive:'
+echo 'A filesystem is a class, too. This one shows what is in an archive. Nothing is mounted for it:'
 mkdir -p build/files
 trap 'rmdir build/files; rm build/files.tar.gz' EXIT
 tar -czf build/files.tar.gz --exclude=__pycache__ -C examples .
-if lack=$$($(RECUSE) mount --private examples/hellofs.py build/files -- true 2>&1); then
-show mount --private examples/archive.py,path=build/files.tar.gz build/files <<'END'
+show run -m build/files=examples/archive.py,path=build/files.tar.gz <<'END'
 ls build/files | wc -l
 grep -rl tarfile build/files
 cmp build/files/echo.py examples/echo.py && echo equal
+END
+
+echo
+echo 'The same file, on a mount of Linux:'
+if lack=$$($(RECUSE) mount --private examples/hellofs.py build/files -- true 2>&1); then
+show mount --private examples/archive.py,path=build/files.tar.gz build/files <<'END'
+cat build/files/hellofs.py | cmp - examples/hellofs.py && echo equal as well
 END
 else
 echo "Nothing can be mounted here: $$lack"

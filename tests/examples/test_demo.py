@@ -67,6 +67,7 @@ def test_the_filesystem_that_it_mounts(needs: Needs, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "\n    $ cmp build/files/echo.py examples/echo.py && echo equal\nequal\n" in done.stdout
     assert "build/files/archive.py\n" in done.stdout
+    assert "\nequal as well\n" in done.stdout
 
 
 NO_FUSE = """
@@ -90,4 +91,5 @@ def test_where_nothing_can_be_mounted(needs: Needs, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("Nothing can be")]
     assert line.startswith("Nothing can be mounted here: recuse: /dev/fuse: ")
+    assert "\nequal\n" in done.stdout  # in the sandbox, which mounts nothing
     assert os.listdir(tmp_path / "build") == ["camera.jpeg"]
