@@ -395,6 +395,10 @@ def test_programs_of_both_sizes(
         needs("/usr/include/asm", package="gcc-multilib")
     program = compiled("files", *flags)
     (here / "native").mkdir()
+    try:
+        os.setxattr(here / "native", "user.tried", b"")
+    except OSError as error:
+        pytest.skip(f"no extended attributes to compare with: {error} (tmpfs before Linux 6.6)")
     expected = subprocess.run(
         [program], cwd=here / "native", stdout=subprocess.PIPE, text=True, check=True
     ).stdout
