@@ -6,7 +6,6 @@ import ctypes
 import os
 import select
 import shlex
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -30,6 +29,7 @@ from recuse import (
 from tests.conftest import Needs
 
 from .conftest import PATIENCE_S, Somebody
+from .shell import shell
 
 
 class Disk(Device):
@@ -86,33 +86,9 @@ class Machine(Filesystem):
         self.disk.area.close()
 
 
-def shell(script: str, directory: Path) -> str:
-    done = subprocess.run(
-        ["sh", "-ec", script],
-        cwd=directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
 def python(code: str, directory: Path) -> str:
     prelude = "import errno, fcntl, mmap, os, select, struct\n"
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + code],
-        cwd=directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return shell(directory, shlex.join([sys.executable, "-c", prelude + code]))
 
 
 @pytest.mark.usefixtures("mounts")
@@ -127,7 +103,7 @@ cat dev/disk | wc -c
 cmp dev/disk same
 stat -c '%F %a' dev/disk
 """
-        assert shell(script, directory).splitlines() == [
+        assert shell(directory, script).splitlines() == [
             *("text", "text", "65536", "regular empty file 666"),
         ]
         assert bytes(machine.disk.area[8:16]) == b"\0\0text\n\0"
