@@ -163,10 +163,12 @@ class Workers(Generic[T]):
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the source and the threads to end; False if they have not by then.
 
+        If they were not started, there is nothing to wait for.
+
         It waits only a moment for threads whose handlers still block: these end when their handlers
         return.
         """
-        if not self._ended.wait(timeout):
+        if self._made and not self._ended.wait(timeout):
             return False
         now = time.monotonic()
         for thread, turn in list(self._live.items()):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from recuse.kernel.connection.connection import Tap
 from recuse.runtime.signals import SignalPipe
 from recuse.sandbox.api import Sandbox
-from recuse.sandbox.launch.parent import Program, require_proc
+from recuse.sandbox.launch.parent import Program, SandboxError, require_proc
 from recuse.sandbox.machine import Joinable
 from recuse.sandbox.tasks.status import ThreadStatus
 from recuse.server.device import Device
@@ -41,14 +41,6 @@ _FEW_FILES = 64
 
 _BROKEN = 125
 """The exit status if recuse itself failed, as with env(1) and timeout(1)."""
-
-
-class _SignalError(BaseException):
-    """A signal arrived before the program existed."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def supervise(
@@ -85,14 +77,57 @@ def supervise(
             # glibc loads it when a thread is ended by the interpreter's end, and aborts if it
             # cannot.
             ctypes.CDLL("libgcc_s.so.1")
-    program: Program | None = None
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with Sandbox(*devices, mounts=mounts, fuse=fuse, tap=tap) as sandbox:
+        # Made before the program is started: later there may be no descriptors left.
+        pipe = SignalPipe()
+        signals = _Signals(sandbox)
+        try:
+            pipe.take(_PASSED_ON, signals.forward)
+            options = {"env": _environment(), "pass_fds": inherited, "open_files": soft}
+            program = sandbox.popen(argv, starting=signals.starting, **options)
+            status = _until_end(program, pipe.reader)
+            if status < 0:
+                _end_orphans()
+        except (OSError, SandboxError):
+            if signals.early is None:
+                raise
+            return 128 + signals.early
+        finally:
+            pipe.close()
+        if sandbox.broken:
+            return _BROKEN
+    return 128 - status if status < 0 else status
 
-    def forward(number: int, frame: FrameType | None) -> None:
+
+class _Signals:
+    """What the signals do that this command gets."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._program: Program | None = None
+        self.early: int | None = None
+        """The one that ended the start."""
+
+    def starting(self, program: Program) -> None:
+        """Take note of the program's first process."""
+        self._program = program
+        if self.early is not None:
+            program.cancel()
+
+    def forward(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
         del frame
-        if program is None:
-            raise _SignalError(number)
+        program = self._program
+        if program is None or not program.is_executed:
+            # Nothing is raised here: that would be at any place, between the start of a thread and
+            # the note of it for example.
+            self.early = number
+            if program is not None:
+                program.cancel()
+            return
         if program.program_ended():
-            sandbox.kill()
+            self._sandbox.kill()
             return
         if number in _KEYS and _in_foreground():
             return  # the terminal sends it to the whole group
@@ -102,24 +137,6 @@ def supervise(
             signal.signal(number, signal.SIG_IGN)
             os.killpg(0, number)
         program.send_signal(number)
-
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    with Sandbox(*devices, mounts=mounts, fuse=fuse, tap=tap) as sandbox:
-        # Made before the program is started: later there may be no descriptors left.
-        pipe = SignalPipe()
-        try:
-            pipe.take(_PASSED_ON, forward)
-            program = sandbox.popen(argv, open_files=soft, env=_environment(), pass_fds=inherited)
-            status = _until_end(program, pipe.reader)
-            if status < 0:
-                _end_orphans()
-        except _SignalError as early:
-            return 128 + early.number
-        finally:
-            pipe.close()
-        if sandbox.broken:
-            return _BROKEN
-    return 128 - status if status < 0 else status
 
 
 def _until_end(program: Program, signals: int) -> int:

@@ -180,8 +180,13 @@ def execute(argv: list[bytes], environment: dict[bytes, bytes]) -> int:
     return found or last
 
 
-def start(control: _socket.socket, the_filter: Filter, argv: list[bytes]) -> int | None:
-    """Start the program and hand its listener over; returns its pid, None if that failed."""
+def start(
+    control: _socket.socket, the_filter: Filter, argv: list[bytes], mask: "set[int]"
+) -> int | None:
+    """Start the program and hand its listener over; returns its pid, None if that failed.
+
+    ``mask`` is the program's signal mask. Until now, all of _KEPT_FROM_INIT are blocked.
+    """
     handlers = {int(number): _signal.getsignal(number) for number in _KEPT_FROM_INIT}
     # Otherwise nobody learns how the program ends.
     handlers[int(_signal.SIGCHLD)] = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
@@ -189,16 +194,16 @@ def start(control: _socket.socket, the_filter: Filter, argv: list[bytes]) -> int
         _signal.SIG_IGN if handlers[int(_signal.SIGINT)] == _signal.SIG_IGN else _signal.SIG_DFL
     )
     ours, childs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, {GO})
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, {GO})
     pid = posix.fork()
     if pid == 0:
         ours.close()
         control.close()
         dispositions = Dispositions(handlers, mask)
         become_program(childs, the_filter, argv, dispositions)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
     for number in _KEPT_FROM_INIT:
         _signal.signal(number, _signal.SIG_IGN)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
     childs.close()
     let_go_of_files({ours.fileno(), control.fileno()})
     packet, rights, _, _ = ours.recvmsg(256, _socket.CMSG_SPACE(4))
@@ -338,13 +343,14 @@ def prepare_and_start(control: _socket.socket, arguments: list[str]) -> int | No
         pass
     posix.close(placeholder)
     posix.set_inheritable(control.fileno(), False)
-    seccomp, soft_limit, lending, program = control.recv(65536).split(b" ", 3)
+    seccomp, soft_limit, lending, blocked, program = control.recv(65536).split(b" ", 4)
     hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft_limit), hard_limit))
     encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
     argv = [argument.encode(encoding, errors) for argument in arguments]
     check(_prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
-    return start(control, Filter(int(seccomp), int(lending), program), argv)
+    mask = {int(number) for number in blocked.split(b",") if number}
+    return start(control, Filter(int(seccomp), int(lending), program), argv, mask)
 
 
 def main(control: _socket.socket, arguments: list[str]) -> None:

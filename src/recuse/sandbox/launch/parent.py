@@ -13,7 +13,7 @@ import resource
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from recuse.runtime.interpreter import NAME, interpreter
@@ -36,6 +36,9 @@ main(control, sys.argv[2:])"""
 
 _END_S: Final = 5.0
 """How long a process may take to end after it has closed its sockets."""
+
+_HELD_BACK: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+"""Signals of a terminal, sent to its whole group, and of those that end a group."""
 
 _YAMA: Final = "/proc/sys/kernel/yama/ptrace_scope"
 
@@ -61,6 +64,8 @@ class Program(subprocess.Popen[Any]):
     _process: ProcessHandle | None = None
     control: socket.socket | None = None
     """The socket to the first process: it says how the program ended, then closes."""
+    is_executed: bool = False
+    """Whether the first process was told to execute the program: signals are the program's now."""
 
     def adopt(self, program_pid: int, control: socket.socket) -> None:
         """Remember the program's own process, and the socket to the first one."""
@@ -94,6 +99,11 @@ class Program(subprocess.Popen[Any]):
         if self._process is not None:
             self._process.send_signal(sig)
 
+    def cancel(self) -> None:
+        """Have the start fail: kill the first process, which takes the program with it."""
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
     def program_ended(self) -> bool:
         """Whether the program itself has ended, whatever it may have left in the background."""
         return self._process is not None and self._process.ended()
@@ -113,6 +123,7 @@ class Launch:
         *,
         open_files: int | None = None,
         filesystems: bool = False,
+        starting: Callable[[Program], None] = lambda _: None,
         **options: Any,
     ) -> None:
         """Start the sandbox's first process and, stopped before its exec, the program's.
@@ -121,6 +132,8 @@ class Launch:
             argv: the program, looked up along PATH, and its arguments.
             open_files: the program's soft RLIMIT_NOFILE; None for that of this process.
             filesystems: whether filesystems are mounted in its sandbox.
+            starting: called when the first process exists, before it is waited for. From then on,
+                :meth:`Program.cancel` ends the start.
             options: those of :class:`subprocess.Popen`, except ``shell``, ``preexec_fn`` and
                 ``executable``.
 
@@ -152,16 +165,25 @@ class Launch:
             try:
                 command = [_interpreter(), *command, *self._argv]
                 self._control.send(_code_of_init())
-                self.program = Program(command, pass_fds=passed, **options)
+                # They are for the program, which will have its own handlers for them, and not for
+                # the interpreter that becomes the program.
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+                try:
+                    self.program = Program(command, pass_fds=passed, **options)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             except BaseException:
                 self._control.close()
                 raise
         try:
+            starting(self.program)
             self.program.args = argv
             seccomp = arch.SYSCALLS["seccomp"]
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # reported below
                 program = build_filter(filesystems=filesystems)
-                self._control.send(b"%d %d %d %b" % (seccomp, open_files, LENDING, program))
+                blocked = b",".join(b"%d" % number for number in mask)
+                parameters = (seccomp, open_files, LENDING, blocked, program)
+                self._control.send(b"%d %d %d %b %b" % parameters)
             self.listener = self._receive_listener()
         except BaseException:
             self.abandon()
@@ -194,8 +216,11 @@ class Launch:
         Raises:
             OSError: as :class:`subprocess.Popen` does: FileNotFoundError, PermissionError, ...
         """
-        self._control.send(b"go")
-        packet = self._control.recv(256)
+        self.program.is_executed = True
+        packet = b""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it was killed
+            self._control.send(b"go")
+            packet = self._control.recv(256)
         if packet.startswith(b"E"):
             code = int(packet.split()[1])
             raise OSError(code, os.strerror(code), os.fsdecode(self._argv[0]))
