@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from recuse.kernel.caller import Caller
+from recuse.kernel.caller import Caller, Memory
 from recuse.kernel.char.devices import TRANSFER_MIN, CharDevice
 from recuse.kernel.char.ioctl import do_ioctl
 from recuse.kernel.char.mmap import (
@@ -124,6 +124,11 @@ class OpenFile(FuseFile):
         self._readable = access in (os.O_RDONLY, os.O_RDWR)
         self._writable = access in (os.O_WRONLY, os.O_RDWR)
 
+    # Every transfer goes through one of these two, so each does by itself what `running` does.
+    #
+    # If an area of the caller's ends in the middle, the part up to there is used, like the pages
+    # that fuse_get_user_pages could get. Only a request with no usable byte fails with EFAULT.
+
     def read(self, caller: Caller, segments: Sequence[IoVec], offset: int | None) -> Operation[int]:
         """Read into the segments, one after the other; return how many bytes were read.
 
@@ -135,7 +140,52 @@ class OpenFile(FuseFile):
         goes beyond 2**63 - 1; EFAULT if nothing can be stored (then no request is sent); or what
         the server answers, unless some bytes were read before.
         """
-        return self.running(self._transfer(caller, segments, offset, False))
+        self._running.append(None)
+        try:
+            if self._released:
+                raise os_error(errno.EBADF)
+            # Usually nothing has to be split: no device takes less.
+            fits = len(segments) == 1 and segments[0][1] <= TRANSFER_MIN
+            total = segments[0][1] if fits else length_of(segments)
+            position = self._start(self._readable, offset, total)
+            limit = self.device.max_read
+            memory = caller.memory
+            done = error = 0
+            while done < total:
+                areas = segments if fits else part_of(segments, done, min(limit, total - done))
+                size = memory.writable(*areas[0]) if fits else _room(memory, areas)
+                if not size:
+                    error = errno.EFAULT
+                    break
+                reply = yield Request(
+                    FUSE_READ,
+                    _pack_read_in(
+                        self.fh or 0, position, size, _READ_FLAGS, caller.owner, self.flags, 0
+                    ),
+                    0,
+                    size,
+                    caller.pid,
+                    caller.uid,
+                    caller.gid,
+                )
+                if reply.error:
+                    error = -reply.error
+                    break
+                count = len(reply.payload)
+                stored = store(memory, areas, reply.payload) if count else 0
+                done += stored
+                position += stored
+                if stored < count:
+                    error = errno.EFAULT
+                    break
+                if count < size:
+                    break
+                fits = False
+            return self._end(done, error, offset, position)
+        finally:
+            self._running.pop()
+            if self._released and self._takes_release():
+                yield from self._send_release()
 
     def write(
         self, caller: Caller, segments: Sequence[IoVec], offset: int | None, flags: int = 0
@@ -147,108 +197,57 @@ class OpenFile(FuseFile):
         Otherwise like `read`, with EBADF if not open for writing. Also EIO if the server says that
         it took more than it was given.
         """
-        return self.running(self._transfer(caller, segments, offset, True, flags))
-
-    # If an area of the caller's ends in the middle, the part up to there is used, like the pages
-    # that fuse_get_user_pages could get. Only a request with no usable byte fails with EFAULT.
-
-    def _transfer(
-        self,
-        caller: Caller,
-        segments: Sequence[IoVec],
-        offset: int | None,
-        writes: bool,
-        flags: int = 0,
-    ) -> Operation[int]:
-        """Do `read` or `write`."""
-        # Usually nothing has to be split: no device takes less.
-        fits = len(segments) == 1 and segments[0][1] <= TRANSFER_MIN
-        total = segments[0][1] if fits else length_of(segments)
-        device = self.device
-        position = self._start(self._writable if writes else self._readable, offset, total)
-        limit = device.max_write if writes else device.max_read
-        done = error = 0
-        while done < total:
-            areas = segments if fits else part_of(segments, done, min(limit, total - done))
-            if writes:
-                request, size = self._writing(caller, areas, position, flags)
-            else:
-                request, size = self._reading(caller, areas, position)
-            if not size:
-                error = errno.EFAULT
-                break
-            reply = yield request
-            if reply.error:
-                error = -reply.error
-                break
-            if writes:
-                count = stored = _unpack_write_out(reply.payload)[0]
+        self._running.append(None)
+        try:
+            if self._released:
+                raise os_error(errno.EBADF)
+            fits = len(segments) == 1 and segments[0][1] <= TRANSFER_MIN
+            total = segments[0][1] if fits else length_of(segments)
+            position = self._start(self._writable, offset, total)
+            limit = self.device.max_write
+            done = error = 0
+            while done < total:
+                areas = segments if fits else part_of(segments, done, min(limit, total - done))
+                data = load(caller.memory, areas)
+                size = len(data)
+                if not size:
+                    error = errno.EFAULT
+                    break
+                head = _pack_write_in(
+                    self.fh or 0,
+                    position,
+                    size,
+                    _WRITE_FLAGS if caller.keeps_suid else _KILLING_WRITE_FLAGS,
+                    caller.owner,
+                    self.flags | flags,
+                    0,
+                )
+                reply = yield Request(
+                    FUSE_WRITE,
+                    head + data,
+                    fuse_write_out.SIZE,
+                    fuse_write_out.SIZE,
+                    caller.pid,
+                    caller.uid,
+                    caller.gid,
+                )
+                if reply.error:
+                    error = -reply.error
+                    break
+                count = _unpack_write_out(reply.payload)[0]
                 if count > size:
                     error = errno.EIO
                     break
-            else:
-                count = len(reply.payload)
-                stored = store(caller.memory, areas, reply.payload) if count else 0
-            done += stored
-            position += stored
-            if stored < count:
-                error = errno.EFAULT
-                break
-            if count < size:
-                break
-            fits = False
-        if done:
-            if offset is None and device.seekable:
-                self.position = position
-        elif error:
-            raise os_error(error)
-        return done
-
-    def _reading(
-        self, caller: Caller, areas: Sequence[IoVec], position: int
-    ) -> tuple[Request, int]:
-        """A request to read into the areas, and how many bytes: 0 if none can be stored."""
-        memory = caller.memory
-        size = 0
-        for address, length in areas:
-            room = memory.writable(address, length)
-            size += room
-            if room < length:
-                break
-        return Request(
-            FUSE_READ,
-            _pack_read_in(self.fh or 0, position, size, _READ_FLAGS, caller.owner, self.flags, 0),
-            0,
-            size,
-            caller.pid,
-            caller.uid,
-            caller.gid,
-        ), size
-
-    def _writing(
-        self, caller: Caller, areas: Sequence[IoVec], position: int, flags: int
-    ) -> tuple[Request, int]:
-        """A request to write what is in the areas, and how many bytes: 0 if none can be read."""
-        data = load(caller.memory, areas)
-        size = len(data)
-        head = _pack_write_in(
-            self.fh or 0,
-            position,
-            size,
-            _WRITE_FLAGS if caller.keeps_suid else _KILLING_WRITE_FLAGS,
-            caller.owner,
-            self.flags | flags,
-            0,
-        )
-        return Request(
-            FUSE_WRITE,
-            head + data,
-            fuse_write_out.SIZE,
-            fuse_write_out.SIZE,
-            caller.pid,
-            caller.uid,
-            caller.gid,
-        ), size
+                done += count
+                position += count
+                if count < size:
+                    break
+                fits = False
+            return self._end(done, error, offset, position)
+        finally:
+            self._running.pop()
+            if self._released and self._takes_release():
+                yield from self._send_release()
 
     def ioctl(
         self,
@@ -340,6 +339,26 @@ class OpenFile(FuseFile):
         if position + total > _MAX_POSITION:
             raise os_error(errno.EINVAL)
         return position if self.device.seekable else 0
+
+    def _end(self, done: int, error: int, offset: int | None, position: int) -> int:
+        """Return what `read` or `write` has done, or raise its error if that is nothing."""
+        if done:
+            if offset is None and self.device.seekable:
+                self.position = position
+        elif error:
+            raise os_error(error)
+        return done
+
+
+def _room(memory: Memory, areas: Sequence[IoVec]) -> int:
+    """How many bytes can be stored in the areas, up to the first one that cannot."""
+    size = 0
+    for address, length in areas:
+        room = memory.writable(address, length)
+        size += room
+        if room < length:
+            break
+    return size
 
 
 def _nobody() -> None:

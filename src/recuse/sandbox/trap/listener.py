@@ -13,6 +13,7 @@ import os
 import re
 import select
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from recuse.runtime.locks import new_lock
@@ -26,7 +27,7 @@ _SYNC_WAKE_UP: Final = 1
 _CONTINUE: Final = 1
 
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
-_RESPONSE = struct.Struct("=QqiI")
+_response = struct.Struct("=QqiI").pack
 _ADDITION = struct.Struct("=QIIII")
 _ID = struct.Struct("=Q")
 
@@ -71,6 +72,16 @@ class Listener:
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
         self._over = False
+        self.receive: Callable[[], tuple[int, ...] | None] = (
+            self._receive_one_by_one if polls_first else self._receive
+        )
+        """Waits for the next trapped call.
+
+        Any number of threads may call this. One gets the call; at the end all get None.
+
+        Returns the members of a :class:`recuse.sandbox.trap.call.TrappedCall`; None when the last
+        process under the filter has ended.
+        """
 
     def prefer_sync_wake_up(self) -> bool:
         """Keep supervisor and program on one CPU while they pass a call back and forth.
@@ -82,17 +93,7 @@ class Listener:
         result = _libc.ioctl(self._descriptor, ctypes.c_ulong(_SET_FLAGS), _SYNC_WAKE_UP)
         return bool(result == 0)
 
-    def receive(self) -> tuple[int, ...] | None:
-        """Wait for the next trapped call.
-
-        Any number of threads may call this. One gets the call; at the end all get None.
-
-        Returns:
-            The members of a :class:`recuse.sandbox.trap.call.TrappedCall`; None when the last
-            process under the filter has ended.
-        """
-        if not self._polls_first:
-            return self._receive()
+    def _receive_one_by_one(self) -> tuple[int, ...] | None:
         # One at a time: what poll has reported must still be there for RECV. Otherwise RECV would
         # sleep even after the end.
         with self._polling:
@@ -141,27 +142,37 @@ class Listener:
             return False
         return True
 
+    # Each sends by itself, as every call goes through one of them.
+
     def answer(self, call_id: int, value: int) -> bool:
         """Give the call its result."""
-        return self._send(call_id, _RESPONSE.pack(call_id, value, 0, 0))
-
-    def fail(self, call_id: int, error: int) -> bool:
-        """Fail the call with a positive errno."""
-        return self._send(call_id, _RESPONSE.pack(call_id, 0, -error, 0))
+        try:
+            # Given bytes, fcntl.ioctl first fails to use them for output, which takes 0.3 us.
+            fcntl.ioctl(self._descriptor, _SEND, bytearray(_response(call_id, value, 0, 0)))
+        except (OSError, ValueError) as error:
+            return self._not_sent(call_id, error)
+        return True
 
     def proceed(self, call_id: int) -> bool:
         """Let the call run as if it had never been trapped."""
-        return self._send(call_id, _RESPONSE.pack(call_id, 0, 0, _CONTINUE))
-
-    def _send(self, call_id: int, response: bytes) -> bool:
         try:
-            # Given bytes, fcntl.ioctl first fails to use them for output, which takes 0.3 us.
-            fcntl.ioctl(self._descriptor, _SEND, bytearray(response))
+            fcntl.ioctl(self._descriptor, _SEND, bytearray(_response(call_id, 0, 0, _CONTINUE)))
         except (OSError, ValueError) as error:
-            if self._is_gone(call_id, error):
-                return False
-            raise
+            return self._not_sent(call_id, error)
         return True
+
+    def fail(self, call_id: int, error: int) -> bool:
+        """Fail the call with a positive errno."""
+        try:
+            fcntl.ioctl(self._descriptor, _SEND, bytearray(_response(call_id, 0, -error, 0)))
+        except (OSError, ValueError) as raised:
+            return self._not_sent(call_id, raised)
+        return True
+
+    def _not_sent(self, call_id: int, error: OSError | ValueError) -> bool:
+        if self._is_gone(call_id, error):
+            return False
+        raise error
 
     def add_descriptor(self, call_id: int, descriptor: int, *, cloexec: bool) -> int | None:
         """Install a copy of ``descriptor`` in the caller at its lowest free number.
