@@ -8,6 +8,7 @@ from typing import Final
 
 from recuse.sandbox.syscalls.families import FAMILIES
 from recuse.sandbox.table.passing import ELSEWHERE, ON_ARM
+from recuse.sandbox.trap.filter import MOST_CLOSED
 
 from . import rows
 from .rows import Row
@@ -24,7 +25,8 @@ SOMETIMES: Final = {
     "unless-ours": "except with a fourth argument, by which recuse makes a thread call it",
     "mounts": "in sandboxes with filesystems",
     "mounts-unless-ours": "in sandboxes with filesystems, "
-    "except with a second argument, by which recuse makes a thread call it",
+    "except with a fourth argument, by which recuse makes a thread call it",
+    "mounts-closes": f"the same, for descriptors below {MOST_CLOSED}",
 }
 
 

@@ -16,6 +16,7 @@ TRAPPED: Final = (
     "unless-ours",
     "mounts",
     "mounts-unless-ours",
+    "mounts-closes",
 )
 DECISIONS: Final = (*TRAPPED, "refused", "passes", "differs")
 

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import Request
@@ -43,6 +43,8 @@ from recuse.wire.fuse import (
     fuse_release_in,
 )
 
+T = TypeVar("T")
+
 OPEN_ONLY: Final = os.O_CREAT | os.O_EXCL | os.O_NOCTTY
 """Flags that concern only the opening (fuse_send_open)."""
 
@@ -56,6 +58,9 @@ class FilesystemFile(FuseFile):
         In bytes; in a directory, what the server calls its offset.
     flocked
         The server has been asked for a lock of flock(2), which ends with the file.
+    flushed
+        Nothing was done with it since it was flushed. A program may have closed its last
+        descriptor, and no other flush is due then.
     errors_seen
         Errors of writing back that are not told to this one: see `WriteErrors`.
     wake_pollers
@@ -63,7 +68,7 @@ class FilesystemFile(FuseFile):
     """
 
     __slots__ = (
-        *("dentry", "errors_seen", "flocked", "inode", "open_flags", "position"),
+        *("dentry", "errors_seen", "flocked", "flushed", "inode", "open_flags", "position"),
         *("superblock", "wake_pollers"),
     )
 
@@ -80,6 +85,7 @@ class FilesystemFile(FuseFile):
         self.inode: Inode = dentry.inode
         self.position = 0
         self.flocked = False
+        self.flushed = False
         self.errors_seen = self.inode.errors.sample()
         self.wake_pollers: Callable[[], None] = _nobody
         if opened is not None:
@@ -109,14 +115,24 @@ class FilesystemFile(FuseFile):
         """Whether it was opened for writing."""
         return self.flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
 
+    def running(self, operation: Operation[T], mapped: bool = False) -> Operation[T]:
+        """See `FuseFile.running`."""
+        self.flushed = False
+        return super().running(operation, mapped)
+
     def flush(self, caller: FileCaller) -> Operation[None]:
         """Do what each close(2) of a descriptor does; its error is close's (fuse_flush)."""
         return self.running(self._close(caller))
 
     def _close(self, caller: FileCaller) -> Operation[None]:
         # fs/open.c, filp_flush
+        self.flushed = True  # what comes meanwhile, from another program, makes it untrue
         try:
             yield from self._flush(caller)
+        except OSError as error:
+            if error.errno == errno.EINTR:  # maybe the server has not seen it
+                self.flushed = False
+            raise
         finally:
             self._give_up_records(caller.owner)
 

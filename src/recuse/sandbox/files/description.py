@@ -160,6 +160,10 @@ class FileDescription:
         """
         raise os_error(errno.EINVAL)
 
+    def flush(self, call: TrappedCall) -> OnDevice[None] | None:
+        """What comes before the close of a descriptor, whose error is close's; None if nothing."""
+        return None
+
     def sync(self, call: TrappedCall, data_only: bool) -> Outcome:
         """Do fsync(2) or fdatasync(2).
 

@@ -15,7 +15,7 @@ from recuse.sandbox.files.native_end import NativeEnd
 from recuse.sandbox.fs.caller import caller_of
 from recuse.sandbox.fs.record_locking import RecordLocking
 from recuse.sandbox.fs.running import Mounted
-from recuse.sandbox.trap.call import Outcome, TrappedCall
+from recuse.sandbox.trap.call import OnDevice, Outcome, TrappedCall
 from recuse.sandbox.vfs.dentry import Location
 
 _log: Final = Log("recuse.sandbox")
@@ -24,8 +24,9 @@ _log: Final = Log("recuse.sandbox")
 class OpenedFile(FileDescription):
     """An open file or directory.
 
-    Linux sends FLUSH for each close of a descriptor. Here the server gets one, for the last: the
-    closes of single descriptors are not seen.
+    Linux sends FLUSH for each descriptor that is closed. So does `flush`, for those that a program
+    closes itself. What the end of a process closes, or its execve, is seen only if it is the last
+    one: `release` flushes the file then.
     """
 
     __slots__ = ("_opener", "_tree", "kernel_file", "lockers")
@@ -55,6 +56,12 @@ class OpenedFile(FileDescription):
         operation = file_calls.ioctl(self.kernel_file, caller_of(call), command, argument)
         return self._tree.run(call, operation)
 
+    def flush(self, call: TrappedCall) -> OnDevice[None]:
+        """See `FilesystemFile.flush`. What the process has locked ends."""
+        caller = caller_of(call)
+        self.lockers.pop(caller.tgid, None)
+        return OnDevice(self._tree, self._tree.whole(self.kernel_file.flush(caller)))
+
     def sync(self, call: TrappedCall, data_only: bool) -> Outcome:
         """See `FilesystemFile.sync`."""
         return self._tree.run(call, self.kernel_file.sync(caller_of(call), data_only))
@@ -76,7 +83,7 @@ class OpenedFile(FileDescription):
         self.flags = self.kernel_file.flags = flags
 
     def release(self, released: Callable[[], None]) -> None:
-        """Flush it and release it."""
+        """Release it, and flush it before, unless that was done."""
 
         def done(_: object, error: OSError | None) -> None:
             if error is not None:
@@ -90,7 +97,10 @@ class OpenedFile(FileDescription):
     def _close(self) -> Operation[None]:
         try:
             # What a process has locked ends with its flush.
-            for caller in {self._opener.owner: self._opener, **self._owners()}.values():
+            callers = self._owners()
+            if not self.kernel_file.flushed:
+                callers.setdefault(self._opener.owner, self._opener)
+            for caller in callers.values():
                 yield from self.kernel_file.flush(caller)
         finally:
             yield from self.kernel_file.release()

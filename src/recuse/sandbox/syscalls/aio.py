@@ -39,7 +39,7 @@ from recuse.sandbox.syscalls.rw import (
 from recuse.sandbox.tasks.memory import UnreadableError, read_memory, write_memory
 from recuse.sandbox.tasks.status import ThreadStatus
 from recuse.sandbox.trap.borrowing import Borrowing
-from recuse.sandbox.trap.filter import SUBMITTING
+from recuse.sandbox.trap.filter import OURS
 from recuse.sandbox.trap.inject import GoneError, Injection
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ def _submit(
                 left = len(blocks) - len(done)
                 if left:
                     at = call.a2 + submitted * pointer.size
-                    submitted += thread.call("io_submit", call.a0, left, at, SUBMITTING)
+                    submitted += thread.call("io_submit", call.a0, left, at, OURS)
             except OSError as error:
                 thread.result = -(error.errno or errno.EIO)
             if submitted:
@@ -368,7 +368,7 @@ class _Completion:
                     self._ours.close()  # otherwise the thread would wait for ever
                     raise
 
-            thread.call("io_submit", context, 1, at, SUBMITTING, meanwhile=meanwhile)
+            thread.call("io_submit", context, 1, at, OURS, meanwhile=meanwhile)
         finally:
             thread.call("munmap", scratch, area)
 

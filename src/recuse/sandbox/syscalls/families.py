@@ -7,6 +7,7 @@ from typing import Final
 from recuse.sandbox.syscalls import (
     aio,
     attributes,
+    closing,
     control,
     epoll,
     filesystems,
@@ -30,6 +31,7 @@ from recuse.sandbox.syscalls import (
 FAMILIES: Final = {
     "aio": aio,
     "attributes": attributes,
+    "closing": closing,
     "control": control,
     "epoll": epoll,
     "filesystems": filesystems,

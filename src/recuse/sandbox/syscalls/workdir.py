@@ -16,7 +16,7 @@ from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler
 from recuse.sandbox.tasks.memory import write_memory
-from recuse.sandbox.trap.filter import ENTERING
+from recuse.sandbox.trap.filter import OURS
 from recuse.sandbox.trap.inject import GoneError, Injection
 from recuse.sandbox.vfs.by_thread import look_by_thread
 from recuse.sandbox.vfs.dentry import Location
@@ -88,7 +88,7 @@ def _go(call: TrappedCall, directory: int | NativeFile) -> int:
                 else:
                     number = look_by_thread(thread, call.tid, directory, os.O_CLOEXEC)
                 try:
-                    thread.result = thread.call("fchdir", number, ENTERING)
+                    thread.result = thread.call("fchdir", number, 0, 0, OURS)
                 finally:
                     thread.take_back(number)
             except OSError as error:

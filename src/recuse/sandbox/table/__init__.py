@@ -26,6 +26,7 @@ unless-lent    it is trapped unless recuse has a thread make it, to lend its des
 unless-ours    it is trapped unless recuse has a thread make it
 mounts         it is trapped in sandboxes with filesystems
 mounts-unless-ours  the same, unless recuse has a thread make it
+mounts-closes  the same, and only for descriptors with low numbers
 refused        the kernel returns ENOSYS
 passes         the kernel runs it, and that is right
 differs        the kernel runs it, and with a device it does not do what Linux would

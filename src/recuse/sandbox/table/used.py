@@ -175,6 +175,10 @@ file_getattr        468   468   468  468-  xattrs       always
 file_setattr        469   469   469  469-  xattrs       always
 name_to_handle_at   303   264   341  370-  xattrs       always
 remap_file_pages    216   234   257  253-  mmap         always
+close                 3   57-     6    6-  closing      mounts-closes
+dup2                 33     .    63   63-  closing      mounts
+dup3                292   24-   330  358-  closing      mounts
+close_range         436  436-   436  436-  closing      mounts-unless-ours
 fsync                74    82   118  118-  regular      mounts
 fdatasync            75    83   148  148-  regular      mounts
 ftruncate            77    46    93   93-  regular      mounts
@@ -189,12 +193,6 @@ io_uring_enter      426   426   426   426  -            refused
 io_uring_register   427   427   427   427  -            refused
     There are no rings. One that was created outside the sandbox is of no use in it.
 
-close                 3    57     6     6  -            passes
-    When the last descriptor of a file is closed, recuse sees its end hang up. recuse also
-    makes threads close descriptors that it gave them.
-close_range         436   436   436   436  -            passes
-    As with close, recuse sees an end hang up. recuse also makes threads close descriptors
-    that it gave them.
 munmap               11   215    91    91  -            passes
     The last part of a mapping ends its file description, which recuse notices. recuse also
     makes threads undo mappings.

@@ -76,7 +76,7 @@ Outcome: TypeAlias = int | Steps[int]
 """What a handler returns: its result, or the steps that lead to one."""
 
 
-class _Errand:
+class Errand:
     """A pause after which the handler continues in a thread that it may block.
 
     It must not block the thread that brought an answer, which may have more answers to bring.
@@ -303,7 +303,7 @@ class TrappedCall(OwedCall):
             except OSError as error:
                 answers[question] = None, error.errno or errno.EIO
             if threading.get_ident() != thread:
-                yield _Errand(errands)
+                yield Errand(errands)
             if not self.alive():
                 raise os_error(errno.ESRCH)  # its tid may mean another thread by now
             try:

@@ -4,12 +4,12 @@ The filter is fixed once it is installed, and sees only a call's number and its 
 numbers. It decides by the call's number alone, as :mod:`recuse.sandbox.table` says, except for a
 few calls. It traps ``fcntl`` for certain commands, and ``clone`` if it makes namespaces. It lets
 ``mmap`` pass if it maps no file, or if the C library's loader maps one. It lets ``sendmsg``,
-``io_submit`` and ``fchdir`` pass if they are made in a way that only recuse uses. Some calls are
-trapped only if filesystems are mounted in the sandbox.
+``io_submit``, ``fchdir`` and ``close`` pass if they are made in a way that only recuse uses. Some
+calls are trapped only if filesystems are mounted in the sandbox.
 
-The filter does *not* look at descriptor numbers. A device has the ordinary, lowest number that the
-program would get from the kernel, and dup2, SCM_RIGHTS or a shell may move it anywhere. At each
-call :mod:`recuse.sandbox.files.table` finds out which descriptor is a device.
+The filter does *not* ask which descriptors are devices. A device has the ordinary, lowest number
+that the program would get from the kernel, and dup2, SCM_RIGHTS or a shell may move it anywhere. At
+each call :mod:`recuse.sandbox.files.table` finds out which descriptor is a device.
 
 System calls that are never trapped cost nothing: since Linux 5.11 a bitmap allows them before any
 filter runs.
@@ -39,12 +39,13 @@ LENDING: Final = 0x5640
 kernel ignores (linux/socket.h). With exactly these flags sendmsg is not trapped, so that a thread
 under the filter can send a descriptor to recuse."""
 
-SUBMITTING: Final = 0x52454355
-"""A fourth argument of io_submit, which has only three. A call with it is not trapped: it is one
-that recuse has a program make."""
+OURS: Final = 0x52454355
+"""A fourth argument of calls that have fewer. With it they are not trapped: recuse has a program
+make them."""
 
-ENTERING: Final = 0x52454356
-"""A second argument of fchdir, which has only one, as `SUBMITTING` is for io_submit."""
+MOST_CLOSED: Final = 4096
+"""close is trapped for descriptors below that number. Some programs close every number that they
+may use, up to a million of them."""
 
 CLONE_NEWNS: Final = 0x20000
 CLONE_NEWUSER: Final = 0x10000000
@@ -63,11 +64,15 @@ _VERDICTS: Final = {
     "files": "mmap",
     "namespaces": "clone",
     "unless-lent": "sendmsg",
-    "unless-ours": "io_submit",
+    "unless-ours": "unless ours",
     "refused": "nosys",
 }
 """Where the filter continues, by the table's decision. Calls with other decisions are allowed."""
-_WITH_FILESYSTEMS: Final = _VERDICTS | {"mounts": "notify", "mounts-unless-ours": "fchdir"}
+_WITH_FILESYSTEMS: Final = _VERDICTS | {
+    "mounts": "notify",
+    "mounts-unless-ours": "unless ours",
+    "mounts-closes": "close",
+}
 
 # linux/seccomp.h
 _RETURN_ALLOW: Final = 0x7FFF0000
@@ -150,16 +155,14 @@ def _decide(program: _Assembler, prefix: str, calls: Sequence[Entry], filesystem
     program.jump(_JUMP_EQUAL, LENDING, then=prefix + "lending")
     program.go(prefix + "notify")
     program.give(prefix + "lending", _RETURN_ALLOW)
-    program.label(prefix + "io_submit")
+    program.label(prefix + "close")
+    program.load(_ARGUMENTS)
+    program.jump(_JUMP_SET, -MOST_CLOSED & 0xFFFFFFFF, then=prefix + "ours")
+    program.label(prefix + "unless ours")
     program.load(_ARGUMENTS + 3 * 8)
-    program.jump(_JUMP_EQUAL, SUBMITTING, then=prefix + "submitting")
+    program.jump(_JUMP_EQUAL, OURS, then=prefix + "ours")
     program.go(prefix + "notify")
-    program.give(prefix + "submitting", _RETURN_ALLOW)
-    program.label(prefix + "fchdir")
-    program.load(_ARGUMENTS + 8)
-    program.jump(_JUMP_EQUAL, ENTERING, then=prefix + "entering")
-    program.go(prefix + "notify")
-    program.give(prefix + "entering", _RETURN_ALLOW)
+    program.give(prefix + "ours", _RETURN_ALLOW)
     program.give(prefix + "notify", _RETURN_NOTIFY)
     program.give(prefix + "nosys", _RETURN_ERRNO | errno.ENOSYS)
 

@@ -30,6 +30,7 @@ from recuse.sandbox.abilities import may_trace
 from recuse.sandbox.arch import arch, compat
 from recuse.sandbox.arch.registers import Registers
 from recuse.sandbox.trap.call import TrappedCall
+from recuse.sandbox.trap.filter import OURS
 
 # linux/ptrace.h
 _DETACH: Final = 17
@@ -164,10 +165,10 @@ class Injection:
     def take_back(self, number: int) -> None:
         """Close a descriptor that was given, as far as the program's seccomp filters allow it."""
         try:
-            self.call("close", number)
+            self.call("close", number, 0, 0, OURS)
         except OSError:
             with contextlib.suppress(OSError):
-                self.call("close_range", number, number, 0)
+                self.call("close_range", number, number, 0, OURS)
 
     def call(
         self,

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from recuse.sandbox.arch import MACHINE, arch, compat
 from recuse.sandbox.table import Entry
 from recuse.sandbox.trap.filter import (
-    ENTERING,
     LENDING,
     LOCK_COMMANDS,
-    SUBMITTING,
+    MOST_CLOSED,
+    OURS,
     TRAPPED_FCNTL,
     build_filter,
 )
@@ -56,6 +56,7 @@ def decided(calls: Iterable[Entry], *decisions: str) -> list[int]:
 
 
 TRAPPED = "always", "unless-lent", "unless-ours"
+WITH_MOUNTS = "mounts", "mounts-unless-ours", "mounts-closes"
 FCNTL = decided(compat.CALLS, "commands")
 
 
@@ -75,7 +76,7 @@ def test_calls_that_recuse_makes_itself_are_not() -> None:
 def test_the_hot_calls_are_compared_first(calls: tuple[Entry, ...]) -> None:
     """Each comparison takes time, and reads are what programs do most."""
     order = [value for code, _, _, value in PROGRAM if code == 0x15]
-    passing = "passes", "differs", "mounts", "mounts-unless-ours"
+    passing = "passes", "differs", *WITH_MOUNTS
     expected = [call.number for call in calls if call.decision not in passing]
     assert [call.name for call in calls][:5] == ["read", "write", "pread64", "pwrite64", "ioctl"]
     slices = (order[start : start + len(expected)] for start in range(len(order)))
@@ -152,8 +153,8 @@ def test_sendmsg_is_let_pass_with_flags_that_only_recuse_uses(sendmsg: int, mach
     ],
 )
 def test_io_submit_is_let_pass_as_only_recuse_makes_it(number: int, machine: int) -> None:
-    assert verdict(number, 4096, 1, 4096, SUBMITTING, machine=machine) == ALLOW
-    for other in (0, 1, SUBMITTING - 1):
+    assert verdict(number, 4096, 1, 4096, OURS, machine=machine) == ALLOW
+    for other in (0, 1, OURS - 1):
         assert verdict(number, 4096, 1, 4096, other, machine=machine) == NOTIFY
 
 
@@ -207,13 +208,16 @@ def test_with_filesystems_more_is_trapped(machine: ModuleType) -> None:
         audit = machine.AUDIT_ARCH
         return verdict(number, *arguments, machine=audit, program=WITH_FILESYSTEMS)
 
-    more = decided(machine.CALLS, "mounts", "mounts-unless-ours")
+    more = decided(machine.CALLS, *WITH_MOUNTS)
     assert machine.SYSCALLS["fsync"] in more or MACHINE != "x86_64"
     for number in more:
         assert verdict(number, machine=machine.AUDIT_ARCH) == ALLOW
         assert with_filesystems(number, 5) == NOTIFY
-    for number in decided(machine.CALLS, "mounts-unless-ours"):
-        assert with_filesystems(number, 5, ENTERING) == ALLOW
+    for number in decided(machine.CALLS, "mounts-unless-ours", "mounts-closes"):
+        assert with_filesystems(number, 5, 0, 0, OURS) == ALLOW
+    for number in decided(machine.CALLS, "mounts-closes"):
+        assert with_filesystems(number, MOST_CLOSED - 1) == NOTIFY
+        assert {with_filesystems(number, n) for n in (MOST_CLOSED, -1 & 0xFFFFFFFF)} == {ALLOW}
     for number in decided(machine.CALLS, *TRAPPED):
         assert with_filesystems(number) == NOTIFY
     for number in decided(machine.CALLS, "commands"):
