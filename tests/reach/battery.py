@@ -10,13 +10,20 @@ library and recuse itself: where it runs may be a container or an emulated machi
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
+import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +43,10 @@ DEVICES = [
     f"{HERE / 'device.py'}:Reach,name=reach.d/other",
 ]
 
-ECHO = ROOT / "examples" / "echo.py"
+EXAMPLES = ROOT / "examples"
+ECHO = EXAMPLES / "echo.py"
+
+SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 
 PRELUDE = """
 import array, fcntl, mmap, os, select, signal, subprocess, sys
@@ -59,10 +69,15 @@ class Wrong(Exception):
 
 def recuse(*argv: str, status: int = 0, devices: list[str] = DEVICES) -> str:
     """Run a program in the sandbox; return what it prints. Raises Wrong."""
-    command = [*RECUSE, "run", *devices, "--", *argv]
+    return ran("run", *devices, "--", *argv, status=status)
+
+
+def ran(*arguments: str, status: int = 0, descriptors: tuple[int, ...] = ()) -> str:
+    """Run recuse; return what it and its program print. Raises Wrong."""
     try:
         done = subprocess.run(
-            command,
+            [*RECUSE, *arguments],
+            pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -84,6 +99,15 @@ def client(script: str, expected: str) -> None:
     printed = recuse(sys.executable, "-I", "-S", "-c", PRELUDE + script)
     if printed.split() != expected.split():
         raise Wrong(f"printed {printed.strip()!r}, not {expected!r}")
+
+
+def find_programs(*names: str) -> list[str]:
+    """The paths of programs. Raises Missing."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/bin"])
+    found = {name: shutil.which(name, path=path) for name in names}
+    if lacking := [name for name, program in found.items() if program is None]:
+        raise Missing(lacking[0])
+    return [program for program in found.values() if program is not None]
 
 
 def check_write_and_read() -> None:
@@ -185,16 +209,13 @@ print(server.wait())
 
 
 def check_camera() -> None:
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/bin"])
-    program = shutil.which("v4l2-ctl", path=path)
-    if program is None:
-        raise Missing("v4l2-ctl")
+    (program,) = find_programs("v4l2-ctl")
     for module in ("numpy", "linuxpy", "simplejpeg"):
         if importlib.util.find_spec(module) is None:
             raise Missing(module)
     command = [program, "-d", "/dev/video9", "--stream-mmap=3", "--stream-count=3"]
     with_output = ["sh", "-c", '"$@" --stream-to=- 2>&3 | wc -c', "sh", *command]
-    camera = ["-d", f"{ROOT / 'examples' / 'camera.py'},width=160,height=120"]
+    camera = ["-d", f"{EXAMPLES / 'camera.py'},width=160,height=120"]
     printed = recuse("sh", "-c", 'exec 3>/dev/null; exec "$@"', "sh", *with_output, devices=camera)
     if int(printed) <= 0 or int(printed) % 3:
         raise Wrong(f"three pictures have {printed.strip()} bytes")
@@ -204,6 +225,115 @@ def check_end() -> None:
     printed = recuse("sh", "-c", "(sleep 0.2; echo late >/dev/reach; echo said) & exit 3", status=3)
     if printed != "said\n":
         raise Wrong("has not waited for a program in the background")
+
+
+def check_archive() -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("deep/hay", "hay\n" * 20_000)
+        archive.writestr("deep/needle", "hay\nneedle\n")
+    where = mount_point()
+    # Not a file with a name: it may be that nothing can be written to.
+    with open(os.memfd_create("a.zip"), "w+b") as file:
+        file.write(content.getvalue())
+        file.flush()
+        mount = f"{where}={EXAMPLES / 'archive.py'},path=/proc/self/fd/{file.fileno()}"
+        script = f"find {where} -type f | wc -l; grep -r needle {where}"
+        printed = ran("run", "-m", mount, "--", "sh", "-c", script, descriptors=(file.fileno(),))
+    if printed != f"2\n{where}/deep/needle:needle\n":
+        raise Wrong(f"printed {printed!r}")
+
+
+def check_fuse() -> None:
+    where = mount_point()
+    command = shlex.join([*RECUSE, "mount", "--background", f"{EXAMPLES / 'hellofs.py'}", where])
+    served(f"{command} >/dev/null && cat {where}/hello && umount {where}", "Hello, world!\n")
+
+
+def check_sshfs() -> None:
+    find_programs("sshfs", "fusermount3", "git", SFTP_SERVER)
+    where = mount_point()
+    with somewhere() as directory, sftp_server() as port:
+        git = f"git -C {directory}/project -c user.name=reach -c user.email=reach@localhost"
+        served(
+            f"cd {directory} && git init -q project && echo text >project/file && {git} add file &&"
+            f"{git} commit -q -m first && echo more >>project/file &&"
+            f"sshfs -o directport={port} localhost:{directory} {where} &&"
+            f"git -C {where}/project status --short; fusermount3 -u {where}",
+            " M file\n",
+        )
+
+
+def check_archivemount() -> None:
+    find_programs("archivemount", "fusermount", "tar")
+    where = mount_point()
+    with somewhere() as directory:
+        served(
+            f"cd {directory} && echo text >file && tar -czf files.tgz file &&"
+            f"archivemount -o readonly files.tgz {where} && cat {where}/file;"
+            f"fusermount -u {where}",
+            "text\n",
+        )
+
+
+def check_rclone() -> None:
+    find_programs("rclone", "fusermount3")
+    with somewhere() as directory:
+        # A directory of the user's own: Go programs have fusermount3 mount, which checks that.
+        served(
+            f"cd {directory} && mkdir mnt files && echo text >files/file &&"
+            f"export XDG_CACHE_HOME={directory}/cache &&"
+            f"rclone mount --config /dev/null --daemon {directory}/files mnt && cat mnt/file;"
+            "fusermount3 -u mnt",
+            "text\n",
+        )
+
+
+@contextlib.contextmanager
+def sftp_server() -> Iterator[int]:
+    """Run an SFTP server outside of the sandbox, for one client; give its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                client, _ = listener.accept()
+                os.dup2(client.fileno(), 0)
+                os.dup2(client.fileno(), 1)
+                os.execv(SFTP_SERVER, [SFTP_SERVER])
+            finally:
+                os._exit(1)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def mount_point() -> str:
+    """An empty directory, of root's as a rule. Raises Missing."""
+    for path in ("/mnt", "/srv", "/media"):
+        with contextlib.suppress(OSError):
+            if not os.listdir(path):
+                return path
+    raise Missing("an empty directory")
+
+
+@contextlib.contextmanager
+def somewhere() -> Iterator[str]:
+    """Give a directory to write in. Raises Missing."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="reach-")
+    except FileNotFoundError:
+        raise Missing("a place to write") from None
+    with made as directory:
+        yield directory
+
+
+def served(script: str, expected: str) -> None:
+    """Run a script that mounts what a server in the sandbox serves. Raises Wrong."""
+    printed = ran("run", "--", "sh", "-c", script)
+    if printed != expected:
+        raise Wrong(f"printed {printed!r}, not {expected!r}")
 
 
 CHECKS: dict[str, Callable[[], None]] = {

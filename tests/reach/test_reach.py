@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from . import records
+from .battery import SFTP_SERVER
 from .containers import Missing, Unavailable
 from .environments import CONTAINERS, HERE_NAME, Environment, here
 
@@ -30,8 +31,21 @@ def failures(checks: dict[str, tuple[str, str]]) -> dict[str, str]:
     return {check: why for check, (outcome, why) in checks.items() if outcome == "no"}
 
 
+def need_programs(needs: Needs) -> None:
+    """Say which of the battery's programs is missing."""
+    for program, package in (
+        ("v4l2-ctl", "v4l-utils"),
+        ("sshfs", "sshfs"),
+        (SFTP_SERVER, "openssh-sftp-server"),
+        ("git", "git"),
+        ("archivemount", "archivemount"),
+        ("rclone", "rclone"),
+    ):
+        needs(program, package=package)
+
+
 def test_here(needs: Needs) -> None:
-    needs("v4l2-ctl", package="v4l-utils")
+    need_programs(needs)
     assert failures(here().checks) == {}
 
 
@@ -39,7 +53,7 @@ def test_here(needs: Needs) -> None:
 @pytest.mark.parametrize("environment", CASES)
 def test_in_a_container(needs: Needs, environment: Environment) -> None:
     needs("runc", package="runc")
-    needs("v4l2-ctl", package="v4l-utils")
+    need_programs(needs)
     if environment.name == "systemd-nspawn":
         needs("systemd-nspawn", package="systemd-container")
     try:

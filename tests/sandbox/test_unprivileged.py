@@ -14,6 +14,7 @@ import recuse
 from tests.conftest import Needs
 
 from .conftest import Compiled, Shell
+from .mounts.raw_server import SERVER
 
 PRELUDE = """
 import os, subprocess, sys, tempfile
@@ -375,3 +376,17 @@ with tempfile.TemporaryDirectory() as directory:
     print(done.returncode, f'recuse: {python}: may not be read' in done.stderr, done.stderr)
 """)
     assert output.startswith("125 True ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a directory that is another user's")
+def test_mounts_on_a_directory_of_root_s(nobody: Shell, tmp_path: Path) -> None:
+    for directory in (tmp_path, *tmp_path.parents[:-2]):
+        directory.chmod(0o755)
+    output = nobody(
+        "with Sandbox() as sandbox:\n"
+        f"    python(sandbox, {SERVER!r} + '''\n"
+        f"child = served({str(tmp_path)!r})\n"
+        f"print(os.listdir({str(tmp_path)!r}), flush=True)\n"
+        f"umount({str(tmp_path)!r})''')"
+    )
+    assert output == "['file']\n"

@@ -1,7 +1,8 @@
 """mount and umount2: filesystems of programs that serve at /dev/fuse (fs/namespace.c; Linux 6.18).
 
-Programs need no rights for that, except those that fusermount3(1) asks for. All other mounts are
-left to the kernel.
+Nobody outside sees what is mounted, as in a mount namespace. So who runs the sandbox needs no
+rights for that, as root does not, and other users those that fusermount3(1) asks for. All other
+mounts are left to the kernel.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import os
 import stat
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -99,9 +101,11 @@ def _mount(call: TrappedCall, machine: Machine, kind: bytes, flags: int) -> int:
         is_directory = place.node.is_directory
     if not (is_directory and stat.S_ISDIR(options.root_mode)):
         raise os_error(errno.ENOTDIR)
-    if call.task.credentials.uid:
-        _check_user(call, place, options)
+    uid = call.task.credentials.uid
+    if uid:
         flags |= MS_NOSUID | MS_NODEV
+    if uid not in (0, os.geteuid()):
+        _check_user(call, place, options)
     listed = source, kind, flags
     tree = mount_server(file, options, listed, machine.files, machine.tap)
     point = place.status if isinstance(place, NativeFile) else place
@@ -118,7 +122,7 @@ def _tell_once() -> None:
 
 
 def _check_user(call: TrappedCall, place: Location | NativeFile, options: ServerOptions) -> None:
-    """Raise EPERM unless an ordinary user may do that (fusermount3's check_perm)."""
+    """Raise EPERM unless another ordinary user may do that (fusermount3's check_perm)."""
     who = call.task.credentials
     try:
         if isinstance(place, NativeFile):
