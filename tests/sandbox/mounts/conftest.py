@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from recuse.sandbox import Sandbox
 
 from ...patience import PATIENCE_S
 from ..conftest import Shell, client_in, shell_in
+
+UNMOUNTED = "fusermount3 -u mnt && ls mnt"
+"""The end of a shell's command: what was below the mount is seen again."""
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
@@ -103,3 +107,20 @@ def natively(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         return done.stdout if done.returncode == 0 else f"{done.stdout}[status {done.returncode}]"
 
     return shell
+
+
+@pytest.fixture
+def bare_sandbox() -> Iterator[Sandbox]:
+    """A sandbox with nothing in it."""
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def bare_shell(bare_sandbox: Sandbox, here: Path) -> Shell:
+    """Runs a shell's command in it, beside an empty directory ``mnt`` and a tree, ``source``."""
+    (here / "source").mkdir()
+    (here / "source" / "text").write_text("some text\n", encoding="utf-8")
+    (here / "source" / "deep").mkdir()
+    (here / "source" / "deep" / "large").write_bytes(os.urandom(300_000))
+    return functools.partial(shell_in(bare_sandbox), cwd=here)

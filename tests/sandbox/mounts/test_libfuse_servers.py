@@ -1,20 +1,18 @@
-"""Real servers, unchanged, in the sandbox: libfuse's examples and packaged filesystems."""
+"""Libfuse's examples, unchanged, serving filesystems in the sandbox."""
 
 from __future__ import annotations
 
 import functools
-import os
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from recuse.sandbox import Sandbox
 from tests.conftest import Needs
 
-from ..conftest import Shell, shell_in
+from ..conftest import Shell
+from .conftest import UNMOUNTED
 
 EXAMPLES = Path("/usr/share/doc/libfuse3-dev/examples")
 
@@ -22,20 +20,9 @@ Example = Callable[[str], str]
 
 
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    """A sandbox with nothing in it."""
-    with Sandbox() as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
-def shell(sandbox: Sandbox, here: Path) -> Shell:
+def shell(bare_shell: Shell) -> Shell:
     """Runs a shell's command beside an empty directory ``mnt``; returns what it prints."""
-    (here / "source").mkdir()
-    (here / "source" / "text").write_text("some text\n", encoding="utf-8")
-    (here / "source" / "deep").mkdir()
-    (here / "source" / "deep" / "large").write_bytes(os.urandom(300_000))
-    return functools.partial(shell_in(sandbox), cwd=here)
+    return bare_shell
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +44,6 @@ def example(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Example:
         return str(made)
 
     return compile_example
-
-
-UNMOUNTED = "fusermount3 -u mnt && ls mnt"
 
 
 @pytest.mark.parametrize("options", ["", "-s", "-o clone_fd", "-o max_threads=1"])
@@ -134,81 +118,43 @@ def test_poll(shell: Shell, example: Example) -> None:
     assert all(0 < len(words) < 16 for words in ready)
 
 
-def test_squashfuse(shell: Shell, needs: Needs) -> None:
-    needs("squashfuse", "squashfuse")
-    needs("mksquashfs", "squashfs-tools")
+def test_names_that_the_server_takes_back(shell: Shell, example: Example) -> None:
+    """Its only file's name is the time. The program may use a name for 1000 s if not told."""
     output = shell(
-        "mksquashfs source image -quiet >/dev/null && squashfuse image mnt && ls mnt &&\n"
-        "cat mnt/text; diff -r source mnt && (cd mnt/deep && ls); echo x >mnt/text; " + UNMOUNTED
-    )
-    assert output.splitlines() == [
-        "deep",
-        "text",
-        "some text",
-        "large",
-        "sh: 2: cannot create mnt/text: Read-only file system",
-    ]
-
-
-def test_bindfs(shell: Shell, needs: Needs) -> None:
-    needs("bindfs", "bindfs")
-    output = shell(
-        "bindfs --no-allow-other source mnt && diff -r source mnt && echo new >mnt/new &&\n"
-        f"cat source/new && {UNMOUNTED} && bindfs --no-allow-other -p a-w source source &&\n"
-        "cat source/text && stat -c %A source/text && fusermount3 -u source && ls source"
-    )
-    assert output == "new\nsome text\n-r--r--r--\ndeep\nnew\ntext\n"
-
-
-def test_fuse_zip(shell: Shell, needs: Needs) -> None:
-    needs("fuse-zip", "fuse-zip")
-    needs("zip", "zip")
-    output = shell(
-        "(cd source && zip -qr ../archive.zip .) && fuse-zip -f archive.zip mnt &\n"
-        "until diff -r source mnt >/dev/null; do :; done; echo new >mnt/new; rm mnt/text\n"
-        f"{UNMOUNTED}; wait $!; echo $?; python3 -m zipfile -l archive.zip | grep -o '^[a-z/]*'"
-    )
-    assert sorted(output.splitlines()) == ["0", "deep/", "deep/large", "new"]
-
-
-def test_archivemount(shell: Shell, needs: Needs) -> None:
-    needs("archivemount", "archivemount")
-    output = shell(
-        "tar czf archive.tgz -C source . && archivemount -o readonly archive.tgz mnt &&\n"
-        "diff -r source mnt && cat mnt/text && " + UNMOUNTED
-    )
-    assert output == "some text\n"
-
-
-def test_sshfs(shell: Shell, needs: Needs, here: Path) -> None:
-    needs("sshfs", "sshfs")
-    server = needs("/usr/lib/openssh/sftp-server", "openssh-sftp-server")
-    (here / "ssh").write_text(f"#!/bin/sh\nexec {server}\n", encoding="utf-8")
-    (here / "ssh").chmod(0o755)
-    output = shell(
-        "sshfs -o ssh_command=$PWD/ssh host:$PWD/source mnt && diff -r source mnt &&\n"
-        "cp source/deep/large mnt/copy && cmp source/copy source/deep/large && " + UNMOUNTED
+        f"{example('notify_inval_entry')} --update-interval=1 --timeout=1000 mnt\n"
+        "old=$(ls mnt); while test -e mnt/$old; do :; done\n"
+        f"new=$(ls mnt); test $old != $new && test -e mnt/$new && {UNMOUNTED}"
     )
     assert output == ""
 
 
-@pytest.mark.slow
-def test_rclone(shell: Shell, needs: Needs) -> None:
-    needs("rclone", "rclone")
+@pytest.mark.parametrize("name", ["notify_inval_inode", "notify_store_retrieve"])
+def test_content_that_the_server_changes(shell: Shell, example: Example, name: str) -> None:
+    """Its only file has the time. The kernel keeps that until it is told, or given the new one."""
     output = shell(
-        "rclone mount --config /dev/null --daemon $PWD/source mnt && diff -r source mnt &&\n"
-        "cat mnt/text && " + UNMOUNTED
+        f"{example(name)} --update-interval=1 mnt && old=$(cat mnt/*)\n"
+        f'while new=$(cat mnt/*); test "$old" = "$new"; do :; done; echo ${{new% *}}; {UNMOUNTED}'
     )
-    assert output == "some text\n"
+    assert output == "The current time is\n"
 
 
-def test_an_archive_is_mounted_without_fusermount(shell: Shell, needs: Needs, here: Path) -> None:
-    """It calls mount(2) itself, and fusermount3 only if that fails."""
-    needs("squashfuse", "squashfuse")
-    assert shutil.which("mksquashfs")
+def test_content_is_kept_until_there_is_a_notice(shell: Shell, example: Example) -> None:
+    """So the test above would see the old time for ever, if notices did nothing."""
     output = shell(
-        "mksquashfs source image -quiet >/dev/null; PATH=$PWD; cd ..; exec 2>&1\n"
-        f"/usr/bin/squashfuse {here}/image {here}/mnt; /bin/cat {here}/mnt/text;\n"
-        f"/bin/umount {here}/mnt"
+        f"{example('notify_inval_inode')} --update-interval=1 --no-notify mnt && old=$(cat mnt/*)\n"
+        "begun=$(date +%s); until test $(date +%s) -gt $((begun + 2)); do :; done\n"
+        f'test "$old" = "$(cat mnt/*)" && {UNMOUNTED}'
     )
-    assert output == "some text\n"
+    assert output == ""
+
+
+def test_paths_that_the_server_invalidates(shell: Shell, example: Example) -> None:
+    output = shell(
+        f"{example('invalidate_path')} --update-interval=1 mnt 2>/dev/null &\n"
+        "until old=$(cat mnt/current_time 2>/dev/null); do :; done\n"
+        "size=$(stat -c %s mnt/growing)\n"
+        'while test "$(cat mnt/current_time)" = "$old"; do :; done\n'
+        "while test $(stat -c %s mnt/growing) = $size; do :; done\n"
+        f"{UNMOUNTED}; wait $!; echo $?"
+    )
+    assert output == "0\n"
