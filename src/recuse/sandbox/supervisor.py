@@ -140,7 +140,10 @@ class Supervisor:
         """Whether a call waits for that connection's server."""
         calls = [waiting.call() for waiting in list(self.trap.waiting.values())]
         return any(
-            call is not None and call.trap is self.trap and call.is_served_by(connection)
+            call is not None
+            and call.trap is self.trap
+            and call.is_served_by(connection)
+            and call.alive()  # a thread that was killed does not wait, though it may be listed
             for call in calls
         )
 
