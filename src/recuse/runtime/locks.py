@@ -34,10 +34,11 @@ garbage is collected in any thread, in the middle of anything.
             FileTable: the devices' descriptors that programs have, and what is being released
                 PipeEnd
             PipeEnd
-    MemoryMaps: the parts of the devices' memory that programs have mapped
-        FileTable
-        Workers: which thread leads, and which are spare
-    PrivateSnapshots: how much memory holds copies of data read from devices
+    PagesInMemory: the pages of a filesystem's file that programs have mapped
+        MemoryMaps: the parts of devices' and files' memory that programs have mapped
+            FileTable
+            Workers: which thread leads, and which are spare
+        PrivateSnapshots: how much memory holds copies of data read from devices, and pages of files
     Listener.polling (waits): the receiving of trapped calls
     Sandbox: the programs that run
     DeviceServer: the connections at a device's socket

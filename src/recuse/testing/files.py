@@ -18,7 +18,7 @@ from recuse.kernel.fs.attributes import get_attributes
 from recuse.kernel.fs.changes import NOW, Changes, change_attributes
 from recuse.kernel.fs.directories import Directory, DirectoryEntry
 from recuse.kernel.fs.files import FilesystemFile
-from recuse.kernel.fs.mapped import map_pages
+from recuse.kernel.fs.mapping import map_pages
 from recuse.kernel.fs.regular import RegularFile
 from recuse.server.filesystem.attributes import Lock
 from recuse.testing.mapping import TestMapping

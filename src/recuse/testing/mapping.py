@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from recuse.kernel.fs.mapped import MappedPages
+from recuse.kernel.fs.mapping import MappedPages
 
 if TYPE_CHECKING:
     from recuse.kernel.connection.operation import Operation

@@ -14,7 +14,13 @@ from recuse.kernel.fs.permission import MAY_WRITE, permission
 from recuse.kernel.fs.privileges import lose_privileges
 from recuse.kernel.fs.size_limits import check_growth
 from recuse.kernel.fs.superblock import Superblock
-from recuse.kernel.fs.writeback import drop_pages, set_times, split_time, write_inode_now
+from recuse.kernel.fs.writeback import (
+    drop_pages,
+    set_times,
+    split_time,
+    take_stores,
+    write_inode_now,
+)
 from recuse.runtime.records import record
 from recuse.wire.filesystem import fuse_attr_out, fuse_setattr_in
 from recuse.wire.fuse import (
@@ -99,8 +105,10 @@ def set_attributes(
     allowed(superblock, caller)
     if superblock.options.read_only:
         raise os_error(errno.EROFS)
-    if changes.size is not None and changes.size > inode.attr.size:
-        check_growth(caller, changes.size)
+    if changes.size is not None:
+        take_stores(superblock, inode)
+        if changes.size > inode.attr.size:
+            check_growth(caller, changes.size)
     if superblock.options.default_permissions:
         yield from _may_change(superblock, caller, inode, changes)
     given_away = changes.uid is not None or changes.gid is not None

@@ -282,7 +282,7 @@ class Inode:
             self.outdate()
             return
         self.attr_version = self._superblock.attr_version
-        if len(self.pages) and not kept:
+        if (len(self.pages) or self.pages.memory) and not kept:
             self._update_pages(attr)
         self.attr = attr
         self.valid_until = valid_until

@@ -1,56 +1,358 @@
-"""mmap(2) of regular files: private mappings, of what a file has when it is mapped."""
+"""Regular files that are mapped into memory (fs/fuse/file.c, fuse_file_mmap; mm/filemap.c).
 
+A mapping shows the pages that read(2) and write(2) use too. What is stored in a shared one is dirty
+until it is written back: by msync(2), by the end of the mapping, and by what else does that.
+
+A host maps memory of its own into programs (`map_file`), or it has none, and asks for each page
+that is touched (`map_pages`).
+"""
+
+import contextlib
+import errno
 import os
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
-from recuse.kernel.char.mmap import Mapper, Mapping, MmapCall, check
+from recuse.kernel.char.mmap import PROT_WRITE, Mapping, MmapCall, check
 from recuse.kernel.connection.operation import Operation
+from recuse.kernel.connection.request import PAGE_SIZE
+from recuse.kernel.errors import os_error
+from recuse.kernel.fs.backing import BackingFile
 from recuse.kernel.fs.credentials import FileCaller
+from recuse.kernel.fs.inodes import Inode
+from recuse.kernel.fs.memory import Memory, PagesInMemory
 from recuse.kernel.fs.regular import RegularFile
+from recuse.kernel.fs.superblock import Superblock
+from recuse.kernel.fs.writeback import drop_pages, modified, write_inode_now
+from recuse.wire.descriptor import OwnedDescriptor
+from recuse.wire.fuse import FUSE_DIRECT_IO_ALLOW_MMAP
 
-_PIECE: Final = 1 << 20
-"""How much is read at once."""
+T = TypeVar("T")
+
+_MOST_ATTEMPTS: Final = 10
+"""As often a page is asked for that is invalid again when it arrives."""
+
+
+class _Mapped(PagesInMemory):
+    """The pages of a file that is mapped.
+
+    users
+        For each mapping, the file that was mapped, and who mapped it.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory)
+        self.users: list[tuple[RegularFile, FileCaller]] = []
+
+
+def _mapped(inode: Inode) -> _Mapped | None:
+    there = inode.pages.memory
+    assert there is None or isinstance(there, _Mapped)
+    return there
+
+
+class FileMapper(Protocol):
+    """Maps memory into the caller's, while the caller waits."""
+
+    def memory(self) -> Memory:
+        """Make memory for a file's pages. Raises OSError(ENFILE)."""
+
+    def map(self, memory: OwnedDescriptor, call: MmapCall, flags: int) -> int:
+        """See `recuse.kernel.char.mmap.Mapper`."""
+
+    def map_backing(self, file: BackingFile, call: MmapCall) -> int:
+        """Map a file of the machine's; return the address. Nobody is told when that ends."""
+
+
+def _begin(file: RegularFile, shared: bool, writable: bool) -> Operation[None]:
+    """Do what mmap(2) does before anything is mapped (mm/mmap.c, do_mmap; fuse_file_mmap)."""
+    inode, superblock = file.inode, file.superblock
+    if not file.readable or (shared and writable and not file.writable):
+        raise os_error(errno.EACCES)
+    inode.check()
+    if file.backing is not None:
+        return
+    if inode.io_mode is not None and inode.io_mode.backing is not None:
+        raise os_error(errno.ENODEV)
+    if file.is_direct:
+        if shared and not superblock.has(FUSE_DIRECT_IO_ALLOW_MMAP):
+            raise os_error(errno.ENODEV)
+        yield from drop_pages(superblock, inode)
+        if shared:
+            file.use_cache()
+    if shared and file.writable:
+        file.can_write_back()
+
+
+def _end(file: RegularFile) -> Operation[None]:
+    """Write back what is dirty; who has the file open hears of errors (fuse_vma_close)."""
+    try:
+        yield from write_inode_now(file.superblock, file.inode)
+    except OSError as error:
+        file.inode.errors.add(error.errno or errno.EIO)
+
+
+def sync_mapping(file: RegularFile, caller: FileCaller) -> Operation[None]:
+    """Do msync(2) with MS_SYNC. Raises OSError: as `FilesystemFile.sync`."""
+    return _held(file, file.sync_held(caller, data_only=True))
+
+
+def _held(file: RegularFile, operation: Operation[T]) -> Operation[T]:
+    """Run an operation; the file may be closed by now, but it is not released yet."""
+    file.hold()
+    return file.running(operation, mapped=True)
+
+
+# With memory of the host's
 
 
 def map_file(
-    file: RegularFile, caller: FileCaller, mapper: Mapper, call: MmapCall
-) -> Operation[Mapping]:
-    """Map a copy of what a file has now; the file is not released before `unmap_file`.
+    file: RegularFile, caller: FileCaller, mapper: FileMapper, call: MmapCall
+) -> Operation[Mapping | None]:
+    """Map a file; `unmap_file` ends that. None if its backing file was mapped.
 
-    Beyond the file's end the mapping has no memory (SIGBUS), except for the rest of a page. Linux
-    reads a page when it is touched, so there later changes may be seen.
+    All pages that are mapped are read now. If one cannot be, nothing is mapped: Linux reads a page
+    when it is touched, and a program then gets SIGBUS.
 
-    Raises OSError like `recuse.kernel.char.mmap.check`; ENODEV for a shared mapping; what the
-    server answers to a READ; ENOMEM; EINTR; or the error of the mapping.
+    Raises OSError like `recuse.kernel.char.mmap.check`; ENODEV if the file is not read through the
+    page cache, or others have it open with a backing file; what the server answers to a READ;
+    ENOMEM, ENFILE, EINTR; or the error of the mapping.
     """
     return file.running(_map(file, caller, mapper, call))
 
 
 def _map(
-    file: RegularFile, caller: FileCaller, mapper: Mapper, call: MmapCall
-) -> Operation[Mapping]:
-    check(call, file.flags & os.O_ACCMODE, call.private, executable=True)
-    copy = mapper.copy(call.offset)
+    file: RegularFile, caller: FileCaller, mapper: FileMapper, call: MmapCall
+) -> Operation[Mapping | None]:
+    check(call, file.flags & os.O_ACCMODE, True, executable=True)
+    yield from _begin(file, not call.private, bool(call.protection & PROT_WRITE))
+    if file.backing is not None:
+        mapper.map_backing(file.backing, call)
+        return None
+    inode, superblock = file.inode, file.superblock
+    first = call.offset // PAGE_SIZE
+    yield from superblock.lock(inode)
     try:
-        done = 0
-        while done < call.pages:
-            wanted = min(_PIECE, call.pages - done)
-            data = yield from file.read(caller, wanted, call.offset + done)
-            if not data:
-                break
-            copy.append(data)
-            done += len(data)
-    except BaseException:
-        copy.memory.close()
+        there = _attach(file, caller, mapper)
+        there.map(range(first, first + call.pages // PAGE_SIZE))
+        there.writable = there.writable or (not call.private and file.writable)
+        try:
+            yield from _fill(file, caller, there)
+        except BaseException:
+            _detach(file, there)
+            raise
+    finally:
+        superblock.unlock(inode)
+    try:
+        address = mapper.map(there.memory.descriptor(), call, 0)
+    except Exception:
+        yield from _leave(file)
         raise
-    address = mapper.map(copy.memory, call, 0)
     file.hold()
     return Mapping(0, address, call.pages, 0)
 
 
 def unmap_file(file: RegularFile) -> Operation[None]:
     """Note that nothing is left of a mapping. Call it once for each from `map_file`."""
-    return file.running(_nothing(), mapped=True)
+    return file.running(_unmap(file), mapped=True)
+
+
+def _unmap(file: RegularFile) -> Operation[None]:
+    yield from _end(file)
+    yield from _leave(file)
+
+
+def _attach(file: RegularFile, caller: FileCaller, mapper: FileMapper) -> _Mapped:
+    inode, superblock = file.inode, file.superblock
+    there = _mapped(inode)
+    if there is None:
+        there = inode.pages.memory = _Mapped(mapper.memory())
+        superblock.mapped.add(inode)
+    there.users.append((file, FileCaller(caller.pid, caller.uid, caller.gid)))
+    return there
+
+
+def _leave(file: RegularFile) -> Operation[None]:
+    inode, superblock = file.inode, file.superblock
+    yield from superblock.lock(inode)
+    try:
+        there = _mapped(inode)
+        assert there is not None
+        _detach(file, there)
+    finally:
+        superblock.unlock(inode)
+
+
+def _detach(file: RegularFile, there: _Mapped) -> None:
+    there.users.remove(next(user for user in there.users if user[0] is file))
+    if not there.users:
+        with there.lock:
+            file.inode.pages.memory = None
+            there.memory.close()
+        file.superblock.mapped.discard(file.inode)
+
+
+def _fill(file: RegularFile, caller: FileCaller, there: _Mapped) -> Operation[None]:
+    """Put all pages there that are mapped. The inode's lock is held."""
+    inode = file.inode
+    size = inode.attr.size
+    if size < there.complete:
+        with there.lock:
+            there.truncate(size)
+    there.stale = False
+    for number, most in there.lacking(size):
+        attempts = 0
+        while number not in there and number * PAGE_SIZE < inode.attr.size:
+            if inode.pages.show(number):
+                break
+            if attempts == _MOST_ATTEMPTS:
+                raise os_error(errno.EIO)
+            attempts += 1
+            yield from file.ask_pages(caller, number, most)
+    there.complete = size
+
+
+def extend(file: RegularFile, caller: FileCaller, pages: range) -> Operation[None]:
+    """Show further pages in the memory of a file that is mapped, as mremap(2) is about to."""
+    return _held(file, _extend(file, caller, pages))
+
+
+def _extend(file: RegularFile, caller: FileCaller, pages: range) -> Operation[None]:
+    inode, superblock = file.inode, file.superblock
+    yield from superblock.lock(inode)
+    try:
+        there = _mapped(inode)
+        if there is not None:
+            there.map(pages)
+            yield from _fill(file, caller, there)
+    finally:
+        superblock.unlock(inode)
+
+
+def refresh(superblock: Superblock) -> Operation[None]:
+    """Have mappings show what has changed: pages that were given up, and a file's new size.
+
+    A host runs it after operations: nobody tells it when a program touches a page. What cannot be
+    read stays as it was, or programs get SIGBUS there.
+    """
+    for inode in list(superblock.mapped):
+        there = _mapped(inode)
+        if there is not None and there.is_outdated(inode.attr.size):
+            with contextlib.suppress(IndexError):  # it has just been unmapped
+                file, caller = there.users[-1]
+                yield from _held(file, _refresh(file, caller, there))
+
+
+def _refresh(file: RegularFile, caller: FileCaller, there: _Mapped) -> Operation[None]:
+    inode, superblock = file.inode, file.superblock
+    yield from superblock.lock(inode)
+    try:
+        if there.is_outdated(inode.attr.size):
+            yield from _fill(file, caller, there)
+    except OSError as error:
+        there.complete = inode.attr.size
+        there.stale = error.errno == errno.EINTR
+    finally:
+        superblock.unlock(inode)
+
+
+# Without
+
+
+def map_pages(file: RegularFile, *, shared: bool, writable: bool) -> Operation["MappedPages"]:
+    """Map a file; `MappedPages.close` ends that.
+
+    Raises OSError: EACCES if it is not open for this; ENODEV if it is not read through the page
+    cache, or others have it open with a backing file.
+    """
+    return file.running(_map_pages(file, shared, writable))
+
+
+def _map_pages(file: RegularFile, shared: bool, writable: bool) -> Operation["MappedPages"]:
+    yield from _begin(file, shared, writable)
+    file.hold()
+    return MappedPages(file, shared, writable)
+
+
+class MappedPages:
+    """A mapping of a whole file; offsets are in bytes from the file's beginning.
+
+    If the file has a ``backing`` file, that one is read and written.
+    """
+
+    def __init__(self, file: RegularFile, shared: bool, writable: bool) -> None:
+        self.file = file
+        self.shared = shared
+        self.writable = writable
+        self._copies: dict[int, bytes] = {}
+        """A private mapping's own pages."""
+
+    @property
+    def backing(self) -> BackingFile | None:
+        """What is mapped instead of the page cache."""
+        return self.file.backing
+
+    def read(self, caller: FileCaller, offset: int, size: int) -> Operation[bytes]:
+        """Return what a program sees there.
+
+        Raises OSError: EFAULT behind the page with the file's end, where a program gets SIGBUS;
+        EIO, or what the server answers.
+        """
+        return _held(self.file, self._read(caller, offset, size))
+
+    def _read(self, caller: FileCaller, offset: int, size: int) -> Operation[bytes]:
+        parts = []
+        first = offset // PAGE_SIZE
+        for number in range(first, -(-(offset + size) // PAGE_SIZE)):
+            parts.append((yield from self._page(caller, number)))
+        skipped = offset - first * PAGE_SIZE
+        return b"".join(parts)[skipped : skipped + size]
+
+    def _page(self, caller: FileCaller, number: int) -> Operation[bytes]:
+        copy = self._copies.get(number)
+        if copy is not None:
+            return copy
+        backing = self.backing
+        if backing is not None:
+            page = backing.read(PAGE_SIZE, number * PAGE_SIZE)
+            if not page:
+                raise os_error(errno.EFAULT)
+            return page.ljust(PAGE_SIZE, b"\0")
+        return (yield from self.file.fault(caller, number))
+
+    def write(self, caller: FileCaller, offset: int, data: bytes) -> Operation[None]:
+        """Change what a program sees there. Raises OSError: as `read`; EACCES."""
+        return _held(self.file, self._write(caller, offset, data))
+
+    def _write(self, caller: FileCaller, offset: int, data: bytes) -> Operation[None]:
+        if not self.writable:
+            raise os_error(errno.EACCES)
+        done = 0
+        while done < len(data):
+            number, inside = divmod(offset + done, PAGE_SIZE)
+            part = data[done : done + PAGE_SIZE - inside]
+            page = yield from self._page(caller, number)
+            if not self.shared:
+                self._copies[number] = page[:inside] + part + page[inside + len(part) :]
+            elif self.backing is not None:
+                self.backing.write(part, offset + done, 0)
+            else:
+                self._dirty(offset + done, part)
+            done += len(part)
+
+    def _dirty(self, offset: int, part: bytes) -> None:
+        # fuse_page_mkwrite
+        inode, superblock = self.file.inode, self.file.superblock
+        modified(superblock, inode)
+        inode.pages.dirtied(offset, part)
+        superblock.dirty.add(inode)
+
+    def sync(self, caller: FileCaller) -> Operation[None]:
+        """Do msync(2) with MS_SYNC. Raises OSError: as `FilesystemFile.sync`."""
+        return sync_mapping(self.file, caller)
+
+    def close(self) -> Operation[None]:
+        """End it: write back what is dirty (fuse_vma_close). Call it once."""
+        return self.file.running(_nothing() if self.backing else _end(self.file), mapped=True)
 
 
 def _nothing() -> Operation[None]:

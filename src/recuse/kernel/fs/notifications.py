@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from recuse.kernel.connection.notify import NAME_MAX, notified_poller
-from recuse.kernel.connection.operation import run
+from recuse.kernel.connection.operation import Operation, run
 from recuse.kernel.connection.request import Request
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.dentries import Dentry
 from recuse.kernel.fs.inodes import UNKNOWN_ACL, Inode
+from recuse.kernel.fs.mapping import refresh
 from recuse.kernel.fs.superblock import Superblock
-from recuse.kernel.fs.writeback import drop_pages
+from recuse.kernel.fs.writeback import drop_pages, take_stores
 from recuse.wire.fuse import (
     FUSE_EXPIRE_ONLY,
     FUSE_NOTIFY_DELETE,
@@ -80,7 +81,13 @@ def _inval_inode(superblock: Superblock, body: bytes) -> None:
     inode.acl = UNKNOWN_ACL
     if told.off >= 0:
         operation = drop_pages(superblock, inode, told.off, max(told.len, 0))
-        run(superblock.connection, operation, _nobody)
+        run(superblock.connection, _shown(superblock, operation), _nobody)
+
+
+def _shown(superblock: Superblock, operation: Operation[None]) -> Operation[None]:
+    """Have mappings show what an operation has changed."""
+    yield from operation
+    yield from refresh(superblock)
 
 
 def _named(body: bytes, fixed: int, namelen: int) -> bytes:
@@ -146,6 +153,7 @@ def _store(superblock: Superblock, body: bytes) -> None:
         inode.attr_version = superblock.new_version()
         inode.attr.size = end
     inode.pages.store(told.offset, body[fuse_notify_store_out.SIZE :], inode.attr.size)
+    run(superblock.connection, refresh(superblock), _nobody)
 
 
 def _retrieve(superblock: Superblock, body: bytes) -> None:
@@ -153,6 +161,7 @@ def _retrieve(superblock: Superblock, body: bytes) -> None:
     told = fuse_notify_retrieve_out.unpack(body)
     inode = _known(superblock, told.nodeid)
     size = max(min(told.size, superblock.max_write, inode.attr.size - told.offset), 0)
+    take_stores(superblock, inode, told.offset, told.offset + size)
     data = inode.pages.content(told.offset, size)
     answer = fuse_notify_retrieve_in(offset=told.offset, size=len(data)).pack() + data
     request = Request(FUSE_NOTIFY_REPLY, answer, nodeid=told.nodeid, no_reply=True)

@@ -4,9 +4,14 @@ What is written goes to the server at once, and into pages that are here. With F
 and through mappings, it only goes into pages, which are then dirty: `recuse.kernel.fs.writeback`.
 """
 
+import contextlib
 from collections.abc import Iterator
+from typing import Final
 
 from recuse.kernel.connection.request import PAGE_SIZE
+from recuse.kernel.fs.memory import PagesInMemory
+
+_NO_LOCK: Final = contextlib.nullcontext()
 
 
 class Pages:
@@ -14,16 +19,17 @@ class Pages:
 
     version changes whenever something is written or invalidated: what was read before that is not
     to be kept. dirty are the pages that the server does not have yet, writing those that are on
-    their way to it.
+    their way to it. memory is what programs have mapped, if they have and the host has memory.
     """
 
-    __slots__ = ("_pages", "dirty", "version", "writing")
+    __slots__ = ("_pages", "dirty", "memory", "version", "writing")
 
     def __init__(self) -> None:
         self._pages: dict[int, bytes] = {}
         self.version = 0
         self.dirty: set[int] = set()
         self.writing: set[int] = set()
+        self.memory: PagesInMemory | None = None
 
     def __len__(self) -> int:
         return len(self._pages)
@@ -47,10 +53,61 @@ class Pages:
         return count
 
     def keep(self, number: int, data: bytes) -> None:
-        """Keep what was read from the server: whole pages, or less at the end of the file."""
-        for start in range(0, len(data), PAGE_SIZE):
-            page = data[start : start + PAGE_SIZE].ljust(PAGE_SIZE, b"\0")
-            self._pages[number + start // PAGE_SIZE] = page
+        """Keep what was read from the server: whole pages, or less at the end of the file.
+
+        A page that is here already and mapped stays: programs may have stored something in it.
+        """
+        with self._lock():
+            for start in range(0, len(data), PAGE_SIZE):
+                here = number + start // PAGE_SIZE
+                if self.memory is None or here not in self.memory:
+                    self._set(here, data[start : start + PAGE_SIZE].ljust(PAGE_SIZE, b"\0"))
+
+    def _lock(self) -> contextlib.AbstractContextManager[object]:
+        """What is held while pages change, or whether they have is found out."""
+        return _NO_LOCK if self.memory is None else self.memory.lock
+
+    def _set(self, number: int, page: bytes, low: int = 0, high: int = PAGE_SIZE) -> None:
+        """Have a page; the bytes from ``low`` to ``high`` are new."""
+        self._pages[number] = page
+        if self.memory is not None:
+            self.memory.put(number, page, low, high)
+
+    def _pop(self, number: int) -> None:
+        page = self._pages.pop(number, None)
+        if page is not None and self.memory is not None:
+            self.memory.drop(number, page)
+
+    def show(self, number: int) -> bool:
+        """Put a page that is here into the memory that is mapped; False if it is not here.
+
+        Raises OSError(ENOMEM).
+        """
+        assert self.memory is not None
+        with self._lock():
+            page = self._pages.get(number)
+            if page is None:
+                return False
+            if number not in self.memory:
+                self.memory.show(number, page)
+            return True
+
+    def take_stores(self, first: int, after: int | None, size: int) -> bool:
+        """Find what programs have stored in mappings of a file of ``size`` bytes; it is dirty then.
+
+        Pages from ``first`` on, before ``after``; None: to the end. Returns whether there was any.
+        """
+        memory = self.memory
+        if memory is None or not memory.writable:
+            return False
+        found = False
+        with memory.lock:
+            for number, page in memory.read(first, after, size):
+                if page != self._pages[number]:
+                    self._pages[number] = page
+                    self.dirty.add(number)
+                    found = True
+        return found
 
     def dirtied(self, offset: int, data: bytes) -> None:
         """Take what was written but is not sent yet. Pages that it covers in part are here."""
@@ -90,15 +147,16 @@ class Pages:
         """Note what was written: in pages that are here, and in pages that were written whole."""
         self.version += 1
         end = offset + len(data)
-        for number in self._touched(offset, end):
-            start = number * PAGE_SIZE
-            low, high = max(offset, start), min(end, start + PAGE_SIZE)
-            page = self._pages.get(number)
-            part = data[low - offset : high - offset]
-            if high - low == PAGE_SIZE:
-                self._pages[number] = part
-            elif page is not None:
-                self._pages[number] = page[: low - start] + part + page[high - start :]
+        with self._lock():
+            for number in self._touched(offset, end):
+                start = number * PAGE_SIZE
+                low, high = max(offset - start, 0), min(end - start, PAGE_SIZE)
+                page = self._pages.get(number)
+                part = data[start + low - offset : start + high - offset]
+                if high - low == PAGE_SIZE:
+                    self._set(number, part)
+                elif page is not None:
+                    self._set(number, page[:low] + part + page[high:], low, high)
 
     def store(self, offset: int, data: bytes, size: int) -> None:
         """Take content that the server gives unasked, of a file that has ``size`` bytes."""
@@ -113,12 +171,16 @@ class Pages:
         """Note that the file ends here: what comes after that is zeros, if it ever grows again."""
         self.version += 1
         last, used = divmod(size, PAGE_SIZE)
-        for number in [number for number in self._pages if number >= last]:
-            page = self._pages.pop(number, b"")
-            if number == last and used:
-                self._pages[number] = page[:used].ljust(PAGE_SIZE, b"\0")
-            else:
-                self.dirty.discard(number)
+        with self._lock():
+            for number in [number for number in self._pages if number >= last]:
+                page = self._pages[number]
+                if number == last and used:
+                    self._set(number, page[:used].ljust(PAGE_SIZE, b"\0"), used)
+                else:
+                    self._pages.pop(number, None)
+                    self.dirty.discard(number)
+            if self.memory is not None:
+                self.memory.truncate(size)
 
     def drop(self, offset: int = 0, length: int = 0) -> None:
         """Give up all pages with any of these bytes; 0: up to the end.
@@ -126,29 +188,34 @@ class Pages:
         Only those stay that the server does not have yet.
         """
         self.version += 1
-        kept = self.dirty | self.writing
-        if not offset and not length and not kept:
-            self._pages.clear()
-            return
         first = offset // PAGE_SIZE
         after = (offset + length - 1) // PAGE_SIZE + 1 if length else None
-        for number in list(self._pages):
-            if number >= first and (after is None or number < after) and number not in kept:
-                self._pages.pop(number, None)
+        if self.memory is not None:
+            self.take_stores(first, after, self.memory.complete)
+        kept = self.dirty | self.writing
+        if not offset and not length and not kept and self.memory is None:
+            self._pages.clear()
+            return
+        with self._lock():
+            for number in list(self._pages):
+                if number >= first and (after is None or number < after) and number not in kept:
+                    self._pop(number)
 
     def zero(self, offset: int, length: int) -> None:
         """Note that these bytes are zeros now: whole pages go, parts of pages are changed."""
         self.version += 1
         end = offset + length
-        for number in [one for one in self._pages if offset < (one + 1) * PAGE_SIZE]:
-            start = number * PAGE_SIZE
-            low, high = max(offset, start), min(end, start + PAGE_SIZE)
-            if high - low == PAGE_SIZE:
-                self._pages.pop(number, None)
-                self.dirty.discard(number)
-            elif low < high:
-                page = self._pages[number]
-                self._pages[number] = page[: low - start] + bytes(high - low) + page[high - start :]
+        with self._lock():
+            for number in [one for one in self._pages if offset < (one + 1) * PAGE_SIZE]:
+                start = number * PAGE_SIZE
+                low, high = max(offset - start, 0), min(end - start, PAGE_SIZE)
+                if high - low == PAGE_SIZE:
+                    self.dirty.discard(number)
+                    self._set(number, bytes(PAGE_SIZE))
+                    self._pop(number)
+                elif low < high:
+                    page = self._pages[number]
+                    self._set(number, page[:low] + bytes(high - low) + page[high:], low, high)
 
     def content(self, offset: int, size: int) -> bytes:
         """Return what is here from ``offset`` on, up to the first page that is not."""

@@ -17,7 +17,7 @@ from recuse.kernel.fs.inodes import STATX_ATIME, STATX_SIZE
 from recuse.kernel.fs.readahead import Readahead
 from recuse.kernel.fs.size_limits import MOST_POSITION
 from recuse.kernel.fs.superblock import Superblock
-from recuse.kernel.fs.writeback import write_back
+from recuse.kernel.fs.writeback import take_stores, write_back
 from recuse.wire.fuse import (
     FOPEN_DIRECT_IO,
     FOPEN_NONSEEKABLE,
@@ -160,6 +160,7 @@ class ReadFile(FilesystemFile):
         if self.is_uncached:
             data = yield from self._read_direct(caller, start, size)
         else:
+            take_stores(superblock, inode, start, start + size)
             data = yield from self._read_cached(caller, start, size)
         if offset is None:
             self.position = start + len(data)
@@ -224,7 +225,7 @@ class ReadFile(FilesystemFile):
         before = inode.pages.known_before(number, most)
         wanted = self.readahead.pages_to_read(number, wanted, most, before)
         left = -(-inode.attr.size // PAGE_SIZE) - number
-        return (yield from self._ask_pages(caller, number, min(wanted, left)))
+        return (yield from self.ask_pages(caller, number, min(wanted, left)))
 
     def fault(self, caller: FileCaller, number: int) -> Operation[bytes]:
         """Return a page that is touched in a mapping; others around it are read too.
@@ -246,7 +247,7 @@ class ReadFile(FilesystemFile):
             if inode.pages.get(around) is not None:
                 around += 1
                 continue
-            data = yield from self._ask_pages(caller, around, end - around)
+            data = yield from self.ask_pages(caller, around, end - around)
             if around <= number < around + len(data) // PAGE_SIZE:
                 start = (number - around) * PAGE_SIZE
                 page = data[start : start + PAGE_SIZE]
@@ -254,7 +255,11 @@ class ReadFile(FilesystemFile):
         assert page is not None
         return page
 
-    def _ask_pages(self, caller: FileCaller, number: int, count: int) -> Operation[bytes]:
+    def ask_pages(self, caller: FileCaller, number: int, count: int) -> Operation[bytes]:
+        """Ask for at most ``count`` pages that are not here, and keep them unless they are stale.
+
+        Raises the server's OSError.
+        """
         inode, superblock = self.inode, self.superblock
         most = min(count, max(superblock.max_read // PAGE_SIZE, 1))
         asked = inode.pages.lack(number, most) * PAGE_SIZE

@@ -166,6 +166,8 @@ class Superblock:
         self._forgets: deque[tuple[int, int]] = deque()
         self.dirty: set[Inode] = set()
         """Inodes with something that the server does not have yet."""
+        self.mapped: set[Inode] = set()
+        """Inodes with memory that programs have mapped."""
         self.backing = BackingFiles()
         self.inodes = InodeTable(self)
         attr = fuse_attr(ino=FUSE_ROOT_ID, nlink=1, mode=options.root_mode)
@@ -299,9 +301,16 @@ class Superblock:
         self._kept_pages += pages
         if self._kept_pages <= MOST_PAGES_KEPT:
             return
-        others = [other for other in self.inodes.all() if other is not inode]
+        others = [
+            other
+            for other in self.inodes.all()
+            if other is not inode and other.pages.memory is None  # what is mapped stays
+        ]
         for other in others:
             other.pages.drop()
+        if inode.pages.memory is not None:
+            self._kept_pages = 0
+            return
         if len(inode.pages) > MOST_PAGES_KEPT:
             inode.pages.drop()
         self._kept_pages = sum(len(one.pages) for one in (inode, *others))

@@ -61,6 +61,16 @@ def modified(superblock: Superblock, inode: Inode) -> None:
         superblock.dirty.add(inode)
 
 
+def take_stores(
+    superblock: Superblock, inode: Inode, start: int = 0, end: int | None = None
+) -> None:
+    """Find what programs have stored in mappings, with bytes of a range (fuse_page_mkwrite)."""
+    after = None if end is None else -(-end // PAGE_SIZE)
+    if inode.pages.take_stores(start // PAGE_SIZE, after, inode.attr.size):
+        modified(superblock, inode)
+        superblock.dirty.add(inode)
+
+
 def ctime_changed(superblock: Superblock, inode: Inode, asked: bool = True) -> Operation[None]:
     """Note that a file's attributes or names have changed (fuse_update_ctime).
 
@@ -149,6 +159,7 @@ def write_back(
         end: where the range ends; None: nowhere.
         page_by_page: send each in its own request, as Linux does before it gives up pages.
     """
+    take_stores(superblock, inode, start, end)
     if not (inode.pages.dirty or inode.pages.writing):
         return
     yield from superblock.take(inode.writing)
@@ -230,6 +241,6 @@ def write_back_all(superblock: Superblock) -> Operation[None]:
 
     Errors are told to those who have the files open.
     """
-    for inode in list(superblock.dirty):
+    for inode in superblock.dirty | superblock.mapped:
         yield from write_back(superblock, inode)
         yield from flush_time_update(superblock, inode)

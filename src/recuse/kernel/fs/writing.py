@@ -15,7 +15,7 @@ from recuse.kernel.fs.inodes import MODIFIED, STATX_MODE, STATX_SIZE
 from recuse.kernel.fs.privileges import lose_privileges, without_privileges
 from recuse.kernel.fs.reading import MAX_RW_COUNT, ReadFile
 from recuse.kernel.fs.size_limits import check_write
-from recuse.kernel.fs.writeback import balance, modified, write_back
+from recuse.kernel.fs.writeback import balance, modified, take_stores, write_back
 from recuse.wire.fuse import (
     FUSE_BIG_WRITES,
     FUSE_HANDLE_KILLPRIV_V2,
@@ -58,6 +58,7 @@ class WriteFile(ReadFile):
             if self.flags & os.O_APPEND:
                 start = inode.attr.size
             data = data[: check_write(caller, start, len(data))]
+            take_stores(superblock, inode, inode.attr.size, inode.attr.size)
             if not self.is_direct:
                 yield from self._modify(caller)
             if later:

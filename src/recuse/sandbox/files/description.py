@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable, Hashable
-from typing import ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.char.mmap import Mapper, Mapping, MmapCall
@@ -21,6 +21,13 @@ from recuse.sandbox.trap.call import OnDevice, Outcome, TrappedCall
 from recuse.sandbox.vfs.dentry import Location
 from recuse.sandbox.vfs.nodes import Node
 from recuse.wire.ids import Tid
+
+if TYPE_CHECKING:
+    from recuse.kernel.fs.mapping import FileMapper
+
+    class AnyMapper(Mapper, FileMapper, Protocol):
+        """What devices and files of filesystems are mapped by."""
+
 
 IoVecs: TypeAlias = list[IoVec]
 """The parts of the caller's memory that a call reads from or writes to."""
@@ -246,8 +253,8 @@ class FileDescription:
         """Whether nobody answers any more: the file is ready for ever, with an error."""
         return False
 
-    def mmap(self, caller: Caller, mapper: Mapper, wanted: MmapCall) -> OnDevice[Mapping]:
-        """Map the file into the caller's memory.
+    def mmap(self, caller: Caller, mapper: AnyMapper, wanted: MmapCall) -> OnDevice[Mapping | None]:
+        """Map the file into the caller's memory; None if its end need not be known.
 
         Raises:
             OSError: ENODEV.
@@ -257,6 +264,14 @@ class FileDescription:
     def munmap(self, mapping: Mapping) -> OnDevice[None]:
         """Nothing is left of a mapping that :meth:`mmap` has made."""
         raise os_error(errno.ENODEV)
+
+    def sync_mapping(self, caller: Caller) -> OnDevice[None] | None:
+        """Do msync(2) with MS_SYNC on a mapping of the file; None if there is nothing to do."""
+        return None
+
+    def extend_mapping(self, caller: Caller, pages: range) -> OnDevice[None] | None:
+        """A mapping of the file becomes longer, with these pages; None if that needs nothing."""
+        return None
 
     def flock(self, call: TrappedCall, operation: int) -> Outcome | None:
         """Lock or unlock the whole file; None if :meth:`locks` has the table for that."""

@@ -6,21 +6,24 @@ import errno
 import os
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.caller import Caller
-from recuse.kernel.char.mmap import Mapper, Mapping, MmapCall
+from recuse.kernel.char.mmap import Mapping, MmapCall
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs import file_calls
 from recuse.kernel.fs.credentials import CAP_FSETID, FileCaller
-from recuse.kernel.fs.mapping import map_file, unmap_file
+from recuse.kernel.fs.mapping import extend, map_file, sync_mapping, unmap_file
 from recuse.kernel.fs.regular import RegularFile
 from recuse.kernel.iovec import MAX_TRANSFER, length_of, load, store
 from recuse.sandbox.files.description import FileDescription, IoVecs, Offsets, PollSource
 from recuse.sandbox.fs.caller import ThreadCaller, caller_of
 from recuse.sandbox.fs.file import OpenedFile
 from recuse.sandbox.trap.call import OnDevice, Outcome, TrappedCall
+
+if TYPE_CHECKING:
+    from recuse.sandbox.files.description import AnyMapper
 
 _FIONREAD: Final = 0x541B
 _COUNT: Final = struct.Struct("=I")
@@ -86,7 +89,7 @@ class DataFile(OpenedFile):
             call, ("seek", self), lambda: self.kernel_file.seek(caller_of(call), offset, whence)
         )
 
-    def mmap(self, caller: Caller, mapper: Mapper, wanted: MmapCall) -> OnDevice[Mapping]:
+    def mmap(self, caller: Caller, mapper: AnyMapper, wanted: MmapCall) -> OnDevice[Mapping | None]:
         """See `map_file`."""
         operation = map_file(self.kernel_file, _of_files(caller), mapper, wanted)
         return OnDevice(self._tree, self._tree.whole(operation))
@@ -94,6 +97,16 @@ class DataFile(OpenedFile):
     def munmap(self, mapping: Mapping) -> OnDevice[None]:
         """See `unmap_file`."""
         return OnDevice(self._tree, self._tree.whole(unmap_file(self.kernel_file)))
+
+    def sync_mapping(self, caller: Caller) -> OnDevice[None] | None:
+        """See `recuse.kernel.fs.mapping.sync_mapping`."""
+        operation = sync_mapping(self.kernel_file, _of_files(caller))
+        return OnDevice(self._tree, self._tree.whole(operation))
+
+    def extend_mapping(self, caller: Caller, pages: range) -> OnDevice[None] | None:
+        """See `recuse.kernel.fs.mapping.extend`."""
+        operation = extend(self.kernel_file, _of_files(caller), pages)
+        return OnDevice(self._tree, self._tree.whole(operation))
 
     def copy_range(
         self, call: TrappedCall, other: FileDescription, offsets: Offsets, size: int

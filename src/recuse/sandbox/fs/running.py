@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from recuse.kernel.connection.connection import Connection
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import Request
+from recuse.kernel.fs.mapping import refresh
 from recuse.kernel.fs.superblock import Superblock
 from recuse.sandbox.files.table import FileTable
 from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
@@ -85,12 +86,17 @@ class Mounted:
         return result
 
     def whole(self, operation: Operation[T]) -> Operation[T]:
-        """The same operation; after it, the server is told what is no longer in use."""
+        """The same operation; after it, mappings show what it has changed.
+
+        The server is told what is no longer in use.
+        """
         try:
             result = yield from operation
         except OSError:
             self.superblock.send_forgets()
             raise
+        if self.superblock.mapped:
+            yield from refresh(self.superblock)
         self.superblock.send_forgets()
         return result
 

@@ -34,6 +34,7 @@ from recuse.runtime.log import Log
 from recuse.runtime.room import check_room, keeping
 from recuse.sandbox.files.description import FileDescription
 from recuse.sandbox.files.releases import PendingReleases
+from recuse.sandbox.mapping.areas import Area, areas
 from recuse.sandbox.mapping.snapshots import PrivateSnapshots
 from recuse.wire.descriptor import OwnedDescriptor
 
@@ -129,6 +130,8 @@ class MemoryMaps:
         self._doubtful: set[_Memfd] = set()
         self._rechecks = 0
         self._dont_expand = 0
+        self.extendable = 0
+        """How many mappings are of files of filesystems."""
         self._inotify = -1
         self._closed = False
         self._epoll: select.epoll | None = None
@@ -228,6 +231,7 @@ class MemoryMaps:
             hold.memfd.holds -= 1
             hold.memfd.mappings.append(mapped)
             self._dont_expand += dont_expand
+            self.extendable += not mapping.area
             # Close this descriptor while nobody looks at the memfd: the event of the mapping's end
             # may already be there, and may be merged with the event of this close.
             hold.descriptor.close()
@@ -290,6 +294,7 @@ class MemoryMaps:
             for mapped in ended:
                 memfd.mappings.remove(mapped)
                 self._dont_expand -= mapped.dont_expand
+                self.extendable -= not mapped.mapping.area
                 self._releases.releasing(mapped.file.group)
                 self._gone.append(mapped)
             self._rechecks = 0
@@ -338,22 +343,42 @@ class MemoryMaps:
         run(step.device.connection, step.operation, done)
 
     def maps(self, tid: int, address: int) -> bool:
-        """Whether what a thread has mapped at an address is a device's memory."""
-        return bool(self._by_inode) and _inode_at(tid, address) in self._by_inode
+        """Whether what a thread has mapped at an address is a device's or a file's memory."""
+        return any(True for _ in self._between(tid, address, address + 1))
 
     def may_grow(self, tid: int, address: int) -> bool:
         """Whether mremap may make a thread's mapping at an address longer."""
-        if not self._dont_expand:
-            return True
-        inode = _inode_at(tid, address)
-        memfd = self._by_inode.get(inode) if inode is not None else None
-        if memfd is None:
-            return True
         # Moves of a mapping (mremap) are not followed. If a memfd has several mappings, it is then
         # not known which one this is.
-        mappings = list(memfd.mappings)
-        here = [m for m in mappings if 0 <= address - m.mapping.address < m.mapping.length]
-        return not any(mapped.dont_expand for mapped in here or mappings)
+        return not self._dont_expand or not any(
+            mapped.dont_expand
+            for _, mappings in self._between(tid, address, address + 1)
+            for mapped in mappings
+        )
+
+    def at(self, tid: int, address: int) -> tuple[FileDescription, int] | None:
+        """The file that a thread has mapped at an address, and the offset in it."""
+        for area, mappings in self._between(tid, address, address + 1):
+            for mapped in mappings:
+                return mapped.file, area.offset + address - area.start
+        return None
+
+    def shared(self, tid: int, start: int, end: int) -> list[FileDescription]:
+        """The files of which a thread has shared mappings between two addresses, each once."""
+        found = self._between(tid, start, end)
+        files = [mappings[0].file for area, mappings in found if area.shared and mappings]
+        return list(dict.fromkeys(files))
+
+    def _between(self, tid: int, start: int, end: int) -> Iterator[tuple[Area, list[Mapped]]]:
+        """The parts of a thread's memory that are of ours, and which mappings they may be."""
+        if not self._by_inode:
+            return
+        for area in areas(tid, start, end):
+            memfd = self._by_inode.get(area.inode)
+            if memfd is not None:
+                every = list(memfd.mappings)
+                here = [m for m in every if 0 <= area.start - m.mapping.address < m.mapping.length]
+                yield area, here or every
 
     def close(self) -> None:
         """Stop watching. For the servers, unmap everything that is left."""
@@ -380,19 +405,3 @@ class MemoryMaps:
                 memfd.mappings.clear()
                 self._drop_unused(memfd)
         yield from self._gone
-
-
-def _inode_at(tid: int, address: int) -> tuple[int, int] | None:
-    """The device and inode numbers of the file that a thread has mapped at an address."""
-    try:
-        with open(f"/proc/{tid}/maps", "rb") as maps:
-            for line in maps:
-                # "7f00-7f10 rw-s 00000000 00:01 1234   /memfd:name (deleted)"
-                span, _, _, device, inode = line.split(None, 5)[:5]
-                start, _, end = span.partition(b"-")
-                if int(start, 16) <= address < int(end, 16):
-                    major, _, minor = device.partition(b":")
-                    return os.makedev(int(major, 16), int(minor, 16)), int(inode)
-    except OSError:
-        pass
-    return None

@@ -1,4 +1,4 @@
-"""mmap, mremap and remap_file_pages (mm/mmap.c, mm/mremap.c; Linux 6.1)."""
+"""mmap, mremap, msync and remap_file_pages (mm/mmap.c, mm/mremap.c, mm/msync.c; Linux 6.1)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from recuse.kernel.char.mmap import (
 from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch, compat
+from recuse.sandbox.mapping.file_memory import FileMemory
 from recuse.sandbox.mapping.snapshots import Copy
 from recuse.sandbox.syscalls.handler import ANSWERED, PROCEED, Handler, signed32
 from recuse.sandbox.trap.filter import MAP_DENYWRITE, MAP_EXECUTABLE
@@ -25,11 +26,13 @@ from recuse.wire.cuse import RECUSE_MMAP_DONT_COPY, RECUSE_MMAP_DONT_EXPAND
 from recuse.wire.descriptor import OwnedDescriptor
 
 if TYPE_CHECKING:
+    from recuse.kernel.fs.backing import BackingFile
     from recuse.sandbox.machine import Machine
     from recuse.sandbox.mapping.memory_maps import Hold, MemoryMaps
-    from recuse.sandbox.trap.call import TrappedCall
+    from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
 
 _LOW: Final = 0xFFFFFFFF
+_MS_SYNC: Final = 4
 _MADV_DONTFORK: Final = 10
 _MADV_POPULATE_READ: Final = 22
 _MADV_POPULATE_WRITE: Final = 23
@@ -40,17 +43,17 @@ class _Mapping:
 
     __slots__ = ("address", "flags", "hold", "thread", "wanted")
 
-    def __init__(self, thread: Injection, hold: Hold, wanted: MmapCall, flags: int) -> None:
+    def __init__(self, thread: Injection, hold: Hold | None, wanted: MmapCall, flags: int) -> None:
         self.thread = thread
         self.hold = hold
         self.wanted = wanted
         self.flags = flags
         self.address = 0
 
-    def make(self, unit: int) -> int:
+    def make(self, descriptor: int, unit: int) -> int:
         """Have the thread map it; return the address. mmap's offset is given in ``unit`` bytes."""
         thread, wanted = self.thread, self.wanted
-        number = thread.give(self.hold.descriptor.fileno())
+        number = thread.give(descriptor)
         given = wanted.flags | MAP_DENYWRITE | MAP_EXECUTABLE
         if wanted.private:
             # Pages that are copied before the server has filled the memory would never change.
@@ -84,7 +87,7 @@ class _Mapping:
 class _Mapper:
     """Maps memory for a thread that waits in mmap, between two answers of its server.
 
-    See `recuse.kernel.char.mmap.Mapper`.
+    See `recuse.kernel.char.mmap.Mapper` and `recuse.kernel.fs.mapping.FileMapper`.
     """
 
     __slots__ = ("_access", "_call", "_hold", "_maps", "mapping")
@@ -99,15 +102,21 @@ class _Mapper:
 
     def map(self, memory: OwnedDescriptor, wanted: MmapCall, flags: int) -> int:
         """Map the memory and return the address."""
-        call = self._call
         hold = self._hold = self._maps.hold(memory, self._access)
+        return self._map(hold.descriptor.fileno(), hold, wanted, flags)
+
+    def map_backing(self, file: BackingFile, wanted: MmapCall) -> int:
+        """Map a file of the machine's and return the address."""
+        return self._map(file.fileno(), None, wanted, 0)
+
+    def _map(self, descriptor: int, hold: Hold | None, wanted: MmapCall, flags: int) -> int:
+        call = self._call
         try:
             mapping = _Mapping(Injection(call), hold, wanted, flags)
             mapping.thread.attach()
             self.mapping = mapping
-            return mapping.make(
-                compat.MMAP_UNIT if call.arch == compat.AUDIT_ARCH else arch.MMAP_UNIT
-            )
+            unit = compat.MMAP_UNIT if call.arch == compat.AUDIT_ARCH else arch.MMAP_UNIT
+            return mapping.make(descriptor, unit)
         except GoneError:
             raise os_error(errno.EINTR) from None
 
@@ -130,6 +139,10 @@ class _Mapper:
     def copy(self, offset: int) -> Copy:
         """Make memory for the bytes of a file from ``offset`` on."""
         return self._maps.snapshots.begin(offset, self._call.alive)
+
+    def memory(self) -> FileMemory:
+        """Make memory for the pages of a filesystem's file."""
+        return FileMemory(self._maps.snapshots)
 
 
 def mmap(call: TrappedCall, machine: Machine) -> int:
@@ -157,7 +170,9 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
         mapping = mapper.mapping
         assert mapping is not None
         dont_expand = bool(mapping.flags & RECUSE_MMAP_DONT_EXPAND)
-        maps.keep(mapping.hold, file, mapped, dont_expand=dont_expand)
+        if mapped is not None:
+            assert mapping.hold is not None
+            maps.keep(mapping.hold, file, mapped, dont_expand=dont_expand)
         mapping.populate()
         mapping.thread.result = mapping.address
     finally:
@@ -165,12 +180,37 @@ def mmap(call: TrappedCall, machine: Machine) -> int:
     return ANSWERED
 
 
-def mremap(call: TrappedCall, machine: Machine) -> int:
+def mremap(call: TrappedCall, machine: Machine) -> Outcome:
     """``mremap(old, old_length, length, flags, new)``: some mappings must not grow."""
     old, new = (-(-length // PAGE_SIZE) for length in (call.a1, call.a2))
-    if new > old and not machine.memory_maps.may_grow(call.tid, call.a0):
+    if new <= old:
+        return PROCEED
+    maps = machine.memory_maps
+    if not maps.may_grow(call.tid, call.a0):
         raise os_error(errno.EFAULT)
+    found = maps.at(call.tid, call.a0) if maps.extendable else None
+    if found is None:
+        return PROCEED
+    file, offset = found
+    first = offset // PAGE_SIZE
+    return _first(file.extend_mapping(call.caller(), range(first, first + new)))
+
+
+def _first(*steps: OnDevice[None] | None) -> Steps[int]:
+    """Let the call proceed after some steps."""
+    for step in steps:
+        if step is not None:
+            yield step
     return PROCEED
+
+
+def msync(call: TrappedCall, machine: Machine) -> Outcome:
+    """``msync(address, length, flags)``: what was stored is written back."""
+    maps = machine.memory_maps
+    if not call.a2 & _MS_SYNC or not maps.extendable:
+        return PROCEED
+    files = maps.shared(call.tid, call.a0, call.a0 + call.a1)
+    return _first(*(file.sync_mapping(call.caller()) for file in files))
 
 
 def remap_file_pages(call: TrappedCall, machine: Machine) -> int:
@@ -186,5 +226,6 @@ def remap_file_pages(call: TrappedCall, machine: Machine) -> int:
 HANDLERS: Final[dict[str, Handler]] = {
     "mmap": mmap,
     "mremap": mremap,
+    "msync": msync,
     "remap_file_pages": remap_file_pages,
 }

@@ -111,7 +111,7 @@ _NEVER: Final = (
     "unshare", "setns", "chroot", "pivot_root", "setuid", "setgid", "setreuid", "setregid",
     "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups", "capset",
     "landlock_restrict_self", "fsync", "fdatasync", "ftruncate", "fallocate", "fchdir",
-    "fsetxattr", "fremovexattr", "close", "close_range", "dup2", "dup3",
+    "msync", "fsetxattr", "fremovexattr", "close", "close_range", "dup2", "dup3",
     "mount", "umount", "umount2", "fsopen",
     "bind", "listen", "connect", "shutdown",
     "getsockname", "getpeername", "getsockopt", "setsockopt",

@@ -13,7 +13,6 @@ ROWS: Final = """
     kernel treats it like any other.
 brk                            12  214   45   45
 mprotect                       10  226  125  125
-msync                          26  227  144  144
 mincore                        27  232  218  219
 mlock2                        325  284  376  390
 munlock                       150  229  151  151

@@ -1,0 +1,127 @@
+"""Files of a filesystem that programs have mapped into memory: as natively."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Clients, Shell
+
+BEGIN = """
+os.chdir(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+def call(name, *args):
+    return getattr(libc, name)(*args) and errno.errorcode[ctypes.get_errno()]
+def ends(work):
+    pid = os.fork()
+    if not pid:
+        work(); os._exit(0)
+    return os.waitpid(pid, 0)[1]
+def put(name, data):
+    with open(name, "wb") as file: file.write(data)
+def got(name):
+    with open(name, "rb") as file: return file.read()
+put("f", b"x" * 10000); fd = os.open("f", os.O_RDWR); m = mmap.mmap(fd, 0)
+"""
+
+SCRIPTS = {
+    "reading and writing": """
+m[:5] = b"HELLO"; print(os.pread(fd, 7, 0), got("f")[:7])
+print(os.pwrite(fd, b"world", 4094), m[4090:4100]); m[4095] = 33; print(os.pread(fd, 6, 4093))
+put("g", b"new"); print(os.system("head -c 3 f; cat g >>f; cmp f f"), os.fstat(fd).st_size)
+m.flush(); m.close(); print(len(got("f")), got("f")[4090:4100], got("f")[-5:])
+""",
+    "the file's end": """
+print(m[9999])
+os.ftruncate(fd, 11000); print(m[9998:10000], os.pread(fd, 20, 9998))
+m.resize(11000); os.ftruncate(fd, 10000); m[10005:10008] = b"abc"
+print(os.pread(fd, 20, 9990), os.fstat(fd).st_size)
+os.ftruncate(fd, 11000); print(m[9998:10010], os.pread(fd, 20, 9998))
+os.ftruncate(fd, 5000); print(ends(lambda: m[8192]), m[4998:5003], ends(lambda: m[8191]))
+os.truncate("f", 9000); print(m[4998:5003], m[8999], ends(lambda: m[8192]))
+os.pwrite(fd, b"end", 10990); print(m[10988:10993], os.stat("f").st_size)
+os.system("printf more >>f"); print(os.stat("f").st_size, m[10990:10997])
+put("f", b""); print(ends(lambda: m[0])); put("f", b"again" * 1000); print(m[:10], m[4999])
+""",
+    "rights": """
+ro = os.open("f", os.O_RDONLY); both = mmap.PROT_READ | mmap.PROT_WRITE
+print(attempt(mmap.mmap, ro, 100, mmap.MAP_SHARED, both))
+print(attempt(mmap.mmap, os.open("f", os.O_WRONLY), 100, mmap.MAP_SHARED, mmap.PROT_WRITE))
+print(mmap.mmap(ro, 100, mmap.MAP_SHARED, mmap.PROT_READ)[:5])
+a = ctypes.c_void_p(libc.mmap(None, 4096, 1, 1, ro, 0)); print(call("mprotect", a, 4096, 3))
+b = ctypes.c_void_p(libc.mmap(None, 4096, 1, 1, fd, 0)); print(call("mprotect", b, 4096, 3))
+ctypes.memset(b, 66, 3); print(os.pread(ro, 6, 0), m[:6])
+print(call("msync", b.value + 1, 10, 4), call("msync", b, 4096, 5), call("msync", b, 1 << 40, 4))
+print(call("munmap", b, 4096), call("msync", b, 4096, 4))
+""",
+    "processes": """
+def kid(): m[100:103] = b"kid"
+print(ends(kid), m[100:103], os.pread(fd, 3, 100))
+def killed():
+    put("g", bytes(8192)); k = mmap.mmap(os.open("g", os.O_RDWR), 0)
+    k[5000:5006] = b"killed"; os.kill(os.getpid(), 9)
+print(ends(killed), got("g")[4999:5007])
+def executes():
+    k = mmap.mmap(os.open("g", os.O_RDWR), 0); k[:4] = b"exec"; os.execvp("true", ["true"])
+print(ends(executes), got("g")[:5])
+""",
+    "private": """
+p = mmap.mmap(fd, 0, mmap.MAP_PRIVATE); os.pwrite(fd, b"LATER", 0); print(p[:5])
+p[:2] = b"my"; os.pwrite(fd, b"again", 0); print(p[:5], m[:5], os.pread(fd, 5, 0))
+""",
+    "other sizes": """
+put("h", bytes(range(256)) * 64); h = mmap.mmap(os.open("h", os.O_RDWR), 4096)
+h.resize(16384); print(h[16380:16384], len(h)); h[16383] = 7; h.flush(); print(got("h")[-2:])
+h.resize(20000); print(os.stat("h").st_size, h[19999], len(h))
+os.unlink("h"); h[0] = 3; h.flush(); print(h[:2]); h.close()
+part = mmap.mmap(fd, 4096, offset=4096); part[:2] = b"ab"; print(m[4095:4099])
+os.posix_fallocate(fd, 0, 20000); print(os.fstat(fd).st_size, m[5001])
+print(libc.fallocate(fd, 3, ctypes.c_long(0), ctypes.c_long(4100)), m[:5], m[4096:4102])
+m[8:12] = b"copy"; print(os.copy_file_range(fd, fd, 4, 8, 6000), m[6000:6004], os.pread(fd, 9, 0))
+os.system("cp f copy; cmp f copy && wc -c <copy")
+""",
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_mappings_are_like_native_ones(
+    name: str, client: Shell, clients: Clients, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    script = BEGIN + SCRIPTS[name]
+    expected = clients(None)(script, tmp_path_factory.mktemp("native"))
+    assert "Traceback" not in expected
+    assert client(script, here / "mnt") == expected
+
+
+DATABASE = """
+import sqlite3
+path = sys.argv[1] + "/db"
+def work(number):
+    db = sqlite3.connect(path, timeout=60)
+    for each in range(9):
+        db.execute("insert into t values (?, ?)", (number, each)); db.commit()
+    db.close()
+db = sqlite3.connect(path, timeout=60)
+print(db.execute("pragma journal_mode = wal").fetchone())
+db.execute("create table t (a, b)"); db.commit()
+pids = []
+for number in range(3):
+    pid = os.fork()
+    if not pid:
+        work(number); os._exit(0)
+    pids.append(pid)
+print([os.waitpid(pid, 0)[1] for pid in pids])
+print(db.execute("select count(*), sum(b) from t").fetchone())
+print(db.execute("pragma integrity_check").fetchone(), sorted(os.listdir(sys.argv[1])))
+db.close(); print(os.listdir(sys.argv[1]))
+"""
+
+
+def test_sqlite_with_a_shared_index_of_its_log(client: Shell, here: Path) -> None:
+    assert client(DATABASE, here / "mnt") == (
+        "('wal',)\n[0, 0, 0]\n(27, 108)\n('ok',) ['db', 'db-shm', 'db-wal']\n['db']\n"
+    )
