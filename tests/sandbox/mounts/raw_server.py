@@ -82,7 +82,8 @@ def serve(fuse, until=None):
             return told
         done = answer(*told)
         if done is not None:
-            os.write(fuse, done)
+            try: os.write(fuse, done)
+            except FileNotFoundError: pass  # it has ended meanwhile
 
 def served(target, more="", until=None):
     '''Serve there in a child; returns its ID.'''

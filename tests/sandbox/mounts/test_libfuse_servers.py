@@ -158,3 +158,20 @@ def test_paths_that_the_server_invalidates(shell: Shell, example: Example) -> No
         f"{UNMOUNTED}; wait $!; echo $?"
     )
     assert output == "0\n"
+
+
+def test_null(shell: Shell, example: Example) -> None:
+    """It is mounted on a file. What is written there is not kept."""
+    output = shell(
+        f"{example('null')} beside && stat -c '%F %s' beside && echo new >beside &&\n"
+        'head -c 3 beside | od -A n -t x1 && grep -c "$PWD/beside fuse.null" /proc/mounts\n'
+        "rm beside; mv beside other; fusermount3 -u beside && cat beside"
+    )
+    assert output.splitlines() == [
+        "regular file 4294967296",
+        " 00 00 00",
+        "1",
+        "rm: cannot remove 'beside': Device or resource busy",
+        "mv: cannot move 'beside' to 'other': Device or resource busy",
+        "native",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,27 @@ def test_images_of_disks(shell: Shell, needs: Needs, server: str) -> None:
         f"stat -c '%h %n' mnt/*ed; cat mnt/linked && {UNMOUNTED}"
     )
     assert output == "2\n100000\n2 mnt/linked\n2 mnt/moved\nsome text\n"
+
+
+@pytest.mark.parametrize("server", ["ntfs-3g", "lowntfs-3g"])
+def test_ntfs_on_a_device(shell: Shell, needs: Needs, here: Path, server: str) -> None:
+    """It is mounted as fuseblk; umount waits until everything is on the device."""
+    needs(server, "ntfs-3g")
+    find = ["sh", "-c", "truncate -s 8M disk && losetup -f --show disk"]
+    loop = subprocess.run(find, cwd=here, capture_output=True, text=True, check=False)
+    device = loop.stdout.strip()
+    if loop.returncode:
+        pytest.skip(f"no loop device: {loop.stderr.strip()}")
+    try:
+        output = shell(
+            f"exec 2>&1; PATH=$PATH:/sbin; mkntfs -F -q {device} >/dev/null 2>&1\n"
+            f"{server} {device} mnt && cp -r source mnt && umount mnt && {server} {device} mnt &&\n"
+            f"grep -o '^{device} .* fuseblk' /proc/mounts | wc -l && diff -r source mnt/source &&\n"
+            f"test $(stat -c %d mnt) = $(stat -c %r {device}) && umount mnt && ls mnt"
+        )
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+    assert output == "1\n"
 
 
 PYFUSE3 = """

@@ -99,6 +99,8 @@ class MountOptions(NamedTuple):
     root_mode: int = stat.S_IFDIR
     max_read: int = 0xFFFFFFFF
     """Most bytes of a READ."""
+    block_size: int = 0
+    """The block size of the device that it is on (fuseblk); 0 if it is on none."""
 
 
 class Agreed(NamedTuple):

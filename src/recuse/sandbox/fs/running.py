@@ -13,10 +13,12 @@ from typing import Final, TypeVar
 from recuse.kernel.connection.connection import Connection
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import Request
+from recuse.kernel.connection.submit import ConnectionState
 from recuse.kernel.fs.mapping import refresh
 from recuse.kernel.fs.superblock import Superblock
 from recuse.sandbox.files.table import FileTable
 from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
+from recuse.wire.fuse import FUSE_DESTROY
 
 T = TypeVar("T")
 
@@ -33,28 +35,44 @@ class Mounted:
         self.files = files
         self.serial: Final = next(_serials)
         self._detached = False
+        self._ending = False
 
     @property
     def connection(self) -> Connection:
         """The connection to the server."""
         return self.superblock.connection
 
-    def detach(self) -> None:
+    def detach(self) -> bool:
         """See `recuse.sandbox.vfs.filesystem_tree.FilesystemTree`."""
         self._detached = True
         self.closed()
+        return self._ending and not self.connection.ended
 
     def closed(self) -> None:
         """A file may have been closed: end if it was the last one of what is mounted nowhere."""
         if (
             self._detached
+            and not self._ending
             and not self.files.has_closed(self)
             and not any(
                 file.group is self and not file.end.hung_up()
                 for file in list(self.files.by_link.values())
             )
         ):
-            self.connection.abort()
+            self._ending = True
+            self._end()
+
+    def _end(self) -> None:
+        """End the connection (fs/fuse/inode.c, fuse_conn_destroy).
+
+        What is on a block device has been written to it before that.
+        """
+        connection = self.connection
+        if self.superblock.options.block_size and connection.state is ConnectionState.CONNECTED:
+            request = Request(FUSE_DESTROY, force=True)
+            connection.submit(request, lambda _: connection.abort())
+        else:
+            connection.abort()
 
     def ask(self, call: TrappedCall, question: Hashable, make: Callable[[], Operation[T]]) -> T:
         """Return an operation's result. If it has to wait, leave the handler meanwhile.

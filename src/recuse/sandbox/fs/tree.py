@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -46,6 +47,8 @@ _MAGIC: Final = 0x65735546
 """FUSE_SUPER_MAGIC (linux/magic.h)."""
 _STATFS: Final = struct.Struct("=qqQQQQQiiqqq32x")
 """asm-generic/statfs.h"""
+_DEFAULT_BLOCK: Final = 512
+"""FUSE_DEFAULT_BLKSIZE"""
 _ST_VALID: Final = 0x20
 _SIGN: Final = 1 << 63
 _SECOND: Final = 1_000_000_000
@@ -75,7 +78,11 @@ class MountedTree(Mounted, FilesystemTree):
     """The tree of one filesystem."""
 
     def __init__(
-        self, superblock: Superblock, files: FileTable, listed: tuple[bytes, bytes, bytes]
+        self,
+        superblock: Superblock,
+        files: FileTable,
+        listed: tuple[bytes, bytes, bytes],
+        device: int | None = None,
     ) -> None:
         """Make it.
 
@@ -83,10 +90,11 @@ class MountedTree(Mounted, FilesystemTree):
             superblock: what is mounted.
             files: the sandbox's table of open files.
             listed: its source, kind and flags in lists of mounts.
+            device: the number of the block device that it is on, if it is on one.
         """
         super().__init__(superblock, files)
         self._listed = listed
-        self.device: Final = os.makedev(0, _MINORS + self.serial)
+        self.device: Final = os.makedev(0, _MINORS + self.serial) if device is None else device
         """As st_dev."""
         self._root = Name(superblock.root)
 
@@ -104,8 +112,21 @@ class MountedTree(Mounted, FilesystemTree):
         told += b",allow_other" if options.allow_other else b""
         if options.max_read != MountOptions().max_read:
             told += b",max_read=%d" % options.max_read
+        if options.block_size not in (0, _DEFAULT_BLOCK):
+            told += b",blksize=%d" % options.block_size
         source, kind, flags = self._listed
         return Description(source, kind, flags, told, self.device, options.user_id)
+
+    def remount(self, flags: bytes) -> None:
+        """See `FilesystemTree`."""
+        source, kind, _ = self._listed
+        self._listed = source, kind, flags
+        read_only = flags.startswith(b"ro")
+        self.superblock.options = self.superblock.options._replace(read_only=read_only)
+
+    @property
+    def _no_exec(self) -> bool:
+        return b"noexec" in self._listed[2].split(b",")
 
     # Looking
 
@@ -136,6 +157,8 @@ class MountedTree(Mounted, FilesystemTree):
 
     def check_access(self, call: TrappedCall, dentry: Dentry, wanted: int, *, real: bool) -> None:
         """See `FilesystemTree`."""
+        if wanted & MAY_EXEC and self._no_exec and stat.S_ISREG(inode_of(dentry).attr.mode):
+            raise os_error(errno.EACCES)
         self._check(call, dentry, wanted | MAY_ACCESS, real=real)
 
     def _check(self, call: TrappedCall, dentry: Dentry, mask: int, *, real: bool) -> None:
@@ -196,6 +219,8 @@ class MountedTree(Mounted, FilesystemTree):
         self, call: TrappedCall, dentry: Dentry, take: Callable[[bytes], None]
     ) -> Steps[None]:
         """See `FilesystemTree`."""
+        if self._no_exec:
+            raise os_error(errno.EACCES)
         caller, found = caller_of(call), of(dentry)
         yield self.files.releases(self)
         program = read_program(self.superblock, caller, found, take)

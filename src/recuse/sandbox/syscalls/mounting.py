@@ -22,10 +22,14 @@ from recuse.sandbox.vfs.dentry import Location, Mount
 from recuse.sandbox.vfs.filesystem_tree import FilesystemTree, filesystem_of
 from recuse.sandbox.vfs.found import NativeFile
 from recuse.sandbox.vfs.native_files import check_access
-from recuse.sandbox.vfs.permissions import MAY_WRITE
+from recuse.sandbox.vfs.permissions import MAY_READ, MAY_WRITE
 from recuse.sandbox.vfs.resolve import AT_FDCWD
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from recuse.kernel.connection.connection import Connection
+    from recuse.sandbox.files.description import FileDescription
     from recuse.sandbox.fs.server_mount import ServerOptions
     from recuse.sandbox.machine import Machine
     from recuse.sandbox.trap.call import Outcome, TrappedCall
@@ -35,6 +39,9 @@ _MS_OTHER: Final = 0x1000 | 0x2000 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20
 """MS_BIND, MS_MOVE, and those that change propagation: nothing is mounted anew."""
 _MS_MAGIC: Final = 0xC0ED0000
 _MS_MAGIC_MASK: Final = 0xFFFF0000
+
+_ON_DEVICE: Final = b"fuseblk"
+"""The type of filesystems on block devices."""
 
 _MNT_FORCE: Final = 1
 _MNT_DETACH: Final = 2
@@ -52,16 +59,22 @@ def mount(call: TrappedCall, machine: Machine) -> int:
     flags = call.a3 & 0xFFFFFFFF
     if flags & _MS_MAGIC_MASK == _MS_MAGIC:
         flags &= ~_MS_MAGIC_MASK
-    if flags & (_MS_OTHER | _MS_REMOUNT) or not call.a2:
+    if flags & _MS_REMOUNT:
+        return _remount(call, machine, flags)
+    if flags & _MS_OTHER or not call.a2:
         return _of_ours(call, machine, flags)
     kind = machine.strings.read(call.tid, call.a2)
-    if kind != b"fuse" and not kind.startswith(b"fuse."):
+    if not _is_fuse(kind):
         return _of_ours(call, machine, flags)
     return _mount(call, machine, kind, flags)
 
 
+def _is_fuse(kind: bytes) -> bool:
+    return kind.partition(b".")[0] in (b"fuse", _ON_DEVICE)
+
+
 def _of_ours(call: TrappedCall, machine: Machine, flags: int) -> int:
-    """Mount something on a filesystem of ours, or mount a part of one elsewhere, or remount one."""
+    """Mount something on a filesystem of ours, or mount a part of one elsewhere."""
     if not machine.tree.mounts.filesystems:
         return PROCEED
     for address in (call.a1, call.a0 if flags & _MS_OTHER else 0):
@@ -91,7 +104,10 @@ def _mount(call: TrappedCall, machine: Machine, kind: bytes, flags: int) -> int:
     if not path:
         raise os_error(errno.ENOENT)
     place = machine.tree.place(call, AT_FDCWD, path)
-    options = parse_options(data)
+    device = None
+    if kind.startswith(_ON_DEVICE):
+        device = _device_at(call, machine, source if call.a0 else b"")
+    options = parse_options(data, on_device=device is not None)
     file = machine.files.find_opened(call.tid, options.descriptor)
     if not isinstance(file, FuseFile):
         raise os_error(errno.EINVAL)
@@ -99,7 +115,7 @@ def _mount(call: TrappedCall, machine: Machine, kind: bytes, flags: int) -> int:
         is_directory = stat.S_ISDIR(place.status.st_mode)
     else:
         is_directory = place.node.is_directory
-    if not (is_directory and stat.S_ISDIR(options.root_mode)):
+    if is_directory != stat.S_ISDIR(options.root_mode):
         raise os_error(errno.ENOTDIR)
     uid = call.task.credentials.uid
     if uid:
@@ -107,10 +123,47 @@ def _mount(call: TrappedCall, machine: Machine, kind: bytes, flags: int) -> int:
     if uid not in (0, os.geteuid()):
         _check_user(call, place, options)
     listed = source, kind, flags
-    tree = mount_server(file, options, listed, machine.files, machine.tap)
+    tree = mount_server(file, options, listed, device, machine.files, machine.tap)
     point = place.status if isinstance(place, NativeFile) else place
     machine.tree.mounts.mount(tree, place.path, point, late=True)
     machine.serves(tree.connection)
+    return 0
+
+
+def _device_at(call: TrappedCall, machine: Machine, path: bytes) -> int:
+    """The number of the block device with that path, if the caller may use it.
+
+    Raises:
+        OSError: EINVAL without a path; ENOTBLK for other files; EACCES.
+    """
+    if not path:
+        raise os_error(errno.EINVAL)
+    place = machine.tree.place(call, AT_FDCWD, path)
+    if not (isinstance(place, NativeFile) and stat.S_ISBLK(place.status.st_mode)):
+        raise os_error(errno.ENOTBLK)
+    check_access(call.task.acting, place.descriptor, MAY_READ | MAY_WRITE)
+    return place.status.st_rdev
+
+
+def _remount(call: TrappedCall, machine: Machine, flags: int) -> int:
+    """Change a mount's flags. Its options stay as they are: old programs repeat only some."""
+    from recuse.sandbox.fs.server_mount import (  # noqa: PLC0415 - few sandboxes have any
+        MS_NODEV,
+        MS_NOSUID,
+        MS_RDONLY,
+        remount,
+    )
+
+    mount = _mount_at(call, machine, call.a1)
+    if mount is None:
+        return PROCEED
+    if flags & MS_RDONLY and any(
+        file.flags & os.O_ACCMODE != os.O_RDONLY for file in _open_files(mount, machine)
+    ):
+        raise os_error(errno.EBUSY)
+    if call.task.credentials.uid:
+        flags |= MS_NOSUID | MS_NODEV
+    remount(_filesystem(mount), flags)
     return 0
 
 
@@ -157,7 +210,7 @@ def _may_allow_others() -> bool:
 def fsopen(call: TrappedCall, machine: Machine) -> int:
     """``fsopen(type, flags)``: programs fall back from it to mount(2)."""
     kind = machine.strings.read(call.tid, call.a0)
-    if kind == b"fuse" or kind.startswith(b"fuse."):
+    if _is_fuse(kind):
         raise os_error(errno.ENOSYS)
     return PROCEED
 
@@ -180,73 +233,135 @@ def renumbered(call: TrappedCall, machine: Machine, name: str) -> Outcome:
     return outcome
 
 
-def _unmount(call: TrappedCall, machine: Machine, flags: int) -> int:
-    mounts = machine.tree.mounts
-    if not mounts.filesystems or flags & ~_UMOUNT_KNOWN:
-        return PROCEED
-    path = machine.strings.read(call.tid, call.a0)
-    follow = not flags & _UMOUNT_NOFOLLOW
+def _mount_at(
+    call: TrappedCall, machine: Machine, address: int, *, follow: bool = True
+) -> Mount | None:
+    """The mount that a path leads to; None if it leads to none of ours.
+
+    Raises:
+        OSError: EINVAL if it leads into one; EPERM if the caller may not change it.
+    """
+    if not machine.tree.mounts.filesystems:
+        return None
+    path = machine.strings.read(call.tid, address)
     found = machine.tree.find(call, AT_FDCWD, path, follow=follow) if path else None
     if found is None or found.link or filesystem_of(found.location) is None:
-        return PROCEED
+        return None
     location = found.location
     mount = location.mount
     if not location.is_root or mount.detached:
         raise os_error(errno.EINVAL)
     if call.task.credentials.uid not in (0, _filesystem(mount).description.user):
         raise os_error(errno.EPERM)
+    return mount
+
+
+def _unmount(call: TrappedCall, machine: Machine, flags: int) -> int:
+    if flags & ~_UMOUNT_KNOWN:
+        return PROCEED
+    mount = _mount_at(call, machine, call.a0, follow=not flags & _UMOUNT_NOFOLLOW)
+    if mount is None:
+        return PROCEED
     if flags & _MNT_EXPIRE:
         raise os_error(errno.EINVAL if flags & (_MNT_FORCE | _MNT_DETACH) else errno.EAGAIN)
     if flags & _MNT_FORCE:
         _filesystem(mount).connection.abort()
     if flags & _MNT_DETACH:
-        return _remove(mount, machine)
+        return _Unmounting(call, mount, machine).remove()
     if _is_used(mount, machine):
         raise os_error(errno.EBUSY)
+    unmounting = _Unmounting(call, mount, machine)
     if machine.files.has_closed(_filesystem(mount)):
-        return _remove_released(call, mount, machine)
-    return _remove(mount, machine)
+        return unmounting.release()
+    return unmounting.remove()
 
 
-def _remove_released(call: TrappedCall, mount: Mount, machine: Machine) -> int:
-    """Unmount it when the server has released what was closed, unless a signal comes before.
+class _Unmounting:
+    """A call that waits, before it unmounts, until the server has released what was closed.
 
-    For programs, close(2) has waited for the server, so the filesystem must not end before that.
+    For programs, close(2) has waited for the server, so the filesystem must not end before that. A
+    filesystem on a device is waited for after that, too, until everything has been written.
     """
-    turns = deque((None,))  # whoever takes it answers the call
 
-    def interrupt(call: TrappedCall, fatal: bool) -> None:
-        del fatal
-        with contextlib.suppress(IndexError):
-            turns.pop()
-            call.restart()
+    def __init__(self, call: TrappedCall, mount: Mount, machine: Machine) -> None:
+        self._call = call
+        self._mount = mount
+        self._machine = machine
+        self._turns = deque((None,))
+        """Whoever takes it continues the call."""
+        self._removed = False
+        self._interrupted = False
 
-    def go_on() -> None:
+    def release(self) -> int:
+        """Wait for the server, and then unmount it."""
+        self._call.wait(self._interrupt)
+        if not self._machine.files.after_releases(_filesystem(self._mount), self._remove_released):
+            self._remove_released()
+        return ANSWERED
+
+    def remove(self) -> int:
+        """Unmount it now."""
+        connection = _remove(self._mount, self._machine)
+        if connection is None:
+            return 0
+        self._removed = True
+        self._call.wait(self._interrupt)
+        connection.at_end(self._answer)
+        return ANSWERED
+
+    def _remove_released(self) -> None:
         with contextlib.suppress(IndexError):
-            turns.pop()
-            if _is_used(mount, machine):
-                call.fail(errno.EBUSY)
+            self._turns.pop()
+            if _is_used(self._mount, self._machine):
+                self._call.fail(errno.EBUSY)
+                return
+            connection = _remove(self._mount, self._machine)
+            self._removed = True
+            self._turns.append(None)
+            if connection is None or self._interrupted:
+                self._answer()
             else:
-                call.answer(_remove(mount, machine))
+                connection.at_end(self._answer)
 
-    call.wait(interrupt)
-    if not machine.files.after_releases(_filesystem(mount), go_on):
-        go_on()
-    return ANSWERED
+    def _answer(self) -> None:
+        with contextlib.suppress(IndexError):
+            self._turns.pop()
+            self._call.answer(0)
+
+    def _interrupt(self, call: TrappedCall, fatal: bool) -> None:
+        """A signal has come: start again, or end if it is unmounted, whatever its server does."""
+        del fatal
+        self._interrupted = True
+        with contextlib.suppress(IndexError):
+            self._turns.pop()
+            if self._removed:
+                call.answer(0)
+            else:
+                call.restart()
 
 
-def _remove(mount: Mount, machine: Machine) -> int:
+def _remove(mount: Mount, machine: Machine) -> Connection | None:
+    """Unmount it; return its connection if that ends only when the server has answered."""
     mounts = machine.tree.mounts
+    awaited = None
     for one in mounts.unmount(mount):
-        if not mounts.shows(one.tree):
-            _filesystem(one).detach()
-    return 0
+        filesystem = _filesystem(one)
+        if not mounts.shows(one.tree) and filesystem.detach() and one is mount:
+            awaited = filesystem.connection
+    return awaited
 
 
 def _filesystem(mount: Mount) -> FilesystemTree:
     """What was mounted. Nothing else can be mounted on it."""
     assert isinstance(mount.tree, FilesystemTree)
     return mount.tree
+
+
+def _open_files(mount: Mount, machine: Machine) -> Iterator[FileDescription]:
+    """The open files of a mount."""
+    for file in list(machine.files.by_link.values()):
+        if file.location.mount is mount and not file.end.hung_up():
+            yield file
 
 
 def _is_used(mount: Mount, machine: Machine) -> bool:
@@ -259,10 +374,7 @@ def _is_used(mount: Mount, machine: Machine) -> bool:
         bool(machine.tree.mounts.on(mount))
         or machine.waits_for(filesystem.connection)
         or machine.files.pending.is_awaited(filesystem)
-        or any(
-            file.location.mount is mount and not file.end.hung_up()
-            for file in list(machine.files.by_link.values())
-        )
+        or any(True for _ in _open_files(mount, machine))
         or machine.tree.placeholders.are_entered(mount)
     )
 

@@ -6,6 +6,7 @@ their names can be removed. On a filesystem everything is as the filesystem says
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import stat
@@ -103,6 +104,7 @@ def _remove(
     place = place_of(call, machine, base, path)
     if place is not None:
         if not place.is_dots:
+            _check_uncovered(call, machine, base, path, directory)
             filesystem = _filesystem(place)
             remove = filesystem.remove_directory if directory else filesystem.unlink
             return remove(call, place)
@@ -112,10 +114,33 @@ def _remove(
     there = _at_path(call, machine, base, path)
     if there is not None:
         if filesystem_of(there) is not None:  # its root
-            raise os_error(errno.EBUSY if directory else errno.EISDIR)
+            raise _covered(there, directory)
         not_one = directory and not there.node.is_directory
         raise os_error(errno.ENOTDIR if not_one else errno.EPERM)
     return PROCEED
+
+
+def _covered(root: Location, directory: bool) -> OSError:
+    """Why a name cannot be removed on which something is mounted (fs/namei.c, may_delete)."""
+    if directory == root.node.is_directory:
+        return os_error(errno.EBUSY)
+    return os_error(errno.ENOTDIR if directory else errno.EISDIR)
+
+
+def _check_uncovered(
+    call: TrappedCall, machine: Machine, base: int, path: bytes, directory: bool | None
+) -> None:
+    """Raise EBUSY if something is mounted on a name on a filesystem.
+
+    ``directory``: whether it should be a directory's, which is then checked first; None if either
+    may be.
+    """
+    if not machine.tree.mounts.covers_ours:
+        return
+    with contextlib.suppress(AbsentError, OutsideError):
+        there = _at_path(call, machine, base, path)
+        if there is not None and there.is_root:
+            raise _covered(there, there.node.is_directory if directory is None else directory)
 
 
 def mkdir(call: TrappedCall, machine: Machine) -> Outcome:
@@ -299,6 +324,10 @@ def _rename(
             for base, address in (old, new)
         )
         if source is not None or target is not None:
+            for place, (base, address) in ((source, old), (target, new)):
+                if place is not None and not place.is_dots:
+                    path = machine.strings.read(call.tid, address)
+                    _check_uncovered(call, machine, base, path, None)
             return _rename_mounted(call, source, target, flags)
     before = _end(call, machine, *old)
     after = _end(call, machine, *new)

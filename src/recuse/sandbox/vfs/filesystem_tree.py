@@ -82,8 +82,15 @@ class FilesystemTree(ABC):
         """The connection to its server."""
 
     @abstractmethod
-    def detach(self) -> None:
-        """It is mounted nowhere any more: end when none of its files is open."""
+    def remount(self, flags: bytes) -> None:
+        """Have other flags from now on, those of `Description`."""
+
+    @abstractmethod
+    def detach(self) -> bool:
+        """It is mounted nowhere any more: end when none of its files is open.
+
+        Returns True if it ends as soon as its server has answered: `Connection.at_end` tells when.
+        """
 
     # Looking
 

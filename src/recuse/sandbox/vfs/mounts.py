@@ -36,9 +36,9 @@ class Mounts:
         self.beginnings: tuple[bytes, ...] = ()
         """How the paths begin that may lead to something that hides native files."""
         self._covers: dict[tuple[int, int], Mount] = {}
-        """What is mounted on native directories."""
+        """What is mounted on native directories and files."""
         self._on_ours: dict[Location, Mount] = {}
-        """What is mounted on recuse's directories."""
+        """What is mounted on recuse's directories and files."""
         self._mounts: list[Mount] = []
         """All mounts, the oldest first."""
         self._mounted: tuple[bytes, ...] = ()
@@ -46,9 +46,9 @@ class Mounts:
         self._not_empty: set[Mount] = set()
         """The mounts that cover native directories with something in them."""
         self.covers = False
-        """Whether something is mounted on a native directory."""
+        """Whether something is mounted on a native directory or file."""
         self.covers_files = False
-        """Whether one of these directories was not empty."""
+        """Whether there are directories among these that were not empty."""
         self.filesystems: tuple[Mount, ...] = ()
         """The mounts of filesystems."""
         self.changed: set[tuple[int, int]] = set()
@@ -86,17 +86,17 @@ class Mounts:
         *,
         late: bool = False,
     ) -> Mount:
-        """Cover a directory with a tree.
+        """Cover a directory with a tree, or a file with one whose root is a file.
 
         Args:
             tree: what is seen there from now on.
-            path: the directory's, without links.
-            point: the directory, if it is recuse's; or the status of a native one, if it was
+            path: the directory's or file's, without links.
+            point: what is covered, if it is recuse's; or the status of what is native, if it was
                 looked at.
             late: see `recuse.sandbox.vfs.dentry.Mount`.
 
         Raises:
-            OSError: ENOTDIR if it is not a directory; as stat.
+            OSError: ENOTDIR if only one of the two is a directory; as stat.
         """
         if isinstance(point, Location):
             mount = Mount(tree, path, point, late=late)
@@ -106,10 +106,11 @@ class Mounts:
             return mount
         mount = Mount(tree, path, late=late)
         native = native_files.status(path) if point is None else point
-        if not stat.S_ISDIR(native.st_mode):
+        is_directory = stat.S_ISDIR(native.st_mode)
+        if is_directory != tree.root.node.is_directory:
             raise os_error(errno.ENOTDIR)
         try:
-            empty = native_files.is_empty(path)
+            empty = not is_directory or native_files.is_empty(path)
         except PermissionError:
             empty = False
         with self._lock:
@@ -119,6 +120,11 @@ class Mounts:
                 self._not_empty.add(mount)
             self._changed([*self._mounts, mount])
         return mount
+
+    @property
+    def covers_ours(self) -> bool:
+        """Whether something is mounted on one of recuse's directories or files."""
+        return bool(self._on_ours)
 
     def on(self, mount: Mount) -> list[Mount]:
         """The mounts on directories of this mount."""
@@ -190,7 +196,7 @@ class Mounts:
         return found
 
     def cover(self, file: int, status: os.stat_result, *, own_root: bool) -> Mount | None:
-        """What is mounted on a native directory.
+        """What is mounted on a native directory or file.
 
         If the directory has another path, that is another mount (bind) of the same directory, and
         nothing is mounted on it. But in other roots and mount namespaces, paths say nothing.

@@ -103,9 +103,9 @@ class Position:
         """The file behind a descriptor, which is closed if this fails."""
         try:
             status = status or os.fstat(file)
-            if not stat.S_ISDIR(status.st_mode):
-                return Spot(file, status, (), None)
-            additions = self.mounts.additions(b"/proc/self/fd/%d" % file, status)
+            additions: tuple[Addition, ...] = ()
+            if stat.S_ISDIR(status.st_mode):
+                additions = self.mounts.additions(b"/proc/self/fd/%d" % file, status)
             cover = None
             if self.mounts.covers:
                 cover = self.mounts.cover(file, status, own_root=self.own_root)
