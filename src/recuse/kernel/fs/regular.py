@@ -157,8 +157,8 @@ class RegularFile(WriteFile):
 
         Without the server's help it is done by reading and writing.
 
-        Raises OSError: EBADF, EINVAL for parts of one file that overlap, or what the server
-        answers.
+        Raises OSError: EBADF, EINVAL for parts of one file that overlap, EOVERFLOW, or what the
+        server answers.
         """
         return self.running(other.running(self._copy(caller, offset, other, other_offset, size)))
 
@@ -169,6 +169,8 @@ class RegularFile(WriteFile):
         superblock = self.superblock
         if not self.readable or not other.writable or other.flags & os.O_APPEND:
             raise bad_descriptor()
+        if any(-size <= start < 0 for start in (offset, other_offset)):
+            raise os_error(errno.EOVERFLOW)
         if min(offset, other_offset, size) < 0:
             raise os_error(errno.EINVAL)
         attr = yield from get_attributes(superblock, caller, self.inode, STATX_SIZE, self)

@@ -151,6 +151,32 @@ class FileDescription:
         """
         raise os_error(errno.ESPIPE)
 
+    def send_file(
+        self,
+        call: TrappedCall,
+        target: FileDescription | None,
+        source: FileDescription | None,
+        width: int,
+    ) -> int:
+        """Do sendfile(2). This file is one of the ends; None is for a native one.
+
+        ``width``: the size of the offset in the caller's memory, in bytes.
+
+        Raises:
+            OSError: EINVAL.
+        """
+        raise os_error(errno.EINVAL)
+
+    def splice(
+        self, call: TrappedCall, target: FileDescription | None, source: FileDescription | None
+    ) -> int:
+        """Move bytes between this file and a pipe. None is for a native end, as pipes are.
+
+        Raises:
+            OSError: EINVAL.
+        """
+        raise os_error(errno.EINVAL)
+
     def splice_to(self, call: TrappedCall, pipe: int, size: int) -> int:
         """Do splice(2) from this file to the caller's descriptor of a pipe.
 
@@ -206,7 +232,7 @@ class FileDescription:
     def copy_range(
         self, call: TrappedCall, other: FileDescription, offsets: Offsets, size: int
     ) -> Outcome:
-        """Copy bytes to another file, as copy_file_range(2).
+        """Copy bytes to another regular file of the same filesystem, as copy_file_range(2).
 
         Raises:
             OSError: EINVAL.

@@ -230,6 +230,7 @@ class FileTable:
         with self._lock:
             if self.by_link.pop(file.link, None) is None:
                 return  # another thread was first
+            self.pending.begin(group)  # before it can no longer be found: see `has_closed`
             if file.end.ours >= 0:
                 del self._by_end[file.end.ours]
                 try:  # noqa: SIM105 - suppress takes 1 us
@@ -249,7 +250,6 @@ class FileTable:
                     del self._sources[source]
             if file.readiness is not None:
                 self.refresher.watched.discard(file.readiness)
-            self.pending.begin(group)
         file.release(functools.partial(self.pending.released, group))
 
     def releases(self, group: Hashable) -> Releases:

@@ -30,9 +30,14 @@ class ThreadCaller(FileCaller):
         return None if limit == resource.RLIM_INFINITY else limit
 
     def signal_size_limit(self) -> None:
-        """See `FileCaller`. It gets the signal when its call is answered, as it cannot before."""
-        with contextlib.suppress(PermissionError, ProcessLookupError):
-            os.kill(self.pid, signal.SIGXFSZ)  # this thread gets it, unless it blocks the signal
+        """See `FileCaller`."""
+        send_signal(self.pid, signal.SIGXFSZ)
+
+
+def send_signal(tid: int, number: int) -> None:
+    """Send a thread a signal. It gets that when its call is answered, as it cannot before."""
+    with contextlib.suppress(PermissionError, ProcessLookupError):
+        os.kill(tid, number)  # this thread gets it, unless it blocks the signal
 
 
 def caller_of(call: TrappedCall, *, real: bool = False, creates: bool = False) -> FileCaller:

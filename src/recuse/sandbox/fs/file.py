@@ -51,6 +51,11 @@ class OpenedFile(FileDescription):
         self.lockers: dict[int, FileCaller] = {}
         """Who has locked parts of it, by process."""
 
+    @property
+    def mounted(self) -> Mounted:
+        """Its filesystem."""
+        return self._tree
+
     def ioctl(self, call: TrappedCall, command: int, argument: int) -> Outcome:
         """See `recuse.kernel.fs.file_calls.ioctl`."""
         operation = file_calls.ioctl(self.kernel_file, caller_of(call), command, argument)

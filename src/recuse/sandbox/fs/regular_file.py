@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -20,6 +19,8 @@ from recuse.kernel.iovec import MAX_TRANSFER, length_of, load, store
 from recuse.sandbox.files.description import FileDescription, IoVecs, Offsets, PollSource
 from recuse.sandbox.fs.caller import ThreadCaller, caller_of
 from recuse.sandbox.fs.file import OpenedFile
+from recuse.sandbox.fs.transfer_ends import put
+from recuse.sandbox.fs.transfers import send_file, splice
 from recuse.sandbox.trap.call import OnDevice, Outcome, TrappedCall
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 _FIONREAD: Final = 0x541B
 _COUNT: Final = struct.Struct("=I")
 _OFFSET: Final = struct.Struct("=q")
-_SYNC: Final = os.O_SYNC & ~os.O_DSYNC
 
 
 class DataFile(OpenedFile):
@@ -108,14 +108,27 @@ class DataFile(OpenedFile):
         operation = extend(self.kernel_file, _of_files(caller), pages)
         return OnDevice(self._tree, self._tree.whole(operation))
 
+    def send_file(
+        self,
+        call: TrappedCall,
+        target: FileDescription | None,
+        source: FileDescription | None,
+        width: int,
+    ) -> int:
+        """See `recuse.sandbox.fs.transfers.send_file`."""
+        return send_file(call, target, source, width)
+
+    def splice(
+        self, call: TrappedCall, target: FileDescription | None, source: FileDescription | None
+    ) -> int:
+        """See `recuse.sandbox.fs.transfers.splice`."""
+        return splice(call, target, source)
+
     def copy_range(
         self, call: TrappedCall, other: FileDescription, offsets: Offsets, size: int
     ) -> Outcome:
-        """See `RegularFile.copy_to`. OSError: EXDEV to another filesystem."""
-        if other.group is not self.group:
-            raise os_error(errno.EXDEV)
-        if not isinstance(other, DataFile):
-            raise os_error(errno.EISDIR)
+        """See `RegularFile.copy_to`."""
+        assert isinstance(other, DataFile)
         operation = _copy(self.kernel_file, other.kernel_file, caller_of(call), offsets, size)
         return self._tree.run(call, operation)
 
@@ -168,12 +181,7 @@ def _write(
     data = load(caller.memory, segments)
     if not data and length_of(segments):
         raise os_error(errno.EFAULT)
-    written = yield from file.write(caller, data, position)
-    flags |= file.flags
-    if written and flags & (os.O_SYNC | os.O_DSYNC):
-        # fs/fuse/file.c, generic_write_sync
-        yield from file.sync(caller, data_only=not flags & _SYNC)
-    return written
+    return (yield from put(file, caller, data, position, flags))
 
 
 def _tell_left(file: RegularFile, caller: FileCaller, address: int) -> Operation[None]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
 from recuse.sandbox.files.description import FileDescription, Offsets
+from recuse.sandbox.files.natives import Native, native
 from recuse.sandbox.syscalls.handler import (
     PROCEED,
     Handler,
@@ -192,20 +194,23 @@ def pwritev2(call: TrappedCall, machine: Machine) -> Outcome:
     return vectored(call, machine, _O_WRONLY, at(call.a3), signed32(call.a5))
 
 
-def _either(call: TrappedCall, machine: Machine, second: int) -> int:
-    """Refuse a transfer inside the kernel if one of its two descriptors is a device.
-
-    A descriptor opened with O_PATH fails with EBADF.
-    """
-    for number in (call.a0, second):
-        if machine.files.find_opened(call.tid, number) is not None:
-            raise os_error(errno.EINVAL)
-    return PROCEED
+def sendfile(call: TrappedCall, machine: Machine, width: int = 8) -> int:
+    """``sendfile(out, in, offset, count)``; the offset in memory has ``width`` bytes."""
+    target = machine.files.find_opened(call.tid, call.a0)
+    source = machine.files.find_opened(call.tid, call.a1)
+    if source is None and target is None:
+        return PROCEED
+    return _transferring(source, target).send_file(call, target, source, width)
 
 
-def sendfile(call: TrappedCall, machine: Machine) -> int:
-    """``sendfile(out, in, offset, count)``: CUSE has no splice, so programs read and write."""
-    return _either(call, machine, call.a1)
+def _transferring(
+    source: FileDescription | None, target: FileDescription | None
+) -> FileDescription:
+    """The end that knows how bytes are transferred: devices do not."""
+    if target is None or (source is not None and filesystem_of(source.location) is not None):
+        assert source is not None
+        return source
+    return target
 
 
 def splice(call: TrappedCall, machine: Machine) -> int:
@@ -214,10 +219,11 @@ def splice(call: TrappedCall, machine: Machine) -> int:
     target = machine.files.find_opened(call.tid, call.a2)
     if source is None and target is None:
         return PROCEED
+    end = _transferring(source, target)
+    if filesystem_of(end.location) is not None:
+        return end.splice(call, target, source)
     if source is not None and target is not None:
         raise os_error(errno.EINVAL)
-    if any(one and filesystem_of(one.location) for one in (source, target)):
-        raise os_error(errno.EINVAL)  # a filesystem's files cannot be spliced
     # An offset of the file itself is ignored, as fs/fuse/dev.c does: it has no positions.
     if call.a3 if source is not None else call.a1:
         raise os_error(errno.ESPIPE)
@@ -226,10 +232,9 @@ def splice(call: TrappedCall, machine: Machine) -> int:
         if not source.readable:
             raise os_error(errno.EBADF)
         return source.splice_to(call, signed32(call.a2), size)
-    assert target is not None
-    if not target.writable:
+    if not end.writable:
         raise os_error(errno.EBADF)
-    return target.splice_from(call, signed32(call.a0), size)
+    return end.splice_from(call, signed32(call.a0), size)
 
 
 def copy_file_range(call: TrappedCall, machine: Machine) -> Outcome:
@@ -240,17 +245,34 @@ def copy_file_range(call: TrappedCall, machine: Machine) -> Outcome:
         return PROCEED
     if call.a5 & 0xFFFFFFFF:
         raise os_error(errno.EINVAL)
-    if source is None or target is None:
-        # Devices are no regular files; and those of a filesystem are on another one.
-        one = source or target
-        assert one is not None
-        raise os_error(errno.EINVAL if filesystem_of(one.location) is None else errno.EXDEV)
+    # generic_file_rw_checks, generic_copy_file_checks
+    reads, writes = _opened(call, source, call.a0), _opened(call, target, call.a2)
+    if stat.S_ISDIR(reads.mode) or stat.S_ISDIR(writes.mode):
+        raise os_error(errno.EISDIR)
+    if not stat.S_ISREG(reads.mode) or not stat.S_ISREG(writes.mode):
+        raise os_error(errno.EINVAL)
+    if not reads.readable or not writes.writable or writes.flags & os.O_APPEND:
+        raise os_error(errno.EBADF)
+    if source is None or target is None or source.group is not target.group:
+        raise os_error(errno.EXDEV)
     return source.copy_range(call, target, Offsets(call.a1, call.a3), call.a4)
 
 
+def _opened(call: TrappedCall, file: FileDescription | None, number: int) -> Native:
+    """What is open under a number of the caller's, also if it is native."""
+    if file is None:
+        return native(call.tid, number & 0xFFFFFFFF)
+    if filesystem_of(file.location) is None:
+        return Native(stat.S_IFCHR, file.flags)
+    return Native(stat.S_IFDIR if file.node.is_directory else stat.S_IFREG, file.flags)
+
+
 def tee(call: TrappedCall, machine: Machine) -> int:
-    """``tee(in, out, count, flags)``."""
-    return _either(call, machine, call.a1)
+    """``tee(in, out, count, flags)``, for pipes only."""
+    for number in (call.a0, call.a1):
+        if machine.files.find_opened(call.tid, number) is not None:
+            raise os_error(errno.EINVAL)
+    return PROCEED
 
 
 def lseek(call: TrappedCall, machine: Machine) -> int:

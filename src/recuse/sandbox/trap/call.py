@@ -105,7 +105,9 @@ class UnansweredError(BaseException):
 class TrappedCall(OwedCall):
     """A call, together with what it waits for."""
 
-    __slots__ = ("_answers", "_device", "_interrupted", "_operation", "_request", "_runs")
+    __slots__ = (
+        *("_answers", "_device", "_interrupted", "_operation", "_request", "_runs", "_signalled"),
+    )
 
     def __init__(self, trap: Trap, fields: tuple[Any, ...]) -> None:
         """Make it from the members of ``struct seccomp_notif`` and ``struct seccomp_data``."""
@@ -135,6 +137,8 @@ class TrappedCall(OwedCall):
         """The answers to its questions, each with an errno or 0."""
         self._interrupted = 0
         """1 if a signal has come while the operation ran, 2 if the signal killed the caller."""
+        self._signalled = False
+        """Whether one has come while nothing was asked."""
 
     # Signals, and other things that end a wait
 
@@ -171,6 +175,8 @@ class TrappedCall(OwedCall):
             self._interrupted = 2
         elif request is not None and not self._interrupted:
             self._interrupted = 1
+        elif request is None:
+            self._signalled = True
         if request is not None and device is not None:
             self._pass_on(device.connection, request)
 
@@ -179,6 +185,11 @@ class TrappedCall(OwedCall):
         if not request.force:
             connection.interrupt(request, fatal=self._interrupted == 2)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal has come while nothing was asked, or has killed the caller."""
+        return self._signalled or self._interrupted == 2
+
     def blocks(self, still: Callable[[], bool]) -> None:
         """The supervisor's thread that serves it was found to block; ``still`` says if it does."""
         device = self._device
@@ -186,7 +197,7 @@ class TrappedCall(OwedCall):
             self.trap.blocking[device.serial, self.number] = QUICK_CALLS
         # Watch first, then check whether the device has already gone. `device_ended` does these in
         # the opposite order, so one of the two sees the other.
-        self._watch()
+        self.watch()
         if device is not None and still():
             self.device_ended(device.connection)
 
@@ -207,7 +218,8 @@ class TrappedCall(OwedCall):
         ):
             self.give_up(errno.ECONNABORTED)  # no effect if its thread has already done an mmap
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
+        """Have signals looked for from now on, while a thread of the supervisor serves it."""
         if self.id not in self.trap.waiting:
             self.trap.signals.watch(self, TrappedCall.interrupt, late=True)
 
@@ -222,7 +234,7 @@ class TrappedCall(OwedCall):
         blocking = self.trap.blocking
         if blocking and (key := (device.serial, self.number)) in blocking:
             # It blocked recently, so it may block again. Let others be served meanwhile.
-            self._watch()
+            self.watch()
             pass_lead()
             began = time.monotonic()
             self._go_on(None, None)
@@ -237,7 +249,7 @@ class TrappedCall(OwedCall):
             raise no_more()
         self._device = device
         self._operation = operation
-        self._watch()
+        self.watch()
         outcome = self._attempt(None, stays=True)
         assert outcome is not None
         result, error = outcome
@@ -370,7 +382,7 @@ class TrappedCall(OwedCall):
         self, connection: Connection, request: Request, steps: Steps[int] | None
     ) -> Reply | None:
         """Have the operation continued by the reply's thread; if the reply is there, return it."""
-        self._watch()
+        self.watch()
         self._state = WAITING
         if not connection.watch(request, partial(self._go_on, steps)):
             self._state = RUNNING
@@ -416,7 +428,7 @@ class TrappedCall(OwedCall):
     def _resume(self, steps: Steps[int]) -> None:
         """Continue after a pause, in a thread that no monitor watches."""
         self._state = RUNNING
-        self._watch()
+        self.watch()
         self._step(steps, None, None)
 
 

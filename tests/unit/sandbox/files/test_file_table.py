@@ -101,3 +101,25 @@ def test_a_file_that_comes_after_the_end_is_released() -> None:
             files.install(call, file, cloexec=False)
         assert file.released == 1
         assert file.end.ours == -1
+
+
+def test_a_closed_file_counts_until_it_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at the moment when it is no longer in the table."""
+    counted = []
+    with closing(Errands()) as errands, closing(FileTable(errands)) as files:
+        file = Counted(somewhere(), 0, SocketEnd())
+        files.add(file)
+        theirs = os.dup(file.end.theirs)
+        file.end.hand_over()
+
+        def close(end: SocketEnd) -> None:
+            counted.append(files.has_closed(file.group))
+            closes(end)
+
+        closes = SocketEnd.close
+        monkeypatch.setattr(SocketEnd, "close", close)
+        files.drop(file)
+        monkeypatch.undo()
+        os.close(theirs)
+        assert not files.has_closed(file.group)
+    assert counted == [True]

@@ -140,6 +140,11 @@ def llseek(call: TrappedCall, machine: Machine) -> int:
     return 0
 
 
+def sendfile(call: TrappedCall, machine: Machine) -> Outcome:
+    """``sendfile(out, in, offset, count)``, whose offset has 32 bits."""
+    return rw.sendfile(call, machine, 4)
+
+
 def truncate(call: TrappedCall, machine: Machine) -> Outcome:
     """``truncate(path, length)``."""
     call.a1 = signed32(call.a1) & 0xFFFFFFFFFFFFFFFF
@@ -334,6 +339,7 @@ OWN: Final[dict[str, Handler]] = {
     "preadv2": preadv2,
     "pwritev2": pwritev2,
     "lseek": lseek,
+    "sendfile": sendfile,
     "truncate": truncate,
     "truncate64": truncate64,
     "ftruncate": ftruncate,
