@@ -265,3 +265,51 @@ def test_fusepy(shell: Shell, needs: Needs, here: Path, threads: bool) -> None:
         f"echo x >mnt/text; cat source/text; rm mnt/copy; ls source; {UNMOUNTED}; wait; echo $?"
     )
     assert output == "x\ndeep\ntext\n0\n"
+
+
+KILLED = {
+    "bindfs": "exec bindfs -f --no-allow-other source mnt",
+    "squashfuse": "exec squashfuse -f image mnt",
+    "sshfs": "exec sshfs -f -o ssh_command=$PWD/ssh host:$PWD/source mnt",
+    "gocryptfs": "exec gocryptfs -q -fg -nosyslog -extpass echo -extpass word secret mnt",
+    "fuse-overlayfs": "exec fuse-overlayfs -f -o lowerdir=source,upperdir=upper,workdir=work mnt",
+    "ntfs-3g": "exec ntfs-3g -o no_detach disk mnt",
+    "rclone": "exec rclone mount --config /dev/null $PWD/source mnt",
+}
+
+
+@pytest.mark.parametrize("server", KILLED)
+def test_a_server_that_is_killed_in_the_middle(
+    shell: Shell, needs: Needs, here: Path, server: str
+) -> None:
+    """Eight programs use it all the time. Each gets an error, and it can be unmounted."""
+    for program, package in (
+        (server, server),
+        ("mksquashfs", "squashfs-tools"),
+        ("gocryptfs", "gocryptfs"),
+        ("/sbin/mkntfs", "ntfs-3g"),
+        ("/usr/lib/openssh/sftp-server", "openssh-sftp-server"),
+    ):
+        needs(program, package)
+    (here / "ssh").write_text("#!/bin/sh\nexec /usr/lib/openssh/sftp-server\n", encoding="utf-8")
+    (here / "ssh").chmod(0o755)
+    output = shell(
+        "mkdir upper work secret; mksquashfs source image -quiet >/dev/null 2>&1\n"
+        "gocryptfs -q -init -nosyslog -scryptn 10 -extpass echo -extpass word secret\n"
+        "truncate -s 8M disk; /sbin/mkntfs -F -q disk >/dev/null 2>&1\n"
+        f"({KILLED[server]}) >/dev/null 2>&1 & server=$!\n"
+        'until grep -q " $PWD/mnt fuse" /proc/mounts; do :; done; ls mnt >/dev/null\n'
+        "mkdir mnt/more 2>/dev/null && cp source/deep/large mnt/more; clients=\n"
+        "for i in 1 2 3 4; do\n"
+        "    (while ls -lR mnt && stat mnt && cat mnt/*; do :; done; touch end$i) >log$i 2>&1 &\n"
+        '    clients="$clients $!"\n'
+        "    (while cp source/text mnt/$i && cat mnt/$i && rm mnt/$i; do :; done) >>log 2>&1 &\n"
+        '    clients="$clients $!"\n'
+        "done\n"
+        "for i in 1 2 3 4 ''; do until test -s log$i; do :; done; done\n"
+        "kill -9 $server; wait $server; wait $clients; ls end*; ls mnt\n"
+        'fusermount3 -u mnt && ls mnt && ! grep " $PWD/mnt fuse" /proc/mounts'
+    )
+    *ends, last = [line for line in output.splitlines() if "Killed" not in line]
+    assert ends == [f"end{number}" for number in range(1, 5)]
+    assert last.endswith(" 'mnt': Transport endpoint is not connected")
