@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from ..conftest import Clients, Shell
+from tests.conftest import Needs
 
-BEGIN = """
-os.chdir(sys.argv[1])
+from ..conftest import PRELUDE, Clients, Shell
+
+HELPERS = """
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
@@ -25,6 +27,9 @@ def put(name, data):
     with open(name, "wb") as file: file.write(data)
 def got(name):
     with open(name, "rb") as file: return file.read()
+"""
+BEGIN = """
+os.chdir(sys.argv[1])
 put("f", b"x" * 10000); fd = os.open("f", os.O_RDWR); m = mmap.mmap(fd, 0)
 """
 
@@ -91,7 +96,7 @@ os.system("cp f copy; cmp f copy && wc -c <copy")
 def test_mappings_are_like_native_ones(
     name: str, client: Shell, clients: Clients, here: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    script = BEGIN + SCRIPTS[name]
+    script = HELPERS + BEGIN + SCRIPTS[name]
     expected = clients(None)(script, tmp_path_factory.mktemp("native"))
     assert "Traceback" not in expected
     assert client(script, here / "mnt") == expected
@@ -125,3 +130,42 @@ def test_sqlite_with_a_shared_index_of_its_log(client: Shell, here: Path) -> Non
     assert client(DATABASE, here / "mnt") == (
         "('wal',)\n[0, 0, 0]\n(27, 108)\n('ok',) ['db', 'db-shm', 'db-wal']\n['db']\n"
     )
+
+
+HELD = """
+os.chdir("mnt"); put("f", b"xxxx"); fd = os.open("f", os.O_RDWR); os.chdir("..")
+at = ctypes.c_void_p(libc.mmap(None, 4, 3, 1, fd, 0)); os.close(fd); ctypes.memset(at, 65, 3)
+print(os.system("fusermount3 -u mnt 2>/dev/null") >> 8, got("source/f"))
+print(os.system("fusermount3 -uz mnt"), os.listdir("mnt"), ctypes.string_at(at, 4))
+print(call("msync", at, 4, 4), got("source/f")); ctypes.memset(at, 66, 2)
+print(call("munmap", at, 4))
+"""
+
+DEAD = """
+os.chdir("mnt"); put("f", b"xxxx"); fd = os.open("f", os.O_RDWR); m = mmap.mmap(fd, 0)
+m[:3] = b"abc"; m.flush(); os.kill(int(sys.argv[1]), 9)
+while attempt(os.listdir, ".") != "ENOTCONN": pass
+m[:3] = b"def"; print(m[:], attempt(m.flush), attempt(os.fsync, fd), attempt(os.pread, fd, 4, 0))
+print(attempt(m.close), attempt(os.write, fd, b"x"), attempt(os.close, fd), got("../source/f"))
+os.chdir("..")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (HELD, "1 b'xxxx'\n0 [] b'AAAx'\n0 b'AAAx'\n0\n0\nBBAx"),
+        (DEAD, "b'defx' ENOTCONN ENOTCONN b'defx'\nNone ENOTCONN None b'abcx'\n137\nabcx"),
+    ],
+)
+def test_the_server_goes(
+    bare_shell: Shell, needs: Needs, here: Path, script: str, expected: str
+) -> None:
+    needs("bindfs", "bindfs")
+    (here / "script.py").write_text(PRELUDE + HELPERS + script, encoding="utf-8")
+    output = bare_shell(
+        "bindfs -f --no-allow-other source mnt & until mountpoint -q mnt; do :; done\n"
+        f"{sys.executable} -I -S script.py $!; wait $!; echo $?; cat source/f; "
+        "! mountpoint -q mnt || fusermount3 -u mnt"
+    )
+    assert output == expected

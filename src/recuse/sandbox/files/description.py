@@ -291,6 +291,9 @@ class FileDescription:
         """Nothing is left of a mapping that :meth:`mmap` has made."""
         raise os_error(errno.ENODEV)
 
+    def mapping_ended(self) -> None:
+        """What :meth:`munmap` does has been done."""
+
     def sync_mapping(self, caller: Caller) -> OnDevice[None] | None:
         """Do msync(2) with MS_SYNC on a mapping of the file; None if there is nothing to do."""
         return None

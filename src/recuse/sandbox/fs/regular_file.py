@@ -98,6 +98,10 @@ class DataFile(OpenedFile):
         """See `unmap_file`."""
         return OnDevice(self._tree, self._tree.whole(unmap_file(self.kernel_file)))
 
+    def mapping_ended(self) -> None:
+        """See `Mounted.closed`."""
+        self._tree.closed()
+
     def sync_mapping(self, caller: Caller) -> OnDevice[None] | None:
         """See `recuse.kernel.fs.mapping.sync_mapping`."""
         operation = sync_mapping(self.kernel_file, _of_files(caller))

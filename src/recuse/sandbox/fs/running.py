@@ -49,10 +49,11 @@ class Mounted:
         return self._ending and not self.connection.ended
 
     def closed(self) -> None:
-        """A file may have been closed: end if it was the last one of what is mounted nowhere."""
+        """A file may have been closed or unmapped: end if nothing is left of what is detached."""
         if (
             self._detached
             and not self._ending
+            and not self.superblock.mapped
             and not self.files.has_closed(self)
             and not any(
                 file.group is self and not file.end.hung_up()

@@ -338,9 +338,16 @@ class MemoryMaps:
             if error is not None:
                 _log.debug("munmap of %s: %s", mapped.file.location.path, error)
             self._releases.released(mapped.file.group)
+            mapped.file.mapping_ended()
 
         step = mapped.file.munmap(mapped.mapping)
         run(step.device.connection, step.operation, done)
+
+    def files(self) -> list[FileDescription]:
+        """The files of all mappings that exist, as far as that is known: see :meth:`settle`."""
+        with self._lock:
+            memfds = self._by_inode.values()
+            return [mapped.file for memfd in memfds for mapped in memfd.mappings]
 
     def maps(self, tid: int, address: int) -> bool:
         """Whether what a thread has mapped at an address is a device's or a file's memory."""

@@ -358,14 +358,18 @@ def _filesystem(mount: Mount) -> FilesystemTree:
 
 
 def _open_files(mount: Mount, machine: Machine) -> Iterator[FileDescription]:
-    """The open files of a mount."""
+    """The files of a mount that are open or mapped."""
     for file in list(machine.files.by_link.values()):
         if file.location.mount is mount and not file.end.hung_up():
+            yield file
+    machine.memory_maps.settle()
+    for file in machine.memory_maps.files():
+        if file.location.mount is mount:
             yield file
 
 
 def _is_used(mount: Mount, machine: Machine) -> bool:
-    """Whether programs have files of a mount open, are in it, or have mounted something on it.
+    """Whether programs have files of a mount open or mapped, are in it, or mounted something on it.
 
     What was closed is not in use any more, whether the server knows that already or not.
     """

@@ -40,6 +40,9 @@ class File:
         operation = self._munmap(mapping)
         return SimpleNamespace(device=SimpleNamespace(connection=None), operation=operation)
 
+    def mapping_ended(self) -> None:
+        """Nothing else is to be done."""
+
     def _munmap(self, mapping: Mapping) -> Iterator[None]:
         with self.changed:
             self.unmapped.append(mapping.unique)
