@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from recuse import Filesystem
+from recuse.sandbox import Sandbox
 from tests.conftest import Needs
 
 from ..conftest import PRELUDE, Clients, Shell
+from .conftest import example
 
 HELPERS = """
 libc = ctypes.CDLL(None, use_errno=True)
@@ -69,7 +72,7 @@ print(ends(kid), m[100:103], os.pread(fd, 3, 100))
 def killed():
     put("g", bytes(8192)); k = mmap.mmap(os.open("g", os.O_RDWR), 0)
     k[5000:5006] = b"killed"; os.kill(os.getpid(), 9)
-print(ends(killed), got("g")[4999:5007])
+print([(ends(killed), got("g")[4999:5007]) for _ in range(9)])
 def executes():
     k = mmap.mmap(os.open("g", os.O_RDWR), 0); k[:4] = b"exec"; os.execvp("true", ["true"])
 print(ends(executes), got("g")[:5])
@@ -92,6 +95,14 @@ os.system("cp f copy; cmp f copy && wc -c <copy")
 }
 
 
+@pytest.fixture(params=[False, True])
+def files(request: pytest.FixtureRequest) -> Filesystem:
+    """An empty filesystem in memory, which is told at once of what is written, or later."""
+    files: Filesystem = example("memoryfs").MemoryFilesystem()
+    files.writeback = request.param
+    return files
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_mappings_are_like_native_ones(
     name: str, client: Shell, clients: Clients, here: Path, tmp_path_factory: pytest.TempPathFactory
@@ -100,6 +111,18 @@ def test_mappings_are_like_native_ones(
     expected = clients(None)(script, tmp_path_factory.mktemp("native"))
     assert "Traceback" not in expected
     assert client(script, here / "mnt") == expected
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_backing_files_are_mapped(
+    name: str, clients: Clients, here: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    script = HELPERS + BEGIN + SCRIPTS[name]
+    expected = clients(None)(script, tmp_path_factory.mktemp("native"))
+    (here / "shown").mkdir()
+    files = example("mirrorfs").Mirror(str(here / "shown"))
+    with Sandbox(mounts={here / "mnt": files}) as sandbox:
+        assert clients(sandbox)(script, here / "mnt") == expected
 
 
 DATABASE = """

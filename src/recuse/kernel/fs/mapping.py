@@ -246,7 +246,7 @@ def _refresh(file: RegularFile, caller: FileCaller, there: _Mapped) -> Operation
     inode, superblock = file.inode, file.superblock
     yield from superblock.lock(inode)
     try:
-        if there.is_outdated(inode.attr.size):
+        if there is _mapped(inode) and there.is_outdated(inode.attr.size):
             yield from _fill(file, caller, there)
     except OSError as error:
         there.complete = inode.attr.size

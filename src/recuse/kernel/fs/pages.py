@@ -102,6 +102,8 @@ class Pages:
             return False
         found = False
         with memory.lock:
+            if self.memory is not memory:  # the last mapping has just ended, and was looked at
+                return False
             for number, page in memory.read(first, after, size):
                 if page != self._pages[number]:
                     self._pages[number] = page
