@@ -137,6 +137,8 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 # linux/capability.h
 CAP_SYS_PTRACE = 19
+CAP_SYS_ADMIN = 21
+CAP_CHECKPOINT_RESTORE = 40
 
 
 def _allows(number: int, *refusals: int) -> bool:
@@ -152,9 +154,12 @@ def _succeeds(*argv: str) -> bool:
 
 def _looks_into_others() -> bool:
     """Whether root here may look into processes of other users, as recuse must to serve them."""
+    return os.geteuid() != 0 or _has_capability(CAP_SYS_PTRACE)
+
+
+def _has_capability(number: int) -> bool:
     status = Path("/proc/self/status").read_text()
-    effective = int(status.partition("CapEff:")[2].split()[0], 16)
-    return os.geteuid() != 0 or bool(effective >> CAP_SYS_PTRACE & 1)
+    return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> number & 1)
 
 
 RIGHTS: dict[str, Callable[[], bool]] = {
@@ -164,6 +169,8 @@ RIGHTS: dict[str, Callable[[], bool]] = {
     "clone3": lambda: _allows(435, errno.ENOSYS),
     "pidfd_getfd": lambda: _allows(438, errno.EPERM),
     "other users": _looks_into_others,
+    "CAP_SYS_ADMIN": lambda: _has_capability(CAP_SYS_ADMIN),
+    "CAP_CHECKPOINT_RESTORE": lambda: _has_capability(CAP_CHECKPOINT_RESTORE),
 }
 """What containers refuse, and what tells whether this one does (see docs/reach.md)."""
 

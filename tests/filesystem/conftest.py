@@ -232,6 +232,8 @@ class Somebody:
 @pytest.fixture
 def somebody() -> Iterator[Somebody]:
     """The package and its examples, where anybody can read them, and a directory of that user's."""
+    if reason := why_not_mounted():
+        pytest.skip(reason)
     if not Path("/usr/bin/python3").exists():
         pytest.skip("there is no Python that nobody can run")
     packages = [ROOT / "src/recuse", EXAMPLES, Path(__import__("click").__file__ or "").parent]

@@ -58,8 +58,9 @@ def test_a_listing_without_end() -> None:
                 yield recuse.Entry(str(index), stat.S_IFREG)
 
     with (
-        TestMount(Filesystem(Counting()), timeout_s=0.2) as mount,
-        pytest.raises(Endless, match=r"no end after 0\.2 s"),
+        # Each answer has this long, too, on a busy machine.
+        TestMount(Filesystem(Counting()), timeout_s=1.0) as mount,
+        pytest.raises(Endless, match=r"no end after 1 s"),
     ):
         mount.listdir()
 

@@ -31,12 +31,17 @@ from recuse.sandbox.trap.borrowing import Borrowing, close_all
 from recuse.sandbox.trap.call import Outcome, Steps, TrappedCall
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from recuse.sandbox.machine import Machine
+    from recuse.wire.ids import Tid
 
 _MOST_FILES: Final = 1 << 20
 """More than any process can have, unless ``fs.nr_open`` was raised."""
 _MOST_COPIES: Final = 16
 """How many ordinary files are copied at a time: this process may have no room for more."""
+
+_CALLS_BEFORE_UNMOUNT: Final = 20
 
 TIMESPEC: Final = struct.Struct("=qq")
 TIMEVAL: Final = struct.Struct("=qq")
@@ -280,9 +285,25 @@ def _begin(
     return _Polling(call, machine, files, asked, clock, registers).steps()
 
 
+def _may_unmount(call: TrappedCall, machine: Machine, watch: Callable[[Tid, int], None]) -> None:
+    """Watch a thread that asks for nothing but errors of its /dev/fuse, as libfuse does.
+
+    It does so before it calls umount2 itself (lib/mount.c, fuse_kern_unmount).
+    """
+    from recuse.sandbox.files.fuse_file import FuseFile  # noqa: PLC0415 - few sandboxes have any
+
+    entries = PollFiles(call.tid, call.a0, 1).entries
+    if entries and entries[0][0] >= 0 and not entries[0][1] & ~(host.POLLERR | host.POLLHUP):
+        file = machine.files.find(call.tid, entries[0][0])
+        if isinstance(file, FuseFile) and file.tree is not None:
+            watch(call.tid, _CALLS_BEFORE_UNMOUNT)
+
+
 def poll(call: TrappedCall, machine: Machine) -> Outcome:
     """``poll(fds, nfds, timeout)``."""
     count = call.a1 & 0xFFFFFFFF
+    if count == 1 and not call.a2 and machine.renumbered is not None:
+        _may_unmount(call, machine, machine.renumbered.watch)
     if not machine.files.polled or _is_refused(call.tid, count):
         return PROCEED
     files = PollFiles(call.tid, call.a0, count)

@@ -6,7 +6,8 @@ before all filters do, and can change its number. It becomes a number that the p
 that we trap. When the call arrives, :attr:`Renumbered.names` says which one it really is.
 
 This is slow, so a thread is watched only from where it is likely to make such a call, and for a
-short time. A thread that has a debugger already is not watched: its call is refused.
+short time. Meanwhile it cannot make calls for recuse (:mod:`recuse.sandbox.trap.inject`), as a
+thread has one debugger. A thread that has one already is not watched: its call is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _GET_SYSCALL_INFO: Final = 0x420E
 _O_TRACESYSGOOD: Final = 1
 _EVENT_STOP: Final = 128
 _INFO: Final = struct.Struct("=BxxxIQQQ")
-"""``struct ptrace_syscall_info``: what it is, the architecture, ..., the call's number."""
+"""``struct ptrace_syscall_info``: what it is, the architecture, ..., the number or the result."""
 _ENTRY: Final = 1
 
 # linux/elf.h
@@ -53,6 +54,14 @@ _GROUP_STOPS: Final = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SI
 
 _STAND_IN: Final = "flock"
 """A call that every profile allows, that is always trapped, and that is not frequent."""
+
+_WITH_ANOTHER_DEBUGGER: Final = frozenset(
+    number
+    for name in ("chdir", "fchdir", "poll", "ppoll", "select", "pselect6")
+    + ("epoll_wait", "epoll_pwait", "epoll_pwait2")
+    if (number := arch.SYSCALLS.get(name)) is not None
+)
+"""Calls for which a thread may have to make others for recuse. Its watch ends there."""
 
 _log = Log("recuse.sandbox")
 
@@ -69,82 +78,107 @@ class Renumbered:
         self.names: dict[Tid, str] = {}
         """The threads that are in such a call now, and what they really call."""
         self._wanted = {number: name for name, number in wanted.items()}
-        self._watched: set[Tid] = set()
+        self._watched: dict[Tid, _Watch] = {}
 
     def watch(self, tid: Tid, calls: int) -> None:
         """Watch a thread that waits in a trapped call, until it ends.
 
         Args:
             tid: the thread.
-            calls: how many calls it may make before it is no longer watched.
+            calls: how many calls it may make before it is no longer watched, if none of them
+                succeeds that it is watched for; -1 for any number, of these too.
         """
-        if not may_trace() or tid in self._watched:
+        if not may_trace():
+            return
+        # The thread is in a call. If its watch ends at that call, it is out of the table already.
+        watch = self._watched.get(tid)
+        if watch is not None:
+            watch.calls = max(watch.calls, calls) if watch.calls >= 0 and calls >= 0 else -1
             return
         attached = threading.Event()
+        watch = _Watch(tid, calls, self._wanted, self.names, self._watched)
         try:
-            threads.start(self._follow, tid, calls, attached, name="recuse-renumber")
+            threads.start(self._follow, watch, attached, name="recuse-renumber")
         except OSError:
             return  # its call will be refused
         attached.wait()
 
-    def _follow(self, tid: Tid, calls: int, attached: threading.Event) -> None:
-        self._watched.add(tid)
+    def _follow(self, watch: _Watch, attached: threading.Event) -> None:
+        tid = watch.tid
+        self._watched[tid] = watch
         try:
             try:
                 _do(_SEIZE, tid, 0, _O_TRACESYSGOOD)
                 _do(_INTERRUPT, tid)
             finally:
                 attached.set()
-            _Watch(tid, self._wanted, self.names).follow(calls)
+            watch.follow()
         except OSError as error:
             _log.debug("thread %d is not watched: %s", tid, error)
         finally:
-            self.names.pop(tid, None)
-            self._watched.discard(tid)
+            if self._watched.get(tid) is watch:
+                self.names.pop(tid, None)
+                self._watched.pop(tid, None)
 
 
 class _Watch:
     """One thread that is watched by this one."""
 
-    def __init__(self, tid: Tid, wanted: dict[int, str], names: dict[Tid, str]) -> None:
-        self._tid = tid
+    def __init__(
+        self,
+        tid: Tid,
+        calls: int,
+        wanted: dict[int, str],
+        names: dict[Tid, str],
+        watched: dict[Tid, _Watch],
+    ) -> None:
+        self.tid = tid
+        self.calls = calls
+        """How many more it may make before it is no longer watched; negative for any number."""
         self._wanted = wanted
         self._names = names
+        self._watched = watched
 
-    def follow(self, calls: int) -> None:
+    def follow(self) -> None:
         """Follow it until it ends, or has made so many calls."""
         while True:
-            _, status = os.waitpid(self._tid, _WALL)
+            _, status = os.waitpid(self.tid, _WALL)
             if not os.WIFSTOPPED(status):
                 return
             number, event = os.WSTOPSIG(status), status >> 16
             deliver, request = 0, _SYSCALL
             if number == _SYSCALL_STOP:
                 if self._at_call():
-                    calls -= 1
+                    self.calls -= 1
             elif event == _EVENT_STOP:
                 request = _LISTEN if number in _GROUP_STOPS else _SYSCALL
             elif not event:
                 deliver = number
-            if not calls and self._tid not in self._names:
-                _do(_DETACH, self._tid, 0, deliver)
+            if not self.calls and self.tid not in self._names:
+                # First this, as the call that begins now may have it watched again.
+                self._watched.pop(self.tid, None)
+                _do(_DETACH, self.tid, 0, deliver)
                 return
-            _do(request, self._tid, 0, deliver)
+            _do(request, self.tid, 0, deliver)
 
     def _at_call(self) -> bool:
         """Look at a call that begins (True) or has ended."""
         room = ctypes.create_string_buffer(128)
-        _do(_GET_SYSCALL_INFO, self._tid, len(room), ctypes.addressof(room))
+        _do(_GET_SYSCALL_INFO, self.tid, len(room), ctypes.addressof(room))
         what, machine, _, _, number = _INFO.unpack_from(room)
         if what != _ENTRY:
-            if self._names.pop(self._tid, None) is not None:
+            if self._names.pop(self.tid, None) is not None:
                 self._restore()
+                if self.calls > 0 and not number:
+                    self.calls = 0  # that was what it was watched for
             return False
         name = self._wanted.get(number)
         if name is not None and machine == arch.AUDIT_ARCH:
-            self._names[self._tid] = name
+            self._names[self.tid] = name
             self._original = number
             self._set_number(arch.SYSCALLS[_STAND_IN])
+        elif self.calls > 0 and number in _WITH_ANOTHER_DEBUGGER and machine == arch.AUDIT_ARCH:
+            self.calls = 1
         return True
 
     def _restore(self) -> None:
@@ -158,13 +192,13 @@ class _Watch:
             return
         registers = layout.type()
         part = _part(registers)
-        _do(_GETREGSET, self._tid, _NT_PRSTATUS, ctypes.addressof(part))
+        _do(_GETREGSET, self.tid, _NT_PRSTATUS, ctypes.addressof(part))
         registers[layout.original] = number
         self._set(_NT_PRSTATUS, registers)
 
     def _set(self, kind: int, data: Any) -> None:
         part = _part(data)
-        _do(_SETREGSET, self._tid, kind, ctypes.addressof(part))
+        _do(_SETREGSET, self.tid, kind, ctypes.addressof(part))
 
 
 class _Part(ctypes.Structure):

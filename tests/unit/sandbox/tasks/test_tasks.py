@@ -124,7 +124,13 @@ _ASK = "from recuse.sandbox.tasks.thread_ends import ids_come_in_turn as f; prin
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root, who can have the capabilities or not")
-@pytest.mark.parametrize("capability", ["sys_admin", "checkpoint_restore"])
+@pytest.mark.parametrize(
+    "capability",
+    [
+        pytest.param(name, marks=pytest.mark.right(f"CAP_{name.upper()}"))
+        for name in ("sys_admin", "checkpoint_restore")
+    ],
+)
 def test_whoever_may_choose_ids_is_asked_about_each_time(capability: str) -> None:
     for kept, in_turn in ((f"-all,+{capability}", "False"), ("-all,+sys_ptrace", "True")):
         ask = ["setpriv", f"--bounding-set={kept}", sys.executable, "-c", _ASK]
