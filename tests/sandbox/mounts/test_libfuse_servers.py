@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import Needs
 
 from ..conftest import Shell
+from ..rights import root_only
 from .conftest import UNMOUNTED
 
 EXAMPLES = Path("/usr/share/doc/libfuse3-dev/examples")
@@ -81,6 +82,20 @@ def test_one_that_is_killed_can_be_unmounted(shell: Shell, example: Example) -> 
         "cat: mnt/hello: Transport endpoint is not connected",
         "ls: cannot access 'mnt': Transport endpoint is not connected",
     ]
+
+
+@root_only
+def test_one_that_is_killed_unmounts_by_itself(shell: Shell, example: Example) -> None:
+    """fusermount3 waits for that, and then looks for it in mounts of its own."""
+    output = shell(
+        "unshare -m true 2>/dev/null || { echo no rights; exit; }\n"
+        f"{example('hello')} -f -o auto_unmount mnt 2>/dev/null &\n"
+        "until cat mnt/hello 2>/dev/null; do :; done; kill -9 $!; wait $! 2>/dev/null\n"
+        'while grep -q " $PWD/mnt fuse" /proc/mounts; do :; done; ls mnt'
+    )
+    if output == "no rights\n":
+        pytest.skip("this user may have no mounts of its own")
+    assert [line for line in output.splitlines() if "Killed" not in line] == ["Hello World!"]
 
 
 @pytest.mark.parametrize(

@@ -304,6 +304,30 @@ def test_it_is_listed_although_others_have_mounts_of_their_own(server: Shell) ->
     assert output == "True 0\nTrue\n0\n"
 
 
+def test_an_open_list_of_mounts_shows_what_changes(server: Shell) -> None:
+    output = server(
+        "child = served('mnt'); own = os.getcwd() + '/mnt fuse '; lists = open('/proc/mounts')\n"
+        "print(own in lists.read(), lists.read() == '', os.stat('/proc/mounts').st_size)\n"
+        "umount('mnt'); lists.seek(0); print(own in lists.read(), ended(child))\n"
+    )
+    assert output == "True True 0\nFalse 0\n"
+
+
+@pytest.mark.right("user namespaces")
+def test_where_others_see_it_who_have_mounts_of_their_own(server: Shell) -> None:
+    output = server(
+        "child = served('mnt'); os.mkdir('other'); top = os.getcwd()\n"
+        "script = ('mount --bind . other; for list in mounts mountinfo; do '\n"
+        "          'grep -o \" [^ ]*/mnt .*fuse \" /proc/self/$list; done; cat other/mnt/file')\n"
+        "sys.stdout.flush(); os.system(f\"unshare -rm sh -c '{script}' | sed s,{top},,\")\n"
+        "umount('mnt'); print(ended(child))\n"
+    )
+    flags = "rw,relatime" if os.getuid() == 0 else "rw,nosuid,nodev,relatime"
+    listed = [" /mnt fuse ", " /other/mnt fuse "]
+    infos = [f" {name} {flags} - fuse " for name in ("/mnt", "/other/mnt")]
+    assert output.splitlines() == [*listed, *infos, "data", "0"]
+
+
 def test_a_server_reaches_what_is_below_its_mount(server: Shell, here: Path) -> None:
     (here / "mnt" / "below").write_text("native\n", encoding="utf-8")
     output = server(

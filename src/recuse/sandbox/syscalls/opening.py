@@ -118,7 +118,7 @@ def _open(
         table = None
         if machine.tree.mounts.filesystems and path.endswith(mount_table.ENDS):
             table = mount_table.mount_table(call, machine, path)
-        return PROCEED if table is None else _give_native(call, table, flags)
+        return PROCEED if table is None else _open_found(call, machine, Found(table), flags, mode)
     _check_resolve(resolve, found)
     if exclusive:
         raise os_error(errno.EEXIST)
