@@ -100,9 +100,10 @@ def load_mounts(mounts: Sequence[str]) -> "dict[str, Served]":
         directory, found, spec = text.partition("=")
         if not (directory and found and spec):
             raise SpecError(f"-m {text}: write it as DIR=SPEC, as in -m /mnt=memoryfs.py")
-        if not os.path.isdir(directory):
-            raise SpecError(f"-m {text}: {directory} is not a directory")
         path = os.path.realpath(directory)
+        is_inside = path.startswith(tuple(f"{other.rstrip('/')}/" for other in made))
+        if not is_inside and not os.path.isdir(directory):
+            raise SpecError(f"-m {text}: {directory} is not a directory")
         if path in made:
             raise SpecError(f"-m {text}: there is already a filesystem at {directory}")
         from recuse.cli.filesystem_spec import load_filesystem
@@ -156,7 +157,7 @@ def run_program(
 
 def _explain_mount(error: OSError) -> str:
     if error.errno == errno.EBUSY:
-        return f"{error.filename}: is inside another filesystem's directory"
+        return f"{error.filename}: something is mounted there already"
     if error.errno == errno.ECONNREFUSED:
         return f"{error.filename}: the filesystem's first answer (INIT) is no use"
     return f"{error.filename}: {error.strerror}"

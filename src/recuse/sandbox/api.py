@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from recuse.runtime.room import has_room
 from recuse.sandbox.launch.parent import Command, Launch, Program
 from recuse.sandbox.machine import Joinable, Machine
 from recuse.sandbox.supervisor import Supervisor
+from recuse.sandbox.vfs import native_files
 from recuse.sandbox.vfs.resolve import Path
 from recuse.server.device import Device
 from recuse.wire.ids import Tgid, Tid
@@ -77,14 +79,14 @@ class Sandbox:
 
         Raises:
             OSError: EEXIST if two devices have the same name, EBUSY if the same number; for a
-                filesystem, ENOENT or ENOTDIR if there is no such directory, EBUSY if it is inside
-                another one; ECONNREFUSED if it cannot be served.
+                filesystem, ENOENT or ENOTDIR if there is no such directory, EBUSY if there are two
+                for it; ECONNREFUSED if it cannot be served.
         """
         machine = Machine(self._tap, fuse=self._fuse)
         try:
             for device in self._devices:
                 machine.add(device)
-            for path, filesystem in self._mounts:
+            for path, filesystem in sorted(self._mounts, key=_depth):
                 machine.mount(filesystem, path)
         except BaseException:
             machine.close()
@@ -212,6 +214,11 @@ class Sandbox:
             for launch, _ in self._running:
                 if launch.program is program:
                     launch.kill()
+
+
+def _depth(mount: tuple[Path, Served]) -> int:
+    """How many directories are above: one that others are in is mounted before these."""
+    return native_files.real_path(os.fsencode(mount[0])).count(b"/")
 
 
 def _finish(launch: Launch, supervisor: Supervisor) -> None:

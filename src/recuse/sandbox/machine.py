@@ -132,16 +132,16 @@ class Machine:
 
         Raises:
             OSError: with ``path`` as its filename: ENOENT or ENOTDIR if it is no directory, EBUSY
-                if a filesystem is mounted there or above; ECONNREFUSED if the filesystem's answer
+                if something is mounted there; ECONNREFUSED if the filesystem's answer
                 to INIT is no use.
         """
         from recuse.sandbox.fs.mounting import serve  # noqa: PLC0415 - few sandboxes have any
 
         try:
-            self.tree.check_mount(path)
+            point = self.tree.mount_point(path)
             tree = serve(filesystem, self.files, self.tap)
             self._channels.append(tree)
-            self.tree.mount(tree, path)
+            self.tree.mount(tree, path, point)
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
         self.serves(tree.connection)

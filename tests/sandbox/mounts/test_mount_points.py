@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from recuse import Directory, Filesystem, RegularFile
 from recuse.sandbox import Sandbox
 
 from ...patience import PATIENCE_S
-from ..conftest import Shell
+from ..conftest import Shell, shell_in
 from ..rights import root_only
+from .conftest import example
 from .raw_server import SERVER
 
 
@@ -137,6 +140,30 @@ def test_a_mount_in_a_mount(client: Shell) -> None:
         "data\n1 True\nEBUSY EISDIR EBUSY EBUSY\nEBUSY EINVAL\n['inner', 'other'] ['file']\n"
         "None 0 []\nNone\n"
     )
+
+
+def test_mounts_that_are_inside_each_other_from_the_start(here: Path) -> None:
+    memory = example("memoryfs").MemoryFilesystem
+    outer = Filesystem(
+        Directory({"in": Directory({"deep": Directory()}), "file": RegularFile(b"1\n")})
+    )
+    (here / "mnt" / "in").mkdir()
+    mounts = {here / "mnt/in/deep": memory(), here / "mnt/in": outer, here / "mnt": memory()}
+    with pytest.raises(FileNotFoundError), Sandbox(mounts=mounts):
+        pass
+    mounts = {here / "mnt/in/deep": memory(), here / "mnt": outer}
+    with Sandbox(mounts=mounts) as sandbox:
+        output = functools.partial(shell_in(sandbox), cwd=here)(
+            "cat mnt/file; echo text >mnt/in/deep/new; cd mnt/in/deep; cat new; ls .. ../..\n"
+            'mv new moved; cat moved; top=$PWD; cd /; rmdir $top 2>&1 | grep -o "[^:]*$"\n'
+            'df $top | grep -c " $top$"; grep -c " $top fuse" /proc/mounts'
+        )
+    assert output == (
+        "1\ntext\n..:\ndeep\n\n../..:\nfile\nin\ntext\n Device or resource busy\n1\n1\n"
+    )
+    mounts = {here / "mnt/file": memory(), here / "mnt": outer}
+    with pytest.raises(NotADirectoryError), Sandbox(mounts=mounts):
+        pass
 
 
 @root_only

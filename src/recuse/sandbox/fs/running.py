@@ -7,11 +7,12 @@ only looks is left until the answer is there (`TrappedCall.ask`).
 from __future__ import annotations
 
 import itertools
+import queue
 from collections.abc import Callable, Hashable
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from recuse.kernel.connection.connection import Connection
-from recuse.kernel.connection.operation import Operation
+from recuse.kernel.connection.operation import Operation, run
 from recuse.kernel.connection.request import Request
 from recuse.kernel.connection.submit import ConnectionState
 from recuse.kernel.fs.mapping import refresh
@@ -74,6 +75,15 @@ class Mounted:
             connection.submit(request, lambda _: connection.abort())
         else:
             connection.abort()
+
+    def wait(self, operation: Operation[T]) -> T:
+        """Return an operation's result, for the supervisor itself. Raises its OSError."""
+        ended: queue.SimpleQueue[tuple[T | None, OSError | None]] = queue.SimpleQueue()
+        run(self.connection, self.whole(operation), lambda *told: ended.put(told))
+        result, error = ended.get()
+        if error is not None:
+            raise error
+        return cast("T", result)
 
     def ask(self, call: TrappedCall, question: Hashable, make: Callable[[], Operation[T]]) -> T:
         """Return an operation's result. If it has to wait, leave the handler meanwhile.

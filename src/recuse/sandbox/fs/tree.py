@@ -19,6 +19,7 @@ from recuse.kernel.errors import os_error
 from recuse.kernel.fs import changes, names, xattrs
 from recuse.kernel.fs.attributes import get_attributes, get_birth_time, statfs
 from recuse.kernel.fs.changes import Changes, change_attributes, truncate
+from recuse.kernel.fs.credentials import ALL_CAPABILITIES, FileCaller
 from recuse.kernel.fs.execution import read_program
 from recuse.kernel.fs.inodes import Inode
 from recuse.kernel.fs.lookup import lookup
@@ -38,7 +39,6 @@ from recuse.sandbox.vfs.filesystem_tree import NOW, Description, FilesystemTree,
 
 if TYPE_CHECKING:
     from recuse.kernel.fs import dentries
-    from recuse.kernel.fs.credentials import FileCaller
 
 _MINORS: Final = 1 << 20
 """How many minor numbers there are. Filesystems without a device get the last ones of major 0; the
@@ -123,6 +123,19 @@ class MountedTree(Mounted, FilesystemTree):
         self._listed = source, kind, flags
         read_only = flags.startswith(b"ro")
         self.superblock.options = self.superblock.options._replace(read_only=read_only)
+
+    def directory_at(self, path: bytes) -> Dentry:
+        """See `FilesystemTree`."""
+        caller = FileCaller(os.getpid(), os.geteuid(), os.getegid(), capabilities=ALL_CAPABILITIES)
+        here = self._root
+        for name in filter(None, path.split(b"/")):
+            found = self.wait(lookup(self.superblock, caller, here.of, name))
+            if found.inode is None:
+                raise os_error(errno.ENOENT)
+            here = Name(found)
+        if not here.node.is_directory:
+            raise os_error(errno.ENOTDIR)
+        return here
 
     @property
     def _no_exec(self) -> bool:

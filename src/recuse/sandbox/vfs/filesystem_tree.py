@@ -92,6 +92,13 @@ class FilesystemTree(ABC):
         Returns True if it ends as soon as its server has answered: `Connection.at_end` tells when.
         """
 
+    @abstractmethod
+    def directory_at(self, path: bytes) -> Dentry:
+        """The directory with that path, for the supervisor itself, which waits for the server.
+
+        Links are not followed. OSError: ENOENT, ENOTDIR.
+        """
+
     # Looking
 
     @abstractmethod

@@ -170,6 +170,11 @@ class Mounts:
         """Whether a tree is mounted on a directory above that path."""
         return path.startswith(tuple(one.rstrip(b"/") + b"/" for one in self._mounted))
 
+    def filesystem_above(self, path: bytes) -> Mount | None:
+        """The mount of a filesystem that is nearest above a path."""
+        above = [one for one in self.filesystems if path.startswith(one.path.rstrip(b"/") + b"/")]
+        return max(above, key=lambda one: len(one.path), default=None)
+
     def hiding(self) -> list[tuple[bytes, Addition]]:
         """The additions that hide native files, each with its directory's path."""
         return list(self._quick.items())

@@ -26,6 +26,7 @@ from recuse.sandbox.tasks.tasks import Tasks
 from recuse.sandbox.vfs import native_files
 from recuse.sandbox.vfs.dentry import Addition, FileTree, Location
 from recuse.sandbox.vfs.device_files import ENDS_KNOWN, DeviceFiles
+from recuse.sandbox.vfs.filesystem_tree import filesystem_of
 from recuse.sandbox.vfs.found import (
     AbsentError,
     Found,
@@ -347,26 +348,43 @@ class Tree:
             raise os_error(errno.EINVAL)
         self.mounts.add(Addition(tree, real))
 
-    def mount(self, tree: FileTree, path: Path) -> None:
+    def mount(self, tree: FileTree, path: Path, point: Location | None = None) -> None:
         """Cover a directory with a tree. If it does not exist, it is made in the sandbox only.
+
+        ``point`` is the directory, if it is on a filesystem of recuse's.
 
         Raises:
             OSError: ENOTDIR if something else is there natively; EEXIST if that is recuse's; EINVAL
                 inside a tree that is mounted.
         """
         real = native_files.real_path(os.fsencode(path))
+        if point is not None:
+            self.mounts.mount(tree, real, point)
+            return
         if self.mounts.hides(real):
             raise os_error(errno.EINVAL)
         point = None if native_files.is_there(real) else self.devices.directory(real)
         self.mounts.mount(tree, real, None if point is None else self.mounts.top(point))
 
-    def check_mount(self, path: Path) -> None:
-        """Raise OSError unless a filesystem can be mounted there: ENOENT, ENOTDIR, EBUSY."""
+    def mount_point(self, path: Path) -> Location | None:
+        """The directory to mount on if it is on a filesystem of recuse's; None if it is native.
+
+        Raises:
+            OSError: ENOENT, ENOTDIR; EBUSY if something is mounted there.
+        """
         real = native_files.real_path(os.fsencode(path))
+        if self.mounts.is_mounted(real):
+            raise os_error(errno.EBUSY)
+        above = self.mounts.filesystem_above(real)
+        filesystem = None if above is None else filesystem_of(Location(above, above.tree.root))
+        if above is not None and filesystem is not None:
+            directory = filesystem.directory_at(real[len(above.path) :])
+            return Location(above, directory)
         if not stat.S_ISDIR(native_files.status(real).st_mode):
             raise os_error(errno.ENOTDIR)
-        if self.mounts.is_mounted(real) or self.mounts.hides(real):
+        if self.mounts.hides(real):
             raise os_error(errno.EBUSY)
+        return None
 
     def listed(self, tid: Tid, number: int) -> Listed:
         """What of recuse's a listing of an open directory shows.
