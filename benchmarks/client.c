@@ -3,7 +3,8 @@
  *
  *     client [-t SECONDS] [-n OPERATIONS] PATH WORK...
  *
- * WORK is read:SIZE, write:SIZE, ioctl:16, openclose, stat, create, wake, map:SIZE or copy:SIZE;
+ * WORK is read:SIZE, write:SIZE, ioctl:16, openclose, stat, stat:cached, create, wake, map:SIZE or
+ * copy:SIZE;
  * read:SIZEx8 is done by eight threads at once, each with a buffer of its own. For each the client
  * warms up, checks what came back, and prints one line: the work, the operations done and the
  * nanoseconds they took.
@@ -18,7 +19,8 @@
  *
  * map is mmap and munmap of so many bytes, none of which is touched; copy is memcpy out of a mapping.
  *
- * stat is statx with AT_STATX_FORCE_SYNC, for which the kernel asks the server; create makes a new
+ * stat is statx with AT_STATX_FORCE_SYNC, for which the kernel asks the server, and stat:cached is
+ * statx without it; create makes a new
  * file "new" beside PATH, closes it and removes it.
  *
  * SPDX-License-Identifier: MIT
@@ -49,7 +51,7 @@
 #define WAKE_SOON _IOC(_IOC_NONE, 'E', 0x70, 0)
 #define WOKEN_AT _IOC(_IOC_READ, 'E', 0x71, 8)
 
-enum kind { READ, WRITE, IOCTL, OPENCLOSE, STAT, CREATE, WAKE, MAP, COPY };
+enum kind { READ, WRITE, IOCTL, OPENCLOSE, STAT, STAT_CACHED, CREATE, WAKE, MAP, COPY };
 
 struct work {
     enum kind kind;
@@ -130,7 +132,9 @@ static void operate(const struct work *work, uint64_t count)
             got = fd < 0 || close(fd) < 0 ? -1 : (ssize_t)work->size;
             break;
         case STAT:
-            got = statx(AT_FDCWD, work->path, AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &status);
+        case STAT_CACHED:
+            got = statx(AT_FDCWD, work->path, work->kind == STAT ? AT_STATX_FORCE_SYNC : 0,
+                        STATX_BASIC_STATS, &status);
             break;
         case CREATE:
             fd = open(work->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -307,6 +311,8 @@ static struct work parse(const char *text, const char *path)
         work.kind = OPENCLOSE;
     else if (strcmp(text, "stat") == 0)
         work.kind = STAT;
+    else if (strcmp(text, "stat:cached") == 0)
+        work.kind = STAT_CACHED;
     else if (strcmp(text, "create") == 0) {
         work.kind = CREATE;
         work.path = beside(path, "new"); /* kept until the end */
@@ -341,7 +347,8 @@ int main(int argc, char **argv)
     for (; optind < argc; optind++) {
         struct work work = parse(argv[optind], path);
 
-        if (work.kind != OPENCLOSE && work.kind != STAT && work.kind != CREATE) {
+        if (work.kind != OPENCLOSE && work.kind != STAT && work.kind != STAT_CACHED &&
+            work.kind != CREATE) {
             work.fd = open(path, O_RDWR | O_CLOEXEC);
             if (work.fd < 0)
                 fail("%s: %s", path, strerror(errno));

@@ -119,6 +119,25 @@ def _mounts(results: Results) -> Iterator[Goal]:
             yield Goal(f"{work.name} by passthrough, {placement}", figure, 1.05, f"x {beside}")
 
 
+def _in_the_sandbox(results: Results) -> Iterator[Goal]:
+    """Filesystems without the kernel's FUSE."""
+    mount, cached = peers.MOUNT_SANDBOX, peers.CACHED_SANDBOX
+    for work in (*workloads.NAMES, workloads.READ_16, workloads.READ_128K):
+        figure = results.ratio(FREE, mount, work.name, peers.PYFUSE3)
+        yield Goal(f"{work.name} in the sandbox, {FREE}", figure, 1.0, f"x {peers.PYFUSE3}")
+    for placement in PLACEMENTS:
+        stat = workloads.STAT_CACHED.name
+        figure = results.ratio(placement, mount, stat, peers.FILE_SANDBOX)
+        yield Goal(f"{stat}, {placement}", figure, 1.2, f"x {peers.FILE_SANDBOX}")
+        for work in (workloads.READ_16, workloads.READ_128K):
+            figure = results.ratio(placement, cached, work.name, peers.TMPFS_SANDBOX)
+            yield Goal(f"cached {work.name}, {placement}", figure, 1.1, f"x {peers.TMPFS_SANDBOX}")
+        copy = workloads.COPY_1M.name
+        figure = results.ratio(placement, cached, copy, peers.MEMORY)
+        name = f"{copy} of a file in the sandbox, {placement}"
+        yield Goal(name, figure, 1.05, f"x {peers.MEMORY}")
+
+
 def _trees(found: Trees | None) -> Iterator[Goal]:
     for job in (trees.FIND, trees.LIST):
         figure = found.ratio(job, trees.MIRROR, trees.PASSTHROUGH_LL) if found else None
@@ -146,6 +165,7 @@ def evaluate(
     return [
         *_ratios(results),
         *_mounts(results),
+        *_in_the_sandbox(results),
         *_trees(found),
         Goal("start-up: `recuse run -- /bin/true` over /bin/true", added, 0.08, "s more"),
         Goal("start-up: `Sandbox.run` of /bin/true over /bin/true", another, 0.01, "s more"),

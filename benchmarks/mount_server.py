@@ -64,6 +64,22 @@ class Root(Directory):
         del self.children[name]
 
 
+class Cached(Bench):
+    """What it reads stays in the page cache."""
+
+    class file(BenchFile):  # noqa: N801 - as an attribute of the class above
+        direct = False
+
+
+class BenchFilesystem(Filesystem):
+    """For `recuse run -m`."""
+
+    name = "recuse-bench"
+
+    def __init__(self) -> None:
+        super().__init__(Root({"bench": Bench(), "cached": Cached()}))
+
+
 def main() -> None:
     *flags, mountpoint = sys.argv[1:]
     options = flags[1] if flags else ""

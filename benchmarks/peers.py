@@ -23,6 +23,7 @@ from benchmarks.workloads import (
     READ_1M,
     READ_16_BY_8,
     READS,
+    STAT_CACHED,
     WAKE_UP,
     WRITE_16,
     WRITES,
@@ -48,6 +49,8 @@ TMPFS_SANDBOX = "tmpfs sandboxed"
 MEMORY = "memory"
 FILE = "file"
 FILE_SANDBOX = "file sandboxed"
+MOUNT_SANDBOX = "mount sandboxed"
+CACHED_SANDBOX = "cached sandboxed"
 
 DEVICE_WORKS = (*READS, READ_16_BY_8, WRITE_16, IOCTL_16)
 MOUNT_WORKS = (*READS, READ_16_BY_8, *WRITES, *NAMES)
@@ -189,6 +192,17 @@ def _recuse(tools: Tools, device: str) -> Iterator[Target]:
 
 
 @contextmanager
+def _sandbox_mount(tools: Tools, name: str) -> Iterator[Target]:
+    """A file of the filesystem that `recuse run` serves without the kernel's FUSE."""
+    mountpoint = tempfile.mkdtemp(dir=tools.directory)
+    spec = f"{mountpoint}={HERE / 'mount_server.py'}:BenchFilesystem"
+    try:
+        yield Target(f"{mountpoint}/{name}", (tools.recuse(), "run", "-m", spec, "--"))
+    finally:
+        os.rmdir(mountpoint)
+
+
+@contextmanager
 def _zero() -> Iterator[Target]:
     """What it maps, shared, is memory and nothing else (drivers/char/mem.c)."""
     yield Target("/dev/zero")
@@ -228,6 +242,12 @@ def peers(tools: Tools) -> tuple[Peer, ...]:
         Peer(TMPFS, rw, lambda: _file(tools, shared, False)),
         Peer(TMPFS_SANDBOX, rw, lambda: _file(tools, shared, True)),
         Peer(MEMORY, maps, _zero),
-        Peer(FILE, (OPEN_CLOSE,), lambda: _file(tools, here, False)),
-        Peer(FILE_SANDBOX, (OPEN_CLOSE,), lambda: _file(tools, here, True)),
+        Peer(FILE, (STAT_CACHED, OPEN_CLOSE), lambda: _file(tools, here, False)),
+        Peer(FILE_SANDBOX, (STAT_CACHED, OPEN_CLOSE), lambda: _file(tools, here, True)),
+        Peer(
+            MOUNT_SANDBOX,
+            (*MOUNT_WORKS, STAT_CACHED, MAP_1M),
+            lambda: _sandbox_mount(tools, "bench"),
+        ),
+        Peer(CACHED_SANDBOX, (*READS, COPY_1M), lambda: _sandbox_mount(tools, "cached")),
     )
