@@ -286,14 +286,6 @@ def test_a_place_that_is_no_directory(here: Path, name: str, error: type[OSError
     assert raised.value.filename == str(here / name)
 
 
-def test_a_mount_in_a_mount(here: Path) -> None:
-    (here / "mnt/in").mkdir()
-    memory = example("memoryfs").MemoryFilesystem
-    with pytest.raises(OSError, match="busy"):  # noqa: SIM117 - it is the start that fails
-        with Sandbox(mounts={here / "mnt": memory(), here / "mnt/in": memory()}):
-            pass
-
-
 class Broken(Filesystem):
     """All its lookups fail."""
 
