@@ -39,11 +39,11 @@ def record(put: Callable[[tuple[Any, ...]], object]) -> None:
     """Have all sessions of this process show their requests, except for those that forget."""
     handle = FilesystemSession.handle
 
-    def recording(self: FilesystemSession, message: bytes, reply: Any) -> None:
+    def recording(self: FilesystemSession, message: bytes, reply: Any, gather: Any = None) -> None:
         request = described(message)
         if "FORGET" not in request[0]:
             put(request)
-        handle(self, message, reply)
+        handle(self, message, reply, gather)
 
     FilesystemSession.handle = recording  # type: ignore[method-assign]
 

@@ -16,7 +16,7 @@ import pytest
 import recuse
 from recuse import Directory, Filesystem, Mount, MountError, RegularFile
 from recuse.channel import mount as mount_module
-from recuse.channel import mounting
+from recuse.channel import mounting, unmounting
 from recuse.channel.unmounting import end_mount, identity
 from recuse.cli.filesystem_spec import load_filesystem
 
@@ -255,6 +255,32 @@ def test_a_server_that_does_not_answer_is_unmounted(
     assert not is_mounted(directory)
     small.text.go_on.set()
     program.communicate(b"\n", timeout=PATIENCE_S)
+
+
+@pytest.mark.usefixtures("mounts")
+def test_the_end_of_a_connection_that_nothing_aborts(
+    small: Small, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where there is no fusectl: the thread that waits for requests gives up all the same."""
+    monkeypatch.setattr(unmounting, "_CONNECTIONS", "/proc/self/status")
+    script = "import os; file = os.open('text', 0); print(flush=True); input(); os.read(file, 6)"
+    mount = Mount(small, directory)
+    mount.start()
+    program = subprocess.Popen(
+        ["python3", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=directory,
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == b"\n"
+    closing = threading.Thread(target=mount.close, daemon=True)
+    closing.start()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()
+    _, errors = program.communicate(b"\n", timeout=PATIENCE_S)
+    assert b"ENOTCONN" in errors or b"not connected" in errors
 
 
 @pytest.mark.usefixtures("root")

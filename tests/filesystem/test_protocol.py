@@ -52,11 +52,11 @@ def mounted(filesystem: Any, directory: Path, offers: int = 0) -> Iterator[Path]
     offered: list[int] = []
     handle = mount._session.handle
 
-    def first(message: bytes, reply: Any) -> None:
+    def first(message: bytes, reply: Any, gather: Any = None) -> None:
         offer = fuse_init_in.unpack(message[fuse_in_header.SIZE :].ljust(fuse_init_in.SIZE, b"\0"))
         offered.append(offer.flags | offer.flags2 << 32)
         mount._session.handle = handle  # type: ignore[method-assign]
-        handle(message, reply)
+        handle(message, reply, gather)
 
     mount._session.handle = first  # type: ignore[method-assign]
     with mount:
@@ -103,9 +103,9 @@ def test_what_is_missing_is_asked_for_once(directory: Path) -> None:
         session, asked = mount._session, []
         handle = session.handle
 
-        def count(message: bytes, reply: Any) -> None:
+        def count(message: bytes, reply: Any, gather: Any = None) -> None:
             asked.append(int.from_bytes(message[4:8], sys.byteorder))
-            handle(message, reply)
+            handle(message, reply, gather)
 
         session.handle = count  # type: ignore[method-assign]
         for _ in range(3):

@@ -103,7 +103,6 @@ def named(part: object) -> str:
         (Mount, "_handle"),
         (Mount, "_handle_one"),
         (Channel, "read"),
-        (Channel, "wait"),
         (Channel, "write"),
         (FilesystemSession, "handle"),
         (Runner, "run"),
@@ -130,6 +129,7 @@ def test_requests_from_dev_fuse(
         (Runner, "run"),
         (PendingReply, "__init__"),
         (PendingReply, "reply"),
+        (Channel, "wait"),
         (Rings, "serve"),
         (Rings, "receive"),
         (Rings, "serve_shared"),
@@ -261,8 +261,8 @@ def test_a_server_that_gets_no_more_memory(transport: str, directory: Path) -> N
             assert server.stdout.readline() == "mounted\n"
             print(file=server.stdin, flush=True)
             assert server.stdout.readline() == "none left\n"
-            # EIO is for a method that has raised.
-            assert client() == f"{errno.EIO} {errno.ENOMEM}\n"
+            # EIO is for a method that has raised, if there was memory to call it at all.
+            assert {str(errno.ENOMEM)} <= {*client().split()} <= {str(errno.EIO), str(errno.ENOMEM)}
             print(file=server.stdin, flush=True)
             assert server.stdout.readline() == "enough\n"
             assert client() == "\n"

@@ -18,7 +18,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from recuse.channel.signals import EndingSignals
 from recuse.channel.taps import ServerTap, Tapped
@@ -79,9 +78,17 @@ class Channel:
             raise
         self._lock = new_lock("Channel")
         self._unused = threading.Condition(self._lock)
-        self._users = 0
+        self._users: list[None] = []
+        """One for each thread that uses it. One is added and removed without the lock."""
         self._closing = False
         not_for_children(self)
+
+    def block(self) -> None:
+        """Have `read` wait for the next request, which is quicker than `wait`.
+
+        Whoever calls `close` has to end the connection before, as that alone ends such a read.
+        """
+        os.set_blocking(self.number, True)
 
     def read(self, size: int) -> bytes | None:
         """Return the next request, None if there is none now.
@@ -165,6 +172,14 @@ class Channel:
         finally:
             self._end()
 
+    def gather(self, header: bytes, payload: bytes) -> None:
+        """Answer a request with two pieces. Raises OSError as `write` does."""
+        number = self._begin()
+        try:
+            os.writev(number, (header, payload))
+        finally:
+            self._end()
+
     def ioctl(self, command: int, argument: bytearray) -> int:
         """Make an ioctl with a structure on the descriptor; return its result. Raises OSError."""
         number = self._begin()
@@ -198,16 +213,16 @@ class Channel:
                 os.close(number)
 
     def _begin(self) -> int:
-        with self._lock:
-            if self._closing:
-                raise os_error(errno.ENODEV)
-            self._users += 1
-            return self.number
+        self._users.append(None)
+        if self._closing:
+            self._end()
+            raise os_error(errno.ENODEV)
+        return self.number
 
     def _end(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._closing:
+        self._users.pop()
+        if self._closing:
+            with self._lock:
                 self._unused.notify_all()
 
 
@@ -357,7 +372,8 @@ class DevCuse:
     def _number(self) -> tuple[int, int]:
         """The device's major and minor number from sysfs; 0, 0 if it is not there."""
         try:
-            major, _, minor = Path(self._sysfs, "dev").read_text().partition(":")
+            with open(f"{self._sysfs}/dev") as file:
+                major, _, minor = file.read().partition(":")
             return int(major), int(minor)
         except (OSError, ValueError):
             return 0, 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import secrets
 import stat
 import threading
 from typing import Final
@@ -37,7 +36,7 @@ class KnownFile:
 
     def __init__(self) -> None:
         """Make all that could fail. Raises OSError: EMFILE, ENOMEM."""
-        self._name = f".recuse-{secrets.token_hex(16)}"
+        self._name = f".recuse-{os.urandom(16).hex()}"
         self._end = self._name.encode() + b"\0"
         self._inotify = call(_libc.inotify_init1(os.O_CLOEXEC))
         self._thread = 0

@@ -9,16 +9,24 @@ import os
 import struct
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from recuse.channel.devcuse import Channel
 from recuse.channel.guard import Guard
 from recuse.channel.mount_options import parse_options
 from recuse.channel.mounting import MountError, Source, check_directory, mount_at, mount_detached
 from recuse.channel.reserve import Reserve, refuse
-from recuse.channel.ring_entry import Entry
-from recuse.channel.rings import PARAMETER, Rings, is_offered
 from recuse.channel.taps import ServerTap, Tapped
-from recuse.channel.unmounting import Identity, abort, connection_of, identity, resolve, unmount
+from recuse.channel.unmounting import (
+    ABORT,
+    Identity,
+    abort,
+    connection_of,
+    identity,
+    open_control,
+    resolve,
+    unmount,
+)
 from recuse.channel.workers import Workers
 from recuse.runtime import threads
 from recuse.runtime.log import Log
@@ -26,7 +34,7 @@ from recuse.server.dispatch import pick_interrupt
 from recuse.server.filesystem.encoding import Owner
 from recuse.server.filesystem.served import Served
 from recuse.server.filesystem.session import FilesystemSession
-from recuse.server.pending_reply import Send
+from recuse.server.pending_reply import Gather, Send
 from recuse.wire.errors import WireError
 from recuse.wire.filesystem import (
     FUSE_DEV_IOC_BACKING_CLOSE,
@@ -47,6 +55,10 @@ from recuse.wire.fuse import (
     FUSE_WRITE,
     fuse_out_header,
 )
+
+if TYPE_CHECKING:
+    from recuse.channel.ring_entry import Entry
+    from recuse.channel.rings import Rings
 
 log = Log("recuse.channel")
 
@@ -119,10 +131,13 @@ class Mount:
         self._root = -1
         self._identity: Identity | None = None
         self._connection: int | None = None
+        self._control = -1
+        """The file that ends the connection, if it could be opened."""
         self._guard: Guard | None = None
         self._tap = tap
         self._tapped: Tapped | None = None
         self._send: Send = lambda _: None
+        self._gather: Gather | None = None
         self._size = self._session.request_size
         self._rings: Rings | None = None
         self._reserve = Reserve(self._size)
@@ -207,6 +222,9 @@ class Mount:
         if self._channel is not None:
             has_ended = self._end_connection(self._channel)
             self._channel.close()
+            if self._control >= 0:
+                os.close(self._control)
+                self._control = -1
             if self._rings is not None and has_ended:
                 self._rings.join()
         if self._guard is not None:
@@ -250,6 +268,7 @@ class Mount:
     def _serve(self, channel: Channel) -> None:
         """Answer the first request, and have threads answer the others. Raises OSError."""
         self._send = put = channel.write
+        self._gather = channel.gather
         if self._tap is not None:
             self._tapped = Tapped(self._tap, channel.write)
             put = self._tapped.send
@@ -271,7 +290,15 @@ class Mount:
             raise OSError(number, os.strerror(number))
         if self._tap is not None:
             self._tap.added(self.path, 0, 0)
-        self._start_rings()
+        # Once as much has been given back, glibc keeps memory for the next read, instead of having
+        # the kernel map it for each (mallopt(3), M_MMAP_THRESHOLD).
+        bytes(2 * self._size)
+        if self._rings is not None:
+            self._start_rings()
+        elif self._connection is not None:
+            with contextlib.suppress(OSError):
+                self._control = open_control(self._connection)
+                channel.block()
         self._workers.start()
         if self._rings is not None and self._rings.ready:
             self._rings.know_file(self.path)
@@ -284,17 +311,21 @@ class Mount:
         """
         if self._rings is not None:
             self._rings.close()
-        if not channel.has_ended and self._connection is not None:
-            abort(self._connection)
+        if not channel.has_ended:
+            self._abort()
         return channel.has_ended
 
     def _abort(self) -> None:
-        if self._connection is not None:
+        if self._control >= 0:
+            os.write(self._control, ABORT)
+        elif self._connection is not None:
             abort(self._connection)
 
     def _prepare_rings(self, channel: Channel, message: bytes) -> None:
         if not self._options.io_uring:
             return
+        from recuse.channel.rings import PARAMETER, Rings, is_offered  # noqa: PLC0415
+
         self._rings = Rings(self._handle_one, self._abort)
         try:
             if not is_offered(message):
@@ -307,8 +338,7 @@ class Mount:
             self._rings = None
 
     def _start_rings(self) -> None:
-        if self._rings is None:
-            return
+        assert self._rings is not None
         try:
             self._rings.start()
         except OSError as error:
@@ -378,18 +408,18 @@ class Mount:
     def _refuse(self, item: bytes | Entry, error: BaseException) -> None:
         """Answer what could not be handled, unless it was answered."""
         number = errno.ENOMEM if isinstance(error, MemoryError) else errno.EIO
-        if isinstance(item, Entry):
+        if isinstance(item, bytes):
+            refuse(item, number, self._send)
+        else:
             assert self._rings is not None
             self._rings.refuse_shared(item, number)
-        else:
-            refuse(item, number, self._send)
 
     def _handle(self, item: bytes | Entry) -> None:
         rings = self._rings
         if rings is None:
             assert isinstance(item, bytes)
             self._handle_one(item, self._send)
-        elif isinstance(item, Entry):
+        elif not isinstance(item, bytes):
             rings.serve_shared(item)
         elif item[_OPCODE] == _INTERRUPT:
             self._interrupt(rings, item)
@@ -398,14 +428,15 @@ class Mount:
 
     def _handle_one(self, message: bytes, send: Send) -> None:
         tapped = self._tapped
+        gather = self._gather if send is self._send else None
         if tapped is not None:
             tapped.request(message)
-            send = tapped.recording(send)
+            send, gather = tapped.recording(send), None
         try:
             if self._refuses and _is_others(message):
                 refuse(message, errno.EACCES, send)
             else:
-                self._session.handle(message, send)
+                self._session.handle(message, send, gather)
         except WireError as error:
             log.error("%s: %s", self._filesystem.name, error)
             refuse(message, errno.EIO, send)

@@ -23,6 +23,7 @@ HELPER_S: Final = 30.0
 MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
+ABORT: Final = b"1"
 _CONNECTIONS: Final = "/sys/fs/fuse/connections"
 # The same numbers on every architecture.
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
@@ -126,17 +127,29 @@ def connection_of(root: int) -> int | None:
 
 
 def abort(connection: int) -> None:
-    """End a FUSE connection at once, if that is possible; programs get ENOTCONN.
+    """End a FUSE connection at once, if that is possible; programs get ENOTCONN."""
+    try:
+        control = open_control(connection)
+        try:
+            os.write(control, ABORT)
+        finally:
+            os.close(control)
+    except OSError:
+        return  # it is not the user's, or fusectl is missing
 
-    Its owner may do that where fusectl is mounted, and root anywhere.
+
+def open_control(connection: int) -> int:
+    """Open the file that ends a FUSE connection if `ABORT` is written to it.
+
+    Its owner may do that where fusectl is mounted, and root anywhere. Raises OSError.
     """
     try:
         directory = os.open(_CONNECTIONS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if _abort(directory, connection):
-                return
+            return _open_control(directory, connection)
         finally:
             os.close(directory)
+    except FileNotFoundError:
         context = call(_libc.syscall(_FSOPEN, b"fusectl", _CLOEXEC))
         try:
             call(_libc.syscall(_FSCONFIG, context, _CREATE, None, None, 0))
@@ -144,23 +157,13 @@ def abort(connection: int) -> None:
         finally:
             os.close(context)
         try:
-            _abort(directory, connection)
+            return _open_control(directory, connection)
         finally:
             os.close(directory)
-    except OSError:
-        return  # it is not the user's, or fusectl is missing
 
 
-def _abort(directory: int, connection: int) -> bool:
-    try:
-        control = os.open(f"{connection}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
-    except FileNotFoundError:
-        return False
-    try:
-        os.write(control, b"1")
-    finally:
-        os.close(control)
-    return True
+def _open_control(directory: int, connection: int) -> int:
+    return os.open(f"{connection}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
 
 
 def end_mount(path: str, mounted: Identity) -> None:

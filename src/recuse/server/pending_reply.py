@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from recuse.runtime.log import Log
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Send = Callable[[bytes], object]
 """Sends the bytes of an answer to the other end; raises OSError if they are not wanted there."""
+Gather = Callable[[bytes, bytes], object]
+"""Sends an answer that is in two pieces, likewise: a large one need not be copied into one."""
 
 log = Log("recuse.server")
 
@@ -33,6 +36,8 @@ NO_REPLY = frozenset({FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_REPLY})
 _pack_out_header = fuse_out_header.CODEC.pack
 _OUT_HEADER_SIZE = fuse_out_header.SIZE
 _PAUSE_S = 0.01
+_LARGE = 32 << 10
+"""From this size on, in bytes, it costs more to copy a payload than to send two pieces."""
 
 
 class PendingReply:
@@ -41,9 +46,11 @@ class PendingReply:
     `reply` and `fail` answer. If either is called again, it raises RuntimeError and sends nothing.
     """
 
-    __slots__ = ("_send", "interrupted", "message", "opcode", "task", "unique")
+    __slots__ = ("_gather", "_send", "interrupted", "message", "opcode", "task", "unique")
 
-    def __init__(self, message: bytes, opcode: int, unique: int, send: Send) -> None:
+    def __init__(
+        self, message: bytes, opcode: int, unique: int, send: Send, gather: Gather | None = None
+    ) -> None:
         self.message = message
         """The whole request."""
         self.opcode = opcode
@@ -53,11 +60,14 @@ class PendingReply:
         self.task: asyncio.Task[Any] | None = None
         """Runs the handler, if it is ``async def`` and has begun."""
         self._send: Send | None = send
+        self._gather = gather
 
     def reply(self, payload: bytes) -> bool:
         """Answer with success, ENOMEM without memory; return whether the other end took it."""
         try:
             header = _pack_out_header(_OUT_HEADER_SIZE + len(payload), 0, self.unique)
+            if len(payload) >= _LARGE and self._gather is not None:
+                return self._answer(payload, partial(self._gather, header))
             message = header + payload
         except MemoryError:
             self.fail(errno.ENOMEM)
@@ -92,13 +102,13 @@ class PendingReply:
                 time.sleep(_PAUSE_S)
         return self._answer(message)
 
-    def _answer(self, message: bytes) -> bool:
+    def _answer(self, message: bytes, gather: Send | None = None) -> bool:
         send = self._send
         if send is None:
             raise RuntimeError(f"request {self.unique} is answered already")
         self._send = None
         try:
-            send(message)
+            (gather or send)(message)
         except MemoryError:
             # The other end still waits for an answer, and a short one can be sent.
             self._send_lack(send)

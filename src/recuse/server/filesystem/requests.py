@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 import time
-from collections.abc import Iterator
 from typing import Final
 
 from recuse.server.dispatch import picker
@@ -61,12 +61,14 @@ from recuse.wire.fuse import (
 
 HEADER: Final = fuse_in_header.SIZE
 NAME_MAX: Final = 255
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+"""As os.fsdecode has them, which takes three times as long."""
 MOST_COPIED: Final = 0x7FFFF000
 """MAX_RW_COUNT, linux/fs.h: no more is copied in one COPY_FILE_RANGE, whose answer has 32 bits."""
 _NS: Final = 10**9
 
-pick_node = struct.Struct("=16xQ").unpack_from
-"""The node's number, of any request."""
+pick_head = struct.Struct(f"=IIQQ{fuse_in_header.SIZE - 24}x").unpack_from
+"""len, opcode, unique and nodeid of any request."""
 pick_open = picker(fuse_open_in, "flags").unpack_from
 pick_create = picker(fuse_create_in, "flags", "mode").unpack_from
 pick_mknod = picker(fuse_mknod_in, "mode", "rdev").unpack_from
@@ -86,8 +88,14 @@ pick_bmap = picker(fuse_bmap_in, "block", "blocksize").unpack_from
 pick_copy = picker(
     fuse_copy_file_range_in, "fh_in", "off_in", "nodeid_out", "fh_out", "off_out", "len", "flags"
 ).unpack_from
+_pick_forget = picker(fuse_forget_in, "nlookup").unpack_from
 _pick_rename = picker(fuse_rename_in, "newdir").unpack_from
 _pick_rename2 = picker(fuse_rename2_in, "newdir", "flags").unpack_from
+_pick_setattr = picker(
+    fuse_setattr_in,
+    *("valid", "fh", "size", "atime", "mtime", "ctime", "atimensec", "mtimensec", "ctimensec"),
+    *("mode", "uid", "gid"),
+).unpack_from
 _pick_setxattr = picker(fuse_setxattr_in, "size", "flags").unpack_from
 
 CREATE_NAME: Final = HEADER + fuse_create_in.SIZE
@@ -113,7 +121,7 @@ def name_at(message: bytes, start: int) -> tuple[str, int]:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     if not name or b"/" in name:
         raise WireError(f"{name!r} is not a valid name")
-    return os.fsdecode(name), end + 1
+    return name.decode(_ENCODING, _ERRORS), end + 1
 
 
 def name_of(message: bytes) -> str:
@@ -126,7 +134,7 @@ def text_at(message: bytes, start: int) -> tuple[str, int]:
     end = message.find(0, start)
     if end < 0:
         raise WireError("a text without an end")
-    return os.fsdecode(message[start:end]), end + 1
+    return message[start:end].decode(_ENCODING, _ERRORS), end + 1
 
 
 def renaming(message: bytes, opcode: int) -> tuple[str, int, str, int]:
@@ -151,30 +159,30 @@ def setting_xattr(message: bytes, size: int) -> tuple[str, bytes, int]:
 
 def changing(message: bytes) -> tuple[Changes, int | None]:
     """Take SETATTR apart: what changes, and the open file's handle, if there is one."""
-    request = fuse_setattr_in.unpack(message, HEADER)
-    valid = request.valid
+    valid, fh, size, atime, mtime, ctime, *rest = _pick_setattr(message)
+    atime_ns, mtime_ns, ctime_ns, mode, uid, gid = rest
     changes = Changes()
     if valid & FATTR_MODE:
-        changes.mode = request.mode & 0o7777
+        changes.mode = mode & 0o7777
     if valid & FATTR_UID:
-        changes.uid = request.uid
+        changes.uid = uid
     if valid & FATTR_GID:
-        changes.gid = request.gid
+        changes.gid = gid
     if valid & FATTR_SIZE:
-        changes.size = request.size
+        changes.size = size
     if valid & FATTR_ATIME:
         now = valid & FATTR_ATIME_NOW
-        changes.atime_ns = time.time_ns() if now else _time_ns(request.atime, request.atimensec)
+        changes.atime_ns = time.time_ns() if now else _time_ns(atime, atime_ns)
     if valid & FATTR_MTIME:
         now = valid & FATTR_MTIME_NOW
-        changes.mtime_ns = time.time_ns() if now else _time_ns(request.mtime, request.mtimensec)
+        changes.mtime_ns = time.time_ns() if now else _time_ns(mtime, mtime_ns)
     elif valid & FATTR_SIZE and valid & FATTR_FH:
         # ftruncate(2) changes it even if the size stays. Linux leaves that to the server
         # (fs/fuse/dir.c, update_mtime).
         changes.mtime_ns = time.time_ns()
     if valid & FATTR_CTIME:
-        changes.ctime_ns = _time_ns(request.ctime, request.ctimensec)
-    return changes, request.fh if valid & FATTR_FH else None
+        changes.ctime_ns = _time_ns(ctime, ctime_ns)
+    return changes, fh if valid & FATTR_FH else None
 
 
 def signed(seconds: int) -> int:
@@ -193,17 +201,17 @@ def locking(message: bytes) -> tuple[int, Lock, int]:
     return request.fh, Lock(asked.type, asked.start, asked.end, asked.pid, flock), request.owner
 
 
-def forgetting(message: bytes, opcode: int, number: int) -> Iterator[tuple[int, int]]:
+def forgetting(message: bytes, opcode: int, number: int) -> list[tuple[int, int]]:
     """Take FORGET or BATCH_FORGET apart: the number of a node, and how many lookups, for each.
 
     Raises:
-        WireError: while it is taken apart, as it is shorter than it says.
+        WireError: it is shorter than it says.
     """
     if opcode == FUSE_FORGET:
-        yield number, fuse_forget_in.unpack(message, HEADER).nlookup
-        return
+        return [(number, *_pick_forget(message))]
     count = fuse_batch_forget_in.unpack(message, HEADER).count
     start = HEADER + fuse_batch_forget_in.SIZE
-    for index in range(count):
-        one = fuse_forget_one.unpack(message, start + index * fuse_forget_one.SIZE)
-        yield one.nodeid, one.nlookup
+    records = message[start : start + count * fuse_forget_one.SIZE]
+    if len(records) != count * fuse_forget_one.SIZE:
+        raise WireError(f"{len(records)} bytes of records, not {count} of {fuse_forget_one.SIZE}")
+    return [*fuse_forget_one.CODEC.iter_unpack(records)]

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Final
 
 from recuse.runtime.locks import new_lock
-from recuse.server.dispatch import pick_head, pick_interrupt
+from recuse.server.dispatch import pick_interrupt
 from recuse.server.errors import brief
 from recuse.server.filesystem.encoding import Owner
 from recuse.server.filesystem.filesystem import Filesystem
@@ -19,10 +19,10 @@ from recuse.server.filesystem.node_level import NodeLevel
 from recuse.server.filesystem.nodes import Directory
 from recuse.server.filesystem.notify import Notifications
 from recuse.server.filesystem.passthrough import BackingFiles
-from recuse.server.filesystem.requests import forgetting, pick_node
+from recuse.server.filesystem.requests import forgetting, pick_head
 from recuse.server.filesystem.served import Served, add_session, remove_session
 from recuse.server.filesystem.undelivered import promises
-from recuse.server.pending_reply import NO_REPLY, PendingReply, Send, answer_fault
+from recuse.server.pending_reply import NO_REPLY, Gather, PendingReply, Send, answer_fault
 from recuse.server.runner import Runner
 from recuse.wire.declare import Structure
 from recuse.wire.errors import WireError
@@ -105,26 +105,27 @@ class FilesystemSession:
         most = max(self.filesystem.max_read, self.filesystem.max_write)
         return max(-(-most // PAGE), _LEAST_PAGES) * PAGE
 
-    def handle(self, message: bytes, reply: Send) -> None:
+    def handle(self, message: bytes, reply: Send, gather: Gather | None = None) -> None:
         """Answer one request through ``reply``, exactly once, if it needs an answer.
 
-        See `recuse.server.session.Session.handle`.
+        A large answer goes through ``gather`` instead, if there is one. For the rest see
+        `recuse.server.session.Session.handle`.
         """
         try:
-            length, opcode, unique = pick_head(message)
+            length, opcode, unique, number = pick_head(message)
         except struct.error:
             length = -1
         if length != len(message):
             raise WireError(f"{len(message)} bytes that are not a request")
         serve = self._serve.get(opcode)
-        pending = PendingReply(message, opcode, unique, reply)
+        pending = PendingReply(message, opcode, unique, reply, gather)
         try:
             if serve is None:
-                self._other(pending)
+                self._other(pending, number)
             elif self._closed:
                 pending.fail(errno.ENODEV)
             else:
-                serve(pending, pick_node(message)[0])
+                serve(pending, number)
         except BaseException as error:
             waits = opcode not in NO_REPLY and not pending.answered
             if waits and isinstance(error, OSError):
@@ -164,14 +165,13 @@ class FilesystemSession:
             self._notifications.close()
         self._runner.end(self._level.ending)
 
-    def _other(self, pending: PendingReply) -> None:
+    def _other(self, pending: PendingReply, number: int) -> None:
         """Handle requests that are not about a node, and unknown ones."""
         opcode = pending.opcode
-        if opcode == FUSE_INIT:
+        if opcode in (FUSE_FORGET, FUSE_BATCH_FORGET):
+            self._level.forget(forgetting(pending.message, opcode, number))
+        elif opcode == FUSE_INIT:
             self._init(pending)
-        elif opcode in (FUSE_FORGET, FUSE_BATCH_FORGET):
-            forgotten = forgetting(pending.message, opcode, pick_node(pending.message)[0])
-            self._level.forget(list(forgotten))
         elif opcode == FUSE_INTERRUPT:
             self._interrupt(pending)
         elif opcode == FUSE_NOTIFY_REPLY:
