@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 from contextvars import ContextVar
 
+from recuse.server.dispatch import pick_open
 from recuse.server.pending_reply import PendingReply
 from recuse.wire.cuse import RECUSE_MMAP, RECUSE_MMAP_COMMIT, RECUSE_MUNMAP, RECUSE_SHOW
 from recuse.wire.fuse import (
@@ -18,8 +20,10 @@ from recuse.wire.fuse import (
     FUSE_WRITE,
     fuse_in_header,
     fuse_ioctl_in,
-    fuse_open_in,
 )
+
+_pick_caller = struct.Struct("=24xIII").unpack_from
+"""uid, gid and pid, of the header."""
 
 CURRENT: ContextVar[PendingReply] = ContextVar("recuse.request")
 """The request whose handler runs; set by the session."""
@@ -74,17 +78,18 @@ class Request:
     @property
     def uid(self) -> int | None:
         """The program's user ID (fsuid), None if it has none in the server's user namespace."""
-        return _identity(self._header().uid)
+        return _identity(_pick_caller(self._pending.message)[0])
 
     @property
     def gid(self) -> int | None:
         """The program's group ID (fsgid), None if it has none in the server's user namespace."""
-        return _identity(self._header().gid)
+        return _identity(_pick_caller(self._pending.message)[1])
 
     @property
     def pid(self) -> int:
         """The calling *thread's* ID, 0 if it has none in the server's pid namespace."""
-        return self._header().pid
+        pid: int = _pick_caller(self._pending.message)[2]
+        return pid
 
     @property
     def interrupted(self) -> bool:
@@ -149,9 +154,6 @@ class Request:
 
         return extensions.security_contexts(self._pending.message)
 
-    def _header(self) -> fuse_in_header:
-        return fuse_in_header.unpack(self._pending.message)
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.unique}: {self.operation} by {self.pid}>"
 
@@ -164,7 +166,8 @@ class OpenRequest(Request):
     @property
     def flags(self) -> int:
         """The flags of open(2), without those used up by the open itself (O_CREAT, O_NOCTTY...)."""
-        return fuse_open_in.unpack(self._pending.message, fuse_in_header.SIZE).flags
+        flags: int = pick_open(self._pending.message)[0]
+        return flags
 
     @property
     def nonblocking(self) -> bool:

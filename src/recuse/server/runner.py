@@ -52,14 +52,17 @@ _NAMED = {
 Not TimeoutError: asyncio and futures raise it as well, and then it is no answer that was meant.
 """
 
-Answer = Callable[[Any, Any], bytes | Awaitable[bytes]]
+Answer = Callable[[Any, Any], bytes | int | Awaitable[bytes]]
 """Makes an answer's payload from what a method returned and the context given to `Runner.run`.
 
-It may also return an awaitable of the payload.
+It may also return an errno, which is quicker than to raise it, or an awaitable of the payload.
 
 Raises Misuse if the author's method returned something invalid.
 """
 
+
+_MADE = (bytes, int)
+"""What an answer is when there is nothing left to wait for."""
 
 Step = tuple[Callable[..., Any], Awaitable[Any]]
 """A method that was called, and what it returned."""
@@ -118,7 +121,7 @@ class Runner:
                 self._run_later(pending, method, answer, context, returned)
                 return
             payload = answer(returned, context)
-            if not isinstance(payload, bytes):
+            if not isinstance(payload, _MADE):
                 self._run_later(pending, method, _as_it_is, None, payload)
                 return
         except BaseException as error:
@@ -128,7 +131,13 @@ class Runner:
         finally:
             CURRENT.reset(token)
         del self._running[pending.unique]
-        if not pending.reply(payload):
+        self._reply(pending, payload)
+
+    def _reply(self, pending: PendingReply, payload: bytes | int) -> None:
+        if isinstance(payload, int):
+            pending.fail(payload)
+            self._after_failure(pending)
+        elif not pending.reply(payload):
             self._undelivered(pending, payload)
 
     def interrupt(self, unique: int) -> bool:
@@ -245,7 +254,7 @@ class Runner:
                 if error is not None and not isinstance(error, MoreMemory):
                     raise error
                 made = answer(returned, context)
-                if not isinstance(made, bytes):
+                if not isinstance(made, _MADE):
                     self._running[pending.unique] = pending
                     self._run_later(pending, method, _as_it_is, None, made)
                     return
@@ -253,8 +262,7 @@ class Runner:
             except BaseException as caught:
                 self._failed(pending, method, caught)
             else:
-                if not pending.reply(payload):
-                    self._undelivered(pending, payload)
+                self._reply(pending, payload)
 
         if not self._start(awaitable, done, pending):
             del self._running[pending.unique]

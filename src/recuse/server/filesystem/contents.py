@@ -142,7 +142,7 @@ class Contents:
 
     def _opened(self, file: Any, context: tuple[RegularFile, int]) -> bytes:
         node, flags = context
-        return self._state.opened(node, file, flags)
+        return self._state.opened(node, file, flags, self._state.handle())
 
     def _read(self, pending: PendingReply, number: int) -> None:
         del number
@@ -207,10 +207,10 @@ class Contents:
         self._run(pending, method, release_answer, None)
 
     def _getxattr(self, pending: PendingReply, number: int) -> None:
-        node = self._state.known.get(number)
-        if type(node).get_xattr is Node.get_xattr and self._no_xattrs:
+        if self._no_xattrs:
             pending.fail(errno.ENOSYS)
             return
+        node = self._state.known.get(number)
         (size,) = pick_getxattr(pending.message)
         name, _ = text_at(pending.message, GETXATTR_NAME)
         self._run(pending, node.get_xattr, xattr_value, size, name)

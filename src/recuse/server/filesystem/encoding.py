@@ -6,6 +6,7 @@ import os
 import select
 import stat
 import struct
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from recuse.server.errors import Misuse, brief
@@ -25,9 +26,8 @@ ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLW
 """What files without a poll method are ready for (linux/poll.h, DEFAULT_POLLMASK)."""
 
 _NS = 10**9
-_U64 = (1 << 64) - 1
-"""What makes of seconds before 1970 the unsigned ones that the protocol has."""
-_pack_attr = fuse_attr.CODEC.pack
+_pack_attr = struct.Struct("=QQQqqqIIIIIIIIII").pack
+"""fuse_attr, with seconds before 1970 as they are."""
 _pack_entry = struct.Struct("=QQQQII").pack
 """fuse_entry_out without its attributes, which follow."""
 _pack_attr_head = struct.Struct("=QII").pack
@@ -60,6 +60,7 @@ class Owner(NamedTuple):
         return bytes(packed)
 
 
+@lru_cache(16)
 def valid(seconds: float) -> tuple[int, int]:
     """How long something stays valid, as seconds and nanoseconds."""
     return divmod(int(min(max(seconds, 0.0), _MOST_VALID_S) * _NS), _NS)
@@ -97,9 +98,9 @@ def _attributes(number: int, told: Any) -> bytes:
         number,
         size,
         (size + 511) >> 9 if told.blocks is None else told.blocks,
-        atime // _NS & _U64,
-        mtime // _NS & _U64,
-        ctime // _NS & _U64,
+        atime // _NS,
+        mtime // _NS,
+        ctime // _NS,
         atime % _NS,
         mtime % _NS,
         ctime % _NS,
@@ -118,9 +119,9 @@ def _of_stat(number: int, told: os.stat_result) -> bytes:
         told.st_ino or number,
         told.st_size,
         told.st_blocks,
-        told.st_atime_ns // _NS & _U64,
-        told.st_mtime_ns // _NS & _U64,
-        told.st_ctime_ns // _NS & _U64,
+        told.st_atime_ns // _NS,
+        told.st_mtime_ns // _NS,
+        told.st_ctime_ns // _NS,
         told.st_atime_ns % _NS,
         told.st_mtime_ns % _NS,
         told.st_ctime_ns % _NS,

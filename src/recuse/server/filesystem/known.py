@@ -53,7 +53,7 @@ class KnownNodes:
 
     def know(self, node: Node) -> int:
         """Note that the kernel half is told about a node once more; return its number."""
-        number = self.number(node)
+        number = node._number or self.number(node)
         if node._filesystem is not self._filesystem:
             node._filesystem = self._filesystem
         with self._lock:

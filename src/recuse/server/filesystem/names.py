@@ -115,7 +115,7 @@ class Names:
         if node is None:
             negative = self._state.negative
             if negative == (0, 0):
-                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+                return errno.ENOENT
             return encoding.entry(0, negative, (0, 0)) + _NO_ATTRIBUTES
         return self._state.entry(node)
 

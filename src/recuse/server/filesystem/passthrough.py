@@ -74,6 +74,9 @@ class Modes:
         Returns:
             FOPEN_ flags, and the backing file's number.
         """
+        if self.channel is None and not self._opens:
+            # There are no backing files: which opens of an inode agree does not matter.
+            return FOPEN_DIRECT_IO if direct else FOPEN_KEEP_CACHE if keep_cache else 0, 0
         with self._lock:
             inode = self._inodes.get(number) or _Inode()
             has_backing = inode.backed or (descriptor is not None and not inode.cached)
@@ -146,6 +149,8 @@ class Modes:
 
     def close(self, handle: int) -> None:
         """Record that an open file is released."""
+        if handle not in self._opens:
+            return
         with self._lock:
             number, backed = self._opens.pop(handle, (0, False))
             inode = self._inodes.get(number)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from recuse.server.filesystem.device_node import Mapped
 
 
+_pack_open = fuse_open_out.CODEC.pack
+
+
 class Closed(NamedTuple):
     """A file that no program has open any longer."""
 
@@ -88,9 +91,10 @@ class State:
         return self._entry(node, await told, tail)
 
     def _entry(self, node: Node, told: Any, tail: bytes) -> bytes:
-        valid = entry_valid = self.valid_of(node)
-        if node.entry_cache_s is not None:
-            entry_valid = encoding.valid(node.entry_cache_s)
+        cache_s, entry_cache_s = node.cache_s, node.entry_cache_s
+        valid = entry_valid = self.valid if cache_s is None else encoding.valid(cache_s)
+        if entry_cache_s is not None:
+            entry_valid = encoding.valid(entry_cache_s)
         # Count it last: if something failed after that, a FORGET would be due that never comes.
         attributes = self._attributes(self.known.number(node), told)
         return encoding.entry(self.known.know(node), entry_valid, valid) + attributes + tail
@@ -132,8 +136,8 @@ class State:
         btime_ns = told.btime_ns if isinstance(told, Attributes) else node.btime_ns
         return encoding.statx(attributes, btime_ns, self.valid_of(node))
 
-    def opened(self, node: Node, file: object, flags: int) -> bytes:
-        """``struct fuse_open_out`` for an open file.
+    def opened(self, node: Node, file: object, flags: int, handle: int) -> bytes:
+        """``struct fuse_open_out`` for an open file, with its new handle.
 
         Raises:
             Misuse: it is not a File.
@@ -142,14 +146,13 @@ class State:
         if not isinstance(file, File):
             raise Misuse(f"returned {brief(file)}, not a File")
         file.flags = flags
-        of_ours = file if isinstance(file, OpenFile) else None
-        direct = node.size is None or (of_ours is not None and of_ours.direct)
-        handle = self.handle()
-        descriptor = None if of_ours is None else of_ours.backing
-        keep_cache = of_ours is not None and of_ours.keep_cache
+        descriptor, direct, keep_cache, flushes = None, node.size is None, False, False
+        if isinstance(file, OpenFile):
+            descriptor, keep_cache = file.backing, file.keep_cache
+            direct = direct or file.direct
+            flushes = type(file).flush is not OpenFile.flush
         number = self.known.number(node)
         how, backing = self.modes.open(handle, number, descriptor, direct, keep_cache)
-        flushes = of_ours is not None and type(of_ours).flush is not OpenFile.flush
         if not flushes and not self.filesystem.posix_locks:
             how |= FOPEN_NOFLUSH
         return self.add(handle, file, how, backing)
@@ -164,12 +167,12 @@ class State:
         if self._released:
             self.drop(handle)
             raise OSError(errno.ENODEV, "the session has closed")
-        return fuse_open_out(fh=handle, open_flags=how, backing_id=backing).pack()
+        return _pack_open(handle, how, backing)
 
     def entry_opened(self, node: Node, file: object, flags: int) -> bytes | Awaitable[bytes]:
         """`entry` and `opened` in one answer. If it cannot be made, the file is released."""
-        opened = self.opened(node, file, flags)
-        handle = fuse_open_out.unpack(opened).fh
+        handle = self.handle()
+        opened = self.opened(node, file, flags, handle)
         try:
             payload = self.entry(node, opened)
         except BaseException:
