@@ -10,6 +10,7 @@ A node is an open descriptor (O_PATH), not a path: whoever renames a directory m
 there, changes no file's meaning.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -129,14 +130,21 @@ class MirrorSpecial(MirrorNode, recuse.Special):
 class MirrorDirectory(MirrorNode, recuse.Directory):
     """A directory."""
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator["tuple[str, MirrorNode] | Entry"]:
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.descriptor)
         try:
             with os.scandir(descriptor) as entries:
                 for entry in entries:
-                    yield Entry(entry.name, kind_of(entry), entry.inode())
+                    yield self._listed(entry)
         finally:
             os.close(descriptor)
+
+    def _listed(self, entry: "os.DirEntry[str]") -> "tuple[str, MirrorNode] | Entry":
+        """Find the node, if the kernel would otherwise look up one name after the other."""
+        if recuse.current_request().operation == "readdirplus":
+            with contextlib.suppress(OSError):  # it has just been removed
+                return entry.name, self.lookup(entry.name)
+        return Entry(entry.name, kind_of(entry), entry.inode())
 
     def lookup(self, name: str) -> MirrorNode:
         descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.descriptor)
