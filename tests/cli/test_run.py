@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recuse.cli.commands import cli
-from recuse.cli.main import main, plain_run
+from recuse.cli.main import main, plain_mount, plain_run
 from recuse.sandbox import SandboxError
 from recuse.sandbox.launch.parent import lacks
 from recuse.server.device import Device
@@ -99,9 +99,32 @@ def test_the_usual_form_means_the_same_to_click(words: list[str]) -> None:
     assert given == {"specs": (*specs,), "argv": (*argv,), **usual}
 
 
+mount_word = st.sampled_from(
+    ["-o", "--options", "-oro", "--background", "--private", "ro,uid=5", "a.py", "files", "--", "-"]
+) | st.text(max_size=3)  # fmt: skip
+
+
+@given(words=st.lists(mount_word, max_size=6))
+def test_the_usual_form_of_mount_means_the_same_to_click(words: list[str]) -> None:
+    plain = plain_mount(["mount", *words])
+    if plain is None:
+        return
+    given = cli.commands["mount"].make_context("mount", list(words)).params
+    (spec, directory, options), background = plain
+    usual = {"argv": (), "private": False, "trace": None, "trace_format": "text"}
+    assert given == {
+        "spec": spec,
+        "directory": directory,
+        "options": (*options,),
+        "background": background,
+        **usual,
+    }
+
+
 def test_other_commands_and_mistakes_are_for_click() -> None:
     for line in ["", "--help", "doctor", "run", "run -d", "run -d x", "run -h", "run -x true"]:
         assert plain_run(line.split()) is None, line
+        assert plain_mount(line.split()) is None, line
 
 
 @pytest.mark.parametrize("status", [0, 1, 42, 137, 255])

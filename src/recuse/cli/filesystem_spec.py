@@ -4,7 +4,6 @@ It is written as a device's (`recuse.cli.spec`).
 """
 
 import typing
-from inspect import Parameter
 from types import ModuleType
 
 from recuse.cli.spec import (
@@ -22,6 +21,9 @@ from recuse.server.filesystem.inodes import Inodes
 from recuse.server.filesystem.nodes import Directory
 from recuse.server.filesystem.served import Served
 
+if typing.TYPE_CHECKING:
+    from inspect import Parameter
+
 _PLAIN = (str, int, float, bool)
 
 
@@ -31,8 +33,10 @@ class _FilesystemKind(Kind):
         return "recuse.Filesystem or recuse.Inodes"
 
     @property
-    def common(self) -> dict[str, Parameter]:
+    def common(self) -> "dict[str, Parameter]":
         """What the base class declares, as far as it can be written as text."""
+        from inspect import Parameter
+
         hints = typing.get_type_hints(self.base, localns={"Directory": object})
         return {
             name: Parameter(name, Parameter.KEYWORD_ONLY, annotation=hint)

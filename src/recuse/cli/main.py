@@ -31,6 +31,30 @@ def plain_run(args: Sequence[str]) -> tuple[list[str], list[str]] | None:
     return (specs, rest) if rest else None
 
 
+def plain_mount(args: Sequence[str]) -> tuple[tuple[str, str, list[str]], bool] | None:
+    """Split `mount [--background] [-o OPTIONS]... SPEC DIR`: that, and if in the background.
+
+    None for anything else, as `plain_run`.
+    """
+    if not args or args[0] != "mount":
+        return None
+    options: list[str] = []
+    background = False
+    rest = list(args[1:])
+    while rest and rest[0].startswith("-"):
+        if rest[0] == "--background":
+            background = True
+            del rest[0]
+        elif rest[0] in ("-o", "--options") and len(rest) > 1 and not rest[1].startswith("-"):
+            options.append(rest[1])
+            del rest[:2]
+        else:
+            return None
+    if len(rest) != 2 or rest[1].startswith("-"):
+        return None
+    return (rest[0], rest[1], options), background
+
+
 def _import_all() -> None:
     """Import what will be needed, and keep the garbage collector off it, now and later.
 
@@ -57,6 +81,15 @@ def main(args: Sequence[str] | None = None) -> int:
             from recuse.cli.run import run_program
 
             return run_program(*plain)
+        if (mount := plain_mount(args)) is not None:
+            what, background = mount
+            if background:
+                from recuse.cli.background import start_in_background
+
+                return start_in_background(*what)
+            from recuse.cli.mount import serve_mount
+
+            return serve_mount(*what)
         from recuse.cli.commands import invoke
 
         return invoke(args)

@@ -5,8 +5,6 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 
-import click
-
 from recuse.channel.mount import Mount
 from recuse.channel.mounting import MountError
 from recuse.channel.signals import EndingSignals, ending_signals
@@ -21,6 +19,12 @@ from recuse.server.filesystem.served import Served
 
 log = Log("recuse.cli")
 
+
+def say(line: str) -> None:
+    """Print a line at once, whoever reads it."""
+    print(line, flush=True)
+
+
 MOUNT_FAILED = 1
 """The exit status if it could not be mounted, or unmounted."""
 
@@ -32,7 +36,7 @@ def serve_mount(
     trace: str | None = None,
     layout: str = "text",
     *,
-    ready: Callable[[str], object] = click.echo,
+    ready: Callable[[str], object] = say,
 ) -> int:
     """Mount the filesystem of `spec` until a signal, or until it is unmounted.
 

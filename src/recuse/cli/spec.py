@@ -323,7 +323,7 @@ def convert_arguments(
         The arguments for the constructor; and attributes to set on the object, which any of its
         kind has (name, mode, ...) but which this class's constructor does not take.
     """
-    if not spec.arguments and cls.__init__ is kind.base.__init__:  # type: ignore[misc]
+    if not spec.arguments and _needs_nothing(cls):
         return {}, {}
     import inspect
 
@@ -357,6 +357,16 @@ def convert_arguments(
     if lacking:
         raise SpecError(f"{spec.source}: {cls.__name__} needs {','.join(lacking)} after a comma")
     return arguments, attributes
+
+
+def _needs_nothing(cls: type[Any]) -> bool:
+    """Whether it is plain that the constructor needs no arguments; to import inspect takes long."""
+    init, new = (getattr(cls, name) for name in ("__init__", "__new__"))
+    code = getattr(init, "__code__", None)
+    if type(cls) is not type or new is not object.__new__ or code is None:
+        return False
+    positional = code.co_argcount - 1 - len(init.__defaults__ or ())
+    return bool(positional <= 0 and code.co_kwonlyargcount <= len(init.__kwdefaults__ or ()))
 
 
 def _base_that_takes(key: str, cls: type[Any], kind: Kind) -> type[Any] | None:
