@@ -147,8 +147,8 @@ def mirror(tools: Tools, source: Path) -> Iterator[Path]:
     """A directory that shows another one, by the example."""
     tools.need_fuse()
     mountpoint = tempfile.mkdtemp(dir=tools.directory)
-    # As long as libfuse's example believes what it has been told.
-    spec = f"{EXAMPLES / 'mirrorfs.py'},source={source},cache_s=1.0"
+    # As long as libfuse's example believes what it has been told; it has no extended attributes.
+    spec = f"{EXAMPLES / 'mirrorfs.py'},source={source},cache_s=1.0,xattrs=false"
     try:
         output([tools.recuse(), "mount", "--background", spec, mountpoint], READY_SECONDS)
         yield Path(mountpoint)
