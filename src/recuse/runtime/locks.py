@@ -15,6 +15,7 @@ garbage is collected in any thread, in the middle of anything.
             server.loop (waits): the event loop, and how many use it
         Packets.receiving (waits): the packets that arrive, several of which make a message
             Packets: those to be sent, and the end of the connection
+        Arrivals: what the event loop is to call soon, and whether it still runs
         Pollers: the pollers that a device's file has promised to notify
         IoctlRetries: the memory that ioctls have asked for
         Area.resizing: the size of a device's memory

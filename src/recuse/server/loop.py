@@ -11,19 +11,21 @@ import atexit
 import errno
 import inspect
 import os
-import select
 import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 from recuse.runtime import threads
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log, report
+from recuse.runtime.records import NamedTuple
 from recuse.runtime.room import check_room
+from recuse.server.arrivals import Arrivals
 from recuse.server.pending_reply import PendingReply, discard
 
 log = Log("recuse.server")
@@ -41,7 +43,7 @@ class Tasks:
     """The tasks of one session, on the shared loop, which it holds until `release`."""
 
     def __init__(self) -> None:
-        self.loop = shared.acquire()
+        self.loop, self._arrivals = shared.acquire()
         self._tasks: dict[asyncio.Task[Any], PendingReply | None] = {}
         self._ending = False
 
@@ -55,7 +57,7 @@ class Tasks:
         def begin() -> None:
             running = self._run(awaitable, done, pending)
             try:
-                task = self.loop.create_task(running)
+                task = self.loop.create_task(running, context=context)
             except MemoryError as error:
                 running.close()
                 discard(awaitable)
@@ -65,10 +67,10 @@ class Tasks:
             if pending is not None:
                 pending.task = task
 
+        # This thread's context has the current request.
+        context = copy_context()
         try:
-            # The callback, and so the task, runs in a copy of this thread's context, which has the
-            # current request.
-            self.loop.call_soon_threadsafe(begin)
+            self._arrivals.call(begin)
         except RuntimeError:
             return False
         return True
@@ -162,8 +164,7 @@ class SharedLoop:
 
     def __init__(self) -> None:
         self._lock = new_lock("server.loop")
-        self._running: tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event] | None
-        self._running = None
+        self._running: tuple[threading.Thread, _Started] | None = None
         self._users = 0
         self._told_of_lack = False
 
@@ -172,7 +173,7 @@ class SharedLoop:
         """Whether the loop is running."""
         return self._running is not None
 
-    def acquire(self) -> asyncio.AbstractEventLoop:
+    def acquire(self) -> tuple[asyncio.AbstractEventLoop, Arrivals]:
         """Start the loop if it is not running.
 
         Raises OSError: EAGAIN if no thread can be started for it, or the error of making its
@@ -189,7 +190,8 @@ class SharedLoop:
                     raise
                 self._told_of_lack = False
             self._users += 1
-            return self._running[1]
+            started = self._running[1]
+            return started.loop, started.arrivals
 
     def release(self) -> None:
         """Give up the loop; the last user stops it."""
@@ -204,7 +206,7 @@ class SharedLoop:
         with self._lock:
             if self._running is None:
                 return
-            thread, loop, stop = self._running
+            thread, (loop, _, stop) = self._running
             self._running = None
         loop.call_soon_threadsafe(stop.set)
         if thread is not threading.current_thread():
@@ -219,13 +221,21 @@ shared = SharedLoop()
 atexit.register(shared.stop)
 
 
-def _start() -> tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event]:
-    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+class _Started(NamedTuple):
+    """A loop that runs."""
+
+    loop: asyncio.AbstractEventLoop
+    arrivals: Arrivals
+    stop: asyncio.Event
+
+
+def _start() -> tuple[threading.Thread, _Started]:
+    started: Future[_Started] = Future()
     # A daemon thread, so that a program which forgets to close a session can still exit: the
     # interpreter waits for other threads before it runs the functions registered with atexit.
     thread = threads.start(_run, started, name="recuse-async")
     try:
-        return thread, *started.result()
+        return thread, started.result()
     except OSError as error:
         # Raised in the other thread. EMFILE would look like a problem of the program's.
         number = errno.ENFILE if error.errno == errno.EMFILE else error.errno
@@ -237,22 +247,24 @@ def _start() -> tuple[threading.Thread, asyncio.AbstractEventLoop, asyncio.Event
 def _check_room() -> None:
     """Raise OSError if there are too few descriptors for a loop: it would be left half made.
 
-    A loop has an epoll and a socket pair. One that is half made raises again when it is deleted.
+    A loop has an epoll, an eventfd and a socket pair. One that is half made raises again when it is
+    deleted.
     """
     first, second = socket.socketpair()
-    with first, second, select.epoll() as epoll:
-        check_room(epoll.fileno())
+    with first, second, Arrivals() as arrivals:
+        check_room(arrivals.fileno())
 
 
-def _run(started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+def _run(started: Future[_Started]) -> None:
     try:
         _check_room()
-        with asyncio.Runner() as runner:
+        arrivals = Arrivals()
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(arrivals)) as runner:
             loop = runner.get_loop()
             loop.set_exception_handler(_tell)
             stop = asyncio.Event()
             waiting = loop.create_task(_wait(stop))
-            started.set_result((loop, stop))
+            started.set_result(_Started(loop, arrivals, stop))
             while not (waiting.done() or loop.is_closed()):
                 try:
                     loop.run_until_complete(waiting)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import socket
 import threading
@@ -65,7 +64,7 @@ def test_an_async_method_fails_and_a_plain_one_works(
     assert record.getMessage() == "async handlers cannot run: no more threads can be started"
 
 
-@pytest.mark.parametrize("lacking", [socket.__name__, select.__name__])
+@pytest.mark.parametrize("lacking", ["socketpair", "eventfd"])
 def test_without_descriptors_for_the_loop_it_is_enfile(
     monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
@@ -76,7 +75,7 @@ def test_without_descriptors_for_the_loop_it_is_enfile(
     channel = connect(table, Plain())
     program = Program(table.by_name("plain")).open()
     with monkeypatch.context() as patch:
-        patch.setattr(*((socket, "socketpair") if lacking == "socket" else (select, "epoll")), none)
+        patch.setattr(socket if lacking == "socketpair" else os, lacking, none)
         with pytest.raises(OSError, match=r"\w") as raised:
             program.put(b"x")
     assert raised.value.errno == errno.ENFILE

@@ -420,7 +420,7 @@ def test_close_does_not_wait_for_ever(
     peer, fh, file = sleeping(serve, Stubborn)
     unique = file.begin(peer, fh)
     assert loop.shared._running is not None
-    thread, used, _ = loop.shared._running
+    thread, (used, *_) = loop.shared._running
     peer.session.close()
     closing, stopping = told.lines()
     assert closing == "Tasks.end has not ended after 0.01 s"
