@@ -10,7 +10,6 @@ A node is an open descriptor (O_PATH), not a path: whoever renames a directory m
 there, changes no file's meaning.
 """
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -142,8 +141,10 @@ class MirrorDirectory(MirrorNode, recuse.Directory):
     def _listed(self, entry: "os.DirEntry[str]") -> "tuple[str, MirrorNode] | Entry":
         """Find the node, if the kernel would otherwise look up one name after the other."""
         if recuse.current_request().operation == "readdirplus":
-            with contextlib.suppress(OSError):  # it has just been removed
+            try:
                 return entry.name, self.lookup(entry.name)
+            except OSError:
+                pass  # it has just been removed
         return Entry(entry.name, kind_of(entry), entry.inode())
 
     def lookup(self, name: str) -> MirrorNode:

@@ -68,7 +68,8 @@ class Request:
             return _OPERATIONS[opcode]
         from recuse.wire.optable import OPERATIONS  # noqa: PLC0415  # as said above
 
-        return OPERATIONS[opcode].name.removeprefix("FUSE_").lower()
+        name = OPERATIONS[opcode].name.removeprefix("FUSE_").lower()
+        return _OPERATIONS.setdefault(opcode, name)
 
     @property
     def unique(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from recuse.runtime.log import Log
 from recuse.server.errors import Misuse, brief
 from recuse.server.filesystem.attributes import Lock
-from recuse.server.filesystem.requests import NAME_MAX
+from recuse.server.filesystem.requests import ENCODING, ERRORS, NAME_MAX
 from recuse.server.runner import label
 from recuse.wire.filesystem import (
     fuse_copy_file_range_out,
@@ -78,7 +78,7 @@ def log_too_long(method: object, name: bytes) -> None:
 def _without_nul(did: str, text: str | bytes) -> bytes:
     """A text that ends with a NUL in the protocol or in the kernel, and so can have none."""
     try:
-        encoded = os.fsencode(text)
+        encoded = text.encode(ENCODING, ERRORS) if isinstance(text, str) else text
     except UnicodeEncodeError as error:
         raise Misuse(f"{did} {brief(text)}, which is no file name: {error.reason}") from None
     if b"\0" in encoded:

@@ -37,9 +37,13 @@ class Listing:
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
         self.items: list[Item] = []
-        self._iterator: Iterator[Any] | AsyncIterator[Any] | None = None
+        self._iterator: Iterator[Any] | None = None
+        self._later: AsyncIterator[Any] | None = None
+        """One of the two, until the end is reached."""
         self._live: Mapping[str, Node] | None = None
         self._is_snapshot = False
+        self.is_asynchronous = False
+        """Whether `advance_later` has to be awaited instead of `advance`."""
         self._lacks = False
         """Whether names were left out."""
         self._old = 0
@@ -55,7 +59,9 @@ class Listing:
             entries = list(entries.items())
         self.items = []
         self._old = 0
-        self._iterator = aiter(entries) if isinstance(entries, AsyncIterable) else iter(entries)
+        self.is_asynchronous = isinstance(entries, AsyncIterable)
+        self._later = aiter(entries) if isinstance(entries, AsyncIterable) else None
+        self._iterator = None if isinstance(entries, AsyncIterable) else iter(entries)
 
     def resume(self) -> None:
         """Read on, in another request: programs may have changed the directory meanwhile."""
@@ -73,16 +79,10 @@ class Listing:
             return self._live.get(os.fsdecode(item.name)) is item.node
         return index >= self._old
 
-    @property
-    def is_asynchronous(self) -> bool:
-        """Whether `advance_later` has to be awaited instead of `advance`."""
-        return isinstance(self._iterator, AsyncIterator)
-
     def advance(self) -> bool:
         """Take one more entry; return False at the end."""
         if self._iterator is None:
             return False
-        assert isinstance(self._iterator, Iterator)
         for entry in self._iterator:
             if self._take(entry):
                 return True
@@ -91,13 +91,12 @@ class Listing:
 
     async def advance_later(self) -> bool:
         """Like `advance`, for an asynchronous iterator."""
-        if self._iterator is None:
+        if self._later is None:
             return False
-        assert isinstance(self._iterator, AsyncIterator)
-        async for entry in self._iterator:
+        async for entry in self._later:
             if self._take(entry):
                 return True
-        self._iterator = None
+        self._later = None
         return False
 
     def _take(self, entry: Any) -> bool:

@@ -61,6 +61,7 @@ from recuse.wire.fuse import (
     fuse_open_out,
 )
 
+_pick_ino = struct.Struct(f"={fuse_entry_out.SIZE - fuse_attr.SIZE}xQ").unpack_from
 _pack_dirent = fuse_dirent.CODEC.pack
 _NO_ENTRY: Final = bytes(fuse_entry_out.SIZE)
 _NO_ATTRIBUTES: Final = bytes(fuse_attr.SIZE)
@@ -316,7 +317,7 @@ class _Page:
                 payload = self._state.entry_now(node)
                 if payload is not None:
                     entry = payload
-                    (ino,) = struct.unpack_from("=Q", entry, fuse_entry_out.SIZE - fuse_attr.SIZE)
+                    (ino,) = _pick_ino(entry)
         part = entry + _pack_dirent(ino, following, len(name), kind >> 12) + name
         self._parts.append(part.ljust(length, b"\0"))
         self._room -= length
