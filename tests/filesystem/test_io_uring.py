@@ -183,9 +183,9 @@ def test_large_requests(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = set()
     handle = FilesystemSession.handle
 
-    def note(self: FilesystemSession, message: bytes, reply: Any) -> None:
+    def note(self: FilesystemSession, message: bytes, reply: Any, gather: Any = None) -> None:
         sizes.add(len(message))
-        handle(self, message, reply)
+        handle(self, message, reply, gather)
 
     monkeypatch.setattr(FilesystemSession, "handle", note)
     filesystem = load_filesystem(MEMORY)

@@ -49,10 +49,10 @@ def test_an_internal_error_is_an_answer(
 ) -> None:
     handle = FilesystemSession.handle
 
-    def broken(self: FilesystemSession, message: bytes, reply: Any) -> None:
+    def broken(self: FilesystemSession, message: bytes, reply: Any, gather: Any = None) -> None:
         if b"hello" in message:
             raise RuntimeError("on purpose")
-        handle(self, message, reply)
+        handle(self, message, reply, gather)
 
     monkeypatch.setattr(FilesystemSession, "handle", broken)
     with Mount(tree(), None, "io_uring") as mount:

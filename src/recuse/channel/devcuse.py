@@ -95,18 +95,22 @@ class Channel:
 
         Raises OSError with ENODEV when the connection has ended, from either side.
         """
-        number = self._begin()
+        # As `_begin` and `_end`, without calling them for each request.
+        self._users.append(None)
         try:
-            while True:
+            while not self._closing:
                 try:
-                    return os.read(number, size)
+                    return os.read(self.number, size)
                 except BlockingIOError:
                     return None
                 except OSError as error:
                     if error.errno not in _READ_AGAIN:
                         raise
+            raise os_error(errno.ENODEV)
         finally:
-            self._end()
+            self._users.pop()
+            if self._closing:
+                self._tell_closer()
 
     def read_into(self, buffer: bytearray) -> int:
         """Read the next request into a buffer, without memory for it; return its size, 0 if none.
@@ -166,11 +170,15 @@ class Channel:
         longer, EINVAL if it is malformed. (`recuse.server.pending_reply` treats the first two as
         usual.)
         """
-        number = self._begin()
+        self._users.append(None)
         try:
-            os.write(number, message)
+            if self._closing:
+                raise os_error(errno.ENODEV)
+            os.write(self.number, message)
         finally:
-            self._end()
+            self._users.pop()
+            if self._closing:
+                self._tell_closer()
 
     def gather(self, header: bytes, payload: bytes) -> None:
         """Answer a request with two pieces. Raises OSError as `write` does."""
@@ -222,8 +230,11 @@ class Channel:
     def _end(self) -> None:
         self._users.pop()
         if self._closing:
-            with self._lock:
-                self._unused.notify_all()
+            self._tell_closer()
+
+    def _tell_closer(self) -> None:
+        with self._lock:
+            self._unused.notify_all()
 
 
 class DevCuse:
