@@ -374,7 +374,7 @@ print(transfer(0, 4, 10), bytes(room), transfer(0, 50, 10), transfer(1, 0, 1, 0x
 
 
 def test_asynchronous_transfers(client: Shell) -> None:
-    expected = "0\n10 13 0\n9 b'123456789\\x00' 0 ENOTSUP\n"
+    expected = "0\n10 13 0\n9 b'123456789\\x00' 0 1\n"
     assert client(AIO) == expected
 
 

@@ -33,15 +33,26 @@ class WriteFile(ReadFile):
 
     __slots__ = ()
 
-    def write(self, caller: FileCaller, data: bytes, offset: int | None = None) -> Operation[int]:
+    def write(
+        self,
+        caller: FileCaller,
+        data: bytes,
+        offset: int | None = None,
+        appends: bool | None = None,
+    ) -> Operation[int]:
         """Write at the position, which then moves, or at ``offset``; return how many bytes.
+
+        ``appends``: whether it is written at the end instead (RWF_APPEND, RWF_NOAPPEND); None: as
+        the file's flags say.
 
         Raises OSError: EBADF if it is not open for writing, EINVAL, EFBIG, EIO for an answer that
         cannot be true, or what the server answers unless something was written before.
         """
-        return self.running(self._write(caller, data, offset))
+        return self.running(self._write(caller, data, offset, appends))
 
-    def _write(self, caller: FileCaller, data: bytes, offset: int | None) -> Operation[int]:
+    def _write(
+        self, caller: FileCaller, data: bytes, offset: int | None, appends: bool | None = None
+    ) -> Operation[int]:
         inode, superblock = self.inode, self.superblock
         if not self.writable:
             raise bad_descriptor()
@@ -50,12 +61,15 @@ class WriteFile(ReadFile):
         inode.check()
         if not data:
             return 0
+        if appends is None:
+            appends = bool(self.flags & os.O_APPEND)
         if self.is_passed_through:
-            return (yield from self._write_to_backing(caller, data, start, offset is None))
+            where = None if appends else start
+            return (yield from self._write_to_backing(caller, data, where, offset is None))
         later = yield from self._is_written_later(caller)
         yield from superblock.lock(inode)
         try:
-            if self.flags & os.O_APPEND:
+            if appends:
                 start = inode.attr.size
             data = data[: check_write(caller, start, len(data))]
             take_stores(superblock, inode, inode.attr.size, inode.attr.size)
@@ -74,18 +88,16 @@ class WriteFile(ReadFile):
         return done
 
     def _write_to_backing(
-        self, caller: FileCaller, data: bytes, start: int, moves: bool
+        self, caller: FileCaller, data: bytes, where: int | None, moves: bool
     ) -> Operation[int]:
         # fuse_passthrough_write_iter; fs/backing-file.c, backing_file_write_iter
         assert self.backing is not None
         file, inode, superblock = self.backing, self.inode, self.superblock
         yield from superblock.lock(inode)
         try:
-            appends = bool(self.flags & os.O_APPEND)
-            end = inode.attr.size if appends else start
+            end = inode.attr.size if where is None else where
             data = data[: check_write(caller, end, len(data))]
             yield from self._modify(caller)
-            where = None if appends else start
             done, end = file.write(data, where, self.flags)
             if done:
                 written(superblock, inode, end)

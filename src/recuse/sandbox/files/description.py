@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeAlias
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.char.mmap import Mapper, Mapping, MmapCall
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 IoVecs: TypeAlias = list[IoVec]
 """The parts of the caller's memory that a call reads from or writes to."""
+
+
+NO_APPEND: Final = 1 << 31
+"""Beside flags of open(2): write where the position is, although the file has O_APPEND."""
 
 
 class Offsets(NamedTuple):
@@ -73,8 +77,8 @@ class FileDescription:
         "writable",
     )
 
-    appends: ClassVar[bool] = False
-    """Whether RWF_APPEND and RWF_NOAPPEND mean something for it. They cannot be done then."""
+    can_be_direct: ClassVar[bool] = False
+    """Whether fcntl may set O_DIRECT (FMODE_CAN_ODIRECT)."""
     has_events: ClassVar[bool] = True
     """Whether an epoll takes it (EPERM: file_can_poll)."""
     opened: ClassVar[bool] = True
@@ -118,7 +122,9 @@ class FileDescription:
     def write(
         self, call: TrappedCall, segments: IoVecs, position: int | None, flags: int = 0
     ) -> Outcome:
-        """Write what is in the segments; ``flags`` (O_SYNC, O_DSYNC) are added for this call only.
+        """Write what is in the segments.
+
+        ``flags`` are added for this call only: O_SYNC, O_DSYNC, O_APPEND, or `NO_APPEND`.
 
         Raises:
             OSError: EINVAL.
@@ -137,6 +143,14 @@ class FileDescription:
         self, caller: Caller, segments: IoVecs, position: int, flags: int
     ) -> OnDevice[int]:
         """Write like :meth:`write`, for io_submit.
+
+        Raises:
+            OSError: EINVAL.
+        """
+        raise os_error(errno.EINVAL)
+
+    def sync_at(self, caller: Caller, data_only: bool) -> OnDevice[None]:
+        """Sync like :meth:`sync`, for io_submit.
 
         Raises:
             OSError: EINVAL.
@@ -217,9 +231,25 @@ class FileDescription:
         """Do fallocate(2).
 
         Raises:
-            OSError: ENODEV.
+            OSError: ENODEV, or EBADF if it is not open for writing.
         """
-        raise os_error(errno.ENODEV)
+        raise os_error(errno.ENODEV if self.writable else errno.EBADF)
+
+    def write_range(self, call: TrappedCall) -> Outcome:
+        """Do sync_file_range(2): write back what only the page cache has.
+
+        Raises:
+            OSError: ESPIPE.
+        """
+        raise os_error(errno.ESPIPE)
+
+    def read_ahead(self) -> int:
+        """Do readahead(2), which reads nothing if it does not have to.
+
+        Raises:
+            OSError: EBADF if it is not open for reading; EINVAL.
+        """
+        raise os_error(errno.EINVAL if self.readable else errno.EBADF)
 
     def entries(self, call: TrappedCall, address: int, size: int, *, typed: bool) -> Outcome:
         """Do getdents64(2), or getdents(2) if not ``typed``, into ``size`` bytes of memory.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Hashable
 from functools import partial
 
@@ -69,7 +70,7 @@ class DeviceFile(FileDescription):
         self, call: TrappedCall, segments: IoVecs, position: int | None, flags: int = 0
     ) -> Outcome:
         """See `OpenFile.write`."""
-        operation = self._file.write(call.caller(), segments, position, flags)
+        operation = self._file.write(call.caller(), segments, position, flags & os.O_SYNC)
         return call.run(self._device, operation)
 
     def read_at(self, caller: Caller, segments: IoVecs, position: int) -> OnDevice[int]:
@@ -80,7 +81,9 @@ class DeviceFile(FileDescription):
         self, caller: Caller, segments: IoVecs, position: int, flags: int
     ) -> OnDevice[int]:
         """See `OpenFile.write`."""
-        return OnDevice(self._device, self._file.write(caller, segments, position, flags))
+        return OnDevice(
+            self._device, self._file.write(caller, segments, position, flags & os.O_SYNC)
+        )
 
     def seek(self, call: TrappedCall, offset: int, whence: int) -> int:
         """See `OpenFile.seek`."""

@@ -8,11 +8,12 @@ import resource
 import signal
 from typing import TYPE_CHECKING
 
-from recuse.kernel.fs.credentials import FileCaller
+from recuse.kernel.fs.credentials import CAP_FSETID, FileCaller
 from recuse.sandbox.tasks.memory import CallerMemory
 from recuse.sandbox.tasks.tasks import umask_of
 
 if TYPE_CHECKING:
+    from recuse.kernel.caller import Caller
     from recuse.sandbox.trap.call import TrappedCall
 
 
@@ -64,4 +65,16 @@ def caller_of(call: TrappedCall, *, real: bool = False, creates: bool = False) -
         owner=task.owner,
         tgid=task.tgid,
         memory=memory,
+    )
+
+
+def of_files(caller: Caller) -> FileCaller:
+    """A caller who only reads and writes what is open."""
+    return ThreadCaller(
+        caller.pid,
+        caller.uid,
+        caller.gid,
+        capabilities=CAP_FSETID if caller.keeps_suid else 0,
+        owner=caller.owner,
+        memory=caller.memory,
     )

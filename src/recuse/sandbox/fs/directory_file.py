@@ -30,6 +30,10 @@ class DirectoryFile(OpenedFile):
         """See `Directory.seek`."""
         return self.kernel_file.seek(offset, whence)
 
+    def write_range(self, call: TrappedCall) -> Outcome:
+        """Do nothing: a directory has no pages (fs/sync.c, sync_file_range)."""
+        return 0
+
     def entries(self, call: TrappedCall, address: int, size: int, *, typed: bool) -> Outcome:
         """See `FileDescription.entries`."""
         return self._tree.run(call, _list(self.kernel_file, caller_of(call), address, size, typed))

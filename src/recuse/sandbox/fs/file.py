@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from recuse.kernel.caller import Caller
 from recuse.kernel.connection.operation import Operation, run
 from recuse.kernel.fs import file_calls
 from recuse.kernel.fs.credentials import FileCaller
@@ -12,7 +13,7 @@ from recuse.kernel.fs.files import FilesystemFile
 from recuse.runtime.log import Log
 from recuse.sandbox.files.description import FileDescription
 from recuse.sandbox.files.native_end import NativeEnd
-from recuse.sandbox.fs.caller import caller_of
+from recuse.sandbox.fs.caller import caller_of, of_files
 from recuse.sandbox.fs.record_locking import RecordLocking
 from recuse.sandbox.fs.running import Mounted
 from recuse.sandbox.trap.call import OnDevice, Outcome, TrappedCall
@@ -70,6 +71,11 @@ class OpenedFile(FileDescription):
     def sync(self, call: TrappedCall, data_only: bool) -> Outcome:
         """See `FilesystemFile.sync`."""
         return self._tree.run(call, self.kernel_file.sync(caller_of(call), data_only))
+
+    def sync_at(self, caller: Caller, data_only: bool) -> OnDevice[None]:
+        """See `sync`."""
+        operation = self.kernel_file.sync(of_files(caller), data_only)
+        return OnDevice(self._tree, self._tree.whole(operation))
 
     def flock(self, call: TrappedCall, operation: int) -> Outcome | None:
         """See `recuse.kernel.fs.file_calls.flock`."""

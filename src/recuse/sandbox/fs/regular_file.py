@@ -12,12 +12,13 @@ from recuse.kernel.char.mmap import Mapping, MmapCall
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs import file_calls
-from recuse.kernel.fs.credentials import CAP_FSETID, FileCaller
+from recuse.kernel.fs.credentials import FileCaller
 from recuse.kernel.fs.mapping import extend, map_file, sync_mapping, unmap_file
 from recuse.kernel.fs.regular import RegularFile
+from recuse.kernel.fs.writeback import write_back
 from recuse.kernel.iovec import MAX_TRANSFER, length_of, load, store
 from recuse.sandbox.files.description import FileDescription, IoVecs, Offsets, PollSource
-from recuse.sandbox.fs.caller import ThreadCaller, caller_of
+from recuse.sandbox.fs.caller import caller_of, of_files
 from recuse.sandbox.fs.file import OpenedFile
 from recuse.sandbox.fs.transfer_ends import put
 from recuse.sandbox.fs.transfers import send_file, splice
@@ -37,7 +38,7 @@ class DataFile(OpenedFile):
     __slots__ = ()
 
     has_events = True
-    appends = True
+    can_be_direct = True
     kernel_file: RegularFile
 
     def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> Outcome:
@@ -54,14 +55,14 @@ class DataFile(OpenedFile):
 
     def read_at(self, caller: Caller, segments: IoVecs, position: int) -> OnDevice[int]:
         """See `read`."""
-        operation = _read(self.kernel_file, _of_files(caller), segments, position)
+        operation = _read(self.kernel_file, of_files(caller), segments, position)
         return OnDevice(self._tree, self._tree.whole(operation))
 
     def write_at(
         self, caller: Caller, segments: IoVecs, position: int, flags: int
     ) -> OnDevice[int]:
         """See `write`."""
-        operation = _write(self.kernel_file, _of_files(caller), segments, position, flags)
+        operation = _write(self.kernel_file, of_files(caller), segments, position, flags)
         return OnDevice(self._tree, self._tree.whole(operation))
 
     @property
@@ -71,7 +72,7 @@ class DataFile(OpenedFile):
 
     def poll(self, caller: Caller, events: int, waiting: bool) -> OnDevice[int]:
         """See `recuse.kernel.fs.file_calls.poll`."""
-        operation = file_calls.poll(self.kernel_file, _of_files(caller), events, waiting)
+        operation = file_calls.poll(self.kernel_file, of_files(caller), events, waiting)
         return OnDevice(self._tree, self._tree.whole(operation))
 
     def wake_by(self, changed: Callable[[], None]) -> None:
@@ -91,7 +92,7 @@ class DataFile(OpenedFile):
 
     def mmap(self, caller: Caller, mapper: AnyMapper, wanted: MmapCall) -> OnDevice[Mapping | None]:
         """See `map_file`."""
-        operation = map_file(self.kernel_file, _of_files(caller), mapper, wanted)
+        operation = map_file(self.kernel_file, of_files(caller), mapper, wanted)
         return OnDevice(self._tree, self._tree.whole(operation))
 
     def munmap(self, mapping: Mapping) -> OnDevice[None]:
@@ -104,12 +105,12 @@ class DataFile(OpenedFile):
 
     def sync_mapping(self, caller: Caller) -> OnDevice[None] | None:
         """See `recuse.kernel.fs.mapping.sync_mapping`."""
-        operation = sync_mapping(self.kernel_file, _of_files(caller))
+        operation = sync_mapping(self.kernel_file, of_files(caller))
         return OnDevice(self._tree, self._tree.whole(operation))
 
     def extend_mapping(self, caller: Caller, pages: range) -> OnDevice[None] | None:
         """See `recuse.kernel.fs.mapping.extend`."""
-        operation = extend(self.kernel_file, _of_files(caller), pages)
+        operation = extend(self.kernel_file, of_files(caller), pages)
         return OnDevice(self._tree, self._tree.whole(operation))
 
     def send_file(
@@ -142,6 +143,15 @@ class DataFile(OpenedFile):
             return self._tree.run(call, _tell_left(self.kernel_file, caller_of(call), argument))
         return super().ioctl(call, command, argument)
 
+    def write_range(self, call: TrappedCall) -> Outcome:
+        """See `recuse.kernel.fs.writeback.write_back`."""
+        kept = self.kernel_file
+        return self._tree.run(call, kept.running(write_back(kept.superblock, kept.inode)))
+
+    def read_ahead(self) -> int:
+        """Read nothing yet. OSError: EBADF."""
+        return 0 if self.readable else super().read_ahead()
+
     def truncate(self, call: TrappedCall, size: int) -> Outcome:
         """See `RegularFile.truncate`."""
         return self._tree.run(call, self.kernel_file.truncate(caller_of(call), size))
@@ -151,18 +161,6 @@ class DataFile(OpenedFile):
         return self._tree.run(
             call, self.kernel_file.allocate(caller_of(call), mode, offset, length)
         )
-
-
-def _of_files(caller: Caller) -> FileCaller:
-    """A caller who only reads and writes what is open."""
-    return ThreadCaller(
-        caller.pid,
-        caller.uid,
-        caller.gid,
-        capabilities=CAP_FSETID if caller.keeps_suid else 0,
-        owner=caller.owner,
-        memory=caller.memory,
-    )
 
 
 def _read(

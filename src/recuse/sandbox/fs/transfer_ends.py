@@ -20,6 +20,7 @@ from recuse.kernel.fs.reading import NO_PLACES
 from recuse.kernel.fs.regular import RegularFile
 from recuse.runtime.room import keeping
 from recuse.runtime.threads import must_not_block, no_more
+from recuse.sandbox.files.description import NO_APPEND
 from recuse.sandbox.fs.caller import caller_of, send_signal
 from recuse.sandbox.fs.file import OpenedFile
 from recuse.sandbox.tasks.memory import read_memory, write_memory
@@ -48,8 +49,11 @@ class AgainError(Exception):
 def put(
     file: RegularFile, caller: FileCaller, data: bytes, position: int | None, flags: int
 ) -> Operation[int]:
-    """Write, and then sync if the file's flags or these ones say so."""
-    written = yield from file.write(caller, data, position)
+    """Write, and sync if the file's flags or these ones say so; see `FileDescription.write`."""
+    appends = None
+    if flags & (os.O_APPEND | NO_APPEND):
+        appends = not flags & NO_APPEND
+    written = yield from file.write(caller, data, position, appends)
     flags |= file.flags
     if written and flags & (os.O_SYNC | os.O_DSYNC):
         # fs/fuse/file.c, generic_write_sync

@@ -33,8 +33,8 @@ from recuse.sandbox.syscalls.rw import (
     IOVEC,
     check_flags,
     plain_segments,
-    sync_flags,
     vector_segments,
+    write_flags,
 )
 from recuse.sandbox.tasks.memory import UnreadableError, read_memory, write_memory
 from recuse.sandbox.tasks.status import ThreadStatus
@@ -50,9 +50,12 @@ if TYPE_CHECKING:
 # linux/aio_abi.h
 _PREAD: Final = 0
 _PWRITE: Final = 1
+_FSYNC: Final = 2
+_FDSYNC: Final = 3
 _POLL: Final = 5
 _PREADV: Final = 7
 _PWRITEV: Final = 8
+_SYNCS: Final = (_FSYNC, _FDSYNC)
 _TRANSFERS: Final = (_PREAD, _PWRITE, _PREADV, _PWRITEV)
 
 _IOCB = struct.Struct("=QIIHhIQQqQII")
@@ -95,7 +98,7 @@ class _Block(NamedTuple):
     def transfers(self) -> bool:
         """Whether the kernel must not do it, because natively the file is a socket."""
         file = self.file
-        return file is not None and (self.opcode in _TRANSFERS or not file.opened)
+        return file is not None and (self.opcode in (*_TRANSFERS, *_SYNCS) or not file.opened)
 
     @property
     def is_polled(self) -> bool:
@@ -218,12 +221,14 @@ def _transfer(call: TrappedCall, block: _Block, pointer: struct.Struct) -> int:
     """
     file = block.file
     assert file is not None
+    if block.opcode in _SYNCS and file.opened:
+        return _sync(call, block, file)
     reads = block.opcode in (_PREAD, _PREADV)
     if not (file.readable if reads else file.writable):
         raise os_error(errno.EBADF)
     if block.opcode not in _TRANSFERS:
         raise os_error(errno.EINVAL)
-    check_flags(file, block.rw_flags)
+    check_flags(block.rw_flags)
     if block.opcode in (_PREAD, _PWRITE):
         segments = plain_segments(block.buffer, block.size)
     else:
@@ -233,8 +238,17 @@ def _transfer(call: TrappedCall, block: _Block, pointer: struct.Struct) -> int:
     if reads:
         step = file.read_at(caller, segments, block.offset)
     else:
-        step = file.write_at(caller, segments, block.offset, sync_flags(block.rw_flags))
+        step = file.write_at(caller, segments, block.offset, write_flags(block.rw_flags))
     return call.complete(step.device, step.operation)
+
+
+def _sync(call: TrappedCall, block: _Block, file: FileDescription) -> int:
+    """Do fsync or fdatasync (aio_fsync). OSError: EINVAL, or what the server answers."""
+    if block.buffer or block.offset or block.size or block.rw_flags:
+        raise os_error(errno.EINVAL)
+    step = file.sync_at(call.caller(), block.opcode == _FDSYNC)
+    call.complete(step.device, step.operation)
+    return 0
 
 
 def _watch(call: TrappedCall, machine: Machine, blocks: list[_Block], borrowing: Borrowing) -> None:

@@ -110,7 +110,7 @@ def fcntl(call: TrappedCall, machine: Machine) -> Outcome:
     if command == F_SETFL:
         if not file.opened:
             raise os_error(errno.EBADF)
-        if call.a2 & arch.O_DIRECT:
+        if call.a2 & arch.O_DIRECT and not file.can_be_direct:
             raise os_error(errno.EINVAL)
         file.set_flags(file.flags & ~_SETFL_MASK | call.a2 & _SETFL_MASK)
         return 0

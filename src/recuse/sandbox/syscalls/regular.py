@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
     from recuse.sandbox.trap.call import Outcome, TrappedCall
 
+_ALL_RANGE: Final = 7
+"""The flags of sync_file_range."""
+
 
 def fsync(call: TrappedCall, machine: Machine) -> Outcome:
     """``fsync(fd)``."""
@@ -40,9 +43,26 @@ def fallocate(call: TrappedCall, machine: Machine) -> Outcome:
     return file.allocate(call, signed32(call.a1), signed64(call.a2), signed64(call.a3))
 
 
+def sync_file_range(call: TrappedCall, machine: Machine) -> Outcome:
+    """``sync_file_range(fd, offset, count, flags)``, of which more may be written than is asked."""
+    file = machine.files.find_opened(call.tid, call.a0)
+    offset, count = signed64(call.a1), signed64(call.a2)
+    if file is None or call.a3 & ~_ALL_RANGE & 0xFFFFFFFF or offset < 0 or offset + count < offset:
+        return PROCEED
+    return file.write_range(call)
+
+
+def readahead(call: TrappedCall, machine: Machine) -> Outcome:
+    """``readahead(fd, offset, count)``."""
+    file = machine.files.find_opened(call.tid, call.a0)
+    return PROCEED if file is None else file.read_ahead()
+
+
 HANDLERS: Final[dict[str, Handler]] = {
     "fsync": fsync,
     "fdatasync": fdatasync,
     "ftruncate": ftruncate,
     "fallocate": fallocate,
+    "sync_file_range": sync_file_range,
+    "readahead": readahead,
 }

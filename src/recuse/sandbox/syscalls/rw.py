@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.arch import arch
-from recuse.sandbox.files.description import FileDescription, Offsets
+from recuse.sandbox.files.description import NO_APPEND, FileDescription, Offsets
 from recuse.sandbox.files.natives import Native, native
 from recuse.sandbox.syscalls.handler import (
     PROCEED,
@@ -36,11 +36,14 @@ COMPAT_IOVEC: Final = struct.Struct("=II")
 IOVEC: Final = {8: _IOVEC, 4: COMPAT_IOVEC}
 """By the number of bytes in a pointer."""
 
-# linux/fs.h. HIPRI, APPEND and NOAPPEND are hints that a device ignores.
+# linux/fs.h. HIPRI and NOSIGNAL mean nothing here, and a device ignores APPEND and NOAPPEND.
 _RWF_DSYNC: Final = 0x02
 _RWF_SYNC: Final = 0x04
-_RWF_APPENDING: Final = 0x10 | 0x20
-RWF_KNOWN: Final = 0x01 | _RWF_DSYNC | _RWF_SYNC | _RWF_APPENDING
+_RWF_APPEND: Final = 0x10
+_RWF_NOAPPEND: Final = 0x20
+_RWF_APPENDING: Final = _RWF_APPEND | _RWF_NOAPPEND
+_RWF_NOSIGNAL: Final = 0x100
+RWF_KNOWN: Final = 0x01 | _RWF_DSYNC | _RWF_SYNC | _RWF_APPENDING | _RWF_NOSIGNAL
 """Flags of preadv2, pwritev2 and ``struct iocb``."""
 
 
@@ -137,23 +140,32 @@ def vectored(  # noqa: PLR0917 - by position, as every readv calls it
         raise os_error(errno.EBADF)
     if not segments:
         return 0
-    check_flags(file, flags)
+    check_flags(flags)
     if wanted == _O_RDONLY:
         return file.read(call, segments, position)
-    return file.write(call, segments, position, sync_flags(flags))
+    return file.write(call, segments, position, write_flags(flags))
 
 
-def check_flags(file: FileDescription, flags: int) -> None:
-    """Raise EOPNOTSUPP for flags of one transfer that cannot be done."""
-    if flags & ~RWF_KNOWN or (file.appends and flags & _RWF_APPENDING):
+def check_flags(flags: int) -> None:
+    """Raise EOPNOTSUPP for flags of one transfer that no file has; EINVAL for contrary ones."""
+    if flags & ~RWF_KNOWN:
         raise os_error(errno.EOPNOTSUPP)
+    if flags & _RWF_APPENDING == _RWF_APPENDING:
+        raise os_error(errno.EINVAL)
 
 
-def sync_flags(flags: int) -> int:
-    """The open flags that are added for one write (fs/fuse/file.c, fuse_write_flags)."""
+def write_flags(flags: int) -> int:
+    """The open flags that are added for one write, and `NO_APPEND` (kiocb_set_rw_flags)."""
+    added = 0
     if flags & _RWF_SYNC:
-        return os.O_SYNC
-    return os.O_DSYNC if flags & _RWF_DSYNC else 0
+        added = os.O_SYNC
+    elif flags & _RWF_DSYNC:
+        added = os.O_DSYNC
+    if flags & _RWF_APPEND:
+        added |= os.O_APPEND
+    if flags & _RWF_NOAPPEND:
+        added |= NO_APPEND
+    return added
 
 
 def readv(call: TrappedCall, machine: Machine) -> Outcome:

@@ -112,6 +112,7 @@ _NEVER: Final = (
     "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups", "capset",
     "landlock_restrict_self", "fsync", "fdatasync", "ftruncate", "fallocate", "fchdir",
     "msync", "fsetxattr", "fremovexattr", "close", "close_range", "dup2", "dup3",
+    "sync_file_range", "readahead",
     "mount", "umount", "umount2", "fsopen",
     "bind", "listen", "connect", "shutdown",
     "getsockname", "getpeername", "getsockopt", "setsockopt",

@@ -298,13 +298,10 @@ io_pgetevents_time64            .    .  416  416
 = Files by descriptor
     A socket has nothing to write out, read ahead or cut off, and says so as a device does.
 syncfs                        306  267  344  373
-sync_file_range               277   84  314    .
 arm_sync_file_range             .    .    .  341
 fadvise64                     221  223  250    .
 fadvise64_64                    .    .  272    .
 arm_fadvise64_64                .    .    .  270
-readahead                     187  213  225  225 differs
-    On a device that is open only for writing, Linux says EBADF; here it is EINVAL.
 cachestat                     451  451  451  451 differs
     Linux answers only programs that may write (EPERM); here it says to all that no pages are
     cached.

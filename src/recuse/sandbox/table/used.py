@@ -185,6 +185,8 @@ ftruncate            77    46    93   93-  regular      mounts
 ftruncate64           .     .   194  194-  regular      mounts       ftruncate
 fallocate           285    47   324  352-  regular      mounts
 msync                26   227   144   144  mmap         mounts
+sync_file_range     277    84   314     .  regular      mounts
+readahead           187   213   225  225-  regular      mounts
 fsetxattr           190     7   228  228-  xattrs       mounts
 fremovexattr        199    16   237  237-  xattrs       mounts
 fchdir               81    50   133  133-  workdir      mounts-unless-ours

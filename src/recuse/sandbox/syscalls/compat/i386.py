@@ -140,6 +140,12 @@ def llseek(call: TrappedCall, machine: Machine) -> int:
     return 0
 
 
+def sync_file_range(call: TrappedCall, machine: Machine) -> Outcome:
+    """``sync_file_range(fd, offset_low, offset_high, count_low, count_high, flags)``."""
+    call.a1, call.a2, call.a3 = _wide(call.a1, call.a2), _wide(call.a3, call.a4), call.a5
+    return regular.sync_file_range(call, machine)
+
+
 def sendfile(call: TrappedCall, machine: Machine) -> Outcome:
     """``sendfile(out, in, offset, count)``, whose offset has 32 bits."""
     return rw.sendfile(call, machine, 4)
@@ -340,6 +346,7 @@ OWN: Final[dict[str, Handler]] = {
     "pwritev2": pwritev2,
     "lseek": lseek,
     "sendfile": sendfile,
+    "sync_file_range": sync_file_range,
     "truncate": truncate,
     "truncate64": truncate64,
     "ftruncate": ftruncate,
