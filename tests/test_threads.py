@@ -29,8 +29,7 @@ def name_of(call: ast.Call) -> str:
             parts.append(str(part.value))
         else:
             assert isinstance(part, ast.FormattedValue)
-            assert ast.unparse(part.value) == "device.name"
-            parts.append("DEVICE")
+            parts.append({"device.name": "DEVICE", "name": "NAME"}[ast.unparse(part.value)])
     return "".join(parts)
 
 

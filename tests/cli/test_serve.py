@@ -434,12 +434,12 @@ def test_if_one_device_cannot_be_served_none_is(
         (
             ["--listen", "x", "echo.py", "echo.py,name=b"],
             2,
-            "--listen takes one device (see recuse serve --help)",
+            "--listen takes one SPEC (see recuse serve --help)",
         ),
         (
             ["--listen", "x", "--kernel", "echo.py"],
             2,
-            "--listen takes one device, without --kernel (see recuse serve --help)",
+            "--listen takes one SPEC, without --kernel (see recuse serve --help)",
         ),
         (["gone.py"], 125, "gone.py: no such file"),
         (["unix:x"], 125, "unix:x: is already served: name the class instead"),

@@ -172,12 +172,12 @@ def test_where_a_trace_goes(
 ) -> None:
     calls = []
 
-    def serve_devices(*found: object, mount: str | None) -> int:
+    def serve_all(*found: object, mount: str | None) -> int:
         assert mount is None
         calls.append(found)
         return 0
 
-    monkeypatch.setattr("recuse.cli.serve.serve_devices", serve_devices)
+    monkeypatch.setattr("recuse.cli.serve.serve_all", serve_all)
     assert main(["serve", *args]) == 0
     ((found, _listen, _kernel, *rest),) = calls
     assert (found, *rest) == (specs, trace, layout)

@@ -1,6 +1,7 @@
-"""The server's side of a socket: one device for any number of sandboxes at once.
+"""The server's side of a socket: one device or filesystem for any number of sandboxes at once.
 
-One connection is one CUSE channel, like one open /dev/cuse. All share the `Device`.
+One connection is one channel, like one open /dev/cuse or /dev/fuse. All share the `Device`, or the
+filesystem (`recuse.channel.listen_mount`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import os
 import socket
 import stat
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Protocol
 
 from recuse.channel.packets import Packets, is_trusted, open_socket, peer_pid, peer_uid
 from recuse.channel.taps import ServerTap, Tapped
@@ -32,25 +35,32 @@ _CLOSE_WAIT_S = 10.0
 _log = Log("recuse.channel")
 
 
-class DeviceServer:
-    """Serves a device at a socket, from the constructor until `close`."""
+class Handler(Protocol):
+    """What serves one connection: the part of a session that a server needs."""
 
-    def __init__(
-        self, device: Device, path: str, tap: Callable[[], ServerTap] | None = None
-    ) -> None:
+    def handle(self, message: bytes, reply: Callable[[bytes], object]) -> None:
+        """Answer one request through ``reply``, now or later, if it needs an answer."""
+
+    def close(self) -> None:
+        """End: no more requests come."""
+
+
+class SocketServer(ABC):
+    """Serves something at a socket, from the constructor until `close`."""
+
+    def __init__(self, name: str, path: str, tap: Callable[[], ServerTap] | None = None) -> None:
         """Listen at ``path``, with mode 0600, and serve all that connect.
 
         The socket of a server that has ended is replaced. ``tap`` makes the tap that traces a
         connection.
 
-        Raises ValueError or TypeError if the device is not well described (see `Device`), OSError:
-        EADDRINUSE if a server is there, EEXIST if something else is, ENAMETOOLONG for a path that
-        no socket can have, or the error of making it.
+        Raises OSError: EADDRINUSE if a server is there, EEXIST if something else is, ENAMETOOLONG
+        for a path that no socket can have, or the error of making it.
         """
-        check_device(device)
-        self.device = device
+        self.name = name
         self.path = path
-        # asyncio's locks and queues belong to one event loop, which lasts as long as the device.
+        # asyncio's locks and queues belong to one event loop, which lasts as long as what is
+        # served.
         self._loop = Tasks()
         try:
             self._listener = _listen(path)
@@ -63,17 +73,25 @@ class DeviceServer:
         self._clients: set[_Client] = set()
         self._closing = threading.Event()
         try:
-            self._accepting = threads.start(self._accept, name=f"recuse-accept-{device.name}")
+            self._accepting = threads.start(self._accept, name=f"recuse-accept-{name}")
         except OSError:
             self._loop.release()
             self._listener.close()
             _unlink(path, self._inode)
             raise
 
-    def close(self) -> None:
-        """End all connections, and then the device; a second call does nothing.
+    @abstractmethod
+    def session(self) -> Handler:
+        """Return what serves a new connection."""
 
-        Waits up to 10 seconds for the methods of the device's files that the end has to wait for.
+    @abstractmethod
+    def end(self) -> None:
+        """Tell what is served that this is the end; all connections have ended."""
+
+    def close(self) -> None:
+        """End all connections, and then what is served; a second call does nothing.
+
+        Waits up to 10 seconds for the methods of files that the end has to wait for.
         """
         with self._lock:
             if self._closing.is_set():
@@ -88,10 +106,7 @@ class DeviceServer:
             client.shutdown()
         for client in clients:
             client.join(_CLOSE_WAIT_S)
-        try:
-            self.device.close()
-        except Exception:
-            _log.exception("%s.close failed", type(self.device).__name__)
+        self.end()
         self._loop.release()
 
     def _accept(self) -> None:
@@ -114,7 +129,7 @@ class DeviceServer:
             sock.close()
 
     def _serve(self, packets: Packets, pid: int) -> None:
-        client = _Client(self.device, packets, self._forget)
+        client = _Client(self.name, self.session(), packets, self._forget)
         with self._lock:
             late = self._closing.is_set()
             if not late:
@@ -131,14 +146,46 @@ class DeviceServer:
             self._clients.discard(client)
 
 
+class DeviceServer(SocketServer):
+    """Serves a device at a socket."""
+
+    def __init__(
+        self, device: Device, path: str, tap: Callable[[], ServerTap] | None = None
+    ) -> None:
+        """Serve it; see `SocketServer`.
+
+        Raises ValueError or TypeError if the device is not well described (see `Device`).
+        """
+        check_device(device)
+        self.device = device
+        super().__init__(device.name, path, tap)
+
+    def session(self) -> Session:
+        """Return what serves a new connection."""
+        return Session(self.device, shared=True)
+
+    def end(self) -> None:
+        """Close the device."""
+        try:
+            self.device.close()
+        except Exception:
+            _log.exception("%s.close failed", type(self.device).__name__)
+
+
 class _Client:
     """One connection: a sandbox."""
 
-    def __init__(self, device: Device, packets: Packets, forget: Callable[[_Client], None]) -> None:
-        self._device = device
+    def __init__(
+        self,
+        name: str,
+        session: Handler,
+        packets: Packets,
+        forget: Callable[[_Client], None],
+    ) -> None:
+        self._name = name
         self._packets = packets
-        self._session = Session(device, shared=True)
-        self._workers = Workers(self._receive, self._handle, name=f"recuse-serve-{device.name}")
+        self._session = session
+        self._workers = Workers(self._receive, self._handle, name=f"recuse-serve-{name}")
         self._forget = forget
         self._ending = new_lock("Client.ending")
         self._tapped: Tapped | None = None
@@ -148,7 +195,7 @@ class _Client:
         """Have messages recorded; ``pid`` is the process that joined. Call it before `start`."""
         self._tapped = Tapped(tap, self._packets.send)
         self._send = self._tapped.send
-        tap.joined(self._device.name, pid)
+        tap.joined(self._name, pid)
 
     def start(self) -> None:
         """Serve in threads of its own until the connection ends."""

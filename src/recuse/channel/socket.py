@@ -1,4 +1,7 @@
-"""The kernel half's side of a socket: a device that another process serves."""
+"""The kernel half's side of a socket: a device that another process serves.
+
+`Rejoining` and `Link` are also those of filesystems (`recuse.channel.socket_mount`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import errno
 import os
 import stat
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from recuse.channel.packets import Packets, is_trusted, open_socket, peer_uid
 from recuse.kernel.char.cuse import CuseChannel
@@ -49,19 +55,37 @@ class Remote:
         return RemoteChannel(self.path, table)
 
 
-class RemoteChannel:
-    """Joins a server at a socket to a device table, and again whenever the server comes back.
+L = TypeVar("L", bound="Link")
+
+
+class Rejoining(Generic[L]):
+    """Joins a server at a socket, and again whenever the server comes back.
 
     One thread reads replies. While the server is gone, this thread tries to reach it.
     """
 
-    def __init__(self, path: str, table: DeviceTable) -> None:
-        """Join the server; see `Remote.connect`."""
+    def __init__(
+        self,
+        path: str,
+        make: Callable[[Packets], L],
+        kind: str,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Join the server; see `Remote.connect`.
+
+        Args:
+            path: the socket's.
+            make: makes a link of a connection.
+            kind: what is served, in messages.
+            wanted: whether to join it again.
+        """
         self._path = path
-        self._table = table
+        self._make = make
+        self._kind = kind
+        self._wanted = wanted
         self._lock = new_lock("RemoteChannel")
         self._closed = threading.Event()
-        self._link: _Link | None = None
+        self._link: L | None = None
         link = self._join()
         try:
             self._thread = threads.start(self._run, link, name="recuse-remote")
@@ -69,14 +93,8 @@ class RemoteChannel:
             link.close()
             raise RemoteError(error.errno, error.strerror, path) from error
 
-    @property
-    def device(self) -> CharDevice | None:
-        """The device, None while the server is gone."""
-        link = self._link
-        return None if link is None or link.connection.ended else link.cuse.device
-
     def close(self) -> None:
-        """End it: the device goes, requests fail with ECONNABORTED, nothing is retried."""
+        """End it: what is served goes, requests fail with ECONNABORTED, nothing is retried."""
         self._closed.set()
         with self._lock:
             if self._link is not None:
@@ -84,9 +102,9 @@ class RemoteChannel:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _join(self) -> _Link:
-        """Connect and bring the device up. Raises RemoteError."""
-        link = _Link(_connect(self._path), self._table)
+    def _join(self) -> L:
+        """Connect and bring up what is served. Raises RemoteError."""
+        link = self._make(_connect(self._path))
         with self._lock:
             self._link = link
             if self._closed.is_set():
@@ -98,21 +116,23 @@ class RemoteChannel:
             raise
         return link
 
-    def _run(self, link: _Link | None) -> None:
+    def _run(self, link: L | None) -> None:
         while True:
             if link is not None:
                 try:
                     link.serve()
                 except Exception:
                     _log.exception("internal error while %s is served", self._path)
-                if not self._closed.is_set():
+                if not self._closed.is_set() and self._wanted():
                     _log.warning(
-                        "%s: its server has gone; the device comes back when it does", self._path
+                        "%s: its server has gone; the %s comes back when it does",
+                        self._path,
+                        self._kind,
                     )
                 link.close()
             link, delay = None, RETRY_S[0]
             while link is None:
-                if self._closed.wait(delay):
+                if self._closed.wait(delay) or not self._wanted():
                     return
                 try:
                     link = self._join()
@@ -126,50 +146,73 @@ class RemoteChannel:
                     delay = _REFUSED_RETRY_S
 
 
-class _Link:
-    """One connection to a server, and the kernel half's channel of the device."""
+class RemoteChannel(Rejoining["_Link"]):
+    """Joins a device's server at a socket to a device table."""
 
-    def __init__(self, packets: Packets, table: DeviceTable) -> None:
-        self.cuse = CuseChannel(table, descriptors=True, quiet=True)
-        self.connection: Connection = self.cuse.connection
-        # The device may come back, so a program should open it again, not think of a network.
-        self.connection.error_when_aborted = errno.ENODEV
-        self._packets = packets
-        # If it is aborted in this sandbox, by a write to sysfs, a new one can be opened.
-        self.connection.at_end(self.shutdown)
+    def __init__(self, path: str, table: DeviceTable) -> None:
+        """Join the server; see `Remote.connect`."""
+        super().__init__(path, lambda packets: _Link(packets, table), "device")
+
+    @property
+    def device(self) -> CharDevice | None:
+        """The device, None while the server is gone."""
+        link = self._link
+        return None if link is None or link.connection.ended else link.cuse.device
+
+
+class Link(ABC):
+    """One connection to a server, and the kernel half's connection for it."""
+
+    connection: Connection
+
+    def __init__(self, packets: Packets) -> None:
+        """Take over a connection."""
+        self.packets = packets
         # Messages go out in the order in which they are read.
         self._sending = new_rlock("Link.sending")
         self._warned = False
 
+    @abstractmethod
     def shake_hands(self, path: str) -> None:
-        """Have the server answer CUSE_INIT. Raises RemoteError if there is no device then."""
-        self.connection.on_pending = self._send
-        self._packets.set_timeout(HANDSHAKE_S)
+        """Bring up what is served. Raises RemoteError if it is not there then."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """End what is served."""
+
+    def initialise(self, connection: Connection, path: str) -> None:
+        """Have the server answer INIT. Raises RemoteError if it does not."""
+        self.connection = connection
+        # If it is aborted in this sandbox, by a write to sysfs, a new one can be opened.
+        connection.at_end(self.shutdown)
+        connection.on_pending = self._send
+        self.packets.set_timeout(HANDSHAKE_S)
         self._send()
-        message = self._packets.receive()
-        if message is None:
-            raise _no_answer(path, self._packets.timed_out)
-        # This comes before there is a device, as requests for it are sent without waiting.
-        self._packets.set_timeout(None)
+        message = self.receive_answer(path)
+        # This comes before anything is there, as requests for it are sent without waiting.
+        self.packets.set_timeout(None)
         self._take(message)
-        if self.cuse.device is None or self.connection.ended:
-            error = self.cuse.error
-            number = errno.EIO if error is None or error.errno is None else error.errno
-            raise _refused(number, path)
+
+    def receive_answer(self, path: str) -> bytes:
+        """The first message. Raises RemoteError if none comes."""
+        message = self.packets.receive()
+        if message is None:
+            raise _no_answer(path, self.packets.timed_out)
+        return message
 
     def serve(self) -> None:
-        """Take replies until the connection ends. The device is there until `close`."""
-        while (message := self._packets.receive()) is not None:
+        """Take replies until the connection ends. What is served is there until `close`."""
+        while (message := self.packets.receive()) is not None:
             self._take(message)
 
     def shutdown(self) -> None:
         """End the connection; `serve` and `shake_hands` return."""
-        self._packets.shutdown()
+        self.packets.shutdown()
 
     def close(self) -> None:
-        """End the device and release what this holds."""
-        self.cuse.close()
-        self._packets.close()
+        """End what is served and release what this holds."""
+        self.end()
+        self.packets.close()
 
     def _send(self) -> None:
         """Send what is pending; never waits."""
@@ -182,9 +225,9 @@ class _Link:
                         return
                     raise
                 try:
-                    self._packets.send(message)
+                    self.packets.send(message)
                 except OSError:
-                    # `receive` has noticed it as well, and ends the device.
+                    # `receive` has noticed it as well, and ends what is served.
                     return
 
     def _take(self, message: bytes) -> None:
@@ -198,6 +241,29 @@ class _Link:
         if message[8] & 1:
             # A reply to an INTERRUPT may ask for the INTERRUPT again.
             self._send()
+
+
+class _Link(Link):
+    """One connection to a device's server, and the kernel half's channel of the device."""
+
+    def __init__(self, packets: Packets, table: DeviceTable) -> None:
+        super().__init__(packets)
+        self.cuse = CuseChannel(table, descriptors=True, quiet=True)
+        self.connection = self.cuse.connection
+        # The device may come back, so a program should open it again, not think of a network.
+        self.connection.error_when_aborted = errno.ENODEV
+
+    def shake_hands(self, path: str) -> None:
+        """Have the server answer CUSE_INIT. Raises RemoteError if there is no device then."""
+        self.initialise(self.connection, path)
+        if self.cuse.device is None or self.connection.ended:
+            error = self.cuse.error
+            number = errno.EIO if error is None or error.errno is None else error.errno
+            raise _refused(number, path)
+
+    def end(self) -> None:
+        """End the device."""
+        self.cuse.close()
 
 
 def _connect(path: str) -> Packets:
@@ -250,5 +316,6 @@ def _refused(number: int, path: str) -> RemoteError:
     reasons = {
         errno.EEXIST: "a device of its name is there already",
         errno.EBUSY: "a device of its number is there already",
+        errno.ENOSYS: "serves a filesystem, not a device: use -m DIR=unix:PATH",
     }
     return RemoteError(number, reasons.get(number, f"no device: {os.strerror(number)}"), path)

@@ -135,7 +135,8 @@ def run(  # noqa: PLR0917 - click passes them by name
     module (package.module:Echo). Arguments for the class follow after commas:
     memory.py,name=ram,size=0x1000. unix:PATH is a device that `recuse serve` serves at PATH.
 
-    A filesystem's SPEC is that of `recuse mount`. Nobody else sees it, and /dev/fuse is not needed.
+    A filesystem's SPEC is that of `recuse mount`, or unix:PATH. Nobody else sees it, and /dev/fuse
+    is not needed.
 
     \b
     The exit status is the program's own; 128+N if signal N ended it; 127 if
@@ -159,7 +160,7 @@ def trace(context: click.Context) -> None:
 @trace.command(short_help="Add up a trace.")
 @click.argument("file", type=click.File("rb"))
 def summary(file: BinaryIO) -> int:
-    """Add up FILE (- for stdin) by device and operation.
+    """Add up FILE (- for stdin) by device or filesystem, and operation.
 
     The table shows the bytes that programs sent (in) and got (out), and latencies in microseconds.
     """
@@ -174,7 +175,7 @@ def summary(file: BinaryIO) -> int:
     return 0
 
 
-@cli.command(cls=_TracingCommand, short_help="Serve devices to other processes.")
+@cli.command(cls=_TracingCommand, short_help="Serve devices and filesystems to other processes.")
 @click.option(
     "--listen", metavar="PATH", help="Put the socket at PATH, not in the default directory."
 )
@@ -196,14 +197,16 @@ def serve(
     trace: str | None,
     trace_format: str,
 ) -> int:
-    """Serve devices to `recuse run -d unix:PATH` in other processes, until Ctrl-C or SIGTERM.
+    """Serve devices and filesystems to other processes, until Ctrl-C or SIGTERM.
 
-    SPEC is as for `recuse run`. Each device gets a socket that only you and root can use. It is in
-    $XDG_RUNTIME_DIR/recuse or, without that, in a directory of your own in /tmp.
+    These are `recuse run -d unix:PATH` for a device, `recuse run -m DIR=unix:PATH` for a
+    filesystem. SPEC is as for `recuse run` or `recuse mount`. Each gets a socket that only you and
+    root can use. It is in $XDG_RUNTIME_DIR/recuse or, without that, in a directory of your own in
+    /tmp.
     """
-    from recuse.cli.serve import serve_devices
+    from recuse.cli.serve import serve_all
 
-    return serve_devices(specs, listen, kernel, trace, trace_format, mount=mount)
+    return serve_all(specs, listen, kernel, trace, trace_format, mount=mount)
 
 
 @cli.command(cls=_TracingCommand, short_help="Mount a filesystem.")

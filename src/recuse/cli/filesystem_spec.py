@@ -1,4 +1,4 @@
-"""What the SPEC of `recuse mount` means: a class of filesystems, or a filesystem of a module's.
+"""What the SPEC of `recuse mount` or of -m means: a class of filesystems, or a module's filesystem.
 
 It is written as a device's (`recuse.cli.spec`).
 """
@@ -16,6 +16,7 @@ from recuse.cli.spec import (
     parse,
     refusal,
 )
+from recuse.server.device import Device
 from recuse.server.filesystem.filesystem import Filesystem
 from recuse.server.filesystem.inodes import Inodes
 from recuse.server.filesystem.nodes import Directory
@@ -78,6 +79,30 @@ def load_filesystem(text: str) -> Served:
     if isinstance(filesystem, Filesystem) and not isinstance(root, Directory):
         raise SpecError(f"{spec.source}: {type(filesystem).__name__} has no root: a Directory")
     return filesystem
+
+
+def is_filesystem(text: str) -> bool:
+    """Whether a SPEC that may be a device's or a filesystem's is a filesystem's.
+
+    Raises:
+        SpecError: it may be either; or its module cannot be imported.
+    """
+    spec = parse(text)
+    module = load_module(spec)
+    if spec.class_name is not None:
+        named = getattr(module, spec.class_name, None)
+        return isinstance(named, Served) or (isinstance(named, type) and issubclass(named, Served))
+    kinds: dict[bool, str] = {}
+    for name, value in vars(module).items():
+        own = isinstance(value, type) and value.__module__ == module.__name__
+        if isinstance(value, Served) or (own and issubclass(value, (Device, Served))):
+            kinds.setdefault(not (own and issubclass(value, Device)), name)
+    if len(kinds) > 1:
+        raise SpecError(
+            f"{spec.source}: has devices and filesystems: choose one, such as "
+            f"{spec.source}:{kinds[False]} or {spec.source}:{kinds[True]}"
+        )
+    return True in kinds
 
 
 def _instance(spec: Spec, module: ModuleType) -> Served | None:

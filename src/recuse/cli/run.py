@@ -13,6 +13,7 @@ from recuse.cli.spec import REMOTE, SpecError, is_remote, load, parse, parse_rem
 from recuse.server.device import Device
 
 if TYPE_CHECKING:
+    from recuse.channel.socket_mount import RemoteFilesystem
     from recuse.server.filesystem.served import Served
     from recuse.trace.recorder import Recorder
 
@@ -89,13 +90,13 @@ def recording(trace: str | None, layout: str) -> Iterator["Recorder | None"]:
         recorder.close()
 
 
-def load_mounts(mounts: Sequence[str]) -> "dict[str, Served]":
+def load_mounts(mounts: Sequence[str]) -> "dict[str, Served | RemoteFilesystem]":
     """Make the filesystems that the -m options ask for, by their directories.
 
     Raises:
         SpecError: one of them is not well written, or cannot be made.
     """
-    made: dict[str, Served] = {}
+    made: dict[str, Served | RemoteFilesystem] = {}
     for text in mounts:
         directory, found, spec = text.partition("=")
         if not (directory and found and spec):
@@ -106,10 +107,18 @@ def load_mounts(mounts: Sequence[str]) -> "dict[str, Served]":
             raise SpecError(f"-m {text}: {directory} is not a directory")
         if path in made:
             raise SpecError(f"-m {text}: there is already a filesystem at {directory}")
-        from recuse.cli.filesystem_spec import load_filesystem
-
-        made[path] = load_filesystem(spec)
+        made[path] = _load_mount(spec)
     return made
+
+
+def _load_mount(spec: str) -> "Served | RemoteFilesystem":
+    if is_remote(spec):
+        from recuse.channel.socket_mount import RemoteFilesystem
+
+        return RemoteFilesystem(parse_remote(spec))
+    from recuse.cli.filesystem_spec import load_filesystem
+
+    return load_filesystem(spec)
 
 
 def run_program(

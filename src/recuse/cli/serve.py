@@ -1,4 +1,4 @@
-"""`recuse serve`: devices for other processes, each at a socket of its own."""
+"""`recuse serve`: devices and filesystems for other processes, each at a socket of its own."""
 
 import contextlib
 import errno
@@ -10,19 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 
-from recuse.channel.listen import DeviceServer
+from recuse.channel.listen import DeviceServer, SocketServer
 from recuse.channel.signals import EndingSignals, ending_signals
 from recuse.channel.taps import ServerTap
 from recuse.cli.failure import Failure
+from recuse.cli.filesystem_spec import is_filesystem, load_filesystem
 from recuse.cli.run import configure_logging, load_devices, recording
 from recuse.cli.spec import SpecError, is_remote
 from recuse.runtime.log import Log
 from recuse.server.device import Device
+from recuse.server.filesystem.served import Served
 
 log = Log("recuse.cli")
 
 
-def serve_devices(
+def serve_all(
     specs: Sequence[str],
     listen: str | None,
     kernel: bool,
@@ -31,7 +33,7 @@ def serve_devices(
     *,
     mount: str | None = None,
 ) -> int:
-    """Serve the devices of `specs` until a signal ends it; returns the exit status.
+    """Serve what `specs` name until a signal ends it; returns the exit status.
 
     `trace`, `layout` and `mount` are the values of --trace, --trace-format and --mount.
 
@@ -41,13 +43,17 @@ def serve_devices(
     if mount is not None and (kernel or listen is not None):
         raise click.UsageError("--mount cannot be combined with --kernel or --listen")
     if listen is not None and (kernel or len(specs) > 1):
-        raise click.UsageError("--listen takes one device" + (", without --kernel" * kernel))
+        raise click.UsageError("--listen takes one SPEC" + (", without --kernel" * kernel))
     configure_logging()
     try:
         for text in specs:
             if is_remote(text):
                 raise SpecError(f"{text}: is already served: name the class instead")
-        devices = load_devices(specs)
+        filesystems = [
+            text for text in specs if not kernel and mount is None and is_filesystem(text)
+        ]
+        devices = load_devices([text for text in specs if text not in filesystems])
+        served = [load_filesystem(text) for text in filesystems]
     except SpecError as error:
         raise Failure(str(error)) from error
     local = [device for device in devices if isinstance(device, Device)]
@@ -59,31 +65,43 @@ def serve_devices(
         elif mount is not None:
             _serve_mount(local, mount, signals, tap)
         else:
-            _serve_sockets(local, listen, signals, tap)
+            _serve_sockets([*local, *served], listen, signals, tap)
     return 0
 
 
 def _serve_sockets(
-    devices: Sequence[Device],
+    served: Sequence[Device | Served],
     listen: str | None,
     signals: EndingSignals,
     tap: Callable[[], ServerTap] | None,
 ) -> None:
     with contextlib.ExitStack() as servers:
-        paths = []
-        for device in devices:
-            path = listen or servers.enter_context(_default_path(device.name))
+        options = []
+        for one in served:
+            path = listen or servers.enter_context(_default_path(one.name))
             try:
-                server = DeviceServer(device, path, tap)
+                server = _server(one, path, tap)
             except OSError as error:
                 raise Failure(_explain(error, path)) from error
+            except TypeError as error:
+                raise Failure(f"{one.name}: {error}") from error
             servers.callback(server.close)
-            click.echo(f"{device.name}: {path}")
-            paths.append(path)
-        joined = " ".join(f"-d {shlex.quote(f'unix:{path}')}" for path in paths)
+            click.echo(f"{one.name}: {path}")
+            remote = shlex.quote(f"unix:{path}")
+            options.append(f"-d {remote}" if isinstance(one, Device) else f"-m DIR={remote}")
         # Whoever started this may be waiting for the line.
-        click.echo(f"In another terminal: recuse run {joined} -- sh")
+        click.echo(f"In another terminal: recuse run {' '.join(options)} -- sh")
         signals.wait()
+
+
+def _server(
+    served: Device | Served, path: str, tap: Callable[[], ServerTap] | None
+) -> SocketServer:
+    if isinstance(served, Device):
+        return DeviceServer(served, path, tap)
+    from recuse.channel.listen_mount import FilesystemServer
+
+    return FilesystemServer(served, path, tap)
 
 
 def _serve_kernel(

@@ -11,6 +11,10 @@ garbage is collected in any thread, in the middle of anything.
 
     Client.ending (waits): the end of a connection at a socket, which happens once
         Session: whether a session has been closed
+        FilesystemSession: the same of a filesystem's
+        Notifications: the thread that sends a filesystem's notifications
+        KnownNodes: which nodes of a filesystem the kernel half knows, and how often
+        Modes: which files of a filesystem use the page cache, and which a backing file
         Runner (waits): a session's tasks on the event loop
             server.loop (waits): the event loop, and how many use it
         Packets.receiving (waits): the packets that arrive, several of which make a message
@@ -42,24 +46,24 @@ garbage is collected in any thread, in the middle of anything.
         PrivateSnapshots: how much memory holds copies of data read from devices, and pages of files
     Listener.polling (waits): the receiving of trapped calls
     Sandbox: the programs that run
-    DeviceServer: the connections at a device's socket
+    DeviceServer: the connections at a socket
     EndingSignals: the pipe that signals use to wake the main thread
     DeviceTable: the devices, by name and number
     FileLocks: who has locked a device with flock, and who waits for that
     StringReader: the descriptors of the programs' memories
-    FilesystemSession: whether a session of a filesystem has been closed
+    FilesystemSession
     SharedRing: the entries of a mount's ring, and how many of them the kernel has
     Reserve (waits): the memory that a mount reads a request into when there is no other
         Channel: who uses the descriptor of /dev/cuse or /dev/fuse
-    Modes: which files of a filesystem use the page cache, and which a backing file
+    Modes
         Backing: who uses a backing file, and how files are open that may have one
         Channel
     SharedMemory: the area that the open files of a device on a mount have
-    Notifications: the thread that sends a filesystem's notifications
+    Notifications
     InodeTable: the inodes of a filesystem, and how often each was looked up
     InodeLock: who may change a directory or write to a file, and who waits for that
     RecordLocks: who has locked bytes of files, and who waits for that
-    KnownNodes: which nodes of a filesystem the kernel half knows, and how often
+    KnownNodes
     DeviceFiles: the devices' nodes, and their directories
         Mounts: where trees of files appear
     PlaceholderDirs: the directories that stand for those that exist only in a sandbox

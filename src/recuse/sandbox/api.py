@@ -23,6 +23,7 @@ from recuse.server.device import Device
 from recuse.wire.ids import Tgid, Tid
 
 if TYPE_CHECKING:
+    from recuse.channel.socket_mount import RemoteFilesystem
     from recuse.server.filesystem.served import Served
 
 P = TypeVar("P", bound=Path)
@@ -50,7 +51,7 @@ class Sandbox:
     def __init__(
         self,
         *devices: Device | Joinable,
-        mounts: Mapping[P, Served] | None = None,
+        mounts: Mapping[P, Served | RemoteFilesystem] | None = None,
         fuse: bool | None = None,
         tap: Callable[[], Tap] | None = None,
     ) -> None:
@@ -66,7 +67,7 @@ class Sandbox:
         """
         self._fuse = bool(mounts) or not devices if fuse is None else fuse
         self._devices = devices
-        self._mounts: list[tuple[Path, Served]] = list((mounts or {}).items())
+        self._mounts: list[tuple[Path, Served | RemoteFilesystem]] = list((mounts or {}).items())
         self._tap = tap
         self._machine: Machine | None = None
         self._lock = new_lock("Sandbox")
@@ -216,7 +217,7 @@ class Sandbox:
                     launch.kill()
 
 
-def _depth(mount: tuple[Path, Served]) -> int:
+def _depth(mount: tuple[Path, Served | RemoteFilesystem]) -> int:
     """How many directories are above: one that others are in is mounted before these."""
     return native_files.real_path(os.fsencode(mount[0])).count(b"/")
 

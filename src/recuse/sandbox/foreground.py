@@ -22,6 +22,7 @@ from recuse.sandbox.tasks.status import ThreadStatus
 from recuse.server.device import Device
 
 if TYPE_CHECKING:
+    from recuse.channel.socket_mount import RemoteFilesystem
     from recuse.server.filesystem.served import Served
 
 # malloc.h
@@ -47,7 +48,7 @@ def supervise(
     devices: Sequence[Device | Joinable],
     argv: Sequence[str],
     *,
-    mounts: Mapping[str, Served] | None = None,
+    mounts: Mapping[str, Served | RemoteFilesystem] | None = None,
     fuse: bool | None = None,
     tap: Callable[[], Tap] | None = None,
 ) -> int:

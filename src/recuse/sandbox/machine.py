@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from recuse.channel.inprocess import connect
+from recuse.channel.socket import RemoteError
 from recuse.kernel.char.devices import CharDevice, DeviceTable
 from recuse.kernel.connection.connection import Connection, Tap
 from recuse.sandbox.abilities import may_mount
@@ -19,12 +20,16 @@ from recuse.sandbox.mapping.memory_maps import MemoryMaps
 from recuse.sandbox.tasks.strings import StringReader
 from recuse.sandbox.tasks.tasks import Tasks
 from recuse.sandbox.trap.signals import SignalWatch
+from recuse.sandbox.vfs.dentry import Location, Mount
 from recuse.sandbox.vfs.device_files import majors_in_use
+from recuse.sandbox.vfs.filesystem_tree import FilesystemTree
 from recuse.sandbox.vfs.resolve import Path, Tree
 from recuse.server.device import Device
 from recuse.wire.ids import Tid
 
 if TYPE_CHECKING:
+    from recuse.channel.socket_mount import RemoteFilesystem
+    from recuse.sandbox.fs.tree import MountedTree
     from recuse.sandbox.trap.renumber import Renumbered
     from recuse.server.filesystem.served import Served as ServedFilesystem
 
@@ -60,6 +65,28 @@ def _renumbered() -> Renumbered:
     from recuse.sandbox.trap.renumber import Renumbered  # noqa: PLC0415 - only in some containers
 
     return Renumbered({name: arch.SYSCALLS[name] for name in ("mount", "umount2")})
+
+
+class _Replaced:
+    """A mount whose tree is replaced when its server has come back."""
+
+    def __init__(self, machine: Machine, path: Path, point: Location | None) -> None:
+        self._machine = machine
+        self._path = path
+        self._point = point
+        self._mount: Mount | None = None
+
+    def show(self, tree: MountedTree) -> None:
+        """Mount a tree. Raises OSError as `recuse.sandbox.vfs.mounts.Mounts.mount`."""
+        machine, before = self._machine, self._mount
+        self._mount = machine.tree.mount(tree, self._path, self._point)
+        machine.serves(tree.connection, os.fsdecode(self._mount.path))
+        if before is not None:
+            machine.unmount(before)
+
+    def is_wanted(self) -> bool:
+        """Whether no program has unmounted it."""
+        return self._mount is None or not self._mount.detached
 
 
 class Machine:
@@ -127,28 +154,50 @@ class Machine:
         else:
             self._channels.append(device.connect(self.table))
 
-    def mount(self, filesystem: ServedFilesystem, path: Path) -> None:
-        """Serve a filesystem, and cover a directory with it.
+    def mount(self, filesystem: ServedFilesystem | RemoteFilesystem, path: Path) -> None:
+        """Serve a filesystem, or join its server, and cover a directory with it.
 
         Raises:
+            RemoteError: see `RemoteFilesystem.join`.
             OSError: with ``path`` as its filename: ENOENT or ENOTDIR if it is no directory, EBUSY
                 if something is mounted there; ECONNREFUSED if the filesystem's answer
                 to INIT is no use.
         """
-        from recuse.sandbox.fs.mounting import serve  # noqa: PLC0415 - few sandboxes have any
+        from recuse.channel.socket_mount import RemoteFilesystem  # noqa: PLC0415 - few have any
+        from recuse.sandbox.fs.mounting import RemoteMount, serve  # noqa: PLC0415 - few have any
 
         try:
-            point = self.tree.mount_point(path)
-            tree = serve(filesystem, self.files, self.tap)
-            self._channels.append(tree)
-            self.tree.mount(tree, path, point)
+            mount = _Replaced(self, path, self.tree.mount_point(path))
+            if isinstance(filesystem, RemoteFilesystem):
+                remote = RemoteMount(filesystem, self.files, self.tap, mount.show, mount.is_wanted)
+                self._channels.append(remote)
+            else:
+                tree = serve(filesystem, self.files, self.tap)
+                self._channels.append(tree)
+                mount.show(tree)
+        except RemoteError:
+            raise
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
-        self.serves(tree.connection)
 
-    def serves(self, connection: Connection) -> None:
+    def serves(self, connection: Connection, path: str) -> None:
         """Answer what waits for a filesystem when its connection ends."""
         connection.at_end(partial(self._ended, connection))
+        if connection.tap is not None:
+            connection.tap.added(path, 0, 0)
+
+    def unmount(self, mount: Mount) -> Connection | None:
+        """Take a filesystem away, and what is mounted on it; it ends with its last open file.
+
+        Returns its connection if that ends only when the server has answered.
+        """
+        mounts = self.tree.mounts
+        awaited = None
+        for one in mounts.unmount(mount):
+            assert isinstance(one.tree, FilesystemTree)
+            if not mounts.shows(one.tree) and one.tree.detach() and one is mount:
+                awaited = one.tree.connection
+        return awaited
 
     def waits_for(self, connection: Connection) -> bool:
         """Whether a program's call waits for that connection's server."""

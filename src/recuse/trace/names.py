@@ -62,7 +62,7 @@ _CUSE = {
     value: name
     for name, value in vars(cuse).items()
     if name.startswith(("CUSE_UNRESTRICTED_", "RECUSE_"))
-    and not name.startswith(("RECUSE_IOCTL_", "RECUSE_MMAP_"))
+    and not name.startswith(("RECUSE_IOCTL_", "RECUSE_MMAP_", "RECUSE_DESCRIBE_"))
     and value.bit_count() == 1
 }
 
@@ -95,6 +95,7 @@ _FLAGS: dict[str, dict[int, str]] = {
     "fuse_poll_in.flags": _prefixed("FUSE_POLL_"),
     "fuse_poll_in.events": _POLL,
     "fuse_poll_out.revents": _POLL,
+    "recuse_describe_out.flags": {cuse.RECUSE_DESCRIBE_READ_ONLY: "RECUSE_DESCRIBE_READ_ONLY"},
     "recuse_mmap_out.flags": {
         cuse.RECUSE_MMAP_DONT_COPY: "RECUSE_MMAP_DONT_COPY",
         cuse.RECUSE_MMAP_DONT_EXPAND: "RECUSE_MMAP_DONT_EXPAND",

@@ -52,6 +52,11 @@ RECUSE_MMAP_DONT_EXPAND = 1 << 1
 RECUSE_SHOW = 4356
 """Asks for a declared attribute's content: its path with a NUL. The answer is one page at most."""
 
+RECUSE_DESCRIBE = 4357
+"""How is a filesystem to be mounted? Comes before INIT. A name follows the answer's structure."""
+
+RECUSE_DESCRIBE_READ_ONLY = 1 << 0
+
 
 @structure
 class cuse_init_in(Structure):
@@ -148,3 +153,14 @@ class recuse_munmap_in(Structure):
     len: u64 = 0
     area: s32 = 0
     padding: u32 = 0
+
+
+@structure
+class recuse_describe_out(Structure):
+    """Answer to RECUSE_DESCRIBE; the name follows, which makes the type ``fuse.NAME``.
+
+    flags is RECUSE_DESCRIBE_READ_ONLY or 0; max_read is in bytes.
+    """
+
+    flags: u32 = 0
+    max_read: u32 = 0

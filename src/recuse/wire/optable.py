@@ -150,6 +150,8 @@ _ROWS = (
     Operation(cuse.RECUSE_MMAP_COMMIT, "RECUSE_MMAP_COMMIT", 11, cuse.recuse_mmap_commit_in),
     Operation(cuse.RECUSE_MUNMAP, "RECUSE_MUNMAP", 11, cuse.recuse_munmap_in),
     Operation(cuse.RECUSE_SHOW, "RECUSE_SHOW", 11, None, NAME, None, BYTES),
+    Operation(cuse.RECUSE_DESCRIBE, "RECUSE_DESCRIBE", 1, None, NONE, cuse.recuse_describe_out,
+        BYTES),
     Operation(cuse.CUSE_INIT_BSWAP_RESERVED, "CUSE_INIT_BSWAP_RESERVED", 11, None, BYTES, None,
         BYTES),
     Operation(fuse.FUSE_INIT_BSWAP_RESERVED, "FUSE_INIT_BSWAP_RESERVED", 1, None, BYTES, None,

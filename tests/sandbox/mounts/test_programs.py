@@ -115,5 +115,6 @@ def test_lists_of_mounts_have_it(shell: Shell, needs: Needs) -> None:
         "/proc/mounts:1",
         "/proc/self/mounts:1",
         "fuseblk",
-        f"memory MNT fuse.memory rw,nosuid,nodev,{owner},default_permissions,allow_other 0 0",
+        f"memory MNT fuse.memory rw,nosuid,nodev,{owner},default_permissions,allow_other,"
+        "max_read=1048576 0 0",
     ]

@@ -64,6 +64,7 @@ DESCRIBED = """
 4353 RECUSE_MMAP_COMMIT recuse_mmap_commit_in ->
 4354 RECUSE_MUNMAP recuse_munmap_in ->
 4356 RECUSE_SHOW s -> *
+4357 RECUSE_DESCRIBE -> recuse_describe_out *
 1048576 CUSE_INIT_BSWAP_RESERVED * -> *
 436207616 FUSE_INIT_BSWAP_RESERVED * -> *
 """

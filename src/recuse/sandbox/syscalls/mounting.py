@@ -28,7 +28,6 @@ from recuse.sandbox.vfs.resolve import AT_FDCWD
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from recuse.kernel.connection.connection import Connection
     from recuse.sandbox.files.description import FileDescription
     from recuse.sandbox.fs.server_mount import ServerOptions
     from recuse.sandbox.machine import Machine
@@ -126,7 +125,7 @@ def _mount(call: TrappedCall, machine: Machine, kind: bytes, flags: int) -> int:
     tree = mount_server(file, options, listed, device, machine.files, machine.tap)
     point = place.status if isinstance(place, NativeFile) else place
     machine.tree.mounts.mount(tree, place.path, point, late=True)
-    machine.serves(tree.connection)
+    machine.serves(tree.connection, os.fsdecode(place.path))
     return 0
 
 
@@ -301,7 +300,7 @@ class _Unmounting:
 
     def remove(self) -> int:
         """Unmount it now."""
-        connection = _remove(self._mount, self._machine)
+        connection = self._machine.unmount(self._mount)
         if connection is None:
             return 0
         self._removed = True
@@ -315,7 +314,7 @@ class _Unmounting:
             if _is_used(self._mount, self._machine):
                 self._call.fail(errno.EBUSY)
                 return
-            connection = _remove(self._mount, self._machine)
+            connection = self._machine.unmount(self._mount)
             self._removed = True
             self._turns.append(None)
             if connection is None or self._interrupted:
@@ -338,17 +337,6 @@ class _Unmounting:
                 call.answer(0)
             else:
                 call.restart()
-
-
-def _remove(mount: Mount, machine: Machine) -> Connection | None:
-    """Unmount it; return its connection if that ends only when the server has answered."""
-    mounts = machine.tree.mounts
-    awaited = None
-    for one in mounts.unmount(mount):
-        filesystem = _filesystem(one)
-        if not mounts.shows(one.tree) and filesystem.detach() and one is mount:
-            awaited = filesystem.connection
-    return awaited
 
 
 def _filesystem(mount: Mount) -> FilesystemTree:

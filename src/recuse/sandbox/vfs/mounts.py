@@ -146,8 +146,8 @@ class Mounts:
         with self._lock:
             for one in removed:
                 one.detached = True
-                if one.point is not None:
-                    self._on_ours.pop(one.point, None)
+                if one.point is not None and self._on_ours.get(one.point) is one:
+                    del self._on_ours[one.point]
             for place in [place for place, one in self._covers.items() if one is mount]:
                 del self._covers[place]
             self._not_empty.discard(mount)

@@ -24,7 +24,7 @@ from recuse.sandbox.arch import arch
 from recuse.sandbox.tasks.rights import Acting
 from recuse.sandbox.tasks.tasks import Tasks
 from recuse.sandbox.vfs import native_files
-from recuse.sandbox.vfs.dentry import Addition, FileTree, Location
+from recuse.sandbox.vfs.dentry import Addition, FileTree, Location, Mount
 from recuse.sandbox.vfs.device_files import ENDS_KNOWN, DeviceFiles
 from recuse.sandbox.vfs.filesystem_tree import filesystem_of
 from recuse.sandbox.vfs.found import (
@@ -348,7 +348,7 @@ class Tree:
             raise os_error(errno.EINVAL)
         self.mounts.add(Addition(tree, real))
 
-    def mount(self, tree: FileTree, path: Path, point: Location | None = None) -> None:
+    def mount(self, tree: FileTree, path: Path, point: Location | None = None) -> Mount:
         """Cover a directory with a tree. If it does not exist, it is made in the sandbox only.
 
         ``point`` is the directory, if it is on a filesystem of recuse's.
@@ -359,12 +359,11 @@ class Tree:
         """
         real = native_files.real_path(os.fsencode(path))
         if point is not None:
-            self.mounts.mount(tree, real, point)
-            return
+            return self.mounts.mount(tree, real, point)
         if self.mounts.hides(real):
             raise os_error(errno.EINVAL)
         point = None if native_files.is_there(real) else self.devices.directory(real)
-        self.mounts.mount(tree, real, None if point is None else self.mounts.top(point))
+        return self.mounts.mount(tree, real, None if point is None else self.mounts.top(point))
 
     def mount_point(self, path: Path) -> Location | None:
         """The directory to mount on if it is on a filesystem of recuse's; None if it is native.

@@ -55,8 +55,7 @@ class InodeLevel:
             wanted |= FUSE_EXPORT_SUPPORT
         return wanted
 
-    def begin(self, setxattr_size: int) -> None:
-        self.state.setxattr_size = setxattr_size
+    def begin(self) -> None:
         self._inodes.init()
 
     def forget(self, forgotten: list[tuple[int, int]]) -> None:
@@ -68,12 +67,14 @@ class InodeLevel:
         if promises.nodes:
             self.state.forget([(number, 1) for number in promises.nodes])
 
-    def ending(self) -> Iterator[Step]:
+    def release_all(self) -> Iterator[Step]:
         for held in self.state.release_all():
             release = self.state.releasing(held)
             awaitable = self._runner.quietly(release, held.ino, held.fh)
             if awaitable is not None:
                 yield release, awaitable
+
+    def end(self) -> Iterator[Step]:
         awaitable = self._runner.quietly(self._inodes.destroy)
         if awaitable is not None:
             yield self._inodes.destroy, awaitable

@@ -16,10 +16,21 @@ Operation = Callable[[PendingReply, int], None]
 """Answers a request about the node with a number, or makes sure that it is answered."""
 
 
+class LevelState(Protocol):
+    """What the operations of one session have in common."""
+
+    setxattr_size: int
+    """How long a request to set an extended attribute is up to the name."""
+
+
 class Level(Protocol):
     """Serves one filesystem to one session."""
 
     modes: Modes
+
+    @property
+    def state(self) -> LevelState:
+        """What its operations have in common."""
 
     def operations(self) -> dict[int, Operation]:
         """By opcode; the session answers ENOSYS to others."""
@@ -27,8 +38,8 @@ class Level(Protocol):
     def flags(self) -> int:
         """Return the capabilities (INIT) that are to be taken for its operations."""
 
-    def begin(self, setxattr_size: int) -> None:
-        """Get ready for requests, which come after this; SETXATTR has that size up to the name.
+    def begin(self) -> None:
+        """Tell the filesystem that requests come after this.
 
         Raises:
             OSError: the filesystem cannot be served.
@@ -40,8 +51,8 @@ class Level(Protocol):
     def undelivered(self, promises: Promises) -> None:
         """Take back what an answer promised that the kernel half has not received."""
 
-    def ending(self) -> Iterator[Step]:
-        """Release all that is open, forget all nodes, and tell the filesystem that this is the end.
+    def release_all(self) -> Iterator[Step]:
+        """Release all that is open, and forget all nodes. Each step is something to wait for."""
 
-        Each step is something to wait for.
-        """
+    def end(self) -> Iterator[Step]:
+        """Tell the filesystem that this is the end."""

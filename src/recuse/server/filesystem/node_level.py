@@ -52,8 +52,8 @@ class NodeLevel:
             wanted |= FUSE_FLOCK_LOCKS
         return wanted
 
-    def begin(self, setxattr_size: int) -> None:
-        self.state.setxattr_size = setxattr_size
+    def begin(self) -> None:
+        pass
 
     def forget(self, forgotten: list[tuple[int, int]]) -> None:
         for number, count in forgotten:
@@ -72,11 +72,14 @@ class NodeLevel:
         left += [f"{listing.directory!r} is open" for listing in [*state.listings.values()]]
         return left + [f"{node!r} is known" for node in state.known.all_but_root()]
 
-    def ending(self) -> Iterator[Step]:
+    def release_all(self) -> Iterator[Step]:
         for closed in self.state.release_all():
             awaitable = self._runner.quietly(closed.release)
             if awaitable is not None:
                 yield closed.release, awaitable
         for node in self.state.known.forget_all():
             self._runner.quietly(node.forgotten)
+
+    def end(self) -> Iterator[Step]:
         self._runner.quietly(self._filesystem.close)
+        yield from ()

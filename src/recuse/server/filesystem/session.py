@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Final
 
@@ -23,7 +24,8 @@ from recuse.server.filesystem.requests import forgetting, pick_head
 from recuse.server.filesystem.served import Served, add_session, remove_session
 from recuse.server.filesystem.undelivered import promises
 from recuse.server.pending_reply import NO_REPLY, Gather, PendingReply, Send, answer_fault
-from recuse.server.runner import Runner
+from recuse.server.runner import Runner, Step
+from recuse.wire.cuse import RECUSE_DESCRIBE, RECUSE_DESCRIBE_READ_ONLY, recuse_describe_out
 from recuse.wire.declare import Structure
 from recuse.wire.errors import WireError
 from recuse.wire.filesystem import fuse_setxattr_in
@@ -62,6 +64,8 @@ class FilesystemSession:
         filesystem: Served,
         backing: BackingFiles | None = None,
         owner: Owner = _NO_OTHER_OWNER,
+        *,
+        shared: bool = False,
     ) -> None:
         """Make a session; it starts with the kernel half's first request.
 
@@ -69,6 +73,8 @@ class FilesystemSession:
             filesystem: what it serves: a `Filesystem` or `Inodes`.
             backing: makes backing files known to the kernel half, if it supports them.
             owner: the owner that all files are given.
+            shared: whether other sessions serve it too, and a server that outlives them, whose own
+                session (`hold`) tells the filesystem of the beginning and the end.
         """
         self._backing = backing
         self.filesystem = filesystem
@@ -82,6 +88,7 @@ class FilesystemSession:
             refuses_enosys=_REMEMBERED if has_nodes else (),
         )
         self._level: Level = _level(filesystem, self._runner, owner)
+        self._shared = shared
         self._lock = new_lock("FilesystemSession")
         self._closed = False
         self._notifications: Notifications | None = None
@@ -133,6 +140,10 @@ class FilesystemSession:
             else:
                 answer_fault(pending, error)
 
+    def hold(self) -> None:
+        """Begin without a kernel half: other sessions do the rest. Raises OSError as INIT."""
+        self._level.begin()
+
     def notify(self, code: int, body: Structure | None, data: bytes) -> None:
         """See `recuse.server.filesystem.served.Session`; nothing happens before INIT."""
         if self._notifications is not None:
@@ -163,7 +174,12 @@ class FilesystemSession:
         remove_session(self.filesystem, self)
         if self._notifications is not None:
             self._notifications.close()
-        self._runner.end(self._level.ending)
+        self._runner.end(self._ending)
+
+    def _ending(self) -> Iterator[Step]:
+        yield from self._level.release_all()
+        if not self._shared:
+            yield from self._level.end()
 
     def _other(self, pending: PendingReply, number: int) -> None:
         """Handle requests that are not about a node, and unknown ones."""
@@ -179,6 +195,8 @@ class FilesystemSession:
                 self._notifications.retrieved(pending.unique, pending.message)
         elif opcode == FUSE_DESTROY:
             pending.reply(b"")
+        elif opcode == RECUSE_DESCRIBE:
+            pending.reply(_description(self.filesystem))
         elif opcode not in NO_REPLY:
             pending.fail(errno.ENOSYS)
 
@@ -199,7 +217,10 @@ class FilesystemSession:
         if taken & FUSE_PASSTHROUGH:
             self._level.modes.channel = self._backing
         extended = taken & FUSE_SETXATTR_EXT
-        self._level.begin(fuse_setxattr_in.SIZE if extended else FUSE_COMPAT_SETXATTR_IN_SIZE)
+        size = fuse_setxattr_in.SIZE if extended else FUSE_COMPAT_SETXATTR_IN_SIZE
+        self._level.state.setxattr_size = size
+        if not self._shared:
+            self._level.begin()
         self._notifications = Notifications(pending.send)
         add_session(self.filesystem, self)
         if self._closed:
@@ -211,6 +232,12 @@ class FilesystemSession:
         promised = promises(pending.opcode, payload)
         if promised is not None:
             self._level.undelivered(promised)
+
+
+def _description(filesystem: Served) -> bytes:
+    flags = RECUSE_DESCRIBE_READ_ONLY if filesystem.read_only else 0
+    described = recuse_describe_out(flags=flags, max_read=filesystem.max_read)
+    return described.pack() + os.fsencode(filesystem.name)
 
 
 def _level(filesystem: Served, runner: Runner, owner: Owner) -> Level:
