@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from recuse.server.filesystem.served import Served as ServedFilesystem
 
 
+_MINOR_BITS = 20
+"""Of a device number within the kernel (linux/kdev_t.h)."""
+
+
 class Channel(Protocol):
     """Joins a device's server to the machine. The device is in the table until it is closed."""
 
@@ -80,7 +84,7 @@ class _Replaced:
         """Mount a tree. Raises OSError as `recuse.sandbox.vfs.mounts.Mounts.mount`."""
         machine, before = self._machine, self._mount
         self._mount = machine.tree.mount(tree, self._path, self._point)
-        machine.serves(tree.connection, os.fsdecode(self._mount.path))
+        machine.serves(tree, os.fsdecode(self._mount.path))
         if before is not None:
             machine.unmount(before)
 
@@ -116,6 +120,8 @@ class Machine:
             self.tree = Tree(self.tasks, self.files.by_link)
             self.table = DeviceTable(self._added, self.tree.devices.remove, majors_in_use())
             self.tree.devices.add_machine(self.table)
+            if fuse:
+                self.tree.devices.add_kinds()
             self.table.tap = tap
             made.pop_all()
         self.strings = StringReader()
@@ -180,11 +186,24 @@ class Machine:
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fsdecode(path)) from None
 
-    def serves(self, connection: Connection, path: str) -> None:
-        """Answer what waits for a filesystem when its connection ends."""
-        connection.at_end(partial(self._ended, connection))
+    def serves(self, tree: MountedTree, path: str) -> None:
+        """Note that a filesystem is mounted: what waits for it is answered when it ends."""
+        connection, options = tree.connection, tree.superblock.options
+        major, minor = os.major(tree.device), os.minor(tree.device)
+        owner = options.user_id, options.group_id
+        self.tree.devices.add_connection(connection, major << _MINOR_BITS | minor, owner)
+        connection.at_end(partial(self._filesystem_ended, tree))
         if connection.tap is not None:
             connection.tap.added(path, 0, 0)
+
+    def _filesystem_ended(self, tree: FilesystemTree) -> None:
+        self._ended(tree.connection)
+        self._remove_unused(tree)
+
+    def _remove_unused(self, tree: FilesystemTree) -> None:
+        """Remove a filesystem's files in /sys if it has ended and is mounted nowhere."""
+        if tree.connection.ended and not self.tree.mounts.shows(tree):
+            self.tree.devices.remove_connection(tree.connection)
 
     def unmount(self, mount: Mount) -> Connection | None:
         """Take a filesystem away, and what is mounted on it; it ends with its last open file.
@@ -195,8 +214,11 @@ class Machine:
         awaited = None
         for one in mounts.unmount(mount):
             assert isinstance(one.tree, FilesystemTree)
-            if not mounts.shows(one.tree) and one.tree.detach() and one is mount:
+            if mounts.shows(one.tree):
+                continue
+            if one.tree.detach() and one is mount:
                 awaited = one.tree.connection
+            self._remove_unused(one.tree)
         return awaited
 
     def waits_for(self, connection: Connection) -> bool:

@@ -97,16 +97,7 @@ class AttributeFile(FileDescription):
         Raises:
             OSError: ENODEV if the device is gone; EFAULT; EINVAL and others for a bad value.
         """
-        room = PAGE_SIZE
-        data = b""
-        for address, length in segments:
-            part = read_memory(call.tid, address, min(length, room))
-            data += part
-            room -= len(part)
-            if len(part) < length:
-                if room:
-                    raise os_error(errno.EFAULT)
-                break
+        data = _gathered(call, segments)
         if self.node.removed or self.node.store is None:
             raise os_error(errno.ENODEV)
         if data:
@@ -139,3 +130,51 @@ class AttributeFile(FileDescription):
                 raise os_error(errno.EINVAL)
             self._position = offset
             return offset
+
+
+def _gathered(call: TrappedCall, segments: IoVecs) -> bytes:
+    """Up to a page of what the caller writes. OSError: EFAULT."""
+    room = PAGE_SIZE
+    data = b""
+    for address, length in segments:
+        part = read_memory(call.tid, address, min(length, room))
+        data += part
+        room -= len(part)
+        if len(part) < length:
+            if room:
+                raise os_error(errno.EFAULT)
+            break
+    return data
+
+
+class ControlFile(AttributeFile):
+    """One open file of ``/sys/fs/fuse/connections`` (fs/fuse/control.c; Linux 6.18).
+
+    When its filesystem is mounted no more, it is empty, and what is written does nothing.
+    """
+
+    __slots__ = ()
+
+    def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> Outcome:
+        """Read on. OSError: EINVAL if nobody can read it; ESPIPE at a position; EFAULT."""
+        if self.node.show is None:
+            raise os_error(errno.EINVAL)
+        if position is not None:
+            raise os_error(errno.ESPIPE)
+        return 0 if self.node.removed else super().read(call, segments, position)
+
+    def write(
+        self, call: TrappedCall, segments: IoVecs, position: int | None, flags: int = 0
+    ) -> int:
+        """Write a value. OSError: EINVAL, also if nobody can write it; ERANGE; ESPIPE; EFAULT."""
+        if self.node.store is None:
+            raise os_error(errno.EINVAL)
+        if position is not None:
+            raise os_error(errno.ESPIPE)
+        data = _gathered(call, segments)
+        self.node.store(data)
+        return len(data)
+
+    def seek(self, call: TrappedCall, offset: int, whence: int) -> int:
+        """Refuse with ESPIPE."""
+        raise os_error(errno.ESPIPE)

@@ -58,22 +58,32 @@ def _list(call: TrappedCall, machine: Machine, *, typed: bool) -> Outcome:
     room = min(call.a2 & 0xFFFFFFFF, _LARGEST)
     if not may_borrow():
         return _list_apart(call, machine, listed, shown, room, only_here=only_here, typed=typed)
+    key = (call.task.tgid, signed32(call.a0))
     with Borrowing(call) as borrowing:
-        directory = borrowing.copy(signed32(call.a0))
+        directory = borrowing.copy(key[1])
         try:
             position = os.lseek(directory, 0, os.SEEK_CUR)
             index = position - _FIRST_POSITION
             ours = 0 <= index < _POSITIONS
+            remembered = tree.listings.get(key)
+            if remembered is not None and remembered[:2] == (listed, position):
+                index, ours = remembered[2], True
             data = b""
             if not ours and not only_here:
                 data = list_next(call.task.acting, directory, room, typed=typed)
-            if not data:
+            if data:
+                tree.listings.pop(key, None)
+            else:
                 index = index if ours else 0
                 entries = _entries(tree, listed, shown)[index:]
                 data, count = _encode(entries, _FIRST_POSITION + index, room, typed=typed)
                 if entries and not count:
                     raise os_error(errno.EINVAL)
-                os.lseek(directory, _FIRST_POSITION + index + count, os.SEEK_SET)
+                try:
+                    os.lseek(directory, _FIRST_POSITION + index + count, os.SEEK_SET)
+                except OSError:
+                    # One in which nothing can ever be (fs/libfs.c, empty_dir_llseek).
+                    tree.listings[key] = (listed, position, index + count)
             if data and not _store(call, data):
                 os.lseek(directory, position, os.SEEK_SET)
                 raise os_error(errno.EFAULT)

@@ -125,7 +125,7 @@ def _mount(call: TrappedCall, machine: Machine, kind: bytes, flags: int) -> int:
     tree = mount_server(file, options, listed, device, machine.files, machine.tap)
     point = place.status if isinstance(place, NativeFile) else place
     machine.tree.mounts.mount(tree, place.path, point, late=True)
-    machine.serves(tree.connection, os.fsdecode(place.path))
+    machine.serves(tree, os.fsdecode(place.path))
     return 0
 
 

@@ -14,7 +14,7 @@ from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
 from recuse.sandbox.abilities import may_open_tree, may_trace
 from recuse.sandbox.arch import arch
-from recuse.sandbox.files.attribute_file import AttributeFile
+from recuse.sandbox.files.attribute_file import AttributeFile, ControlFile
 from recuse.sandbox.files.cuse_file import CuseFile
 from recuse.sandbox.files.description import FileDescription
 from recuse.sandbox.files.device_file import DeviceFile, device_end
@@ -37,7 +37,14 @@ from recuse.sandbox.vfs.native_files import (
     check_create,
     open_again,
 )
-from recuse.sandbox.vfs.nodes import AttributeNode, CuseNode, DeviceNode, FuseNode, Node
+from recuse.sandbox.vfs.nodes import (
+    AttributeNode,
+    ControlNode,
+    CuseNode,
+    DeviceNode,
+    FuseNode,
+    Node,
+)
 from recuse.sandbox.vfs.permissions import MAY_READ, MAY_WRITE, check
 from recuse.sandbox.vfs.resolve import (
     AT_FDCWD,
@@ -279,6 +286,12 @@ def _open_attribute(call: TrappedCall, machine: Machine, location: Location, fla
     return install(call, machine, AttributeFile(location, flags & STATUS_FLAGS), flags)
 
 
+def _open_control(call: TrappedCall, machine: Machine, location: Location, flags: int) -> int:
+    if flags & arch.O_DIRECT:
+        raise os_error(errno.EINVAL)
+    return install(call, machine, ControlFile(location, flags & STATUS_FLAGS), flags)
+
+
 def _open_cuse(call: TrappedCall, machine: Machine, location: Location, flags: int) -> Steps[int]:
     caller = call.caller()
     # If the last server has just ended, the new one finds the device's name free.
@@ -320,6 +333,7 @@ Opener: TypeAlias = Callable[[TrappedCall, "Machine", Location, int], Outcome]
 
 OPENERS: Final[dict[type[Node], Opener]] = {
     AttributeNode: _open_attribute,
+    ControlNode: _open_control,
     CuseNode: _open_cuse,
     FuseNode: _open_fuse,
     DeviceNode: _open_device,

@@ -1,4 +1,4 @@
-"""The files of devices: in /dev, and what belongs to them in /sys and /proc.
+"""The files of devices: in /dev, and what belongs to them, and to filesystems, in /sys and /proc.
 
 Each native directory that has some gets its own addition. A directory that does not exist natively
 is in the addition of the directory above it.
@@ -18,9 +18,11 @@ from typing import Final
 from recuse.kernel.caller import Caller
 from recuse.kernel.char import sysfs
 from recuse.kernel.char.devices import CharDevice, DeviceTable
+from recuse.kernel.connection.connection import Connection
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
+from recuse.kernel.fs import control
 from recuse.runtime.locks import new_lock
 from recuse.sandbox.trap.call import OnDevice
 from recuse.sandbox.vfs.dentry import Addition, Dentry, Location, MemoryTree, lone
@@ -28,6 +30,7 @@ from recuse.sandbox.vfs.mounts import Mounts
 from recuse.sandbox.vfs.nodes import (
     AnonymousNode,
     AttributeNode,
+    ControlNode,
     CuseNode,
     DeviceNode,
     DirectoryNode,
@@ -43,13 +46,16 @@ FUSE_NUMBER = (10, 229)
 """Major and minor numbers of /dev/cuse and /dev/fuse (linux/miscdevice.h)."""
 
 PROC_DEVICES: Final = b"/proc/devices"
-KNOWN_BY_NAME: Final = (PROC_DEVICES, b"/dev/fuse")
+PROC_FILESYSTEMS: Final = b"/proc/filesystems"
+KNOWN_BY_NAME: Final = (PROC_DEVICES, PROC_FILESYSTEMS, b"/dev/fuse")
 """Files that almost every machine has natively, and that every sandbox hides. They are looked for
 only by paths that end like theirs, so that other paths are looked up quickly."""
-ENDS_KNOWN: Final = (b"devices", b"fuse")
+ENDS_KNOWN: Final = (b"devices", b"filesystems", b"fuse")
 
 _FIRST_INODE = 0x7EC00000
 _PROC_BLOCK_SIZE: Final = 1024
+
+_TYPES: Final = (b"\tfuseblk\n", b"nodev\tfuse\n", b"nodev\tfusectl\n")
 
 _TICK_NS: Final = 50_000_000
 
@@ -104,7 +110,7 @@ class DeviceFiles:
         self.hides_links = False
         self.hides_files = False
         self._mounts = mounts
-        self._of_device: dict[CharDevice, list[Dentry]] = {}
+        self._of_device: dict[CharDevice | Connection, list[Dentry]] = {}
         self._anonymous: dict[int, Location] = {}
         self._kept: set[Dentry] = set()
         self._next_inode = _FIRST_INODE
@@ -141,19 +147,51 @@ class DeviceFiles:
                     directory = self._directory_of(path)
                     made.append(self._put(directory, path, self._make(directory, device, entry)))
 
+    def add_connection(self, connection: Connection, number: int, owner: tuple[int, int]) -> None:
+        """Make a filesystem's files in ``/sys/fs/fuse/connections``, unless they are there.
+
+        ``number`` is its directory's name; ``owner`` are the user and group that have mounted it.
+        """
+        with self._lock:
+            if connection in self._of_device:
+                return
+            made = self._of_device[connection] = []
+            path = os.fsencode(f"{control.DIRECTORY}/{number}")
+            above = self._directory_of(path)
+            self._kept.add(above)
+            identity = self._identity(above)._replace(uid=owner[0], gid=owner[1])
+            directory = self._put(above, path, DirectoryNode(identity, control.MODE))
+            made.append(directory)
+            for file in control.control_files(connection):
+                identity = identity._replace(inode=self._new_inode())
+                show = None if file.show is None else functools.partial(_show_control, file.show)
+                node = ControlNode(identity, file.mode, show, file.store)
+                made.append(self._put(directory, path + b"/" + os.fsencode(file.name), node))
+
     def add_machine(self, table: DeviceTable) -> None:
         """Make the files that need no device: those that servers open, ``/proc/devices``, ..."""
         with self._lock:
             self._add_server(b"/dev/cuse", CuseNode, 0o600, CUSE_NUMBER)
             self._add_server(b"/dev/fuse", FuseNode, 0o666, FUSE_NUMBER)
             self._kept.add(self._directory(os.fsencode(sysfs.CLASS)))
-            directory = self._directory_of(PROC_DEVICES)
-            show = functools.partial(_show_devices, table)
-            devices = AttributeNode(self._identity(directory), 0o444, show)
-            devices.block_size = _PROC_BLOCK_SIZE
-            with contextlib.suppress(OSError):
-                devices.inode = os.stat(PROC_DEVICES).st_ino
-            self._put(directory, PROC_DEVICES, devices)
+            self._add_proc(PROC_DEVICES, functools.partial(_show_devices, table))
+
+    def add_kinds(self) -> None:
+        """Have ``/proc/filesystems`` name FUSE's types if the kernel has no FUSE."""
+        native = _native(PROC_FILESYSTEMS)
+        if filesystem_types(native) == native:
+            return
+        with self._lock:
+            self._add_proc(PROC_FILESYSTEMS, lambda _: filesystem_types(_native(PROC_FILESYSTEMS)))
+
+    def _add_proc(self, path: bytes, show: Callable[[Caller], bytes]) -> None:
+        """Make a file in ``/proc`` in place of the native one."""
+        directory = self._directory_of(path)
+        node = AttributeNode(self._identity(directory), 0o444, show)
+        node.block_size = _PROC_BLOCK_SIZE
+        with contextlib.suppress(OSError):
+            node.inode = os.stat(path).st_ino
+        self._put(directory, path, node)
 
     def _add_server(
         self, path: bytes, kind: type[ServerNode], mode: int, number: tuple[int, int]
@@ -167,15 +205,20 @@ class DeviceFiles:
 
     def remove(self, device: CharDevice) -> None:
         """Remove the device's nodes, and the directories that only they needed."""
+        self._anonymous.pop(device.serial, None)
+        self.remove_connection(device)
+
+    def remove_connection(self, device: CharDevice | Connection) -> None:
+        """The same for a filesystem's files."""
         with self._lock:
-            self._anonymous.pop(device.serial, None)
             for dentry in reversed(self._of_device.pop(device, [])):
                 node = dentry.node
                 for identity in [key for key, hidden in self.hidden.items() if hidden is node]:
                     del self.hidden[identity]
                 if self.by_number.get(node.rdev) is node:
                     del self.by_number[node.rdev]
-                self._unlink(dentry)
+                if not dentry.node.removed:
+                    self._unlink(dentry)
 
     def anonymous(self, device: CharDevice) -> Location:
         """The location of the files that the device's ioctls make. They have one node in common."""
@@ -305,12 +348,26 @@ def _show(
     return OnDevice(device, show(caller))
 
 
+def _show_control(show: Callable[[], bytes], _: Caller) -> bytes:
+    return show()
+
+
+def _native(path: bytes) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def filesystem_types(native: bytes) -> bytes:
+    """The content of ``/proc/filesystems`` with FUSE's types (fs/filesystems.c)."""
+    missing = [line for line in _TYPES if line not in native.splitlines(keepends=True)]
+    return b"".join([native, *missing])
+
+
 def _show_devices(table: DeviceTable, _: Caller) -> bytes:
     """The content of ``/proc/devices``."""
-    try:
-        with open(PROC_DEVICES, encoding="utf-8", errors="surrogateescape") as file:
-            native = file.read()
-    except OSError:
-        native = ""
+    native = _native(PROC_DEVICES).decode("utf-8", "surrogateescape")
     devices = [(device.name, device.major) for device in table]
     return sysfs.character_devices(native, devices).encode("utf-8", "surrogateescape")

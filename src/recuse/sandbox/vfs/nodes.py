@@ -154,6 +154,12 @@ class AttributeNode(Node):
         self.store = store
 
 
+class ControlNode(AttributeNode):
+    """The same for a file of ``/sys/fs/fuse/connections``, another kind of filesystem."""
+
+    __slots__ = ()
+
+
 class ServerNode(Node):
     """A node that programs open to serve something."""
 
