@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from recuse.cli import doctor, probes
+from recuse.cli import doctor, filesystem_probes, probes
 from recuse.cli.doctor import Check, Finding
 from recuse.sandbox.arch import SUPPORTED
 
-SECCOMP, PTRACE, PIDFD_OPEN, PIDFD_GETFD, KCMP = 317, 101, 434, 438, 312
+SECCOMP, PTRACE, PIDFD_OPEN, PIDFD_GETFD, KCMP, MOUNT = 317, 101, 434, 438, 312, 165
 PROCESS_VM_READV, PROCESS_VM_WRITEV = 310, 311
 
 on_supported = pytest.mark.skipif(not SUPPORTED, reason="another architecture than x86-64")
@@ -51,13 +51,16 @@ def failing(code: int) -> Callable[..., Any]:
         ("mount_privately", doctor.check_private_mounts),
         ("command_for_mount8", doctor.check_fstab),
         ("fuse_over_io_uring", doctor.check_io_uring),
+        ("show_filesystem", doctor.check_filesystems),
+        ("serve_filesystem", doctor.check_fuse_servers),
     ],
 )
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EINVAL, errno.ENOSYS])
 def test_a_failed_experiment(
     monkeypatch: pytest.MonkeyPatch, experiment: str, check: Callable[[], Finding], code: int
 ) -> None:
-    monkeypatch.setattr(probes, experiment, failing(code))
+    module = probes if hasattr(probes, experiment) else filesystem_probes
+    monkeypatch.setattr(module, experiment, failing(code))
     finding = check()
     assert not finding.good
     assert finding.text == os.strerror(code)
@@ -287,6 +290,8 @@ def test_here() -> None:
     assert done.stderr == ""
     assert done.returncode == 0, done.stdout
     assert "[no]" not in done.stdout
+    assert "[ok] filesystems " in done.stdout
+    assert "[ok] FUSE servers " in done.stdout
     assert "[ok] user notification " in done.stdout
     lines = done.stdout.splitlines()
     checks = [*doctor.BASICS, *doctor.EXPERIMENTS, *doctor.SURROUNDINGS]
@@ -325,8 +330,10 @@ def test_where_seccomp_is_forbidden() -> None:
 
 @on_supported
 def test_where_dockers_default_profile_is() -> None:
-    status, checks = run_doctor(PIDFD_GETFD, KCMP)
+    status, checks = run_doctor(PIDFD_GETFD, KCMP, MOUNT)
     assert status == 0
+    assert checks["filesystems"]["good"]
+    assert checks["FUSE servers"]["good"]
     assert not checks["fetching descriptors"]["good"]
     assert "nothing is missing" in checks["fetching descriptors"]["advice"]
 
@@ -334,9 +341,12 @@ def test_where_dockers_default_profile_is() -> None:
 @on_supported
 def test_where_much_is_refused() -> None:
     status, checks = run_doctor(
-        PTRACE, KCMP, PIDFD_GETFD, PIDFD_OPEN, PROCESS_VM_READV, PROCESS_VM_WRITEV
+        PTRACE, KCMP, PIDFD_GETFD, PIDFD_OPEN, PROCESS_VM_READV, PROCESS_VM_WRITEV, MOUNT
     )
     assert status == 0
+    assert checks["filesystems"]["good"]
+    assert checks["FUSE servers"]["finding"].endswith("Operation not permitted")
+    assert "SYS_PTRACE" in checks["FUSE servers"]["advice"]
     for name in ("ptrace", "comparing descriptors", "fetching descriptors", "process handles"):
         assert not checks[name]["good"]
         assert not checks[name]["required"]

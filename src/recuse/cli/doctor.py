@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from recuse.channel.rings import PARAMETER
-from recuse.cli import probes
+from recuse.cli import filesystem_probes, probes
 from recuse.cli.version import version
 from recuse.sandbox.abilities import may_copy_memory, may_trace
 from recuse.sandbox.arch import DESCRIPTION, SUPPORTED
@@ -222,6 +222,23 @@ def check_comparing() -> Finding:
     )
 
 
+def check_filesystems() -> Finding:
+    return _try(
+        filesystem_probes.show_filesystem,
+        "a program read a file of a filesystem in Python (`recuse run -m`)",
+        "see the lines above",
+    )
+
+
+def check_fuse_servers() -> Finding:
+    return _try(
+        filesystem_probes.serve_filesystem,
+        "a program mounted what it serves at the sandbox's /dev/fuse",
+        "where mount(2) is refused, as in containers, programs can mount only with ptrace; "
+        + _PTRACE_ADVICE,
+    )
+
+
 # ---- surroundings
 
 
@@ -314,6 +331,8 @@ EXPERIMENTS = (
     Check("fetching descriptors", check_pidfd_getfd, required=False),
     Check("comparing descriptors", check_comparing, required=False),
     Check("ptrace", check_ptrace, required=False),
+    Check("filesystems", check_filesystems, required=False, rests_on="killable waits"),
+    Check("FUSE servers", check_fuse_servers, required=False, rests_on="filesystems"),
 )
 SURROUNDINGS = (
     Check("confinement", check_confinement, required=False),

@@ -65,7 +65,7 @@ def _check(result: int) -> int:
 
 
 @contextlib.contextmanager
-def _child(work: Callable[[socket.socket], object]) -> Iterator[tuple[int, socket.socket]]:
+def child(work: Callable[[socket.socket], object]) -> Iterator[tuple[int, socket.socket]]:
     """Run `work` in a forked child with one end of a socket pair; give its pid and the other end.
 
     The child lives until `work` returns or the block ends, whichever is first.
@@ -118,7 +118,7 @@ def _trap(flags: int, answer: Callable[[Listener, int], object]) -> int:
         os.close(listener)
         theirs.send(struct.pack("=q", _libc.syscall(_GETPGID, 0)))
 
-    with _child(make_call) as (_, ours):
+    with child(make_call) as (_, ours):
         message, descriptors, _, _ = socket.recv_fds(ours, 8, 1)
         if not descriptors:
             (code,) = struct.unpack("=q", message)
@@ -190,7 +190,7 @@ def read_child_memory() -> None:
     """Read a child's memory by address."""
     text = b"recuse doctor"
     buffer = ctypes.create_string_buffer(text)
-    with _child(_wait) as (pid, _):
+    with child(_wait) as (pid, _):
         try:
             found = read_memory(pid, ctypes.addressof(buffer), len(text))
         except UnreadableError:
@@ -201,7 +201,7 @@ def read_child_memory() -> None:
 
 def read_child_proc() -> None:
     """Read in /proc which descriptors and which memory a child has."""
-    with _child(_wait) as (pid, _):
+    with child(_wait) as (pid, _):
         os.readlink(f"/proc/{pid}/fd/{os.listdir(f'/proc/{pid}/fd')[0]}")
         with open(f"/proc/{pid}/maps", "rb") as maps:
             maps.readline()
@@ -209,7 +209,7 @@ def read_child_proc() -> None:
 
 def trace_child() -> None:
     """Stop a child by ptrace and let it continue."""
-    with _child(_wait) as (pid, _):
+    with child(_wait) as (pid, _):
         _check(_libc.ptrace(_SEIZE, pid, None, None))
         _check(_libc.ptrace(_INTERRUPT, pid, None, None))
         os.waitpid(pid, 0)
@@ -218,13 +218,13 @@ def trace_child() -> None:
 
 def hold_child() -> None:
     """Hold a child by a descriptor (pidfd)."""
-    with _child(_wait) as (pid, _):
+    with child(_wait) as (pid, _):
         os.close(os.pidfd_open(pid))
 
 
 def fetch_child_descriptor() -> None:
     """Copy a descriptor of a child."""
-    with _child(_wait) as (pid, _):
+    with child(_wait) as (pid, _):
         pidfd = os.pidfd_open(pid)
         try:
             number = int(os.listdir(f"/proc/{pid}/fd")[0])
@@ -236,7 +236,7 @@ def fetch_child_descriptor() -> None:
 def compare_with_child() -> None:
     """Recognise a child's descriptor as one that an epoll of ours has."""
     ours, theirs = socket.socketpair()
-    with ours, theirs, select.epoll() as epoll, _child(_wait) as (pid, _):
+    with ours, theirs, select.epoll() as epoll, child(_wait) as (pid, _):
         epoll.register(theirs, 0)
         number = theirs.fileno()
         slot = EPOLL_SLOT.pack(epoll.fileno(), number, 0)
@@ -288,7 +288,7 @@ def mount_privately() -> None:
         else:
             theirs.send(b"\0")
 
-    with _child(begin) as (_, ours):
+    with child(begin) as (_, ours):
         (number,) = ours.recv(1)
     if number:
         raise OSError(number, os.strerror(number))
