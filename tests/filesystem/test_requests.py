@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 
@@ -63,10 +63,22 @@ class Made(NamedTuple):
     """Linux does not wait for these, so they may come a little later."""
 
 
-def make(caller: Caller, taken: Callable[[], list[Request]]) -> Made:
+class Calling(Protocol):
+    """A `Caller`, or what makes calls like one."""
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Return what a call returns, or the name of its error."""
+
+    def close(self) -> None:
+        """Close the files that it has open."""
+
+
+def make(
+    caller: Calling, taken: Callable[[], list[Request]], calls: list[tuple[Any, ...]] = CALLS
+) -> Made:
     """Make all calls; ``taken`` returns the requests since it was last called."""
     made = Made([], [])
-    for call in CALLS:
+    for call in calls:
         result = caller.call(*call)
         requests = taken()
         made.releases.extend(map(repr, filter(is_release, requests)))
@@ -81,7 +93,8 @@ def is_release(request: Request) -> bool:
     return request[0] in ("RELEASE", "RELEASEDIR")
 
 
-def on_linux() -> Made:
+def on_linux(calls: list[tuple[Any, ...]] = CALLS) -> Made:
+    """What becomes of the calls on Linux's FUSE."""
     with tempfile.TemporaryDirectory(prefix="requests-") as name:
         directory, recorded = Path(name) / "mount", Path(name) / "requests"
         directory.mkdir()
@@ -101,7 +114,7 @@ def on_linux() -> Made:
                     # The server writes a request down before it answers.
                     return [ast.literal_eval(line.decode()) for line in requests]
 
-                made = make(Caller(directory), taken)
+                made = make(Caller(directory), taken, calls)
                 server.communicate("", timeout=PATIENCE_S)
                 made.releases.extend(map(repr, filter(is_release, taken())))
                 return made
