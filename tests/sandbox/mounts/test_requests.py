@@ -79,15 +79,8 @@ MORE: list[tuple[Any, ...]] = [
     ("read", "file", 100, 0), ("append", "file", b"more"), ("read", "file", 100, 0), ("tree",),
 ]  # fmt: skip
 
-_TWICE = (
-    "LOOKUP comes twice: the path is walked before the file is made, and that its name is absent "
-    "is not remembered for the second look, as negative_cache_s is 0"
-)
 _LONG = "names of more than 1024 bytes are refused without LOOKUP, as before Linux 6.13"
 DIFFERENT: dict[tuple[Any, ...], str] = {
-    ("write", "holes", b"z" * 9000, 20000): _TWICE,
-    ("write", "dangling", b"made", 0): _TWICE,
-    ("write", "f", b"0123456789", 0): _TWICE,
     ("tree",): _LONG,
 }
 """Calls, and why their requests differ."""

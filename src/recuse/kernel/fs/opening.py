@@ -78,9 +78,11 @@ def open_path(walk: Walk, path: bytes, flags: int, mode: int = 0) -> Operation[F
 
 
 def find_or_create(
-    walk: Walk, last: Last, flags: int, mode: int
+    walk: Walk, last: Last, flags: int, mode: int, *, absent: bool = False
 ) -> Operation[FilesystemFile | Dentry]:
     """Find the last name of a path, or make a file of that name and open it (lookup_open).
+
+    ``absent``: the caller has just looked, and nothing had that name.
 
     Raises OSError as `open_path`, except what `open_dentry` checks.
     """
@@ -99,7 +101,13 @@ def find_or_create(
         if parent.removed:
             raise os_error(errno.ENOENT)
         denied = yield from _may_not_create(superblock, caller, parent)
-        found = yield from lookup(superblock, caller, last.directory, last.name, again, locked=True)
+        known = last.directory.children.get(last.name)
+        if absent and known is not None and known.inode is None:
+            found = known
+        else:
+            found = yield from lookup(
+                superblock, caller, last.directory, last.name, again, locked=True
+            )
         if found.inode is not None:
             if flags & os.O_EXCL:
                 raise os_error(errno.EEXIST)

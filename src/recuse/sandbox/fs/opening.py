@@ -50,14 +50,16 @@ def open_found(
     return _open(tree, call, location, flags, caller, operation)
 
 
-def create(tree: Mounted, call: TrappedCall, place: Place, flags: int, mode: int) -> Steps[int]:
+def create(  # noqa: PLR0917 - as open(2) has them
+    tree: Mounted, call: TrappedCall, place: Place, flags: int, mode: int, absent: bool
+) -> Steps[int]:
     """Open a file that is made if there is none."""
     if place.slashes:
         raise os_error(errno.EISDIR)
     caller = caller_of(call, creates=True)
     directory = place.directory.dentry
     assert isinstance(directory, Name)
-    operation = _create(tree, caller, directory.of, place.name, _told(call, flags), mode)
+    operation = _create(tree, caller, directory.of, place.name, _told(call, flags), mode, absent)
     return _open(tree, call, place.directory, flags, caller, operation)
 
 
@@ -68,10 +70,12 @@ def _create(  # noqa: PLR0917 - as open(2) has them
     name: bytes,
     flags: int,
     mode: int,
+    absent: bool,
 ) -> Operation[FilesystemFile]:
     superblock = tree.superblock
     walk = Walk(superblock, caller, directory)
-    made = yield from find_or_create(walk, Last(directory, name, False), flags, mode)
+    last = Last(directory, name, False)
+    made = yield from find_or_create(walk, last, flags, mode, absent=absent)
     if isinstance(made, FilesystemFile):
         return made
     # Somebody else has made it since the path was looked at.

@@ -245,9 +245,11 @@ class MountedTree(Mounted, FilesystemTree):
         """See `FilesystemTree`."""
         return opening.open_found(self, call, location, flags, mode)
 
-    def create(self, call: TrappedCall, place: Place, flags: int, mode: int) -> Outcome:
+    def create(
+        self, call: TrappedCall, place: Place, flags: int, mode: int, *, absent: bool
+    ) -> Outcome:
         """See `FilesystemTree`."""
-        return opening.create(self, call, place, flags, mode)
+        return opening.create(self, call, place, flags, mode, absent)
 
     def make_directory(self, call: TrappedCall, place: Place, mode: int) -> Outcome:
         """See `FilesystemTree`."""

@@ -109,7 +109,7 @@ def _open(
     except AbsentError as absent:
         if flags & os.O_CREAT:
             place = Place(absent.directory, absent.name, absent.slashes)
-            return _create(call, place, flags, mode)
+            return _create(call, place, flags, mode, absent=True)
         raise
     except NativelyAbsentError:
         if flags & os.O_CREAT:
@@ -135,14 +135,16 @@ def _open(
     return _open_found(call, machine, found, flags, mode)
 
 
-def _create(call: TrappedCall, place: Place, flags: int, mode: int) -> Outcome:
+def _create(
+    call: TrappedCall, place: Place, flags: int, mode: int, *, absent: bool = False
+) -> Outcome:
     """Make a file in a directory of recuse's: only filesystems let programs do that."""
     filesystem = filesystem_of(place.directory)
     if filesystem is None:
         raise os_error(errno.EACCES)
     if flags & arch.O_DIRECTORY:
         raise os_error(errno.EINVAL)
-    return filesystem.create(call, place, flags, mode)
+    return filesystem.create(call, place, flags, mode, absent=absent)
 
 
 def _open_found(

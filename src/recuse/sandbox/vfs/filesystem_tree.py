@@ -150,8 +150,10 @@ class FilesystemTree(ABC):
         """Open what was found, or make a file without a name in it (O_TMPFILE)."""
 
     @abstractmethod
-    def create(self, call: TrappedCall, place: Place, flags: int, mode: int) -> Outcome:
-        """Open a file that is made if there is none (O_CREAT)."""
+    def create(
+        self, call: TrappedCall, place: Place, flags: int, mode: int, *, absent: bool
+    ) -> Outcome:
+        """Open a file that is made if there is none (O_CREAT); ``absent``: there was none yet."""
 
     @abstractmethod
     def make_directory(self, call: TrappedCall, place: Place, mode: int) -> Outcome:
