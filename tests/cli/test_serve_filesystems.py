@@ -43,6 +43,8 @@ class Texts(recuse.Filesystem):
         super().__init__(recuse.Directory({"text": Text(b"some text\\n"), "slow": Slow(b"x")}))
     def close(self):
         print("closed", flush=True)
+class Outer(recuse.Filesystem):
+    root = recuse.Directory({"in": recuse.Directory()})
 class Numbers(recuse.Inodes):
     name = "numbers"
     def init(self): print("init", flush=True)
@@ -259,6 +261,30 @@ def test_a_server_that_starts_again(serve: Serve, number: int) -> None:
     output, errors = program.communicate("\n", timeout=PATIENCE_S)
     assert output == "['b'] ENOTCONN ENOENT 1\n"
     assert errors == "recuse: socket: its server has gone; the filesystem comes back when it does\n"
+
+
+def test_it_comes_back_inside_another_filesystem(serve: Serve) -> None:
+    server = serve("--listen", "socket", MEMORY)
+    script = (
+        "echo 1 >mnt/in/a; echo ready; read x; echo $(ls mnt/in 2>&1)\n"
+        "echo told; read x; until ls mnt/in >/dev/null 2>&1; do :; done\n"
+        "echo 2 >mnt/in/b; ls mnt/in; cat mnt/in/b; grep -c unix: /proc/mounts"
+    )
+    program = subprocess.Popen(
+        [*RECUSE, "run", "-m", "mnt=texts.py:Outer", "-m", "mnt/in=unix:socket", "--",
+         "sh", "-c", script],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert program.stdin is not None
+    assert program.stdout is not None
+    assert program.stdout.readline() == "ready\n"
+    server.end(signal.SIGKILL)
+    program.stdin.write("\n")
+    program.stdin.flush()
+    assert "mnt/in" in program.stdout.readline()
+    assert program.stdout.readline() == "told\n"
+    serve("--listen", "socket", MEMORY)
+    assert program.communicate("\n", timeout=PATIENCE_S)[0] == "b\n2\n1\n"
 
 
 def test_the_server_ends_in_the_middle_of_a_call(serve: Serve) -> None:
