@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
 import pytest
 
-from recuse import Filesystem
+from recuse import Directory, Filesystem, Node, OpenFile, OpenRequest, RegularFile
 from recuse.sandbox import Sandbox
 from tests.conftest import Needs
 
@@ -125,6 +126,34 @@ def test_backing_files_are_mapped(
         assert clients(sandbox)(script, here / "mnt") == expected
 
 
+PROGRAMS = {
+    "gold": """
+cd mnt && echo 'int puts(const char *); int main(void) { return puts("linked") < 0; }' >a.c &&
+gcc -fuse-ld=gold -o a a.c && ./a && gcc -o b a.c && ./b && strip a b && ./a && ./b
+""",
+    "rsync": """
+mkdir mnt/a && head -c 300000 /dev/zero >mnt/a/zeros && ls -l / >mnt/a/listing && sync mnt/a/zeros
+rsync -a mnt/a/ mnt/b && diff -r mnt/a mnt/b && rsync -a --inplace beside mnt/b/zeros &&
+cat mnt/b/zeros
+""",
+    "sqlite3": """
+cd mnt; sqlite3 db 'pragma mmap_size = 100000; pragma journal_mode = wal; create table t (a);'
+sqlite3 db 'pragma mmap_size = 100000; insert into t values (1), (2)' & wait
+sqlite3 db 'pragma mmap_size = 100000; select sum(a) from t; pragma integrity_check'; ls
+""",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_that_map_files(name: str, shell: Shell, natively: Shell, needs: Needs) -> None:
+    needs({"gold": "gcc"}.get(name, name))
+    if name == "gold":
+        needs("gold", "binutils")
+    expected = natively(PROGRAMS[name])
+    assert "status" not in expected
+    assert shell(PROGRAMS[name]) == expected
+
+
 DATABASE = """
 import sqlite3
 path = sys.argv[1] + "/db"
@@ -153,6 +182,50 @@ def test_sqlite_with_a_shared_index_of_its_log(client: Shell, here: Path) -> Non
     assert client(DATABASE, here / "mnt") == (
         "('wal',)\n[0, 0, 0]\n(27, 108)\n('ok',) ['db', 'db-shm', 'db-wal']\n['db']\n"
     )
+
+
+class Unanswered(OpenFile):
+    """What is read of it does not come."""
+
+    def __init__(self, asked: Node) -> None:
+        self.asked = asked
+
+    async def read(self, size: int, offset: int) -> bytes:
+        self.asked.mode |= 0o001
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class Slow(RegularFile):
+    """A file that cannot be read; that somebody tries shows in the mode of another one."""
+
+    def __init__(self, asked: Node) -> None:
+        super().__init__(bytes(5000))
+        self.asked = asked
+
+    def open(self, request: OpenRequest) -> Unanswered:
+        return Unanswered(self.asked)
+
+
+WAITS = (
+    HELPERS
+    + """
+os.chdir(sys.argv[1])
+pid = os.fork()
+if not pid:
+    mmap.mmap(os.open("slow", os.O_RDONLY), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+while not os.stat("asked").st_mode & 1: time.sleep(0.01)
+print(got("asked"), os.stat("slow").st_size); os.kill(pid, 9); print(os.waitpid(pid, 0)[1])
+print(got("asked"))
+"""
+)
+
+
+def test_nobody_else_waits_for_the_pages_of_a_mapping(here: Path, clients: Clients) -> None:
+    asked = RegularFile(b"other")
+    files = Filesystem(Directory({"asked": asked, "slow": Slow(asked)}))
+    with Sandbox(mounts={here / "mnt": files}) as sandbox:
+        assert clients(sandbox)(WAITS, here / "mnt") == "b'other' 5000\n9\nb'other'\n"
 
 
 HELD = """

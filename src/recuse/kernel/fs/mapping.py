@@ -133,10 +133,9 @@ def _map(
     yield from superblock.lock(inode)
     try:
         there = _attach(file, caller, mapper)
-        there.map(range(first, first + call.pages // PAGE_SIZE))
         there.writable = there.writable or (not call.private and file.writable)
         try:
-            yield from _fill(file, caller, there)
+            yield from _fill(file, caller, there, range(first, first + call.pages // PAGE_SIZE))
         except BaseException:
             _detach(file, there)
             raise
@@ -191,15 +190,31 @@ def _detach(file: RegularFile, there: _Mapped) -> None:
         file.superblock.mapped.discard(file.inode)
 
 
-def _fill(file: RegularFile, caller: FileCaller, there: _Mapped) -> Operation[None]:
-    """Put all pages there that are mapped. The inode's lock is held."""
+def _fill(
+    file: RegularFile, caller: FileCaller, there: _Mapped, pages: range = range(0)
+) -> Operation[None]:
+    """Put all pages there that are mapped, and these, unless that fails. The inode's lock is held.
+
+    From the beginning on others take them to be there: they must not wait for the server as well.
+    """
     inode = file.inode
     size = inode.attr.size
     if size < there.complete:
         with there.lock:
             there.truncate(size)
-    there.stale = False
-    for number, most in there.lacking(size):
+    there.stale, there.complete = False, size
+    added = there.map(pages) if pages else False
+    try:
+        yield from _ask_lacking(file, caller, there)
+    except BaseException:
+        if added:
+            there.unmap(pages)
+        raise
+
+
+def _ask_lacking(file: RegularFile, caller: FileCaller, there: _Mapped) -> Operation[None]:
+    inode = file.inode
+    for number, most in there.lacking(inode.attr.size):
         attempts = 0
         while number not in there and number * PAGE_SIZE < inode.attr.size:
             if inode.pages.show(number):
@@ -208,7 +223,6 @@ def _fill(file: RegularFile, caller: FileCaller, there: _Mapped) -> Operation[No
                 raise os_error(errno.EIO)
             attempts += 1
             yield from file.ask_pages(caller, number, most)
-    there.complete = size
 
 
 def extend(file: RegularFile, caller: FileCaller, pages: range) -> Operation[None]:
@@ -222,8 +236,7 @@ def _extend(file: RegularFile, caller: FileCaller, pages: range) -> Operation[No
     try:
         there = _mapped(inode)
         if there is not None:
-            there.map(pages)
-            yield from _fill(file, caller, there)
+            yield from _fill(file, caller, there, pages)
     finally:
         superblock.unlock(inode)
 
@@ -232,7 +245,7 @@ def refresh(superblock: Superblock) -> Operation[None]:
     """Have mappings show what has changed: pages that were given up, and a file's new size.
 
     A host runs it after operations: nobody tells it when a program touches a page. What cannot be
-    read stays as it was, or programs get SIGBUS there.
+    read stays as it was until it is read by somebody, or programs get SIGBUS there.
     """
     for inode in list(superblock.mapped):
         there = _mapped(inode)
@@ -247,10 +260,8 @@ def _refresh(file: RegularFile, caller: FileCaller, there: _Mapped) -> Operation
     yield from superblock.lock(inode)
     try:
         if there is _mapped(inode) and there.is_outdated(inode.attr.size):
-            yield from _fill(file, caller, there)
-    except OSError as error:
-        there.complete = inode.attr.size
-        there.stale = error.errno == errno.EINTR
+            with contextlib.suppress(OSError):
+                yield from _fill(file, caller, there)
     finally:
         superblock.unlock(inode)
 

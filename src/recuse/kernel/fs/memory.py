@@ -46,7 +46,7 @@ class PagesInMemory:
     stale
         Pages were dropped, so that those in the memory may be old.
     complete
-        The size of the file when all of its pages were there.
+        The size of the file when its pages were last put there.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -61,9 +61,16 @@ class PagesInMemory:
         """What was there of pages that the cache does not have any more."""
         self._mapped: list[range] = []
 
-    def map(self, pages: range) -> None:
-        """Show these pages too, as far as the file has them."""
+    def map(self, pages: range) -> bool:
+        """Show these pages too, as far as the file has them; False if they are mapped anyway."""
+        if any(one.start <= pages.start and pages.stop <= one.stop for one in self._mapped):
+            return False
         self._mapped.append(pages)
+        return True
+
+    def unmap(self, pages: range) -> None:
+        """Take it back that :meth:`map` has returned True."""
+        self._mapped.remove(pages)
 
     def lacking(self, size: int) -> Iterator[tuple[int, int]]:
         """Mapped pages of a file of that size that are not there: as each is reached.
