@@ -52,10 +52,13 @@ def caller_of(call: TrappedCall, *, real: bool = False, creates: bool = False) -
     Raises:
         OSError: ESRCH if the thread is gone.
     """
+    plain = not real and not creates
+    if plain and call.file_caller is not None:
+        return call.file_caller
     task = call.task
     rights = task.real_rights if real else task.rights
     memory = CallerMemory(call.trap.listener, call.id, call.tid, task.writable)
-    return ThreadCaller(
+    caller = ThreadCaller(
         call.tid,
         rights.uid,
         rights.gid,
@@ -66,6 +69,9 @@ def caller_of(call: TrappedCall, *, real: bool = False, creates: bool = False) -
         tgid=task.tgid,
         memory=memory,
     )
+    if plain:
+        call.file_caller = caller  # the next step of a path has the same
+    return caller
 
 
 def of_files(caller: Caller) -> FileCaller:

@@ -39,6 +39,7 @@ from recuse.sandbox.trap.signals import ERESTARTSYS
 from recuse.wire.ids import Tid
 
 if TYPE_CHECKING:
+    from recuse.kernel.fs.credentials import FileCaller
     from recuse.sandbox.tasks.tasks import Task
     from recuse.sandbox.trap.trap import Trap
 
@@ -122,6 +123,7 @@ class OwedCall:
         "a4",
         "a5",
         "arch",
+        "file_caller",
         "flags",
         "id",
         "instruction",
@@ -142,6 +144,8 @@ class OwedCall:
     a4: int
     a5: int
     trap: Trap
+    file_caller: FileCaller | None
+    """Who makes it, for a filesystem: kept by `recuse.sandbox.fs.caller.caller_of`."""
     _state: State
     _task: Task | None
 

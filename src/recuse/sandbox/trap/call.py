@@ -128,6 +128,7 @@ class TrappedCall(OwedCall):
             self.a5,
         ) = fields
         self._task = None
+        self.file_caller = None
         self._device: Served | None = None
         self._operation: Operation[Any] | None = None
         self._request: Request | None = None
