@@ -1,9 +1,9 @@
 """Locks of parts of a filesystem's file: F_GETLK, F_SETLK, F_SETLKW, F_OFD_... (fs/locks.c).
 
 The kernel half keeps them, or the server. A lock of a process ends with its close of the file. But
-the close of a descriptor is not seen if others of the same open file are left, such as those of a
-parent. So before a lock is refused, and while one waits, it is looked whether the process in the
-way still has the file open.
+the end of a process is not seen if it shares its open file with others, such as its parent. So
+before a lock is refused, and while one waits, it is looked whether the process in the way still has
+the file open.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ class RecordLocking:
         tree, inner, ofd = self._tree, file.kernel_file, wanted.ofd
         bytes_ = wanted.kind, wanted.start, wanted.length
         yield tree.files.releases(tree)
-        if wanted.kind != fcntl.F_UNLCK and not tree.superblock.has(FUSE_POSIX_LOCKS):
+        remote = tree.superblock.has(FUSE_POSIX_LOCKS)
+        if wanted.kind != fcntl.F_UNLCK and not (remote and wanted.does != _GETLK):
             while True:
                 found = yield OnDevice(tree, get_lock(inner, caller, *bytes_, ofd))
                 if found is None or not (stale := self._stale(inner, found.pid)):
@@ -143,19 +144,38 @@ class RecordLocking:
         waits = wanted.does == _SETLKW
         if waits:
             call.look_around(lambda: self._look(inner, caller, bytes_, ofd))
-        yield OnDevice(tree, set_lock(inner, caller, *bytes_, waits, ofd))
-        return 0
+        while True:
+            try:
+                yield OnDevice(tree, set_lock(inner, caller, *bytes_, waits, ofd))
+            except OSError as error:
+                # The server does not say whose lock is in the way.
+                stale = self._stale(inner) if remote and error.errno == errno.EAGAIN else []
+                if not stale:
+                    raise
+            else:
+                return 0
+            for other, locker in stale:
+                yield OnDevice(tree, _closed(other, locker))
 
-    def _stale(self, file: FilesystemFile, process: int) -> list[tuple[Lockable, FileCaller]]:
-        """By which files a process has locked this one, if it has none of them open any more."""
-        by = [
-            (other, locker)
-            for other in list(self._files)
-            if other.kernel_file.inode is file.inode
-            and (locker := other.lockers.get(process)) is not None
+    def _stale(
+        self, file: FilesystemFile, process: int | None = None
+    ) -> list[tuple[Lockable, FileCaller]]:
+        """By which files a process has locked this one, if it has none of them open any more.
+
+        None: any process.
+        """
+        by: dict[int, list[tuple[Lockable, FileCaller]]] = {}
+        for other in list(self._files):
+            if other.kernel_file.inode is file.inode:
+                for number, locker in list(other.lockers.items()):
+                    if process in (None, number):
+                        by.setdefault(number, []).append((other, locker))
+        return [
+            one
+            for number, held in by.items()
+            if not _has_open(number, {other.link for other, _ in held})
+            for one in held
         ]
-        links = {other.link for other, _ in by}
-        return [] if _has_open(process, links) else by
 
     def _look(
         self, file: FilesystemFile, caller: FileCaller, bytes_: tuple[int, int, int], ofd: bool
@@ -163,12 +183,17 @@ class RecordLocking:
         """Find out if what a thread waits for is held by nobody; then take it away."""
         connection = self._tree.connection
 
-        def done(found: object, error: OSError | None) -> None:
-            pid = getattr(found, "pid", 0) if error is None else 0
-            for other, locker in self._stale(file, pid) if pid else ():
+        def take_away(stale: list[tuple[Lockable, FileCaller]]) -> None:
+            for other, locker in stale:
                 run(connection, _closed(other, locker), lambda *_: None)
 
-        if not self._tree.superblock.has(FUSE_POSIX_LOCKS):
+        def done(found: object, error: OSError | None) -> None:
+            if error is None and (pid := getattr(found, "pid", 0)):
+                take_away(self._stale(file, pid))
+
+        if self._tree.superblock.has(FUSE_POSIX_LOCKS):
+            take_away(self._stale(file))
+        else:
             run(connection, get_lock(file, caller, *bytes_, ofd), done)
 
 
@@ -199,9 +224,9 @@ def _has_open(process: int, links: set[str]) -> bool:
     except PermissionError:
         return True
     except OSError:
-        return not links
+        return False
     for number in numbers:
         with contextlib.suppress(OSError):
             if os.readlink(f"/proc/{process}/fd/{number}") in links:
                 return True
-    return not links
+    return False
