@@ -1,5 +1,6 @@
 """A run ends when the last program under the filter has ended, on every kernel."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -8,14 +9,21 @@ import threading
 import pytest
 
 from recuse.sandbox import Sandbox
+from recuse.sandbox.launch import parent
 from recuse.sandbox.launch.parent import Launch
-from recuse.sandbox.trap.listener import Listener
+from recuse.sandbox.trap.listener import POLLS_FIRST, Listener
 
 from ..patience import PATIENCE_S
 from .conftest import Fifo
 
 # What the running kernel needs, and what one does that sleeps on in RECV (before Linux 6.11).
 either_way = pytest.mark.parametrize("polls_first", [False, True], ids=["as needed", "polling"])
+
+
+def use(polls_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have programs' listeners poll first, or as needed."""
+    made = functools.partial(Listener, polls_first=POLLS_FIRST or polls_first)
+    monkeypatch.setattr(parent, "Listener", made)
 
 
 def serve(listener: Listener, received: list[int], returned: threading.Semaphore) -> None:
@@ -28,10 +36,12 @@ def serve(listener: Listener, received: list[int], returned: threading.Semaphore
 
 @either_way
 @pytest.mark.parametrize("threads", [1, 4])
-def test_all_that_receive_find_the_end(threads: int, polls_first: bool) -> None:
+def test_all_that_receive_find_the_end(
+    threads: int, polls_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(polls_first, monkeypatch)
     launch = Launch(["sh", "-c", "(: </dev/null) & : </dev/null; wait"])
     listener = launch.listener
-    listener._polls_first |= polls_first
     received: list[int] = []
     returned = threading.Semaphore(0)
     serving = [
@@ -50,10 +60,10 @@ def test_all_that_receive_find_the_end(threads: int, polls_first: bool) -> None:
 
 
 @either_way
-def test_it_is_found_later_too(polls_first: bool) -> None:
+def test_it_is_found_later_too(polls_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(polls_first, monkeypatch)
     launch = Launch(["true"])
     launch.abandon()
-    launch.listener._polls_first |= polls_first
     assert launch.listener.receive() is None
     assert launch.listener.receive() is None
     launch.listener.close()

@@ -218,7 +218,7 @@ def receive(listener):
         print("waits", flush=True)
     poll.modify(listener._descriptor, 0)
     poll.poll()
-Listener.receive = receive
+Listener._receive = receive
 sys.exit(main())
 """
     with subprocess.Popen(
@@ -237,13 +237,13 @@ from recuse.channel import workers
 from recuse.sandbox.trap.listener import Listener
 from recuse.cli.main import main
 workers._MOST_PAUSE_S = 0.01
-receive, calls = Listener.receive, []
+receive, calls = Listener._receive, []
 def fail(listener):
     calls.append(1)
     if len(calls) < 40:
         return receive(listener)
     raise OSError(errno.EPERM, "not permitted")
-Listener.receive = fail
+Listener._receive = fail
 sys.exit(main())
 """
     endless = ["sh", "-c", "while read -r line </etc/passwd; do :; done"]

@@ -72,7 +72,8 @@ for path in (f'/proc/self/fd/{{fd}}', f'/dev/fd/{{fd}}', f'/proc/{{numbers[0]}}/
         script = f"""{BECOME}
 assert call('unshare', 0x20000) == 0
 os.system('mount --make-rprivate /; mount -t proc -o hidepid=2 none {place}')
-become(654321); libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, as exec makes it
+become(2000000 + os.getpid())  # whose processes nobody else has
+libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, as exec makes it
 path = '{place}'
 shown = {{int(name) for name in os.listdir(path) if name.isdigit()}}
 print(shown - {{{os.getpid()}}} - {{os.getpid()}})

@@ -6,6 +6,7 @@ import gc
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -383,7 +384,9 @@ def test_a_descriptor_that_is_no_area(
     elif what == "pipe":
         ends = list(os.pipe())
     else:
-        ends = [os.eventfd(0)]
+        end, other = socket.socketpair()
+        other.close()
+        ends = [end.detach()]
     area.other = ends[0]
     device = Shared(area)
     path = str(tmp_path / "socket")

@@ -31,7 +31,7 @@ git clone -q --no-hardlinks . ../two && git -C ../two log --format=%s
     "make": r"""
 printf 'int f(void);\nint main(void) { return f(); }\n' >a.c; echo 'int f(void) { return 3; }' >b.c
 printf 'p: a.o b.o\n\tgcc -o $@ $^\n%%.o: %%.c\n\tgcc -c -o $@ $<\n' >Makefile
-make -s -j2 && ./p; echo $?; make
+unset MAKEFLAGS MAKELEVEL; make -s -j2 && ./p; echo $?; make
 """,
     "tar": """
 mkdir -p a/b; seq 9999 >a/numbers; cp -r /usr/share/doc/libc6-dev a/b
