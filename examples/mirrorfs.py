@@ -23,6 +23,20 @@ from recuse import Changes, Entry, Node, OpenFile, OpenRequest
 libc = ctypes.CDLL(None, use_errno=True)
 
 
+class Closing:
+    """Closes a node's descriptor when the node is gone, and no longer known.
+
+    A ``__del__`` of the node's would close it while `MirrorNode.known` still has the node: a new
+    file, which may get the removed one's number at once, would be taken for it.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 class MirrorNode(Node):
     """A file of the directory that is shown.  Two names of a file are one node."""
 
@@ -32,9 +46,7 @@ class MirrorNode(Node):
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
+        self._closing = Closing(descriptor)
 
     @property
     def place(self) -> str:
