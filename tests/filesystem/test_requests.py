@@ -115,6 +115,9 @@ def on_linux(calls: list[tuple[Any, ...]] = CALLS) -> Made:
                     return [ast.literal_eval(line.decode()) for line in requests]
 
                 made = make(Caller(directory), taken, calls)
+                # Releases that the server has not read would be dropped by unmounting. It reads
+                # them before this.
+                os.statvfs(directory)
                 server.communicate("", timeout=PATIENCE_S)
                 made.releases.extend(map(repr, filter(is_release, taken())))
                 return made
