@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import queue
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ctypes import c_int, c_uint32, c_uint64
+from logging.handlers import QueueHandler
 from typing import Any
 
 import pytest
@@ -117,7 +119,17 @@ class Failing(File):
         raise OSError(argument, "as you like")
 
 
-def test_errors(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def logged() -> Iterator["queue.SimpleQueue[logging.LogRecord]"]:
+    """What the server half logs, which may be after its answer."""
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    handler = QueueHandler(records)
+    logging.getLogger("recuse.server").addHandler(handler)
+    yield records
+    logging.getLogger("recuse.server").removeHandler(handler)
+
+
+def test_errors(kernel: Kernel, logged: "queue.SimpleQueue[logging.LogRecord]") -> None:
     path = kernel(device_of(Failing)).node
     with opened(path) as file:
         assert errno_of(os.read, file, 10) == "ENODATA"
@@ -127,7 +139,7 @@ def test_errors(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
             assert errno_of(fcntl.ioctl, file, IO("t", 1), argument) == number
         assert errno_of(fcntl.ioctl, file, IO("t", 2)) == "ENOTTY"
         assert errno_of(mmap.mmap, file, 4096) == "ENODEV"
-    assert "what was written" in caplog.text
+    assert "what was written" in logged.get(timeout=WAIT_S).getMessage()
 
 
 def test_an_open_that_fails(kernel: Kernel) -> None:
