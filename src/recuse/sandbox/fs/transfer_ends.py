@@ -89,16 +89,30 @@ class Place:
             raise os_error(errno.EFAULT)
 
 
-class FileEnd:
+class _Placed:
+    """An end that has a place."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    @property
+    def position(self) -> int:
+        return self._place.position
+
+    def advance(self, count: int) -> None:
+        self._place.position += count
+
+
+class FileEnd(_Placed):
     """A filesystem's file, from or to which bytes go."""
 
     def __init__(self, call: TrappedCall, file: OpenedFile, place: Place) -> None:
         """Begin. OSError: EFAULT, EINVAL; ESPIPE for a place in a file that has none."""
         assert isinstance(file.kernel_file, RegularFile)
+        super().__init__(place)
         self._call = call
         self._tree = file.mounted
         self._file = file.kernel_file
-        self._place = place
         if place.is_own:
             place.position = self._file.position
         elif self._file.open_flags & NO_PLACES:
@@ -107,10 +121,6 @@ class FileEnd:
             place.read()
         if place.position < 0:
             raise os_error(errno.EINVAL)
-
-    @property
-    def position(self) -> int:
-        return self._place.position
 
     def take(self, size: int, ahead: int = 0) -> bytes:
         """Read, so many bytes ahead of the position; `advance` says how many were used."""
@@ -125,9 +135,6 @@ class FileEnd:
         self.advance(written)
         return written
 
-    def advance(self, count: int) -> None:
-        self._place.position += count
-
     def settle(self) -> None:
         """Note the position where it belongs. OSError: EFAULT."""
         if self._place.is_own:
@@ -139,12 +146,12 @@ class FileEnd:
         """There is nothing to close."""
 
 
-class NativeEnd:
+class NativeEnd(_Placed):
     """A native regular file from which bytes come."""
 
     def __init__(self, copy: int, place: Place) -> None:
+        super().__init__(place)
         self._copy = copy
-        self._place = place
         if place.is_own:
             place.position = os.lseek(copy, 0, os.SEEK_CUR)
         else:
@@ -152,15 +159,8 @@ class NativeEnd:
             if place.position < 0:
                 raise os_error(errno.EINVAL)
 
-    @property
-    def position(self) -> int:
-        return self._place.position
-
     def take(self, size: int) -> bytes:
         return os.pread(self._copy, size, self._place.position)
-
-    def advance(self, count: int) -> None:
-        self._place.position += count
 
     def settle(self) -> None:
         if self._place.is_own:
