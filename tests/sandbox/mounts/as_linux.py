@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -14,20 +12,11 @@ import pytest
 from recuse import Filesystem, Mount
 from recuse.sandbox import Sandbox
 
+from ...filesystem.conftest import why_not_mounted
 from ...patience import PATIENCE_S
 from ..conftest import python_argv
 
 Alike = Callable[..., str]
-
-
-def why_not_mounted() -> str:
-    """Why no filesystem can be mounted here; "" if one can."""
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return "/dev/fuse is missing, or may not be opened"
-    if os.geteuid():
-        return "" if shutil.which("fusermount3") else "fusermount3 is missing"
-    done = subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True)
-    return "this root may not mount" if done.returncode else ""
 
 
 def natively(make: Callable[[], Filesystem], script: str) -> str:

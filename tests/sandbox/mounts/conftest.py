@@ -19,6 +19,7 @@ from recuse.sandbox import Sandbox
 
 from ...patience import PATIENCE_S
 from ..conftest import Shell, client_in, shell_in
+from .raw_server import SERVER
 
 UNMOUNTED = "fusermount3 -u mnt && ls mnt"
 """The end of a shell's command: what was below the mount is seen again."""
@@ -124,3 +125,21 @@ def bare_shell(bare_sandbox: Sandbox, here: Path) -> Shell:
     (here / "source" / "deep").mkdir()
     (here / "source" / "deep" / "large").write_bytes(os.urandom(300_000))
     return functools.partial(shell_in(bare_sandbox), cwd=here)
+
+
+def served_in(sandbox: Sandbox, here: Path) -> Shell:
+    """Runs a script after SERVER beside a directory ``mnt``; returns what it prints."""
+
+    def run(script: str, *, python: tuple[str, ...] = (sys.executable,)) -> str:
+        done = sandbox.run(
+            [*python, "-I", "-S", "-c", SERVER + script],
+            cwd=here,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        output: str = done.stdout
+        return output
+
+    return run

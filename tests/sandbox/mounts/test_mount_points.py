@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,30 +11,16 @@ import pytest
 from recuse import Directory, Filesystem, RegularFile
 from recuse.sandbox import Sandbox
 
-from ...patience import PATIENCE_S
 from ..conftest import Shell, shell_in
 from ..rights import root_only
-from .conftest import example
+from .conftest import example, served_in
 from .raw_server import SERVER
 
 
 @pytest.fixture
 def server(bare_sandbox: Sandbox, here: Path) -> Shell:
     """Runs a script after SERVER beside an empty directory ``mnt``; returns what it prints."""
-
-    def run(script: str) -> str:
-        done = bare_sandbox.run(
-            [sys.executable, "-I", "-S", "-c", SERVER + script],
-            cwd=here,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE_S,
-        )
-        output: str = done.stdout
-        return output
-
-    return run
+    return served_in(bare_sandbox, here)
 
 
 LISTED = (

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +14,9 @@ from recuse.sandbox.syscalls import mounting
 from tests.conftest import Needs
 from tests.syscalls import rows
 
-from ...patience import PATIENCE_S
 from ..conftest import Shell, shell_in
 from ..rights import root_only
-from .raw_server import SERVER
+from .conftest import served_in
 
 
 @pytest.fixture
@@ -36,20 +33,7 @@ def sandbox() -> Iterator[Sandbox]:
 @pytest.fixture
 def server(sandbox: Sandbox, here: Path) -> Shell:
     """Runs a script after SERVER beside an empty directory ``mnt``; returns what it prints."""
-
-    def run(script: str, *, python: tuple[str, ...] = (sys.executable,)) -> str:
-        done = sandbox.run(
-            [*python, "-I", "-S", "-c", SERVER + script],
-            cwd=here,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE_S,
-        )
-        output: str = done.stdout
-        return output
-
-    return run
+    return served_in(sandbox, here)
 
 
 @pytest.fixture
