@@ -213,7 +213,7 @@ def install() -> None:
     from recuse.server import session  # noqa: PLC0415
 
     locks.watch = WATCH.make
-    rights._becoming_lock = locks.new_lock("rights.becoming")  # made when it was imported
+    rights._acts.lock = locks.new_lock("rights.acts")  # made when it was imported
 
     _before(threading.Condition, "wait", lambda self, *_: WATCH.waits(self._lock))
     _before(threading.Thread, "join", lambda *_: WATCH.waits())

@@ -1,7 +1,9 @@
 """Programs' rights where paths lead through /proc, other roots and other mounts."""
 
 import os
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,17 @@ from .conftest import Fifo, Shell
 from .rights import BECOME, make, root_only
 
 pytestmark = pytest.mark.right("other users", "namespaces")
+
+
+@pytest.fixture
+def in_namespace() -> Iterator[int]:
+    """A process outside, in a user namespace of root's. The kernel lets root look into it."""
+    argv = ["unshare", "--user", "--map-root-user", "sh", "-c", "echo ready; read line"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process.pid
+        process.kill()
 
 
 @root_only
@@ -66,6 +79,29 @@ for path in (f'/proc/self/fd/{{fd}}', f'/dev/fd/{{fd}}', f'/proc/{{numbers[0]}}/
 """
         assert client(script).splitlines() == ["1 True"] * 9
 
+    def test_in_user_namespaces(self, client: Shell, in_namespace: int) -> None:
+        """What root owns by its effective ID, which a thread that acts for a program keeps."""
+        paths = [f"/proc/{in_namespace}/{name}" for name in ("cwd", "root/etc/hostname", "fd/0")]
+        script = f"""{BECOME}become(65534)
+for path in {paths}:
+    for call in (os.stat, os.readlink, os.listdir, os.chdir, open):
+        print(path, call.__name__, attempt(call, THROUGH + path), os.access(THROUGH + path, 0))
+"""
+        lines = client(script).splitlines()
+        assert len(lines) == 5 * len(paths)
+        assert [line for line in lines if not line.endswith("EACCES False")] == []
+
+    def test_settings(self, client: Shell) -> None:
+        """Their modes say "owner", and mean the effective user 0."""
+        script = f"""{BECOME}become(65534)
+for name in ('kernel/hostname', 'net/ipv4/ip_forward', 'vm/drop_caches', 'fs/file-max'):
+    same(looked, '/proc/sys/' + name)
+"""
+        lines = client(script).splitlines()
+        assert len(lines) == 4
+        assert not [line for line in lines if "and not" in line]
+
+    @pytest.mark.usefixtures("in_namespace")
     def test_hidden_ones(self, client: Shell, place: Path, needs: Needs) -> None:
         """A /proc mounted with hidepid shows a user his own processes only, and recuse's."""
         needs("mount")

@@ -68,7 +68,7 @@ garbage is collected in any thread, in the middle of anything.
         Mounts: where trees of files appear
     PlaceholderDirs: the directories that stand for those that exist only in a sandbox
     AttributeFile: the position in an open file of /sys, and what has been read
-    rights.becoming: how many threads act as a user that nobody may trace
+    rights.acts: how many threads act as a user that nobody may trace
 
 The tests hold all threads to this (``tests/lock_watch.py``).
 """

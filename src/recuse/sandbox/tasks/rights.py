@@ -6,8 +6,11 @@ effective capabilities. So the kernel itself decides about modes, access control
 everything else. Each thread has its own rights. The C library's functions of these names would
 change all threads, so bare system calls are made (credentials(7), kernel/cred.c; Linux 6.1).
 
-Of a thread's IDs, only the filesystem ones are changed (setfsuid(2)). They do not count when others
-send signals to it or trace it. So a program of that user can do nothing to the supervisor.
+Of a thread's IDs, the filesystem and the effective ones are changed. The kernel decides by the
+effective ones too: into whose user namespaces a thread may look (security/commoncap.c,
+cap_capable), and which files below /proc/sys it may write (fs/proc/proc_sysctl.c, test_perm). The
+real and saved IDs stay. By these it decides who may signal or trace a thread, so a program of that
+user can do neither to the supervisor.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -50,11 +52,9 @@ _log = Log("recuse.sandbox")
 # None of these waits: no other thread that needs the interpreter can run in between.
 _libc = ctypes.PyDLL(None, use_errno=True)
 _call = _libc.syscall
-_SETFSUID: Final = arch.SYSCALLS["setfsuid"]
-_SETFSGID: Final = arch.SYSCALLS["setfsgid"]
 _SETGROUPS: Final = arch.SYSCALLS["setgroups"]
-_SETRESUID: Final = arch.SYSCALLS["setresuid"]
-_SETRESGID: Final = arch.SYSCALLS["setresgid"]
+_SET_USER: Final = arch.SYSCALLS["setresuid"], arch.SYSCALLS["setfsuid"]
+_SET_GROUP: Final = arch.SYSCALLS["setresgid"], arch.SYSCALLS["setfsgid"]
 _CAPSET: Final = arch.SYSCALLS["capset"]
 
 T = TypeVar("T")
@@ -156,33 +156,61 @@ def _check(result: int) -> None:
         raise os_error(ctypes.get_errno())
 
 
-def _take_fsuid(uid: int) -> None:
-    _call(_SETFSUID, uid)  # it returns the old ID, and does not say whether it failed
-    if _call(_SETFSUID, _SAME) & _32_BITS != uid:
-        raise os_error(errno.EPERM)
+class _IDs:
+    """The effective and the filesystem ID of the user, or of the group, that a thread can be given.
 
-
-def _take_fsgid(gid: int) -> None:
-    _call(_SETFSGID, gid)
-    if _call(_SETFSGID, _SAME) & _32_BITS != gid:
-        raise os_error(errno.EPERM)
-
-
-_becoming_lock = new_lock("rights.becoming")
-_becoming = 0
-"""How many threads have another effective user now (:meth:`Acting.become`)."""
-
-
-def _stay_dumpable(own: OwnRights) -> None:
-    """Let others look into this process again, which the kernel forbids after a change of IDs.
-
-    This must wait while a thread has another *effective* user: its files in ``/proc`` would be that
-    user's.
+    Changing the user takes effective capabilities away. Root gets all the permitted ones.
     """
-    if own.dumpable:
-        with _becoming_lock:
-            if not _becoming:
+
+    def __init__(
+        self, numbers: tuple[int, int], effective: int, filesystem: int, capabilities: _Capabilities
+    ) -> None:
+        """Prepare.
+
+        Args:
+            numbers: of setresuid and setfsuid, or of setresgid and setfsgid.
+            effective: the one ID.
+            filesystem: the other.
+            capabilities: what it takes to change them.
+        """
+        self._set, self._set_filesystem = numbers
+        self._effective = effective
+        self._filesystem = filesystem
+        self._capabilities = capabilities
+
+    def take(self) -> None:
+        _check(_call(self._set, _SAME, self._effective, _SAME))
+        if self._filesystem != self._effective:
+            self._capabilities.take()
+            _call(self._set_filesystem, self._filesystem)  # it does not say whether it failed
+            if _call(self._set_filesystem, _SAME) & _32_BITS != self._filesystem:
+                raise os_error(errno.EPERM)
+
+
+class _Acts:
+    """The threads that have other rights now."""
+
+    def __init__(self) -> None:
+        self.lock = new_lock("rights.acts")
+        self._count = 0
+
+    def begin(self) -> None:
+        with self.lock:
+            self._count += 1
+
+    def end(self, own: OwnRights) -> None:
+        """Let others look into this process again, which the kernel forbids after a change of IDs.
+
+        This must wait while a thread has another effective user: its files in ``/proc`` would be
+        that user's.
+        """
+        with self.lock:
+            self._count -= 1
+            if own.dumpable and not self._count:
                 _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+_acts = _Acts()
 
 
 class Acting:
@@ -207,10 +235,13 @@ class Acting:
         """Pairs of functions: one takes something on, the other takes it back."""
         if theirs.groups != had.groups:
             self._steps.append((_Groups(theirs.groups).take, _Groups(had.groups).take))
-        if theirs.gid != had.gid:
-            self._steps.append((partial(_take_fsgid, theirs.gid), partial(_take_fsgid, had.gid)))
-        if theirs.uid != had.uid:
-            self._steps.append((partial(_take_fsuid, theirs.uid), partial(_take_fsuid, had.uid)))
+        for numbers, ids, had_ids in (
+            (_SET_GROUP, (theirs.egid, theirs.gid), (had.egid, had.gid)),
+            (_SET_USER, (theirs.euid, theirs.uid), (had.euid, had.uid)),
+        ):
+            if ids != had_ids:
+                both = (_IDs(numbers, *some, self._many).take for some in (ids, had_ids))
+                self._steps.append((next(both), next(both)))
         self._can_go_back = not self._steps or not had.capabilities & _CHANGE_IDS & ~few
         self.brief = self if keeps else Acting(own, theirs, keeps=_CHANGE_IDS)
         """The same, except that the thread could change its IDs. That gives no power over files,
@@ -226,6 +257,7 @@ class Acting:
         Raises:
             OSError: EACCES if this process may not. It has its own rights then.
         """
+        _acts.begin()
         done = 0
         try:
             for take, _ in self._steps:
@@ -234,8 +266,7 @@ class Acting:
             # A change of the user also adds and removes some.
             self._fewer.take()
         except BaseException as error:
-            if done:
-                self._return(done)
+            self._return(done)
             if isinstance(error, OSError):
                 raise os_error(errno.EACCES) from None
             raise
@@ -268,43 +299,29 @@ class Acting:
                 raise LostRightsError(str(error)) from error
             else:
                 break
-        _stay_dumpable(self._own)
+        _acts.end(self._own)
 
     def become(self) -> None:
         """Take the rights on for good, in a thread that ends afterwards.
 
-        This includes the effective IDs, which an open file remembers (struct file, f_cred). The
-        real and saved IDs stay, so nobody else can signal or trace the thread.
+        What it opens remembers them, and no right to get others back (struct file, f_cred).
 
         Raises:
             OSError: EACCES if this process may not.
         """
+        few = self._capabilities
         try:
-            self._become()
+            for take, _ in self._steps:
+                take()
+            _Capabilities(few, few, self._own.inheritable & few).take()
         except OSError:
             raise os_error(errno.EACCES) from None
-
-    def _become(self) -> None:
-        own, theirs = self._own, self._theirs
-        had = own.rights
-        if theirs.groups != had.groups:
-            _Groups(theirs.groups).take()
-        if (theirs.gid, theirs.egid) != (had.gid, had.egid):
-            _check(_call(_SETRESGID, _SAME, theirs.egid, _SAME))
-            _take_fsgid(theirs.gid)
-        if (theirs.uid, theirs.euid) != (had.uid, had.euid):
-            _check(_call(_SETRESUID, _SAME, theirs.euid, _SAME))
-            # If it was root, this has taken all capabilities away.
-            _Capabilities(had.capabilities, own.permitted, own.inheritable).take()
-            _take_fsuid(theirs.uid)
-        few = self._capabilities
-        _Capabilities(few, few, own.inheritable & few).take()
 
     def unbecome(self) -> None:
         """Take back the supervisor's effective IDs, as far as possible."""
         had = self._own.rights
-        _call(_SETRESUID, _SAME, had.euid, _SAME)
-        _call(_SETRESGID, _SAME, had.egid, _SAME)
+        _call(_SET_USER[0], _SAME, had.euid, _SAME)
+        _call(_SET_GROUP[0], _SAME, had.egid, _SAME)
 
 
 class _Paused:
@@ -355,16 +372,13 @@ def in_own_thread(acting: Acting | None, umask: int, work: Callable[[int], T]) -
         except BaseException as error:
             outcome.extend((None, error))
 
-    global _becoming
-    with _becoming_lock:
-        _becoming += 1
+    if acting is not None:
+        _acts.begin()
     try:
         threads.start(run, name="recuse-as-caller").join()
     finally:
-        with _becoming_lock:
-            _becoming -= 1
         if acting is not None:
-            _stay_dumpable(acting._own)
+            _acts.end(acting._own)
     result, error = outcome
     if error is not None:
         raise error
