@@ -48,5 +48,5 @@ class Filesystem(Served):
     def sync(self) -> Awaitable[None] | None:
         """Make sure that all of the filesystem is safe when this returns: syncfs(2)."""
 
-    def close(self) -> None:
+    def close(self) -> Awaitable[None] | None:
         """Called when the filesystem is no longer served."""

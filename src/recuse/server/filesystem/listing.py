@@ -49,9 +49,8 @@ class Listing:
         self._old = 0
         """How many of the items an earlier request may have read."""
 
-    def begin(self) -> None:
-        """Read the directory from the start. Raises what `Directory.entries` raises."""
-        entries: Any = self.directory.entries()
+    def begin(self, entries: Any) -> None:
+        """Read the directory from the start: what `Directory.entries` has returned."""
         is_live = entries is getattr(self.directory, "children", None)
         self._live = entries if is_live else None
         self._is_snapshot = isinstance(entries, Mapping)

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import struct
+from collections.abc import Awaitable
 from typing import Any, Final
 
 from recuse.server.errors import Misuse, brief
@@ -242,14 +243,26 @@ class _Entries:
         self.__name__ = "entries"
 
     def __call__(self) -> Any:
-        listing, page, offset = self._listing, self._page, self._offset
-        if offset == 0:
-            listing.begin()
-        else:
+        listing = self._listing
+        if self._offset:
             listing.resume()
+            return self._fill()
+        entries: Any = listing.directory.entries()
+        if hasattr(entries, "__await__"):
+            return self._begin_later(entries)
+        listing.begin(entries)
+        return self._fill()
+
+    async def _begin_later(self, entries: Awaitable[Any]) -> Any:
+        self._listing.begin(await entries)
+        filled = self._fill()
+        return await filled if hasattr(filled, "__await__") else filled
+
+    def _fill(self) -> Any:
+        listing = self._listing
         if listing.is_asynchronous:
-            return page.fill_later(listing, offset)
-        return page.fill(listing, offset)
+            return self._page.fill_later(listing, self._offset)
+        return self._page.fill(listing, self._offset)
 
 
 class _Page:

@@ -78,8 +78,11 @@ class NodeLevel:
             if awaitable is not None:
                 yield closed.release, awaitable
         for node in self.state.known.forget_all():
-            self._runner.quietly(node.forgotten)
+            awaitable = self._runner.quietly(node.forgotten)
+            if awaitable is not None:
+                yield node.forgotten, awaitable
 
     def end(self) -> Iterator[Step]:
-        self._runner.quietly(self._filesystem.close)
-        yield from ()
+        awaitable = self._runner.quietly(self._filesystem.close)
+        if awaitable is not None:
+            yield self._filesystem.close, awaitable

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias
 
 from recuse.server.device import File
@@ -27,7 +27,6 @@ from recuse.wire.notify import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
     from concurrent.futures import Future
 
     from typing_extensions import Buffer
@@ -102,13 +101,22 @@ class Node:
         if changes.size is not None:
             if not isinstance(self, RegularFile):
                 raise error(errno.EINVAL)
-            self.truncate(changes.size)
+            truncated = self.truncate(changes.size)
+            if truncated is not None:
+                return self._change_later(truncated, changes)
+        self._set(changes)
+        return None
+
+    async def _change_later(self, truncated: Awaitable[None], changes: Changes) -> None:
+        await truncated
+        self._set(changes)
+
+    def _set(self, changes: Changes) -> None:
         for name in ("mode", "uid", "gid", "atime_ns", "mtime_ns"):
             value = getattr(changes, name)
             if value is not None:
                 setattr(self, name, value)
         self.ctime_ns = time.time_ns()
-        return None
 
     def get_xattr(self, name: str) -> Buffer | Awaitable[Buffer]:
         """Return an extended attribute. Raises OSError: ENODATA if it does not exist."""
@@ -147,7 +155,7 @@ class Node:
         if self._filesystem is not None:
             self._filesystem.notify(code, body, data)
 
-    def forgotten(self) -> None:
+    def forgotten(self) -> Awaitable[None] | None:
         """Called when the kernel has forgotten the node; new requests come only after a lookup."""
 
 
@@ -200,7 +208,7 @@ class RegularFile(Node):
             raise error(errno.ENODEV)
         return self._filesystem.retrieve(self._number, offset, size)
 
-    def truncate(self, size: int) -> None:
+    def truncate(self, size: int) -> Awaitable[None] | None:
         """Change the file to this size; if it was shorter, zeros are added at the end."""
         raise error(errno.EPERM)
 
@@ -262,7 +270,7 @@ class Directory(Node):
         """Make one. With ``children``, it contains these."""
         self.children: dict[str, Node] = dict(children or {})
 
-    def entries(self) -> Entries:
+    def entries(self) -> Entries | Awaitable[Entries]:
         """Return the content of the directory; "." and ".." are added, and may be there or not.
 
         It is a mapping from name to `Node`, or pairs of these in any order. An `Entry` may replace
@@ -279,12 +287,9 @@ class Directory(Node):
         entries = self.entries()
         if isinstance(entries, Mapping):
             return entries.get(name)
-        if isinstance(entries, AsyncIterable):
-            return _look_for(name, entries)
-        for entry in entries:
-            if not isinstance(entry, Entry) and entry[0] == name:
-                return entry[1]
-        return None
+        if isinstance(entries, Awaitable):
+            return _look_in_later(name, entries)
+        return _look_in(name, entries)
 
     def create(self, name: str, mode: int) -> Any:
         """Make a regular file; return its node, or its node and an open `File`.
@@ -361,6 +366,25 @@ class Directory(Node):
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 """linux/fs.h"""
+
+
+def _look_in(
+    name: str, entries: Iterable[Listed] | AsyncIterable[Listed]
+) -> Node | Awaitable[Node | None] | None:
+    if isinstance(entries, AsyncIterable):
+        return _look_for(name, entries)
+    for entry in entries:
+        if not isinstance(entry, Entry) and entry[0] == name:
+            return entry[1]
+    return None
+
+
+async def _look_in_later(name: str, entries: Awaitable[Entries]) -> Node | None:
+    awaited = await entries
+    if isinstance(awaited, Mapping):
+        return awaited.get(name)
+    found = _look_in(name, awaited)
+    return await found if isinstance(found, Awaitable) else found
 
 
 async def _look_for(name: str, entries: AsyncIterable[tuple[str, Node] | Entry]) -> Node | None:

@@ -238,7 +238,7 @@ class State:
         """Take back ``count`` of the times that the kernel half was told about a node."""
         node = self.known.forget(number, count)
         if node is not None:
-            self.runner.quietly(node.forgotten)
+            self.runner.quietly_later(node.forgotten)
 
 
 def made(returned: Any) -> tuple[Any, Any]:

@@ -320,6 +320,25 @@ def test_truncation_at_open(serve_filesystem: ServeFilesystem) -> None:
     assert file.mtime_ns >= before
 
 
+class KeptLater(Kept):
+    """Truncates when it has waited."""
+
+    async def truncate(self, size: int) -> None:  # type: ignore[override]
+        await asyncio.sleep(0)
+        super().truncate(size)
+
+
+def test_a_truncation_that_is_waited_for(serve_filesystem: ServeFilesystem) -> None:
+    file = KeptLater(b"text")
+    peer = serve_filesystem(tree(file=file))
+    number = peer.lookup("file").nodeid
+    body = fuse_setattr_in(valid=FATTR_SIZE | FATTR_MODE, size=2, mode=0o100600)
+    changed = fuse_attr_out.unpack(peer.ask(FUSE_SETATTR, number, body)).attr
+    assert (bytes(file.kept), changed.size, changed.mode & 0o777) == (b"te", 2, 0o600)
+    peer.open_node(number, os.O_RDWR | os.O_TRUNC)
+    assert file.kept == b""
+
+
 # Attributes
 
 

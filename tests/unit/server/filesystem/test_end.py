@@ -1,5 +1,6 @@
 """The end of a session, and what is opened meanwhile."""
 
+import asyncio
 import errno
 import threading
 from typing import Any
@@ -204,3 +205,27 @@ def test_what_fails_after_the_answer(
     unique = peer.send(FUSE_FORGET, 1, bytes(8))
     assert unique not in peer.answers
     assert told.traceback()[0].startswith("internal error in request")
+
+
+def test_what_comes_at_the_end_may_be_waited_for(serve_filesystem: ServeFilesystem) -> None:
+    ended: list[str] = []
+
+    class File(RegularFile):
+        def __init__(self, name: str) -> None:
+            super().__init__(b"")
+            self.name = name
+
+        async def forgotten(self) -> None:
+            await asyncio.sleep(0)
+            ended.append(self.name)
+
+    class Tree(Filesystem):
+        async def close(self) -> None:
+            await asyncio.sleep(0)
+            ended.append("close")
+
+    peer = serve_filesystem(Tree(Directory({"a": File("a"), "b": File("b")})))
+    peer.lookup("b")
+    peer.forget(peer.lookup("a").nodeid, 1)
+    peer.session.close()
+    assert ended == ["a", "b", "close"]

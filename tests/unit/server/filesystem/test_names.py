@@ -1,5 +1,6 @@
 """Lookups, listings and what changes names, by messages."""
 
+import asyncio
 import errno
 import os
 import stat
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 
 from recuse.server.filesystem.attributes import Attributes, Entry
 from recuse.server.filesystem.filesystem import Filesystem
-from recuse.server.filesystem.nodes import Directory, Listed, Node, RegularFile, Special, Symlink
+from recuse.server.filesystem.nodes import (
+    Directory,
+    Entries,
+    Listed,
+    Node,
+    RegularFile,
+    Special,
+    Symlink,
+)
 from recuse.server.filesystem.session import FilesystemSession
 from recuse.wire.filesystem import (
     fuse_batch_forget_in,
@@ -213,6 +222,40 @@ def test_all_may_be_asynchronous(serve_filesystem: ServeFilesystem) -> None:
     for plus in (False, True):
         names = [one.name for one in peer.list_all(600, plus)]
         assert names == [".", "..", *(f"f{index}" for index in range(40)), "last"]
+
+
+@pytest.mark.parametrize("kind", ["mapping", "pairs", "later"])
+def test_entries_may_be_waited_for(serve_filesystem: ServeFilesystem, kind: str) -> None:
+    """An `async def` that returns the entries is no less usual than one that yields them."""
+    file = RegularFile(b"123")
+
+    async def later() -> AsyncIterator[Listed]:
+        yield "file", file
+
+    class Awaited(Directory):
+        async def entries(self) -> Entries:
+            await asyncio.sleep(0)
+            if kind == "mapping":
+                return {"file": file}
+            return [("file", file)] if kind == "pairs" else later()
+
+    peer = serve_filesystem(Filesystem(Awaited()))
+    assert peer.lookup("file").attr.size == 3
+    assert peer.refuses(FUSE_LOOKUP, 1, b"", "other") == errno.ENOENT
+    for plus in (False, True):
+        for size in (200, 4096):
+            assert [one.name for one in peer.list_all(size, plus)] == [".", "..", "file"]
+
+
+def test_entries_that_fail_later(serve_filesystem: ServeFilesystem) -> None:
+    class Awaited(Directory):
+        async def entries(self) -> Entries:
+            raise OSError(errno.EHOSTDOWN, "away")
+
+    peer = serve_filesystem(Filesystem(Awaited()))
+    fh = fuse_open_out.unpack(peer.ask(FUSE_OPENDIR, 1, bytes(8))).fh
+    assert peer.refuses(FUSE_READDIR, 1, fuse_read_in(fh=fh, size=4096)) == errno.EHOSTDOWN
+    assert peer.refuses(FUSE_LOOKUP, 1, b"", "file") == errno.EHOSTDOWN
 
 
 def test_the_default_lookup_goes_through_entries(serve_filesystem: ServeFilesystem) -> None:
