@@ -258,6 +258,21 @@ def test_arguments_that_are_wrong(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("directory", "options", "message"),
+    [
+        ("/dev/fd/0", "default_permissions", "/dev/fd/0: is not /dev/fuse"),
+        ("/dev/fd/987", "default_permissions", "/dev/fd/987: Bad file descriptor"),
+    ],
+)
+def test_a_descriptor_that_is_not_mounted(
+    command: Command, directory: str, options: str, message: str
+) -> None:
+    for background in ([], ["--background"]):
+        done = command("mount", *background, HELLO, directory, "-o", options)
+        assert (done.returncode, done.stderr) == (1, f"recuse: {message}\n")
+
+
 def test_a_constructor_that_takes_anything(
     serve: Serve, command: Command, directory: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -142,7 +143,8 @@ def test_options(machine: Machine, directory: Path) -> None:
         ([f"{HELLO},x=1"], 32, f"recuse: {HELLO}: Hello has no argument x; it takes "),
         ([HELLO, "-o", "nonsense"], 1, "recuse: -o nonsense: is no option; there are "),
         ([HELLO, "-o", "uid=x"], 1, "recuse: -o uid=x: uid is a number"),
-        ([HELLO, "-o", "remount,ro"], 1, "remount: only with -i: mount -i -o remount,ro DIR\n"),
+        ([HELLO, "-o", "remount,ro"], 32, ": no FUSE filesystem is mounted there\n"),
+        ([HELLO, "-o", "remount,nonsense"], 1, "recuse: -o nonsense: is no option; there are "),
     ],
 )
 def test_what_cannot_be_mounted(
@@ -155,11 +157,105 @@ def test_what_cannot_be_mounted(
     assert machine.mounts(directory) == []
 
 
-def test_read_only_afterwards(machine: Machine, directory: Path) -> None:
-    machine.succeed("mount", "-t", "fuse.recuse", MEMORY, directory)
-    machine.succeed("mount", "-i", "-o", "remount,ro", directory)
+def test_remounts(machine: Machine, directory: Path) -> None:
+    """Flags change, and nothing else; there is no second server."""
+    machine.succeed("mount", "-t", "fuse.recuse", "-o", "noexec,allow_other", MEMORY, directory)
+    (before,) = machine.mounts(directory)
+    file = machine.inside(directory / "file")
+    with open(file, "w", encoding="utf-8") as writer:
+        writer.write("text")
+        writer.flush()
+        done = machine.run("mount", "-o", "remount,ro", directory)
+        assert (done.returncode, done.stdout) == (32, "")
+        reason = "a program has a file open there, to write it"
+        assert done.stderr == f"recuse: {directory}: cannot be remounted: {reason}\n"
+    machine.succeed("mount", "-o", "remount,ro", directory)
+    assert machine.mounts(directory) == [before.replace(" rw,", " ro,", 1)]
+    with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+        file.write_text("other", encoding="utf-8")
+    machine.succeed("mount", "-i", "-o", "remount,rw", directory)
+    machine.succeed("mount", "-o", "remount,nosuid,exec,noatime", directory)
     (line,) = machine.mounts(directory)
-    assert " fuse.recuse ro," in line
+    assert " fuse.recuse rw,nosuid,noatime," in line
+    assert file.read_text(encoding="utf-8") == "text"
+    assert len(machine.mounts(directory)) == 1
+    assert len(servers_of(directory)) == 2  # one, and what watches it
+    machine.succeed("umount", directory)
+
+
+def test_a_remount_by_fstab(machine: Machine, directory: Path) -> None:
+    machine.fstab(f"{MEMORY} {directory} fuse.recuse noauto,io_uring,umask=022,x-y", directory)
+    machine.succeed("mount", "-o", "no_io_uring", directory)
+    machine.succeed("mount", "-o", "remount,ro", directory)
+    (line,) = machine.mounts(directory)
+    assert " fuse.recuse ro,relatime," in line
+    machine.succeed("umount", directory)
+
+
+def _status_of(process: int) -> dict[str, str]:
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+@pytest.mark.parametrize("transport", ["no_io_uring", "io_uring"])
+@pytest.mark.parametrize("user", ["", ",setuid=nobody"])
+def test_a_server_without_privileges(
+    install: Install, somebody: Somebody, user: str, transport: str
+) -> None:
+    """mount.fuse3 opens /dev/fuse and mounts; the server has no capabilities, and gets none."""
+    machine, directory = _nobodys(install, somebody), somebody.directory
+    spec = f"{somebody.home}/examples/memoryfs.py"
+    options = f"drop_privileges,default_permissions,fsname={spec},{transport}{user}"
+    machine.fstab(f"{spec} {directory} fuse.recuse {options}", directory)
+    machine.succeed("mount", "-a")
+    machine.succeed("mount", "-a")
+    (line,) = machine.mounts(directory)
+    assert line.startswith(f"{spec} {directory} fuse.recuse rw,relatime,")
+    (server,) = servers_of(Path(spec))
+    status = _status_of(server)
+    assert status["NoNewPrivs"] == "1"
+    assert {status[f"Cap{kind}"] for kind in ("Eff", "Prm", "Bnd", "Inh")} == {"0" * 16}
+    assert status["Uid"].split()[0] == ("65534" if user else "0")
+    machine.succeed("sh", "-c", f"echo text >{directory}/file", somebody=bool(user))
+    done = machine.run("cat", directory / "file", somebody=bool(user))
+    assert (done.stdout, done.stderr) == ("text\n", "")
+    machine.succeed("umount", directory)
+    until(lambda: servers_of(Path(spec)) == [])
+
+
+def test_the_end_of_a_server_without_privileges(install: Install, somebody: Somebody) -> None:
+    """It writes what it has, and leaves the mount: it may not unmount it."""
+    machine, directory = _nobodys(install, somebody), somebody.directory
+    spec = f"{somebody.home}/examples/memoryfs.py"
+    machine.succeed(
+        *("mount", "-t", "fuse.recuse", "-o", "drop_privileges,default_permissions"),
+        *(spec, directory),
+    )
+    (server,) = servers_of(Path(spec))
+    os.kill(server, signal.SIGTERM)
+    until(lambda: servers_of(Path(spec)) == [])
+    with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+        os.listdir(machine.inside(directory))
+    machine.succeed("umount", directory)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("rw", "mount it with the option default_permissions"),
+        ("default_permissions,nonsense", "-o nonsense: is no option; there are "),
+    ],
+)
+def test_what_cannot_be_served_without_privileges(
+    machine: Machine, directory: Path, option: str, message: str
+) -> None:
+    """Without `default_permissions` nobody would check who may do what."""
+    options = f"drop_privileges,{option}"
+    done = machine.run("mount", "-t", "fuse.recuse", "-o", options, MEMORY, directory)
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.returncode in (1, 32)
+    # mount.fuse3 has mounted it before it started the server.
     machine.succeed("umount", directory)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import struct
@@ -13,19 +12,29 @@ from typing import TYPE_CHECKING
 
 from recuse.channel.devcuse import Channel
 from recuse.channel.guard import Guard
-from recuse.channel.mount_options import parse_options
-from recuse.channel.mounting import MountError, Source, check_directory, mount_at, mount_detached
+from recuse.channel.mount_options import given_descriptor, parse_options
+from recuse.channel.mounting import (
+    MountError,
+    Source,
+    check_directory,
+    mount_at,
+    mount_detached,
+    take_over,
+)
 from recuse.channel.reserve import Reserve, refuse
 from recuse.channel.taps import ServerTap, Tapped
 from recuse.channel.unmounting import (
     ABORT,
     Identity,
     abort,
+    connection_at,
     connection_of,
     identity,
+    identity_of,
     open_control,
     resolve,
     unmount,
+    write_changes,
 )
 from recuse.channel.workers import Workers
 from recuse.runtime import threads
@@ -77,7 +86,6 @@ _FOR_ALL = frozenset(
 )
 """What a program may ask for that has got a file from another: not who it is, but what it has."""
 _pack_u32 = struct.Struct("=I").pack
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Mount:
@@ -110,7 +118,8 @@ class Mount:
 
         Args:
             filesystem: what is mounted: a `Filesystem` or `Inodes`.
-            directory: where: an empty one. None: nowhere.
+            directory: where: an empty one. None: nowhere. ``/dev/fd/N``: whoever started this
+                process has opened /dev/fuse as N, and mounted it; nobody here unmounts it.
             options: as after mount(8)'s ``-o``: ``"ro,allow_other"`` (docs/mounting.md).
             ended: called, in any thread and perhaps more than once, when the connection has ended:
                 after :meth:`close`, or since somebody has unmounted it.
@@ -121,6 +130,7 @@ class Mount:
         """
         self._options = parse_options(options)
         self._process = os.getpid()
+        self._given = None if directory is None else given_descriptor(os.fspath(directory))
         self._directory = None if directory is None else _absolute(directory)
         self._filesystem = filesystem
         owner = Owner(self._options.uid, self._options.gid, self._options.umask)
@@ -192,16 +202,20 @@ class Mount:
         if self._directory is None:
             number, self._root = mount_detached(source, options)
             self._connection = connection_of(self._root)
+        elif self._given is not None:
+            number = take_over(self._given, source, options, self._session.payload_size)
         else:
             check_directory(self._directory, options.nonempty)
             number = mount_at(self._directory, source, options)
         try:
             self._channel = Channel(number)
-            if self._directory is not None:
+            if self._given is not None:
+                self._find_out(number)
+            elif self._directory is not None:
                 self._watch_over(self._directory)
             self._serve(self._channel)
         except OSError as error:
-            if self._directory is not None and self._identity is None:
+            if self._given is None and self._directory is not None and self._identity is None:
                 # Which one it is, `close` does not know.
                 unmount(self._directory, lazy=True)
             raise MountError(f"{self.path}: cannot be served: {error.strerror}") from error
@@ -257,6 +271,14 @@ class Mount:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _find_out(self, number: int) -> None:
+        """Find the mount that an open /dev/fuse belongs to, if the kernel tells."""
+        self._connection = connection_at(number)
+        if self._connection is not None:
+            self._identity = identity_of(self._connection)
+        if self._identity is not None:
+            self._directory = self._identity.point
 
     def _watch_over(self, directory: str) -> None:
         """Have it unmounted if this process is killed. Raises OSError."""
@@ -328,6 +350,8 @@ class Mount:
 
         self._rings = Rings(self._handle_one, self._abort)
         try:
+            if self._connection is None:  # nobody could end it if an answer were lost
+                raise OSError(errno.EOPNOTSUPP, "the kernel does not tell which connection it is")
             if not is_offered(message):
                 raise OSError(errno.EOPNOTSUPP, f"the kernel does not offer it ({PARAMETER})")
             self._rings.prepare(channel.number, self._session.payload_size)
@@ -373,13 +397,16 @@ class Mount:
             return
         directory = self._directory
         assert directory is not None
+        if self._given is not None:
+            write_changes(directory)
+            return
         try:
             try:
                 unmount(directory, lazy=False)
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
-                _write_changes(directory)
+                write_changes(directory)
                 unmount(directory, lazy=True)
         except OSError as error:
             if self.is_mounted:
@@ -456,6 +483,8 @@ class Mount:
 
 
 def _absolute(directory: str | os.PathLike[str]) -> str:
+    if given_descriptor(os.fspath(directory)) is not None:
+        return os.fspath(directory)
     try:
         return resolve(directory)
     except OSError:
@@ -467,13 +496,3 @@ def _is_others(message: bytes) -> bool:
     uid = int.from_bytes(message[_UID], sys.byteorder)
     opcode = int.from_bytes(message[_OPCODE], sys.byteorder)
     return uid not in (0, os.geteuid()) and opcode not in _FOR_ALL
-
-
-def _write_changes(directory: str) -> None:
-    """Have the kernel write what programs have changed in files that stay open."""
-    with contextlib.suppress(OSError):
-        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _libc.syncfs(root)
-        finally:
-            os.close(root)

@@ -47,8 +47,9 @@ _WITHOUT_VALUE: Final = {"allow_other", "allow_root", "nonempty"}
 _IO_URING: Final = {"io_uring": True, "no_io_uring": False}
 _DECIMAL: Final = {"uid", "gid", "max_read"}
 _TEXT: Final = {"fsname", "subtype"}
-# What is so anyway.
-_NOTHING: Final = {"defaults", "default_permissions", "auto_unmount"}
+_PERMISSIONS: Final = "default_permissions"
+# What is so anyway; the permissions only if it is not mounted already (`given_descriptor`).
+_NOTHING: Final = {"defaults", "auto_unmount", _PERMISSIONS}
 NAMES: Final = sorted(
     {
         *(*FLAGS, *_OPPOSITES, *_WITHOUT_VALUE, *_IO_URING),
@@ -67,6 +68,8 @@ class Options(NamedTuple):
     allow_root: bool = False
     nonempty: bool = False
     io_uring: bool = False
+    default_permissions: bool = False
+    """Whether it was said; only what is mounted already may lack it."""
     fsname: str | None = None
     subtype: str | None = None
     max_read: int | None = None
@@ -78,6 +81,16 @@ class Options(NamedTuple):
     def flag_names(self) -> list[str]:
         """The flags, as words."""
         return [name for name, flag in FLAGS.items() if self.flags & flag]
+
+
+def given_descriptor(directory: str) -> int | None:
+    """The N of ``/dev/fd/N``: /dev/fuse, opened and mounted by who started this process.
+
+    libfuse takes such a mount point (lib/mount.c, fuse_mnt_parse_fuse_fd); mount.fuse3 gives one
+    for its option ``drop_privileges``. None for all other directories.
+    """
+    match = re.fullmatch(r"/dev/fd/([0-9]{1,9})", directory)
+    return None if match is None else int(match[1])
 
 
 def split_options(text: str) -> list[str]:
@@ -106,6 +119,8 @@ def parse_options(text: str) -> Options:
             chosen[name] = value
         elif name in _DECIMAL or name == "umask":
             chosen[name] = _number(name, value)
+        elif name == _PERMISSIONS:
+            chosen[name] = True
         elif name not in _NOTHING:
             raise ValueError(f"-o {name}: is no option; there are {', '.join(NAMES)}")
         if bool(equals) != (name in _TEXT or name in _DECIMAL or name == "umask"):

@@ -21,6 +21,9 @@ from recuse.channel.unmounting import HELPER, HELPER_S, call, identity, is_fuse
 
 DEV_FUSE: Final = "/dev/fuse"
 
+_DEVICE: Final = os.makedev(10, 229)
+"""Of /dev/fuse (linux/miscdevice.h)."""
+_MS_REMOUNT: Final = 32
 _COMMFD: Final = "_FUSE_COMMFD"
 _MOUNT_ATTR: Final = {1: 1, 2: 2, 4: 4, 8: 8, 1024: 0x10, 2048: 0x80, 1 << 24: 0x20}
 """MS_RDONLY and so on as fsmount(2) has them (linux/mount.h); relatime is what it does anyway."""
@@ -102,6 +105,48 @@ def mount_at(path: str, source: Source, options: Options) -> int:
         os.close(number)
         raise
     return number
+
+
+def take_over(number: int, source: Source, options: Options, most: int) -> int:
+    """Return a descriptor of /dev/fuse that this process was given, mounted already.
+
+    The kernel does not tell how it was mounted: the options have to say that. ``most`` is what a
+    request for data may ask for, in bytes, unless the option max_read forbids it.
+
+    Raises MountError.
+    """
+    path = f"/dev/fd/{number}"
+    try:
+        if os.fstat(number).st_rdev != _DEVICE:
+            raise MountError(f"{path}: is not {DEV_FUSE}")
+    except OSError as error:
+        raise MountError(f"{path}: {error.strerror}") from error
+    if not options.default_permissions:
+        # The kernel would check no permissions, and what is served here does not either.
+        raise MountError(f"{path}: mount it with the option default_permissions")
+    if min(options.max_read or most, most) > source.max_read:
+        raise MountError(f"{path}: mount it with the option max_read={source.max_read}")
+    os.set_inheritable(number, False)
+    os.set_blocking(number, False)
+    return number
+
+
+def remount(path: str, flags: int) -> None:
+    """Change the flags of what is mounted on a directory; the kernel has changes written before.
+
+    Who serves it is not asked, and its other options stay (fs/fuse/inode.c, fuse_reconfigure).
+
+    Raises MountError.
+    """
+    try:
+        found = identity(path)
+        if found is None or not is_fuse(found.kind) or found.point != path:
+            raise MountError(f"{path}: no FUSE filesystem is mounted there")
+        call(_libc.mount(None, os.fsencode(path), None, ctypes.c_ulong(flags | _MS_REMOUNT), None))
+    except OSError as error:
+        busy = error.errno == errno.EBUSY
+        reason = "a program has a file open there, to write it" if busy else error.strerror
+        raise MountError(f"{path}: cannot be remounted: {reason}") from error
 
 
 def mount_detached(source: Source, options: Options) -> tuple[int, int]:

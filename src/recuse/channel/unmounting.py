@@ -5,6 +5,7 @@ A small process does this too (`recuse.channel.guard`): the standard library is 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -12,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 HELPER: Final = "fusermount3"
@@ -80,15 +82,36 @@ def identity(path: str) -> Identity | None:
 
 
 def _identity(descriptor: int) -> Identity | None:
-    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as info:
-        number = dict(line.split(b":", 1) for line in info)[b"mnt_id"].strip()
+    number = _information(descriptor)[b"mnt_id"]
+    return _find(lambda fields: fields[0] == number)
+
+
+def identity_of(connection: int) -> Identity | None:
+    """Return which mount has a connection of FUSE, None if there is none here. Raises OSError."""
+    device = f"0:{connection}".encode()
+    return _find(lambda fields: fields[2] == device)
+
+
+def connection_at(number: int) -> int | None:
+    """The number of the connection of an open /dev/fuse; None before Linux 6.16. Raises OSError."""
+    found = _information(number).get(b"fuse_connection")
+    return None if found is None else int(found)
+
+
+def _information(descriptor: int) -> dict[bytes, bytes]:
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as lines:
+        pairs = (line.partition(b":") for line in lines)
+        return {name: value.strip() for name, _, value in pairs}
+
+
+def _find(is_it: Callable[[list[bytes]], bool]) -> Identity | None:
     with open("/proc/self/mountinfo", "rb") as mounts:
         for line in mounts:
             fields = line.split()
-            if fields[0] == number:
+            if is_it(fields):
                 kind = os.fsdecode(fields[fields.index(b"-") + 1])
                 point = os.fsdecode(_ESCAPED.sub(_unescape, fields[4]))
-                return Identity(number.decode(), fields[2].decode(), kind, point)
+                return Identity(fields[0].decode(), fields[2].decode(), kind, point)
     return None
 
 
@@ -113,6 +136,16 @@ def unmount(path: str, lazy: bool) -> None:
         call(_libc.umount2(os.fsencode(path), flags))
     except PermissionError:
         _helper_unmounts(path, lazy)
+
+
+def write_changes(directory: str) -> None:
+    """Have the kernel write what programs have changed in files that stay open."""
+    with contextlib.suppress(OSError):
+        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _libc.syncfs(root)
+        finally:
+            os.close(root)
 
 
 def connection_of(root: int) -> int | None:

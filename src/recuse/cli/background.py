@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from recuse.channel.mount_options import given_descriptor
 from recuse.cli.failure import USAGE, Failure, reporting
 from recuse.runtime.interpreter import NAME, interpreter
 
@@ -48,12 +49,15 @@ def start_in_background(
     log = None if _is_log(2) else subprocess.PIPE
     if trace == "-" and log is not None:
         raise Failure("--background --trace: nobody would see it: add a file, --trace=FILE", USAGE)
+    given = given_descriptor(directory)
     server = subprocess.Popen(
         # The arguments are for those who look for it in a list of processes.
         [program, "-c", _RUN, "recuse", "mount", spec, directory],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
+        # If it is not open, the server says so.
+        pass_fds=[given] if given is not None and os.path.lexists(directory) else [],
         start_new_session=True,
     )
     previous = {number: _have_it_end_us(number) for number in (signal.SIGTERM, signal.SIGHUP)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from recuse.channel.mount_options import split_options
+from recuse.channel.mount_options import parse_options, split_options
 from recuse.cli.background import start_in_background
 from recuse.cli.failure import USAGE, Failure
 
@@ -25,6 +25,8 @@ _FOR_MOUNT8: Final = {
 }
 """Who may mount, and when: mount(8) has seen to it. It does not keep all of them from us."""
 _FOR_OTHERS: Final = ("x-", "X-", "comment=", "user=")
+_OF_A_MOUNT: Final = ("user_id=", "group_id=", "blksize=")
+"""What mount(8) has found in /proc/self/mountinfo when it mounts something anew."""
 
 
 def mount_for_mount8(spec: str, directory: str, options: str) -> int:
@@ -33,20 +35,41 @@ def mount_for_mount8(spec: str, directory: str, options: str) -> int:
     Raises:
         Failure: with a message for the user, and such a status.
     """
+    given = split_options(options)
     try:
-        words = _ours(spec, directory, split_options(options))
+        if "remount" in given:
+            return _remount(directory, given)
+        words = _ours(spec, given)
         status = start_in_background(spec, directory, words, ready=lambda _: None)
     except Failure as failure:
         raise Failure(str(failure), _status(failure.status)) from failure
     return _status(status)
 
 
-def _ours(spec: str, directory: str, words: list[str]) -> list[str]:
-    if directory.startswith("/dev/fd/"):
-        raise Failure(f"{spec}: drop_privileges: is no option; setuid=USER is one", USAGE)
-    if "remount" in words:
-        raise Failure(f"{directory}: remount: only with -i: mount -i -o remount,ro DIR", USAGE)
-    kept = [word for word in words if word not in _FOR_MOUNT8 and not word.startswith(_FOR_OTHERS)]
+def _remount(directory: str, given: list[str]) -> int:
+    """Change the flags of a mount; its server is not asked, and its other options stay."""
+    from recuse.channel.mounting import MountError, remount
+    from recuse.channel.unmounting import resolve
+
+    words = [word for word in _kept(given) if not word.startswith(("remount", *_OF_A_MOUNT))]
+    try:
+        flags = parse_options(",".join(words)).flags
+        remount(resolve(directory), flags)
+    except ValueError as error:
+        raise Failure(str(error), USAGE) from error
+    except MountError as error:
+        raise Failure(str(error), NOT_MOUNTED) from error
+    except OSError as error:
+        raise Failure(f"{directory}: {error.strerror}", NOT_MOUNTED) from error
+    return 0
+
+
+def _kept(given: list[str]) -> list[str]:
+    return [word for word in given if word not in _FOR_MOUNT8 and not word.startswith(_FOR_OTHERS)]
+
+
+def _ours(spec: str, given: list[str]) -> list[str]:
+    kept = _kept(given)
     names = [word.partition("=")[0] for word in kept]
     if "subtype" not in names:
         kept.append(f"subtype={_SUBTYPE}")

@@ -12,6 +12,7 @@ from recuse.channel.mount_options import (
     MS_RDONLY,
     NAMES,
     Options,
+    given_descriptor,
     parse_options,
 )
 from recuse.server.filesystem.attributes import Attributes
@@ -26,7 +27,7 @@ from recuse.wire.filesystem import fuse_attr
         ("ro", MS_RDONLY | MS_NOSUID | MS_NODEV),
         ("ro,rw", MS_NOSUID | MS_NODEV),
         ("suid,dev,noexec", MS_NOEXEC),
-        ("defaults,auto_unmount,default_permissions", MS_NOSUID | MS_NODEV),
+        ("defaults,auto_unmount", MS_NOSUID | MS_NODEV),
     ],
 )
 def test_flags(text: str, flags: int) -> None:
@@ -40,6 +41,12 @@ def test_values() -> None:
     assert options == Options(
         allow_other=True, fsname="a,b=c", subtype="x", max_read=4096, uid=7, gid=8, umask=0o27
     )
+
+
+def test_a_descriptor_in_place_of_a_directory() -> None:
+    assert given_descriptor("/dev/fd/12") == 12
+    for path in ("/dev/fd", "/dev/fd/", "/dev/fd/1/x", "/dev/fd/x", "/proc/self/fd/1", "dev/fd/1"):
+        assert given_descriptor(path) is None
 
 
 def test_flags_as_words() -> None:
