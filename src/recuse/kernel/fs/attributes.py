@@ -94,6 +94,16 @@ def get_attributes(
     return inode.attr
 
 
+def known_attributes(superblock: Superblock, caller: FileCaller, inode: Inode) -> fuse_attr | None:
+    """What `get_attributes` returns if nobody has to be asked; None if somebody has to."""
+    options = superblock.options
+    if inode.bad or inode.needs(STATX_BASIC_STATS):
+        return None
+    if not options.allow_other and (caller.uid, caller.gid) != (options.user_id, options.group_id):
+        return None
+    return inode.attr
+
+
 def truncated(superblock: Superblock, inode: Inode) -> None:
     """Note that OPEN has truncated a file (fuse_truncate_update_attr)."""
     inode.attr_version = superblock.new_version()

@@ -61,20 +61,31 @@ def lookup(  # noqa: PLR0917
         superblock.unlock(inode, shared=True)
 
 
-def _revalidate(
-    superblock: Superblock, caller: Caller, dentry: Dentry, again: bool
-) -> Operation[bool]:
-    """Whether a name still leads where it did (fuse_dentry_revalidate)."""
+def is_known(superblock: Superblock, dentry: Dentry) -> bool:
+    """Whether a name leads where it did without asking; then somebody uses it now."""
     inode = dentry.inode
-    if (inode is not None and inode.bad) or dentry.epoch < superblock.epoch:
+    if dentry.epoch < superblock.epoch or superblock.expired(dentry.valid_until):
         return False
-    if not again and not superblock.expired(dentry.valid_until):
-        if inode is not None and inode.from_plus:
+    if inode is not None:
+        if inode.bad:
+            return False
+        if inode.from_plus:
             inode.from_plus = False
             directory = dentry.directory.inode
             if directory is not None:
                 directory.advise_plus = True
+    return True
+
+
+def _revalidate(
+    superblock: Superblock, caller: Caller, dentry: Dentry, again: bool
+) -> Operation[bool]:
+    """Whether a name still leads where it did (fuse_dentry_revalidate)."""
+    if not again and is_known(superblock, dentry):
         return True
+    inode = dentry.inode
+    if (inode is not None and inode.bad) or dentry.epoch < superblock.epoch:
+        return False
     if inode is None:
         return False
     version = superblock.attr_version

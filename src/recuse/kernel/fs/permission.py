@@ -19,7 +19,7 @@ from recuse.kernel.fs.dentries import Dentry
 from recuse.kernel.fs.inodes import STATX_GID, STATX_MODE, STATX_UID, Inode
 from recuse.kernel.fs.superblock import Superblock
 from recuse.wire.filesystem import fuse_access_in
-from recuse.wire.fuse import FUSE_ACCESS
+from recuse.wire.fuse import FUSE_ACCESS, FUSE_POSIX_ACL
 
 # linux/fs.h
 MAY_EXEC: Final = 1
@@ -66,6 +66,23 @@ def permission(
             yield from refresh(superblock, caller, inode)
         if not inode.attr.mode & 0o111:
             raise os_error(errno.EACCES)
+
+
+def may_search(superblock: Superblock, caller: FileCaller, inode: Inode) -> bool:
+    """Whether a caller is known to be allowed to look up names in a directory.
+
+    If not, `permission` finds out; it may have to ask the server.
+    """
+    if inode.bad or not inode.is_directory:
+        return False
+    options = superblock.options
+    if not options.allow_other and (caller.uid, caller.gid) != (options.user_id, options.group_id):
+        return False
+    if not options.default_permissions:
+        return True
+    if inode.needs(_OF_PERMISSION) or superblock.has(FUSE_POSIX_ACL):
+        return False
+    return permitted(caller, inode, MAY_EXEC)
 
 
 def _ask_server(

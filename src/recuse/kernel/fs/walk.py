@@ -10,8 +10,8 @@ from recuse.kernel.fs.asking import ask
 from recuse.kernel.fs.credentials import FileCaller
 from recuse.kernel.fs.dentries import Dentry
 from recuse.kernel.fs.inodes import STATX_ATIME, Inode
-from recuse.kernel.fs.lookup import directory_of, lookup
-from recuse.kernel.fs.permission import MAY_EXEC, permission
+from recuse.kernel.fs.lookup import directory_of, is_known, lookup
+from recuse.kernel.fs.permission import MAY_EXEC, may_search, permission
 from recuse.kernel.fs.superblock import Superblock
 from recuse.wire.fuse import FUSE_CACHE_SYMLINKS, FUSE_READLINK
 
@@ -118,6 +118,54 @@ class Walk:
     def _may_search(self, here: Dentry) -> Operation[None]:
         inode = directory_of(here)
         yield from permission(self.superblock, self.caller, inode, MAY_EXEC)
+
+
+def go_along(
+    superblock: Superblock, caller: FileCaller, start: Dentry, names: list[bytes]
+) -> Operation[Dentry]:
+    """Go along a path, and take each name off the end of ``names``; return where it stops.
+
+    It stops at what is no directory, where nothing has that name, and before "..".
+
+    Raises OSError: EACCES, ENAMETOOLONG, EIO, or what the server answers.
+    """
+    here = start
+    while names:
+        inode = here.inode
+        if inode is None or not inode.is_directory:
+            break
+        yield from permission(superblock, caller, directory_of(here), MAY_EXEC)
+        name = names[-1]
+        if name == b"..":
+            break
+        if name != b".":
+            found = yield from lookup(superblock, caller, here, name)
+            if found.inode is None:
+                break
+            here = found
+        names.pop()
+    return here
+
+
+def go_along_known(
+    superblock: Superblock, caller: FileCaller, start: Dentry, names: list[bytes]
+) -> Dentry:
+    """Do the same as far as nobody has to be asked (fs/namei.c, lookup_fast)."""
+    here = start
+    while names:
+        inode = here.inode
+        if inode is None or not may_search(superblock, caller, inode):
+            break
+        name = names[-1]
+        if name == b"..":
+            break
+        if name != b".":
+            found = here.children.get(name)
+            if found is None or found.inode is None or not is_known(superblock, found):
+                break
+            here = found
+        names.pop()
+    return here
 
 
 def read_link(superblock: Superblock, caller: FileCaller, inode: Inode) -> Operation[bytes]:

@@ -37,6 +37,8 @@ class Mounted:
         self.serial: Final = next(_serials)
         self._detached = False
         self._ending = False
+        self._settled_for = -1
+        """The ID of the last call for which everything was released."""
 
     @property
     def connection(self) -> Connection:
@@ -85,14 +87,24 @@ class Mounted:
             raise error
         return cast("T", result)
 
-    def ask(self, call: TrappedCall, question: Hashable, make: Callable[[], Operation[T]]) -> T:
-        """Return an operation's result. If it has to wait, leave the handler meanwhile.
+    def settle(self, call: TrappedCall) -> None:
+        """Have released what was closed before the call, or leave the handler until it is.
 
-        What was closed before is released first: for programs, close(2) has waited for the server.
+        For programs, close(2) has waited for the server.
         """
+        if self._settled_for != call.id:
+            if self.files.has_closed(self):
+                call.after(self, self.files.releases(self))
+            self._settled_for = call.id
+
+    def has_answered(self, call: TrappedCall, question: Hashable) -> bool:
+        """Whether the call has asked that, and has the answer."""
+        return call.has_answer((self.serial, question))
+
+    def ask(self, call: TrappedCall, question: Hashable, make: Callable[[], Operation[T]]) -> T:
+        """Return an operation's result. If it has to wait, leave the handler meanwhile."""
         question = (self.serial, question)
-        if self.files.has_closed(self):
-            call.after(self, self.files.releases(self))
+        self.settle(call)
         if call.has_answer(question):
             return call.ask(question, _unused)
         operation = make()

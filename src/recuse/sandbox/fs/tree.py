@@ -17,7 +17,12 @@ from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs import changes, names, xattrs
-from recuse.kernel.fs.attributes import get_attributes, get_birth_time, statfs
+from recuse.kernel.fs.attributes import (
+    get_attributes,
+    get_birth_time,
+    known_attributes,
+    statfs,
+)
 from recuse.kernel.fs.changes import Changes, change_attributes, truncate
 from recuse.kernel.fs.credentials import ALL_CAPABILITIES, FileCaller
 from recuse.kernel.fs.execution import read_program
@@ -26,7 +31,7 @@ from recuse.kernel.fs.lookup import lookup
 from recuse.kernel.fs.options import MountOptions
 from recuse.kernel.fs.permission import MAY_ACCESS, MAY_CHDIR, MAY_EXEC, permission
 from recuse.kernel.fs.superblock import Superblock
-from recuse.kernel.fs.walk import Last, read_link
+from recuse.kernel.fs.walk import Last, go_along, go_along_known, read_link
 from recuse.sandbox.arch.status import Status
 from recuse.sandbox.files.table import FileTable
 from recuse.sandbox.fs import opening
@@ -39,6 +44,7 @@ from recuse.sandbox.vfs.filesystem_tree import NOW, Description, FilesystemTree,
 
 if TYPE_CHECKING:
     from recuse.kernel.fs import dentries
+    from recuse.wire.filesystem import fuse_attr
 
 _MINORS: Final = 1 << 20
 """How many minor numbers there are. Filesystems without a device get the last ones of major 0; the
@@ -143,15 +149,27 @@ class MountedTree(Mounted, FilesystemTree):
 
     # Looking
 
-    def lookup(self, call: TrappedCall, directory: Dentry, name: bytes) -> Dentry | None:
+    def go_along(
+        self, call: TrappedCall, start: Dentry, names: list[bytes], *, real: bool
+    ) -> Dentry:
         """See `FilesystemTree`."""
-        parent = of(directory)
-        found = self.ask(
-            call,
-            (parent, name),
-            lambda: lookup(self.superblock, caller_of(call), parent, name),
-        )
-        return None if found.inode is None else Name(found)
+        begin = of(start)
+        question = begin, tuple(names), real
+        caller = caller_of(call, real=real)
+        self.settle(call)
+        if not self.has_answered(call, question):
+            begin = go_along_known(self.superblock, caller, begin, names)
+            if not names:
+                return Name(begin)
+        there, left = self.ask(call, question, lambda: self._go_along(caller, begin, names[:]))
+        del names[left:]
+        return Name(there)
+
+    def _go_along(
+        self, caller: FileCaller, begin: dentries.Dentry, names: list[bytes]
+    ) -> Operation[tuple[dentries.Dentry, int]]:
+        there = yield from go_along(self.superblock, caller, begin, names)
+        return there, len(names)
 
     def read_link(self, call: TrappedCall, link: Dentry) -> bytes:
         """See `FilesystemTree`."""
@@ -159,10 +177,6 @@ class MountedTree(Mounted, FilesystemTree):
         return self.ask(
             call, ("link", inode), lambda: read_link(self.superblock, caller_of(call), inode)
         )
-
-    def check_search(self, call: TrappedCall, directory: Dentry, *, real: bool) -> None:
-        """See `FilesystemTree`."""
-        self._check(call, directory, MAY_EXEC, real=real)
 
     def check_enter(self, call: TrappedCall, directory: Dentry) -> None:
         """See `FilesystemTree`."""
@@ -184,16 +198,23 @@ class MountedTree(Mounted, FilesystemTree):
 
     def status(self, call: TrappedCall, dentry: Dentry, *, birth: bool = False) -> Status:
         """See `FilesystemTree`."""
-        inode = inode_of(dentry)
-        return self.ask(
-            call, ("status", inode), lambda: self._status(caller_of(call), inode, birth)
-        )
+        inode, caller = inode_of(dentry), caller_of(call)
+        question = "status", inode
+        self.settle(call)
+        if not birth and not self.has_answered(call, question):
+            attr = known_attributes(self.superblock, caller, inode)
+            if attr is not None:
+                return self._status(attr, None)
+        return self.ask(call, question, lambda: self._get_status(caller, inode, birth))
 
-    def _status(self, caller: FileCaller, inode: Inode, birth: bool) -> Operation[Status]:
+    def _get_status(self, caller: FileCaller, inode: Inode, birth: bool) -> Operation[Status]:
         born = None
         if birth:
             born = yield from get_birth_time(self.superblock, caller, inode)
         attr = yield from get_attributes(self.superblock, caller, inode)
+        return self._status(attr, born)
+
+    def _status(self, attr: fuse_attr, born: int | None) -> Status:
         return Status(
             self.device,
             attr.ino,

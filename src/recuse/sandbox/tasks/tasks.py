@@ -64,6 +64,14 @@ class Task:
     """Lets a supervisor's thread use the thread's rights; None if no less than the supervisor's."""
     real_rights: Rights
     """The rights that access(2) checks."""
+    in_our_mounts: bool = False
+    """Whether it is known to be in the supervisor's mount namespace. What takes it to another one
+    is trapped, and makes the record wrong."""
+
+    def shares_mounts(self) -> bool:
+        """Whether it is in the supervisor's mount namespace, as far as is known."""
+        self.in_our_mounts = self.in_our_mounts or in_our_namespace(self.tid, "mnt")
+        return self.in_our_mounts
 
 
 _KEY: Final = int.from_bytes(os.urandom(8), "little")

@@ -43,6 +43,9 @@ class Mounts:
         """All mounts, the oldest first."""
         self._mounted: tuple[bytes, ...] = ()
         """The paths of all mounts."""
+        self._held: dict[Mount, int] = {}
+        """Descriptors of what is covered: as long as somebody has it, nothing else gets its inode
+        number, even if it is removed."""
         self._not_empty: set[Mount] = set()
         """The mounts that cover native directories with something in them."""
         self.covers = False
@@ -51,6 +54,11 @@ class Mounts:
         """Whether there are directories among these that were not empty."""
         self.filesystems: tuple[Mount, ...] = ()
         """The mounts of filesystems."""
+        self.entrances: tuple[bytes, ...] = ()
+        """How the paths begin that may lead into a filesystem: at its native directory."""
+        self._entrances: list[tuple[bytes, tuple[int, int], Mount]] = []
+        """All mounts on native directories and files, each with its path and what it covers there.
+        A path that leads to several comes to the one with the shortest path first."""
         self.changed: set[tuple[int, int]] = set()
         """Native directories that are added to or covered, by the supervisor's numbers."""
 
@@ -113,7 +121,10 @@ class Mounts:
             empty = not is_directory or native_files.is_empty(path)
         except PermissionError:
             empty = False
+        held = native_files.hold(path, native)
         with self._lock:
+            if held >= 0:
+                self._held[mount] = held
             self.changed.add((native.st_dev, native.st_ino))
             self._covers[native.st_dev, native.st_ino] = mount
             if not empty:
@@ -150,6 +161,8 @@ class Mounts:
                     del self._on_ours[one.point]
             for place in [place for place, one in self._covers.items() if one is mount]:
                 del self._covers[place]
+            if (held := self._held.pop(mount, -1)) >= 0:
+                os.close(held)
             self._not_empty.discard(mount)
             self._changed([one for one in self._mounts if not one.detached])
         return removed
@@ -161,6 +174,41 @@ class Mounts:
         self.covers = bool(self._covers)
         self.covers_files = bool(self._not_empty)
         self.filesystems = tuple(one for one in mounts if isinstance(one.tree, FilesystemTree))
+        entrances = [(one.path, place, one) for place, one in self._covers.items()]
+        self._entrances = sorted(entrances, key=lambda entrance: len(entrance[0]))
+        self.entrances = tuple(
+            one.path
+            for one in self._covers.values()
+            if one in self.filesystems and one.path != b"/"
+        )
+
+    def enter(self, path: bytes) -> tuple[Mount, bytes] | None:
+        """The first mount that a path comes to, and the rest of the path.
+
+        None if it is not known from the path's text, or cannot be reached by that path now. The
+        native directory is looked at each time: anybody may rename one above it, make it a link,
+        mount something natively, or forbid the way.
+
+        Args:
+            path: has one of the `entrances`, and is seen with the supervisor's root and mounts.
+        """
+        for top, place, mount in self._entrances:
+            rest = path[len(top) :]
+            if path.startswith(top) and (not rest or rest.startswith(b"/")):
+                if not isinstance(mount.tree, FilesystemTree) or path.startswith(self.beginnings):
+                    return None
+                try:
+                    found = native_files.status(top)
+                except OSError:
+                    return None
+                return (mount, rest) if (found.st_dev, found.st_ino) == place else None
+        return None
+
+    def close(self) -> None:
+        """Let go of everything that is covered."""
+        with self._lock:
+            while self._held:
+                os.close(self._held.popitem()[1])
 
     def is_mounted(self, path: bytes) -> bool:
         """Whether a tree is mounted on the directory with that path."""

@@ -141,6 +141,18 @@ def look(path: bytes, directory: int | None = None, *, follow: bool = True) -> i
     return os.open(path, LOOK if follow else LOOK_AT_LINK, dir_fd=directory)
 
 
+def hold(path: bytes, found: os.stat_result) -> int:
+    """A descriptor of what a path of the supervisor's leads to; -1 if that is something else."""
+    try:
+        file = look(path)
+    except OSError:
+        return -1
+    if os.path.samestat(os.fstat(file), found):
+        return file
+    os.close(file)
+    return -1
+
+
 def meets_magic(directory: int, path: bytes) -> bool:
     """Whether following ``path`` meets a magic link, such as ``/proc/PID/fd/N``."""
     file = open_path(directory, path, RESOLVE_NO_MAGICLINKS)

@@ -45,7 +45,7 @@ from recuse.sandbox.vfs.native_files import (
     start_of,
 )
 from recuse.sandbox.vfs.placeholder_dirs import PlaceholderDirs
-from recuse.sandbox.vfs.walk import OpenFiles, Walk
+from recuse.sandbox.vfs.walk import OpenFiles, Walk, go_along, names_of
 from recuse.wire.ids import Tid
 
 if TYPE_CHECKING:
@@ -146,6 +146,10 @@ class Tree:
             location = mounts.quickly(path)
             if location is not None and not (follow and location.dentry.node.is_link):
                 return Found(location)
+        if not scope and not own_root and path.startswith(mounts.entrances):
+            entered, found = self._entered(call, path, follow=follow, opening=opening, real=real)
+            if entered:
+                return found
         if (now := monotonic()) >= self._look_again:
             self._look_again = now + LOOK_AGAIN_S
             self.devices.look_again()
@@ -161,6 +165,32 @@ class Tree:
                 return None
         with self._walk(call, own_root=own_root, scope=scope, real=real) as walk:
             return walk.find(base, path, follow=follow, opening=opening)
+
+    def _entered(
+        self, call: TrappedCall, path: bytes, *, follow: bool, opening: bool, real: bool
+    ) -> tuple[bool, Found | None]:
+        """What a path leads to that enters a filesystem, if that can be seen quickly.
+
+        Returns:
+            Whether it can, and the result and errors of `find`.
+        """
+        task = call.task
+        acting = self._tasks.acting_as(task.real_rights) if real else task.acting
+        if acting is not None or not task.shares_mounts():
+            return False, None
+        entered = self.mounts.enter(path)
+        if entered is None:
+            return False, None
+        mount, rest = entered
+        names = names_of(rest)
+        at = Location(mount, mount.tree.root)
+        filesystem = filesystem_of(at)
+        if filesystem is not None and not self.mounts.covers_ours:
+            at = go_along(call, filesystem, at, names, real)
+            if not names and not (follow and at.node.is_link):
+                return True, Found(at)
+        with self._walk(call, own_root=False, real=real) as walk:
+            return True, walk.go_on(at, names, follow=follow, opening=opening)
 
     def _walk(
         self, call: TrappedCall, *, own_root: bool, scope: int = 0, real: bool = False
@@ -440,5 +470,6 @@ class Tree:
         return parent.node.inode
 
     def close(self) -> None:
-        """Close what stands for open directories."""
+        """Close what stands for open directories, and what is covered."""
         self.placeholders.close()
+        self.mounts.close()

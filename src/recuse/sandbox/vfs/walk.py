@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from recuse.kernel.errors import os_error
-from recuse.sandbox.tasks.tasks import Credentials, in_our_namespace, numbers_in
+from recuse.sandbox.tasks.tasks import Credentials, numbers_in
 from recuse.sandbox.vfs import native_files
 from recuse.sandbox.vfs.dentry import SERVER_GONE, Location, lone
 from recuse.sandbox.vfs.filesystem_tree import filesystem_of
@@ -27,9 +27,10 @@ from recuse.sandbox.vfs.position import Position, Spot
 
 if TYPE_CHECKING:
     from recuse.sandbox.tasks.rights import Acting
-    from recuse.sandbox.tasks.tasks import Tasks
+    from recuse.sandbox.tasks.tasks import Task, Tasks
     from recuse.sandbox.trap.call import TrappedCall
     from recuse.sandbox.vfs.device_files import DeviceFiles
+    from recuse.sandbox.vfs.filesystem_tree import FilesystemTree
     from recuse.sandbox.vfs.mounts import Mounts
     from recuse.sandbox.vfs.placeholder_dirs import PlaceholderDirs
 
@@ -43,13 +44,53 @@ _OWN_LACKS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What the supervisor itself has run out of. This says nothing about the path."""
 
 
-def _names(path: bytes) -> list[bytes]:
+def names_of(path: bytes) -> list[bytes]:
     """A path's names, the first one last. A slash at the end counts as a name, "."."""
     names = [name for name in path.split(b"/") if name]
     if path.endswith(b"/"):
         names.append(b".")
     names.reverse()
     return names
+
+
+def go_along(  # noqa: PLR0917
+    call: TrappedCall,
+    filesystem: FilesystemTree,
+    at: Location,
+    names: list[bytes],
+    real: bool,
+    alone: bool = False,
+) -> Location:
+    """Go along a path in a filesystem, and take each name off the end of ``names``.
+
+    Args:
+        call: the call that looks.
+        filesystem: the filesystem.
+        at: where the path begins.
+        names: the path.
+        real: whether to go as the thread's real user.
+        alone: whether to take one name only.
+
+    Returns:
+        Where it leads, or where it stops: at a symbolic link or before "..".
+
+    Raises:
+        AbsentError: if only the last name is missing.
+        OSError: ENOENT for another one; ENOTDIR; EACCES, or what the server answers.
+        UnansweredError: if the server has to be asked.
+    """
+    part = names[-1:] if alone else names
+    there = Location(at.mount, filesystem.go_along(call, at.dentry, part, real=real))
+    if alone:
+        names[-1:] = part
+    if part and not there.node.is_link:
+        if not there.node.is_directory:
+            raise os_error(errno.ENOTDIR)
+        if names[-1] != b"..":
+            name = names.pop()
+            missing = any(n != b"." for n in names)
+            raise os_error(errno.ENOENT) if missing else AbsentError(there, name, bool(names))
+    return there
 
 
 class OpenFile(Protocol):
@@ -118,17 +159,38 @@ class Walk(Position):
                 raise  # in a directory's placeholder, the kernel would get somewhere else
             return None
 
+    def go_on(
+        self, at: Location, names: list[bytes], *, follow: bool, opening: bool
+    ) -> Found | None:
+        """Walk on from a place on a filesystem, for a thread with the supervisor's rights."""
+        self.through_ours = True
+        try:
+            self._take_rights()
+            self._arrive(at, names, follow)
+            return self._go_on(names, follow, opening)
+        except OSError as error:
+            if error.errno in _OWN_LACKS:
+                raise os_error(errno.ENFILE) from None
+            raise
+
+    def _take_rights(self) -> Task:
+        task = self._tasks.get(self.tid)
+        self._who, self._acting = task.credentials, task.acting
+        if self._real:
+            self._who, self._acting = (
+                task.real_credentials,
+                self._tasks.acting_as(task.real_rights),
+            )
+        return task
+
     def _begin(self, base: int, path: bytes) -> None:
         """Go to where the path begins.
 
         The thread may always use that place and its root, whatever its rights.
         """
-        task = self._tasks.get(self.tid)
-        self._who, self._acting = task.credentials, task.acting
-        if self._real:
-            self._who, self._acting = task.real_credentials, self._tasks.acting_as(task.real_rights)
+        task = self._take_rights()
         # A thread may have got its own mounts by clone3(2), which is not trapped.
-        self.own_root = self.own_root or not in_our_namespace(self.tid, "mnt")
+        self.own_root = self.own_root or not task.shares_mounts()
         if not path.startswith(b"/") or self.scope:
             start = start_of(self.tid, base)
             opened = self._opened(native_files.target_at(start)) if self._files else None
@@ -142,8 +204,19 @@ class Walk(Position):
     def _find(self, path: bytes, follow: bool, opening: bool) -> Found | None:
         if path.startswith(b"/"):
             self.go_to_root()
-        names = _names(path)
+        return self._go_on(names_of(path), follow, opening)
+
+    def _go_on(self, names: list[bytes], follow: bool, opening: bool) -> Found | None:
         while names:
+            if self.at is not None and (filesystem := filesystem_of(self.at)) is not None:
+                self.through_ours = True
+                alone = self.mounts.covers_ours  # each name may lead to what is mounted there
+                there = go_along(self._call, filesystem, self.at, names, self._real, alone)
+                self._arrive(there, names, follow)
+                if names and names[-1] == b".." and self.at == there:
+                    names.pop()
+                    self.up()
+                continue
             name = names.pop()
             self._check_search()
             if name == b".":
@@ -184,6 +257,15 @@ class Walk(Position):
             above = native_files.path_of(self.here.file)
             slash = b"/" if names else b""
             raise NativelyAbsentError(above.rstrip(b"/") + b"/" + name + slash)
+
+    def _arrive(self, there: Location, names: list[bytes], follow: bool) -> None:
+        """Go to a place on a filesystem, or to where it leads as a symbolic link."""
+        directory = there.dentry.parent
+        if there.node.is_link and (names or follow) and directory is not None:
+            self.at = Location(there.mount, directory)
+            self._follow(there.read_link(self._call), names)
+        else:
+            self.enter(there)
 
     def _inside(self, at: Location, name: bytes, names: list[bytes]) -> Location:
         """What has that name in a directory of recuse's; ``names`` follow it."""
@@ -251,10 +333,6 @@ class Walk(Position):
             self.through_ours = True
             if not node.is_directory:
                 raise os_error(errno.ENOTDIR)
-            filesystem = filesystem_of(self.at)
-            if filesystem is not None:
-                filesystem.check_search(self._call, self.at.dentry, real=self._real)
-                return
             assert self._who is not None
             check(node, self._who, MAY_EXECUTE)
             return
@@ -271,7 +349,7 @@ class Walk(Position):
         self._count_link()
         if target.startswith(b"/"):
             self.go_to_root()
-        names += _names(target)
+        names += names_of(target)
 
     def _count_link(self) -> None:
         self._links += 1
