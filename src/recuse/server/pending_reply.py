@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from recuse.runtime.log import Log
@@ -153,7 +154,16 @@ def answer_fault(pending: PendingReply, error: BaseException) -> None:
 
 
 def discard(awaitable: Awaitable[Any]) -> None:
-    """Forget a coroutine that has not begun, without Python's "never awaited" warning."""
+    """Forget a coroutine that has not begun, without Python's "never awaited" warning.
+
+    Nor have coroutines begun that it was given as arguments, to await them.
+    """
     close = getattr(awaitable, "close", None)
-    if close is not None:
-        close()
+    if close is None:
+        return
+    frame = getattr(awaitable, "cr_frame", None)
+    given = () if frame is None else tuple(frame.f_locals.values())
+    close()
+    for argument in given:
+        if isinstance(argument, CoroutineType):
+            discard(argument)

@@ -488,6 +488,13 @@ def test_after_the_loop_has_stopped(serve: Serve, told: Told) -> None:
     assert str(error) == "Event loop is closed"
 
 
+def join_loop() -> None:
+    """Wait for the end of the loop, which comes later if a session was closed on it."""
+    for thread in threading.enumerate():
+        if thread.name == "recuse-async":
+            thread.join(WAIT_S)
+
+
 def test_close_on_the_loop_itself(serve: Serve) -> None:
     closed = threading.Event()
 
@@ -518,9 +525,7 @@ def test_close_on_the_loop_itself(serve: Serve) -> None:
     assert closed.wait(WAIT_S)
     assert outcome(peer, read) == errno.ECONNABORTED
     assert outcome(peer, write) == errno.ECONNABORTED
-    for thread in threading.enumerate():
-        if thread.name == "recuse-async":  # which ends later, as it has closed the device itself
-            thread.join(WAIT_S)
+    join_loop()
 
 
 def test_what_has_not_begun_when_the_session_closes_is_answered_and_never_begins(
@@ -542,6 +547,7 @@ def test_what_has_not_begun_when_the_session_closes_is_answered_and_never_begins
     assert outcome(peer, first) == fuse_write_out(size=1).pack()
     assert outcome(peer, second[0]) == errno.ECONNABORTED
     assert begun == [0]
+    join_loop()
 
 
 def test_tasks_that_handlers_leave_behind_end_with_the_loop(serve: Serve) -> None:

@@ -269,6 +269,9 @@ class Directory(Node):
     def __init__(self, children: Mapping[str, Node] | None = None) -> None:
         """Make one. With ``children``, it contains these."""
         self.children: dict[str, Node] = dict(children or {})
+        for name, child in self.children.items():
+            if not isinstance(child, Node):
+                raise TypeError(f"{name!r} is {child!r}, not a Node such as RegularFile")
 
     def entries(self) -> Entries | Awaitable[Entries]:
         """Return the content of the directory; "." and ".." are added, and may be there or not.

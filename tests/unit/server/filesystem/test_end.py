@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import threading
 from typing import Any
 
@@ -9,13 +10,15 @@ import pytest
 
 from recuse import Directory, Filesystem, OpenFile, OpenRequest, RegularFile
 from recuse.server.filesystem.served import sessions_of
-from recuse.wire.filesystem import fuse_create_in
+from recuse.wire.filesystem import fuse_attr_out, fuse_create_in, fuse_setattr_in
 from recuse.wire.fuse import (
+    FATTR_SIZE,
     FUSE_CREATE,
     FUSE_FORGET,
     FUSE_LOOKUP,
     FUSE_OPEN,
     FUSE_OPENDIR,
+    FUSE_SETATTR,
     FUSE_TMPFILE,
     fuse_open_in,
 )
@@ -229,3 +232,31 @@ def test_what_comes_at_the_end_may_be_waited_for(serve_filesystem: ServeFilesyst
     peer.forget(peer.lookup("a").nodeid, 1)
     peer.session.close()
     assert ended == ["a", "b", "close"]
+
+
+def test_what_has_not_begun_is_forgotten_with_all_that_it_waits_for(
+    serve_filesystem: ServeFilesystem,
+) -> None:
+    """An open that truncates first is three coroutines, one in the other."""
+    begun: list[int] = []
+
+    class File(RegularFile):
+        async def truncate(self, size: int) -> None:
+            begun.append(size)
+            # On the loop, so that the open's task is made before the first step of the end.
+            second.append(
+                peer.send(FUSE_OPEN, number, fuse_open_in(flags=os.O_WRONLY | os.O_TRUNC))
+            )
+            peer.session.close()
+
+    second: list[int] = []
+    peer = serve_filesystem(Filesystem(Directory({"file": File(b"text")})))
+    number = peer.lookup("file").nodeid
+    body = fuse_setattr_in(valid=FATTR_SIZE, size=5)
+    assert fuse_attr_out.unpack(peer.ask(FUSE_SETATTR, number, body)).attr.size == 4
+    with pytest.raises(Failure, match="ECONNABORTED"):
+        peer.answer(second[0])
+    assert begun == [5]
+    for thread in threading.enumerate():
+        if thread.name == "recuse-async":  # which ends later, as the session was closed on it
+            thread.join(WAIT_S)

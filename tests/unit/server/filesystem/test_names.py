@@ -620,6 +620,8 @@ def test_modes_that_are_no_permissions_are_eio(
 def test_the_argument_that_is_wrong_is_named() -> None:
     with pytest.raises(TypeError, match="target: None is not a str"):
         Symlink(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'a' is 'text', not a Node such as RegularFile"):
+        Directory({"a": "text"})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="the root of Filesystem is None, not a Directory"):
         FilesystemSession(Filesystem())
     with pytest.raises(TypeError, match="the root of Filesystem is 5, not a Directory"):
