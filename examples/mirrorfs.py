@@ -11,7 +11,6 @@ there, changes no file's meaning.
 """
 
 import ctypes
-import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -21,6 +20,13 @@ import recuse
 from recuse import Changes, Entry, Node, OpenFile, OpenRequest
 
 libc = ctypes.CDLL(None, use_errno=True)
+
+
+def checked(result: int) -> None:
+    """Raise the error of a function of C, if it has failed."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 class Closing:
@@ -112,9 +118,7 @@ class MirrorOpenFile(OpenFile):
 
     def allocate(self, mode: int, offset: int, length: int) -> None:
         # Python has posix_fallocate(3) only, which makes no holes.
-        if libc.fallocate(self.backing, mode, ctypes.c_long(offset), ctypes.c_long(length)):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        checked(libc.fallocate(self.backing, mode, ctypes.c_long(offset), ctypes.c_long(length)))
 
     def seek(self, offset: int, whence: int) -> int:
         return os.lseek(self.backing, offset, whence)
@@ -160,7 +164,9 @@ class MirrorDirectory(MirrorNode, recuse.Directory):
         return Entry(entry.name, kind_of(entry), entry.inode())
 
     def lookup(self, name: str) -> MirrorNode:
-        descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.descriptor)
+        return self._node(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.descriptor))
+
+    def _node(self, descriptor: int) -> MirrorNode:
         found = os.fstat(descriptor)
         node = self.known.get((found.st_dev, found.st_ino))
         if node is None:
@@ -172,8 +178,11 @@ class MirrorDirectory(MirrorNode, recuse.Directory):
         return node
 
     def _made(self, name: str, mode: int) -> MirrorNode:
+        return self._given(self.lookup(name), mode)
+
+    def _given(self, node: MirrorNode, mode: int) -> MirrorNode:
         """Give what was made to the program's user, with exactly these permissions."""
-        node, request = self.lookup(name), recuse.current_request()
+        request = recuse.current_request()
         inherited = os.fstat(self.descriptor).st_mode & stat.S_ISGID
         if os.geteuid() == 0:
             os.chown(node.place, request.uid or 0, -1 if inherited else request.gid or 0)
@@ -188,6 +197,16 @@ class MirrorDirectory(MirrorNode, recuse.Directory):
         file = MirrorOpenFile(os.open(name, flags, 0o600, dir_fd=self.descriptor))
         try:
             return self._made(name, mode), file
+        except OSError:
+            file.release()
+            raise
+
+    def tmpfile(self, mode: int) -> tuple[MirrorNode, MirrorOpenFile]:
+        flags = os.O_TMPFILE | os.O_RDWR
+        file = MirrorOpenFile(os.open(".", flags, 0o600, dir_fd=self.descriptor))
+        try:
+            node = self._node(os.open(f"/proc/self/fd/{file.backing}", os.O_PATH))
+            return self._given(node, mode), file
         except OSError:
             file.release()
             raise
@@ -216,10 +235,9 @@ class MirrorDirectory(MirrorNode, recuse.Directory):
 
     def rename(self, name: str, directory: recuse.Directory, new_name: str, flags: int) -> None:
         assert isinstance(directory, MirrorDirectory)
-        if flags:  # Python has no renameat2(2)
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        ends = {"src_dir_fd": self.descriptor, "dst_dir_fd": directory.descriptor}
-        os.rename(name, new_name, **ends)
+        old = self.descriptor, os.fsencode(name)
+        new = directory.descriptor, os.fsencode(new_name)
+        checked(libc.renameat2(*old, *new, flags))  # Python has none with flags
 
 
 def kind_of(entry: "os.DirEntry[str]") -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import EXAMPLES, PATIENCE_S, RECUSE, Serve, Somebody, is_mounted
+from .conftest import EXAMPLES, PATIENCE_S, RECUSE, Serve, Somebody, is_mounted, require
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -448,13 +448,16 @@ def test_an_ordinary_user(somebody: Somebody, needs: Callable[..., Path]) -> Non
 
 
 @pytest.mark.usefixtures("mounts")
+@pytest.mark.parametrize("transport", ["no_io_uring", "io_uring"])
 def test_after_a_kill_nothing_of_an_ordinary_users_is_left(
-    somebody: Somebody, needs: Callable[..., Path]
+    somebody: Somebody, needs: Callable[..., Path], transport: str
 ) -> None:
+    require(transport)
     needs("fusermount3", "fuse3")
     directory = somebody.directory
     spec = f"{somebody.home}/examples/memoryfs.py"
-    assert somebody.recuse("mount", "--background", spec, str(directory)).returncode == 0
+    options = ("--background", "-o", transport)
+    assert somebody.recuse("mount", *options, spec, str(directory)).returncode == 0
     (server,) = (
         process
         for process in servers_of(directory)

@@ -1,4 +1,4 @@
-"""Random calls on Linux's tmpfs and on examples/memoryfs.py: they do the same."""
+"""Random calls on Linux's tmpfs and on filesystems in Python: they do the same."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Places(NamedTuple):
     tmpfs: Path
 
 
-@pytest.fixture(scope="module", params=["memory", "loopback"])
+@pytest.fixture(scope="module", params=["memory", "mirror", "loopback"])
 def kind(request: pytest.FixtureRequest) -> str:
     """The example that is served."""
     return str(request.param)
@@ -53,9 +53,12 @@ def places(kind: str, transport: str) -> Iterator[Places]:
         tempfile.TemporaryDirectory(prefix="source-", dir="/dev/shm") as source,
     ):
         spec = f"{EXAMPLES}/{kind}fs.py"
-        if kind == "loopback":
+        if kind != "memory":
             spec += f",source={source}"
-        server = Server(spec, mounted, "-o", transport, life_s=LONG_S)
+        for directory in (mounted, tmpfs, source):
+            os.chmod(directory, 0o755)
+        options = transport if os.geteuid() else f"allow_other,{transport}"
+        server = Server(spec, mounted, "-o", options, life_s=LONG_S)
         try:
             assert server.line() == mounted
             yield Places(Path(mounted), Path(tmpfs))
@@ -174,6 +177,9 @@ class Caller:
     def chmod(self, path: str, mode: int) -> None:
         os.chmod(path, mode, dir_fd=self.top)
 
+    def chown(self, path: str, uid: int, gid: int) -> None:
+        os.chown(path, uid, gid, dir_fd=self.top, follow_symlinks=False)
+
     def utimens(self, path: str, atime: int, mtime: int, follow: bool) -> tuple[int, int]:
         os.utime(path, ns=(atime, mtime), dir_fd=self.top, follow_symlinks=follow)
         found = os.stat(path, dir_fd=self.top, follow_symlinks=follow)
@@ -225,7 +231,9 @@ def attributes(status: os.stat_result) -> tuple[Any, ...]:
     )
 
 
-NAMES = st.sampled_from(["a", "b", "d", "d/a", "d/b", "d/e", "d/e/a", "d/e/f", "a/x", "."])
+NAMES = st.sampled_from(
+    [*("a", "b", "d", "d/a", "d/b", "d/e", "d/e/a", "d/e/f", "a/x", "."), "n" * 255, "n" * 256]
+)
 MODES = st.sampled_from([0o644, 0o600, 0o755, 0o4755, 0o2755, 0o1777, 0o000])
 OFFSETS = st.sampled_from([0, 1, 100, 4095, 4096, 5000, 8192, 20000])
 DATA = st.sampled_from([b"", b"x", b"hello" * 20, bytes(5000), b"y" * 9000])
@@ -270,16 +278,31 @@ CALLS = st.one_of(
 )  # fmt: skip
 
 
-def compare(places: Places, calls: list[tuple[Any, ...]]) -> None:
-    """Make the calls in both, in new directories."""
+@contextlib.contextmanager
+def as_user(number: int) -> Iterator[None]:
+    """Make calls as another user, who is in a group of that number."""
+    if number:
+        os.setegid(number)
+        os.seteuid(number)
+    try:
+        yield
+    finally:
+        if number:
+            os.seteuid(0)
+            os.setegid(0)
+
+
+def compare(places: Places, calls: list[tuple[int, tuple[Any, ...]]]) -> None:
+    """Make the calls in both, in new directories, each as some user (0: who runs the test)."""
     tops = [top / "here" for top in places]
     for top in tops:
         top.mkdir()
     callers = [Caller(top) for top in tops]
     try:
-        for call in calls:
-            mounted, tmpfs = (caller.call(*call) for caller in callers)
-            assert (call, mounted) == (call, tmpfs)
+        for user, call in calls:
+            with as_user(user):
+                mounted, tmpfs = (caller.call(*call) for caller in callers)
+            assert (user, call, mounted) == (user, call, tmpfs)
         mounted, tmpfs = (caller.tree() for caller in callers)
         assert mounted == tmpfs
     finally:
@@ -296,7 +319,29 @@ STARTED = [("mkdir", "d", 0o755), ("mkdir", "d/e", 0o2755), ("write", "a", b"y" 
 @given(st.lists(CALLS, min_size=5, max_size=40))
 @pytest.mark.timeout(LONG_S)
 def test_as_tmpfs_does(places: Places, calls: list[tuple[Any, ...]]) -> None:
-    compare(places, STARTED + calls)
+    compare(places, [(0, call) for call in STARTED + calls])
+
+
+USERS = st.sampled_from([0, 1234, 1235])
+OWNERS = st.sampled_from([-1, 0, 1234, 1235])
+
+
+@settings(max_examples=40 * LONGER, suppress_health_check=[*HealthCheck])
+@given(
+    st.lists(
+        st.tuples(USERS, st.one_of(CALLS, st.tuples(st.just("chown"), NAMES, OWNERS, OWNERS))),
+        min_size=5,
+        max_size=40,
+    )
+)
+@pytest.mark.timeout(LONG_S)
+@pytest.mark.usefixtures("root")
+def test_as_tmpfs_does_for_several_users(
+    places: Places, calls: list[tuple[int, tuple[Any, ...]]]
+) -> None:
+    """Two of them own files, and have no rights of root's; directories are sticky or not."""
+    begin = [(0, call) for call in (*STARTED, ("chmod", ".", 0o1777), ("chmod", "d", 0o777))]
+    compare(places, begin + calls)
 
 
 @pytest.mark.parametrize(
@@ -320,4 +365,4 @@ def test_as_tmpfs_does(places: Places, calls: list[tuple[Any, ...]]) -> None:
     ids=lambda calls: calls[0][0],
 )  # fmt: skip
 def test_these_do(places: Places, calls: list[tuple[Any, ...]]) -> None:
-    compare(places, STARTED + calls)
+    compare(places, [(0, call) for call in STARTED + calls])

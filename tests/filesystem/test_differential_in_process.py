@@ -216,8 +216,6 @@ def compare(tmpfs: Path, maker: str, calls: list[tuple[Any, ...]]) -> None:
     top.mkdir()
     source.mkdir()
     native = Caller(top)
-    if maker == "mirror":
-        calls = [call for call in calls if call[0] != "rename" or not call[3]]  # it refuses flags
     try:
         with TestMount(MAKERS[maker](source)) as mount:
             ours = InProcess(mount)

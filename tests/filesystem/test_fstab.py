@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import EXAMPLES, NOBODY, PATIENCE_S, Somebody
+from .conftest import EXAMPLES, NOBODY, PATIENCE_S, Somebody, require
 from .test_command import servers_of, until
 
 HELLO = EXAMPLES / "hellofs.py"
@@ -203,6 +203,7 @@ def test_a_server_without_privileges(
     install: Install, somebody: Somebody, user: str, transport: str
 ) -> None:
     """mount.fuse3 opens /dev/fuse and mounts; the server has no capabilities, and gets none."""
+    require(transport)
     machine, directory = _nobodys(install, somebody), somebody.directory
     spec = f"{somebody.home}/examples/memoryfs.py"
     options = f"drop_privileges,default_permissions,fsname={spec},{transport}{user}"

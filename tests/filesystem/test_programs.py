@@ -114,7 +114,7 @@ main.o: all.h
 %.o: %.c
 \tgcc -g -c $<
 END
-make -s -j2; ./program; make; touch -d '+10 seconds' f2.c; make -n 2>&1 | head -1
+make -s -j2; ./program; make; touch -d '+10 seconds' f2.c; make -n 2>/dev/null | head -1
 gcc -shared -fPIC -o lib.so f1.c; ar rc all.a f1.o f2.o; nm all.a | grep -c ' T '
 """,
     )
