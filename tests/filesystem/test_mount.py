@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import os
@@ -450,3 +451,35 @@ def test_where_nobody_mounts(
 def test_an_option_that_is_not_known(small: Small, directory: Path) -> None:
     with pytest.raises(ValueError, match="-o nonsense: is no option"):
         Mount(small, directory, "nonsense")
+
+
+@pytest.mark.usefixtures("mounts")
+def test_in_an_event_loop(directory: Path) -> None:
+    """The loop goes on while it is mounted, and while its files are written and released."""
+
+    class Closing(Small):
+        def close(self) -> None:
+            assert go_on.wait(PATIENCE_S)
+
+    async def main() -> None:
+        async with Mount(Closing(), directory) as mount:
+            assert mount.is_mounted
+            program = await asyncio.create_subprocess_exec(
+                "cat", directory / "text", stdout=subprocess.PIPE
+            )
+            assert (await program.communicate())[0] == b"hello\n"
+            asyncio.get_running_loop().call_later(0, go_on.set)
+        assert not is_mounted(directory)
+
+    go_on = threading.Event()
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("mounts")
+def test_in_an_event_loop_where_it_cannot_be_mounted(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Mount(Small(), tmp_path / "none"):
+            raise AssertionError("it is mounted")
+
+    with pytest.raises(MountError, match="there is no such directory"):
+        asyncio.run(main())

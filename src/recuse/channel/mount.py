@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from recuse.channel.allow_root import is_kept_out
 from recuse.channel.devcuse import Channel
 from recuse.channel.guard import Guard
 from recuse.channel.mount_options import given_descriptor, parse_options
@@ -50,20 +51,7 @@ from recuse.wire.filesystem import (
     FUSE_DEV_IOC_BACKING_OPEN,
     fuse_backing_map,
 )
-from recuse.wire.fuse import (
-    FUSE_BATCH_FORGET,
-    FUSE_DESTROY,
-    FUSE_FLUSH,
-    FUSE_FORGET,
-    FUSE_FSYNC,
-    FUSE_INIT,
-    FUSE_INTERRUPT,
-    FUSE_READ,
-    FUSE_RELEASE,
-    FUSE_RELEASEDIR,
-    FUSE_WRITE,
-    fuse_out_header,
-)
+from recuse.wire.fuse import FUSE_INTERRUPT, fuse_out_header
 
 if TYPE_CHECKING:
     from recuse.channel.ring_entry import Entry
@@ -74,17 +62,8 @@ log = Log("recuse.channel")
 UNMOUNT_S = 10.0
 """How long unmounting may take, in which the kernel has changes written, before it is forced."""
 
-_UID = slice(24, 28)
-"""Of fuse_in_header: who asks."""
 _OPCODE = slice(4, 8)
 _INTERRUPT = FUSE_INTERRUPT.to_bytes(4, sys.byteorder)
-_FOR_ALL = frozenset(
-    {
-        *(FUSE_INIT, FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_INTERRUPT, FUSE_DESTROY),
-        *(FUSE_READ, FUSE_WRITE, FUSE_FLUSH, FUSE_FSYNC, FUSE_RELEASE, FUSE_RELEASEDIR),
-    }
-)
-"""What a program may ask for that has got a file from another: not who it is, but what it has."""
 _pack_u32 = struct.Struct("=I").pack
 
 
@@ -95,6 +74,8 @@ class Mount:
 
         with recuse.Mount(filesystem, "/mnt"):
             subprocess.run(["ls", "-l", "/mnt"])
+
+    ``async with`` does the same without holding up the event loop.
 
     Without a directory it is mounted nowhere, which leaves nothing behind, whatever happens:
     `fileno` is its root directory, for ``dir_fd``, and `path` a path to that. That needs root, or
@@ -271,6 +252,17 @@ class Mount:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> Mount:
+        from recuse.channel.awaited import enter  # noqa: PLC0415
+
+        await enter(self)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        from recuse.channel.awaited import leave  # noqa: PLC0415
+
+        await leave(self)
 
     def _find_out(self, number: int) -> None:
         """Find the mount that an open /dev/fuse belongs to, if the kernel tells."""
@@ -460,7 +452,7 @@ class Mount:
             tapped.request(message)
             send, gather = tapped.recording(send), None
         try:
-            if self._refuses and _is_others(message):
+            if self._refuses and is_kept_out(message):
                 refuse(message, errno.EACCES, send)
             else:
                 self._session.handle(message, send, gather)
@@ -489,10 +481,3 @@ def _absolute(directory: str | os.PathLike[str]) -> str:
         return resolve(directory)
     except OSError:
         return os.path.realpath(directory)
-
-
-def _is_others(message: bytes) -> bool:
-    """Whether neither root nor who serves asks for something that not everybody may have."""
-    uid = int.from_bytes(message[_UID], sys.byteorder)
-    opcode = int.from_bytes(message[_OPCODE], sys.byteorder)
-    return uid not in (0, os.geteuid()) and opcode not in _FOR_ALL
