@@ -22,6 +22,8 @@ from recuse import RENAME_EXCHANGE, RENAME_NOREPLACE, Node, NodeFile, OpenReques
 PAGE = 4096
 ZEROS = bytes(PAGE)
 
+DAY_NS = 24 * 3600 * 10**9
+
 # linux/falloc.h
 KEEP_SIZE, PUNCH_HOLE = 1, 2
 
@@ -53,6 +55,15 @@ class MemoryNode(Node):
     def touch(self) -> None:
         """Note that the content changes now."""
         self.mtime_ns = self.ctime_ns = time.time_ns()
+
+    def accessed(self) -> None:
+        """Note that the content is read, as with the option relatime of other filesystems.
+
+        On those the kernel does so by itself.
+        """
+        now = time.time_ns()
+        if self.atime_ns <= max(self.mtime_ns, self.ctime_ns) or now - self.atime_ns >= DAY_NS:
+            self.atime_ns = now
 
     def get_xattr(self, name: str) -> bytes:
         if name not in self.xattrs:
@@ -97,6 +108,7 @@ class MemoryFile(MemoryNode, recuse.RegularFile):
         return MemoryOpenFile(self)
 
     def read(self, size: int, offset: int) -> bytes:
+        self.accessed()
         end = min(offset + size, self.size)
         content = b"".join(self.pages.get(number, ZEROS) for number in pages(offset, end))
         return content[offset % PAGE :][: max(end - offset, 0)]
@@ -178,6 +190,10 @@ class MemorySymlink(MemoryNode, recuse.Symlink):
         super().__init__(0o777, directory)
         recuse.Symlink.__init__(self, target)
 
+    def readlink(self) -> str:
+        self.accessed()
+        return self.target
+
 
 class MemorySpecial(MemoryNode, recuse.Special):
     """A FIFO, a socket or a device node."""
@@ -193,6 +209,13 @@ class MemoryDirectory(MemoryNode, recuse.Directory):
     def __init__(self, mode: int, directory: "MemoryDirectory | None" = None) -> None:
         super().__init__(mode, directory)
         self.children: dict[str, Node] = {}
+
+    def entries(self) -> dict[str, Node]:
+        self.accessed()
+        return self.children
+
+    def lookup(self, name: str) -> Node | None:
+        return self.children.get(name)
 
     def put(self, name: str, node: Node) -> Node:
         self.children[name] = node

@@ -54,6 +54,19 @@ touch -d @-1000.25 e/a; stat -c %.2Y e/a
     )
 
 
+def test_times_of_reading(place: Place) -> None:
+    """As the kernel notes them by itself elsewhere (relatime): once after each change."""
+    same(
+        place,
+        """
+old() { touch -h -a -d @1000 "$@"; }
+new() { for i; do stat -c '%n %X' $i | awk '{print $1, $2 > 1000 ? "new" : "old"}'; done; }
+mkdir d; echo x >d/a; ln -s a d/l; old d d/a d/l; new d d/a d/l; cat d/a; new d d/a d/l
+readlink d/l; new d d/l; ls d; new d; old d; stat d/a >/dev/null; new d
+""",
+    )
+
+
 def test_shells_and_scripts(place: Place) -> None:
     output = same(
         place,
