@@ -196,6 +196,8 @@ class ReadFile(FilesystemFile):
         """Take pages from the cache, and ask for those that are not there."""
         # mm/filemap.c, filemap_read; fs/fuse/file.c, fuse_readahead and fuse_short_read.
         inode = self.inode
+        if start >= inode.attr.size:
+            return b""
         parts: list[bytes] = []
         number = start // PAGE_SIZE
         last = -(-(start + size) // PAGE_SIZE)

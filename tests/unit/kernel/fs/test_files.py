@@ -161,6 +161,21 @@ def test_large_transfers_are_split() -> None:
     assert sizes == [4086, 131072, 131072, 33770]
 
 
+def test_nothing_is_asked_for_behind_the_end() -> None:
+    mount = with_file()
+    content = b"0123456789"
+    mount.answers[FUSE_READ] = lambda asked: content[asked.body.offset :][: asked.body.size]
+    with mount.open("a") as file:
+        assert file.pread(100, 0) == content  # there is less than the attributes say
+        mount.clear()
+    content = bytes(100)
+    with mount.open("a") as file:
+        mount.clear()
+        assert file.pread(10, 50) == b""
+        assert not mount.sent
+        assert file.pread(100, 0) == content[:10]  # the attributes are still believed
+
+
 def test_space_is_allocated() -> None:
     mount = with_file()
     mount.answers[FUSE_FALLOCATE] = always(b"")
