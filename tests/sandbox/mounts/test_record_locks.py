@@ -24,6 +24,8 @@ def setlk(fd, kind, start, length, command=fcntl.F_SETLK):
     data = struct.pack("hhqqi4x", kind, 0, start, length, 0)
     done = attempt(fcntl.fcntl, fd, command, data)
     return done if isinstance(done, str) else 0
+def text(name):
+    with open(name) as file: return file.read()
 path = args[0] + "/file"
 fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600); os.write(fd, bytes(100))
 R, W, U = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
@@ -63,6 +65,16 @@ print(locked())  # that process has ended
 third = os.open(path, os.O_RDWR); setlk(third, W, 5, 5)
 in_child(lambda: print(locked())); os.close(third)
 in_child(lambda: print(locked()))
+""",
+    "first thread": """
+def held():
+    setlk(fd, W, 0, 0); os.write(theirs, b"a"); os.read(stay, 1); os._exit(0)
+ours, theirs = os.pipe(); stay, go = os.pipe(); pid = os.fork()
+if pid == 0:
+    threading.Thread(target=held).start(); libc.pthread_exit(None)
+os.read(ours, 1)
+while " Z " not in text(f"/proc/{pid}/task/{pid}/stat"): pass
+print(setlk(fd, W, 0, 1)); os.write(go, b"a"); print(wait(pid), setlk(fd, W, 0, 1))
 """,
     "of a file": """
 two = os.open(path, os.O_RDWR)

@@ -2,13 +2,14 @@
 
 import errno
 import fcntl
+from collections.abc import Callable
 from typing import Final, NoReturn, TypeVar, cast
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.char.ioctl import do_ioctl
 from recuse.kernel.char.poll import do_poll
 from recuse.kernel.connection.operation import Operation
-from recuse.kernel.connection.request import Reply
+from recuse.kernel.connection.request import Reply, Request
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.asking import ask
 from recuse.kernel.fs.attributes import allowed
@@ -135,12 +136,13 @@ def set_lock(  # noqa: PLR0917 - the arguments of fcntl(2)
     length: int,
     wait: bool,
     ofd: bool = False,
+    closed: Callable[[], bool] | None = None,
 ) -> Operation[None]:
     """Lock or unlock (F_UNLCK) bytes for the caller's process, or for the open file (``ofd``).
 
     ``length`` 0: up to the end; negative: the bytes before ``start``. If the server leaves locks
     to this half, they end with the process's first close (`FilesystemFile.flush`), or with the
-    open file.
+    open file. ``closed`` says whether the process has closed the file meanwhile.
 
     Raises OSError: EAGAIN if another one is in the way, EDEADLK, EBADF, EINTR; others as
     `get_lock`.
@@ -150,7 +152,28 @@ def set_lock(  # noqa: PLR0917 - the arguments of fcntl(2)
     ):
         raise os_error(errno.EBADF)
     wanted = _wanted(file, caller, kind, start, length, ofd)
-    return file.running(_set_lock(file, caller, wanted, wait))
+    return file.running(_set_lock_while_open(file, caller, wanted, wait, closed))
+
+
+def _set_lock_while_open(
+    file: FilesystemFile,
+    caller: FileCaller,
+    wanted: Record,
+    wait: bool,
+    closed: Callable[[], bool] | None,
+) -> Operation[None]:
+    """Lock, but give the lock up if the process's close came first (fcntl_setlk)."""
+    yield from _set_lock(file, caller, wanted, wait)
+    if closed is None or wanted.kind == fcntl.F_UNLCK or not wanted.of_process or not closed():
+        return
+    unlock = wanted._replace(kind=fcntl.F_UNLCK)
+    if file.superblock.has(FUSE_POSIX_LOCKS):
+        body = _request(file, caller, unlock, _owner(unlock))
+        # Whoever is killed leaves no lock behind.
+        yield Request(FUSE_SETLK, body, nodeid=file.inode.nodeid, force=True)
+    else:
+        yield from _set_lock(file, caller, unlock, False)
+    raise os_error(errno.EBADF)
 
 
 def _set_lock(

@@ -34,8 +34,8 @@ class Record(NamedTuple):
     """For F_GETLK: the process; -1 for an OFD lock."""
 
     @property
-    def may_deadlock(self) -> bool:
-        """Whether circles of waiting owners are looked for: not for OFD locks."""
+    def of_process(self) -> bool:
+        """Whether a process owns it, and not an open file (OFD)."""
         return self.pid >= 0
 
     def conflicts(self, other: "Record") -> bool:
@@ -103,7 +103,7 @@ class RecordLocks:
                 turn.error = errno.EDEADLK
                 return True
             self._waiting.append(turn)
-            if turn.wanted.may_deadlock:
+            if turn.wanted.of_process:
                 _blocked[turn.wanted.owner] = turn
             return False
 
@@ -188,7 +188,7 @@ def _without(lock: Record, removed: Record) -> Iterator[Record]:
 
 def _would_deadlock(wanted: Record, blocker: Record) -> bool:
     """Whether the blocker waits, maybe by others, for the one who wants (posix_locks_deadlock)."""
-    if not wanted.may_deadlock:
+    if not wanted.of_process:
         return False
     for _ in range(_MOST_STEPS):
         turn = _blocked.get(blocker.owner)

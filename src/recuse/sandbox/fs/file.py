@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Final
 
@@ -64,9 +65,16 @@ class OpenedFile(FileDescription):
 
     def flush(self, call: TrappedCall) -> OnDevice[None]:
         """See `FilesystemFile.flush`. What the process has locked ends."""
-        caller = caller_of(call)
+        return OnDevice(self._tree, self._tree.whole(self._flush(caller_of(call))))
+
+    def _flush(self, caller: FileCaller) -> Operation[None]:
+        try:
+            yield from self.kernel_file.flush(caller)
+        except OSError as error:
+            if error.errno != errno.EINTR:  # maybe the server has not seen it
+                self.lockers.pop(caller.tgid, None)
+            raise
         self.lockers.pop(caller.tgid, None)
-        return OnDevice(self._tree, self._tree.whole(self.kernel_file.flush(caller)))
 
     def sync(self, call: TrappedCall, data_only: bool) -> Outcome:
         """See `FilesystemFile.sync`."""

@@ -139,14 +139,22 @@ class RecordLocking:
             if caller.memory.write(address, data) < len(data):
                 raise os_error(errno.EFAULT)
             return 0
+        tgid = call.task.tgid
         if not ofd:
-            file.lockers[call.task.tgid] = caller
+            file.lockers[tgid] = caller
+
+        def closed() -> bool:
+            with contextlib.suppress(OSError):  # nobody may look
+                found = tree.files.find(call.tid, call.a0)
+                return found is None or found.link != file.link
+            return False
+
         waits = wanted.does == _SETLKW
         if waits:
             call.look_around(lambda: self._look(inner, caller, bytes_, ofd))
         while True:
             try:
-                yield OnDevice(tree, set_lock(inner, caller, *bytes_, waits, ofd))
+                yield OnDevice(tree, set_lock(inner, caller, *bytes_, waits, ofd, closed))
             except OSError as error:
                 # The server does not say whose lock is in the way.
                 stale = self._stale(inner) if remote and error.errno == errno.EAGAIN else []
@@ -220,13 +228,24 @@ def _packed(layout: struct.Struct, kind: int, start: int, end: int, pid: int) ->
 def _has_open(process: int, links: set[str]) -> bool:
     """Whether a process has one of these files open, as far as can be seen."""
     try:
-        numbers = os.listdir(f"/proc/{process}/fd")
+        # A thread that has ended has none, such as the first one while others run on.
+        for thread in os.listdir(f"/proc/{process}/task"):
+            if numbers := _descriptors(process, thread):
+                return any(_is_one_of(process, thread, number, links) for number in numbers)
     except PermissionError:
         return True
     except OSError:
-        return False
-    for number in numbers:
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/{process}/fd/{number}") in links:
-                return True
+        pass  # it has ended
+    return False
+
+
+def _descriptors(process: int, thread: str) -> list[str]:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return os.listdir(f"/proc/{process}/task/{thread}/fd")
+    return []
+
+
+def _is_one_of(process: int, thread: str, number: str, links: set[str]) -> bool:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{process}/task/{thread}/fd/{number}") in links
     return False
