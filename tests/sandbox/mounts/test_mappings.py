@@ -195,9 +195,12 @@ class Unanswered(OpenFile):
         await asyncio.Event().wait()
         raise AssertionError
 
+    def write(self, data: bytes, offset: int) -> None:
+        """Take it."""
+
 
 class Slow(RegularFile):
-    """A file that cannot be read; that somebody tries shows in the mode of another one."""
+    """A file that can only be written; that somebody reads shows in the mode of another one."""
 
     def __init__(self, asked: Node) -> None:
         super().__init__(bytes(5000))
@@ -215,7 +218,9 @@ pid = os.fork()
 if not pid:
     mmap.mmap(os.open("slow", os.O_RDONLY), 0, mmap.MAP_SHARED, mmap.PROT_READ)
 while not os.stat("asked").st_mode & 1: time.sleep(0.01)
-print(got("asked"), os.stat("slow").st_size); os.kill(pid, 9); print(os.waitpid(pid, 0)[1])
+print(got("asked"), os.stat("slow").st_size)
+fd = os.open("slow", os.O_WRONLY); print(os.write(fd, b"new"), os.fsync(fd));
+os.kill(pid, 9); print(os.waitpid(pid, 0)[1])
 print(got("asked"))
 """
 )
@@ -225,7 +230,7 @@ def test_nobody_else_waits_for_the_pages_of_a_mapping(here: Path, clients: Clien
     asked = RegularFile(b"other")
     files = Filesystem(Directory({"asked": asked, "slow": Slow(asked)}))
     with Sandbox(mounts={here / "mnt": files}) as sandbox:
-        assert clients(sandbox)(WAITS, here / "mnt") == "b'other' 5000\n9\nb'other'\n"
+        assert clients(sandbox)(WAITS, here / "mnt") == "b'other' 5000\n3 None\n9\nb'other'\n"
 
 
 HELD = """

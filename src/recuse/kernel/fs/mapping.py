@@ -130,12 +130,14 @@ def _map(
         return None
     inode, superblock = file.inode, file.superblock
     first = call.offset // PAGE_SIZE
+    pages = range(first, first + call.pages // PAGE_SIZE)
+    yield from _read_before(file, caller, pages)
     yield from superblock.lock(inode)
     try:
         there = _attach(file, caller, mapper)
         there.writable = there.writable or (not call.private and file.writable)
         try:
-            yield from _fill(file, caller, there, range(first, first + call.pages // PAGE_SIZE))
+            yield from _fill(file, caller, there, pages)
         except BaseException:
             _detach(file, there)
             raise
@@ -190,6 +192,22 @@ def _detach(file: RegularFile, there: _Mapped) -> None:
         file.superblock.mapped.discard(file.inode)
 
 
+def _read_before(file: RegularFile, caller: FileCaller, pages: range) -> Operation[None]:
+    """Read pages that will be mapped: whoever writes to the file meanwhile need not wait for that.
+
+    In Linux nobody has the inode's lock while a page is read that is touched. Raises the server's
+    OSError.
+    """
+    inode = file.inode
+    number = pages.start
+    while number < (after := min(pages.stop, -(-inode.attr.size // PAGE_SIZE))):
+        if inode.pages.get(number) is not None:
+            number += 1
+            continue
+        data = yield from file.ask_pages(caller, number, after - number)
+        number += len(data) // PAGE_SIZE
+
+
 def _fill(
     file: RegularFile, caller: FileCaller, there: _Mapped, pages: range = range(0)
 ) -> Operation[None]:
@@ -232,6 +250,7 @@ def extend(file: RegularFile, caller: FileCaller, pages: range) -> Operation[Non
 
 def _extend(file: RegularFile, caller: FileCaller, pages: range) -> Operation[None]:
     inode, superblock = file.inode, file.superblock
+    yield from _read_before(file, caller, pages)
     yield from superblock.lock(inode)
     try:
         there = _mapped(inode)
