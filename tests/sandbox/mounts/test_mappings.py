@@ -219,7 +219,7 @@ if not pid:
     mmap.mmap(os.open("slow", os.O_RDONLY), 0, mmap.MAP_SHARED, mmap.PROT_READ)
 while not os.stat("asked").st_mode & 1: time.sleep(0.01)
 print(got("asked"), os.stat("slow").st_size)
-fd = os.open("slow", os.O_WRONLY); print(os.write(fd, b"new"), os.fsync(fd));
+fd = os.open("slow", os.O_WRONLY); print(os.write(fd, b"new"), os.fsync(fd))
 os.kill(pid, 9); print(os.waitpid(pid, 0)[1])
 print(got("asked"))
 """

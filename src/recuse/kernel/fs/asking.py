@@ -1,7 +1,5 @@
 """Requests about nodes, and the parts of their replies that several operations share."""
 
-from typing import Final
-
 from recuse.kernel.caller import Caller
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import Request
@@ -11,9 +9,6 @@ from recuse.kernel.fs.superblock import Superblock
 from recuse.wire.declare import Structure
 from recuse.wire.filesystem import fuse_entry_out
 from recuse.wire.fuse import FUSE_ROOT_ID
-
-NAME_MAX: Final = 1024
-"""FUSE_NAME_LOW_MAX: most bytes of a name; servers may accept fewer."""
 
 
 def ask(  # noqa: PLR0917 - the parts of a request

@@ -9,12 +9,13 @@ from typing import Final, NamedTuple
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
-from recuse.kernel.fs.asking import NAME_MAX, ask, inode_of, is_invalid_entry
+from recuse.kernel.fs.asking import ask, inode_of, is_invalid_entry
 from recuse.kernel.fs.attributes import allowed
 from recuse.kernel.fs.credentials import FileCaller
 from recuse.kernel.fs.files import FilesystemFile
 from recuse.kernel.fs.inodes import STATX_ATIME
 from recuse.kernel.fs.lookup import set_validity
+from recuse.kernel.fs.options import LONG_NAME_MAX
 from recuse.wire.filesystem import fuse_dirent, fuse_direntplus, fuse_entry_out
 from recuse.wire.fuse import (
     FUSE_DO_READDIRPLUS,
@@ -155,7 +156,7 @@ def parse(payload: bytes, plus: bool) -> Iterator[tuple[DirectoryEntry, fuse_ent
         if plus:
             linked = fuse_entry_out.unpack(payload, start)
         entry = fuse_dirent.unpack(payload, start + head - fuse_dirent.SIZE)
-        if not 0 < entry.namelen <= NAME_MAX:
+        if not 0 < entry.namelen <= LONG_NAME_MAX:
             raise os_error(errno.EIO)
         length = head + entry.namelen + 7 & ~7
         if start + length > len(payload):

@@ -5,7 +5,7 @@ import errno
 from recuse.kernel.caller import Caller
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.errors import os_error
-from recuse.kernel.fs.asking import NAME_MAX, ask_for_entry, inode_of, is_invalid_entry, named
+from recuse.kernel.fs.asking import ask_for_entry, inode_of, is_invalid_entry, named
 from recuse.kernel.fs.dentries import Dentry
 from recuse.kernel.fs.inodes import Inode, is_invalid
 from recuse.kernel.fs.superblock import Superblock
@@ -114,7 +114,7 @@ def _look_up(
     superblock: Superblock, caller: Caller, directory: Dentry, inode: Inode, name: bytes
 ) -> Operation[Dentry]:
     """Ask the server for a name that is not known (fuse_lookup)."""
-    if len(name) > NAME_MAX:
+    if len(name) > superblock.agreed.name_max:
         raise os_error(errno.ENAMETOOLONG)
     version = superblock.attr_version
     try:

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from recuse.kernel.connection.notify import NAME_MAX, notified_poller
+from recuse.kernel.connection.notify import notified_poller
 from recuse.kernel.connection.operation import Operation, run
 from recuse.kernel.connection.request import Request
 from recuse.kernel.errors import os_error
@@ -90,8 +90,8 @@ def _shown(superblock: Superblock, operation: Operation[None]) -> Operation[None
     yield from refresh(superblock)
 
 
-def _named(body: bytes, fixed: int, namelen: int) -> bytes:
-    if namelen > NAME_MAX:
+def _named(superblock: Superblock, body: bytes, fixed: int, namelen: int) -> bytes:
+    if namelen > superblock.agreed.name_max:
         raise os_error(errno.ENAMETOOLONG)
     _exactly(body, fixed + namelen + 1)
     return body[fixed : fixed + namelen]
@@ -113,7 +113,7 @@ def _inval_entry(superblock: Superblock, body: bytes) -> None:
     if len(body) < fuse_notify_inval_entry_out.SIZE:
         raise os_error(errno.EINVAL)
     told = fuse_notify_inval_entry_out.unpack(body)
-    name = _named(body, fuse_notify_inval_entry_out.SIZE, told.namelen)
+    name = _named(superblock, body, fuse_notify_inval_entry_out.SIZE, told.namelen)
     directory, child = _entry(superblock, told.parent, name)
     directory.outdate()
     if told.flags & FUSE_EXPIRE_ONLY:
@@ -126,7 +126,7 @@ def _delete(superblock: Superblock, body: bytes) -> None:
     if len(body) < fuse_notify_delete_out.SIZE:
         raise os_error(errno.EINVAL)
     told = fuse_notify_delete_out.unpack(body)
-    name = _named(body, fuse_notify_delete_out.SIZE, told.namelen)
+    name = _named(superblock, body, fuse_notify_delete_out.SIZE, told.namelen)
     directory, child = _entry(superblock, told.parent, name)
     directory.outdate()
     inode = child.inode

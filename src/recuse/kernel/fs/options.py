@@ -81,6 +81,9 @@ _STACK_DEPTH: Final = 2
 """FILESYSTEM_MAX_STACK_DEPTH."""
 _SECOND: Final = 10**9
 _LIMITS_MINOR: Final = 13
+NAME_MAX: Final = 1024
+LONG_NAME_MAX: Final = 4095
+"""FUSE_NAME_LOW_MAX, and FUSE_NAME_MAX of servers whose requests may have several pages."""
 _OLDEST_MINOR: Final = 12
 """Requests of older servers have other structures."""
 
@@ -117,6 +120,8 @@ class Agreed(NamedTuple):
     max_background: int = 0
     congestion_threshold: int = 0
     """See `recuse.kernel.connection.connection`; 0: as they are."""
+    name_max: int = NAME_MAX
+    """Most bytes of a name; servers may accept fewer."""
 
 
 def offer() -> bytes:
@@ -145,9 +150,11 @@ def agree(payload: bytes | memoryview) -> Agreed:
     flags &= OFFERED
     if flags & FUSE_WRITEBACK_CACHE or not 0 < out.max_stack_depth <= _STACK_DEPTH:
         flags &= ~FUSE_PASSTHROUGH
-    pages = _DEFAULT_PAGES
+    pages, name_max = _DEFAULT_PAGES, NAME_MAX
     if flags & FUSE_MAX_PAGES:
         pages = min(MOST_PAGES, max(out.max_pages, 1))
+        if pages > 1:
+            name_max = LONG_NAME_MAX
     minor = min(out.minor, FUSE_KERNEL_MINOR_VERSION)
     # No WRITE has more pages, so nobody needs a larger buffer.
     max_write = min(max(out.max_write, PAGE_SIZE), MOST_PAGES * PAGE_SIZE)
@@ -156,4 +163,4 @@ def agree(payload: bytes | memoryview) -> Agreed:
     limits = (out.max_background, out.congestion_threshold)
     if minor < _LIMITS_MINOR:
         limits = (0, 0)
-    return Agreed(minor, flags, max_write, pages, readahead, time_gran, *limits)
+    return Agreed(minor, flags, max_write, pages, readahead, time_gran, *limits, name_max)

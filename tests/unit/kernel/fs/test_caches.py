@@ -15,6 +15,7 @@ from recuse.wire.fuse import (
     FUSE_EXPIRE_ONLY,
     FUSE_GETATTR,
     FUSE_LOOKUP,
+    FUSE_MAX_PAGES,
     FUSE_MKDIR,
     FUSE_NOTIFY_DELETE,
     FUSE_NOTIFY_INC_EPOCH,
@@ -37,7 +38,7 @@ from recuse.wire.notify import (
     fuse_notify_store_out,
 )
 
-from .support import Answer, Scripted, always, attr, entry
+from .support import FLAGS, Answer, Scripted, always, attr, entry
 
 S = 10**9
 
@@ -246,6 +247,22 @@ def test_a_node_is_invalidated() -> None:
     assert mount.stat("a").st_size == 7
     with pytest.raises(OSError, match="No such file"):
         mount.notify(FUSE_NOTIFY_INVAL_INODE, fuse_notify_inval_inode_out(ino=9))
+
+
+@pytest.mark.parametrize(("flags", "longest"), [(FLAGS, 1024), (FLAGS | FUSE_MAX_PAGES, 4095)])
+def test_names_are_longer_if_requests_may_be(flags: int, longest: int) -> None:
+    mount = Scripted(flags)
+    with pytest.raises(FileNotFoundError):
+        mount.stat("n" * longest)
+    mount.clear()
+    with pytest.raises(OSError, match="name too long"):
+        mount.stat("n" * (longest + 1))
+    assert not mount.sent
+    body = fuse_notify_inval_entry_out(parent=1, namelen=longest)
+    mount.notify(FUSE_NOTIFY_INVAL_ENTRY, body, b"n" * longest + b"\0")
+    body.namelen += 1
+    with pytest.raises(OSError, match="name too long"):
+        mount.notify(FUSE_NOTIFY_INVAL_ENTRY, body, b"n" * (longest + 1) + b"\0")
 
 
 def test_a_name_is_deleted() -> None:
