@@ -233,6 +233,37 @@ def test_nobody_else_waits_for_the_pages_of_a_mapping(here: Path, clients: Clien
         assert clients(sandbox)(WAITS, here / "mnt") == "b'other' 5000\n3 None\n9\nb'other'\n"
 
 
+class Telling(RegularFile):
+    """A file: what is written to it shows in another one at once."""
+
+    def __init__(self, told: RegularFile) -> None:
+        super().__init__(b"....")
+        self.told = told
+
+    def write(self, data: bytes, offset: int) -> None:
+        self.told.content = data
+        self.told.size = len(data)
+
+
+SYNCED = (
+    HELPERS
+    + """
+os.chdir(sys.argv[1]); fd = os.open("telling", os.O_RDWR); m = mmap.mmap(fd, 0)
+m[:2] = b"ab"; print(got("told")); print(call("syncfs", fd), got("told"))
+m[:2] = b"cd"; os.sync()
+while got("told") != b"cd..": pass
+"""
+)
+
+
+def test_sync_and_syncfs_write_back(here: Path, clients: Clients) -> None:
+    told = RegularFile()
+    told.cache_s = 0
+    files = Filesystem(Directory({"told": told, "telling": Telling(told)}))
+    with Sandbox(mounts={here / "mnt": files}) as sandbox:
+        assert clients(sandbox)(SYNCED, here / "mnt") == "b''\n0 b'ab..'\n"
+
+
 HELD = """
 os.chdir("mnt"); put("f", b"xxxx"); fd = os.open("f", os.O_RDWR); os.chdir("..")
 at = ctypes.c_void_p(libc.mmap(None, 4, 3, 1, fd, 0)); os.close(fd); ctypes.memset(at, 65, 3)

@@ -32,6 +32,7 @@ from recuse.kernel.fs.options import MountOptions
 from recuse.kernel.fs.permission import MAY_ACCESS, MAY_CHDIR, MAY_EXEC, permission
 from recuse.kernel.fs.superblock import Superblock
 from recuse.kernel.fs.walk import Last, go_along, go_along_known, read_link
+from recuse.kernel.fs.writeback import write_back_all
 from recuse.sandbox.arch.status import Status
 from recuse.sandbox.files.table import FileTable
 from recuse.sandbox.fs import opening
@@ -129,6 +130,10 @@ class MountedTree(Mounted, FilesystemTree):
         self._listed = source, kind, flags
         read_only = flags.startswith(b"ro")
         self.superblock.options = self.superblock.options._replace(read_only=read_only)
+
+    def write_back(self) -> OnDevice[None]:
+        """See `FilesystemTree`."""
+        return OnDevice(self, self.whole(write_back_all(self.superblock)))
 
     def directory_at(self, path: bytes) -> Dentry:
         """See `FilesystemTree`."""

@@ -1,4 +1,4 @@
-"""Calls that open, make, change or remove native files by paths through recuse's directories.
+"""Calls that open, make, change, remove or watch native files by paths through our directories.
 
 An example is ``mkdir("../new")`` in a directory of a filesystem, or a link there to ``/dev/null``.
 The kernel does not find that place by this path. So the thread is made to make its call again, with
@@ -40,11 +40,12 @@ _ONE: Final = {
         (
             *("openat", "mkdirat", "mknodat", "unlinkat", "symlink", "fchmodat", "fchmodat2"),
             *("fchownat", "futimesat", "utimensat", "utimensat_time64"),
-            *("setxattrat", "removexattrat"),
+            *("setxattrat", "removexattrat", "inotify_add_watch"),
         ),
         1,
     ),
     "symlinkat": 2,
+    "fanotify_mark": 4,
 }
 """For calls with one path that they may change something by, the argument that it is."""
 

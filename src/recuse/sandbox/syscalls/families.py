@@ -24,6 +24,7 @@ from recuse.sandbox.syscalls import (
     rw,
     sigreturn,
     status,
+    watches,
     workdir,
     xattrs,
 )
@@ -48,6 +49,7 @@ FAMILIES: Final = {
     "rw": rw,
     "sigreturn": sigreturn,
     "status": status,
+    "watches": watches,
     "workdir": workdir,
     "xattrs": xattrs,
 }

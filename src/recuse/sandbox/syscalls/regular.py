@@ -1,4 +1,4 @@
-"""Calls that only regular files of filesystems have an effect on (fs/sync.c, fs/open.c).
+"""Calls that have an effect on filesystems and their regular files only (fs/sync.c, fs/open.c).
 
 They are trapped in sandboxes with filesystems only. A device answers as natively its socket does.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from recuse.kernel.connection.operation import run
 from recuse.sandbox.syscalls.handler import PROCEED, Handler, signed32, signed64
+from recuse.sandbox.vfs.filesystem_tree import FilesystemTree, filesystem_of
 
 if TYPE_CHECKING:
     from recuse.sandbox.machine import Machine
-    from recuse.sandbox.trap.call import Outcome, TrappedCall
+    from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
 
 _ALL_RANGE: Final = 7
 """The flags of sync_file_range."""
@@ -58,6 +60,32 @@ def readahead(call: TrappedCall, machine: Machine) -> Outcome:
     return PROCEED if file is None else file.read_ahead()
 
 
+def syncfs(call: TrappedCall, machine: Machine) -> Outcome:
+    """``syncfs(fd)``."""
+    file = machine.files.find_opened(call.tid, call.a0)
+    tree = None if file is None else filesystem_of(file.location)
+    return PROCEED if tree is None else _written(tree.write_back())
+
+
+def _written(step: OnDevice[None]) -> Steps[int]:
+    yield step
+    return 0
+
+
+def sync(call: TrappedCall, machine: Machine) -> int:
+    """``sync()``: it waits for no server, which may be the caller itself."""
+    del call
+    for mount in machine.tree.mounts.filesystems:
+        assert isinstance(mount.tree, FilesystemTree)
+        step = mount.tree.write_back()
+        run(step.device.connection, step.operation, _nobody)
+    return PROCEED
+
+
+def _nobody(result: None, error: OSError | None) -> None:
+    """Those who have the files open hear of errors."""
+
+
 HANDLERS: Final[dict[str, Handler]] = {
     "fsync": fsync,
     "fdatasync": fdatasync,
@@ -65,4 +93,6 @@ HANDLERS: Final[dict[str, Handler]] = {
     "fallocate": fallocate,
     "sync_file_range": sync_file_range,
     "readahead": readahead,
+    "sync": sync,
+    "syncfs": syncfs,
 }

@@ -281,9 +281,12 @@ def _opened(call: TrappedCall, file: FileDescription | None, number: int) -> Nat
 
 def tee(call: TrappedCall, machine: Machine) -> int:
     """``tee(in, out, count, flags)``, for pipes only."""
-    for number in (call.a0, call.a1):
-        if machine.files.find_opened(call.tid, number) is not None:
-            raise os_error(errno.EINVAL)
+    source = machine.files.find_opened(call.tid, call.a0)
+    target = machine.files.find_opened(call.tid, call.a1)
+    if (source and not source.readable) or (target and not target.writable):
+        raise os_error(errno.EBADF)
+    if source or target:
+        raise os_error(errno.EINVAL)
     return PROCEED
 
 

@@ -112,7 +112,7 @@ _NEVER: Final = (
     "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups", "capset",
     "landlock_restrict_self", "fsync", "fdatasync", "ftruncate", "fallocate", "fchdir",
     "msync", "fsetxattr", "fremovexattr", "close", "close_range", "dup2", "dup3",
-    "sync_file_range", "readahead",
+    "sync_file_range", "readahead", "sync", "syncfs", "inotify_add_watch", "fanotify_mark",
     "mount", "umount", "umount2", "fsopen",
     "bind", "listen", "connect", "shutdown",
     "getsockname", "getpeername", "getsockopt", "setsockopt",

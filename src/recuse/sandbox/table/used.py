@@ -187,6 +187,10 @@ fallocate           285    47   324  352-  regular      mounts
 msync                26   227   144   144  mmap         mounts
 sync_file_range     277    84   314     .  regular      mounts
 readahead           187   213   225  225-  regular      mounts
+sync                162    81    36   36-  regular      mounts
+syncfs              306   267   344  373-  regular      mounts
+inotify_add_watch   254    27   292  317-  watches      mounts
+fanotify_mark       301   263  339-  368-  watches      mounts
 fsetxattr           190     7   228  228-  xattrs       mounts
 fremovexattr        199    16   237  237-  xattrs       mounts
 fchdir               81    50   133  133-  workdir      mounts-unless-ours

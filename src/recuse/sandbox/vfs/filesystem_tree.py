@@ -19,7 +19,7 @@ from recuse.sandbox.vfs.dentry import Dentry, Location
 
 if TYPE_CHECKING:
     from recuse.kernel.connection.connection import Connection
-    from recuse.sandbox.trap.call import Outcome, Steps, TrappedCall
+    from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
 
 
 class Place(NamedTuple):
@@ -98,6 +98,10 @@ class FilesystemTree(ABC):
 
         Links are not followed. OSError: ENOENT, ENOTDIR.
         """
+
+    @abstractmethod
+    def write_back(self) -> OnDevice[None]:
+        """Have the server get everything that it does not have yet, as syncfs(2)."""
 
     # Looking
 
