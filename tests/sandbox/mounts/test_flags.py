@@ -113,9 +113,22 @@ for args in ((0, 0, 0), (0, -1, 5), (0, 0, 20), (1, 30, 10), (3, 2, 3), (2, 0, 1
 print(allocated(ro, 0, 0, 5), allocated(top, 0, 0, 5))
 """
 
+DIRECTORIES = """
+print([attempt(os.lseek, top, *place) for place in ((5, 0), (1, 1), (7, 2), (-9, 2), (0, 9))])
+print([attempt(os.lseek, top, at, how) for at in (0, 5, -1) for how in (3, 4)])
+print([attempt(fcntl.ioctl, top, command) for command in (0x5401, 0x541B, 0x80086601, 0x8906, 1)])
+path = os.open("mnt", os.O_PATH); print(os.isatty(top), attempt(fcntl.ioctl, path, 0x5401))
+a, b = os.pipe()
+for pair in ((fd, b), (a, fd), (wo, b), (a, ro), (top, b), (a, top), (path, b), (a, path)):
+    print(call(SYS["tee"], *pair, long(1), 2))
+print([call("syncfs", file) for file in (fd, ro, wo, top, path, 99)], os.sync())
+"""
+
 
 @pytest.mark.parametrize(
-    "script", [RWF, OPENED, AIO, OTHERS], ids=["rwf", "opened", "aio", "others"]
+    "script",
+    [RWF, OPENED, AIO, OTHERS, DIRECTORIES],
+    ids=["rwf", "opened", "aio", "others", "directories"],
 )
 def test_results_are_linux_s(script: str) -> None:
     alike(make, BEGIN + script)

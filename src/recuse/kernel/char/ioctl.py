@@ -28,6 +28,7 @@ from recuse.wire.fuse import (
     FUSE_IOCTL,
     FUSE_IOCTL_32BIT,
     FUSE_IOCTL_COMPAT,
+    FUSE_IOCTL_DIR,
     FUSE_IOCTL_MAX_IOV,
     FUSE_IOCTL_RETRY,
     FUSE_IOCTL_UNRESTRICTED,
@@ -101,11 +102,12 @@ def do_ioctl(  # noqa: PLR0917 - by position, as `OpenFile` calls it
     argument: int,
     compat: bool,
     install: Callable[[NewFile, bool], int] | None = None,
+    directory: bool = False,
 ) -> Operation[int]:
     """Do one ioctl and return its result.
 
     ``command`` is 32 bits, ``argument`` 64. ``compat``: the caller is a 32-bit program. The server
-    is told that the file has O_NONBLOCK if it asked for that.
+    is told that the file has O_NONBLOCK if it asked for that, or that it is a ``directory``.
 
     Raises OSError: a negative result from the server; ENOTTY instead of ENOSYS; EFAULT for areas
     that cannot be read or written; ENOMEM for more than FUSE_IOCTL_MAX_IOV areas or MAX_BYTES in
@@ -118,6 +120,8 @@ def do_ioctl(  # noqa: PLR0917 - by position, as `OpenFile` calls it
     flags = FUSE_IOCTL_UNRESTRICTED if unrestricted else 0
     if compat:
         flags |= FUSE_IOCTL_COMPAT | FUSE_IOCTL_32BIT
+    if directory:
+        flags |= FUSE_IOCTL_DIR
     if file.flags & _O_NONBLOCK and device.file_flags:
         flags |= RECUSE_IOCTL_NONBLOCK
     spare = recuse_ioctl_file.SIZE if device.new_files else 0

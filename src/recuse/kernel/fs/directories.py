@@ -131,10 +131,18 @@ class Directory(FilesystemFile):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to where an entry's `DirectoryEntry.offset` points; 0 is the beginning.
 
-        Raises OSError: EINVAL.
+        Raises OSError: EINVAL; ENXIO for holes and data behind the size that the server says.
         """
+        # fs/read_write.c, generic_file_llseek
+        size = self.inode.attr.size
         if whence == os.SEEK_CUR:
             offset += self.position
+        elif whence == os.SEEK_END:
+            offset += size
+        elif whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            if not 0 <= offset < size:
+                raise os_error(errno.ENXIO)
+            offset = offset if whence == os.SEEK_DATA else size
         elif whence != os.SEEK_SET:
             raise os_error(errno.EINVAL)
         if offset < 0:

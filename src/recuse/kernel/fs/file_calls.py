@@ -28,6 +28,8 @@ from recuse.wire.fuse import (
 
 T = TypeVar("T")
 
+_DIRECTORY_MINOR: Final = 18
+"""Older servers know no ioctls of directories (fuse_dir_ioctl)."""
 _TO_THE_END: Final = (1 << 63) - 1
 _LOCK_TYPES: Final = {
     fcntl.LOCK_SH: fcntl.F_RDLCK,
@@ -74,11 +76,14 @@ def _about(inode: Inode, operation: Operation[T]) -> Operation[T]:
 def ioctl(file: FilesystemFile, caller: FileCaller, command: int, argument: int) -> Operation[int]:
     """Make a command of the server's own; ``argument`` may point into the caller's memory.
 
-    Raises OSError: EACCES, EIO, or as `recuse.kernel.char.ioctl.do_ioctl`.
+    Raises OSError: EACCES, EIO, ENOTTY, or as `recuse.kernel.char.ioctl.do_ioctl`.
     """
+    directory = file.inode.is_directory
+    if directory and file.superblock.agreed.minor < _DIRECTORY_MINOR:
+        raise os_error(errno.ENOTTY)
     file.inode.check()
     allowed(file.superblock, caller)
-    call = do_ioctl(_IoctlFile(file), caller, command, argument, False)
+    call = do_ioctl(_IoctlFile(file), caller, command, argument, compat=False, directory=directory)
     return (yield from file.running(_about(file.inode, call)))
 
 
