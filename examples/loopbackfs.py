@@ -38,6 +38,7 @@ class Loopback(recuse.Inodes):
 
     name = "loopback"
     passthrough = True
+    posix_acls = True
     cache_s = 0.0
     """Whatever happens there is seen here at once."""
 
@@ -128,10 +129,27 @@ class Loopback(recuse.Inodes):
 
     # ---- names
 
-    def made(self, parent: int, name: str, mode: int) -> InodeEntry:
+    def modes(self, parent: int, mode: int) -> tuple[int, int | None]:
+        """Return permissions to make something with, and those that it gets then.
+
+        The latter are None if the directory has a default access control list, which decides.
+        """
+        try:
+            os.getxattr(self.place(parent), "system.posix_acl_default")
+        except OSError:
+            # The final ones may not allow to open it: git makes such files.
+            return 0o700, mode & ~recuse.current_request().umask
+        return mode, None
+
+    def made(self, parent: int, name: str, mode: int | None) -> InodeEntry:
         """Give what was made to the program's user, with exactly these permissions."""
-        entry, request = self.lookup(parent, name), recuse.current_request()
+        return self.given(parent, self.lookup(parent, name), mode)
+
+    def given(self, parent: int, entry: InodeEntry, mode: int | None) -> InodeEntry:
+        request = recuse.current_request()
         place, found = self.place(entry.ino), self.getattr(entry.ino, None)
+        if mode is None:
+            mode = stat.S_IMODE(found.st_mode)
         inherited = self.getattr(parent, None).st_mode & stat.S_ISGID
         if os.geteuid() == 0:
             os.chown(place, request.uid or 0, -1 if inherited else request.gid or 0)
@@ -141,12 +159,14 @@ class Loopback(recuse.Inodes):
         return entry
 
     def mkdir(self, parent: int, name: str, mode: int) -> InodeEntry:
-        os.mkdir(name, 0o700, dir_fd=self.descriptors[parent])
-        return self.made(parent, name, mode)
+        first, last = self.modes(parent, mode)
+        os.mkdir(name, first, dir_fd=self.descriptors[parent])
+        return self.made(parent, name, last)
 
     def mknod(self, parent: int, name: str, mode: int, rdev: int) -> InodeEntry:
-        os.mknod(name, stat.S_IFMT(mode) | 0o600, rdev, dir_fd=self.descriptors[parent])
-        return self.made(parent, name, stat.S_IMODE(mode))
+        first, last = self.modes(parent, stat.S_IMODE(mode))
+        os.mknod(name, stat.S_IFMT(mode) | first, rdev, dir_fd=self.descriptors[parent])
+        return self.made(parent, name, last)
 
     def symlink(self, parent: int, name: str, target: str) -> InodeEntry:
         os.symlink(target, name, dir_fd=self.descriptors[parent])
@@ -193,20 +213,25 @@ class Loopback(recuse.Inodes):
         return Opened(descriptor, backing=descriptor)
 
     def create(self, parent: int, name: str, mode: int, flags: int) -> Made:
-        # Opened before it gets its permissions, which may not allow that: git makes such files.
         flags = flags & os.O_ACCMODE | os.O_CREAT | os.O_EXCL
-        descriptor = os.open(name, flags, 0o600, dir_fd=self.descriptors[parent])
+        first, last = self.modes(parent, mode)
+        descriptor = os.open(name, flags, first, dir_fd=self.descriptors[parent])
         try:
-            return self.made(parent, name, mode), Opened(descriptor, backing=descriptor)
+            return self.made(parent, name, last), Opened(descriptor, backing=descriptor)
         except OSError:
             os.close(descriptor)
             raise
 
     def tmpfile(self, parent: int, mode: int, flags: int) -> Made:
+        first, last = self.modes(parent, mode)
         access = flags & os.O_ACCMODE
-        descriptor = os.open(self.place(parent), os.O_TMPFILE | access, mode)
-        entry = self.entry(os.open(f"/proc/self/fd/{descriptor}", os.O_PATH))
-        return entry, Opened(descriptor, backing=descriptor)
+        descriptor = os.open(self.place(parent), os.O_TMPFILE | access, first)
+        try:
+            entry = self.entry(os.open(f"/proc/self/fd/{descriptor}", os.O_PATH))
+            return self.given(parent, entry, last), Opened(descriptor, backing=descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
 
     def read(self, ino: int, fh: int, size: int, offset: int) -> bytes:
         return os.pread(fh, size, offset)

@@ -21,6 +21,8 @@ from recuse import Changes, Entry, Node, OpenFile, OpenRequest
 
 libc = ctypes.CDLL(None, use_errno=True)
 
+DEFAULT_LIST = "system.posix_acl_default"
+
 
 def checked(result: int) -> None:
     """Raise the error of a function of C, if it has failed."""
@@ -177,12 +179,26 @@ class MirrorDirectory(MirrorNode, recuse.Directory):
             os.close(descriptor)
         return node
 
-    def _made(self, name: str, mode: int) -> MirrorNode:
+    def _modes(self, mode: int) -> tuple[int, int | None]:
+        """Return permissions to make something with, and those that it gets then.
+
+        The latter are None if the directory has a default access control list, which decides.
+        """
+        try:
+            os.getxattr(self.place, DEFAULT_LIST)
+        except OSError:
+            # The final ones may not allow to open it: git makes such files.
+            return 0o700, mode & ~recuse.current_request().umask
+        return mode, None
+
+    def _made(self, name: str, mode: int | None) -> MirrorNode:
         return self._given(self.lookup(name), mode)
 
-    def _given(self, node: MirrorNode, mode: int) -> MirrorNode:
+    def _given(self, node: MirrorNode, mode: int | None) -> MirrorNode:
         """Give what was made to the program's user, with exactly these permissions."""
         request = recuse.current_request()
+        if mode is None:
+            mode = stat.S_IMODE(os.fstat(node.descriptor).st_mode)
         inherited = os.fstat(self.descriptor).st_mode & stat.S_ISGID
         if os.geteuid() == 0:
             os.chown(node.place, request.uid or 0, -1 if inherited else request.gid or 0)
@@ -192,36 +208,39 @@ class MirrorDirectory(MirrorNode, recuse.Directory):
         return node
 
     def create(self, name: str, mode: int) -> tuple[MirrorNode, MirrorOpenFile]:
-        # Opened before it gets its permissions, which may not allow that: git makes such files.
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
-        file = MirrorOpenFile(os.open(name, flags, 0o600, dir_fd=self.descriptor))
+        first, last = self._modes(mode)
+        file = MirrorOpenFile(os.open(name, flags, first, dir_fd=self.descriptor))
         try:
-            return self._made(name, mode), file
+            return self._made(name, last), file
         except OSError:
             file.release()
             raise
 
     def tmpfile(self, mode: int) -> tuple[MirrorNode, MirrorOpenFile]:
         flags = os.O_TMPFILE | os.O_RDWR
-        file = MirrorOpenFile(os.open(".", flags, 0o600, dir_fd=self.descriptor))
+        first, last = self._modes(mode)
+        file = MirrorOpenFile(os.open(".", flags, first, dir_fd=self.descriptor))
         try:
             node = self._node(os.open(f"/proc/self/fd/{file.backing}", os.O_PATH))
-            return self._given(node, mode), file
+            return self._given(node, last), file
         except OSError:
             file.release()
             raise
 
     def mkdir(self, name: str, mode: int) -> MirrorNode:
-        os.mkdir(name, 0o700, dir_fd=self.descriptor)
-        return self._made(name, mode)
+        first, last = self._modes(mode)
+        os.mkdir(name, first, dir_fd=self.descriptor)
+        return self._made(name, last)
 
     def symlink(self, name: str, target: str) -> MirrorNode:
         os.symlink(target, name, dir_fd=self.descriptor)
         return self._made(name, 0)
 
     def mknod(self, name: str, mode: int, rdev: int) -> MirrorNode:
-        os.mknod(name, stat.S_IFMT(mode) | 0o600, rdev, dir_fd=self.descriptor)
-        return self._made(name, stat.S_IMODE(mode))
+        first, last = self._modes(stat.S_IMODE(mode))
+        os.mknod(name, stat.S_IFMT(mode) | first, rdev, dir_fd=self.descriptor)
+        return self._made(name, last)
 
     def link(self, name: str, node: Node) -> None:
         assert isinstance(node, MirrorNode)
@@ -262,6 +281,7 @@ class Mirror(recuse.Filesystem):
     name = "mirror"
     xattrs = True
     passthrough = True
+    posix_acls = True
 
     def __init__(self, source: str, cache_s: float = 0.0) -> None:
         self.cache_s = cache_s  # by default, whatever happens there is seen here at once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -109,7 +110,8 @@ def machine(install: Install, directory: Path) -> Iterator[Machine]:
 def end_servers(directory: Path) -> None:
     """Have none left, whether or not the test has unmounted."""
     for process in servers_of(directory):
-        os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(process, signal.SIGKILL)
     until(lambda: servers_of(directory) == [])
 
 
