@@ -78,6 +78,13 @@ def attributes(number: int, told: Any) -> bytes:
         raise Misuse(f"returned {brief(told)}, with a number that does not fit: {error}") from None
 
 
+def ino(told: Any) -> int:
+    """The inode number in what `Node.attributes` has returned; 0 if there is none."""
+    if isinstance(told, os.stat_result):
+        return told.st_ino
+    return told.ino if isinstance(told, Attributes) else 0
+
+
 def _attributes(number: int, told: Any) -> bytes:
     if isinstance(told, Node):
         size, mode, block_size = told.size or 0, told.mode, 4096

@@ -222,13 +222,14 @@ class Names:
         self._run(pending, self._directory(number).sync, nothing, None, data_only)
 
     def _readdir(self, pending: PendingReply, number: int) -> None:
+        del number
         handle, offset, size = pick_readdir(pending.message)
         listing = self._state.listings.get(handle)
         if listing is None:
             pending.fail(errno.EBADF)
             return
         plus = pending.opcode == FUSE_READDIRPLUS
-        page = _Page(self._state, number, size, plus)
+        page = _Page(self._state, size, plus)
         self._run(pending, _Entries(listing, page, offset), as_it_is, None)
 
 
@@ -268,16 +269,15 @@ class _Entries:
 class _Page:
     """The content of one answer to READDIR or READDIRPLUS (fs/fuse/readdir.c)."""
 
-    def __init__(self, state: State, number: int, room: int, plus: bool) -> None:
+    def __init__(self, state: State, room: int, plus: bool) -> None:
         self._state = state
-        self._number = number
         self._room = room
         self._plus = plus
         self._parts: list[bytes] = []
 
     def fill(self, listing: Listing, offset: int) -> bytes:
         """Take entries starting at ``offset``, as many as there is room for."""
-        offset = self._dots(offset)
+        offset = self._dots(listing, offset)
         while offset >= 2:
             while offset - 2 >= len(listing.items):
                 if not listing.advance():
@@ -289,7 +289,7 @@ class _Page:
 
     async def fill_later(self, listing: Listing, offset: int) -> bytes:
         """Like `fill`, for an asynchronous iterator."""
-        offset = self._dots(offset)
+        offset = self._dots(listing, offset)
         while offset >= 2:
             while offset - 2 >= len(listing.items):
                 if not await listing.advance_later():
@@ -299,10 +299,11 @@ class _Page:
             offset += 1
         return b"".join(self._parts)
 
-    def _dots(self, offset: int) -> int:
+    def _dots(self, listing: Listing, offset: int) -> int:
         while offset < 2:
             name = b"." if offset == 0 else b".."
-            if not self._put(name, self._number, stat.S_IFDIR, offset + 1, None):
+            ino = self._state.ino(listing.directory)
+            if not self._put(name, ino, stat.S_IFDIR, offset + 1, None):
                 return -1
             offset += 1
         return offset
@@ -312,8 +313,10 @@ class _Page:
         node = item.node
         ino = item.ino or _UNKNOWN_INO
         if node is not None:
-            ino = self._state.known.number(node)
-            if self._plus and not listing.is_current(index):
+            if self._plus and listing.is_current(index):
+                ino = self._state.known.number(node)
+            else:
+                ino = self._state.ino(node)
                 node = None  # the kernel half has to look the name up
         return self._put(item.name, ino, item.kind, following, node)
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from recuse.runtime.records import NamedTuple
@@ -106,6 +107,18 @@ class State:
             discard(told)
             return None
         return self._entry(node, told, b"")
+
+    def ino(self, node: Node) -> int:
+        """The inode number that programs see, for a listing without attributes.
+
+        It is the node's number in the protocol if the attributes are not available at once.
+        """
+        told: Any = None
+        with suppress(OSError):  # it has gone, or stat(2) will tell what is wrong
+            told = node.attributes()
+        if hasattr(told, "__await__"):
+            discard(told)
+        return encoding.ino(told) or self.known.number(node)
 
     def attr(self, node: Node) -> bytes | Awaitable[bytes]:
         """``struct fuse_attr_out`` for a node."""

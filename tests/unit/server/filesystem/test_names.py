@@ -525,6 +525,36 @@ def test_a_directory_has_no_ioctls(serve_filesystem: ServeFilesystem) -> None:
     assert peer.refuses(FUSE_IOCTL, 1, body) == errno.ENOTTY
 
 
+def test_listings_have_the_inode_numbers_that_stat_has(serve_filesystem: ServeFilesystem) -> None:
+    """Also those without attributes: programs compare them (getdents(2) with stat(2))."""
+
+    class Numbered(RegularFile):
+        def attributes(self) -> Attributes:
+            return Attributes(stat.S_IFREG | 0o644, ino=77)
+
+    class Stated(RegularFile):
+        def attributes(self) -> os.stat_result:
+            return os.stat(__file__)
+
+    class Vanished(RegularFile):
+        def attributes(self) -> Attributes:
+            raise FileNotFoundError
+
+    class Root(Directory):
+        def attributes(self) -> Attributes:
+            return Attributes(stat.S_IFDIR | 0o755, ino=79)
+
+    children = {"a": Numbered(b""), "b": Stated(b""), "c": RegularFile(b""), "d": LaterFile(b"")}
+    peer = serve_filesystem(Filesystem(Root(children)))
+    listed = {one.name: one.ino for one in peer.list_all()}
+    assert listed["c"] == peer.lookup("c").nodeid
+    assert listed["d"] == peer.lookup("d").nodeid
+    assert (listed["."], listed["a"], listed["b"]) == (79, 77, os.stat(__file__).st_ino)
+    assert {one.name: one.ino for one in peer.list_all(plus=True)} == listed
+    peer = serve_filesystem(Filesystem(Directory({"gone": Vanished(b"")})))
+    assert [one.name for one in peer.list_all()] == [".", "..", "gone"]
+
+
 @pytest.mark.parametrize("later", [False, True])
 def test_dots_are_listed_once(serve_filesystem: ServeFilesystem, later: bool) -> None:
     """The kernel does not count what is said about them (fs/fuse/readdir.c), and so nobody does."""
