@@ -117,6 +117,8 @@ class Loopback(recuse.Inodes):
 
     def setxattr(self, ino: int, name: str, value: bytes, flags: int) -> None:
         os.setxattr(self.place(ino), name, value, flags)
+        if recuse.current_request().kill_suidgid:  # a list, by who is not in the file's group
+            os.chmod(self.place(ino), stat.S_IMODE(self.getattr(ino, None).st_mode) & ~stat.S_ISGID)
 
     def listxattr(self, ino: int) -> list[str]:
         return os.listxattr(self.place(ino))

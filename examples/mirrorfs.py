@@ -94,6 +94,8 @@ class MirrorNode(Node):
 
     def set_xattr(self, name: str, value: bytes, flags: int) -> None:
         os.setxattr(self.place, name, value, flags)
+        if recuse.current_request().kill_suidgid:  # a list, by who is not in the file's group
+            os.chmod(self.place, stat.S_IMODE(self.attributes().st_mode) & ~stat.S_ISGID)
 
     def remove_xattr(self, name: str) -> None:
         os.removexattr(self.place, name)

@@ -45,6 +45,8 @@ chmod 755 .; echo secret >f; chmod 600 f
 as() { setpriv --reuid $1 --regid $1 --clear-groups cat f 2>&1 | sed 's/.*: //'; }
 as 1000; setfacl -m u:1000:r f; as 1000; as 1001; getfacl -n f; stat -c %a f
 chmod 600 f; as 1000; getfacl -n f; setfacl -b f; getfacl -n f; as 1000
+owner() { setpriv --reuid 1000 --regid $1 --clear-groups setfacl -m u::rwx,g::rwx g; stat -c %a g; }
+echo >g; chown 1000:1001 g; chmod 2755 g; owner 1001; owner 1000
 """,
     )
     assert output.startswith("Permission denied\nsecret\nPermission denied\n")
