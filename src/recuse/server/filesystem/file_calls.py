@@ -24,7 +24,7 @@ from recuse.server.filesystem.requests import (
     locking,
     pick_copy,
     pick_fallocate,
-    pick_lseek,
+    seeking,
 )
 from recuse.server.filesystem.state import State
 from recuse.server.ioctl_retries import IoctlCall
@@ -140,7 +140,7 @@ class FileCalls:
         self._run(pending, file.allocate, nothing, None, mode, offset, length)
 
     def _lseek(self, pending: PendingReply, number: int) -> None:
-        handle, offset, whence = pick_lseek(pending.message)
+        handle, offset, whence = seeking(pending.message)
         file = self._state.file(handle)
         if not isinstance(file, OpenFile) or type(file).seek is OpenFile.seek:
             size = self._state.known.get(number).size or 0

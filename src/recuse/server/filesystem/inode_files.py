@@ -40,10 +40,10 @@ from recuse.server.filesystem.requests import (
     pick_fsync,
     pick_getattr,
     pick_getxattr,
-    pick_lseek,
     pick_open,
     pick_release,
     pick_statx,
+    seeking,
     setting_xattr,
     text_at,
 )
@@ -258,7 +258,7 @@ class InodeFiles:
         self._run(pending, self._inodes.fallocate, nothing, None, ino, fh, mode, offset, length)
 
     def _lseek(self, pending: PendingReply, ino: int) -> None:
-        handle, offset, whence = pick_lseek(pending.message)
+        handle, offset, whence = seeking(pending.message)
         fh = self._state.fh(handle)
         self._run(pending, self._inodes.lseek, offset_answer, None, ino, fh, offset, whence)
 

@@ -82,7 +82,7 @@ pick_getattr = picker(fuse_getattr_in, "getattr_flags", "fh").unpack_from
 pick_getxattr = picker(fuse_getxattr_in, "size").unpack_from
 pick_statx = picker(fuse_statx_in, "getattr_flags", "fh", "sx_flags", "sx_mask").unpack_from
 pick_fallocate = picker(fuse_fallocate_in, "fh", "offset", "length", "mode").unpack_from
-pick_lseek = picker(fuse_lseek_in, "fh", "offset", "whence").unpack_from
+_pick_lseek = picker(fuse_lseek_in, "fh", "offset", "whence").unpack_from
 pick_access = picker(fuse_access_in, "mask").unpack_from
 pick_bmap = picker(fuse_bmap_in, "block", "blocksize").unpack_from
 pick_copy = picker(
@@ -192,6 +192,18 @@ def signed(seconds: int) -> int:
 
 def _time_ns(seconds: int, nanoseconds: int) -> int:
     return signed(seconds) * _NS + nanoseconds
+
+
+def seeking(message: bytes) -> tuple[int, int, int]:
+    """Take LSEEK apart: the open file's handle, an offset, SEEK_DATA or SEEK_HOLE.
+
+    Raises:
+        OSError: ENXIO, the offset is before the beginning; the kernel does not look at it.
+    """
+    handle, offset, whence = _pick_lseek(message)
+    if offset >> 63:
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+    return handle, offset, whence
 
 
 def locking(message: bytes) -> tuple[int, Lock, int]:

@@ -260,6 +260,8 @@ def test_without_seek_all_is_data(serve_filesystem: ServeFilesystem) -> None:
     assert seek(3, os.SEEK_HOLE) == 5
     body = fuse_lseek_in(fh=fh, offset=5, whence=os.SEEK_DATA)
     assert peer.refuses(FUSE_LSEEK, number, body) == errno.ENXIO
+    before = fuse_lseek_in(fh=fh, offset=(1 << 64) - 1, whence=os.SEEK_DATA)
+    assert peer.refuses(FUSE_LSEEK, number, before) == errno.ENXIO
 
 
 @pytest.mark.parametrize(
