@@ -168,7 +168,7 @@ class WriteFile(ReadFile):
             return
         data = yield from self._ask(caller, number * PAGE_SIZE, PAGE_SIZE, 0)
         if inode.pages.get(number) is None:
-            inode.pages.keep(number, data)
+            inode.pages.keep(number, data.ljust(PAGE_SIZE, b"\0"))
 
     def _write_parts(self, caller: FileCaller, data: bytes, start: int) -> Operation[int]:
         # fuse_perform_write, fuse_direct_io

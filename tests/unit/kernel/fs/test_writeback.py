@@ -143,6 +143,16 @@ def test_what_is_between_is_zeros() -> None:
         assert file.stat().st_size == 20001
 
 
+def test_a_page_that_the_server_does_not_have_yet_is_changed_in_part() -> None:
+    mount = Holding()
+    with opened(mount) as file:
+        file.pwrite(b"end", 20000)
+        file.pwrite(b"part", 8192 + 10)
+        assert file.pread(16, 8192) == bytes(10) + b"part" + bytes(2)
+    assert mount.content[8192 + 10 :][:5] == b"part\0"
+    assert mount.content[20000:] == b"end"
+
+
 def test_large_content_is_split_and_sent_at_once() -> None:
     mount = Holding()
     later: list[Asked] = []
