@@ -18,11 +18,13 @@ from recuse.kernel.fs.credentials import CAP_FSETID, FileCaller
 from recuse.kernel.fs.dentries import Dentry
 from recuse.kernel.fs.inodes import STATX_BLOCKS, Inode
 from recuse.kernel.fs.superblock import Superblock
+from recuse.kernel.fs.turns import InodeLock
 from recuse.kernel.fs.writeback import sync_times, write_back, write_inode_now
 from recuse.wire.fuse import (
     FOPEN_CACHE_DIR,
     FOPEN_KEEP_CACHE,
     FOPEN_NOFLUSH,
+    FOPEN_STREAM,
     FUSE_ATOMIC_O_TRUNC,
     FUSE_FLUSH,
     FUSE_FSYNC,
@@ -56,6 +58,8 @@ class FilesystemFile(FuseFile):
         FOPEN_ bits: what the server has said about reading and writing it.
     position
         In bytes; in a directory, what the server calls its offset.
+    placing
+        Held by what reads or writes at the position, or moves it: see `placed`.
     flocked
         The server has been asked for a lock of flock(2), which ends with the file.
     flushed
@@ -68,8 +72,8 @@ class FilesystemFile(FuseFile):
     """
 
     __slots__ = (
-        *("dentry", "errors_seen", "flocked", "flushed", "inode", "open_flags", "position"),
-        *("superblock", "wake_pollers"),
+        *("dentry", "errors_seen", "flocked", "flushed", "inode", "open_flags", "placing"),
+        *("position", "superblock", "wake_pollers"),
     )
 
     def __init__(
@@ -84,6 +88,7 @@ class FilesystemFile(FuseFile):
         self.dentry = dentry
         self.inode: Inode = dentry.inode
         self.position = 0
+        self.placing = InodeLock()
         self.flocked = False
         self.flushed = False
         self.errors_seen = self.inode.errors.sample()
@@ -119,6 +124,22 @@ class FilesystemFile(FuseFile):
         """See `FuseFile.running`."""
         self.flushed = False
         return super().running(operation, mapped)
+
+    def placed(self, operation: Operation[T]) -> Operation[T]:
+        """Run an operation that begins at the position, and moves it; one at a time (f_pos_lock).
+
+        Not for streams, which have none: one may be read while it is written.
+        """
+        # fs/file.c, fdget_pos
+        if self.open_flags & FOPEN_STREAM:
+            return (yield from operation)
+        lock = self.placing
+        if not lock.take_now():
+            yield from self.superblock.take(lock)
+        try:
+            return (yield from operation)
+        finally:
+            self.superblock.give_back(lock)
 
     def flush(self, caller: FileCaller) -> Operation[None]:
         """Do what each close(2) of a descriptor does; its error is close's (fuse_flush)."""

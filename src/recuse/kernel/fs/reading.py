@@ -137,7 +137,8 @@ class ReadFile(FilesystemFile):
         Raises OSError: EBADF if it is not open for reading, EINVAL, EIO, or what the server answers
         unless something was read before.
         """
-        return self.running(self._read(caller, size, offset))
+        operation = self._read(caller, size, offset)
+        return self.running(self.placed(operation) if offset is None else operation)
 
     def _read(self, caller: FileCaller, size: int, offset: int | None) -> Operation[bytes]:
         inode, superblock = self.inode, self.superblock

@@ -59,7 +59,7 @@ class RegularFile(WriteFile):
         Raises OSError: EINVAL, ESPIPE, ENXIO if there is no data or hole, or what the server
         answers.
         """
-        return self.running(self._seek(caller, offset, whence))
+        return self.running(self.placed(self._seek(caller, offset, whence)))
 
     def _seek(self, caller: FileCaller, offset: int, whence: int) -> Operation[int]:
         if self.open_flags & NO_PLACES:

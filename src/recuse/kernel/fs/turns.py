@@ -65,10 +65,20 @@ class InodeLock:
             self._add(turn)
             return True
 
+    def take_now(self) -> bool:
+        """Take the lock alone if it is free, as it mostly is; return whether it was."""
+        with _guard:
+            free = not (self._exclusive or self._shared or self._waiting)
+            if free:
+                self._exclusive = True
+            return free
+
     def give_back(self, shared: bool, grant: Callable[[Turn], None]) -> None:
         """Release the lock; ``grant`` is called for those who have it now."""
         with _guard:
             self._remove(shared)
+            if not self._waiting:
+                return
             granted = self._next()
         for turn in granted:
             grant(turn)

@@ -48,7 +48,8 @@ class WriteFile(ReadFile):
         Raises OSError: EBADF if it is not open for writing, EINVAL, EFBIG, EIO for an answer that
         cannot be true, or what the server answers unless something was written before.
         """
-        return self.running(self._write(caller, data, offset, appends))
+        operation = self._write(caller, data, offset, appends)
+        return self.running(self.placed(operation) if offset is None else operation)
 
     def _write(
         self, caller: FileCaller, data: bytes, offset: int | None, appends: bool | None = None
@@ -64,7 +65,8 @@ class WriteFile(ReadFile):
         if appends is None:
             appends = bool(self.flags & os.O_APPEND)
         if self.is_passed_through:
-            where = None if appends else start
+            # What opens the backing file has its flags (backing_file_write_iter).
+            where = None if appends or self.flags & os.O_APPEND else start
             return (yield from self._write_to_backing(caller, data, where, offset is None))
         later = yield from self._is_written_later(caller)
         yield from superblock.lock(inode)

@@ -28,7 +28,10 @@ class DirectoryFile(OpenedFile):
 
     def seek(self, call: TrappedCall, offset: int, whence: int) -> int:
         """See `Directory.seek`."""
-        return self.kernel_file.seek(offset, whence)
+        file = self.kernel_file
+        return self._tree.ask(
+            call, ("seek", self), lambda: file.placed(_seek(file, offset, whence))
+        )
 
     def write_range(self, call: TrappedCall) -> Outcome:
         """Do nothing: a directory has no pages (fs/sync.c, sync_file_range)."""
@@ -36,7 +39,13 @@ class DirectoryFile(OpenedFile):
 
     def entries(self, call: TrappedCall, address: int, size: int, *, typed: bool) -> Outcome:
         """See `FileDescription.entries`."""
-        return self._tree.run(call, _list(self.kernel_file, caller_of(call), address, size, typed))
+        file = self.kernel_file
+        return self._tree.run(call, file.placed(_list(file, caller_of(call), address, size, typed)))
+
+
+def _seek(file: Directory, offset: int, whence: int) -> Operation[int]:
+    return file.seek(offset, whence)
+    yield
 
 
 def _list(

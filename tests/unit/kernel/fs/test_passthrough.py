@@ -102,6 +102,14 @@ def test_the_backing_file_is_read_and_written() -> None:
     assert backing.content == b"BACKing!end"
 
 
+def test_it_is_appended_to_whatever_a_single_write_says() -> None:
+    mount, file = mounted(), File()
+    opens_with(mount, mount.superblock.backing.open(file))
+    with mount.open("a", os.O_WRONLY | os.O_APPEND) as opened:
+        mount._driver.run(opened._file.write(mount._caller, b"!", 0, appends=False))
+    assert file.content == b"backing!"
+
+
 def test_it_lives_as_long_as_somebody_has_it() -> None:
     mount, backing = mounted(), File()
     files = mount.superblock.backing
