@@ -39,7 +39,7 @@ garbage is collected in any thread, in the middle of anything.
             FileTable: the devices' descriptors that programs have, and what is being released
                 PipeEnd
             PipeEnd
-    PagesInMemory: the pages of a filesystem's file that programs have mapped
+    Pages: what is known of the content of a filesystem's file, and what programs have mapped of it
         MemoryMaps: the parts of devices' and files' memory that programs have mapped
             FileTable
             Workers: which thread leads, and which are spare

@@ -301,3 +301,71 @@ def test_the_server_goes(
         "! mountpoint -q mnt || fusermount3 -u mnt"
     )
     assert output == expected
+
+
+class Later(OpenFile):
+    """It answers later, so that much is under way at once."""
+
+    def __init__(self, node: Kept) -> None:
+        self.node = node
+
+    async def read(self, size: int, offset: int) -> bytes:
+        await asyncio.sleep(0)
+        return bytes(self.node.data[offset : offset + size])
+
+    async def write(self, data: bytes, offset: int) -> None:
+        await asyncio.sleep(0)
+        self.node.data[offset : offset + len(data)] = data
+
+
+class Kept(RegularFile):
+    """It keeps what is written."""
+
+    mode = 0o666
+    cache_s = 0
+
+    def __init__(self) -> None:
+        self.data = bytearray(4 * 4096)
+        self.size = len(self.data)
+
+    def open(self, request: OpenRequest) -> Later:
+        return Later(self)
+
+
+AT_ONCE = (
+    HELPERS
+    + """
+os.chdir(sys.argv[1]); fd = os.open("f", os.O_RDWR); m = mmap.mmap(fd, 0); wrong = []
+def stores(at):
+    for number in range(100):
+        for page in range(4): m[page * 4096 + at] = number
+def writes(at):
+    own = os.open("f", os.O_RDWR); at = 1000 + 10 * at
+    for number in range(100):
+        place = number % 4 * 4096 + at; data = bytes([number]) * 3
+        os.pwrite(own, data, place); read = os.pread(own, 3, place), m[place : place + 3]
+        if read != (data, data): wrong.append((number, *read))
+def syncs(at):
+    for number in range(30): os.fsync(fd) if at % 2 else m.flush()
+def opens(at):
+    for number in range(30): os.close(os.open("f", os.O_RDONLY))
+work = [threading.Thread(target=one, args=(n,)) for n in range(3)
+        for one in (stores, writes, syncs, opens)]
+for one in work: one.start()
+for one in work: one.join()
+m.flush(); direct = os.open("f", os.O_RDONLY | os.O_DIRECT); data = os.pread(direct, 4 * 4096, 0)
+print(wrong, data == m[:], [data[page * 4096] for page in range(4)])
+print([data[page * 4096 + 1000] for page in range(4)])
+"""
+)
+
+
+@pytest.mark.parametrize("writeback", [False, True])
+def test_what_is_stored_and_written_at_once_is_all_there(
+    here: Path, clients: Clients, writeback: bool
+) -> None:
+    files = Filesystem(Directory({"f": Kept()}))
+    files.writeback = writeback
+    with Sandbox(mounts={here / "mnt": files}) as sandbox:
+        output = clients(sandbox)(AT_ONCE, here / "mnt")
+    assert output == "[] True [99, 99, 99, 99]\n[96, 97, 98, 99]\n"

@@ -10,6 +10,7 @@ that is touched (`map_pages`).
 import contextlib
 import errno
 import os
+import threading
 from typing import Final, Protocol, TypeVar
 
 from recuse.kernel.char.mmap import PROT_WRITE, Mapping, MmapCall, check
@@ -39,8 +40,8 @@ class _Mapped(PagesInMemory):
         For each mapping, the file that was mapped, and who mapped it.
     """
 
-    def __init__(self, memory: Memory) -> None:
-        super().__init__(memory)
+    def __init__(self, memory: Memory, lock: threading.Lock) -> None:
+        super().__init__(memory, lock)
         self.users: list[tuple[RegularFile, FileCaller]] = []
 
 
@@ -166,7 +167,7 @@ def _attach(file: RegularFile, caller: FileCaller, mapper: FileMapper) -> _Mappe
     inode, superblock = file.inode, file.superblock
     there = _mapped(inode)
     if there is None:
-        there = inode.pages.memory = _Mapped(mapper.memory())
+        there = inode.pages.memory = _Mapped(mapper.memory(), inode.pages.lock)
         superblock.mapped.add(inode)
     there.users.append((file, FileCaller(caller.pid, caller.uid, caller.gid)))
     return there
@@ -365,16 +366,16 @@ class MappedPages:
                 self._copies[number] = page[:inside] + part + page[inside + len(part) :]
             elif self.backing is not None:
                 self.backing.write(part, offset + done, 0)
-            else:
-                self._dirty(offset + done, part)
+            elif not self._dirty(offset + done, part):
+                continue  # the page was given up, and is touched again
             done += len(part)
 
-    def _dirty(self, offset: int, part: bytes) -> None:
+    def _dirty(self, offset: int, part: bytes) -> bool:
         # fuse_page_mkwrite
         inode, superblock = self.file.inode, self.file.superblock
         modified(superblock, inode)
-        inode.pages.dirtied(offset, part)
         superblock.dirty.add(inode)
+        return inode.pages.dirtied(offset, part)
 
     def sync(self, caller: FileCaller) -> Operation[None]:
         """Do msync(2) with MS_SYNC. Raises OSError: as `FilesystemFile.sync`."""

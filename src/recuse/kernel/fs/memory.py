@@ -6,11 +6,11 @@ programs have stored is found by comparing it with the page cache.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Final, Protocol
 
 from recuse.kernel.connection.request import PAGE_SIZE
-from recuse.runtime.locks import new_lock
 from recuse.wire.descriptor import OwnedDescriptor
 
 _AT_ONCE: Final = 256
@@ -40,7 +40,7 @@ class PagesInMemory:
     """The pages of one file that its mappings show.
 
     lock
-        Held while what is in the memory and in the page cache changes, or is compared.
+        That of `recuse.kernel.fs.pages.Pages`.
     writable
         Programs may store something, so the memory has to be compared.
     stale
@@ -49,9 +49,9 @@ class PagesInMemory:
         The size of the file when its pages were last put there.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, lock: threading.Lock) -> None:
         self.memory: Final = memory
-        self.lock: Final = new_lock("PagesInMemory")
+        self.lock: Final = lock
         self.writable = False
         self.stale = False
         self.complete = 0
@@ -116,6 +116,14 @@ class PagesInMemory:
                 self.memory.write(start + low, page[low:high])
         self._there.add(number)
 
+    def patch(self, number: int, low: int, part: bytes) -> None:
+        """Bytes of a page from ``low`` on have changed, which the cache does not have."""
+        page = self._dropped.get(number)
+        if page is not None:
+            with contextlib.suppress(OSError):
+                self.memory.write(number * PAGE_SIZE + low, part)
+            self._dropped[number] = page[:low] + part + page[low + len(part) :]
+
     def drop(self, number: int, page: bytes) -> None:
         """The cache does not have this page any more. Programs see it until it is there again."""
         if number in self._there:
@@ -125,7 +133,10 @@ class PagesInMemory:
 
     def truncate(self, size: int) -> None:
         """The file ends there."""
-        after = -(-size // PAGE_SIZE)
+        last, used = divmod(size, PAGE_SIZE)
+        after = last + 1 if used else last
+        if used:
+            self.patch(last, used, bytes(PAGE_SIZE - used))
         self.memory.shorten(after * PAGE_SIZE)
         self._there = {number for number in self._there if number < after}
         self._dropped = {number: old for number, old in self._dropped.items() if number < after}

@@ -272,8 +272,7 @@ class ReadFile(FilesystemFile):
             self._found_end(number * PAGE_SIZE + len(data), version)
         inode.outdate(STATX_ATIME)
         data = data.ljust(asked, b"\0")
-        if inode.pages.version == kept:
-            inode.pages.keep(number, data)
+        if inode.pages.keep(number, data, kept):
             superblock.keeps(inode, asked // PAGE_SIZE)
         return data
 

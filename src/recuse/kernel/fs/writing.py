@@ -152,7 +152,8 @@ class WriteFile(ReadFile):
                 if not done:
                     raise
                 break
-            inode.pages.dirtied(position, part)
+            if not inode.pages.dirtied(position, part):
+                continue  # another thread has just given the page up
             done += len(part)
             inode.attr.size = max(inode.attr.size, position + len(part))
         superblock.dirty.add(inode)
@@ -168,9 +169,11 @@ class WriteFile(ReadFile):
         if number * PAGE_SIZE >= inode.attr.size:
             inode.pages.keep(number, bytes(PAGE_SIZE))
             return
+        version = inode.pages.version
         data = yield from self._ask(caller, number * PAGE_SIZE, PAGE_SIZE, 0)
         if inode.pages.get(number) is None:
-            inode.pages.keep(number, data.ljust(PAGE_SIZE, b"\0"))
+            # If it is stale, it is asked for once more.
+            inode.pages.keep(number, data.ljust(PAGE_SIZE, b"\0"), version)
 
     def _write_parts(self, caller: FileCaller, data: bytes, start: int) -> Operation[int]:
         # fuse_perform_write, fuse_direct_io
@@ -182,6 +185,30 @@ class WriteFile(ReadFile):
         flags = FUSE_WRITE_LOCKOWNER if uncached else 0
         if superblock.has(FUSE_HANDLE_KILLPRIV_V2) and not caller.may(CAP_FSETID):
             flags |= FUSE_WRITE_KILL_SUIDGID
+        # Pages that are written back meanwhile would overwrite it (fuse_send_write_pages).
+        waits = not uncached and inode.pages.may_be_dirty
+        if waits:
+            yield from superblock.take(inode.writing)
+        try:
+            done, error = yield from self._send_parts(caller, data, start, flags)
+            if done:
+                if uncached:
+                    inode.pages.drop(start, done)
+                else:
+                    inode.pages.write(start, data[:done])
+                written(superblock, inode, start + done)
+        finally:
+            if waits:
+                superblock.give_back(inode.writing)
+        if not done and error:
+            inode.outdate(MODIFIED)
+            raise os_error(error)
+        return done
+
+    def _send_parts(
+        self, caller: FileCaller, data: bytes, start: int, flags: int
+    ) -> Operation[tuple[int, int]]:
+        """Send it in several requests; return how many bytes were taken, and the error after it."""
         done = error = 0
         while done < len(data) and not error:
             part = data[done : done + self._most_written(start + done)]
@@ -193,16 +220,7 @@ class WriteFile(ReadFile):
             done += count
             if count < len(part):
                 error = errno.EIO
-        if done:
-            if uncached:
-                inode.pages.drop(start, done)
-            else:
-                inode.pages.write(start, data[:done])
-            written(superblock, inode, start + done)
-        elif error:
-            inode.outdate(MODIFIED)
-            raise os_error(error)
-        return done
+        return done, error
 
     def _ask_to_write(
         self, caller: FileCaller, offset: int, part: bytes, flags: int

@@ -32,6 +32,25 @@ from .test_mapped import error_of
 from .test_writeback import Holding
 
 
+def test_a_page_that_was_given_up_takes_what_is_written() -> None:
+    mount = Holding(0)
+    host = Host(mount)
+    host.mmap()
+    inode = host.file._file.inode
+    inode.pages.drop()
+    mount.content[4:6] = b"##"
+    inode.pages.write(2, b"ww")
+    assert host.data[:7] == b"ooww" + b"ooo"  # before it is read again
+    host.refresh()
+    assert host.data[:7] == b"ooo" + b"o##o"
+    inode.pages.drop()
+    inode.pages.truncate(3)
+    assert host.data[:5] == b"ooo\0\0"
+    inode.pages.truncate(5000)
+    host.munmap()
+    host.file.close()
+
+
 class Host:
     """Maps memory of its own, in which a test stores something as a program would."""
 

@@ -35,6 +35,26 @@ from .support import Asked, Scripted, attr, entry
 PAGE = 4096
 
 
+def test_part_of_a_page_that_is_gone_is_not_dirty() -> None:
+    pages = Pages()
+    pages.keep(0, bytes(PAGE))
+    assert pages.dirtied(10, b"x")
+    assert not pages.dirtied(PAGE + 10, b"x")
+    assert pages.dirtied(PAGE, b"y" * PAGE)
+    assert pages.dirty == {0, 1}
+    pages.truncate(PAGE)
+    assert pages.take_dirty(0, 2) == bytes(10) + b"x" + bytes(PAGE - 11)
+
+
+def test_what_is_stale_is_not_kept() -> None:
+    pages = Pages()
+    version = pages.version
+    pages.write(0, b"new")
+    assert not pages.keep(0, b"old", version)
+    assert pages.get(0) is None
+    assert pages.keep(0, b"new", pages.version)
+
+
 class OneFile(Scripted):
     """A server with one file, `a`; its content may also change there."""
 

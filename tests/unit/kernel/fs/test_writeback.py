@@ -307,6 +307,28 @@ def test_a_release_waits_for_what_names_its_file() -> None:
         assert ended == [None, None]
 
 
+def test_a_write_waits_for_its_pages_that_are_being_sent() -> None:
+    mount = Holding(0)
+    with opened(mount) as file, file.mmap() as mapped:
+        mapped[:2] = b"MM"
+        held: list[Asked] = []
+        mount.answers[FUSE_WRITE] = held.append
+        mount.clear()
+        connection, regular = mount.superblock.connection, file._file
+        ended: list[object] = []
+        run(connection, writeback.write_back(mount.superblock, regular.inode), ended_in(ended))
+        run(connection, regular.write(mount._caller, b"ww", 2), ended_in(ended))
+        assert len(mount.all_of("WRITE")) == 1
+        mount.answers[FUSE_WRITE] = mount.write_content
+        mount.write_content(held[0])
+        answer = fuse_out_header(len=24, unique=held[0].header.unique).pack()
+        connection.write(answer + fuse_write_out(size=held[0].body.size).pack())
+        assert len(mount.all_of("WRITE")) == 2
+        assert ended == [None, None]
+        assert mount.content[:5] == b"MMwwo"
+        assert mapped[:5] == b"MMwwo"
+
+
 def ended_in(results: list[object]) -> Callable[[object, OSError | None], None]:
     return lambda _, error: results.append(error)
 
