@@ -28,7 +28,7 @@ def use(polls_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def serve(listener: Listener, received: list[int], returned: threading.Semaphore) -> None:
     """Let all calls go on, as one of several threads, until the end."""
-    while (call := listener.receive()) is not None:
+    while (call := listener.receive(tuple)) is not None:
         received.append(call[0])
         listener.proceed(call[0])
     returned.release()
@@ -64,10 +64,10 @@ def test_it_is_found_later_too(polls_first: bool, monkeypatch: pytest.MonkeyPatc
     use(polls_first, monkeypatch)
     launch = Launch(["true"])
     launch.abandon()
-    assert launch.listener.receive() is None
-    assert launch.listener.receive() is None
+    assert launch.listener.receive(tuple) is None
+    assert launch.listener.receive(tuple) is None
     launch.listener.close()
-    assert launch.listener.receive() is None
+    assert launch.listener.receive(tuple) is None
 
 
 def test_a_daemon_is_served_until_it_ends(sandbox: Sandbox, echo: Fifo) -> None:

@@ -211,7 +211,7 @@ def test_a_signal_ends_the_start(recuse_run: list[str]) -> None:
 import select, sys
 from recuse.sandbox.trap.listener import Listener
 from recuse.cli.main import main
-def receive(listener):
+def receive(listener, make):
     poll = select.poll()
     poll.register(listener._descriptor, select.POLLIN)
     for _, events in poll.poll():
@@ -238,10 +238,10 @@ from recuse.sandbox.trap.listener import Listener
 from recuse.cli.main import main
 workers._MOST_PAUSE_S = 0.01
 receive, calls = Listener._receive, []
-def fail(listener):
+def fail(listener, make):
     calls.append(1)
     if len(calls) < 40:
-        return receive(listener)
+        return receive(listener, make)
     raise OSError(errno.EPERM, "not permitted")
 Listener._receive = fail
 sys.exit(main())

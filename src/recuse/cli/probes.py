@@ -125,7 +125,7 @@ def _trap(flags: int, answer: Callable[[Listener, int], object]) -> int:
             raise OSError(-code, os.strerror(-code))
         listener = Listener(descriptors[0])
         try:
-            call = listener.receive()
+            call = listener.receive(tuple)
             if call is None:
                 raise ProcessLookupError("the child of an experiment has died")
             answer(listener, call[0])

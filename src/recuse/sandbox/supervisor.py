@@ -13,7 +13,7 @@ from recuse.sandbox.arch import arch
 from recuse.sandbox.machine import Machine
 from recuse.sandbox.syscalls import compat_handlers, elsewhere, handlers
 from recuse.sandbox.trap.answers import ANSWERED, PROCEED
-from recuse.sandbox.trap.call import Outcome, TrappedCall, UnansweredError, receive
+from recuse.sandbox.trap.call import Outcome, TrappedCall, UnansweredError
 from recuse.sandbox.trap.listener import Listener
 from recuse.sandbox.trap.trap import Trap
 from recuse.sandbox.vfs.resolve import NativelyAbsentError, OutsideError
@@ -42,7 +42,7 @@ class Supervisor:
         self._handlers = handlers()
         self._compat_handlers = compat_handlers()
         self._workers = Workers(
-            partial(receive, self.trap),
+            partial(listener.receive, partial(TrappedCall, self.trap)),
             self._handle,
             stuck=TrappedCall.blocks,
             broken=self._broken,

@@ -117,7 +117,7 @@ class Runner:
             except MoreMemory:
                 # It has not finished, and `answer` knows what is missing.
                 returned = None
-            if hasattr(returned, "__await__"):
+            if not isinstance(returned, _MADE) and hasattr(returned, "__await__"):
                 self._run_later(pending, method, answer, context, returned)
                 return
             payload = answer(returned, context)

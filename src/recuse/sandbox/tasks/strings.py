@@ -57,7 +57,8 @@ class StringReader:
                 if descriptor is None:
                     descriptor = self._open(tid)
                 if descriptor is not None and address < _ADDRESS_LIMIT:
-                    part = os.pread(descriptor, min(256, PAGE - address % PAGE), address)
+                    room = PAGE - address % PAGE  # "min" takes twice as long
+                    part = os.pread(descriptor, room if room < 256 else 256, address)
                     end = part.find(0)
                     if end >= 0:
                         return part[:end]

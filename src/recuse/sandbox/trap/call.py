@@ -241,7 +241,11 @@ class TrappedCall(OwedCall):
             self._go_on(None, None)
             self.trap.took(key, time.monotonic() - began)
         elif (outcome := self._attempt(None)) is not None:
-            self.finish(*outcome)
+            result, error = outcome
+            if error is None:
+                self.answer(result)
+            else:
+                self.finish(None, error)
         return ANSWERED
 
     def complete(self, device: Served, operation: Operation[T]) -> T:
@@ -431,12 +435,6 @@ class TrappedCall(OwedCall):
         self._state = RUNNING
         self.watch()
         self._step(steps, None, None)
-
-
-def receive(trap: Trap) -> TrappedCall | None:
-    """Wait for the next call (see `Listener.receive`); return None at the end."""
-    fields = trap.listener.receive()
-    return None if fields is None else TrappedCall(trap, fields)
 
 
 def _wait_for_reply(connection: Connection, request: Request, led: bool) -> Reply | None:

@@ -14,7 +14,7 @@ import re
 import select
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, Protocol, TypeVar
 
 from recuse.runtime.locks import new_lock
 
@@ -32,6 +32,8 @@ _ADDITION = struct.Struct("=QIIII")
 _ID = struct.Struct("=Q")
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+T = TypeVar("T")
 
 
 def _wakes_receivers_at_end(release: str) -> bool:
@@ -57,6 +59,19 @@ class TableFullError(OSError):
     """EMFILE because the caller's table is full, and not this process's."""
 
 
+class Receive(Protocol):
+    """A listener's way to receive."""
+
+    def __call__(self, make: Callable[[tuple[Any, ...]], T], /) -> T | None:
+        """Wait for the next trapped call; return None when the last process has ended.
+
+        Any number of threads may call this. One gets the call; at the end all get None.
+
+        Args:
+            make: what to make of the members of a :class:`recuse.sandbox.trap.call.TrappedCall`.
+        """
+
+
 class Listener:
     """Owns the listener descriptor.
 
@@ -72,16 +87,8 @@ class Listener:
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
         self._over = False
-        self.receive: Callable[[], tuple[int, ...] | None] = (
-            self._receive_one_by_one if polls_first else self._receive
-        )
-        """Waits for the next trapped call.
-
-        Any number of threads may call this. One gets the call; at the end all get None.
-
-        Returns the members of a :class:`recuse.sandbox.trap.call.TrappedCall`; None when the last
-        process under the filter has ended.
-        """
+        self.receive: Receive = self._receive_one_by_one if polls_first else self._receive
+        """Waits for the next trapped call. See :class:`Receive`."""
 
     def prefer_sync_wake_up(self) -> bool:
         """Keep supervisor and program on one CPU while they pass a call back and forth.
@@ -93,16 +100,16 @@ class Listener:
         result = _libc.ioctl(self._descriptor, ctypes.c_ulong(_SET_FLAGS), _SYNC_WAKE_UP)
         return bool(result == 0)
 
-    def _receive_one_by_one(self) -> tuple[int, ...] | None:
+    def _receive_one_by_one(self, make: Callable[[tuple[Any, ...]], T]) -> T | None:
         # One at a time: what poll has reported must still be there for RECV. Otherwise RECV would
         # sleep even after the end.
         with self._polling:
-            call = None if self._over else self._receive()
+            call = None if self._over else self._receive(make)
             # After the end, nobody polls a number that may belong to another file by now.
             self._over = call is None
             return call
 
-    def _receive(self) -> tuple[int, ...] | None:
+    def _receive(self, make: Callable[[tuple[Any, ...]], T]) -> T | None:
         while True:
             if self._polls_first and self._poll.poll()[0][1] & ~select.POLLIN:
                 return None  # POLLHUP, or POLLNVAL if it is closed
@@ -124,7 +131,7 @@ class Listener:
                 if error.errno in (errno.EBADF, errno.ENOTTY):
                     return None  # ENOTTY: the number is another file's by now
                 raise
-            return _NOTIFICATION.unpack(buffer)
+            return make(_NOTIFICATION.unpack(buffer))
 
     def _hung_up(self) -> bool:
         descriptor = self._descriptor
