@@ -60,7 +60,7 @@ class PendingReply:
         """The kernel half has sent an INTERRUPT for it."""
         self.task: asyncio.Task[Any] | None = None
         """Runs the handler, if it is ``async def`` and has begun."""
-        self._send: Send | None = send
+        self._send: Callable[[Any], object] | None = send
         self._gather = gather
 
     def reply(self, payload: bytes) -> bool:
@@ -97,19 +97,23 @@ class PendingReply:
         """
         while True:
             try:
-                message = _pack_out_header(_OUT_HEADER_SIZE, -number, self.unique)
+                failure = self._failure(number)
                 break
             except MemoryError:
                 time.sleep(_PAUSE_S)
-        return self._answer(message)
+        return self._answer(failure)
 
-    def _answer(self, message: bytes, gather: Send | None = None) -> bool:
+    def _failure(self, number: int) -> object:
+        """What is sent to answer with an errno."""
+        return _pack_out_header(_OUT_HEADER_SIZE, -number, self.unique)
+
+    def _answer(self, message: object, gather: Send | None = None) -> bool:
         send = self._send
         if send is None:
             raise RuntimeError(f"request {self.unique} is answered already")
         self._send = None
         try:
-            (gather or send)(message)
+            (gather or send)(message)  # type: ignore[arg-type]  # bytes, if it is gathered
         except MemoryError:
             # The other end still waits for an answer, and a short one can be sent.
             self._send_lack(send)
@@ -127,11 +131,11 @@ class PendingReply:
             return False
         return True
 
-    def _send_lack(self, send: Send) -> None:
+    def _send_lack(self, send: Callable[[Any], object]) -> None:
         while True:
             try:
                 with suppress(OSError):
-                    send(_pack_out_header(_OUT_HEADER_SIZE, -errno.ENOMEM, self.unique))
+                    send(self._failure(errno.ENOMEM))
                 return
             except MemoryError:
                 time.sleep(_PAUSE_S)

@@ -272,15 +272,35 @@ class Session:
         if file is not None:
             self._runner.quietly_later(file.release)
 
-    def _read(self, pending: PendingReply) -> None:
-        handle, offset, size, flags = pick_read(pending.message)
+    def transfer(  # noqa: PLR0917 - as the parts come in the messages
+        self,
+        pending: PendingReply,
+        handle: int,
+        offset: int,
+        size: int,
+        flags: int,
+        data: bytes | None = None,
+    ) -> None:
+        """Answer a READ, or a WRITE of ``data``, whose parts are known without a message.
+
+        The channel may call this instead of `handle`.
+        """
         file = self._files.get(handle)
-        if file is None:
-            pending.fail(errno.EBADF)
+        if file is None or self._closed:
+            pending.fail(errno.ENODEV if self._closed else errno.EBADF)
             return
         if file.flags != flags:
             file.flags = flags
-        self._runner.run(pending, file.read, read_answer, size, size, offset)
+        try:
+            if data is None:
+                self._runner.run(pending, file.read, read_answer, size, size, offset)
+            else:
+                self._runner.run(pending, file.write, write_answer, size, data, offset)
+        except BaseException as error:
+            answer_fault(pending, error)
+
+    def _read(self, pending: PendingReply) -> None:
+        self.transfer(pending, *pick_read(pending.message))
 
     def _write(self, pending: PendingReply) -> None:
         message = pending.message
@@ -288,13 +308,7 @@ class Session:
         data = message[WRITE_DATA : WRITE_DATA + size]
         if len(data) != size:
             raise WireError(f"{len(data)} bytes of data, not {size}")
-        file = self._files.get(handle)
-        if file is None:
-            pending.fail(errno.EBADF)
-            return
-        if file.flags != flags:
-            file.flags = flags
-        self._runner.run(pending, file.write, write_answer, size, data, offset)
+        self.transfer(pending, handle, offset, size, flags, data)
 
     def _ioctl(self, pending: PendingReply) -> None:
         message = pending.message

@@ -20,8 +20,9 @@ from recuse.kernel.char.files import OpenFile, open_file
 from recuse.kernel.connection.operation import Operation, Running, run
 from recuse.kernel.connection.request import Reply, Request
 from recuse.server import loop
+from recuse.server.pending_reply import PendingReply
 from recuse.wire.declare import Buffer
-from recuse.wire.fuse import FUSE_INTERRUPT, FUSE_OPEN, FUSE_READ, fuse_open_in, fuse_open_out
+from recuse.wire.fuse import FUSE_INTERRUPT, FUSE_OPEN, fuse_open_in, fuse_open_out
 
 from .support import Begun
 
@@ -367,13 +368,15 @@ def test_an_interrupt_that_overtakes_its_request(table: DeviceTable) -> None:
     came = threading.Semaphore(0)
 
     class Slow(Session):
-        """One thread is late in handing in what it has read."""
+        """One thread is late in handing in what it has got."""
+
+        def transfer(self, pending: PendingReply, *parts: Any) -> None:
+            reading.set()
+            assert go_on.wait(WAIT_S)
+            super().transfer(pending, *parts)
 
         def handle(self, message: bytes, reply: Callable[[bytes], object]) -> None:
-            if message[4] == FUSE_READ:
-                reading.set()
-                assert go_on.wait(WAIT_S)
-            elif message[4] == FUSE_INTERRUPT:
+            if message[4] == FUSE_INTERRUPT:
                 came.release()
             super().handle(message, reply)
 

@@ -24,21 +24,17 @@ from recuse.kernel.char.mmap import (
 )
 from recuse.kernel.char.poll import do_poll
 from recuse.kernel.connection.operation import Operation
-from recuse.kernel.connection.request import Request
+from recuse.kernel.connection.request import Request, Transfer
 from recuse.kernel.errors import os_error
 from recuse.kernel.files import FuseFile
 from recuse.kernel.iovec import IoVec, length_of, load, part_of, store
 from recuse.wire.fuse import (
     FUSE_OPEN,
-    FUSE_READ,
     FUSE_READ_LOCKOWNER,
-    FUSE_WRITE,
     FUSE_WRITE_KILL_SUIDGID,
     FUSE_WRITE_LOCKOWNER,
     fuse_open_in,
     fuse_open_out,
-    fuse_read_in,
-    fuse_write_in,
     fuse_write_out,
 )
 from recuse.wire.ids import Kh
@@ -56,8 +52,6 @@ _READ_FLAGS = FUSE_READ_LOCKOWNER
 _WRITE_FLAGS = FUSE_WRITE_LOCKOWNER
 _KILLING_WRITE_FLAGS = FUSE_WRITE_LOCKOWNER | FUSE_WRITE_KILL_SUIDGID
 
-_pack_read_in = fuse_read_in.CODEC.pack
-_pack_write_in = fuse_write_in.CODEC.pack
 _unpack_write_out = fuse_write_out.CODEC.unpack
 
 
@@ -157,13 +151,14 @@ class OpenFile(FuseFile):
                 if not size:
                     error = errno.EFAULT
                     break
-                reply = yield Request(
-                    FUSE_READ,
-                    _pack_read_in(
-                        self.fh or 0, position, size, _READ_FLAGS, caller.owner, self.flags, 0
-                    ),
-                    0,
+                reply = yield Transfer(
+                    self.fh or 0,
+                    position,
                     size,
+                    self.flags,
+                    None,
+                    _READ_FLAGS,
+                    caller.owner,
                     caller.pid,
                     caller.uid,
                     caller.gid,
@@ -213,20 +208,14 @@ class OpenFile(FuseFile):
                 if not size:
                     error = errno.EFAULT
                     break
-                head = _pack_write_in(
+                reply = yield Transfer(
                     self.fh or 0,
                     position,
                     size,
+                    self.flags | flags,
+                    data,
                     _WRITE_FLAGS if caller.keeps_suid else _KILLING_WRITE_FLAGS,
                     caller.owner,
-                    self.flags | flags,
-                    0,
-                )
-                reply = yield Request(
-                    FUSE_WRITE,
-                    head + data,
-                    fuse_write_out.SIZE,
-                    fuse_write_out.SIZE,
                     caller.pid,
                     caller.uid,
                     caller.gid,

@@ -36,7 +36,7 @@ from collections.abc import Callable
 from typing import NoReturn, Protocol
 
 from recuse.kernel.connection.notify import notified_poller
-from recuse.kernel.connection.request import Reply, Request
+from recuse.kernel.connection.request import PROCESSING, Reply, Request
 from recuse.kernel.connection.submit import ConnectionState, SubmitSide, log, tell
 from recuse.kernel.errors import os_error
 from recuse.wire.descriptor import BytesWithDescriptor
@@ -93,6 +93,9 @@ class Connection(SubmitSide):
     by the thread that submitted it. It is not called for an INTERRUPT that the server sent back
     with EAGAIN: the code that wrote the EAGAIN has to look again. If on_pending raises, the channel
     is broken, and the connection is aborted.
+
+    on_transfer, if set, is called instead with each `Transfer`. The server has it then, and does
+    not read it. The same goes for what it raises.
     """
 
     def __init__(self, init: Request, accept: Callable[[Reply], None]) -> None:
@@ -159,20 +162,7 @@ class Connection(SubmitSide):
                     unfit = [*(unfit or ()), request]
                 elif request.interrupted:
                     queue.interrupt(request)
-                message = (
-                    _pack_in_header(
-                        length,
-                        request.opcode,
-                        request.unique,
-                        request.nodeid,
-                        request.uid,
-                        request.gid,
-                        request.pid,
-                        0,
-                        0,
-                    )
-                    + body
-                )
+                message = message_of(request, body)
         finally:
             self._release()
             if unfit is not None:
@@ -180,12 +170,14 @@ class Connection(SubmitSide):
                     self.tell_finished(unfit)
                 else:
                     finished += unfit
-        tap = self.tap
-        if tap is not None:
-            try:
-                tap.request(message)
-            except Exception:
-                self._tap_failed()
+        if self.tap is not None:
+            self._tell_tap(message)
+        return message
+
+    def message(self, request: Request) -> bytes:
+        """The message that the server would have read, had it not been given the request itself."""
+        message = message_of(request, request.body)
+        self._tell_tap(message)
         return message
 
     def tell_finished(self, requests: list[Request]) -> None:
@@ -227,20 +219,30 @@ class Connection(SubmitSide):
         if error > 0 or error <= -_ERROR_LIMIT:
             raise os_error(errno.EINVAL)
         size -= _OUT_HEADER_SIZE
-        if size <= _COPY_LIMIT:
-            reply = Reply(error, message[_OUT_HEADER_SIZE:])
+        request = self._queue.processing.get(unique)
+        if request is None:
+            with self._lock:
+                self._reply_to_interrupt(unique, error, size)
+        elif size <= _COPY_LIMIT:
+            self.answer(request, Reply(error, message[_OUT_HEADER_SIZE:]))
         else:
-            reply = Reply(error, memoryview(message)[_OUT_HEADER_SIZE:])
-        malformed = False
+            self.answer(request, Reply(error, memoryview(message)[_OUT_HEADER_SIZE:]))
+
+    def answer(self, request: Request, reply: Reply) -> None:
+        """Finish a request that the server has read or taken.
+
+        Raises OSError: ENOENT if it has finished already; EINVAL if the payload is too short or too
+        long, and then it finishes with EIO.
+        """
+        # fs/fuse/dev.c, fuse_copy_out_args.
+        error, size = reply.error, len(reply.payload)
+        malformed = bool(size if error else not request.min_reply <= size <= request.max_reply)
+        if malformed:
+            reply = Reply(-errno.EIO)
         self._acquire()
         try:
-            request = self._queue.processing.get(unique)
-            if request is None:
-                self._reply_to_interrupt(unique, error, size)
-                return
-            if size if error else not request.min_reply <= size <= request.max_reply:
-                malformed = True
-                reply = Reply(-errno.EIO)
+            if request.state is not PROCESSING:
+                raise os_error(errno.ENOENT)
             self._queue.finish(request, reply)
         finally:
             self._release()
@@ -309,9 +311,33 @@ class Connection(SubmitSide):
         kh = notified_poller(code, message[_OUT_HEADER_SIZE:], size - _OUT_HEADER_SIZE)
         self.polled.notify(kh)
 
+    def _tell_tap(self, message: bytes) -> None:
+        tap = self.tap
+        if tap is not None:
+            try:
+                tap.request(message)
+            except Exception:
+                self._tap_failed()
+
     def _tap_failed(self) -> None:
         self.tap = None
         log.exception("a connection's tap failed and was taken off")
+
+
+def message_of(request: Request, body: bytes) -> bytes:
+    """The message by which a server gets a request with that body."""
+    head = _pack_in_header(
+        _IN_HEADER_SIZE + len(body),
+        request.opcode,
+        request.unique,
+        request.nodeid,
+        request.uid,
+        request.gid,
+        request.pid,
+        0,
+        0,
+    )
+    return head + body
 
 
 def _interrupt_message(request: Request) -> bytes:

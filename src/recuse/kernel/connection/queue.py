@@ -5,6 +5,7 @@ The transitions, the method that makes each, and where Linux makes it:
     NEW ------------------ hold ---> WAITING      before INIT is answered (fuse_get_req)
     NEW, WAITING --------- queue --> QUEUED       in the background (fuse_request_queue_background)
     NEW, WAITING, QUEUED - admit --> PENDING      gets its number (queue_request_and_unlock)
+    NEW ------------------ start --> PROCESSING   both at once, for a server in this process
     PENDING -------------- send ---> PROCESSING   read by the server (fuse_dev_do_read)
     PROCESSING ----------- resend -> PENDING      the server asks for it once more (fuse_resend)
     all but FINISHED ----- finish -> FINISHED     the reply, or the lack of one (fuse_request_end)
@@ -36,6 +37,7 @@ TRANSITIONS: dict[str, tuple[frozenset[State], State]] = {
     "hold": (frozenset({NEW}), WAITING),
     "queue": (frozenset({NEW, WAITING}), QUEUED),
     "admit": (frozenset({NEW, WAITING, QUEUED}), PENDING),
+    "start": (frozenset({NEW}), PROCESSING),
     "send": (frozenset({PENDING}), PROCESSING),
     "finish": (frozenset({NEW, WAITING, QUEUED, PENDING, PROCESSING}), FINISHED),
 }
@@ -117,6 +119,14 @@ class RequestQueue:
         self.last_unique = request.unique = self.last_unique + UNIQUE_STEP
         request.state = PENDING
         self.pending.append(request)
+
+    def start(self, request: Request) -> None:
+        """Give a request its number; the server has it already."""
+        if request.state is not NEW:
+            raise QueueError(f"{request!r} cannot be started")
+        self.last_unique = request.unique = self.last_unique + UNIQUE_STEP
+        request.state = PROCESSING
+        self.processing[request.unique] = request
 
     def queue(self, request: Request) -> None:
         """Put a request in line behind the others in the background."""

@@ -6,6 +6,11 @@ import mmap
 from collections.abc import Callable
 from enum import IntEnum
 
+from recuse.wire.fuse import FUSE_READ, FUSE_WRITE, fuse_read_in, fuse_write_in, fuse_write_out
+
+_pack_read_in = fuse_read_in.CODEC.pack
+_pack_write_in = fuse_write_in.CODEC.pack
+
 PAGE_SIZE = mmap.PAGESIZE
 """The machine's, in bytes: 4096, or 16 or 64 KiB with some arm64 kernels. Linux also counts in
 these."""
@@ -136,3 +141,64 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request opcode={self.opcode} unique={self.unique} {self.state.name}>"
+
+
+class Transfer(Request):
+    """A READ or WRITE. Its body is made only for a server that reads it as a message.
+
+    A server in this process takes the parts as they are (`Connection.take`).
+
+    fh, offset, size, file_flags
+        As in the body's structure.
+    data
+        What is written; None for a READ.
+    """
+
+    __slots__ = ("_owner", "_transfer_flags", "data", "fh", "file_flags", "offset", "size")
+
+    def __init__(  # noqa: PLR0917
+        self,
+        fh: int,
+        offset: int,
+        size: int,
+        file_flags: int,
+        data: bytes | None,
+        transfer_flags: int,
+        owner: int,
+        pid: int,
+        uid: int,
+        gid: int,
+    ) -> None:
+        if data is None:
+            self.opcode = FUSE_READ
+            self.min_reply = 0
+            self.max_reply = size
+        else:
+            self.opcode = FUSE_WRITE
+            self.min_reply = self.max_reply = fuse_write_out.SIZE
+        self.fh = fh
+        self.offset = offset
+        self.size = size
+        self.file_flags = file_flags
+        self.data = data
+        self._transfer_flags = transfer_flags
+        self._owner = owner
+        self.pid = pid
+        self.uid = uid
+        self.gid = gid
+        self.nodeid = 0
+        self.force = self.no_reply = self.background = False
+        self.state = NEW
+        self.unique = 0
+        self.reply = None
+        self.done = None
+        self.interrupted = False
+
+    @property
+    def body(self) -> bytes:  # type: ignore[override]
+        """See `Request`."""
+        data = self.data
+        pack = _pack_read_in if data is None else _pack_write_in
+        flags, owner = self._transfer_flags, self._owner
+        head = pack(self.fh, self.offset, self.size, flags, owner, self.file_flags, 0)
+        return head if data is None else head + data

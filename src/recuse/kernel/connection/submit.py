@@ -12,7 +12,15 @@ from enum import Enum
 
 from recuse.kernel.connection.polled import PolledFiles
 from recuse.kernel.connection.queue import RequestQueue
-from recuse.kernel.connection.request import FINISHED, PENDING, PROCESSING, WAITING, Reply, Request
+from recuse.kernel.connection.request import (
+    FINISHED,
+    PENDING,
+    PROCESSING,
+    WAITING,
+    Reply,
+    Request,
+    Transfer,
+)
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
 from recuse.runtime.log import Log
@@ -41,12 +49,14 @@ _ABORTED = ConnectionState.ABORTED
 class SubmitSide:
     """The state and requests of one connection, which both sides share.
 
-    See `recuse.kernel.connection.connection.Connection` for init, accept and on_pending.
+    See `recuse.kernel.connection.connection.Connection` for init, accept, on_pending and
+    on_transfer.
     """
 
     def __init__(self, init: Request, accept: Callable[[Reply], None]) -> None:
         self.state = _INITIALISING
         self.on_pending: Callable[[], object] | None = None
+        self.on_transfer: Callable[[Transfer], object] | None = None
         self.minor = 0
         """Of the protocol version that both sides speak, 7.minor."""
         self.error_when_aborted = errno.ENOTCONN
@@ -167,6 +177,8 @@ class SubmitSide:
 
         Without ``done``, look at ``request.reply`` and then call `watch`.
         """
+        on_transfer = self.on_transfer
+        transfer: Transfer | None = None
         self._acquire()
         try:
             state = self.state
@@ -174,7 +186,12 @@ class SubmitSide:
                 self._queue.hold(request)
                 self._admit_held()
             elif state is _CONNECTED:
-                self._queue.admit(request)
+                if type(request) is Transfer and on_transfer is not None:
+                    transfer = None if request.interrupted else request
+                if transfer is None:
+                    self._queue.admit(request)
+                else:
+                    self._queue.start(request)
             elif state is _INITIALISING:
                 self._queue.hold(request)
             else:
@@ -186,12 +203,13 @@ class SubmitSide:
         if request.background and state is _CONNECTED:
             self._notify_admitted()
         elif state is _CONNECTED:
-            on_pending = self.on_pending
-            if on_pending is not None:
-                try:
-                    on_pending()
-                except Exception:
-                    self._channel_failed()
+            try:
+                if transfer is not None and on_transfer is not None:
+                    on_transfer(transfer)
+                elif self.on_pending is not None:
+                    self.on_pending()
+            except Exception:
+                self._channel_failed()
         elif state is not _INITIALISING:
             tell(request)
 

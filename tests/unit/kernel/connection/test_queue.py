@@ -45,6 +45,7 @@ METHODS: dict[str, Callable[[RequestQueue, Request], object]] = {
     "hold": RequestQueue.hold,
     "queue": RequestQueue.queue,
     "admit": RequestQueue.admit,
+    "start": RequestQueue.start,
     "finish": lambda queue, request: queue.finish(request, Reply(-5)),
 }
 
