@@ -81,7 +81,7 @@ def test_picocom(run: Run, needs: Needs) -> None:
 def test_picocom_sets_the_speed(needs: Needs) -> None:
     """And its end sets the old one again."""
     needs("picocom", "picocom")
-    program = "picocom -q -x 200 -b 57600 -p 2 -y e"
+    program = "picocom -q -x 2000 -b 57600 -p 2 -y e"
     found = cable(
         "{ read line; echo $line; stty -F /dev/ttyR0 -a | tr '\\n' ' '; echo answer >&3; }"
         f" <>/dev/ttyR1 3>/dev/ttyR1 & echo question | {program} /dev/ttyR0; wait;"
