@@ -146,7 +146,7 @@ class Request:
 class Transfer(Request):
     """A READ or WRITE. Its body is made only for a server that reads it as a message.
 
-    A server in this process takes the parts as they are (`Connection.take`).
+    A server in this process is given the parts as they are (`Connection.on_transfer`).
 
     fh, offset, size, file_flags
         As in the body's structure.
