@@ -258,14 +258,14 @@ def check_sshfs() -> None:
         served(
             f"cd {directory} && git init -q project && echo text >project/file && {git} add file &&"
             f"{git} commit -q -m first && echo more >>project/file &&"
-            f"sshfs -o directport={port} localhost:{directory} {where} &&"
+            f"sshfs -o directport={port} 127.0.0.1:{directory} {where} &&"
             f"git -C {where}/project status --short; fusermount3 -u {where}",
             " M file\n",
         )
 
 
 def check_archivemount() -> None:
-    find_programs("archivemount", "fusermount", "tar")
+    find_programs("archivemount", "fusermount", "tar", "gzip")
     where = mount_point()
     with somewhere() as directory:
         served(

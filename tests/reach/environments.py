@@ -88,9 +88,10 @@ def _battery(run: Callable[..., subprocess.CompletedProcess[str]], limit_s: floa
     return results(done.stdout)
 
 
-def here() -> Results:
-    """On the running kernel, as the user that this is."""
-    return _battery(partial(subprocess.run, [sys.executable, BATTERY], check=False), LIMIT_S)
+def here(*checks: str) -> Results:
+    """On the running kernel, as the user that this is; only these checks, if any are given."""
+    command = [sys.executable, BATTERY, *checks]
+    return _battery(partial(subprocess.run, command, check=False), LIMIT_S)
 
 
 def in_container(container: Container) -> Results:

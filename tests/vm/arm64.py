@@ -5,10 +5,9 @@
 Kernel, programs, C library and Python are those of this machine's Debian for arm64, out of their
 packages. These are fetched with an apt configuration of their own, so dpkg here knows nothing about
 them, and unpacked into a directory that is the guest's root, without running any of their scripts:
-nothing of arm64 has to run here. pytest and its like are pure Python, and pip fetches them. The
-checkout is at its own path there. -k is for another kernel: linux-image-6.12-arm64-16k has larger
-pages. /dev, /proc and /sys are the guest's own, and so are /tmp and
-/run.
+nothing of arm64 has to run here. Python packages such as pytest are fetched by pip. The checkout is
+at its own path there. -k is for another kernel: linux-image-6.12-arm64-16k has larger pages. /dev,
+/proc and /sys are the guest's own, and so are /tmp and /run.
 
 Exits with the command's status. Where the machine cannot be had, says why and exits with 0; with
 CI=true in the environment, with 1.
@@ -55,16 +54,21 @@ PACKAGES = (
     "python3", "perl", "dash", "bash", "coreutils", "util-linux", "procps", "mount",
     "diffutils", "findutils", "grep", "sed", "gawk", "tar", "hostname",
     "i2c-tools", "v4l-utils",
+    "fuse3", "sshfs", "openssh-sftp-server", "archivemount", "gzip", "rclone", "git",
     # What compiles their clients.
     "gcc", "libc6-dev", "linux-libc-dev", "libfuse3-dev", "libfuse-dev", "pkg-config",
 )  # fmt: skip
 """Debian packages of the guest; they bring those that they depend on."""
 
-PURE = ("click", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
-"""Python packages without native parts, of those that pyproject.toml names."""
+PYTHON_PACKAGES = (
+    "click", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist",
+    # What examples/camera.py needs.
+    "linuxpy", "numpy", "simplejpeg",
+)  # fmt: skip
+"""Python packages of the guest, of those that pyproject.toml names."""
 
-PYTHON = "3.11"
-"""What these have to work with: the guest's, or an older one."""
+EMPTY = ("proc", "sys", "dev", "tmp", "run", "mnt")
+"""Directories that the packages do not all have."""
 
 PROGRAMS = {
     "qemu-system-aarch64": "qemu-system-arm",
@@ -141,7 +145,7 @@ def find_programs() -> dict[str, str]:
 def guest_root(cache: Path, depmod: str, kernel: str) -> Path:
     """The directory that is the guest's root, made if it is not there.  Raises Unavailable."""
     sources = debian_sources()
-    wanted = (sources, kernel, PACKAGES, requirements())
+    wanted = (sources, kernel, PACKAGES, requirements(), EMPTY)
     root = cache / f"arm64-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:12]}"
     if not root.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -150,12 +154,12 @@ def guest_root(cache: Path, depmod: str, kernel: str) -> Path:
             unpack(sources, kernel, Path(work, "apt"), made)
             for name in ("passwd", "group"):
                 shutil.copy(made / "usr/share/base-passwd" / f"{name}.master", made / "etc" / name)
-            for name in ("proc", "sys", "dev", "tmp", "run"):
+            for name in EMPTY:
                 (made / name).mkdir(exist_ok=True)
             for name, program in {"awk": "gawk", "cc": "gcc"}.items():
                 (made / "usr/bin" / name).symlink_to(program)
             keep_modules(made, depmod)
-            pip(made / "opt" / "python")
+            pip(made)
             # In one step, so that what is there is complete.
             made.rename(root)
     return root
@@ -209,18 +213,22 @@ def keep_modules(root: Path, depmod: str) -> None:
 
 
 def requirements() -> list[str]:
-    """What pyproject.toml says of the packages in PURE."""
+    """What pyproject.toml says of the packages in PYTHON_PACKAGES."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
-    return [line for line in wanted if re.match(r"[\w-]+", line)[0] in PURE]  # type: ignore[index]
+    names = {re.split(r"[^\w-]", line)[0]: line for line in wanted}
+    return [names[name] for name in PYTHON_PACKAGES]
 
 
-def pip(directory: Path) -> None:
+def pip(root: Path) -> None:
     """Install the Python packages for the guest.  Raises Unavailable."""
+    version = (root / "usr/bin/python3").readlink().name.removeprefix("python")
     command(
         sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-        "--target", str(directory), "--platform", "any", "--implementation", "py", "--abi", "none",
-        "--python-version", PYTHON, "--only-binary", ":all:", *requirements(),
+        "--target", str(root / "opt/python"), "--python-version", version,
+        # What wheels say of the C library that they need: Debian 12's is newer.
+        "--platform", "manylinux_2_28_aarch64", "--platform", "manylinux2014_aarch64",
+        "--only-binary", ":all:", *requirements(),
     )  # fmt: skip
 
 
