@@ -17,13 +17,17 @@ def attempt(function, *args, **options):
     except OSError as error:
         return errno.errorcode[error.errno]
 
+def be_watched():
+    # Where a container refuses mount and umount2, recuse sees them only of threads that it watches.
+    os.close(os.open("/dev/fuse", os.O_RDWR))
+
 def mount(target, data, kind=b"fuse", flags=0, source=b"source"):
+    if flags & 32: be_watched()  # MS_REMOUNT: it has been a while since it was mounted
     if libc.mount(source, os.fsencode(target), kind, flags, os.fsencode(data)):
         raise OSError(ctypes.get_errno(), "mount")
 
 def umount(target, flags=0):
-    # Where a container refuses umount2, recuse sees it only of threads that it watches.
-    os.close(os.open("/dev/fuse", os.O_RDWR))
+    be_watched()
     if libc.umount2(os.fsencode(target), flags):
         raise OSError(ctypes.get_errno(), "umount")
 
