@@ -17,7 +17,15 @@ import stat
 import time
 
 import recuse
-from recuse import RENAME_EXCHANGE, RENAME_NOREPLACE, Node, NodeFile, OpenRequest, Statistics
+from recuse import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    RENAME_WHITEOUT,
+    Node,
+    NodeFile,
+    OpenRequest,
+    Statistics,
+)
 
 PAGE = 4096
 ZEROS = bytes(PAGE)
@@ -266,7 +274,7 @@ class MemoryDirectory(MemoryNode, recuse.Directory):
         other = directory.children.get(new_name)
         if other is not None and flags & RENAME_NOREPLACE:
             raise error(errno.EEXIST)
-        if other is not None and not flags:
+        if other is not None and not flags & RENAME_EXCHANGE:
             if isinstance(other, MemoryDirectory):
                 directory.rmdir(new_name)
             else:
@@ -275,6 +283,8 @@ class MemoryDirectory(MemoryNode, recuse.Directory):
         if flags & RENAME_EXCHANGE:
             self.put(name, directory.take(new_name))
         directory.put(new_name, node)
+        if flags & RENAME_WHITEOUT:
+            self.put(name, MemorySpecial(stat.S_IFCHR, 0, self))
 
 
 class MemoryFilesystem(recuse.Filesystem):

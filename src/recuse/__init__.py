@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from recuse.server.filesystem.nodes import (
         RENAME_EXCHANGE,
         RENAME_NOREPLACE,
+        RENAME_WHITEOUT,
         Directory,
         Node,
         NodeFile,
@@ -56,6 +57,7 @@ _HOMES = {
     "IOWR": "wire.ioctl",
     "RENAME_EXCHANGE": "server.filesystem.nodes",
     "RENAME_NOREPLACE": "server.filesystem.nodes",
+    "RENAME_WHITEOUT": "server.filesystem.nodes",
     "ROOT_INODE": "server.filesystem.inodes",
     "Area": "server.areas",
     "ArgumentError": "server.errors",
@@ -101,6 +103,7 @@ __all__ = [
     "IOWR",
     "RENAME_EXCHANGE",
     "RENAME_NOREPLACE",
+    "RENAME_WHITEOUT",
     "ROOT_INODE",
     "Area",
     "ArgumentError",

@@ -227,6 +227,7 @@ def attributes(status: os.stat_result) -> tuple[Any, ...]:
         status.st_gid,
         None if stat.S_ISDIR(status.st_mode) else status.st_size,
         status.st_blocks if regular else None,
+        status.st_rdev,
         status.st_mtime_ns if status.st_mtime_ns < _OLD_NS else "changed",
     )
 
@@ -260,7 +261,7 @@ CALLS = st.one_of(
         DATA,
         OFFSETS,
     ),
-    st.tuples(st.just("rename"), NAMES, NAMES, st.sampled_from([0, 0, 0, 1, 2])),
+    st.tuples(st.just("rename"), NAMES, NAMES, st.sampled_from([0, 0, 0, 1, 2, 4])),
     st.tuples(st.just("link"), NAMES, NAMES),
     st.tuples(st.just("unlink"), NAMES),
     st.tuples(st.just("mkdir"), NAMES, MODES),
@@ -349,6 +350,8 @@ def test_as_tmpfs_does_for_several_users(
     [
         [("rename", "d/e", "d", 0), ("rename", "d/e", "a", 0), ("rename", "a", "d/e", 0)],
         [("rename", "d", "a", 2), ("readdir", "a"), ("stat", ".", True), ("read", "d", 10, 0)],
+        [("rename", "a", "d/a", 4), ("stat", "a", False), ("rename", "d/a", "d/e", 4),
+         ("write", "b", b"x", 0), ("rename", "d/a", "b", 4), ("stat", "b", True)],
         [("link", "a", "b"), ("rename", "a", "b", 0), ("stat", "a", True), ("unlink", "b")],
         [("write", "b", b"x", 20000), ("seek", "b", 0, os.SEEK_DATA), ("truncate", "b", 100),
          ("truncate", "b", 8192), ("seek", "b", 1, os.SEEK_HOLE), ("stat", "b", True)],

@@ -115,7 +115,7 @@ class Inodes(InodeNotices):
     def rename(
         self, parent: int, name: str, new_parent: int, new_name: str, flags: int
     ) -> Soon[None]:
-        """Rename something; ``flags`` are `RENAME_NOREPLACE` and `RENAME_EXCHANGE`."""
+        """Rename something; ``flags`` are those of `Directory.rename`."""
         raise error(errno.ENOSYS)
 
     def readlink(self, ino: int) -> Soon[str]:

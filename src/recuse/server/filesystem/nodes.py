@@ -331,7 +331,8 @@ class Directory(Node):
         """Rename something, perhaps into another directory.
 
         Whatever had the new name before is then gone. ENOTEMPTY if that is a directory that is not
-        empty. ``flags``: `RENAME_NOREPLACE` (EEXIST instead), `RENAME_EXCHANGE` (both stay).
+        empty. ``flags``: `RENAME_NOREPLACE` (EEXIST instead), `RENAME_EXCHANGE` (both stay),
+        `RENAME_WHITEOUT` (a character device with the number 0 takes its place, for overlayfs).
         """
         raise error(errno.EPERM)
 
@@ -368,6 +369,7 @@ class Directory(Node):
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
 """linux/fs.h"""
 
 
