@@ -29,6 +29,8 @@ from recuse import (
 
 PAGE = 4096
 ZEROS = bytes(PAGE)
+MOST_PAGES = os.sysconf("SC_PHYS_PAGES") // 2 * (os.sysconf("SC_PAGE_SIZE") // PAGE)
+"""Half of the machine's memory, as of a tmpfs.  Only fallocate keeps to it."""
 
 DAY_NS = 24 * 3600 * 10**9
 
@@ -49,6 +51,7 @@ class MemoryNode(Node):
     """What all nodes have: an owner, times, extended attributes."""
 
     def __init__(self, mode: int, directory: "MemoryDirectory | None" = None) -> None:
+        self.top: MemoryNode = self if directory is None else directory.top
         self.mode = mode
         self.xattrs: dict[str, bytes] = {}
         if directory is not None:
@@ -133,7 +136,11 @@ class MemoryFile(MemoryNode, recuse.RegularFile):
         self.touch()
 
     def reserve(self, offset: int, end: int) -> None:
-        for number in pages(offset, end):
+        wanted = pages(offset, end)
+        there = sum(number in wanted for number in (*self.pages, *self.reserved))
+        if len(wanted) - there > MOST_PAGES - used(self.top)[1]:
+            raise error(errno.ENOSPC)
+        for number in wanted:
             if number in self.reserved:  # as a tmpfs: the second time it is filled with zeros
                 self.reserved.remove(number)
                 self.pages[number] = bytearray(PAGE)
@@ -297,22 +304,25 @@ class MemoryFilesystem(recuse.Filesystem):
         super().__init__(MemoryDirectory(0o755))
 
     def statistics(self) -> Statistics:
-        """Tell of half of the machine's memory, as a tmpfs does.  Nothing here enforces it."""
-        found: dict[int, Node] = {}
-        waiting: list[Node] = [self.root]
-        while waiting:
-            node = waiting.pop()
-            found[id(node)] = node  # once, if it has several names
-            if isinstance(node, MemoryDirectory):
-                waiting += node.children.values()
-        most = os.sysconf("SC_PHYS_PAGES") // 2 * (os.sysconf("SC_PAGE_SIZE") // PAGE)
-        blocks = sum(node.blocks for node in found.values() if isinstance(node, MemoryFile))
-        free = max(most - blocks * 512 // PAGE, 0)
+        nodes, blocks = used(self.root)
         return Statistics(
-            blocks=most,
-            free=free,
-            available=free,
-            files=most,
-            free_files=max(most - len(found), 0),
+            blocks=MOST_PAGES,
+            free=max(MOST_PAGES - blocks, 0),
+            available=max(MOST_PAGES - blocks, 0),
+            files=MOST_PAGES,
+            free_files=max(MOST_PAGES - nodes, 0),
             block_size=PAGE,
         )
+
+
+def used(top: Node) -> tuple[int, int]:
+    """Return how many files there are, and how many pages they have."""
+    found: dict[int, Node] = {}
+    waiting = [top]
+    while waiting:
+        node = waiting.pop()
+        found[id(node)] = node  # once, if it has several names
+        if isinstance(node, MemoryDirectory):
+            waiting += node.children.values()
+    blocks = sum(node.blocks for node in found.values() if isinstance(node, MemoryFile))
+    return len(found), blocks * 512 // PAGE

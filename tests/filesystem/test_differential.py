@@ -253,7 +253,8 @@ CALLS = st.one_of(
     st.tuples(st.just("seek"), NAMES, st.one_of(OFFSETS, st.just(-5)), WHENCE),
     st.tuples(st.just("truncate"), NAMES, OFFSETS),
     # To reserve room, also beyond the end; to make a hole; what tmpfs refuses.
-    st.tuples(st.just("allocate"), NAMES, st.sampled_from([0, 1, 3, 3, 2, 16]), OFFSETS, OFFSETS),
+    st.tuples(st.just("allocate"), NAMES, st.sampled_from([0, 1, 3, 3, 2, 16]), OFFSETS,
+              st.one_of(OFFSETS, st.just(1 << 42))),
     st.tuples(
         st.just("on_file"),
         st.integers(0, 2),
