@@ -33,6 +33,9 @@ from recuse.wire.filesystem import (
 from recuse.wire.fuse import FUSE_GETATTR, FUSE_GETATTR_FH, FUSE_STATFS, FUSE_STATX
 
 _STATX_MINOR: Final = 39
+AT_STATX_FORCE_SYNC: Final = 0x2000
+AT_STATX_DONT_SYNC: Final = 0x4000
+"""linux/stat.h"""
 
 
 class Handle(Protocol):
@@ -81,21 +84,23 @@ def get_attributes(
     inode: Inode,
     mask: int = STATX_BASIC_STATS,
     file: Handle | None = None,
+    *,
+    sync: int = 0,
 ) -> Operation[fuse_attr]:
     """Return a node's attributes, asking for them if they are not known (fuse_getattr).
 
-    ``mask`` has the STATX_ bits of those that are needed. Raises OSError: EACCES, EIO, or what the
-    server answers.
+    ``mask`` has the STATX_ bits of those that are needed, ``sync`` the flag of statx(2) that says
+    whether to ask. Raises OSError: EACCES, EIO, or what the server answers.
     """
     inode.check()
     allowed(superblock, caller)
-    if inode.needs(mask):
+    if sync == AT_STATX_FORCE_SYNC or (sync != AT_STATX_DONT_SYNC and inode.needs(mask)):
         yield from refresh(superblock, caller, inode, file)
     return inode.attr
 
 
 def known_attributes(superblock: Superblock, caller: FileCaller, inode: Inode) -> fuse_attr | None:
-    """What `get_attributes` returns if nobody has to be asked; None if somebody has to."""
+    """All attributes as `get_attributes` returns them; None if somebody has to be asked."""
     options = superblock.options
     if inode.bad or inode.needs(STATX_BASIC_STATS):
         return None

@@ -66,17 +66,13 @@ class FileCaller(Caller):
 
     def with_memory(self, memory: Memory) -> "FileCaller":
         """The same caller, in a system call that has pointers into this memory."""
-        return FileCaller(
-            self.pid,
-            self.uid,
-            self.gid,
-            groups=self.groups,
-            capabilities=self.capabilities,
-            umask=self.umask,
-            owner=self.owner,
-            memory=memory,
-            tgid=self.tgid,
-        )
+        kind = type(self)
+        other = kind.__new__(kind)
+        other.pid, other.uid, other.gid = self.pid, self.uid, self.gid
+        other.memory, other.owner, other.keeps_suid = memory, self.owner, self.keeps_suid
+        other.tgid, other.groups, other.umask = self.tgid, self.groups, self.umask
+        other.capabilities = self.capabilities
+        return other
 
     def size_limit(self) -> int | None:
         """How large it may make files, in bytes (RLIMIT_FSIZE); None: as large as it likes."""

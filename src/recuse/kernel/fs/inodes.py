@@ -145,8 +145,12 @@ class Inode:
     flocks
         The locks of flock(2), if there were any and the server does not have them
         (`InodeTable.locks_of`).
+    is_directory
+        Whether it is one.
     is_plain
         It is known to have neither set-user-ID nor capabilities (S_NOSEC).
+    kind
+        The type bits of its mode, which stay the same: otherwise it is bad.
     linkable
         It has no name, but may get one: it was opened with O_TMPFILE (I_LINKABLE).
     pages
@@ -175,7 +179,9 @@ class Inode:
         "from_plus",
         "generation",
         "io_mode",
+        "is_directory",
         "is_plain",
+        "kind",
         "linkable",
         "lock",
         "lookups",
@@ -198,6 +204,8 @@ class Inode:
         self.nodeid = nodeid
         self.generation = generation
         self.attr = attr
+        self.kind = stat.S_IFMT(attr.mode)
+        self.is_directory = stat.S_ISDIR(attr.mode)
         self.valid_until = 0
         self.outdated = 0
         self.attr_version = 0
@@ -231,16 +239,6 @@ class Inode:
 
     def __repr__(self) -> str:
         return f"<Inode {self.nodeid} mode={self.attr.mode:o} lookups={self.lookups}>"
-
-    @property
-    def kind(self) -> int:
-        """The type bits of its mode."""
-        return stat.S_IFMT(self.attr.mode)
-
-    @property
-    def is_directory(self) -> bool:
-        """Whether it is one."""
-        return stat.S_ISDIR(self.attr.mode)
 
     @property
     def is_kept(self) -> bool:

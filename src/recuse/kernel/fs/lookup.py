@@ -61,11 +61,14 @@ def lookup(  # noqa: PLR0917
         superblock.unlock(inode, shared=True)
 
 
-def is_known(superblock: Superblock, dentry: Dentry) -> bool:
-    """Whether a name leads where it did without asking; then somebody uses it now."""
-    inode = dentry.inode
-    if dentry.epoch < superblock.epoch or superblock.expired(dentry.valid_until):
+def is_known(superblock: Superblock, dentry: Dentry, now: int) -> bool:
+    """Whether a name still leads where it did, and nobody has to be asked: then it is used.
+
+    ``now`` is as `Superblock.clock`.
+    """
+    if dentry.epoch < superblock.epoch or dentry.valid_until < now:
         return False
+    inode = dentry.inode
     if inode is not None:
         if inode.bad:
             return False
@@ -81,7 +84,7 @@ def _revalidate(
     superblock: Superblock, caller: Caller, dentry: Dentry, again: bool
 ) -> Operation[bool]:
     """Whether a name still leads where it did (fuse_dentry_revalidate)."""
-    if not again and is_known(superblock, dentry):
+    if not again and is_known(superblock, dentry, superblock.clock()):
         return True
     inode = dentry.inode
     if (inode is not None and inode.bad) or dentry.epoch < superblock.epoch:

@@ -152,6 +152,7 @@ def go_along_known(
 ) -> Dentry:
     """Do the same as far as nobody has to be asked (fs/namei.c, lookup_fast)."""
     here = start
+    now = superblock.clock()
     while names:
         inode = here.inode
         if inode is None or not may_search(superblock, caller, inode):
@@ -161,7 +162,7 @@ def go_along_known(
             break
         if name != b".":
             found = here.children.get(name)
-            if found is None or found.inode is None or not is_known(superblock, found):
+            if found is None or found.inode is None or not is_known(superblock, found, now):
                 break
             here = found
         names.pop()

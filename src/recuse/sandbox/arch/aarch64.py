@@ -68,7 +68,7 @@ def pack_stat(status: Status) -> bytes:
         status.block_size,
         0,
         status.blocks,
-        *status.stamps(),
+        *status.stamps,
         0,
         0,
     )

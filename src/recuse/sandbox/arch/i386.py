@@ -89,4 +89,4 @@ def pack_stat64(status: Status) -> bytes:
 
 
 def _stamps(status: Status) -> list[int]:
-    return [part & _LOW for part in status.stamps()]
+    return [part & _LOW for part in status.stamps]

@@ -18,13 +18,9 @@ class Status(NamedTuple):
     rdev: int
     size: int
     block_size: int
-    times_ns: tuple[int, int, int]
-    """Access, modification and change time in nanoseconds since the epoch."""
+    stamps: tuple[int, int, int, int, int, int]
+    """Access, modification and change time, each in seconds since the epoch and nanoseconds."""
     blocks: int = 0
     """Of 512 bytes, as st_blocks."""
     birth_ns: int | None = None
     """When it was made, if that is known."""
-
-    def stamps(self) -> list[int]:
-        """The times as seconds and nanoseconds, in turns."""
-        return [part for ns in self.times_ns for part in divmod(ns, 1_000_000_000)]

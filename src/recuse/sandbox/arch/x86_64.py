@@ -69,5 +69,5 @@ def pack_stat(status: Status) -> bytes:
         status.size,
         status.block_size,
         status.blocks,
-        *status.stamps(),
+        *status.stamps,
     )

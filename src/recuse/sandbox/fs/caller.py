@@ -14,6 +14,8 @@ from recuse.sandbox.tasks.tasks import umask_of
 
 if TYPE_CHECKING:
     from recuse.kernel.caller import Caller
+    from recuse.sandbox.tasks.rights import Rights
+    from recuse.sandbox.tasks.tasks import Task
     from recuse.sandbox.trap.call import TrappedCall
 
 
@@ -41,36 +43,48 @@ def send_signal(tid: int, number: int) -> None:
         os.kill(tid, number)  # this thread gets it, unless it blocks the signal
 
 
-def caller_of(call: TrappedCall, *, real: bool = False, creates: bool = False) -> FileCaller:
+def looker(call: TrappedCall, *, real: bool = False) -> FileCaller:
+    """Who makes a call that only looks, without its memory; the same for all calls of a thread.
+
+    ``real``: with the thread's real IDs, as access(2) is made. OSError: ESRCH if it is gone.
+    """
+    task = call.task
+    if real:
+        return _of_task(task, task.real_rights)
+    if task.looker is None:
+        task.looker = _of_task(task, task.rights)
+    return task.looker
+
+
+def _of_task(task: Task, rights: Rights) -> ThreadCaller:
+    return ThreadCaller(
+        task.tid,
+        rights.uid,
+        rights.gid,
+        groups=rights.groups,
+        capabilities=rights.capabilities,
+        umask=0,
+        owner=task.owner,
+        tgid=task.tgid,
+    )
+
+
+def caller_of(call: TrappedCall, *, creates: bool = False) -> FileCaller:
     """Who makes a call.
 
     Args:
         call: the call.
-        real: with the thread's real IDs, as access(2) is made.
         creates: the call may make a file, so the umask is needed.
 
     Raises:
         OSError: ESRCH if the thread is gone.
     """
-    plain = not real and not creates
-    if plain and call.file_caller is not None:
-        return call.file_caller
-    task = call.task
-    rights = task.real_rights if real else task.rights
-    memory = CallerMemory(call.trap.listener, call.id, call.tid, task.writable)
-    caller = ThreadCaller(
-        call.tid,
-        rights.uid,
-        rights.gid,
-        groups=rights.groups,
-        capabilities=rights.capabilities,
-        umask=umask_of(call.tid) if creates else 0,
-        owner=task.owner,
-        tgid=task.tgid,
-        memory=memory,
-    )
-    if plain:
-        call.file_caller = caller  # the next step of a path has the same
+    caller = call.file_caller
+    if caller is None:
+        memory = CallerMemory(call.trap.listener, call.id, call.tid, call.task.writable)
+        caller = call.file_caller = looker(call).with_memory(memory)
+    if creates:
+        caller.umask = umask_of(call.tid)
     return caller
 
 

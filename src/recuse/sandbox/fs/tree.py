@@ -26,7 +26,7 @@ from recuse.kernel.fs.attributes import (
 from recuse.kernel.fs.changes import Changes, change_attributes, truncate
 from recuse.kernel.fs.credentials import ALL_CAPABILITIES, FileCaller
 from recuse.kernel.fs.execution import read_program
-from recuse.kernel.fs.inodes import Inode
+from recuse.kernel.fs.inodes import STATX_BASIC_STATS, STATX_BTIME, Inode
 from recuse.kernel.fs.lookup import lookup
 from recuse.kernel.fs.options import MountOptions
 from recuse.kernel.fs.permission import MAY_ACCESS, MAY_CHDIR, MAY_EXEC, permission
@@ -36,7 +36,7 @@ from recuse.kernel.fs.writeback import write_back_all
 from recuse.sandbox.arch.status import Status
 from recuse.sandbox.files.table import FileTable
 from recuse.sandbox.fs import opening
-from recuse.sandbox.fs.caller import caller_of
+from recuse.sandbox.fs.caller import caller_of, looker
 from recuse.sandbox.fs.running import Mounted
 from recuse.sandbox.fs.views import Name
 from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
@@ -58,7 +58,6 @@ _DEFAULT_BLOCK: Final = 512
 """FUSE_DEFAULT_BLKSIZE"""
 _ST_VALID: Final = 0x20
 _SIGN: Final = 1 << 63
-_SECOND: Final = 1_000_000_000
 
 
 def of(dentry: Dentry) -> dentries.Dentry:
@@ -160,7 +159,7 @@ class MountedTree(Mounted, FilesystemTree):
         """See `FilesystemTree`."""
         begin = of(start)
         question = begin, tuple(names), real
-        caller = caller_of(call, real=real)
+        caller = looker(call, real=real)
         self.settle(call)
         if not self.has_answered(call, question):
             begin = go_along_known(self.superblock, caller, begin, names)
@@ -180,7 +179,7 @@ class MountedTree(Mounted, FilesystemTree):
         """See `FilesystemTree`."""
         inode = inode_of(link)
         return self.ask(
-            call, ("link", inode), lambda: read_link(self.superblock, caller_of(call), inode)
+            call, ("link", inode), lambda: read_link(self.superblock, looker(call), inode)
         )
 
     def check_enter(self, call: TrappedCall, directory: Dentry) -> None:
@@ -198,25 +197,30 @@ class MountedTree(Mounted, FilesystemTree):
         self.ask(
             call,
             ("permission", inode, mask, real),
-            lambda: permission(self.superblock, caller_of(call, real=real), inode, mask),
+            lambda: permission(self.superblock, looker(call, real=real), inode, mask),
         )
 
-    def status(self, call: TrappedCall, dentry: Dentry, *, birth: bool = False) -> Status:
+    def status(
+        self, call: TrappedCall, dentry: Dentry, mask: int = STATX_BASIC_STATS, sync: int = 0
+    ) -> Status:
         """See `FilesystemTree`."""
-        inode, caller = inode_of(dentry), caller_of(call)
+        inode, caller = inode_of(dentry), looker(call)
         question = "status", inode
         self.settle(call)
-        if not birth and not self.has_answered(call, question):
+        if not mask & STATX_BTIME and not sync and not self.has_answered(call, question):
             attr = known_attributes(self.superblock, caller, inode)
             if attr is not None:
                 return self._status(attr, None)
-        return self.ask(call, question, lambda: self._get_status(caller, inode, birth))
+        return self.ask(call, question, lambda: self._get_status(caller, inode, mask, sync))
 
-    def _get_status(self, caller: FileCaller, inode: Inode, birth: bool) -> Operation[Status]:
+    def _get_status(
+        self, caller: FileCaller, inode: Inode, mask: int, sync: int
+    ) -> Operation[Status]:
         born = None
-        if birth:
+        if mask & STATX_BTIME:
             born = yield from get_birth_time(self.superblock, caller, inode)
-        attr = yield from get_attributes(self.superblock, caller, inode)
+        basic = mask & STATX_BASIC_STATS
+        attr = yield from get_attributes(self.superblock, caller, inode, basic, sync=sync)
         return self._status(attr, born)
 
     def _status(self, attr: fuse_attr, born: int | None) -> Status:
@@ -231,9 +235,9 @@ class MountedTree(Mounted, FilesystemTree):
             attr.size,
             attr.blksize or PAGE_SIZE,
             (
-                _signed(attr.atime) * _SECOND + attr.atimensec,
-                _signed(attr.mtime) * _SECOND + attr.mtimensec,
-                _signed(attr.ctime) * _SECOND + attr.ctimensec,
+                *(_signed(attr.atime), attr.atimensec),
+                *(_signed(attr.mtime), attr.mtimensec),
+                *(_signed(attr.ctime), attr.ctimensec),
             ),
             attr.blocks,
             born,
@@ -242,7 +246,7 @@ class MountedTree(Mounted, FilesystemTree):
     def statfs(self, call: TrappedCall) -> bytes:
         """See `FilesystemTree`."""
         inode = self._root.inode
-        told = self.ask(call, "statfs", lambda: statfs(self.superblock, caller_of(call), inode))
+        told = self.ask(call, "statfs", lambda: statfs(self.superblock, looker(call), inode))
         return _STATFS.pack(
             *(_MAGIC, told.f_bsize, told.f_blocks, told.f_bfree, told.f_bavail),
             *(told.f_files, told.f_ffree, self.device & 0x7FFFFFFF, 0),

@@ -39,12 +39,13 @@ _SECOND: Final = 1_000_000_000
 _STATX = struct.Struct("=IIQIIIHxxQQQQ" + "qIxxxx" * 4 + "IIIIQ104x")
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
+_MASK: Final = _STATX_BASIC | _STATX_BTIME
 
 
-def _status(call: TrappedCall, found: Found, *, birth: bool = False) -> Status:
+def _status(call: TrappedCall, found: Found, mask: int = _STATX_BASIC, sync: int = 0) -> Status:
     filesystem = filesystem_of(found.location)
     if filesystem is not None:
-        return filesystem.status(call, found.location.dentry, birth=birth)
+        return filesystem.status(call, found.location.dentry, mask, sync)
     return found.node.status()
 
 
@@ -103,9 +104,8 @@ def statx(call: TrappedCall, machine: Machine) -> int:
     found = inspected(call, machine, signed32(call.a0), call.a1, call.a2)
     if found is None or found.link:
         return PROCEED
-    it = _status(call, found, birth=bool(call.a3 & _STATX_BTIME))
-    accessed, modified, changed = it.times_ns
-    times = (accessed, it.birth_ns or 0, changed, modified)
+    it = _status(call, found, call.a3 & _MASK, call.a2 & _AT_STATX_SYNC_TYPE)
+    stamps = it.stamps
     data = _STATX.pack(
         _STATX_BASIC | (0 if it.birth_ns is None else _STATX_BTIME),
         it.block_size,
@@ -118,7 +118,10 @@ def statx(call: TrappedCall, machine: Machine) -> int:
         it.size,
         it.blocks,
         0,
-        *(part for ns in times for part in divmod(ns, _SECOND)),
+        *stamps[:2],
+        *divmod(it.birth_ns or 0, _SECOND),
+        *stamps[4:],
+        *stamps[2:4],
         os.major(it.rdev),
         os.minor(it.rdev),
         os.major(it.device),

@@ -14,7 +14,7 @@ import errno
 import functools
 import os
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.runtime.locks import new_lock
@@ -24,6 +24,9 @@ from recuse.sandbox.tasks.rights import Acting, Rights, labels_of, own_rights
 from recuse.sandbox.tasks.status import ThreadStatus
 from recuse.sandbox.tasks.thread_ends import ThreadEnds
 from recuse.wire.ids import Tgid, Tid
+
+if TYPE_CHECKING:
+    from recuse.kernel.fs.credentials import FileCaller
 
 
 @record
@@ -64,6 +67,8 @@ class Task:
     """Lets a supervisor's thread use the thread's rights; None if no less than the supervisor's."""
     real_rights: Rights
     """The rights that access(2) checks."""
+    looker: FileCaller | None = None
+    """The thread as filesystems see it (`recuse.sandbox.fs.caller`), after the first look."""
     in_our_mounts: bool = False
     """Whether it is known to be in the supervisor's mount namespace. What takes it to another one
     is trapped, and makes the record wrong."""

@@ -103,6 +103,11 @@ class FilesystemTree(ABC):
     def write_back(self) -> OnDevice[None]:
         """Have the server get everything that it does not have yet, as syncfs(2)."""
 
+    @property
+    def filesystem(self) -> FilesystemTree:
+        """This one."""
+        return self
+
     # Looking
 
     @abstractmethod
@@ -138,8 +143,8 @@ class FilesystemTree(ABC):
         """As access(2). ``wanted`` has the bits of `recuse.sandbox.vfs.permissions`."""
 
     @abstractmethod
-    def status(self, call: TrappedCall, dentry: Dentry, *, birth: bool = False) -> Status:
-        """What stat returns: with ``birth``, with the time when it was made."""
+    def status(self, call: TrappedCall, dentry: Dentry, mask: int = 0x7FF, sync: int = 0) -> Status:
+        """What stat returns; ``mask`` and ``sync`` are as for statx(2)."""
 
     @abstractmethod
     def is_removed(self, dentry: Dentry) -> bool:
@@ -240,5 +245,4 @@ class FilesystemTree(ABC):
 
 def filesystem_of(location: Location) -> FilesystemTree | None:
     """The filesystem that a file is on; None if it is on none of the sandbox's."""
-    tree = location.mount.tree
-    return tree if isinstance(tree, FilesystemTree) else None
+    return location.mount.tree.filesystem

@@ -56,8 +56,9 @@ class Mounts:
         """The mounts of filesystems."""
         self.entrances: tuple[bytes, ...] = ()
         """How the paths begin that may lead into a filesystem: at its native directory."""
-        self._entrances: list[tuple[bytes, tuple[int, int], Mount]] = []
-        """All mounts on native directories and files, each with its path and what it covers there.
+        self._entrances: list[tuple[bytes, bytes, tuple[int, int], Mount]] = []
+        """All mounts on native directories and files, each with its path, how what is below it
+        begins, and what it covers there.
         A path that leads to several comes to the one with the shortest path first."""
         self.changed: set[tuple[int, int]] = set()
         """Native directories that are added to or covered, by the supervisor's numbers."""
@@ -85,6 +86,7 @@ class Mounts:
                 if not beginning.startswith(self.beginnings):
                     others = (one for one in self.beginnings if not one.startswith(beginning))
                     self.beginnings = (*others, beginning)
+                    self._note_entrances()
 
     def mount(
         self,
@@ -174,12 +176,16 @@ class Mounts:
         self.covers = bool(self._covers)
         self.covers_files = bool(self._not_empty)
         self.filesystems = tuple(one for one in mounts if isinstance(one.tree, FilesystemTree))
-        entrances = [(one.path, place, one) for place, one in self._covers.items()]
+        self._note_entrances()
+
+    def _note_entrances(self) -> None:
+        entrances = [(one.path, one.path + b"/", place, one) for place, one in self._covers.items()]
         self._entrances = sorted(entrances, key=lambda entrance: len(entrance[0]))
+        # What is added to a directory above may hide the native directory.
         self.entrances = tuple(
-            one.path
-            for one in self._covers.values()
-            if one in self.filesystems and one.path != b"/"
+            path
+            for path, below, _, one in entrances
+            if one in self.filesystems and path != b"/" and not below.startswith(self.beginnings)
         )
 
     def enter(self, path: bytes) -> tuple[Mount, bytes] | None:
@@ -192,16 +198,17 @@ class Mounts:
         Args:
             path: has one of the `entrances`, and is seen with the supervisor's root and mounts.
         """
-        for top, place, mount in self._entrances:
-            rest = path[len(top) :]
-            if path.startswith(top) and (not rest or rest.startswith(b"/")):
-                if not isinstance(mount.tree, FilesystemTree) or path.startswith(self.beginnings):
+        for top, below, place, mount in self._entrances:
+            if path.startswith(below) or path == top:
+                if top not in self.entrances:
                     return None
                 try:
                     found = native_files.status(top)
                 except OSError:
                     return None
-                return (mount, rest) if (found.st_dev, found.st_ino) == place else None
+                if (found.st_dev, found.st_ino) == place:
+                    return mount, path[len(top) :]
+                return None
         return None
 
     def close(self) -> None:

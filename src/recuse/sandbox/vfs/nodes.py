@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from recuse.kernel.caller import Caller
 from recuse.kernel.char.devices import CharDevice
@@ -19,6 +19,9 @@ from recuse.sandbox.vfs import native_files
 
 if TYPE_CHECKING:
     from recuse.sandbox.trap.call import OnDevice
+
+
+_SECOND: Final = 1_000_000_000
 
 
 class Identity(NamedTuple):
@@ -83,7 +86,11 @@ class Node:
             self.rdev,
             self.size,
             self.block_size,
-            (self.accessed_ns, self.modified_ns, self.changed_ns),
+            (
+                *divmod(self.accessed_ns, _SECOND),
+                *divmod(self.modified_ns, _SECOND),
+                *divmod(self.changed_ns, _SECOND),
+            ),
         )
 
     def resemble(self, native: os.stat_result) -> None:

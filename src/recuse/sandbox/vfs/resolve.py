@@ -147,8 +147,8 @@ class Tree:
             if location is not None and not (follow and location.dentry.node.is_link):
                 return Found(location)
         if not scope and not own_root and path.startswith(mounts.entrances):
-            entered, found = self._entered(call, path, follow=follow, opening=opening, real=real)
-            if entered:
+            found = self._entered(call, path, follow, opening, real)
+            if found is not None:
                 return found
         if (now := monotonic()) >= self._look_again:
             self._look_again = now + LOOK_AGAIN_S
@@ -167,20 +167,20 @@ class Tree:
             return walk.find(base, path, follow=follow, opening=opening)
 
     def _entered(
-        self, call: TrappedCall, path: bytes, *, follow: bool, opening: bool, real: bool
-    ) -> tuple[bool, Found | None]:
-        """What a path leads to that enters a filesystem, if that can be seen quickly.
+        self, call: TrappedCall, path: bytes, follow: bool, opening: bool, real: bool
+    ) -> Found | None:
+        """What a path leads to that enters a filesystem; None if that cannot be seen quickly.
 
-        Returns:
-            Whether it can, and the result and errors of `find`.
+        Raises:
+            OSError, UnansweredError: as `find`.
         """
         task = call.task
         acting = self._tasks.acting_as(task.real_rights) if real else task.acting
         if acting is not None or not task.shares_mounts():
-            return False, None
+            return None
         entered = self.mounts.enter(path)
         if entered is None:
-            return False, None
+            return None
         mount, rest = entered
         names = names_of(rest)
         at = Location(mount, mount.tree.root)
@@ -188,9 +188,9 @@ class Tree:
         if filesystem is not None and not self.mounts.covers_ours:
             at = go_along(call, filesystem, at, names, real)
             if not names and not (follow and at.node.is_link):
-                return True, Found(at)
+                return Found(at)
         with self._walk(call, own_root=False, real=real) as walk:
-            return True, walk.go_on(at, names, follow=follow, opening=opening)
+            return walk.go_on(at, names, follow=follow, opening=opening)
 
     def _walk(
         self, call: TrappedCall, *, own_root: bool, scope: int = 0, real: bool = False

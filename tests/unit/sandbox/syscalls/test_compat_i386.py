@@ -41,9 +41,9 @@ def test_structures_are_what_a_32_bit_compiler_makes_of_them(needs: Needs, tmp_p
     source, program = tmp_path / "stat.c", tmp_path / "stat"
     source.write_text(FIELDS)
     subprocess.run(["gcc", "-m32", "-static", "-o", program, source], check=True)
-    times_ns = 1_000_000_002, 3_000_000_004, 5_000_000_006
+    stamps = 1, 2, 3, 4, 5, 6
     rdev = os.makedev(254, 300)
-    status = Status(6, 1 << 20, 0o20640, 3, 1000, 1001, rdev, 12345, 4096, times_ns)
+    status = Status(6, 1 << 20, 0o20640, 3, 1000, 1001, rdev, 12345, 4096, stamps)
     data = compat.pack_stat(status) + compat.pack_stat64(status)
     done = subprocess.run([program], input=data, capture_output=True, check=True)
     line = f"6 {1 << 20} 20640 3 1000 1001 {rdev} 12345 4096 1.2 3.4 5.6"
@@ -52,5 +52,5 @@ def test_structures_are_what_a_32_bit_compiler_makes_of_them(needs: Needs, tmp_p
 
 @pytest.mark.parametrize("uid", [65535, 65536, 0xFFFFFFFE])
 def test_ids_beyond_16_bits_do_not_break_the_small_structure(uid: int) -> None:
-    status = Status(0, 0, 0, 0, uid, 0, 0, 0, 0, (0, 0, 0))
+    status = Status(0, 0, 0, 0, uid, 0, 0, 0, 0, (0, 0, 0, 0, 0, 0))
     assert len(compat.pack_stat(status)) == 64
