@@ -42,7 +42,7 @@ class ServedTree:
         self._next_inode = 1
         self.memory = MemoryTree(DirectoryNode(self._identity()), b"/")
         self.root = self.memory.root
-        self.filesystem = None
+        self.is_filesystem = False
         self.serial = -1
         self.held: set[bytes] = set()
         self.waiting: queue.SimpleQueue[tuple[bytes, int]] = queue.SimpleQueue()

@@ -107,6 +107,29 @@ def test_nothing_is_walked_that_is_known(
     assert size() == "4"
 
 
+def test_nothing_is_walked_from_a_directory_in_it(
+    size: Callable[[], str], told: Told, way: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was walked")
+
+    assert told(f"os.chdir({os.fspath(way / 'mnt')!r})") == "None"
+    monkeypatch.setattr(Walk, "__init__", never)
+    assert told("size('file'), size('./file'), size('deep'), size('none')").endswith(" 'ENOENT')")
+    told("globals().update(fd=os.open('.', os.O_RDONLY))")
+    assert told("os.stat('file', dir_fd=fd).st_size") == "4"
+    assert told("attempt(os.stat, 'file/x', dir_fd=fd)") == "ENOTDIR"
+    monkeypatch.undo()
+    way.rename(way.parent / "moved")
+    assert told("size('file'), os.stat('file', dir_fd=fd).st_size") == "(4, 4)"
+    assert size() == "ENOENT"
+    (way.parent / "moved").rename(way)
+    assert (
+        told("size('../mnt/file'), size('deep/../file'), size('../../way/mnt/file')").count("4")
+        == 3
+    )
+
+
 def test_a_directory_above_is_renamed(size: Callable[[], str], way: Path) -> None:
     way.rename(way.parent / "moved")
     assert size() == "ENOENT"

@@ -16,7 +16,6 @@ from recuse.sandbox.vfs.nodes import Node
 
 if TYPE_CHECKING:
     from recuse.sandbox.trap.call import TrappedCall
-    from recuse.sandbox.vfs.filesystem_tree import FilesystemTree
 
 
 SERVER_GONE: Final = (errno.ENOTCONN, errno.ECONNABORTED)
@@ -80,9 +79,8 @@ class FileTree(Protocol):
     def root(self) -> Dentry:
         """The directory at the top."""
 
-    @property
-    def filesystem(self) -> FilesystemTree | None:
-        """Itself, if it is a mounted filesystem's."""
+    is_filesystem: bool
+    """Whether it is a `recuse.sandbox.vfs.filesystem_tree.FilesystemTree`."""
 
     def lookup(self, call: TrappedCall, directory: Dentry, name: bytes) -> Dentry | None:
         """What has that name; None if nothing has it. Raises OSError for the call."""
@@ -171,7 +169,7 @@ class Location(NamedTuple):
 class MemoryTree:
     """A tree that is all in memory, and appears to be on a native filesystem."""
 
-    filesystem = None
+    is_filesystem = False
 
     def __init__(self, root: Node, filesystem: bytes) -> None:
         """Make an empty tree; ``filesystem`` is the path of a directory on that filesystem."""

@@ -34,6 +34,7 @@ from recuse.sandbox.vfs.found import (
     NativelyAbsentError,
     OutsideError,
 )
+from recuse.sandbox.vfs.inside import Inside, OpenFiles
 from recuse.sandbox.vfs.mounts import Mounts
 from recuse.sandbox.vfs.native_files import (
     AT_FDCWD,
@@ -45,7 +46,7 @@ from recuse.sandbox.vfs.native_files import (
     start_of,
 )
 from recuse.sandbox.vfs.placeholder_dirs import PlaceholderDirs
-from recuse.sandbox.vfs.walk import OpenFiles, Walk, go_along, names_of
+from recuse.sandbox.vfs.walk import Walk
 from recuse.wire.ids import Tid
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Tree:
         self.mounts = Mounts()
         self.placeholders = PlaceholderDirs()
         self.devices = DeviceFiles(self.mounts)
+        self._inside = Inside(tasks, files, self.mounts, self.placeholders)
         self.listings: dict[tuple[int, int], tuple[Listed, int, int]] = {}
         """How far each listing has come, by process and descriptor (`syscalls.listing`)."""
         self.many_roots = False
@@ -146,10 +148,15 @@ class Tree:
             location = mounts.quickly(path)
             if location is not None and not (follow and location.dentry.node.is_link):
                 return Found(location)
-        if not scope and not own_root and path.startswith(mounts.entrances):
-            found = self._entered(call, path, follow, opening, real)
-            if found is not None:
-                return found
+        if not scope and mounts.filesystems:
+            inside = self._inside.find(call, base, path, real=real, own_root=own_root)
+            if inside is not None:
+                at, names = inside
+                if not names and not (follow and at.node.is_link):
+                    return Found(at)
+                if path.startswith(b"/"):
+                    with self._walk(call, own_root=False, real=real) as walk:
+                        return walk.go_on(at, names, follow=follow, opening=opening)
         if (now := monotonic()) >= self._look_again:
             self._look_again = now + LOOK_AGAIN_S
             self.devices.look_again()
@@ -165,32 +172,6 @@ class Tree:
                 return None
         with self._walk(call, own_root=own_root, scope=scope, real=real) as walk:
             return walk.find(base, path, follow=follow, opening=opening)
-
-    def _entered(
-        self, call: TrappedCall, path: bytes, follow: bool, opening: bool, real: bool
-    ) -> Found | None:
-        """What a path leads to that enters a filesystem; None if that cannot be seen quickly.
-
-        Raises:
-            OSError, UnansweredError: as `find`.
-        """
-        task = call.task
-        acting = self._tasks.acting_as(task.real_rights) if real else task.acting
-        if acting is not None or not task.shares_mounts():
-            return None
-        entered = self.mounts.enter(path)
-        if entered is None:
-            return None
-        mount, rest = entered
-        names = names_of(rest)
-        at = Location(mount, mount.tree.root)
-        filesystem = filesystem_of(at)
-        if filesystem is not None and not self.mounts.covers_ours:
-            at = go_along(call, filesystem, at, names, real)
-            if not names and not (follow and at.node.is_link):
-                return Found(at)
-        with self._walk(call, own_root=False, real=real) as walk:
-            return walk.go_on(at, names, follow=follow, opening=opening)
 
     def _walk(
         self, call: TrappedCall, *, own_root: bool, scope: int = 0, real: bool = False

@@ -6,8 +6,8 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 from recuse.kernel.errors import os_error
 from recuse.sandbox.tasks.tasks import Credentials, numbers_in
@@ -21,6 +21,7 @@ from recuse.sandbox.vfs.found import (
     NativelyAbsentError,
     OutsideError,
 )
+from recuse.sandbox.vfs.inside import OpenFiles, behind, go_along, names_of, opened_at
 from recuse.sandbox.vfs.native_files import PROC_ROOT_INODE, start_of
 from recuse.sandbox.vfs.permissions import MAY_EXECUTE, check
 from recuse.sandbox.vfs.position import Position, Spot
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from recuse.sandbox.tasks.tasks import Task, Tasks
     from recuse.sandbox.trap.call import TrappedCall
     from recuse.sandbox.vfs.device_files import DeviceFiles
-    from recuse.sandbox.vfs.filesystem_tree import FilesystemTree
     from recuse.sandbox.vfs.mounts import Mounts
     from recuse.sandbox.vfs.placeholder_dirs import PlaceholderDirs
 
@@ -42,66 +42,6 @@ look into the process (fs/proc/base.c, proc_fd_access_allowed)."""
 
 _OWN_LACKS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What the supervisor itself has run out of. This says nothing about the path."""
-
-
-def names_of(path: bytes) -> list[bytes]:
-    """A path's names, the first one last. A slash at the end counts as a name, "."."""
-    names = [name for name in path.split(b"/") if name]
-    if path.endswith(b"/"):
-        names.append(b".")
-    names.reverse()
-    return names
-
-
-def go_along(  # noqa: PLR0917
-    call: TrappedCall,
-    filesystem: FilesystemTree,
-    at: Location,
-    names: list[bytes],
-    real: bool,
-    alone: bool = False,
-) -> Location:
-    """Go along a path in a filesystem, and take each name off the end of ``names``.
-
-    Args:
-        call: the call that looks.
-        filesystem: the filesystem.
-        at: where the path begins.
-        names: the path.
-        real: whether to go as the thread's real user.
-        alone: whether to take one name only.
-
-    Returns:
-        Where it leads, or where it stops: at a symbolic link or before "..".
-
-    Raises:
-        AbsentError: if only the last name is missing.
-        OSError: ENOENT for another one; ENOTDIR; EACCES, or what the server answers.
-        UnansweredError: if the server has to be asked.
-    """
-    part = names[-1:] if alone else names
-    there = Location(at.mount, filesystem.go_along(call, at.dentry, part, real=real))
-    if alone:
-        names[-1:] = part
-    if part and not there.node.is_link:
-        if not there.node.is_directory:
-            raise os_error(errno.ENOTDIR)
-        if names[-1] != b"..":
-            name = names.pop()
-            missing = any(n != b"." for n in names)
-            raise os_error(errno.ENOENT) if missing else AbsentError(there, name, bool(names))
-    return there
-
-
-class OpenFile(Protocol):
-    """An open file of recuse's that a program has."""
-
-    location: Location
-    """Where it was found."""
-
-
-OpenFiles: TypeAlias = Mapping[str, OpenFile]
-"""All open files of recuse's that programs have, by what their links in ``/proc/PID/fd`` read."""
 
 
 class Walk(Position):
@@ -193,7 +133,7 @@ class Walk(Position):
         self.own_root = self.own_root or not task.shares_mounts()
         if not path.startswith(b"/") or self.scope:
             start = start_of(self.tid, base)
-            opened = self._opened(native_files.target_at(start)) if self._files else None
+            opened = opened_at(self._files, start) if self._files else None
             if opened is None:
                 self.go(native_files.look(start), is_start=True)
             else:
@@ -423,7 +363,7 @@ class Walk(Position):
         if self.scope:
             raise os_error(errno.EXDEV)
         self._magic = True
-        opened = self._opened(target)
+        opened = behind(self._files, target)
         if opened is None:
             self.go(native_files.look(name, here.file))
         else:
@@ -449,14 +389,7 @@ class Walk(Position):
 
     def _at_magic_link(self, here: Spot, name: bytes, target: bytes) -> Location | None:
         """What of recuse's a magic link leads to."""
-        opened = self._opened(target)
+        opened = behind(self._files, target)
         if opened is not None or not self.placeholders.used:
             return opened
         return self.placeholders.standing_for(native_files.status(name, dir_fd=here.file))
-
-    def _opened(self, target: bytes) -> Location | None:
-        """The location of an open file of recuse's; ``target`` is what a link to it reads."""
-        if not target.startswith((b"socket:[", b"pipe:[")):
-            return None
-        file = self._files.get(target.decode())
-        return file.location if file is not None else None
