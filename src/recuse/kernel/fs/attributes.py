@@ -99,10 +99,12 @@ def get_attributes(
     return inode.attr
 
 
-def known_attributes(superblock: Superblock, caller: FileCaller, inode: Inode) -> fuse_attr | None:
-    """All attributes as `get_attributes` returns them; None if somebody has to be asked."""
+def known_attributes(
+    superblock: Superblock, caller: FileCaller, inode: Inode, mask: int = STATX_BASIC_STATS
+) -> fuse_attr | None:
+    """What `get_attributes` returns; None if somebody has to be asked."""
     options = superblock.options
-    if inode.bad or inode.needs(STATX_BASIC_STATS):
+    if inode.bad or inode.needs(mask):
         return None
     if not options.allow_other and (caller.uid, caller.gid) != (options.user_id, options.group_id):
         return None

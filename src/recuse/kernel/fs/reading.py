@@ -8,7 +8,7 @@ from recuse.kernel.connection.operation import Operation
 from recuse.kernel.connection.request import PAGE_SIZE
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.asking import ask
-from recuse.kernel.fs.attributes import get_attributes
+from recuse.kernel.fs.attributes import get_attributes, known_attributes
 from recuse.kernel.fs.backing import Backing, BackingFile, IoMode, allowed_flags
 from recuse.kernel.fs.credentials import FileCaller
 from recuse.kernel.fs.dentries import Dentry
@@ -139,6 +139,43 @@ class ReadFile(FilesystemFile):
         """
         operation = self._read(caller, size, offset)
         return self.running(self.placed(operation) if offset is None else operation)
+
+    def read_known(self, caller: FileCaller, size: int, offset: int | None) -> bytes | None:
+        """Do the same if all of it is in the page cache; otherwise do nothing, and return None."""
+        inode, superblock, pages = self.inode, self.superblock, self.inode.pages
+        start = self.position if offset is None else offset
+        if (
+            not self.readable
+            or self._released
+            or self.is_uncached
+            or self.backing is not None
+            or self.open_flags & NO_PLACES
+            or inode.bad
+            or pages.memory is not None  # programs may have stored something
+            or not 0 <= start <= MOST_POSITION - size
+        ):
+            return None
+        end = min(start + size, inode.attr.size)
+        if (end < start + size or superblock.has(FUSE_AUTO_INVAL_DATA)) and (
+            known_attributes(superblock, caller, inode, STATX_SIZE) is None
+        ):
+            return None
+        first, after = start // PAGE_SIZE, -(-end // PAGE_SIZE)
+        if after - first == 1:
+            page = pages.get(first)
+            if page is None:
+                return None
+            data = page[start % PAGE_SIZE : start % PAGE_SIZE + end - start]
+        else:
+            parts = [page for page in map(pages.get, range(first, after)) if page is not None]
+            if len(parts) < after - first:
+                return None
+            data = b"".join(parts)[start % PAGE_SIZE : start % PAGE_SIZE + max(end - start, 0)]
+        self.flushed = False
+        self.readahead.done(start + len(data), PAGE_SIZE)
+        if offset is None:
+            self.position = start + len(data)
+        return data
 
     def _read(self, caller: FileCaller, size: int, offset: int | None) -> Operation[bytes]:
         inode, superblock = self.inode, self.superblock

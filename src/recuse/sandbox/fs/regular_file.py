@@ -43,7 +43,11 @@ class DataFile(OpenedFile):
 
     def read(self, call: TrappedCall, segments: IoVecs, position: int | None) -> Outcome:
         """See `RegularFile.read`. OSError: EFAULT if nothing could be stored."""
-        operation = _read(self.kernel_file, caller_of(call), segments, position)
+        file, caller = self.kernel_file, caller_of(call)
+        known = file.read_known(caller, length_of(segments), position)
+        if known is not None:
+            return _stored(file, caller, segments, known, position)
+        operation = _read(file, caller, segments, position)
         return call.run(self._tree, self._tree.whole(operation))
 
     def write(
@@ -167,6 +171,13 @@ def _read(
     file: RegularFile, caller: FileCaller, segments: IoVecs, position: int | None
 ) -> Operation[int]:
     data = yield from file.read(caller, length_of(segments), position)
+    return _stored(file, caller, segments, data, position)
+
+
+def _stored(
+    file: RegularFile, caller: FileCaller, segments: IoVecs, data: bytes, position: int | None
+) -> int:
+    """Give a program what was read; return how much of it could be stored."""
     if not data:
         return 0
     stored = store(caller.memory, segments, data)
