@@ -113,7 +113,10 @@ class Mounted:
         except StopIteration as stop:
             known: T = stop.value
             return known
-        return call.ask(question, lambda: OnDevice(self, self.whole(_resumed(operation, request))))
+        rest = self.whole(_resumed(operation, request))
+        if call.task.has_ours:
+            return call.ask_here(question, self, rest)
+        return call.ask(question, lambda: OnDevice(self, rest))
 
     def run(self, call: TrappedCall, operation: Operation[T]) -> Outcome:
         """Run an operation whose result, or 0 for None, is the call's."""

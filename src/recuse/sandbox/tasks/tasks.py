@@ -67,6 +67,8 @@ class Task:
     """Lets a supervisor's thread use the thread's rights; None if no less than the supervisor's."""
     real_rights: Rights
     """The rights that access(2) checks."""
+    has_ours: bool
+    """Whether neither are less than the supervisor's: no thread ever acts as this one."""
     looker: FileCaller | None = None
     """The thread as filesystems see it (`recuse.sandbox.fs.caller`), after the first look."""
     in_our_mounts: bool = False
@@ -223,6 +225,8 @@ class Tasks:
         at_access = 0 if uids[0] else permitted
         in_order = tuple(sorted(groups))
         rights = Rights(uids[3], gids[3], uids[1], gids[1], in_order, effective)
+        real_rights = Rights(uids[0], gids[0], uids[0], gids[0], in_order, at_access)
+        acting = self.acting_as(rights)
         return Task(
             tid=tid,
             tgid=tgid,
@@ -231,8 +235,9 @@ class Tasks:
             real_credentials=_credentials(uids[0], gids[0], groups, at_access),
             writable=WritableMap(tid),
             rights=rights,
-            acting=self.acting_as(rights),
-            real_rights=Rights(uids[0], gids[0], uids[0], gids[0], in_order, at_access),
+            acting=acting,
+            real_rights=real_rights,
+            has_ours=acting is None and real_rights.include(self._own.rights),
         )
 
     def acting_as(self, rights: Rights) -> Acting | None:

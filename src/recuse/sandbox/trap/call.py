@@ -50,11 +50,15 @@ class Served(Protocol):
 class OnDevice(Generic[T_co]):
     """A step: an operation of the kernel half on a device. Its result is the step's result."""
 
-    __slots__ = ("device", "operation")
+    __slots__ = ("device", "operation", "request")
 
-    def __init__(self, device: Served, operation: Operation[T_co]) -> None:
+    def __init__(
+        self, device: Served, operation: Operation[T_co], request: Request | None = None
+    ) -> None:
         self.device = device
         self.operation = operation
+        self.request = request
+        """What it waits for, if it has begun."""
 
 
 class Pause(Protocol):
@@ -297,6 +301,40 @@ class TrappedCall(OwedCall):
         found: T = answer
         return found
 
+    def ask_here(self, question: Hashable, device: Served, operation: Operation[T]) -> T:
+        """Do the same for an operation. The handler stays as long as replies are there at once.
+
+        The server's method may run in this thread, which must have its own rights.
+        """
+        connection = device.connection
+        self._device = device
+        error = result = reply = None
+        try:
+            while True:
+                request = operation.send(reply)  # type: ignore[arg-type]  # None starts it
+                self._request = request
+                if self._interrupted:
+                    self._pass_on(connection, request)
+                connection.submit(request)
+                reply = request.reply
+                if reply is None:
+                    raise UnansweredError(question, OnDevice(device, operation, request))
+        except StopIteration as stop:
+            result = stop.value
+        except Exception as exception:
+            error = failure(exception)
+        self._request = None
+        if self._interrupted == 1:
+            self._interrupted = 0
+        if self._answers is None:
+            self._answers = {}
+        code = 0 if error is None else error.errno or errno.EIO
+        self._answers[question] = result, code
+        if code:
+            raise os_error(code)
+        found: T = result  # type: ignore[assignment]
+        return found
+
     def has_answer(self, question: Hashable) -> bool:
         """Whether a question has been answered."""
         return self._answers is not None and question in self._answers
@@ -312,7 +350,8 @@ class TrappedCall(OwedCall):
         """The steps of a handler that has asked. ``handle`` starts it again for each answer."""
         question, step = asked.question, asked.step
         del asked  # it has the frames of the code that asked
-        answers = self._answers = {}
+        if (answers := self._answers) is None:
+            answers = self._answers = {}
         while True:
             thread = threading.get_ident()
             try:
@@ -345,12 +384,17 @@ class TrappedCall(OwedCall):
             self._step(steps, *outcome)
 
     def _attempt(
-        self, reply: Reply | None, steps: Steps[int] | None = None, *, stays: bool = False
+        self,
+        reply: Reply | None,
+        steps: Steps[int] | None = None,
+        *,
+        stays: bool = False,
+        request: Request | None = None,
     ) -> tuple[Any, OSError | None] | None:
         """Continue the operation with a reply; return its result or error when it has ended.
 
         Return None if a reply is still to come, which then continues it. That does not happen if
-        the thread ``stays``.
+        the thread ``stays``. ``request`` was submitted before.
         """
         operation, device = self._operation, self._device
         assert operation is not None
@@ -360,11 +404,12 @@ class TrappedCall(OwedCall):
         led = False
         try:
             while True:
-                request = operation.send(reply)  # type: ignore[arg-type]  # None starts it
-                self._request = request
-                if self._interrupted:
-                    self._pass_on(connection, request)
-                connection.submit(request)
+                if request is None:
+                    request = operation.send(reply)  # type: ignore[arg-type]  # None starts it
+                    self._request = request
+                    if self._interrupted:
+                        self._pass_on(connection, request)
+                    connection.submit(request)
                 reply = request.reply
                 if reply is None:
                     if stays:
@@ -374,6 +419,7 @@ class TrappedCall(OwedCall):
                         reply = self._leave(connection, request, steps)
                         if reply is None:
                             return None
+                request = None
         except StopIteration as stop:
             result = stop.value
         except Exception as exception:
@@ -416,7 +462,7 @@ class TrappedCall(OwedCall):
             if isinstance(step, OnDevice):
                 self._device = step.device
                 self._operation = step.operation
-                outcome = self._attempt(None, steps)
+                outcome = self._attempt(None, steps, request=step.request)
             else:
                 self._state = WAITING
                 if step.begin(partial(self._resume, steps)):

@@ -19,7 +19,6 @@ from recuse.sandbox.vfs.native_files import AT_FDCWD, start_of
 from recuse.wire.ids import Tid
 
 if TYPE_CHECKING:
-    from recuse.sandbox.tasks.tasks import Tasks
     from recuse.sandbox.trap.call import TrappedCall
     from recuse.sandbox.vfs.filesystem_tree import FilesystemTree
     from recuse.sandbox.vfs.mounts import Mounts
@@ -106,11 +105,8 @@ def behind(files: OpenFiles, target: bytes) -> Location | None:
 class Inside:
     """Finds what is in filesystems without walking natively."""
 
-    def __init__(
-        self, tasks: Tasks, files: OpenFiles, mounts: Mounts, placeholders: PlaceholderDirs
-    ) -> None:
+    def __init__(self, files: OpenFiles, mounts: Mounts, placeholders: PlaceholderDirs) -> None:
         """The arguments are those of the walk."""
-        self._tasks = tasks
         self._files = files
         self._mounts = mounts
         self._placeholders = placeholders
@@ -156,8 +152,7 @@ class Inside:
 
     def _enter(self, call: TrappedCall, path: bytes, real: bool) -> tuple[Location, bytes] | None:
         task = call.task
-        acting = self._tasks.acting_as(task.real_rights) if real else task.acting
-        if acting is not None or not task.shares_mounts():
+        if not (task.has_ours if real else task.acting is None) or not task.shares_mounts():
             return None
         entered = self._mounts.enter(path)
         if entered is None:

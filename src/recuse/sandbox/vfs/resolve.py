@@ -91,7 +91,7 @@ class Tree:
         self.mounts = Mounts()
         self.placeholders = PlaceholderDirs()
         self.devices = DeviceFiles(self.mounts)
-        self._inside = Inside(tasks, files, self.mounts, self.placeholders)
+        self._inside = Inside(files, self.mounts, self.placeholders)
         self.listings: dict[tuple[int, int], tuple[Listed, int, int]] = {}
         """How far each listing has come, by process and descriptor (`syscalls.listing`)."""
         self.many_roots = False

@@ -602,3 +602,64 @@ def test_a_32_bit_handler_gets_its_arguments_as_they_were() -> None:
     call.take(outcome)
     assert waits.answers == [1]
     assert seen == [(5, 1)] * 2
+
+
+class Staying(Asking):
+    """The same, but it only leaves when an answer is not there."""
+
+    def handle(self) -> Outcome:
+        self.begun += 1
+        first, second = self.asked("first", 2), self.asked("second", 1)
+        return self._end(first + second + self.asked("first", 2))
+
+    def asked(self, question: str, times: int) -> int:
+        if self.call.has_answer(question):
+            return self.call.ask(question, never)
+        return self.call.ask_here(question, self.device, ask(times))
+
+
+def never() -> OnDevice[int]:
+    raise AssertionError("it was answered")
+
+
+def test_a_handler_stays_if_answers_are_there_at_once() -> None:
+    waits = Waits()
+    waits.server.handler = lambda message: b"123"
+    staying = Staying(waits)
+    assert staying.handle() == 6 + 3 + 6
+    assert (staying.begun, len(waits.server.messages)) == (1, 3)
+    staying.call.answer(0)
+
+
+def test_an_operation_goes_on_where_it_was_when_its_handler_leaves() -> None:
+    waits = Waits()
+    answers = iter([b"1", None, b"333"])
+    waits.server.handler = lambda message: next(answers)
+    staying = Staying(waits)
+    staying.start()
+    assert (staying.begun, len(waits.server.messages), waits.answers) == (1, 2, [])
+    waits.reply(b"22")
+    assert (staying.begun, len(waits.server.messages), waits.answers) == (2, 3, [3 + 3 + 3])
+
+
+def test_a_signal_reaches_what_it_has_left() -> None:
+    waits = Waits()
+    staying = Staying(waits)
+    staying.start()
+    asked = waits.server.messages[-1]
+    staying.call.interrupt(False)
+    assert interrupts(waits) == [asked.unique]
+    waits.server.reply(asked, -errno.EINTR)
+    assert waits.answers == ["EINTR"]
+
+
+def test_an_error_that_is_there_at_once_is_remembered_too() -> None:
+    waits = Waits()
+    waits.server.handler = lambda message: -errno.EACCES
+    call = waits.take()
+    with pytest.raises(PermissionError):
+        call.ask_here("it", waits.device, ask(2))
+    with pytest.raises(PermissionError):
+        call.ask("it", never)
+    assert len(waits.server.messages) == 1
+    call.answer(0)
