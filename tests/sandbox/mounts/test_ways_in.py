@@ -22,6 +22,7 @@ from recuse.sandbox.vfs.walk import Walk
 from ...patience import PATIENCE_S
 from ..conftest import Shell, client_in, python_argv
 from ..rights import BECOME, root_only
+from .conftest import example, served_in
 
 TOLD = (
     "def size(path): return attempt(lambda: os.stat(path).st_size)\n"
@@ -130,9 +131,11 @@ def test_nothing_is_walked_from_a_directory_in_it(
     )
 
 
-def test_a_directory_above_is_renamed(size: Callable[[], str], way: Path) -> None:
+def test_a_directory_above_is_renamed(size: Callable[[], str], told: Told, way: Path) -> None:
     way.rename(way.parent / "moved")
     assert size() == "ENOENT"
+    # What is mounted moves along.
+    assert told(f"size({os.fspath(way.parent / 'moved' / 'mnt' / 'file')!r})") == "4"
     way.mkdir()
     assert size() == "ENOENT"
     (way / "mnt").mkdir()
@@ -247,6 +250,18 @@ def test_something_is_mounted_in_it(sandbox: Sandbox, way: Path) -> None:
     assert output == "4 6\n4 6\n"
 
 
+def test_another_one_is_mounted_on_it(bare_sandbox: Sandbox, here: Path) -> None:
+    output = served_in(bare_sandbox, here)(
+        "first = served('mnt'); top = os.getcwd() + '/mnt'\n"
+        "def same(): return os.stat(top).st_dev == os.stat('mnt').st_dev == found.st_dev\n"
+        "found = os.stat('./mnt/.'); print(same())\n"
+        "second = served('mnt'); print(same()); found = os.stat('./mnt/.'); print(same())\n"
+        "umount(top); print(same()); found = os.stat('./mnt/.'); print(same())\n"
+        "umount('mnt'); print(same(), ended(second), ended(first))\n"
+    )
+    assert output == "True\nFalse\nTrue\nFalse\nTrue\nFalse 0 0\n"
+
+
 def test_it_is_unmounted(size: Callable[[], str], told: Told, way: Path) -> None:
     mount = os.fspath(way / "mnt")
     # Where a container refuses umount2, recuse sees it only of threads that it watches.
@@ -354,8 +369,6 @@ def test_links_in_it_lead_everywhere(natively_linked: Shell, way: Path) -> None:
 @pytest.fixture
 def natively_linked(way: Path) -> Iterator[Shell]:
     """Runs a script on a filesystem in which something can be made."""
-    from .conftest import example  # noqa: PLC0415
-
     with Sandbox(mounts={way / "mnt": example("memoryfs").MemoryFilesystem()}) as sandbox:
         run = client_in(sandbox)
 
@@ -364,3 +377,33 @@ def natively_linked(way: Path) -> Iterator[Shell]:
             return run(TOLD + made + script, *args)
 
         yield prepared
+
+
+def test_a_relative_path_into_it(told: Told, way: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told(f"os.chdir({os.fspath(way.parent)!r})") == "None"
+    assert told("size('way/mnt/file'), size('way/mnt/none'), size('way/mnt')").startswith("(4, 'E")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was walked")
+
+    monkeypatch.setattr(Walk, "__init__", never)
+    assert told("size('way/mnt/file'), size('way/mnt/file/')") == "(4, 'ENOTDIR')"
+    monkeypatch.undo()
+    assert told("size('./way/mnt/file'), size('else/../way/mnt/file')") == "(4, 4)"
+    way.rename(way.parent / "moved")
+    assert told("size('way/mnt/file')") == "ENOENT"
+    way.symlink_to("else")
+    assert told("size('way/mnt/file')") == "7"
+    way.unlink()
+    (way.parent / "moved").rename(way)
+    assert told("size('way/mnt/file')") == "4"
+    # The program's directory is another one now, though it has its old path.
+    way.parent.rename(way.parent.with_name("gone"))
+    (way / "mnt").mkdir(parents=True)
+    (way / "mnt" / "file").write_text("a third", encoding="utf-8")
+    assert told("size('way/mnt/file')") == "4"
+    assert told(f"size({os.fspath(way / 'mnt' / 'file')!r})") == "7"
+    assert told("size(os.getcwd() + '/way/mnt/file')") == "4"
+    (way.parent / "way").rename(way.parent / "back")
+    way.parent.rename(way.parent.with_name("other"))
+    way.parent.with_name("gone").rename(way.parent)

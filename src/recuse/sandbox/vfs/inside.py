@@ -130,18 +130,12 @@ class Inside:
         Raises:
             OSError, UnansweredError: as :func:`go_along`.
         """
-        if path.startswith(b"/"):
-            if own_root or not path.startswith(self._mounts.entrances):
-                return None
-            entered = self._enter(call, path, real)
+        at = None if path.startswith(b"/") else self._start(call.tid, base)
+        if at is None:
+            entered = None if own_root else self._enter(call, base, path, real)
             if entered is None:
                 return None
             at, path = entered
-        else:
-            start = self._start(call.tid, base)
-            if start is None:
-                return None
-            at = start
         filesystem = filesystem_of(at)
         if filesystem is None:
             return None
@@ -150,15 +144,35 @@ class Inside:
             at = go_along(call, filesystem, at, names, real)
         return at, names
 
-    def _enter(self, call: TrappedCall, path: bytes, real: bool) -> tuple[Location, bytes] | None:
+    @staticmethod
+    def may_go_on(call: TrappedCall, *, real: bool) -> bool:
+        """Whether the thread has the supervisor's rights and mounts: it finds what we find."""
         task = call.task
-        if not (task.has_ours if real else task.acting is None) or not task.shares_mounts():
+        return (task.has_ours if real else task.acting is None) and task.shares_mounts()
+
+    def _enter(
+        self, call: TrappedCall, base: int, path: bytes, real: bool
+    ) -> tuple[Location, bytes] | None:
+        """Where a path enters a filesystem, and the rest; None if that is not quick to see."""
+        mounts, start, link = self._mounts, b"", b""
+        if not path.startswith(b"/"):
+            if base != AT_FDCWD or path.partition(b"/")[0] not in mounts.ways:
+                return None
+            link = start_of(call.tid, base)
+            try:
+                start = native_files.target_at(link).rstrip(b"/")
+            except OSError:
+                return None
+            path = start + b"/" + path
+        if not path.startswith(mounts.entrances):
             return None
-        entered = self._mounts.enter(path)
+        if not self.may_go_on(call, real=real):
+            return None
+        entered = mounts.enter(path, start, link)
         if entered is None:
             return None
         mount, rest = entered
-        return Location(mount, mount.tree.root), rest
+        return mounts.top(Location(mount, mount.tree.root)), rest
 
     def _start(self, tid: Tid, base: int) -> Location | None:
         """The directory of recuse's at which a relative path begins, if it is known to be one."""

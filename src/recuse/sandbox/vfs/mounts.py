@@ -56,6 +56,8 @@ class Mounts:
         """The mounts of filesystems."""
         self.entrances: tuple[bytes, ...] = ()
         """How the paths begin that may lead into a filesystem: at its native directory."""
+        self.ways: frozenset[bytes] = frozenset()
+        """The names in the paths of `entrances`: a relative path that enters begins with one."""
         self._entrances: list[tuple[bytes, bytes, tuple[int, int], Mount]] = []
         """All mounts on native directories and files, each with its path, how what is below it
         begins, and what it covers there.
@@ -187,8 +189,11 @@ class Mounts:
             for path, below, _, one in entrances
             if one in self.filesystems and path != b"/" and not below.startswith(self.beginnings)
         )
+        self.ways = frozenset(name for path in self.entrances for name in path.split(b"/"))
 
-    def enter(self, path: bytes) -> tuple[Mount, bytes] | None:
+    def enter(
+        self, path: bytes, start: bytes = b"", link: bytes = b""
+    ) -> tuple[Mount, bytes] | None:
         """The first mount that a path comes to, and the rest of the path.
 
         None if it is not known from the path's text, or cannot be reached by that path now. The
@@ -196,14 +201,17 @@ class Mounts:
         mount something natively, or forbid the way.
 
         Args:
-            path: has one of the `entrances`, and is seen with the supervisor's root and mounts.
+            path: an absolute path, seen with the supervisor's root and mounts.
+            start: the native directory that it is followed from, which is how it begins; b"" is the
+                root.
+            link: a path that leads to that directory.
         """
         for top, below, place, mount in self._entrances:
-            if path.startswith(below) or path == top:
+            if (path.startswith(below) or path == top) and len(top) > len(start):
                 if top not in self.entrances:
                     return None
                 try:
-                    found = native_files.status(top)
+                    found = native_files.status(link + top[len(start) :])
                 except OSError:
                     return None
                 if (found.st_dev, found.st_ino) == place:
@@ -267,9 +275,12 @@ class Mounts:
             own_root: whether its root or mounts may be others than the supervisor's.
         """
         mount = self._covers.get((status.st_dev, status.st_ino))
-        if mount is not None and not own_root and native_files.path_of(file) != mount.path:
-            return None
-        return mount
+        if mount is None or own_root:
+            return mount
+        held = self._held.get(mount)
+        # A directory above may have another name now.
+        path = mount.path if held is None else native_files.path_of(held)
+        return mount if native_files.path_of(file) == path else None
 
     def top(self, location: Location) -> Location:
         """What is seen at a place: the place itself, or the root of what is mounted on it."""

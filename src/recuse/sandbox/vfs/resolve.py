@@ -154,7 +154,7 @@ class Tree:
                 at, names = inside
                 if not names and not (follow and at.node.is_link):
                     return Found(at)
-                if path.startswith(b"/"):
+                if not own_root and self._inside.may_go_on(call, real=real):
                     with self._walk(call, own_root=False, real=real) as walk:
                         return walk.go_on(at, names, follow=follow, opening=opening)
         if (now := monotonic()) >= self._look_again:
