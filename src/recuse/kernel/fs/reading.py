@@ -161,7 +161,9 @@ class ReadFile(FilesystemFile):
         ):
             return None
         first, after = start // PAGE_SIZE, -(-end // PAGE_SIZE)
-        if after - first == 1:
+        if end <= start:
+            data = b""
+        elif after - first == 1:
             page = pages.get(first)
             if page is None:
                 return None
@@ -170,7 +172,7 @@ class ReadFile(FilesystemFile):
             parts = [page for page in map(pages.get, range(first, after)) if page is not None]
             if len(parts) < after - first:
                 return None
-            data = b"".join(parts)[start % PAGE_SIZE : start % PAGE_SIZE + max(end - start, 0)]
+            data = b"".join(parts)[start % PAGE_SIZE : start % PAGE_SIZE + end - start]
         self.flushed = False
         self.readahead.done(start + len(data), PAGE_SIZE)
         if offset is None:
