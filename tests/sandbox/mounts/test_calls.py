@@ -429,3 +429,14 @@ def test_native_files_can_be_made_and_changed_from_there(
     expected = clients(None)(BEYOND, native, cwd=native)
     assert "Traceback" not in expected
     assert client(BEYOND, here) == expected
+
+
+def test_a_working_directory_may_be_deeper_than_a_path_is_long(client: Shell) -> None:
+    output = client(
+        "os.chdir('mnt'); name = 'x' * 200\n"
+        "for _ in range(30): os.mkdir(name); os.chdir(name)\n"
+        "open('file', 'w').close(); os.mkdir('deep')\n"
+        "print(sorted(os.listdir('.')), os.listdir('..') == [name])\n"
+        "os.chdir('deep'); os.chdir('../..'); print(os.listdir(name) != [])\n"
+    )
+    assert output == "['deep', 'file'] True\nTrue\n"

@@ -111,19 +111,23 @@ class PlaceholderDirs:
     def _make(self, path: bytes) -> int:
         if not self._root:
             self._root = _place() + b"/recuse-" + os.urandom(8).hex().encode()
+        place, _, first = self._root.rpartition(b"/")
         made: list[bytes] = []
+        here = os.open(place or b"/", _OPEN)
         try:
-            place = self._root
-            for name in path.split(b"/"):
-                place = os.path.join(place, name)
-                os.mkdir(place, 0o700)
-                made.append(place)
-                os.chmod(place, 0o755)  # everybody may search it, whatever the umask
-            return os.open(place, _OPEN)
+            # Step by step: the whole path may be longer than a path may be.
+            for name in filter(None, (first, *path.split(b"/"))):
+                os.mkdir(name, 0o700, dir_fd=here)
+                made.append(name)
+                here = _moved(here, name)
+                os.fchmod(here, 0o755)  # everybody may search it, whatever the umask
+            return os.dup(here)
         finally:
-            for place in reversed(made):
-                with contextlib.suppress(OSError):
-                    os.rmdir(place)
+            with contextlib.suppress(OSError):
+                while made:
+                    here = _moved(here, b"..")
+                    os.rmdir(made.pop(), dir_fd=here)
+            os.close(here)
 
     def standing_for(self, status: os.stat_result) -> Location | None:
         """What a directory stands for; None if it is no placeholder."""
@@ -156,6 +160,13 @@ class PlaceholderDirs:
             os.close(inotify)
         for descriptor in held.values():
             os.close(descriptor)
+
+
+def _moved(directory: int, name: bytes) -> int:
+    """A descriptor of a directory in another one, whose own is closed. OSError as open."""
+    found = os.open(name, _OPEN, dir_fd=directory)
+    os.close(directory)
+    return found
 
 
 def _place() -> bytes:
