@@ -335,6 +335,11 @@ class TrappedCall(OwedCall):
         found: T = result  # type: ignore[assignment]
         return found
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether any question has been answered."""
+        return self._answers is not None
+
     def has_answer(self, question: Hashable) -> bool:
         """Whether a question has been answered."""
         return self._answers is not None and question in self._answers

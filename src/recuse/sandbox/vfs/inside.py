@@ -140,7 +140,7 @@ class Inside:
         if filesystem is None:
             return None
         names = names_of(path)
-        if not self._mounts.covers_ours:
+        if names and not self._mounts.covers_ours:
             at = go_along(call, filesystem, at, names, real)
         return at, names
 
