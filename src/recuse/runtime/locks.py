@@ -61,6 +61,8 @@ garbage is collected in any thread, in the middle of anything.
     SharedMemory: the area that the open files of a device on a mount have
     Notifications
     InodeTable: the inodes of a filesystem, and how often each was looked up
+    Inode: the attributes of inodes, and whether they are up to date
+        AttributeVersions: which replies about them are stale
     InodeLock: who may change a directory or write to a file, and who waits for that
     RecordLocks: who has locked bytes of files, and who waits for that
     KnownNodes

@@ -113,18 +113,14 @@ def known_attributes(
 
 def truncated(superblock: Superblock, inode: Inode) -> None:
     """Note that OPEN has truncated a file (fuse_truncate_update_attr)."""
-    inode.attr_version = superblock.new_version()
-    inode.attr.size = 0
+    inode.change(MODIFIED_SIZE, size=0)
     inode.pages.truncate(0)
-    inode.outdate(MODIFIED_SIZE)
     modified(superblock, inode)
 
 
-def written(superblock: Superblock, inode: Inode, end: int) -> None:
+def written(inode: Inode, end: int) -> None:
     """Note that bytes were written up to ``end`` (fuse_write_update_attr)."""
-    inode.attr_version = superblock.new_version()
-    inode.attr.size = max(inode.attr.size, end)
-    inode.outdate(MODIFIED_SIZE)
+    inode.change(MODIFIED_SIZE, at_least=end)
 
 
 def get_birth_time(

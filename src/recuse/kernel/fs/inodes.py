@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
         attr_version: int
 
+        def new_version(self) -> int:
+            """Have older replies about attributes be stale."""
+
         def forget(self, nodeid: int, lookups: int) -> None:
             """Take back lookups of a node, later."""
 
@@ -266,25 +269,51 @@ class Inode:
             outdated &= ~KEPT_HERE
         return bool(outdated) or self._superblock.expired(self.valid_until)
 
+    def change(
+        self, mask: int = STATX_BASIC_STATS, size: int | None = None, at_least: int = 0
+    ) -> None:
+        """Note that it has changed: some attributes are outdated, and replies under way are stale.
+
+        ``size`` is its size now, if that is known; ``at_least``: or it is as large as that.
+        """
+        with _guard:
+            self.attr_version = self._superblock.new_version()
+            self.attr.size = max(self.attr.size if size is None else size, at_least)
+            self.outdated |= mask
+
+    def grow(self, end: int) -> None:
+        """Note that it was written up to ``end``, and that the server does not know that yet."""
+        with _guard:
+            self.attr.size = max(self.attr.size, end)
+
+    def shrink(self, end: int, version: int) -> None:
+        """Note that a READ found its end; ``version`` was current when it was sent."""
+        # fuse_read_update_size
+        with _guard:
+            if self.attr_version <= version and end < self.attr.size:
+                self.attr_version = self._superblock.new_version()
+                self.attr.size = end
+
     def update(self, attr: fuse_attr, valid_until: int, version: int) -> None:
         """Take attributes from a reply; ``version`` was current when it was asked for, 0: any.
 
         If something has changed them since then, they are only outdated.
         """
         # fs/fuse/inode.c, fuse_change_attributes_i.
-        self.acl = UNKNOWN_ACL
-        kept = self.is_kept
-        if kept:
-            self.keep_own(attr)
-        if version and self.attr_version > version:
-            self.outdate()
-            return
-        self.attr_version = self._superblock.attr_version
+        with _guard:
+            self.acl = UNKNOWN_ACL
+            kept = self.is_kept
+            if kept:
+                self.keep_own(attr)
+            if version and self.attr_version > version:
+                self.outdate()
+                return
+            self.attr_version = self._superblock.attr_version
+            old, self.attr = self.attr, attr
+            self.valid_until = valid_until
+            self.outdated = 0
         if (len(self.pages) or self.pages.memory) and not kept:
-            self._update_pages(attr)
-        self.attr = attr
-        self.valid_until = valid_until
-        self.outdated = 0
+            self._update_pages(old, attr)
 
     def keep_own(self, attr: fuse_attr) -> None:
         """Put into attributes from the server what is known better here."""
@@ -293,9 +322,8 @@ class Inode:
         attr.mtime, attr.mtimensec = own.mtime, own.mtimensec
         attr.ctime, attr.ctimensec = own.ctime, own.ctimensec
 
-    def _update_pages(self, attr: fuse_attr) -> None:
+    def _update_pages(self, old: fuse_attr, attr: fuse_attr) -> None:
         """Give up content that the server says has changed."""
-        old = self.attr
         if attr.size != old.size:
             self.pages.truncate(attr.size)
             gone = not self._superblock.has(FUSE_EXPLICIT_INVAL_DATA)
@@ -306,6 +334,8 @@ class Inode:
             self.pages.drop()
 
 
+_guard = new_lock("Inode")
+"""Of all inodes: it is held for a few instructions, and there are very many of them."""
 _NO_PAGES: Final = Pages()
 
 

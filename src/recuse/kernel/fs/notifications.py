@@ -75,8 +75,7 @@ def _inval_inode(superblock: Superblock, body: bytes) -> None:
     _exactly(body, fuse_notify_inval_inode_out.SIZE)
     told = fuse_notify_inval_inode_out.unpack(body)
     inode = _known(superblock, told.ino)
-    inode.attr_version = superblock.new_version()
-    inode.outdate()
+    inode.change()
     inode.target = None
     inode.acl = UNKNOWN_ACL
     if told.off >= 0:
@@ -150,8 +149,7 @@ def _store(superblock: Superblock, body: bytes) -> None:
     inode = _known(superblock, told.nodeid)
     end = told.offset + told.size
     if end > inode.attr.size:
-        inode.attr_version = superblock.new_version()
-        inode.attr.size = end
+        inode.change(0, at_least=end)
     inode.pages.store(told.offset, body[fuse_notify_store_out.SIZE :], inode.attr.size)
     run(superblock.connection, refresh(superblock), _nobody)
 

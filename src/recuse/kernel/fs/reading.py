@@ -317,13 +317,9 @@ class ReadFile(FilesystemFile):
 
     def _found_end(self, end: int, version: int) -> None:
         """Note that a file is shorter than was believed, if nothing has changed it since."""
-        # fuse_read_update_size
-        inode = self.inode
-        if inode.is_kept:
-            return  # what is written may not have arrived there
-        if inode.attr_version <= version and end < inode.attr.size:
-            inode.attr_version = self.superblock.new_version()
-            inode.attr.size = end
+        # fuse_short_read
+        if not self.inode.is_kept:  # what is written may not have arrived there
+            self.inode.shrink(end, version)
 
     def _ask(self, caller: FileCaller, offset: int, size: int, flags: int) -> Operation[bytes]:
         body = fuse_read_in(

@@ -143,7 +143,7 @@ class RegularFile(WriteFile):
             if mode & (_PUNCH_HOLE | _ZERO_RANGE):
                 inode.pages.zero(offset, length)
             grown = not mode & _KEEP_SIZE and offset + length > inode.attr.size
-            written(superblock, inode, 0 if mode & _KEEP_SIZE else offset + length)
+            written(inode, 0 if mode & _KEEP_SIZE else offset + length)
             if grown:
                 modified(superblock, inode)
             yield from flush_time_update(superblock, inode)
@@ -232,6 +232,6 @@ class RegularFile(WriteFile):
                 raise os_error(errno.EIO)
             other.inode.pages.drop(other_offset, copied)
             modified(superblock, other.inode)
-            written(superblock, other.inode, other_offset + copied)
+            written(other.inode, other_offset + copied)
             return copied
         return None

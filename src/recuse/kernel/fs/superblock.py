@@ -4,7 +4,6 @@
 share a connection. INIT is sent as soon as a channel reads.
 """
 
-import itertools
 import struct
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from recuse.kernel.fs.inodes import Inode, InodeTable
 from recuse.kernel.fs.options import Agreed, MountOptions, agree, offer
 from recuse.kernel.fs.together import Together
 from recuse.kernel.fs.turns import GRANTED, InodeLock, Turn
+from recuse.runtime.locks import new_lock
 from recuse.wire.filesystem import (
     fuse_attr,
     fuse_batch_forget_in,
@@ -160,7 +160,7 @@ class Superblock:
         """The same for POLL, as devices have it."""
         self.epoch = 0
         self.attr_version = 1
-        self._versions = itertools.count(2)
+        self._versions_lock = new_lock("AttributeVersions")
         self._most_known = MOST_KNOWN
         self._kept_pages = 0
         self._forgets: deque[tuple[int, int]] = deque()
@@ -220,8 +220,9 @@ class Superblock:
 
     def new_version(self) -> int:
         """Return the version of attributes that are changed now; older replies are then stale."""
-        self.attr_version = version = next(self._versions)
-        return version
+        with self._versions_lock:
+            self.attr_version += 1
+            return self.attr_version
 
     def until(self, seconds: int, nanoseconds: int) -> int:
         """When something expires that is valid for so long; 0 if it was never valid."""

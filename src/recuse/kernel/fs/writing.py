@@ -102,7 +102,7 @@ class WriteFile(ReadFile):
             yield from self._modify(caller)
             done, end = file.write(data, where, self.flags)
             if done:
-                written(superblock, inode, end)
+                written(inode, end)
         finally:
             superblock.unlock(inode)
         if moves:
@@ -155,7 +155,7 @@ class WriteFile(ReadFile):
             if not inode.pages.dirtied(position, part):
                 continue  # another thread has just given the page up
             done += len(part)
-            inode.attr.size = max(inode.attr.size, position + len(part))
+            inode.grow(position + len(part))
         superblock.dirty.add(inode)
         yield from balance(superblock)
         return done
@@ -196,7 +196,7 @@ class WriteFile(ReadFile):
                     inode.pages.drop(start, done)
                 else:
                     inode.pages.write(start, data[:done])
-                written(superblock, inode, start + done)
+                written(inode, start + done)
         finally:
             if waits:
                 superblock.give_back(inode.writing)

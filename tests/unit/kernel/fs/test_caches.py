@@ -4,12 +4,17 @@ import contextlib
 import errno
 import os
 import stat
+import sys
+import threading
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recuse.kernel.fs.attributes import written
 from recuse.kernel.fs.dentries import Dentry
+from recuse.kernel.fs.inodes import STATX_SIZE
 from recuse.wire.filesystem import fuse_attr_out, fuse_entry_out
 from recuse.wire.fuse import (
     FUSE_EXPIRE_ONLY,
@@ -163,6 +168,37 @@ def test_a_reply_that_was_overtaken_does_not_count() -> None:
     mount.attrs[2] = attr(2, size=100)
     del mount.answers[FUSE_GETATTR]
     assert mount.stat("a").st_size == 100
+
+
+def test_no_reply_hides_a_change_that_comes_at_the_same_time() -> None:
+    mount = Scripted()
+    mount.names["a"] = entry(2, size=1)
+    file = mount.open("a")
+    inode, superblock = file._file.inode, mount.superblock
+    ended = threading.Event()
+    at_server = [1]
+
+    def reply() -> None:
+        while not ended.is_set():
+            inode.pages.keep(0, bytes(4096))  # to be given up
+            version = superblock.attr_version
+            inode.update(attr(2, size=at_server[-1]), superblock.clock() + S, version)
+
+    replying = threading.Thread(target=reply)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    replying.start()
+    try:
+        for size in range(2, 2000):
+            at_server.append(size)
+            written(inode, size)
+            time.sleep(0)
+            assert inode.attr.size >= size or inode.needs(STATX_SIZE)
+    finally:
+        ended.set()
+        replying.join()
+        sys.setswitchinterval(interval)
+    file.close()
 
 
 def test_a_directory_that_was_changed_is_asked_for() -> None:
