@@ -121,6 +121,8 @@ path = os.open("mnt", os.O_PATH); print(os.isatty(top), attempt(fcntl.ioctl, pat
 a, b = os.pipe()
 for pair in ((fd, b), (a, fd), (wo, b), (a, ro), (top, b), (a, top), (path, b), (a, path)):
     print(call(SYS["tee"], *pair, long(1), 2))
+kinds = [(prot, flags) for prot in (1, 2, 3, 5) for flags in (1, 2, 3)]
+print([attempt(mmap.mmap, top, 4096, flags, prot) for prot, flags in kinds])
 print([call("syncfs", file) for file in (fd, ro, wo, top, path, 99)], os.sync())
 """
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+from typing import TYPE_CHECKING
 
+from recuse.kernel.caller import Caller
+from recuse.kernel.char.mmap import Mapping, MmapCall, check
 from recuse.kernel.connection.operation import Operation
 from recuse.kernel.errors import os_error
 from recuse.kernel.fs.credentials import FileCaller
@@ -12,7 +16,10 @@ from recuse.sandbox.files.description import IoVecs
 from recuse.sandbox.files.dirents import dirent
 from recuse.sandbox.fs.caller import caller_of
 from recuse.sandbox.fs.file import OpenedFile
-from recuse.sandbox.trap.call import Outcome, TrappedCall
+from recuse.sandbox.trap.call import OnDevice, Outcome, TrappedCall
+
+if TYPE_CHECKING:
+    from recuse.sandbox.files.description import AnyMapper
 
 
 class DirectoryFile(OpenedFile):
@@ -32,6 +39,11 @@ class DirectoryFile(OpenedFile):
         return self._tree.ask(
             call, ("seek", self), lambda: file.placed(_seek(file, offset, whence))
         )
+
+    def mmap(self, caller: Caller, mapper: AnyMapper, wanted: MmapCall) -> OnDevice[Mapping | None]:
+        """Raise what Linux looks at first, at last ENODEV."""
+        check(wanted, self.flags & os.O_ACCMODE, possible=False, executable=True)
+        return super().mmap(caller, mapper, wanted)
 
     def write_range(self, call: TrappedCall) -> Outcome:
         """Do nothing: a directory has no pages (fs/sync.c, sync_file_range)."""
