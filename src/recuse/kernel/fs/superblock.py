@@ -5,6 +5,7 @@ share a connection. INIT is sent as soon as a channel reads.
 """
 
 import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -61,6 +62,22 @@ _UNIQUE: Final = struct.Struct("=Q")
 _HEADER: Final = fuse_out_header.SIZE
 
 
+class _Granting(threading.local):
+    """What a thread has to do for operations that have a lock now.
+
+    An operation that ends gives its lock to the next one, which goes on within that. There may be
+    many, so only a few run within each other. The others wait here.
+    """
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.left: deque[Request] = deque()
+
+
+_MOST_NESTED: Final = 8
+_granting: Final = _Granting()
+
+
 class FilesystemConnection(Connection):
     """A connection whose operations also wait for each other.
 
@@ -104,7 +121,18 @@ class FilesystemConnection(Connection):
         with self._lock:
             turn.reply = GRANTED
             turn.state = FINISHED
-        tell(turn)
+        if turn.done is None:
+            return  # nobody waits for it yet
+        if _granting.depth == _MOST_NESTED:
+            _granting.left.append(turn)
+            return
+        _granting.depth += 1
+        try:
+            tell(turn)
+            while _granting.depth == _MOST_NESTED and _granting.left:
+                tell(_granting.left.popleft())
+        finally:
+            _granting.depth -= 1
 
     def resend(self) -> None:
         """Have the server get all requests once more that it has read and not answered."""

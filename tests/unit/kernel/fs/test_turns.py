@@ -3,7 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recuse.kernel.connection.operation import Operation, run
 from recuse.kernel.fs.turns import InodeLock, Turn
+
+from .support import Scripted
 
 
 def test_others_wait_in_line() -> None:
@@ -35,6 +38,25 @@ def test_whoever_leaves_the_line_holds_nobody_up() -> None:
         lock.leave(turn, granted.append)  # they have it
     lock.leave(Turn(lock, False), granted.append)  # it never asked
     assert granted == turns[2:]
+    assert not lock.held
+
+
+def test_many_operations_end_one_after_the_other() -> None:
+    superblock = Scripted().superblock
+    lock = InodeLock()
+    ended: list[int] = []
+
+    def alone(number: int) -> Operation[int]:
+        yield from superblock.take(lock)
+        superblock.give_back(lock)
+        return number
+
+    assert lock.take(Turn(lock, False))
+    for number in range(3000):
+        run(superblock.connection, alone(number), lambda one, _: ended.append(one or 0))
+    assert not ended
+    superblock.give_back(lock)
+    assert sorted(ended) == list(range(3000))
     assert not lock.held
 
 
