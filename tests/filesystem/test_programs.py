@@ -44,7 +44,7 @@ def test_times(place: Place) -> None:
         place,
         """
 old() { touch -h -d @1000 "$@"; }
-new() { for i; do stat -c '%n %Y' $i | awk '{print $1, $2 > 1000 ? "new" : "old"}'; done; }
+new() { for i; do stat -c '%n %Y' $i | awk '{print $1, ($2 > 1000 ? "new" : "old")}'; done; }
 mkdir d e; touch d/a d/b; old d d/a; echo x >>d/a; new d d/a
 old d; touch d/c; new d; old d; rm d/c; new d; old d; mkdir d/s; new d; old d; rmdir d/s; new d
 old d d/a; ln d/a d/l; new d d/a; old d e d/a; mv d/a e/; new d e e/a
@@ -60,7 +60,7 @@ def test_times_of_reading(place: Place) -> None:
         place,
         """
 old() { touch -h -a -d @1000 "$@"; }
-new() { for i; do stat -c '%n %X' $i | awk '{print $1, $2 > 1000 ? "new" : "old"}'; done; }
+new() { for i; do stat -c '%n %X' $i | awk '{print $1, ($2 > 1000 ? "new" : "old")}'; done; }
 mkdir d; echo x >d/a; ln -s a d/l; old d d/a d/l; new d d/a d/l; cat d/a; new d d/a d/l
 readlink d/l; new d d/l; ls d; new d; old d; stat d/a >/dev/null; new d
 """,
