@@ -341,6 +341,7 @@ def test_it_is_read_only(tmp_path: Path, directory: Path) -> None:
         )
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_100000_members(tmp_path: Path, directory: Path, kind: str) -> None:
