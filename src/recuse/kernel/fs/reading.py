@@ -142,8 +142,20 @@ class ReadFile(FilesystemFile):
 
     def read_known(self, caller: FileCaller, size: int, offset: int | None) -> bytes | None:
         """Do the same if all of it is in the page cache; otherwise do nothing, and return None."""
+        if offset is not None:
+            return self._read_known(caller, size, offset)
+        if not self.placing.take_now():
+            return None  # see `placed`
+        try:
+            data = self._read_known(caller, size, self.position)
+            if data is not None:
+                self.position += len(data)
+            return data
+        finally:
+            self.superblock.give_back(self.placing)
+
+    def _read_known(self, caller: FileCaller, size: int, start: int) -> bytes | None:
         inode, superblock, pages = self.inode, self.superblock, self.inode.pages
-        start = self.position if offset is None else offset
         if (
             not self.readable
             or self._released
@@ -175,8 +187,6 @@ class ReadFile(FilesystemFile):
             data = b"".join(parts)[start % PAGE_SIZE : start % PAGE_SIZE + end - start]
         self.flushed = False
         self.readahead.done(start + len(data), PAGE_SIZE)
-        if offset is None:
-            self.position = start + len(data)
         return data
 
     def _read(self, caller: FileCaller, size: int, offset: int | None) -> Operation[bytes]:

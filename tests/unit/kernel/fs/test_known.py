@@ -190,3 +190,17 @@ def kernel_file(file: Any) -> ReadFile:
     found = file._file
     assert isinstance(found, ReadFile)
     return found
+
+
+def test_who_else_is_at_the_position_comes_first() -> None:
+    mount = OneFile(b"content")
+    with mount.open("a") as file:
+        file.pread(7, 0)
+        known = kernel_file(file)
+        assert known.read_known(mount._caller, 3, None) == b"con"
+        assert known.placing.take_now()
+        assert known.read_known(mount._caller, 3, None) is None
+        assert known.read_known(mount._caller, 3, 0) == b"con"
+        mount.superblock.give_back(known.placing)
+        assert known.read_known(mount._caller, 9, None) == b"tent"
+        assert known.position == 7
