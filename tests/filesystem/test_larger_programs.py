@@ -78,7 +78,6 @@ def test_pythons_own(place: Place, needs: Needs, suite: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["psync", "mmap", "libaio", "pvsync2"])
-@by_dev_fuse
 def test_fio_verifies(place: Place, needs: Needs, engine: str) -> None:
     needs("fio", "fio")
     same(
