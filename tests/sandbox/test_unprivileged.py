@@ -390,3 +390,29 @@ def test_mounts_on_a_directory_of_root_s(nobody: Shell, tmp_path: Path) -> None:
         f"umount({str(tmp_path)!r})''')"
     )
     assert output == "['file']\n"
+
+
+def test_a_lock_ends_with_its_process(nobody: Shell) -> None:
+    """Only root may look into a process that has ended and that nobody has waited for."""
+    output = nobody("""
+from recuse import Directory, Filesystem, RegularFile
+with tempfile.TemporaryDirectory() as here:
+    with Sandbox(mounts={here: Filesystem(Directory({'file': RegularFile(b'')}))}) as sandbox:
+        python(sandbox, f'''
+import fcntl, signal
+fd = os.open("{here}/file", os.O_RDWR)
+r, w = os.pipe()
+def holder():
+    pid = os.fork()
+    if pid == 0:
+        fcntl.lockf(fd, fcntl.LOCK_EX); os.write(w, b"1"); signal.pause()
+    os.read(r, 1)
+    return pid
+for flags in 0, fcntl.LOCK_NB:
+    pid = holder()
+    os.kill(pid, 9); os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    print(fcntl.lockf(fd, fcntl.LOCK_EX | flags), os.waitpid(pid, 0)[1], flush=True)
+    fcntl.lockf(fd, fcntl.LOCK_UN)
+''')
+""")
+    assert output == "None 9\n" * 2

@@ -23,6 +23,7 @@ from recuse.kernel.fs.inodes import STATX_SIZE
 from recuse.runtime.records import NamedTuple
 from recuse.sandbox.arch import compat
 from recuse.sandbox.fs.caller import caller_of
+from recuse.sandbox.tasks.status import ThreadStatus
 from recuse.sandbox.trap.call import OnDevice, Outcome, Steps, TrappedCall
 from recuse.wire.fuse import FUSE_POSIX_LOCKS
 
@@ -241,7 +242,11 @@ def _has_open(process: int, links: set[str]) -> bool:
 
 def _descriptors(process: int, thread: str) -> list[str]:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return os.listdir(f"/proc/{process}/task/{thread}/fd")
+        try:
+            return os.listdir(f"/proc/{process}/task/{thread}/fd")
+        except PermissionError:
+            if not ThreadStatus(thread).has_ended:
+                raise
     return []
 
 

@@ -55,6 +55,11 @@ class ThreadStatus:
         """The parent of its process; 0 if the parent is outside the pid namespace."""
         return Tgid(Tid(self.number(b"PPid")))
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it only waits for its parent to notice. Then only root may look into it."""
+        return self[b"State"][:1] in b"ZX"
+
     def number(self, name: bytes, base: int = 10) -> int:
         """A field that is a number. KeyError if this kernel lacks it."""
         return int(self[name], base)

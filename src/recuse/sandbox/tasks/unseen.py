@@ -70,6 +70,8 @@ class Unseen:
 
     def may_hold(self, tid: Tid, number: int) -> bool:
         """Whether a thread's descriptor may be a device, as far as is known."""
+        if _has_ended(tid):
+            return False
         process = _process_of(tid)
         for _ in range(_GENERATIONS):
             if process <= 1:
@@ -116,6 +118,13 @@ def _field(thread: int | str, name: bytes) -> bytes | None:
     with contextlib.suppress(OSError, KeyError):
         return ThreadStatus(thread)[name]
     return None
+
+
+def _has_ended(thread: Tid) -> bool:
+    try:
+        return ThreadStatus(thread).has_ended
+    except OSError:
+        return True
 
 
 def _process_of(thread: Tid) -> Tgid:

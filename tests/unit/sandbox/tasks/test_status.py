@@ -26,6 +26,16 @@ def test_a_thread_that_is_gone() -> None:
         ThreadStatus(process.pid)
 
 
+def test_a_process_that_nobody_has_waited_for() -> None:
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert not ThreadStatus(process.pid).has_ended
+    process.stdin.close()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert ThreadStatus(process.pid).has_ended
+    process.wait()
+
+
 def fake(proc: Path, text: str) -> ThreadStatus:
     (proc / "7").mkdir()
     (proc / "7" / "status").write_text(text, encoding="ascii")
