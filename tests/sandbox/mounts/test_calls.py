@@ -54,6 +54,17 @@ def test_its_edges(client: Shell) -> None:
     assert client(EDGES) == EDGED
 
 
+def test_creat(client: Shell) -> None:
+    """A call of its own on x86-64, by which tar makes archives."""
+    output = client(
+        "os.umask(0o022); fd = call('creat', b'mnt/made', 0o674); os.write(fd, b'text')\n"
+        "print(oct(os.stat('mnt/made').st_mode), attempt(os.read, fd, 1)); os.close(fd)\n"
+        "fd = call('creat', b'mnt/made', 0o600); made = os.stat('mnt/made')\n"
+        "print(oct(made.st_mode), made.st_size)\n"
+    )
+    assert output == "0o100654 EBADF\n0o100654 0\n"
+
+
 OPENS = """
 top = os.open("mnt", os.O_RDONLY)
 print(attempt(os.open, "mnt/x", os.O_RDONLY), attempt(os.open, "mnt/x/y", os.O_CREAT | os.O_RDWR))

@@ -376,7 +376,7 @@ def creat(call: TrappedCall, machine: Machine) -> Outcome:
     """``creat(path, mode)``."""
     # The same for 32-bit programs.
     flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | arch.O_LARGEFILE
-    return _open(call, machine, AT_FDCWD, call.a0, flags)
+    return _open(call, machine, AT_FDCWD, call.a0, flags, mode=call.a1)
 
 
 def openat2(call: TrappedCall, machine: Machine) -> Outcome:
