@@ -86,6 +86,7 @@ def masked(trace: str, connection: int) -> str:
     trace = re.sub(r"(?m)^ *\d+\.\d{6} ", "TIME ", trace)
     trace = re.sub(r"\[\d+\]", "[PID]", trace)
     trace = re.sub(r"\|RECUSE_[A-Z_]+", "", trace)
+    trace = trace.replace("write_flags=FUSE_WRITE_KILL_SUIDGID, ", "")  # if this is not root
     trace = re.sub(r"joined by \S+\[", "joined by PROGRAM[", trace)
     return re.sub(r"<\d+\.\d (us|ms|s)>", "<LATENCY>", trace)
 

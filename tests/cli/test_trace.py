@@ -46,6 +46,7 @@ def masked(trace: str) -> str:
     trace = re.sub(r"(?m)^ *\d+\.\d{6} ", "TIME ", trace)
     trace = re.sub(r"\[\d+\]", "[PID]", trace)
     trace = re.sub(r"\|RECUSE_[A-Z_]+", "", trace)
+    trace = trace.replace("write_flags=FUSE_WRITE_KILL_SUIDGID, ", "")  # if this is not root
     trace = re.sub(r"added, \d+:0", "added, MAJOR:0", trace)
     return re.sub(r"<\d+\.\d (us|ms|s)>", "<LATENCY>", trace)
 
