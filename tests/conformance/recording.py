@@ -42,6 +42,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recuse import Device
+from recuse.server.pending_reply import PendingReply
 from recuse.server.session import Session
 from recuse.wire.cuse import CUSE_INIT, CUSE_UNRESTRICTED_IOCTL, cuse_init_in
 from recuse.wire.fuse import (
@@ -371,6 +372,13 @@ class RecordingSession(Session):
     def handle(self, message: bytes, reply: Send) -> None:
         """Answer one request."""
         self._recorder.request(self, message, reply)
+
+    def transfer(self, pending: PendingReply, *parts: Any) -> None:
+        """Answer a READ or WRITE. One that came without a message is recorded as one."""
+        if type(pending) is PendingReply:
+            super().transfer(pending, *parts)
+        else:
+            self.handle(pending.message, pending.send)
 
     def answer(self, message: bytes, reply: Send) -> None:
         """Have the device answer it."""
