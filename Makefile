@@ -48,7 +48,7 @@ test: lint
 test-vm: install
 	@.ci/packages vm
 	$(BIN)/python tests/vm/boot.py -k 6.1 -l 1800
-	$(BIN)/python tests/vm/boot.py -k 6.12 -l 1200 --sandbox
+	$(BIN)/python tests/vm/boot.py -k 6.12 -l 1800 --sandbox
 
 test-arm64: install
 	@.ci/packages arm64
